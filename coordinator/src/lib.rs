@@ -1,0 +1,1 @@
+//! The coordinator of imgsync: decides, watches, shows.
