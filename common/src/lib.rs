@@ -1,1 +1,4 @@
 //! What the programs of imgsync share.
+
+pub mod printable;
+pub mod secret;
