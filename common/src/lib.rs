@@ -1,4 +1,5 @@
 //! What the programs of imgsync share.
 
 pub mod printable;
+pub mod registry;
 pub mod secret;
