@@ -1,0 +1,376 @@
+//! What the body of a refused request says.
+//!
+//! The specification has `{"errors":[{"code","message","detail"}]}`; registries, their token services and whatever
+//! stands in front of them answer with much else.
+
+use serde_json::{Map, Value};
+
+use crate::printable::printable_within;
+
+/// The longest message, in characters.
+const LONGEST_MESSAGE: usize = 300;
+/// The longest code, in characters.
+const LONGEST_CODE: usize = 60;
+/// What is looked at of a body, in bytes. A longer JSON document cannot be read and is quoted as a text.
+const LOOKED_AT: usize = 256 * 1024;
+/// How many of several errors are quoted.
+const QUOTED_ERRORS: usize = 3;
+
+/// What went wrong, in the server's words. Both texts are safe to print and short.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ApiError {
+    /// The specification's code (`MANIFEST_UNKNOWN`) or what stands in its place; of several errors, the first's.
+    pub code: Option<String>,
+    /// The message, on one line; empty if the body said nothing.
+    pub message: String,
+}
+
+/// Reads the body of an error, whatever it is. `content_type` is a hint only: JSON is served as text, and HTML as JSON.
+pub fn parse(content_type: Option<&str>, body: &[u8]) -> ApiError {
+    let body = &body[..body.len().min(LOOKED_AT)];
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim_start_matches('\u{feff}').trim();
+
+    if text.starts_with(['{', '[', '"'])
+        && let Ok(value) = serde_json::from_str::<Value>(text)
+    {
+        let found = of_json(&value);
+        let message = match found.message.is_empty() && found.code.is_none() {
+            true => text.to_owned(),
+            false => found.message,
+        };
+        return shown(found.code, &message);
+    }
+    let says =
+        |word: &str| content_type.is_some_and(|kind| kind.to_ascii_lowercase().contains(word));
+    if text.starts_with('<') || says("html") || says("xml") {
+        return of_markup(text);
+    }
+    let unreadable = text
+        .chars()
+        .filter(|&c| c == char::REPLACEMENT_CHARACTER || c == '\0')
+        .count();
+    if unreadable > 0 && unreadable * 10 >= text.chars().count() {
+        return shown(None, &format!("({} bytes that are no text)", body.len()));
+    }
+    shown(None, text)
+}
+
+fn shown(code: Option<String>, message: &str) -> ApiError {
+    let on_one_line = |text: &str, limit: usize| {
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        printable_within(&words, limit).into_owned()
+    };
+    ApiError {
+        code: code
+            .map(|code| on_one_line(&code, LONGEST_CODE))
+            .filter(|code| !code.is_empty()),
+        message: on_one_line(message, LONGEST_MESSAGE),
+    }
+}
+
+/// A code and a message before they are made fit to print.
+#[derive(Default)]
+struct Found {
+    code: Option<String>,
+    message: String,
+}
+
+fn of_json(value: &Value) -> Found {
+    match value {
+        Value::String(text) => Found {
+            code: None,
+            message: text.clone(),
+        },
+        Value::Array(errors) => of_several(errors),
+        Value::Object(object) => of_object(object),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Found::default(),
+    }
+}
+
+fn of_several(errors: &[Value]) -> Found {
+    let mut found = Found::default();
+    for (n, error) in errors.iter().take(QUOTED_ERRORS).enumerate() {
+        let error = of_json(error);
+        if n == 0 {
+            found.code = error.code;
+        }
+        if error.message.is_empty() || found.message.contains(&error.message) {
+            continue;
+        }
+        if !found.message.is_empty() {
+            found.message.push_str("; ");
+        }
+        found.message.push_str(&error.message);
+    }
+    found
+}
+
+fn of_object(object: &Map<String, Value>) -> Found {
+    // Containers first: beside them there is only what repeats the status.
+    for key in ["errors", "Errors"] {
+        if let Some(inner) = object.get(key) {
+            let found = of_json(inner);
+            if found.code.is_some() || !found.message.is_empty() {
+                return found;
+            }
+        }
+    }
+    // `{"error":{…}}`; but `{"error":"invalid_grant","error_description":"…"}` is a code (RFC 6749, section 5.2).
+    let error = object.get("error");
+    if let Some(inner @ (Value::Object(_) | Value::Array(_))) = error {
+        let found = of_json(inner);
+        if found.code.is_some() || !found.message.is_empty() {
+            return found;
+        }
+    }
+    let error = error.and_then(Value::as_str);
+    let described = text_of(object, &["error_description"]);
+    if let (Some(error), Some(described)) = (error, described) {
+        return Found {
+            code: Some(error.to_owned()),
+            message: described.to_owned(),
+        };
+    }
+
+    let code = ["code", "Code", "errorCode", "error_type"]
+        .iter()
+        .find_map(|key| match object.get(*key)? {
+            Value::String(code) => Some(code.clone()),
+            Value::Number(code) => Some(code.to_string()),
+            _ => None,
+        });
+    let message = text_of(
+        object,
+        &[
+            "message",
+            "Message",
+            "msg",
+            "error_message",
+            "error_description",
+        ],
+    );
+    let message = message.or(error).or(text_of(object, &["title"]));
+    let detail = ["detail", "details", "Details"]
+        .iter()
+        .filter_map(|key| object.get(*key))
+        .map(|detail| of_json(detail).message)
+        .find(|detail| !detail.trim().is_empty());
+    let message = match (message, detail) {
+        (Some(message), Some(detail)) if !message.contains(&detail) => {
+            format!("{message}: {detail}")
+        }
+        (Some(message), _) => message.to_owned(),
+        (None, detail) => detail.unwrap_or_default(),
+    };
+    Found { code, message }
+}
+
+fn text_of<'a>(object: &'a Map<String, Value>, keys: &[&str]) -> Option<&'a str> {
+    keys.iter()
+        .find_map(|key| object.get(*key)?.as_str())
+        .filter(|text| !text.trim().is_empty())
+}
+
+/// HTML of a proxy: its title, else all its text. XML of an object store: `<Code>` and `<Message>`.
+fn of_markup(text: &str) -> ApiError {
+    let lower = text.to_ascii_lowercase();
+    let element = |name: &str| {
+        let inner = element(text, &lower, name)?;
+        let plain = without_tags(inner, &inner.to_ascii_lowercase());
+        (!plain.trim().is_empty()).then_some(plain)
+    };
+    if let Some(message) = element("message") {
+        return shown(element("code"), &message);
+    }
+    let message = element("title").unwrap_or_else(|| without_tags(text, &lower));
+    shown(None, &message)
+}
+
+/// What stands between `<name …>` and `</name`. `lower` is `text` in lower case (ASCII, so that places are the same).
+fn element<'a>(text: &'a str, lower: &str, name: &str) -> Option<&'a str> {
+    let open = format!("<{name}");
+    let start = lower.match_indices(&open).find_map(|(at, _)| {
+        let after = at + open.len();
+        let is_whole = lower[after..].starts_with(|c: char| c == '>' || c.is_whitespace());
+        is_whole.then(|| Some(after + lower[after..].find('>')? + 1))?
+    })?;
+    let length = lower[start..].find(&format!("</{name}"))?;
+    Some(&text[start..start + length])
+}
+
+/// The text alone: without tags, comments, scripts and styles, and with the usual entities resolved.
+fn without_tags(text: &str, lower: &str) -> String {
+    let mut plain = String::new();
+    let mut at = 0;
+    while let Some(open) = text[at..].find('<') {
+        plain.push_str(&text[at..at + open]);
+        plain.push(' ');
+        let tag = at + open;
+        let ends_with = if lower[tag..].starts_with("<!--") {
+            "-->"
+        } else if lower[tag..].starts_with("<script") {
+            "</script>"
+        } else if lower[tag..].starts_with("<style") {
+            "</style>"
+        } else {
+            ">"
+        };
+        match lower[tag..].find(ends_with) {
+            Some(end) => at = tag + end + ends_with.len(),
+            None => {
+                at = text.len();
+                break;
+            }
+        }
+    }
+    plain.push_str(&text[at..]);
+    for (entity, c) in [
+        ("&nbsp;", " "),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&#39;", "'"),
+        ("&amp;", "&"),
+    ] {
+        plain = plain.replace(entity, c);
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &str, code: Option<&str>, message: &str) {
+        let found = parse(None, body.as_bytes());
+        assert_eq!(
+            (found.code.as_deref(), found.message.as_str()),
+            (code, message),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn the_specification() {
+        check(
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"v1"}}]}"#,
+            Some("MANIFEST_UNKNOWN"),
+            "manifest unknown",
+        );
+        check(
+            r#"{"errors":[{"code":"DENIED","message":"denied","detail":"quota exceeded"},{"code":"X","message":"other"}]}"#,
+            Some("DENIED"),
+            "denied: quota exceeded; other",
+        );
+        check(
+            r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#,
+            Some("UNAUTHORIZED"),
+            "",
+        );
+    }
+
+    #[test]
+    fn other_json() {
+        check(
+            r#"{"details":"incorrect username"}"#,
+            None,
+            "incorrect username",
+        );
+        check(r#"{"detail":"Not found."}"#, None, "Not found.");
+        check(r#"{"error":"no such image"}"#, None, "no such image");
+        check(r#"{"message":"slow down"}"#, None, "slow down");
+        check(
+            r#"{"error":{"code":403,"message":"no access","status":"PERMISSION_DENIED"}}"#,
+            Some("403"),
+            "no access",
+        );
+        check(
+            r#"{"error":"invalid_grant","error_description":"expired"}"#,
+            Some("invalid_grant"),
+            "expired",
+        );
+        check(
+            r#"{"errors":[{"status":403,"message":"Forbidden"}]}"#,
+            None,
+            "Forbidden",
+        );
+        check(r#"{"errors":{"code":"A","message":"b"}}"#, Some("A"), "b");
+        check(r#"{"errors":["one","two"]}"#, None, "one; two");
+        check(
+            r#"{"title":"Bad","detail":"no tag","status":400}"#,
+            None,
+            "Bad: no tag",
+        );
+        check(r#""just a text""#, None, "just a text");
+        check(r#"{"status":500}"#, None, r#"{"status":500}"#);
+        check(r#"{"errors":[]}"#, None, r#"{"errors":[]}"#);
+    }
+
+    #[test]
+    fn pages_of_proxies_and_object_stores() {
+        check(
+            "<html>\r\n<head><title>502 Bad\n Gateway</title></head><body><h1>x</h1></body></html>",
+            None,
+            "502 Bad Gateway",
+        );
+        check(
+            "<!DOCTYPE html><style>p{}</style><!-- <b> --><p>Too many&nbsp;requests &amp; more</p><script>1<2",
+            None,
+            "Too many requests & more",
+        );
+        check(
+            "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+            Some("AccessDenied"),
+            "Request has expired",
+        );
+        let found = parse(Some("text/html; charset=utf-8"), b"busy <b>now</b>");
+        assert_eq!(found.message, "busy now");
+    }
+
+    #[test]
+    fn texts_and_what_is_none() {
+        check("", None, "");
+        check(" \n", None, "");
+        check("404 page not\nfound\n", None, "404 page not found");
+        check("{\"errors\":[{\"co", None, "{\"errors\":[{\"co");
+        check("\u{1b}[31mred", None, r"\u{1b}[31mred");
+        let found = parse(
+            Some("application/json"),
+            &[0x1f, 0x8b, 8, 0, 0xff, 0xfe, 0x80],
+        );
+        assert_eq!(found.message, "(7 bytes that are no text)");
+    }
+
+    #[test]
+    fn a_deep_document_and_a_long_one_are_no_trouble() {
+        let deep = "[".repeat(100_000);
+        assert_eq!(parse(None, deep.as_bytes()).message.chars().count(), 300);
+        let long = format!(r#"{{"message":"{}"}}"#, "x".repeat(LOOKED_AT));
+        assert_eq!(parse(None, long.as_bytes()).message.chars().count(), 300);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_is_short_and_printable(
+            body in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..200),
+                "(<(/?)(title|message|script|!--)( |>)|[{}\\[\\]\":,]|errors|code|İ|\\PC){0,40}".prop_map(String::into_bytes),
+            ],
+            kind in prop::option::of("text/html|application/json|\\PC*"),
+        ) {
+            let found = parse(kind.as_deref(), &body);
+            prop_assert!(found.message.chars().count() <= 300);
+            prop_assert!(!found.message.chars().any(char::is_control));
+            prop_assert!(found.code.is_none_or(|code| code.chars().count() <= 60 && !code.is_empty()));
+        }
+
+        #[test]
+        fn any_json_is_read(code in "\\PC{0,20}", message in "\\PC{0,20}", key in "errors|error|details|message|detail") {
+            let body = serde_json::json!({key: [{"code": code, "message": message}]}).to_string();
+            parse(None, body.as_bytes());
+        }
+    }
+}
