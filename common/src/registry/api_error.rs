@@ -190,11 +190,11 @@ fn of_markup(text: &str) -> ApiError {
 /// What stands between `<name …>` and `</name`. `lower` is `text` in lower case (ASCII, so that places are the same).
 fn element<'a>(text: &'a str, lower: &str, name: &str) -> Option<&'a str> {
     let open = format!("<{name}");
-    let start = lower.match_indices(&open).find_map(|(at, _)| {
-        let after = at + open.len();
-        let is_whole = lower[after..].starts_with(|c: char| c == '>' || c.is_whitespace());
-        is_whole.then(|| Some(after + lower[after..].find('>')? + 1))?
-    })?;
+    let after = lower
+        .match_indices(&open)
+        .map(|(at, _)| at + open.len())
+        .find(|&after| lower[after..].starts_with(|c: char| c == '>' || c.is_whitespace()))?;
+    let start = after + lower[after..].find('>')? + 1;
     let length = lower[start..].find(&format!("</{name}"))?;
     Some(&text[start..start + length])
 }
