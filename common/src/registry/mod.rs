@@ -2,6 +2,7 @@
 
 pub mod api_error;
 pub mod challenge;
+pub mod credentials;
 pub mod link;
 pub mod range;
 pub mod ratelimit;

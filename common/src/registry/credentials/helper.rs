@@ -1,0 +1,247 @@
+//! Credential helpers: programs named `docker-credential-NAME`, asked over stdin and stdout.
+//!
+//! The protocol is docker's: the registry on stdin, `{"ServerURL","Username","Secret"}` on stdout, and for an error its
+//! text on stdout with exit code 1.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fmt, io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::{Credential, Environment};
+use crate::{
+    printable::{printable, printable_within},
+    secret::Secret,
+};
+
+/// What every helper says that has no credentials for a registry.
+const NOT_FOUND: &str = "credentials not found in native keychain";
+/// The user name by which a helper says that the secret is an identity token.
+const TOKEN_USER: &str = "<token>";
+/// The most bytes that are kept of what a helper says.
+const MOST: u64 = 256 * 1024;
+/// The most characters that are quoted of it.
+const QUOTED: usize = 300;
+
+/// Why a helper gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HelperProblem {
+    /// Its name is not a plain one, so it was not started.
+    BadName,
+    /// There is no such program in PATH.
+    Missing,
+    /// The program could not be started.
+    NotStarted(String),
+    /// It had not ended within this time, and was killed.
+    NoAnswer(Duration),
+    /// It ended with an error: how it ended, and what it said.
+    Failed {
+        /// The exit code or signal.
+        status: String,
+        /// What it said, safe to print; may be empty.
+        said: String,
+    },
+    /// It ended well, but what it said is no answer.
+    Rubbish {
+        /// What is wrong with the answer. The answer itself is not quoted, since it may hold the secret.
+        reason: String,
+        /// What stood on stderr, safe to print; may be empty.
+        said: String,
+    },
+}
+
+impl fmt::Display for HelperProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quote = |said: &str| match said {
+            "" => String::new(),
+            said => format!(" and said `{said}`"),
+        };
+        match self {
+            Self::BadName => f.write_str(
+                "has a name that is not plain (letters, digits, `-`, `_` and `.`); correct the name in that file",
+            ),
+            Self::Missing => f.write_str(
+                "is not in PATH; install it, remove its name from that file, or give the credentials in the configuration",
+            ),
+            Self::NotStarted(reason) => write!(
+                f,
+                "could not be started: {reason}; check that the program can be run by this user"
+            ),
+            Self::NoAnswer(limit) => write!(
+                f,
+                "did not answer within {limit:?} and was killed; it may be waiting for a locked keychain or for input: \
+                 try it by hand, or give the credentials in the configuration"
+            ),
+            Self::Failed { status, said } => write!(
+                f,
+                "failed ({status}){}; try it by hand, or log in again",
+                quote(said)
+            ),
+            Self::Rubbish { reason, said } => write!(
+                f,
+                "gave an answer that cannot be understood ({reason}){}; try it by hand, or update it",
+                quote(said)
+            ),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(rename = "Username", alias = "username", default)]
+    username: String,
+    #[serde(rename = "Secret", alias = "secret")]
+    secret: Secret,
+}
+
+/// Asks the helper `name` for what it has under `key`. It is killed when `limit` has passed, and when the future is
+/// dropped.
+pub(super) async fn ask(
+    name: &str,
+    key: &str,
+    env: &Environment,
+    limit: Duration,
+) -> Result<Option<Credential>, HelperProblem> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || !name.bytes().all(is_plain) {
+        return Err(HelperProblem::BadName);
+    }
+    let path = env.path.as_deref().unwrap_or_default();
+    let program = find(&format!("docker-credential-{name}"), path).ok_or(HelperProblem::Missing)?;
+
+    let mut command = Command::new(program);
+    command
+        .arg("get")
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if let Some(home) = &env.home {
+        command.env("HOME", home);
+    }
+    let not_started =
+        |error: io::Error| HelperProblem::NotStarted(printable(&error.to_string()).into_owned());
+    let mut child = command.spawn().map_err(not_started)?;
+    let said = match timeout(limit, converse(&mut child, key)).await {
+        Ok(said) => said.map_err(not_started)?,
+        Err(_) => {
+            // It may have ended just now; then there is nothing to kill.
+            _ = child.kill().await;
+            return Err(HelperProblem::NoAnswer(limit));
+        }
+    };
+    understand(&said)
+}
+
+/// The program in the folders of `path`. Relative folders are passed over: a file of the current folder must not be
+/// started because a configuration names it.
+fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
+    env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(format!("{program}{}", env::consts::EXE_SUFFIX)))
+        .find(|file| is_executable(file))
+}
+
+#[cfg(unix)]
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_executable(file: &Path) -> bool {
+    file.is_file()
+}
+
+struct Said {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// Writes the question and reads both streams at once, so that neither side waits for the other.
+async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let question = async {
+        if let Some(mut stdin) = stdin {
+            // No line break, as docker sends none. A helper that does not read the question may still answer.
+            _ = stdin.write_all(key.as_bytes()).await;
+        }
+    };
+    let (_, stdout, stderr, status) =
+        tokio::join!(question, read(stdout), read(stderr), child.wait());
+    Ok(Said {
+        status: status?,
+        stdout: stdout?,
+        stderr: stderr?,
+    })
+}
+
+/// Reads a stream to its end and keeps its beginning.
+async fn read(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    if let Some(mut stream) = stream {
+        (&mut stream).take(MOST).read_to_end(&mut kept).await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+    }
+    Ok(kept)
+}
+
+fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {
+    let stdout = String::from_utf8_lossy(&said.stdout);
+    let stderr = String::from_utf8_lossy(&said.stderr);
+    let quoted = |text: &str| printable_within(text.trim(), QUOTED).into_owned();
+    if !said.status.success() {
+        let not_found = |text: &str| text.to_ascii_lowercase().contains(NOT_FOUND);
+        if not_found(&stdout) || not_found(&stderr) {
+            return Ok(None);
+        }
+        // An error stands on stdout by the protocol; but what looks like an answer may hold a secret.
+        let error = match stdout.contains('{') {
+            true => "",
+            false => stdout.trim(),
+        };
+        return Err(HelperProblem::Failed {
+            status: said.status.to_string(),
+            said: quoted(&format!("{error} {}", stderr.trim())),
+        });
+    }
+    let answer: Answer = serde_json::from_slice(&said.stdout).map_err(|error| {
+        let reason = match error.is_data() {
+            // serde would quote the value.
+            true => "its JSON lacks a text `Username` or `Secret`".to_owned(),
+            false => format!("it is not JSON: {error}"),
+        };
+        HelperProblem::Rubbish {
+            reason,
+            said: quoted(&stderr),
+        }
+    })?;
+    if answer.secret.expose().is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match answer.username.as_str() {
+        TOKEN_USER => Credential::IdentityToken {
+            username: None,
+            token: answer.secret,
+        },
+        _ => Credential::Basic {
+            username: answer.username,
+            password: answer.secret,
+        },
+    }))
+}
