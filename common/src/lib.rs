@@ -1,5 +1,10 @@
-//! What the programs of imgsync share.
+//! What the programs of imgsync share: the nouns of the OCI specifications, the registry client, and the words for what
+//! goes wrong and what is going on.
 
+pub mod error;
+pub mod event;
+pub mod image;
 pub mod printable;
 pub mod registry;
+pub mod retry;
 pub mod secret;

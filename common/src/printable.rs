@@ -92,14 +92,8 @@ mod tests {
     #[test]
     fn what_moves_the_cursor_or_hides_is_escaped() {
         assert_eq!(printable("\u{1b}[2Jgone"), r"\u{1b}[2Jgone");
-        assert_eq!(
-            printable("one\r\ntwo\tthree\u{7f}"),
-            r"one\r\ntwo\tthree\u{7f}"
-        );
-        assert_eq!(
-            printable("a\u{202e}b\u{200b}c\u{feff}"),
-            r"a\u{202e}b\u{200b}c\u{feff}"
-        );
+        assert_eq!(printable("one\r\ntwo\tthree\u{7f}"), r"one\r\ntwo\tthree\u{7f}");
+        assert_eq!(printable("a\u{202e}b\u{200b}c\u{feff}"), r"a\u{202e}b\u{200b}c\u{feff}");
         assert_eq!(printable("\u{9b}31m\u{2028}"), r"\u{9b}31m\u{2028}");
         assert_eq!(printable("x\u{e0041}"), r"x\u{e0041}");
     }
@@ -110,11 +104,7 @@ mod tests {
         assert_eq!(printable_within("abcdefg", 6), "abcde…");
         assert_eq!(printable_within("ééé", 2), "é…");
         assert_eq!(printable_within("ab", 0), "…");
-        assert_eq!(
-            printable_within("ab\u{1b}", 5),
-            "ab…",
-            "an escape is whole or absent"
-        );
+        assert_eq!(printable_within("ab\u{1b}", 5), "ab…", "an escape is whole or absent");
         assert_eq!(printable_within("ab\u{1b}", 8), r"ab\u{1b}");
         assert_eq!(printable_within("ab\u{1b}", 7), "ab…");
     }

@@ -53,9 +53,7 @@ impl<'de> Deserialize<'de> for Secret {
         // The format's own error quotes what it found (`invalid type: integer 1234`), and that is the secret.
         match String::deserialize(deserializer) {
             Ok(text) => Ok(Self(text)),
-            Err(_) => Err(D::Error::custom(
-                "a secret must be a text (put it in quotes; what was found is not shown)",
-            )),
+            Err(_) => Err(D::Error::custom("a secret must be a text (put it in quotes; what was found is not shown)")),
         }
     }
 }
@@ -75,19 +73,14 @@ mod tests {
     fn reads_a_text_and_writes_stars() {
         let login: Login = serde_json::from_str(r#"{"password":"hunter2"}"#).unwrap();
         assert_eq!(login.password.expose(), "hunter2");
-        assert_eq!(
-            serde_json::to_string(&login).unwrap(),
-            r#"{"password":"***"}"#
-        );
+        assert_eq!(serde_json::to_string(&login).unwrap(), r#"{"password":"***"}"#);
     }
 
     #[test]
     fn a_value_of_the_wrong_type_is_not_quoted_in_the_error() {
         for written in ["123456", "[\"123456\"]", "true", "null"] {
             let json = format!(r#"{{"password":{written}}}"#);
-            let error = serde_json::from_str::<Login>(&json)
-                .unwrap_err()
-                .to_string();
+            let error = serde_json::from_str::<Login>(&json).unwrap_err().to_string();
             assert!(!error.contains(written), "{error}");
             assert!(error.contains("line 1"), "{error}");
         }

@@ -41,15 +41,11 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> ApiError {
         };
         return shown(found.code, &message);
     }
-    let says =
-        |word: &str| content_type.is_some_and(|kind| kind.to_ascii_lowercase().contains(word));
+    let says = |word: &str| content_type.is_some_and(|kind| kind.to_ascii_lowercase().contains(word));
     if text.starts_with('<') || says("html") || says("xml") {
         return of_markup(text);
     }
-    let unreadable = text
-        .chars()
-        .filter(|&c| c == char::REPLACEMENT_CHARACTER || c == '\0')
-        .count();
+    let unreadable = text.chars().filter(|&c| c == char::REPLACEMENT_CHARACTER || c == '\0').count();
     if unreadable > 0 && unreadable * 10 >= text.chars().count() {
         return shown(None, &format!("({} bytes that are no text)", body.len()));
     }
@@ -62,9 +58,7 @@ fn shown(code: Option<String>, message: &str) -> ApiError {
         printable_within(&words, limit).into_owned()
     };
     ApiError {
-        code: code
-            .map(|code| on_one_line(&code, LONGEST_CODE))
-            .filter(|code| !code.is_empty()),
+        code: code.map(|code| on_one_line(&code, LONGEST_CODE)).filter(|code| !code.is_empty()),
         message: on_one_line(message, LONGEST_MESSAGE),
     }
 }
@@ -78,10 +72,7 @@ struct Found {
 
 fn of_json(value: &Value) -> Found {
     match value {
-        Value::String(text) => Found {
-            code: None,
-            message: text.clone(),
-        },
+        Value::String(text) => Found { code: None, message: text.clone() },
         Value::Array(errors) => of_several(errors),
         Value::Object(object) => of_object(object),
         Value::Null | Value::Bool(_) | Value::Number(_) => Found::default(),
@@ -127,29 +118,15 @@ fn of_object(object: &Map<String, Value>) -> Found {
     let error = error.and_then(Value::as_str);
     let described = text_of(object, &["error_description"]);
     if let (Some(error), Some(described)) = (error, described) {
-        return Found {
-            code: Some(error.to_owned()),
-            message: described.to_owned(),
-        };
+        return Found { code: Some(error.to_owned()), message: described.to_owned() };
     }
 
-    let code = ["code", "Code", "errorCode", "error_type"]
-        .iter()
-        .find_map(|key| match object.get(*key)? {
-            Value::String(code) => Some(code.clone()),
-            Value::Number(code) => Some(code.to_string()),
-            _ => None,
-        });
-    let message = text_of(
-        object,
-        &[
-            "message",
-            "Message",
-            "msg",
-            "error_message",
-            "error_description",
-        ],
-    );
+    let code = ["code", "Code", "errorCode", "error_type"].iter().find_map(|key| match object.get(*key)? {
+        Value::String(code) => Some(code.clone()),
+        Value::Number(code) => Some(code.to_string()),
+        _ => None,
+    });
+    let message = text_of(object, &["message", "Message", "msg", "error_message", "error_description"]);
     let message = message.or(error).or(text_of(object, &["title"]));
     let detail = ["detail", "details", "Details"]
         .iter()
@@ -167,9 +144,7 @@ fn of_object(object: &Map<String, Value>) -> Found {
 }
 
 fn text_of<'a>(object: &'a Map<String, Value>, keys: &[&str]) -> Option<&'a str> {
-    keys.iter()
-        .find_map(|key| object.get(*key)?.as_str())
-        .filter(|text| !text.trim().is_empty())
+    keys.iter().find_map(|key| object.get(*key)?.as_str()).filter(|text| !text.trim().is_empty())
 }
 
 /// HTML of a proxy: its title, else all its text. XML of an object store: `<Code>` and `<Message>`.
@@ -225,14 +200,8 @@ fn without_tags(text: &str, lower: &str) -> String {
         }
     }
     plain.push_str(&text[at..]);
-    for (entity, c) in [
-        ("&nbsp;", " "),
-        ("&lt;", "<"),
-        ("&gt;", ">"),
-        ("&quot;", "\""),
-        ("&#39;", "'"),
-        ("&amp;", "&"),
-    ] {
+    for (entity, c) in [("&nbsp;", " "), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")]
+    {
         plain = plain.replace(entity, c);
     }
     plain
@@ -246,11 +215,7 @@ mod tests {
 
     fn check(body: &str, code: Option<&str>, message: &str) {
         let found = parse(None, body.as_bytes());
-        assert_eq!(
-            (found.code.as_deref(), found.message.as_str()),
-            (code, message),
-            "{body}"
-        );
+        assert_eq!((found.code.as_deref(), found.message.as_str()), (code, message), "{body}");
     }
 
     #[test]
@@ -265,45 +230,21 @@ mod tests {
             Some("DENIED"),
             "denied: quota exceeded; other",
         );
-        check(
-            r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#,
-            Some("UNAUTHORIZED"),
-            "",
-        );
+        check(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#, Some("UNAUTHORIZED"), "");
     }
 
     #[test]
     fn other_json() {
-        check(
-            r#"{"details":"incorrect username"}"#,
-            None,
-            "incorrect username",
-        );
+        check(r#"{"details":"incorrect username"}"#, None, "incorrect username");
         check(r#"{"detail":"Not found."}"#, None, "Not found.");
         check(r#"{"error":"no such image"}"#, None, "no such image");
         check(r#"{"message":"slow down"}"#, None, "slow down");
-        check(
-            r#"{"error":{"code":403,"message":"no access","status":"PERMISSION_DENIED"}}"#,
-            Some("403"),
-            "no access",
-        );
-        check(
-            r#"{"error":"invalid_grant","error_description":"expired"}"#,
-            Some("invalid_grant"),
-            "expired",
-        );
-        check(
-            r#"{"errors":[{"status":403,"message":"Forbidden"}]}"#,
-            None,
-            "Forbidden",
-        );
+        check(r#"{"error":{"code":403,"message":"no access","status":"PERMISSION_DENIED"}}"#, Some("403"), "no access");
+        check(r#"{"error":"invalid_grant","error_description":"expired"}"#, Some("invalid_grant"), "expired");
+        check(r#"{"errors":[{"status":403,"message":"Forbidden"}]}"#, None, "Forbidden");
         check(r#"{"errors":{"code":"A","message":"b"}}"#, Some("A"), "b");
         check(r#"{"errors":["one","two"]}"#, None, "one; two");
-        check(
-            r#"{"title":"Bad","detail":"no tag","status":400}"#,
-            None,
-            "Bad: no tag",
-        );
+        check(r#"{"title":"Bad","detail":"no tag","status":400}"#, None, "Bad: no tag");
         check(r#""just a text""#, None, "just a text");
         check(r#"{"status":500}"#, None, r#"{"status":500}"#);
         check(r#"{"errors":[]}"#, None, r#"{"errors":[]}"#);
@@ -337,10 +278,7 @@ mod tests {
         check("404 page not\nfound\n", None, "404 page not found");
         check("{\"errors\":[{\"co", None, "{\"errors\":[{\"co");
         check("\u{1b}[31mred", None, r"\u{1b}[31mred");
-        let found = parse(
-            Some("application/json"),
-            &[0x1f, 0x8b, 8, 0, 0xff, 0xfe, 0x80],
-        );
+        let found = parse(Some("application/json"), &[0x1f, 0x8b, 8, 0, 0xff, 0xfe, 0x80]);
         assert_eq!(found.message, "(7 bytes that are no text)");
     }
 

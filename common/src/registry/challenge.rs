@@ -42,14 +42,7 @@ impl Challenge {
         } else {
             Scheme::Other(scheme.to_owned())
         };
-        Self {
-            scheme,
-            realm: None,
-            service: None,
-            scope: Vec::new(),
-            error: None,
-            params: Vec::new(),
-        }
+        Self { scheme, realm: None, service: None, scope: Vec::new(), error: None, params: Vec::new() }
     }
 
     fn set(&mut self, name: &str, value: String) {
@@ -60,9 +53,7 @@ impl Challenge {
             "error" => _ = self.error.get_or_insert(value),
             "scope" if self.scope.len() < MOST => self.scope.push(value),
             "scope" => {}
-            _ if self.params.len() < MOST
-                && !self.params.iter().any(|(known, _)| *known == name) =>
-            {
+            _ if self.params.len() < MOST && !self.params.iter().any(|(known, _)| *known == name) => {
                 self.params.push((name, value));
             }
             _ => {}
@@ -123,12 +114,7 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
         if let Some(after) = next.strip_prefix('=') {
             if last == Last::Scheme && !comma && is_padding(after) {
                 let end = next.find(|c| c != '=').unwrap_or(next.len());
-                push(
-                    challenges,
-                    first,
-                    "token68",
-                    format!("{word}{}", &next[..end]),
-                );
+                push(challenges, first, "token68", format!("{word}{}", &next[..end]));
                 rest = &next[end..];
                 last = Last::Else;
                 continue;
@@ -218,10 +204,7 @@ mod tests {
     }
 
     fn schemes(header: &str) -> Vec<Scheme> {
-        parse([header].into_iter())
-            .into_iter()
-            .map(|challenge| challenge.scheme)
-            .collect()
+        parse([header].into_iter()).into_iter().map(|challenge| challenge.scheme).collect()
     }
 
     #[test]
@@ -238,11 +221,7 @@ mod tests {
         ] {
             let challenge = one(header);
             assert_eq!(challenge.scheme, Scheme::Bearer, "{header}");
-            assert_eq!(
-                challenge.realm.as_deref(),
-                Some("https://a.example/t?x=1"),
-                "{header}"
-            );
+            assert_eq!(challenge.realm.as_deref(), Some("https://a.example/t?x=1"), "{header}");
             assert_eq!(challenge.service.as_deref(), Some("r"), "{header}");
             assert_eq!(challenge.scope, ["repository:a:pull,push"], "{header}");
             assert_eq!(challenge.params, [], "{header}");
@@ -257,10 +236,7 @@ mod tests {
         assert_eq!(challenges[0].scheme, Scheme::Other("Negotiate".to_owned()));
         assert_eq!(challenges[1].scheme, Scheme::Basic);
         assert_eq!(challenges[1].realm.as_deref(), Some(r#"a, b="c""#));
-        assert_eq!(
-            challenges[1].params,
-            [("charset".to_owned(), "UTF-8".to_owned())]
-        );
+        assert_eq!(challenges[1].params, [("charset".to_owned(), "UTF-8".to_owned())]);
         assert_eq!(challenges[2].scheme, Scheme::Bearer);
         assert_eq!(challenges[2].error.as_deref(), Some("invalid_token"));
         assert_eq!(challenges[3], Challenge::new("basic"));
@@ -274,11 +250,7 @@ mod tests {
 
     #[test]
     fn a_token_after_a_scheme_is_no_parameter() {
-        for (header, token) in [
-            ("Negotiate YII=", "YII="),
-            ("NTLM TlRMTVNT==", "TlRMTVNT=="),
-            ("X abc", "abc"),
-        ] {
+        for (header, token) in [("Negotiate YII=", "YII="), ("NTLM TlRMTVNT==", "TlRMTVNT=="), ("X abc", "abc")] {
             let params = [("token68".to_owned(), token.to_owned())];
             assert_eq!(one(header).params, params, "{header}");
         }
@@ -286,10 +258,7 @@ mod tests {
             schemes(r#"Negotiate YII=, Bearer realm="x""#),
             [Scheme::Other("Negotiate".to_owned()), Scheme::Bearer]
         );
-        assert_eq!(
-            schemes(r#"Negotiate Basic realm="x""#),
-            [Scheme::Other("Negotiate".to_owned()), Scheme::Basic]
-        );
+        assert_eq!(schemes(r#"Negotiate Basic realm="x""#), [Scheme::Other("Negotiate".to_owned()), Scheme::Basic]);
     }
 
     #[test]
@@ -305,10 +274,7 @@ mod tests {
         assert_eq!(schemes(&"a b ".repeat(1000)).len(), MOST);
         let many: String = (0..1000).map(|n| format!("p{n}=1,scope=s,")).collect();
         let challenge = one(&format!("Bearer {many}"));
-        assert_eq!(
-            (challenge.params.len(), challenge.scope.len()),
-            (MOST, MOST)
-        );
+        assert_eq!((challenge.params.len(), challenge.scope.len()), (MOST, MOST));
     }
 
     proptest! {

@@ -45,9 +45,7 @@ fn parameters(mut rest: &str) -> (bool, &str) {
         let (value, after) = value(after.trim_start());
         rest = after;
         if name.eq_ignore_ascii_case("rel") {
-            is_next |= value
-                .split_whitespace()
-                .any(|relation| relation.eq_ignore_ascii_case("next"));
+            is_next |= value.split_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"));
         }
     }
 }
@@ -101,11 +99,7 @@ mod tests {
     #[test]
     fn looks_into_every_header() {
         assert_eq!(
-            next([
-                r#"</a>; rel="prev""#,
-                r#"<https://r.example/b,c?x=<>; rel="next""#
-            ])
-            .as_deref(),
+            next([r#"</a>; rel="prev""#, r#"<https://r.example/b,c?x=<>; rel="next""#]).as_deref(),
             Some("https://r.example/b,c?x=<")
         );
     }

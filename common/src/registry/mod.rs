@@ -1,9 +1,276 @@
-//! The distribution client: what registries say, and how they are spoken to.
+//! The distribution client (OCI distribution-spec v1.1): what a copy asks of registries, and nothing else.
+//!
+//! A [`Client`] knows how registries are spoken to. A [`Repository`] is one repository there, with the purpose and the
+//! [`Context`] that requests are made in. Requests are tried again as [`crate::retry`] says.
 
 pub mod api_error;
+mod auth;
+mod blobs;
 pub mod challenge;
+mod context;
 pub mod credentials;
+mod hop;
+mod http;
 pub mod link;
+mod manifests;
 pub mod range;
 pub mod ratelimit;
+mod referrers;
 pub mod retry_after;
+mod settings;
+mod tags;
+mod transport;
+mod uploads;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use url::Url;
+
+pub use auth::Access;
+pub use blobs::{BlobStream, Opened};
+pub use context::{Context, Tally, Traffic};
+pub use http::install_tls_provider;
+pub use manifests::{Head, ManifestPut, ManifestRef};
+pub use settings::{ClientSettings, RegistrySettings};
+pub use tags::{ListedManifest, TagPage, TagPages};
+pub use uploads::{Part, Started, Upload};
+
+use self::auth::Auth;
+use self::credentials::{Credential, CredentialStore, Environment};
+use self::http::HttpClients;
+use crate::error::Result;
+use crate::image::{RegistryName, RepositoryName};
+use crate::retry::{Policy, Retry};
+
+/// Where Docker Hub's API is; `docker.io` itself is a web site.
+const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
+
+/// Speaks to registries. Cheap to clone; clones share connections, tokens and what was learnt of registries.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    settings: ClientSettings,
+    credentials: CredentialStore,
+    http: HttpClients,
+    registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
+}
+
+/// One registry, and what was learnt of it.
+#[derive(Debug)]
+struct Registry {
+    name: RegistryName,
+    base: Url,
+    settings: RegistrySettings,
+    http: reqwest::Client,
+    /// For where it sends us, if it is public.
+    http_public_only: reqwest::Client,
+    reach: tokio::sync::OnceCell<hop::Reach>,
+    auth: Auth,
+    refuses_mounts: AtomicBool,
+    /// Whether its credential helper's failure was told of.
+    warned: AtomicBool,
+}
+
+impl Client {
+    /// A client with these settings. Credentials that the settings do not give are looked for where docker and podman
+    /// keep them, as the environment says.
+    pub fn new(settings: ClientSettings, environment: Environment) -> Client {
+        Client(Arc::new(Shared {
+            settings,
+            credentials: CredentialStore::new(Default::default(), environment),
+            http: HttpClients::default(),
+            registries: Mutex::default(),
+        }))
+    }
+
+    /// A repository, to be used for `access`. Fails only where the registry's settings cannot work (a bad certificate).
+    pub fn repository(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        access: Access,
+        context: &Context,
+        tally: &Arc<Tally>,
+    ) -> Result<Repository> {
+        Ok(Repository {
+            client: self.clone(),
+            registry: self.registry(registry)?,
+            name: repository.clone(),
+            access,
+            context: context.clone(),
+            tally: tally.clone(),
+        })
+    }
+
+    /// The settings that hold for all registries.
+    pub fn settings(&self) -> &ClientSettings {
+        &self.0.settings
+    }
+
+    /// The name of the user whose credentials are found for a registry, if any are.
+    pub async fn user_of(&self, registry: &RegistryName) -> Result<Option<String>> {
+        let registry = self.registry(registry)?;
+        Ok(match auth::credential(self, &registry, "").await? {
+            Some(Credential::Basic { username, .. }) => Some(username),
+            Some(Credential::IdentityToken { username, .. }) => username,
+            None => None,
+        })
+    }
+
+    fn registry(&self, name: &RegistryName) -> Result<Arc<Registry>> {
+        let mut registries = self.0.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = registries.get(name) {
+            return Ok(registry.clone());
+        }
+        let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
+        let base = base_of(name, &settings);
+        let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
+        let http = self.0.http.get(&self.0.settings, &settings, loopback, false)?;
+        let http_public_only = self.0.http.get(&self.0.settings, &settings, loopback, true)?;
+        let registry = Arc::new(Registry {
+            name: name.clone(),
+            base,
+            settings,
+            http,
+            http_public_only,
+            reach: tokio::sync::OnceCell::new(),
+            auth: Auth::default(),
+            refuses_mounts: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
+        });
+        registries.insert(name.clone(), registry.clone());
+        Ok(registry)
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.parse::<RegistryName>().is_ok_and(|name| name.is_loopback())
+}
+
+/// Loopback is spoken to in plain HTTP unless told otherwise, all else in HTTPS unless told otherwise.
+fn base_of(name: &RegistryName, settings: &RegistrySettings) -> Url {
+    let scheme = match settings.plain_http.unwrap_or_else(|| name.is_loopback()) {
+        true => "http",
+        false => "https",
+    };
+    let mut base = match (&settings.endpoint, name.is_docker_hub()) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, true) => Url::parse(DOCKER_HUB_ENDPOINT).expect("a constant URL parses"),
+        (None, false) => Url::parse(&format!("{scheme}://{name}")).expect("a checked registry name makes a URL"),
+    };
+    if !base.path().ends_with('/') {
+        base.set_path(&format!("{}/", base.path()));
+    }
+    base
+}
+
+/// One repository of a registry.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    client: Client,
+    registry: Arc<Registry>,
+    name: RepositoryName,
+    access: Access,
+    context: Context,
+    tally: Arc<Tally>,
+}
+
+impl Repository {
+    /// Its registry.
+    pub fn registry(&self) -> &RegistryName {
+        &self.registry.name
+    }
+
+    /// Its path.
+    pub fn name(&self) -> &RepositoryName {
+        &self.name
+    }
+
+    /// Who counts what goes over the line.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
+    /// What its requests are made in.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The same repository, its requests made in another context.
+    #[must_use]
+    pub fn within(&self, context: &Context) -> Repository {
+        Repository { context: context.clone(), ..self.clone() }
+    }
+
+    /// How long an answer or a stream may stand still.
+    pub fn stall(&self) -> Duration {
+        self.client.0.settings.stall
+    }
+
+    /// Whether it is worth asking this registry to mount blobs.
+    pub fn takes_mounts(&self) -> bool {
+        !self.registry.refuses_mounts.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of each PATCH, where blobs are to be uploaded in several.
+    pub fn chunk(&self) -> Option<u64> {
+        self.registry.settings.chunk
+    }
+
+    /// How trying again begins for one request.
+    pub fn retry(&self) -> Retry {
+        Retry::new(self.policy(), &self.context.budget)
+    }
+
+    fn policy(&self) -> Policy {
+        self.client.0.settings.retry
+    }
+
+    /// `registry/repository`, for messages.
+    fn label(&self) -> String {
+        format!("{}/{}", self.registry.name, self.name)
+    }
+
+    /// A URL below this repository: `path` has been checked to hold nothing that would need escaping.
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.registry.base.clone();
+        let base = url.path().to_owned();
+        url.set_path(&format!("{base}v2/{}/{path}", self.name));
+        url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(name: &str, settings: &RegistrySettings) -> String {
+        base_of(&name.parse().unwrap(), settings).to_string()
+    }
+
+    #[test]
+    fn only_loopback_is_spoken_to_without_tls_unless_told() {
+        let default = RegistrySettings::default();
+        assert_eq!(base("gcr.io", &default), "https://gcr.io/");
+        assert_eq!(base("10.0.0.1:5000", &default), "https://10.0.0.1:5000/");
+        assert_eq!(base("localhost:5000", &default), "http://localhost:5000/");
+        assert_eq!(base("[::1]:5000", &default), "http://[::1]:5000/");
+        let off = RegistrySettings { plain_http: Some(true), ..Default::default() };
+        assert_eq!(base("10.0.0.1:5000", &off), "http://10.0.0.1:5000/");
+        let on = RegistrySettings { plain_http: Some(false), ..Default::default() };
+        assert_eq!(base("localhost:5000", &on), "https://localhost:5000/");
+    }
+
+    #[test]
+    fn docker_hub_and_endpoints_live_elsewhere() {
+        assert_eq!(base("docker.io", &RegistrySettings::default()), "https://registry-1.docker.io/");
+        let mirror =
+            RegistrySettings { endpoint: Some("http://127.0.0.1:1/proxy".parse().unwrap()), ..Default::default() };
+        assert_eq!(base("gcr.io", &mirror), "http://127.0.0.1:1/proxy/");
+    }
+}

@@ -76,9 +76,7 @@ fn strip_unit(value: &str) -> &str {
 /// Digits only: `u64` would take a `+` too.
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]

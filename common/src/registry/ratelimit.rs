@@ -46,9 +46,7 @@ pub fn parse(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
         let quota = Quota {
             limit: limit.map(|(count, _)| count),
             remaining: remaining.map(|(count, _)| count),
-            window: remaining
-                .and_then(|(_, window)| window)
-                .or(limit.and_then(|(_, window)| window)),
+            window: remaining.and_then(|(_, window)| window).or(limit.and_then(|(_, window)| window)),
             reset: value("reset").and_then(|value| delay(value, now)),
         };
         (quota != Quota::default()).then_some(quota)
@@ -66,18 +64,12 @@ fn count(value: &str) -> Option<(u64, Option<Duration>)> {
         let window = parameters.split(';').find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
             let seconds = value.trim().trim_matches('"').parse().ok()?;
-            name.trim()
-                .eq_ignore_ascii_case("w")
-                .then(|| Duration::from_secs(seconds))
+            name.trim().eq_ignore_ascii_case("w").then(|| Duration::from_secs(seconds))
         });
         Some((number, window))
     });
     let (number, window) = policies.next()?;
-    let window = window.or_else(|| {
-        policies
-            .find(|(limit, _)| *limit == number)
-            .and_then(|(_, window)| window)
-    });
+    let window = window.or_else(|| policies.find(|(limit, _)| *limit == number).and_then(|(_, window)| window));
     Some((number, window))
 }
 
@@ -111,31 +103,17 @@ mod tests {
     fn quota(headers: &[(&'static str, &str)]) -> Option<Quota> {
         let headers = headers
             .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_str(value).unwrap(),
-                )
-            })
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
             .collect();
         parse(&headers, UNIX_EPOCH + Duration::from_secs(NOW))
     }
 
     #[test]
     fn docker_hub_tells_the_window() {
-        let told = quota(&[
-            ("ratelimit-limit", "100;w=21600"),
-            ("ratelimit-remaining", "0;w=21600"),
-        ])
-        .unwrap();
+        let told = quota(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "0;w=21600")]).unwrap();
         assert_eq!(
             told,
-            Quota {
-                limit: Some(100),
-                remaining: Some(0),
-                window: Some(Duration::from_secs(21600)),
-                reset: None,
-            }
+            Quota { limit: Some(100), remaining: Some(0), window: Some(Duration::from_secs(21600)), reset: None }
         );
         assert!(told.is_exhausted());
     }
@@ -168,12 +146,8 @@ mod tests {
 
     #[test]
     fn families_are_not_mixed() {
-        let told = quota(&[
-            ("ratelimit-limit", "100"),
-            ("x-ratelimit-remaining", "0"),
-            ("x-ratelimit-limit", "5"),
-        ])
-        .unwrap();
+        let told =
+            quota(&[("ratelimit-limit", "100"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-limit", "5")]).unwrap();
         assert_eq!((told.limit, told.remaining), (Some(100), None));
     }
 

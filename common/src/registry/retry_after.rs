@@ -18,16 +18,11 @@ pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
 
 /// A plain number of seconds. Letters are refused first: `inf` and `NaN` are numbers to `f64`.
 pub(super) fn seconds(value: &str) -> Option<Duration> {
-    if !value
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-'))
-    {
+    if !value.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-')) {
         return None;
     }
     let seconds: f64 = value.parse().ok()?;
-    Some(Duration::from_secs_f64(
-        seconds.clamp(0.0, LONGEST.as_secs_f64()),
-    ))
+    Some(Duration::from_secs_f64(seconds.clamp(0.0, LONGEST.as_secs_f64())))
 }
 
 /// A moment, however it is written.
@@ -79,12 +74,7 @@ mod tests {
 
     #[test]
     fn nothing_is_believed_beyond_a_day() {
-        for value in [
-            "86401",
-            "99999999999999999999999999",
-            "Sat, 06 Nov 2094 08:49:37 GMT",
-            "9999-01-01T00:00:00Z",
-        ] {
+        for value in ["86401", "99999999999999999999999999", "Sat, 06 Nov 2094 08:49:37 GMT", "9999-01-01T00:00:00Z"] {
             assert_eq!(parse(value, now()), Some(LONGEST), "{value:?}");
         }
     }

@@ -63,11 +63,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<DockerConfig, String> {
     }
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         // serde quotes the value that has the wrong type, and it may be a password in the wrong place.
-        Category::Data => format!(
-            "the value that ends at line {} column {} is of the wrong type",
-            error.line(),
-            error.column()
-        ),
+        Category::Data => {
+            format!("the value that ends at line {} column {} is of the wrong type", error.line(), error.column())
+        }
         Category::Io | Category::Syntax | Category::Eof => error.to_string(),
     })
 }
@@ -109,10 +107,7 @@ impl DockerConfig {
             if found.last().is_some_and(|last| last.path == path) {
                 continue;
             }
-            let credential = entry.credential(key).map_err(|reason| BadEntry {
-                key: key.clone(),
-                reason,
-            })?;
+            let credential = entry.credential(key).map_err(|reason| BadEntry { key: key.clone(), reason })?;
             if let Some(credential) = credential {
                 found.push(Scoped { path, credential });
             }
@@ -136,9 +131,7 @@ impl AuthEntry {
         }
         let pair = match (filled(&self.auth), &self.username, &self.password) {
             (Some(auth), ..) => decode(&auth).map(Some),
-            (None, Some(username), Some(password)) => {
-                Ok(Some((username.clone(), password.clone())))
-            }
+            (None, Some(username), Some(password)) => Ok(Some((username.clone(), password.clone()))),
             (None, ..) => Ok(None),
         };
         if let Some(token) = filled(&self.identitytoken) {
@@ -167,13 +160,9 @@ fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
             c => c,
         })
         .collect();
-    let decoded = STANDARD_PAD_INDIFFERENT
-        .decode(auth)
-        .map_err(|_| "its `auth` is not base64")?;
+    let decoded = STANDARD_PAD_INDIFFERENT.decode(auth).map_err(|_| "its `auth` is not base64")?;
     let decoded = String::from_utf8(decoded).map_err(|_| "its `auth` does not hold UTF-8")?;
-    let (username, password) = decoded
-        .split_once(':')
-        .ok_or("its `auth` does not hold `user:password`")?;
+    let (username, password) = decoded.split_once(':').ok_or("its `auth` does not hold `user:password`")?;
     // docker trims these too: old versions padded with them.
     let password = password.trim_matches('\0');
     Ok((username.to_owned(), Secret::new(password)))
@@ -229,17 +218,11 @@ mod tests {
     use super::*;
 
     fn basic(username: &str, password: &str) -> Credential {
-        Credential::Basic {
-            username: username.to_owned(),
-            password: Secret::new(password),
-        }
+        Credential::Basic { username: username.to_owned(), password: Secret::new(password) }
     }
 
     fn only(json: &str, registry: &str) -> Option<Credential> {
-        let entries = parse(json.as_bytes())
-            .unwrap()
-            .entries_for(registry)
-            .unwrap();
+        let entries = parse(json.as_bytes()).unwrap().entries_for(registry).unwrap();
         assert!(entries.len() <= 1, "{entries:?}");
         entries.into_iter().next().map(|entry| entry.credential)
     }
@@ -250,22 +233,10 @@ mod tests {
         for (entry, credential) in [
             (r#"{"auth":"bWU6YTpi"}"#, Some(basic("me", "a:b"))),
             (r#"{"auth":" bWU6YTpi\n"}"#, Some(basic("me", "a:b"))),
-            (
-                r#"{"auth":"bWU6YTpi","username":"x","password":"y"}"#,
-                Some(basic("me", "a:b")),
-            ),
-            (
-                r#"{"username":"me","password":"secret","email":"a@b"}"#,
-                Some(basic("me", "secret")),
-            ),
-            (
-                r#"{"auth":"PHRva2VuPjpzZWNyZXQ="}"#,
-                Some(basic("<token>", "secret")),
-            ),
-            (
-                r#"{"auth":"PHRva2VuPjpzZWNyZXQ"}"#,
-                Some(basic("<token>", "secret")),
-            ),
+            (r#"{"auth":"bWU6YTpi","username":"x","password":"y"}"#, Some(basic("me", "a:b"))),
+            (r#"{"username":"me","password":"secret","email":"a@b"}"#, Some(basic("me", "secret"))),
+            (r#"{"auth":"PHRva2VuPjpzZWNyZXQ="}"#, Some(basic("<token>", "secret"))),
+            (r#"{"auth":"PHRva2VuPjpzZWNyZXQ"}"#, Some(basic("<token>", "secret"))),
             (
                 r#"{"auth":"MDAwMDAwMDAtMDAwMC0wMDAwLTAwMDAtMDAwMDAwMDAwMDAwOg==","identitytoken":"t"}"#,
                 Some(Credential::IdentityToken {
@@ -273,13 +244,7 @@ mod tests {
                     token: Secret::new("t"),
                 }),
             ),
-            (
-                r#"{"identitytoken":"t"}"#,
-                Some(Credential::IdentityToken {
-                    username: None,
-                    token: Secret::new("t"),
-                }),
-            ),
+            (r#"{"identitytoken":"t"}"#, Some(Credential::IdentityToken { username: None, token: Secret::new("t") })),
             (r#"{"registrytoken":"t"}"#, None),
             (r#"{"username":"me"}"#, None),
             (r#"{"auth":""}"#, None),
@@ -337,18 +302,10 @@ mod tests {
             "r.example/a":{"username":"a","password":"p"},
             "r.example/a/b":{"username":"ab","password":"p"},
             "other.example/a/b/c":{"username":"other","password":"p"}}}"#;
-        let entries = parse(json.as_bytes())
-            .unwrap()
-            .entries_for("r.example")
-            .unwrap();
-        for (repository, user) in [
-            ("a/b/c", "ab"),
-            ("a/b", "ab"),
-            ("a/bc", "a"),
-            ("a", "a"),
-            ("ab", "host"),
-            ("z", "host"),
-        ] {
+        let entries = parse(json.as_bytes()).unwrap().entries_for("r.example").unwrap();
+        for (repository, user) in
+            [("a/b/c", "ab"), ("a/b", "ab"), ("a/bc", "a"), ("a", "a"), ("ab", "host"), ("z", "host")]
+        {
             let found = entries.iter().find(|entry| entry.covers(repository));
             assert_eq!(found.unwrap().credential, basic(user, "p"), "{repository}");
         }
@@ -390,12 +347,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_says_nothing() {
-        for file in [
-            "",
-            " \n",
-            "\u{feff}{}",
-            r#"{"auths":null,"credHelpers":null}"#,
-        ] {
+        for file in ["", " \n", "\u{feff}{}", r#"{"auths":null,"credHelpers":null}"#] {
             let config = parse(file.as_bytes()).unwrap();
             assert!(config.entries_for("r.example").unwrap().is_empty());
         }

@@ -132,8 +132,7 @@ pub(super) async fn ask(
     if let Some(home) = &env.home {
         command.env("HOME", home);
     }
-    let not_started =
-        |error: io::Error| HelperProblem::NotStarted(printable(&error.to_string()).into_owned());
+    let not_started = |error: io::Error| HelperProblem::NotStarted(printable(&error.to_string()).into_owned());
     let mut child = command.spawn().map_err(not_started)?;
     let said = match timeout(limit, converse(&mut child, key)).await {
         Ok(said) => said.map_err(not_started)?,
@@ -158,8 +157,7 @@ fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
 #[cfg(unix)]
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    file.metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(not(unix))]
@@ -182,13 +180,8 @@ async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
             _ = stdin.write_all(key.as_bytes()).await;
         }
     };
-    let (_, stdout, stderr, status) =
-        tokio::join!(question, read(stdout), read(stderr), child.wait());
-    Ok(Said {
-        status: status?,
-        stdout: stdout?,
-        stderr: stderr?,
-    })
+    let (_, stdout, stderr, status) = tokio::join!(question, read(stdout), read(stderr), child.wait());
+    Ok(Said { status: status?, stdout: stdout?, stderr: stderr? })
 }
 
 /// Reads a stream to its end and keeps its beginning.
@@ -226,22 +219,13 @@ fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {
             true => "its JSON lacks a text `Username` or `Secret`".to_owned(),
             false => format!("it is not JSON: {error}"),
         };
-        HelperProblem::Rubbish {
-            reason,
-            said: quoted(&stderr),
-        }
+        HelperProblem::Rubbish { reason, said: quoted(&stderr) }
     })?;
     if answer.secret.expose().is_empty() {
         return Ok(None);
     }
     Ok(Some(match answer.username.as_str() {
-        TOKEN_USER => Credential::IdentityToken {
-            username: None,
-            token: answer.secret,
-        },
-        _ => Credential::Basic {
-            username: answer.username,
-            password: answer.secret,
-        },
+        TOKEN_USER => Credential::IdentityToken { username: None, token: answer.secret },
+        _ => Credential::Basic { username: answer.username, password: answer.secret },
     }))
 }

@@ -139,9 +139,7 @@ impl Environment {
         [
             self.registry_auth_file.clone(),
             docker.map(|folder| folder.join("config.json")),
-            self.xdg_runtime_dir
-                .as_ref()
-                .map(|folder| folder.join("containers/auth.json")),
+            self.xdg_runtime_dir.as_ref().map(|folder| folder.join("containers/auth.json")),
             config.map(|folder| folder.join("containers/auth.json")),
         ]
         .into_iter()
@@ -194,18 +192,9 @@ impl CredentialStore {
     pub fn new(configured: BTreeMap<String, Vec<Credential>>, env: Environment) -> Self {
         let mut by_name: BTreeMap<String, Vec<Credential>> = BTreeMap::new();
         for (registry, credentials) in configured {
-            by_name
-                .entry(normalise(&registry))
-                .or_default()
-                .extend(credentials);
+            by_name.entry(normalise(&registry)).or_default().extend(credentials);
         }
-        Self {
-            configured: by_name,
-            env,
-            helper_limit: HELPER_LIMIT,
-            keep_for: KEEP_FOR,
-            known: Mutex::default(),
-        }
+        Self { configured: by_name, env, helper_limit: HELPER_LIMIT, keep_for: KEEP_FOR, known: Mutex::default() }
     }
 
     /// With another time limit for helpers than 30 seconds.
@@ -230,11 +219,7 @@ impl CredentialStore {
 
     /// The credential for a repository of a registry; `None` if there is none, so that the registry is asked
     /// anonymously. `registry` is a host with its port, or any of the forms that stand in docker's files.
-    pub async fn lookup(
-        &self,
-        registry: &str,
-        repository: &str,
-    ) -> Result<Option<Credential>, CredentialError> {
+    pub async fn lookup(&self, registry: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
         if let Some(credential) = self.configured_for(registry).first() {
             return Ok(Some(credential.clone()));
         }
@@ -261,10 +246,7 @@ impl CredentialStore {
             }
         }
         let found = Arc::new(self.find(registry).await);
-        *known = Some(Known {
-            at: Instant::now(),
-            found: found.clone(),
-        });
+        *known = Some(Known { at: Instant::now(), found: found.clone() });
         found
     }
 
@@ -289,10 +271,8 @@ impl CredentialStore {
         let Some(bytes) = read(file).await? else {
             return Ok(Vec::new());
         };
-        let config = docker_config::parse(&bytes).map_err(|reason| CredentialError::Malformed {
-            file: file.to_owned(),
-            reason,
-        })?;
+        let config = docker_config::parse(&bytes)
+            .map_err(|reason| CredentialError::Malformed { file: file.to_owned(), reason })?;
         if let Some(helper) = config.helper_for(registry) {
             let key = match registry {
                 "docker.io" => HUB_KEY,
@@ -306,19 +286,14 @@ impl CredentialStore {
                 problem,
             })?;
             if let Some(credential) = answer {
-                return Ok(vec![Scoped {
-                    path: String::new(),
-                    credential,
-                }]);
+                return Ok(vec![Scoped { path: String::new(), credential }]);
             }
         }
-        config
-            .entries_for(registry)
-            .map_err(|bad| CredentialError::BadEntry {
-                file: file.to_owned(),
-                key: printable(&bad.key).into_owned(),
-                reason: bad.reason,
-            })
+        config.entries_for(registry).map_err(|bad| CredentialError::BadEntry {
+            file: file.to_owned(),
+            key: printable(&bad.key).into_owned(),
+            reason: bad.reason,
+        })
     }
 }
 

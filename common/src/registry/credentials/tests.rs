@@ -22,11 +22,7 @@ impl Home {
         let folder = TempDir::new().unwrap();
         let mut path = folder.path().join("bin").into_os_string();
         path.push(":/usr/bin:/bin");
-        let env = Environment {
-            home: Some(folder.path().to_owned()),
-            path: Some(path),
-            ..Environment::default()
-        };
+        let env = Environment { home: Some(folder.path().to_owned()), path: Some(path), ..Environment::default() };
         Self { folder, env }
     }
 
@@ -42,8 +38,7 @@ impl Home {
 
     /// docker's file, with one entry for `r.example` as `user`.
     fn login(&self, name: &str, user: &str) {
-        let entry =
-            format!(r#"{{"auths":{{"r.example":{{"username":"{user}","password":"p"}}}}}}"#);
+        let entry = format!(r#"{{"auths":{{"r.example":{{"username":"{user}","password":"p"}}}}}}"#);
         self.write(name, &entry);
     }
 
@@ -60,11 +55,7 @@ impl Home {
             .spawn()
             .unwrap();
         let mut stdin = writer.stdin.take().unwrap();
-        write!(
-            stdin,
-            "#!/bin/sh\nread key\necho \"$1 $key\" >> \"$HOME/asked\"\n{script}\n"
-        )
-        .unwrap();
+        write!(stdin, "#!/bin/sh\nread key\necho \"$1 $key\" >> \"$HOME/asked\"\n{script}\n").unwrap();
         drop(stdin);
         assert!(writer.wait().unwrap().success());
     }
@@ -105,10 +96,7 @@ impl Home {
 }
 
 fn basic(username: &str, password: &str) -> Credential {
-    Credential::Basic {
-        username: username.to_owned(),
-        password: Secret::new(password),
-    }
+    Credential::Basic { username: username.to_owned(), password: Secret::new(password) }
 }
 
 const GIVES: &str = r#"echo '{"ServerURL":"x","Username":"me","Secret":"s3cret"}'"#;
@@ -137,10 +125,8 @@ async fn places_are_asked_in_order() {
     home.login("auth.json", "auth-file");
     assert_eq!(home.user().await.as_deref(), Some("auth-file"));
 
-    let configured = BTreeMap::from([(
-        "https://r.example/".to_owned(),
-        vec![basic("configured", "1"), basic("second", "2")],
-    )]);
+    let configured =
+        BTreeMap::from([("https://r.example/".to_owned(), vec![basic("configured", "1"), basic("second", "2")])]);
     let store = CredentialStore::new(configured, home.env.clone());
     let found = store.lookup("r.example", "app").await.unwrap();
     assert_eq!(found, Some(basic("configured", "1")));
@@ -150,10 +136,7 @@ async fn places_are_asked_in_order() {
 #[tokio::test]
 async fn a_namespace_wins_and_what_it_does_not_cover_is_looked_for_further_down() {
     let home = Home::new();
-    home.write(
-        ".docker/config.json",
-        r#"{"auths":{"r.example/team":{"username":"team","password":"p"}}}"#,
-    );
+    home.write(".docker/config.json", r#"{"auths":{"r.example/team":{"username":"team","password":"p"}}}"#);
     home.login(".config/containers/auth.json", "all");
     let store = home.store();
     let lookup = |repository| store.lookup("r.example", repository);
@@ -181,16 +164,9 @@ async fn the_hub_is_asked_for_by_the_key_that_docker_uses() {
     home.helper("all", r#"echo '{"Username":"<token>","Secret":"t"}'"#);
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let store = home.store();
-    for name in [
-        "docker.io",
-        "registry-1.docker.io",
-        "https://index.docker.io/v1/",
-    ] {
+    for name in ["docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"] {
         let found = store.lookup(name, "library/alpine").await.unwrap();
-        let token = Credential::IdentityToken {
-            username: None,
-            token: Secret::new("t"),
-        };
+        let token = Credential::IdentityToken { username: None, token: Secret::new("t") };
         assert_eq!(found, Some(token), "{name}");
     }
     assert_eq!(home.asked(), ["get https://index.docker.io/v1/"]);
@@ -216,22 +192,14 @@ async fn many_who_ask_at_once_wait_for_one_answer() {
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let store = home.store().keep_for(Duration::ZERO);
     let found = join_all((0..20).map(|_| store.lookup("r.example", "app"))).await;
-    assert!(
-        found
-            .iter()
-            .all(|found| *found == Ok(Some(basic("me", "s3cret"))))
-    );
+    assert!(found.iter().all(|found| *found == Ok(Some(basic("me", "s3cret")))));
     assert_eq!(home.asked().len(), 1);
 
     store.lookup("r.example", "app").await.unwrap();
     assert_eq!(home.asked().len(), 2, "an old answer is not used");
     let store = store.keep_for(LONG);
     store.lookup("r.example", "other").await.unwrap();
-    assert_eq!(
-        home.asked().len(),
-        2,
-        "a fresh one is, for all repositories"
-    );
+    assert_eq!(home.asked().len(), 2, "a fresh one is, for all repositories");
 }
 
 #[tokio::test]
@@ -255,8 +223,7 @@ async fn who_gives_up_waiting_does_not_hold_up_the_others() {
     home.helper("all", &format!("sleep 0.3; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let store = home.store();
-    let impatient =
-        tokio::time::timeout(Duration::from_millis(50), store.lookup("r.example", "app"));
+    let impatient = tokio::time::timeout(Duration::from_millis(50), store.lookup("r.example", "app"));
     assert!(impatient.await.is_err());
     let found = store.lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
@@ -271,10 +238,7 @@ async fn a_helper_that_hangs_is_killed() {
     assert_eq!(problem, HelperProblem::NoAnswer(limit));
     assert!(text.contains("500ms"), "{text}");
     let pid = fs::read_to_string(home.path("pid")).unwrap();
-    let alive = Command::new("/bin/sh")
-        .args(["-c", &format!("kill -0 {} 2>/dev/null", pid.trim())])
-        .status()
-        .unwrap();
+    let alive = Command::new("/bin/sh").args(["-c", &format!("kill -0 {} 2>/dev/null", pid.trim())]).status().unwrap();
     assert!(!alive.success(), "process {pid} is still there");
 }
 
@@ -301,23 +265,12 @@ async fn an_answer_that_is_none_is_not_quoted() {
         "head -c 1000000 /dev/zero",
     ] {
         let (problem, text) = home.failure(script, LONG).await;
-        assert!(
-            matches!(problem, HelperProblem::Rubbish { .. }),
-            "{problem:?}"
-        );
+        assert!(matches!(problem, HelperProblem::Rubbish { .. }), "{problem:?}");
         assert!(!text.contains("s3cret"), "{text}");
     }
-    let (problem, text) = home
-        .failure(r#"echo '{"Secret":"s3cret"}'; kill -9 $$"#, LONG)
-        .await;
-    assert!(
-        matches!(problem, HelperProblem::Failed { .. }),
-        "{problem:?}"
-    );
-    assert!(
-        text.contains("signal: 9") && !text.contains("s3cret"),
-        "{text}"
-    );
+    let (problem, text) = home.failure(r#"echo '{"Secret":"s3cret"}'; kill -9 $$"#, LONG).await;
+    assert!(matches!(problem, HelperProblem::Failed { .. }), "{problem:?}");
+    assert!(text.contains("signal: 9") && !text.contains("s3cret"), "{text}");
 }
 
 #[tokio::test]
@@ -342,26 +295,16 @@ async fn a_helper_that_is_missing_or_oddly_named_is_an_error_that_says_what_to_d
         expect(name, HelperProblem::BadName).await;
     }
     home.helper("nowhere", "");
-    fs::write(
-        home.path("bin/docker-credential-nowhere"),
-        "#!/no/such/shell\n",
-    )
-    .unwrap();
+    fs::write(home.path("bin/docker-credential-nowhere"), "#!/no/such/shell\n").unwrap();
     home.write(".docker/config.json", r#"{"credsStore":"nowhere"}"#);
     let error = home.store().lookup("r.example", "app").await.unwrap_err();
-    assert!(
-        error.to_string().contains("could not be started"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("could not be started"), "{error}");
 }
 
 #[tokio::test]
 async fn a_helper_need_not_read_the_question_nor_be_quiet() {
     let home = Home::new();
-    home.helper(
-        "all",
-        &format!("exec 0<&-; head -c 1000000 /dev/zero >&2; {GIVES}"),
-    );
+    home.helper("all", &format!("exec 0<&-; head -c 1000000 /dev/zero >&2; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let found = home.store().lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
@@ -377,41 +320,26 @@ async fn a_file_that_is_broken_is_named_with_the_place() {
     assert!(text.contains(".docker/config.json"), "{text}");
     assert!(text.contains("line 2 column"), "{text}");
 
-    home.write(
-        ".docker/config.json",
-        r#"{"auths":{"r.example":{"auth":"czNjcmV0"}}}"#,
-    );
+    home.write(".docker/config.json", r#"{"auths":{"r.example":{"auth":"czNjcmV0"}}}"#);
     let error = home.store().lookup("r.example", "app").await.unwrap_err();
     assert!(matches!(&error, CredentialError::BadEntry { key, .. } if key == "r.example"));
     let text = format!("{error} {error:?}");
-    assert!(
-        !text.contains("czNjcmV0") && !text.contains("s3cret"),
-        "{text}"
-    );
+    assert!(!text.contains("czNjcmV0") && !text.contains("s3cret"), "{text}");
 
     fs::remove_file(home.path(".docker/config.json")).unwrap();
     fs::create_dir(home.path(".docker/config.json")).unwrap();
     let error = home.store().lookup("r.example", "app").await.unwrap_err();
-    assert!(
-        matches!(error, CredentialError::Unreadable { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, CredentialError::Unreadable { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn the_store_prints_no_secret() {
     let home = Home::new();
-    home.write(
-        ".docker/config.json",
-        r#"{"auths":{"r.example":{"auth":"bWU6czNjcmV0"}}}"#,
-    );
+    home.write(".docker/config.json", r#"{"auths":{"r.example":{"auth":"bWU6czNjcmV0"}}}"#);
     let configured = BTreeMap::from([("c.example".to_owned(), vec![basic("me", "s3cret")])]);
     let store = CredentialStore::new(configured, home.env.clone());
     let found = store.lookup("r.example", "app").await.unwrap();
     assert_eq!(found, Some(basic("me", "s3cret")));
     let printed = format!("{store:?} {found:?}");
-    assert!(
-        !printed.contains("s3cret") && printed.contains("***"),
-        "{printed}"
-    );
+    assert!(!printed.contains("s3cret") && printed.contains("***"), "{printed}");
 }

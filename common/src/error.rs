@@ -1,0 +1,241 @@
+//! One error for all that can go wrong with a registry: a class for programs, and words for people that say what was
+//! tried, where, how often, and what to do now.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::printable::printable;
+
+/// What kind of failure it is: the same words in reports, JSON and the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// The tag, manifest, blob or repository is not there.
+    NotFound,
+    /// Credentials are missing, wrong or not enough.
+    Denied,
+    /// The token ran out in the middle of a stream; passes with a fresh one.
+    TokenExpired,
+    /// The registry asked to wait.
+    RateLimited,
+    /// No connection, or it broke.
+    Unreachable,
+    /// No byte for too long, or the time allowed is over.
+    TimedOut,
+    /// The registry failed (5xx).
+    ServerError,
+    /// Content does not have the digest or size that it should have.
+    Corrupt,
+    /// The target does not take the content.
+    Refused,
+    /// The target says that content which a manifest needs is missing.
+    Incomplete,
+    /// Content that cannot be copied, such as Docker's schema 1.
+    Unsupported,
+    /// The registry answered something that the specification does not allow.
+    BadAnswer,
+    /// Following the answer would be unsafe, or a certificate is not to be trusted.
+    Insecure,
+    /// Bad input or configuration.
+    Invalid,
+    /// Something on this machine: a file, a disk, a helper program.
+    Local,
+    /// Two sources want the same target.
+    Collision,
+    /// Stopped on request.
+    Cancelled,
+}
+
+impl Class {
+    /// As it is written in JSON and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::NotFound => "not_found",
+            Class::Denied => "denied",
+            Class::TokenExpired => "token_expired",
+            Class::RateLimited => "rate_limited",
+            Class::Unreachable => "unreachable",
+            Class::TimedOut => "timed_out",
+            Class::ServerError => "server_error",
+            Class::Corrupt => "corrupt",
+            Class::Refused => "refused",
+            Class::Incomplete => "incomplete",
+            Class::Unsupported => "unsupported",
+            Class::BadAnswer => "bad_answer",
+            Class::Insecure => "insecure",
+            Class::Invalid => "invalid",
+            Class::Local => "local",
+            Class::Collision => "collision",
+            Class::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure: kind, words, and what is needed to decide what comes next.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    class: Class,
+    tried: String,
+    detail: String,
+    hint: Option<String>,
+    status: Option<u16>,
+    code: Option<String>,
+    retry_after: Option<Duration>,
+    attempts: u32,
+    elapsed: Duration,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What most functions here return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// `tried` says what was being done and where ("reading gcr.io/a/b:c"), `detail` what happened. Both may hold words
+    /// from outside: they are made safe to print.
+    pub fn new(class: Class, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
+        Error(Box::new(Inner {
+            class,
+            tried: printable(tried.as_ref()).into_owned(),
+            detail: printable(detail.as_ref()).into_owned(),
+            hint: None,
+            status: None,
+            code: None,
+            retry_after: None,
+            attempts: 1,
+            elapsed: Duration::ZERO,
+            source: None,
+        }))
+    }
+
+    /// The error of something that was stopped on request.
+    pub fn cancelled(tried: impl AsRef<str>) -> Error {
+        Error::new(Class::Cancelled, tried, "stopped on request")
+    }
+
+    /// Adds what to do now.
+    #[must_use]
+    pub fn hint(mut self, hint: impl AsRef<str>) -> Error {
+        self.0.hint = Some(printable(hint.as_ref()).into_owned());
+        self
+    }
+
+    /// Adds the HTTP status and the registry's own error code.
+    #[must_use]
+    pub fn answered(mut self, status: u16, code: Option<String>) -> Error {
+        self.0.status = Some(status);
+        self.0.code = code;
+        self
+    }
+
+    /// Adds how long the registry asked to wait.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Option<Duration>) -> Error {
+        self.0.retry_after = wait;
+        self
+    }
+
+    /// Adds the error below.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Adds how often it was tried, over how long.
+    #[must_use]
+    pub fn after(mut self, attempts: u32, elapsed: Duration) -> Error {
+        self.0.attempts = attempts;
+        self.0.elapsed = elapsed;
+        self
+    }
+
+    /// The same error under another class.
+    #[must_use]
+    pub fn as_class(mut self, class: Class) -> Error {
+        self.0.class = class;
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn class(&self) -> Class {
+        self.0.class
+    }
+
+    /// The HTTP status, where there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        self.0.status
+    }
+
+    /// The registry's own code (`MANIFEST_UNKNOWN`), where it gave one.
+    pub fn code(&self) -> Option<&str> {
+        self.0.code.as_deref()
+    }
+
+    /// How long the registry asked to wait.
+    pub fn wait(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// How often it was tried.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// What to do now.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// Whether it was stopped on request.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.class == Class::Cancelled
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.0;
+        write!(f, "{}: {}", inner.tried, inner.detail)?;
+        if inner.attempts > 1 {
+            write!(f, " (failed {} times in {:.1} s)", inner.attempts, inner.elapsed.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_was_tried_how_often_and_is_safe_to_print() {
+        let error = Error::new(Class::Unreachable, "reading gcr.io/a:b", "reset\u{1b}[31m by peer")
+            .after(5, Duration::from_millis(12_400));
+        assert_eq!(error.to_string(), "reading gcr.io/a:b: reset\\u{1b}[31m by peer (failed 5 times in 12.4 s)");
+    }
+
+    #[test]
+    fn a_class_is_written_alike_everywhere() {
+        for class in [Class::NotFound, Class::TimedOut, Class::ServerError, Class::BadAnswer] {
+            assert_eq!(serde_json::to_string(&class).unwrap(), format!("\"{class}\""));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Media types: the ones that a copy must understand, and all others as they came.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A media type. What a copy treats alike whatever its name (configs, layers, anything new) is [`MediaType::Other`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum MediaType {
+    /// `application/vnd.oci.image.index.v1+json`
+    OciIndex,
+    /// `application/vnd.oci.image.manifest.v1+json`
+    OciManifest,
+    /// `application/vnd.docker.distribution.manifest.list.v2+json`
+    DockerList,
+    /// `application/vnd.docker.distribution.manifest.v2+json`
+    DockerManifest,
+    /// `application/vnd.docker.distribution.manifest.v1+prettyjws`, and `…v1+json`: recognised, never copied.
+    DockerSchema1,
+    /// Any other, as written, without parameters.
+    Other(Box<str>),
+    /// None was given.
+    #[default]
+    Missing,
+}
+
+impl MediaType {
+    /// Reads a media type, leaving out parameters (`; charset=utf-8`). Never fails.
+    pub fn new(text: &str) -> MediaType {
+        let bare = text.split(';').next().unwrap_or_default().trim();
+        let lower = bare.to_ascii_lowercase();
+        match lower.as_str() {
+            "" => MediaType::Missing,
+            "application/vnd.oci.image.index.v1+json" => MediaType::OciIndex,
+            "application/vnd.oci.image.manifest.v1+json" => MediaType::OciManifest,
+            "application/vnd.docker.distribution.manifest.list.v2+json" => MediaType::DockerList,
+            "application/vnd.docker.distribution.manifest.v2+json" => MediaType::DockerManifest,
+            "application/vnd.docker.distribution.manifest.v1+prettyjws"
+            | "application/vnd.docker.distribution.manifest.v1+json" => MediaType::DockerSchema1,
+            _ => MediaType::Other(bare.into()),
+        }
+    }
+
+    /// As it is written in headers and manifests; empty where none was given.
+    pub fn as_str(&self) -> &str {
+        match self {
+            MediaType::OciIndex => "application/vnd.oci.image.index.v1+json",
+            MediaType::OciManifest => "application/vnd.oci.image.manifest.v1+json",
+            MediaType::DockerList => "application/vnd.docker.distribution.manifest.list.v2+json",
+            MediaType::DockerManifest => "application/vnd.docker.distribution.manifest.v2+json",
+            MediaType::DockerSchema1 => "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            MediaType::Other(text) => text,
+            MediaType::Missing => "",
+        }
+    }
+
+    /// Whether it lists other manifests.
+    pub fn is_index(&self) -> bool {
+        matches!(self, MediaType::OciIndex | MediaType::DockerList)
+    }
+
+    /// Whether it is an image's or an artifact's own manifest.
+    pub fn is_manifest(&self) -> bool {
+        matches!(self, MediaType::OciManifest | MediaType::DockerManifest)
+    }
+
+    /// A layer that lives at its `urls` and that registries need not hold ("foreign", "non-distributable").
+    pub fn is_foreign_layer(&self) -> bool {
+        matches!(self, MediaType::Other(text)
+            if text.contains("layer.nondistributable") || text.starts_with("application/vnd.docker.image.rootfs.foreign"))
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for MediaType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for MediaType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MediaType, D::Error> {
+        Ok(MediaType::new(&std::borrow::Cow::<str>::deserialize(deserializer)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_and_case_do_not_matter() {
+        assert_eq!(MediaType::new("Application/vnd.oci.image.index.v1+JSON; charset=utf-8"), MediaType::OciIndex);
+    }
+
+    #[test]
+    fn an_unknown_type_is_kept_as_it_is_written() {
+        assert_eq!(MediaType::new("application/vnd.Example+tar").as_str(), "application/vnd.Example+tar");
+        assert_eq!(MediaType::new(""), MediaType::Missing);
+    }
+
+    #[test]
+    fn foreign_layers_are_told_apart() {
+        for text in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        ] {
+            assert!(MediaType::new(text).is_foreign_layer());
+        }
+        assert!(!MediaType::new("application/vnd.oci.image.layer.v1.tar+gzip").is_foreign_layer());
+    }
+}

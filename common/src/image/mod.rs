@@ -1,0 +1,17 @@
+//! The nouns of the OCI and Docker specifications: what an image is made of and how people write where it lives.
+//!
+//! Everything here is pure: no I/O, no async, no HTTP.
+
+mod descriptor;
+mod digest;
+mod manifest;
+mod media_type;
+mod platform;
+mod reference;
+
+pub use descriptor::Descriptor;
+pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
+pub use manifest::{Kind, Manifest, ManifestError, Parsed};
+pub use media_type::MediaType;
+pub use platform::{ParsePlatformError, Platform};
+pub use reference::{ParseReferenceError, Reference, RegistryName, RepositoryName, Tag};

@@ -1,0 +1,452 @@
+//! Who we are to a registry: challenges answered with basic credentials or with tokens.
+//!
+//! Tokens are kept per repository and action, fetched once however many requests wait for them, renewed before they
+//! run out, and thrown away when the registry says that they no longer hold.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use base64::Engine as _;
+use serde::Deserialize;
+use url::Url;
+
+use super::challenge::{self, Challenge, Scheme};
+use super::context::Counted;
+use super::credentials::Credential;
+use super::hop;
+use super::transport::{self, Answer};
+use super::{Client, Registry, Repository};
+use crate::error::{Class, Error, Result};
+use crate::image::RepositoryName;
+use crate::secret::Secret;
+
+/// How long a token lives whose answer does not say (Docker registry v2 token specification, `expires_in`).
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// A token's answer is small.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// What a repository is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reading.
+    Pull,
+    /// Reading and writing.
+    Push,
+    /// Removing, which also is what cancelling an upload needs at some registries.
+    Delete,
+}
+
+/// What a token is for: one repository, and one more to mount from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Scope {
+    pub repository: RepositoryName,
+    pub access: Access,
+    pub from: Option<RepositoryName>,
+}
+
+impl Scope {
+    fn written(&self) -> Vec<String> {
+        let actions = match self.access {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+            Access::Delete => "delete",
+        };
+        let mut scopes = vec![format!("repository:{}:{actions}", self.repository)];
+        scopes.extend(self.from.iter().map(|from| format!("repository:{from}:pull")));
+        scopes
+    }
+}
+
+/// What is known of how a registry wants to be spoken to.
+#[derive(Debug, Clone, Default)]
+enum Known {
+    /// It has not asked for anything yet.
+    #[default]
+    Nothing,
+    Basic,
+    Bearer {
+        realm: Url,
+        service: Option<String>,
+    },
+}
+
+/// A header to send, and since when we have it.
+#[derive(Debug, Clone)]
+pub(crate) struct Authorization {
+    pub header: HeaderValue,
+    pub since: Instant,
+}
+
+#[derive(Debug)]
+struct Token {
+    authorization: Authorization,
+    renew_at: Instant,
+    /// The scopes that the registry named itself, which can differ from ours behind a rewriting proxy.
+    scopes: Option<Vec<String>>,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+
+/// One registry's challenges and tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Auth {
+    known: Mutex<Known>,
+    tokens: Mutex<HashMap<Scope, Slot>>,
+}
+
+impl Auth {
+    fn known(&self) -> Known {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn slot(&self, scope: &Scope) -> Slot {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).entry(scope.clone()).or_default().clone()
+    }
+}
+
+impl Repository {
+    pub(crate) fn scope(&self, from: Option<&RepositoryName>) -> Scope {
+        Scope { repository: self.name.clone(), access: self.access, from: from.cloned() }
+    }
+
+    /// What to send with a request, as far as is known before the registry has asked for anything.
+    pub(crate) async fn authorization(&self, scope: &Scope) -> Result<Option<Authorization>> {
+        match self.registry.auth.known() {
+            Known::Nothing => Ok(None),
+            Known::Basic => Ok(self.basic().await?),
+            Known::Bearer { realm, service } => {
+                let slot = self.registry.auth.slot(scope);
+                let mut token = slot.lock().await;
+                if let Some(token) = &*token
+                    && Instant::now() < token.renew_at
+                {
+                    return Ok(Some(token.authorization.clone()));
+                }
+                if scope.access == Access::Delete && token.is_none() {
+                    // Some token services give nothing at all to who asks for `delete`: ask only when told to.
+                    drop(token);
+                    return Box::pin(self.authorization(&Scope { access: Access::Push, ..scope.clone() })).await;
+                }
+                let scopes = token.take().and_then(|token| token.scopes);
+                let fresh = self.fetch_token(&realm, service.as_deref(), scope, scopes).await?;
+                let authorization = fresh.authorization.clone();
+                *token = Some(fresh);
+                Ok(Some(authorization))
+            }
+        }
+    }
+
+    /// The registry answered 401. Finds out what it wants and gets it; `used` is what the request had been sent with.
+    /// `None` where there is nothing that could be sent.
+    pub(crate) async fn challenged(
+        &self,
+        headers: &HeaderMap,
+        scope: &Scope,
+        used: Option<&Authorization>,
+    ) -> Result<Option<Authorization>> {
+        let mut challenges = read_challenges(headers);
+        if challenges.is_empty() {
+            // Some paths answer 401 without saying what is wanted; the root says it.
+            challenges = self.ask_root().await?;
+        }
+        let bearer = challenges.iter().find(|c| c.scheme == Scheme::Bearer && c.realm.is_some());
+        let Some(bearer) = bearer else {
+            if !challenges.iter().any(|c| c.scheme == Scheme::Basic) {
+                return Ok(None);
+            }
+            *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
+            // The same credentials would be refused the same way.
+            return Ok(if used.is_some() { None } else { self.basic().await? });
+        };
+        let realm = self.realm(bearer).await?;
+        let service = bearer.service.clone();
+        *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) =
+            Known::Bearer { realm: realm.clone(), service: service.clone() };
+        let slot = self.registry.auth.slot(scope);
+        let mut token = slot.lock().await;
+        if let Some(token) = &*token
+            && used.is_none_or(|used| used.since < token.authorization.since)
+            && Instant::now() < token.renew_at
+        {
+            // Another request has renewed it in the meantime.
+            return Ok(Some(token.authorization.clone()));
+        }
+        *token = None;
+        // Two scopes at once come only from us (a mount): the registry's challenge would name one alone.
+        let said = (!bearer.scope.is_empty() && scope.from.is_none()).then(|| bearer.scope.clone());
+        let fresh = self.fetch_token(&realm, service.as_deref(), scope, said).await?;
+        let authorization = fresh.authorization.clone();
+        *token = Some(fresh);
+        Ok(Some(authorization))
+    }
+
+    /// Forgets a token that the registry no longer takes, unless it was replaced already.
+    pub(crate) async fn forget(&self, scope: &Scope, used: &Authorization) {
+        let slot = self.registry.auth.slot(scope);
+        let mut token = slot.lock().await;
+        if token.as_ref().is_some_and(|token| token.authorization.since <= used.since) {
+            *token = None;
+        }
+    }
+
+    /// Whether requests carry tokens that can run out.
+    pub(crate) fn uses_tokens(&self) -> bool {
+        matches!(self.registry.auth.known(), Known::Bearer { .. })
+    }
+
+    async fn basic(&self) -> Result<Option<Authorization>> {
+        match self.credential().await? {
+            Some(Credential::Basic { username, password }) => {
+                Ok(Some(Authorization { header: basic_header(&username, &password)?, since: Instant::now() }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn ask_root(&self) -> Result<Vec<Challenge>> {
+        let mut url = self.registry.base.clone();
+        url.set_path(&format!("{}v2/", url.path()));
+        let tried = format!("asking {} how to log in", self.registry.name);
+        self.tally.count(Counted::Token);
+        let answer = self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), None, &tried).await?;
+        Ok(read_challenges(answer.headers()))
+    }
+
+    /// The token service that a challenge names, if it may be trusted with credentials.
+    async fn realm(&self, challenge: &Challenge) -> Result<Url> {
+        let written = challenge.realm.as_deref().unwrap_or_default();
+        let tried = format!("logging in at {}", self.registry.name);
+        let realm = self.registry.base.join(written).map_err(|error| {
+            Error::new(Class::BadAnswer, &tried, format!("it names `{written}` as its token service, which is no URL"))
+                .because(error)
+        })?;
+        let home = self.reach().await;
+        let realm =
+            hop::check(&self.registry.base, realm, home, self.registry.settings.allow_private, "token service")?;
+        // Where the registry itself is spoken to without TLS, that was decided for this network already; but not for
+        // sending a password through it to another host.
+        let elsewhere = realm.host() != self.registry.base.host();
+        let there_is_private = hop::reach_of(&realm).await != hop::Reach::Public;
+        if realm.scheme() == "http" && elsewhere && !there_is_private {
+            return Err(Error::new(
+                Class::Insecure,
+                &tried,
+                format!("it wants credentials sent in plain HTTP to {}", hop::origin(&realm)),
+            )
+            .hint("the token service of a registry must be reached over TLS"));
+        }
+        Ok(realm)
+    }
+
+    /// Gets a token from the token service.
+    async fn fetch_token(
+        &self,
+        realm: &Url,
+        service: Option<&str>,
+        scope: &Scope,
+        scopes: Option<Vec<String>>,
+    ) -> Result<Token> {
+        let credential = self.credential().await?;
+        let written = scopes.clone().unwrap_or_else(|| scope.written());
+        let tried = format!("getting a token for {} from {}", self.label(), hop::origin(realm));
+        let answer =
+            self.with_retries(|| self.token_request(realm, service, &written, credential.as_ref(), &tried)).await?;
+        let text = answer
+            .token
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| Error::new(Class::BadAnswer, &tried, "the token service answered without a token"))?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
+            .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
+        header.set_sensitive(true);
+        let since = Instant::now();
+        let lifetime = match answer.expires_in {
+            Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(DEFAULT_LIFETIME),
+            _ => DEFAULT_LIFETIME,
+        };
+        let margin = (lifetime / 4).min(Duration::from_secs(30));
+        let lifetime = lifetime.min(Duration::from_secs(24 * 3600));
+        Ok(Token {
+            authorization: Authorization { header, since },
+            renew_at: since + (lifetime - margin.min(lifetime)),
+            scopes,
+        })
+    }
+
+    async fn token_request(
+        &self,
+        realm: &Url,
+        service: Option<&str>,
+        scopes: &[String],
+        credential: Option<&Credential>,
+        tried: &str,
+    ) -> Result<TokenAnswer> {
+        let http = self.http_for(realm).await;
+        if let Some(Credential::IdentityToken { token, .. }) = credential {
+            let mut form = url::form_urlencoded::Serializer::new(String::new());
+            form.append_pair("grant_type", "refresh_token")
+                .append_pair("client_id", "imgsync")
+                .append_pair("refresh_token", token.expose())
+                .append_pair("scope", &scopes.join(" "));
+            if let Some(service) = service {
+                form.append_pair("service", service);
+            }
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+            let body = reqwest::Body::from(form.finish());
+            self.tally.count(Counted::Token);
+            let answer = self.exchange(&http, Method::POST, realm.clone(), headers, Some(body), tried).await?;
+            if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
+                return self.read_token(answer, true, tried).await;
+            }
+        }
+        let mut url = realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = service {
+                query.append_pair("service", service);
+            }
+            for scope in scopes {
+                query.append_pair("scope", scope);
+            }
+        }
+        let mut headers = HeaderMap::new();
+        match credential {
+            Some(Credential::Basic { username, password }) => {
+                headers.insert(header::AUTHORIZATION, basic_header(username, password)?);
+            }
+            Some(Credential::IdentityToken { username, token }) => {
+                let username = username.as_deref().unwrap_or("<token>");
+                headers.insert(header::AUTHORIZATION, basic_header(username, token)?);
+            }
+            None => {}
+        }
+        self.tally.count(Counted::Token);
+        let answer = self.exchange(&http, Method::GET, url, headers, None, tried).await?;
+        self.read_token(answer, credential.is_some(), tried).await
+    }
+
+    async fn read_token(&self, answer: Answer, with_credentials: bool, tried: &str) -> Result<TokenAnswer> {
+        if !answer.status().is_success() {
+            let error = answer.into_error(tried).await;
+            return Err(match error.class() {
+                Class::Denied | Class::Refused | Class::NotFound => {
+                    let hint = self.login_hint(with_credentials);
+                    error.as_class(Class::Denied).hint(hint)
+                }
+                _ => error,
+            });
+        }
+        let bytes = answer.bytes(MAX_ANSWER_BYTES, tried).await?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed: {error}"))
+        })
+    }
+
+    /// What to do when a registry lets us in no further.
+    pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
+        let registry = &self.registry.name;
+        let wants = match self.access {
+            Access::Pull => "pull from",
+            Access::Push => "push to",
+            Access::Delete => "delete from",
+        };
+        match with_credentials {
+            true => format!("check the user and password for {registry}, and that they may {wants} {}", self.name),
+            false => format!(
+                "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
+            ),
+        }
+    }
+
+    pub(crate) async fn has_credentials(&self) -> bool {
+        matches!(self.credential().await, Ok(Some(_)))
+    }
+
+    /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured
+    /// but broken (docker's own are left behind often) is then warned of, and nobody logs in.
+    async fn credential(&self) -> Result<Option<Credential>> {
+        match credential(&self.client, &self.registry, self.name.as_str()).await {
+            Err(error) if self.access == Access::Pull && !self.registry.warned.swap(true, Ordering::Relaxed) => {
+                self.context.warn(format!("{error}; going on without credentials"));
+                Ok(None)
+            }
+            Err(_) if self.access == Access::Pull => Ok(None),
+            found => found,
+        }
+    }
+}
+
+/// The credentials for a registry: its settings' own, else what docker and containers have for the host that is really
+/// spoken to.
+pub(crate) async fn credential(client: &Client, registry: &Registry, repository: &str) -> Result<Option<Credential>> {
+    if let Some(credential) = registry.settings.credentials.first() {
+        return Ok(Some(credential.clone()));
+    }
+    let host = match &registry.settings.endpoint {
+        None => registry.name.to_string(),
+        Some(endpoint) => {
+            let host = endpoint.host_str().unwrap_or_default();
+            endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+        }
+    };
+    client.0.credentials.lookup(&host, repository).await.map_err(|error| {
+        Error::new(Class::Local, format!("finding credentials for {host}"), transport::words(&error)).because(error)
+    })
+}
+
+fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
+    let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{}", password.expose()));
+    let mut header = HeaderValue::from_str(&format!("Basic {text}"))
+        .map_err(|error| Error::new(Class::Invalid, "making a login", error.to_string()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn read_challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    challenge::parse(headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()))
+}
+
+#[derive(Debug, Deserialize)]
+struct TokenAnswer {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    expires_in: Option<f64>,
+}
+
+/// A number that some services write as a string; anything else counts as not said.
+fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Number(number) => number.as_f64(),
+        serde_json::Value::String(text) => text.parse().ok(),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_asks_for_no_more_than_it_needs() {
+        let mut scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Pull, from: None };
+        assert_eq!(scope.written(), ["repository:a/b:pull"]);
+        scope.access = Access::Push;
+        scope.from = Some("c/d".parse().unwrap());
+        assert_eq!(scope.written(), ["repository:a/b:pull,push", "repository:c/d:pull"]);
+    }
+
+    #[test]
+    fn a_token_answer_is_read_however_it_is_written() {
+        let read = |text: &str| serde_json::from_str::<TokenAnswer>(text).unwrap();
+        assert_eq!(read(r#"{"token":"a","expires_in":"300"}"#).expires_in, Some(300.0));
+        assert_eq!(read(r#"{"access_token":"a","expires_in":null}"#).expires_in, None);
+        assert_eq!(read(r#"{"access_token":"a","issued_at":"x"}"#).access_token.as_deref(), Some("a"));
+    }
+}

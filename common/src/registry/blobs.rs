@@ -1,0 +1,100 @@
+//! Reading blobs (OCI distribution-spec, "Pulling blobs"), whole or from an offset.
+
+use ::http::{Method, StatusCode, header};
+use bytes::Bytes;
+
+use super::transport::{Answer, Outgoing};
+use super::{Repository, range};
+use crate::error::{Class, Error, Result};
+use crate::image::{Descriptor, Digest};
+
+/// A blob's bytes as they come.
+#[derive(Debug)]
+pub struct BlobStream {
+    answer: Answer,
+    tally: std::sync::Arc<super::Tally>,
+    tried: String,
+}
+
+/// A stream, and where in the blob it begins.
+#[derive(Debug)]
+pub struct Opened {
+    /// The bytes.
+    pub stream: BlobStream,
+    /// What the first of them is the offset of. Less than was asked for where the registry does not know Range.
+    pub offset: u64,
+}
+
+impl BlobStream {
+    /// The next bytes; `None` at the end, which may be too early. A stall is an error.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let chunk = self.answer.chunk(&self.tried).await?;
+        if let Some(chunk) = &chunk {
+            self.tally.received(chunk.len() as u64);
+        }
+        Ok(chunk)
+    }
+}
+
+impl Repository {
+    /// What reading a blob is called in messages.
+    pub fn reading(&self, digest: &Digest) -> String {
+        format!("reading blob {}@{digest}", self.label())
+    }
+
+    /// Whether a blob is there.
+    pub async fn blob_head(&self, digest: &Digest) -> Result<bool> {
+        let tried = format!("asking for blob {}@{digest}", self.label());
+        self.with_retries(|| async {
+            let url = self.url(&format!("blobs/{digest}"));
+            let answer = self.send(Outgoing::new(Method::HEAD, url, &tried)).await?;
+            match answer.status() {
+                StatusCode::OK => Ok(true),
+                StatusCode::NOT_FOUND => Ok(false),
+                _ => Err(self.refusal(answer, &tried).await),
+            }
+        })
+        .await
+    }
+
+    /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
+    /// says that the blob has another size than its descriptor.
+    pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
+        let tried = self.reading(&blob.digest);
+        let mut request = Outgoing::new(Method::GET, self.url(&format!("blobs/{}", blob.digest)), &tried);
+        if offset > 0 {
+            request = request.header(header::RANGE, &format!("bytes={offset}-"));
+        }
+        let answer = self.send(request).await?;
+        let lies = |says: u64| {
+            let detail = format!("the manifest gives it {} bytes, the registry {says}", blob.size);
+            Error::new(Class::Corrupt, &tried, detail)
+        };
+        let begins = match answer.status() {
+            StatusCode::OK => {
+                if let Some(length) = answer.content_length().filter(|length| *length != blob.size) {
+                    return Err(lies(length));
+                }
+                0
+            }
+            StatusCode::PARTIAL_CONTENT => {
+                let said = answer.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
+                match said {
+                    Some((_, _, Some(total))) if total != blob.size => return Err(lies(total)),
+                    Some((first, _, _)) if first <= offset => first,
+                    Some((first, _, _)) => {
+                        let detail = format!("asked for bytes from {offset}, got bytes from {first}");
+                        return Err(Error::new(Class::BadAnswer, &tried, detail));
+                    }
+                    None => offset,
+                }
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let detail = format!("it ends before byte {offset}, the manifest gives it {} bytes", blob.size);
+                return Err(Error::new(Class::Corrupt, &tried, detail));
+            }
+            _ => return Err(self.refusal(answer, &tried).await),
+        };
+        Ok(Opened { stream: BlobStream { answer, tally: self.tally.clone(), tried }, offset: begins })
+    }
+}

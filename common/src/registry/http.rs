@@ -1,0 +1,140 @@
+//! HTTP clients: one for all registries whose connections are set up alike, so that they share a pool.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::hop::PublicOnly;
+use super::settings::{ClientSettings, RegistrySettings};
+use crate::error::{Class, Error, Result};
+
+/// What we call ourselves.
+const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
+
+/// All in which two connections can differ.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Shape {
+    ca: Vec<Vec<u8>>,
+    identity: Option<String>,
+    insecure: bool,
+    http1: bool,
+    proxy: Option<String>,
+    direct: bool,
+    public_only: bool,
+}
+
+/// The clients made so far.
+#[derive(Debug, Default)]
+pub(crate) struct HttpClients(Mutex<HashMap<Shape, reqwest::Client>>);
+
+impl HttpClients {
+    /// A client for a registry. `public_only` refuses to connect to private addresses: for where it sends us.
+    pub(crate) fn get(
+        &self,
+        settings: &ClientSettings,
+        registry: &RegistrySettings,
+        loopback: bool,
+        public_only: bool,
+    ) -> Result<reqwest::Client> {
+        let shape = Shape {
+            ca: registry.ca.clone(),
+            identity: registry.identity.as_ref().map(|secret| secret.expose().to_owned()),
+            insecure: registry.insecure,
+            http1: registry.http1,
+            proxy: registry.proxy.as_ref().map(ToString::to_string),
+            // As docker and Go do: what is on this machine is not asked for through the environment's proxy.
+            direct: loopback && registry.proxy.is_none(),
+            public_only,
+        };
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&shape) {
+            return Ok(client.clone());
+        }
+        let client = build(settings, &shape)?;
+        clients.insert(shape, client.clone());
+        Ok(client)
+    }
+}
+
+fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
+    install_tls_provider();
+    let invalid = |what: &str, error: reqwest::Error| {
+        Error::new(Class::Invalid, format!("setting up connections: {what}"), chain(&error))
+    };
+    let mut builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(settings.connect_timeout)
+        .tcp_keepalive(std::time::Duration::from_secs(30))
+        .tcp_nodelay(true)
+        // Enough for a long fat line, little enough for twenty streams at once.
+        .http2_initial_stream_window_size(1 << 20)
+        .http2_initial_connection_window_size(4 << 20)
+        .http2_max_header_list_size(64 << 10)
+        .tls_danger_accept_invalid_certs(shape.insecure);
+    let mut roots = system_roots().to_vec();
+    for pem in &shape.ca {
+        let more = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| invalid("`ca`", error))?;
+        if more.is_empty() {
+            return Err(Error::new(Class::Invalid, "setting up connections: `ca`", "it holds no certificate in PEM"));
+        }
+        roots.extend(more);
+    }
+    builder = builder.tls_certs_only(roots);
+    if let Some(pem) = &shape.identity {
+        let identity = reqwest::Identity::from_pem(pem.as_bytes())
+            .map_err(|error| invalid("`client_cert` and `client_key`", error))?;
+        builder = builder.identity(identity);
+    }
+    if shape.http1 {
+        builder = builder.http1_only();
+    }
+    if shape.direct {
+        builder = builder.no_proxy();
+    }
+    if let Some(proxy) = &shape.proxy {
+        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?);
+    }
+    if shape.public_only {
+        builder = builder.dns_resolver(PublicOnly);
+    }
+    builder.build().map_err(|error| invalid("TLS", error))
+}
+
+/// Chooses the TLS implementation of the whole process; the only place that names it.
+pub fn install_tls_provider() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        // An error means that one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// The system's trusted authorities, or Mozilla's where the system has none (a bare container).
+fn system_roots() -> &'static [reqwest::Certificate] {
+    static ROOTS: OnceLock<Arc<[reqwest::Certificate]>> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let native = rustls_native_certs::load_native_certs();
+        let from = |der: &[u8]| reqwest::Certificate::from_der(der).ok();
+        let found: Vec<_> = native.certs.iter().filter_map(|der| from(der)).collect();
+        match found.is_empty() {
+            false => found.into(),
+            true => webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| from(der)).collect(),
+        }
+    })
+}
+
+/// An error and all below it in one line, each part once.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        next = error.source();
+    }
+    parts.join(": ")
+}

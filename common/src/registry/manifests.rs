@@ -1,0 +1,202 @@
+//! Manifests by HEAD, GET and PUT (OCI distribution-spec, "Pulling manifests", "Pushing Manifests"). Digests are always
+//! computed from the body; a header that says otherwise is not believed.
+
+use ::http::{Method, StatusCode, header};
+
+use super::Repository;
+use super::context::Counted;
+use super::transport::{Outgoing, Payload};
+use crate::error::{Class, Error, Result};
+use crate::image::{Digest, Manifest, ManifestError, MediaType, Tag};
+
+/// All that we can copy, and schema 1, so that it is recognised rather than converted by the registry.
+const ACCEPT: [&str; 6] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws;q=0.1",
+    "*/*;q=0.1",
+];
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// How a manifest is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManifestRef {
+    /// What a tag points at now.
+    Tag(Tag),
+    /// One that cannot change.
+    Digest(Digest),
+}
+
+impl std::fmt::Display for ManifestRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ManifestRef::Tag(tag) => write!(f, "{tag}"),
+            ManifestRef::Digest(digest) => write!(f, "{digest}"),
+        }
+    }
+}
+
+/// What a HEAD of a manifest tells.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The digest.
+    pub digest: Digest,
+    /// The type; [`MediaType::Missing`] where the registry does not say.
+    pub media_type: MediaType,
+}
+
+/// What a registry did with a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManifestPut {
+    /// Whether the registry lists it among its subject's referrers by itself (`OCI-Subject`).
+    pub subject_kept: bool,
+}
+
+impl Repository {
+    /// `registry/repository:tag` or `…@digest`, for messages.
+    pub(crate) fn place(&self, reference: &ManifestRef) -> String {
+        match reference {
+            ManifestRef::Tag(tag) => format!("{}:{tag}", self.label()),
+            ManifestRef::Digest(digest) => format!("{}@{digest}", self.label()),
+        }
+    }
+
+    /// The digest of a manifest, without its body; `None` where it is not there. A registry that does not answer HEADs
+    /// properly is asked with a GET.
+    pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        let tried = format!("asking for {}", self.place(reference));
+        let head = self
+            .with_retries(|| async {
+                let answer = self.send(self.manifest_request(Method::HEAD, reference, &tried)).await?;
+                match answer.status() {
+                    StatusCode::OK => {
+                        let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+                        let media_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
+                        Ok(Asked::There(said.map(|digest| Head { digest, media_type })))
+                    }
+                    StatusCode::NOT_FOUND => Ok(Asked::Missing),
+                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Asked::There(None)),
+                    _ => Err(self.refusal(answer, &tried).await),
+                }
+            })
+            .await?;
+        match head {
+            Asked::Missing => Ok(None),
+            Asked::There(Some(head)) => Ok(Some(head)),
+            Asked::There(None) => match self.manifest_get(reference).await {
+                Ok(manifest) => {
+                    Ok(Some(Head { digest: manifest.digest().clone(), media_type: manifest.media_type().clone() }))
+                }
+                Err(error) if error.class() == Class::NotFound => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// A manifest, verified: by its digest where that was asked for, else by its own hash.
+    pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
+        self.manifest_get_counted(reference, Counted::Request).await
+    }
+
+    pub(crate) async fn manifest_get_counted(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
+        let tried = format!("reading {}", self.place(reference));
+        let mut retry = self.retry();
+        let mut read_again = false;
+        loop {
+            match self.manifest_get_once(reference, counted, &tried).await {
+                Ok(manifest) => return Ok(manifest),
+                // A mismatch may have come from the line: once more, then it is believed.
+                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) => self.pause(&mut retry, error).await?,
+            }
+        }
+    }
+
+    async fn manifest_get_once(&self, reference: &ManifestRef, counted: Counted, tried: &str) -> Result<Manifest> {
+        let answer = self.send(self.manifest_request(Method::GET, reference, tried).counted(counted)).await?;
+        if answer.status() != StatusCode::OK {
+            let missing = answer.status() == StatusCode::NOT_FOUND;
+            let error = self.refusal(answer, tried).await;
+            return Err(if missing { error.hint("check the repository's name and the tag") } else { error });
+        }
+        let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+        let content_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
+        let bytes = answer.bytes(Manifest::MAX_BYTES, tried).await?;
+        let digest = match (reference, said) {
+            (ManifestRef::Digest(digest), _) => digest.clone(),
+            (ManifestRef::Tag(_), Some(said)) => said,
+            (ManifestRef::Tag(_), None) => Digest::sha256(&bytes),
+        };
+        if !digest.verifies(&bytes) {
+            let found = Digest::of(digest.algorithm(), &bytes);
+            return Err(Error::new(
+                Class::Corrupt,
+                tried,
+                format!("the manifest should have the digest {digest}, its bytes have {found}"),
+            )
+            .hint("the source, or something between, changes content; nothing was written"));
+        }
+        Manifest::parse_as(bytes, digest, &content_type).map_err(|error| {
+            let class = match error {
+                ManifestError::Schema1 | ManifestError::Unknown(_) => Class::Unsupported,
+                ManifestError::Unparsable(_) | ManifestError::TooLarge => Class::BadAnswer,
+            };
+            Error::new(class, tried, error.to_string()).because(error)
+        })
+    }
+
+    /// Puts a manifest under a tag or its digest, bytes as they are.
+    pub async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        self.manifest_put_counted(reference, manifest, Counted::Request).await
+    }
+
+    pub(crate) async fn manifest_put_counted(
+        &self,
+        reference: &ManifestRef,
+        manifest: &Manifest,
+        counted: Counted,
+    ) -> Result<ManifestPut> {
+        let tried = format!("writing {}", self.place(reference));
+        self.with_retries(|| async {
+            let request = Outgoing::new(Method::PUT, self.url(&format!("manifests/{reference}")), &tried)
+                .header(header::CONTENT_TYPE, manifest.media_type().as_str())
+                .payload(Payload::Bytes(manifest.bytes().clone()))
+                .counted(counted);
+            let answer = self.send(request).await?;
+            if !answer.status().is_success() {
+                return Err(self.refusal(answer, &tried).await);
+            }
+            let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+            let subject_kept = answer.headers().contains_key("oci-subject");
+            answer.drain().await;
+            if let Some(said) = said
+                && said.algorithm() == manifest.digest().algorithm()
+                && said != *manifest.digest()
+            {
+                return Err(Error::new(
+                    Class::Corrupt,
+                    &tried,
+                    format!("{} was sent, the registry stored {said}", manifest.digest()),
+                ));
+            }
+            Ok(ManifestPut { subject_kept })
+        })
+        .await
+    }
+
+    fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, tried: &'a str) -> Outgoing<'a> {
+        // One header for each: some registries look at the first line only when several stand in one.
+        ACCEPT
+            .iter()
+            .fold(Outgoing::new(method, self.url(&format!("manifests/{reference}")), tried), |request, accept| {
+                request.header(header::ACCEPT, accept)
+            })
+    }
+}
+
+enum Asked {
+    Missing,
+    There(Option<Head>),
+}

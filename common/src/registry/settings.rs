@@ -1,0 +1,60 @@
+//! How registries are spoken to: what the configuration says of each, and what holds for all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use url::Url;
+
+use super::credentials::Credential;
+use crate::image::RegistryName;
+use crate::retry::Policy;
+use crate::secret::Secret;
+
+/// What holds for one registry. The default suits all that follow the specification.
+#[derive(Debug, Clone, Default)]
+pub struct RegistrySettings {
+    /// Where its API is, if not at its name: a mirror, a pull-through cache, a test.
+    pub endpoint: Option<Url>,
+    /// Whether it is spoken to without TLS; unset: only where it is on this machine's loopback.
+    pub plain_http: Option<bool>,
+    /// Certificates of authorities that are trusted besides the system's, as PEM.
+    pub ca: Vec<Vec<u8>>,
+    /// A client's certificate and key, as PEM.
+    pub identity: Option<Secret>,
+    /// Take any certificate.
+    pub insecure: bool,
+    /// Never use HTTP/2.
+    pub http1: bool,
+    /// The proxy to it (http, https, socks5, socks5h); unset: the environment's.
+    pub proxy: Option<Url>,
+    /// It may redirect to, and name token services at, private addresses.
+    pub allow_private: bool,
+    /// Credentials that go before those of docker and containers.
+    pub credentials: Vec<Credential>,
+    /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
+    pub chunk: Option<u64>,
+}
+
+/// What holds for all registries.
+#[derive(Debug, Clone)]
+pub struct ClientSettings {
+    /// By registry; all others have the default.
+    pub registries: BTreeMap<RegistryName, RegistrySettings>,
+    /// What is tried again, and how.
+    pub retry: Policy,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long an answer, or a stream, may stand still.
+    pub stall: Duration,
+}
+
+impl Default for ClientSettings {
+    fn default() -> ClientSettings {
+        ClientSettings {
+            registries: BTreeMap::new(),
+            retry: Policy::default(),
+            connect_timeout: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+        }
+    }
+}

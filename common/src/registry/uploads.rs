@@ -1,0 +1,280 @@
+//! Writing blobs (OCI distribution-spec, "Pushing blobs"): sessions, mounts, and the bytes in one PUT or in PATCHes.
+//!
+//! An upload's `Location` is opaque: it is followed as it came, with nothing but `digest` added.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ::http::{Method, StatusCode, header};
+use bytes::Bytes;
+use reqwest::Body;
+use url::Url;
+
+use super::transport::{Answer, Outgoing, Payload};
+use super::{Access, Repository, hop, range};
+use crate::error::{Class, Error, Result};
+use crate::image::{Digest, RepositoryName};
+
+/// How long we try to tidy up behind an upload that was given up.
+const CANCEL_WITHIN: Duration = Duration::from_millis(700);
+
+/// What became of the wish to upload a blob.
+#[derive(Debug)]
+pub enum Started {
+    /// The target has it now, and no bytes are needed.
+    Mounted,
+    /// A session is open, bytes can be sent.
+    Session(Upload),
+}
+
+/// An open upload session.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    location: Url,
+    digest: Digest,
+    min_chunk: u64,
+}
+
+/// Bytes to send, and which of the blob's they are.
+#[derive(Debug)]
+pub enum Part {
+    /// All of it, in memory; can be sent again.
+    Whole(Bytes),
+    /// From `offset` to before `end`, as a stream.
+    Stream {
+        /// The bytes, exactly `end - offset` of them.
+        body: Body,
+        /// The offset of the first.
+        offset: u64,
+        /// The offset after the last.
+        end: u64,
+        /// Whether `end` is the blob's.
+        last: bool,
+    },
+}
+
+impl Repository {
+    fn writing(&self, digest: &Digest) -> String {
+        format!("writing blob {}@{digest}", self.label())
+    }
+
+    /// Asks for a session. With `mount`, the target takes the blob from that repository if it has it there; where that
+    /// is the repository itself, the same request tells whether the blob is there already.
+    pub async fn upload_start(&self, digest: &Digest, mount: Option<&RepositoryName>) -> Result<Started> {
+        let tried = self.writing(digest);
+        let mount = mount.filter(|_| self.takes_mounts());
+        if let Some(from) = mount
+            && let Some(started) = self.with_retries(|| self.mount_once(digest, from, &tried)).await?
+        {
+            return Ok(started);
+        }
+        self.with_retries(|| async {
+            let answer = self.send(self.start_request(None, &tried)).await?;
+            match answer.status() {
+                StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::OK => {
+                    Ok(Started::Session(self.session(answer, digest, &tried).await?))
+                }
+                _ => {
+                    let missing = answer.status() == StatusCode::NOT_FOUND;
+                    let error = self.refusal(answer, &tried).await;
+                    Err(match missing {
+                        true => error.hint("the repository may have to be created first at this registry"),
+                        false => error,
+                    })
+                }
+            }
+        })
+        .await
+    }
+
+    /// `None`: no mount here, a plain session has to be asked for.
+    async fn mount_once(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Option<Started>> {
+        let mut request = self.start_request(Some((digest, from)), tried);
+        if *from != self.name {
+            request.from = Some(from);
+        }
+        let answer = self.send(request).await?;
+        match answer.status() {
+            StatusCode::CREATED => {
+                let said = answer.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+                answer.drain().await;
+                if said.is_some_and(|said| said.algorithm() == digest.algorithm() && said != *digest) {
+                    return Err(Error::new(Class::Corrupt, tried, "the registry mounted another blob"));
+                }
+                Ok(Some(Started::Mounted))
+            }
+            StatusCode::ACCEPTED => Ok(Some(Started::Session(self.session(answer, digest, tried).await?))),
+            StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+                // It does not know mounts at all: no request is to be wasted on the next one.
+                self.registry.refuses_mounts.store(true, Ordering::Relaxed);
+                answer.drain().await;
+                Ok(None)
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+                let error = answer.into_error(tried).await;
+                if error.class() == Class::RateLimited { Err(error) } else { Ok(None) }
+            }
+            _ => Err(self.refusal(answer, tried).await),
+        }
+    }
+
+    fn start_request<'a>(&self, mount: Option<(&Digest, &RepositoryName)>, tried: &'a str) -> Outgoing<'a> {
+        let mut url = self.url("blobs/uploads/");
+        if let Some((digest, from)) = mount {
+            url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.as_str());
+        }
+        Outgoing::new(Method::POST, url, tried).payload(Payload::Bytes(Bytes::new()))
+    }
+
+    async fn session(&self, answer: Answer, digest: &Digest, tried: &str) -> Result<Upload> {
+        let location = self.location(&answer, "upload location", tried).await?;
+        let min_chunk = answer.text_header("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        answer.drain().await;
+        Ok(Upload { location, digest: digest.clone(), min_chunk })
+    }
+
+    /// Sends bytes. The last part ends the upload: the registry checks the digest and keeps the blob. Once only, but
+    /// for [`Part::Whole`], which is tried again. A session that is gone is [`Class::NotFound`].
+    pub async fn upload_send(&self, upload: &mut Upload, part: Part) -> Result<()> {
+        let tried = self.writing(&upload.digest);
+        match part {
+            Part::Whole(bytes) => {
+                let request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .payload(Payload::Bytes(bytes.clone()));
+                let answer = self.send(request).await?;
+                self.tally.sent(bytes.len() as u64);
+                self.committed(answer, upload, &tried).await
+            }
+            Part::Stream { body, offset, end, last: true } => {
+                let mut request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .header(header::CONTENT_LENGTH, &(end - offset).to_string())
+                    .payload(Payload::Stream(body));
+                if offset > 0 && end > offset {
+                    request = request.header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1));
+                }
+                let answer = self.send(request).await?;
+                self.committed(answer, upload, &tried).await
+            }
+            Part::Stream { body, offset, end, last: false } => {
+                let request = Outgoing::new(Method::PATCH, upload.location.clone(), &tried)
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .header(header::CONTENT_LENGTH, &(end - offset).to_string())
+                    .header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1))
+                    .payload(Payload::Stream(body));
+                let answer = self.send(request).await?;
+                if !answer.status().is_success() {
+                    return Err(self.refusal(answer, &tried).await);
+                }
+                if answer.headers().contains_key(header::LOCATION) {
+                    upload.location = self.location(&answer, "upload location", &tried).await?;
+                }
+                answer.drain().await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn committed(&self, answer: Answer, upload: &Upload, tried: &str) -> Result<()> {
+        if !answer.status().is_success() {
+            return Err(self.refusal(answer, tried).await);
+        }
+        let said = answer.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        answer.drain().await;
+        match said {
+            Some(said) if said.algorithm() == upload.digest.algorithm() && said != upload.digest => {
+                Err(Error::new(Class::Corrupt, tried, format!("the registry stored {said}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many bytes a session holds after at most `sent` were sent; `None` where it is gone or does not say, so that
+    /// the upload has to begin again.
+    pub async fn upload_status(&self, upload: &mut Upload, sent: u64) -> Result<Option<u64>> {
+        let tried = format!("asking how far an upload is: {}", self.writing(&upload.digest));
+        let location = upload.location.clone();
+        let (status, held, next) = self
+            .with_retries(|| async {
+                let answer = self.send(Outgoing::new(Method::GET, location.clone(), &tried)).await?;
+                match answer.status() {
+                    status if status.is_success() => {
+                        let held = answer.text_header(header::RANGE).and_then(range::parse_session_range);
+                        let next = match answer.headers().contains_key(header::LOCATION) {
+                            true => Some(self.location(&answer, "upload location", &tried).await?),
+                            false => None,
+                        };
+                        Ok((status, held, next))
+                    }
+                    status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+                        Ok((status, None, None))
+                    }
+                    _ => Err(self.refusal(answer, &tried).await),
+                }
+            })
+            .await?;
+        if !status.is_success() {
+            return Ok(None);
+        }
+        if let Some(next) = next {
+            upload.location = next;
+        }
+        Ok(held.and_then(|held| held.continue_from(sent)))
+    }
+
+    /// Tries to remove a session that nobody will finish. Never fails, never takes long, works after a cancellation.
+    pub async fn upload_cancel(&self, upload: Upload) {
+        let mut tidy = self.within(&super::Context::default());
+        tidy.access = Access::Delete;
+        let tried = format!("cancelling: {}", self.writing(&upload.digest));
+        let request = Outgoing::new(Method::DELETE, upload.location, &tried);
+        let _ = tokio::time::timeout(CANCEL_WITHIN, tidy.send(request)).await;
+    }
+}
+
+impl Upload {
+    /// The least bytes of a PATCH that is not the last (`OCI-Chunk-Min-Length`).
+    pub fn min_chunk(&self) -> u64 {
+        self.min_chunk
+    }
+
+    /// Where its bytes go, for messages: without the query, which may hold a signature.
+    pub fn origin(&self) -> String {
+        hop::origin(&self.location)
+    }
+
+    fn commit_url(&self) -> Url {
+        let mut url = self.location.clone();
+        // By hand: the query is opaque and must not be encoded anew. A digest needs no escaping but for its colon.
+        let digest = self.digest.to_string().replace(':', "%3A");
+        let query = match url.query() {
+            None | Some("") => format!("digest={digest}"),
+            Some(query) => format!("{query}&digest={digest}"),
+        };
+        url.set_query(Some(&query));
+        url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opaque_location_is_passed_on_as_it_came() {
+        let digest = Digest::sha256(b"x");
+        let mut upload = Upload {
+            location: "http://h/v2/a/blobs/uploads/u?_state=a%2Fb+c==&x".parse().unwrap(),
+            digest: digest.clone(),
+            min_chunk: 0,
+        };
+        let hex = digest.hex();
+        assert_eq!(
+            upload.commit_url().as_str(),
+            format!("http://h/v2/a/blobs/uploads/u?_state=a%2Fb+c==&x&digest=sha256%3A{hex}")
+        );
+        upload.location = "http://h/v2/a/blobs/uploads/u".parse().unwrap();
+        assert_eq!(upload.commit_url().as_str(), format!("http://h/v2/a/blobs/uploads/u?digest=sha256%3A{hex}"));
+    }
+}

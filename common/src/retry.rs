@@ -1,0 +1,259 @@
+//! What is tried again, how often, and after how long: the only place that decides it (field notes, "What to retry").
+//!
+//! The arithmetic is apart from the sleeping: [`Retry::next_delay`] can be tested without a clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use backon::BackoffBuilder;
+use rand::Rng;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Class, Error};
+
+/// Whether an error may be gone when the same is tried again. All else is final.
+pub fn is_passing(error: &Error) -> bool {
+    match error.class() {
+        Class::Unreachable | Class::TimedOut | Class::ServerError | Class::RateLimited | Class::TokenExpired => true,
+        Class::NotFound
+        | Class::Denied
+        | Class::Corrupt
+        | Class::Refused
+        | Class::Incomplete
+        | Class::Unsupported
+        | Class::BadAnswer
+        | Class::Insecure
+        | Class::Invalid
+        | Class::Local
+        | Class::Collision
+        | Class::Cancelled => false,
+    }
+}
+
+/// Which class an HTTP status is of, before anything else about the answer is known.
+pub fn class_of_status(status: u16) -> Class {
+    match status {
+        401 | 403 => Class::Denied,
+        404 | 410 => Class::NotFound,
+        429 => Class::RateLimited,
+        408 | 425 | 499 | 500 | 502 | 503 | 504 | 520..=524 => Class::ServerError,
+        300..=399 => Class::BadAnswer,
+        400..=498 => Class::Refused,
+        _ => Class::BadAnswer,
+    }
+}
+
+/// How often, and with which pauses.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Tries of one request without any progress, the first included.
+    pub attempts: u32,
+    /// The upper bound of the first pause.
+    pub first_delay: Duration,
+    /// The upper bound of every pause; `Retry-After` may ask for more.
+    pub max_delay: Duration,
+    /// The longest `Retry-After` that is waited out; a longer one ends the task with "rate limited".
+    pub max_wait: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            attempts: 5,
+            first_delay: Duration::from_millis(500),
+            max_delay: Duration::from_secs(30),
+            max_wait: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The retries that a whole task may still spend, shared by all its requests so that nested retries do not multiply.
+/// A retry takes one; when what was retried succeeds, its retries are given back.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<AtomicU32>);
+
+impl Budget {
+    /// A budget of so many retries.
+    pub fn new(retries: u32) -> Budget {
+        Budget(Arc::new(AtomicU32::new(retries)))
+    }
+
+    fn take(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    fn give_back(&self, retries: u32) {
+        self.0.fetch_add(retries, Ordering::Relaxed);
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget::new(20)
+    }
+}
+
+/// The state of trying one thing.
+#[derive(Debug)]
+pub struct Retry {
+    policy: Policy,
+    budget: Budget,
+    started: Instant,
+    attempts: u32,
+    spent: u32,
+    delays: backon::ExponentialBackoff,
+}
+
+impl Retry {
+    /// The first try is about to be made.
+    pub fn new(policy: Policy, budget: &Budget) -> Retry {
+        Retry { policy, budget: budget.clone(), started: Instant::now(), attempts: 0, spent: 0, delays: delays(policy) }
+    }
+
+    /// Something was achieved: what failed before it is forgotten.
+    pub fn progressed(&mut self) {
+        if self.attempts > 0 {
+            self.attempts = 0;
+            self.delays = delays(self.policy);
+            self.budget.give_back(std::mem::take(&mut self.spent));
+        }
+    }
+
+    /// A try failed. Either how long to wait before the next one, or the error to end with, which says how often it was
+    /// tried.
+    pub fn next_delay(&mut self, error: Error) -> Result<(Duration, Error), Error> {
+        self.attempts += 1;
+        if !is_passing(&error) {
+            return Err(self.last(error));
+        }
+        if self.attempts >= self.policy.attempts || !self.budget.take() {
+            return Err(self.last(error));
+        }
+        self.spent += 1;
+        let bound = self.delays.next().unwrap_or(self.policy.max_delay);
+        // Full jitter: many clients that failed together come back apart.
+        let delay = rand::rng().random_range(Duration::ZERO..=bound);
+        match error.wait() {
+            Some(wait) if wait > self.policy.max_wait => {
+                let hint = format!("the registry asks to wait {}: try again then", seconds(wait));
+                Err(self.last(error).hint(hint))
+            }
+            // Never before the time that the registry named, and not all at that very moment.
+            Some(wait) => Ok((wait + delay.min(wait / 4 + Duration::from_millis(50)), error)),
+            None => Ok((delay, error)),
+        }
+    }
+
+    /// Waits as [`Retry::next_delay`] says, unless cancelled. `seen` is told of the error and the wait first.
+    pub async fn pause(
+        &mut self,
+        error: Error,
+        cancel: &CancellationToken,
+        seen: impl FnOnce(&Error, u32, Duration),
+    ) -> Result<(), Error> {
+        let (delay, error) = self.next_delay(error)?;
+        seen(&error, self.attempts, delay);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => Ok(()),
+            () = cancel.cancelled() => Err(self.last(error).as_class(Class::Cancelled)),
+        }
+    }
+
+    fn last(&self, error: Error) -> Error {
+        error.after(self.attempts, self.started.elapsed())
+    }
+}
+
+impl Drop for Retry {
+    fn drop(&mut self) {
+        // Success is the common end; where the task failed, nobody asks the budget again.
+        self.budget.give_back(self.spent);
+    }
+}
+
+fn delays(policy: Policy) -> backon::ExponentialBackoff {
+    backon::ExponentialBuilder::new()
+        .with_min_delay(policy.first_delay)
+        .with_max_delay(policy.max_delay)
+        .without_max_times()
+        .build()
+}
+
+/// A span of time for people: `90 s`, `0.4 s`, `5 min`.
+pub fn seconds(span: Duration) -> String {
+    match span.as_secs_f64() {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s => format!("{:.0} min", s / 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure() -> Error {
+        Error::new(Class::ServerError, "reading x", "503")
+    }
+
+    #[test]
+    fn a_passing_error_is_tried_five_times_and_says_so() {
+        let mut retry = Retry::new(Policy::default(), &Budget::default());
+        for _ in 0..4 {
+            retry.next_delay(failure()).unwrap();
+        }
+        assert_eq!(retry.next_delay(failure()).unwrap_err().attempts(), 5);
+    }
+
+    #[test]
+    fn a_final_error_is_tried_once() {
+        let mut retry = Retry::new(Policy::default(), &Budget::default());
+        let error = retry.next_delay(Error::new(Class::NotFound, "reading x", "404")).unwrap_err();
+        assert_eq!(error.attempts(), 1);
+    }
+
+    #[test]
+    fn pauses_grow_within_their_bounds() {
+        let policy = Policy { attempts: 100, ..Policy::default() };
+        let mut retry = Retry::new(policy, &Budget::new(100));
+        let mut bound = policy.first_delay;
+        for _ in 0..50 {
+            let (delay, _) = retry.next_delay(failure()).unwrap();
+            assert!(delay <= bound, "{delay:?} > {bound:?}");
+            bound = (bound * 2).min(policy.max_delay);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_and_one_that_is_too_long_ends_it() {
+        let mut retry = Retry::new(Policy::default(), &Budget::default());
+        let asked = Duration::from_secs(7);
+        let (delay, _) = retry.next_delay(failure().retry_after(Some(asked))).unwrap();
+        assert!(delay >= asked && delay <= asked * 2);
+        let error = retry.next_delay(failure().retry_after(Some(Duration::from_secs(3600)))).unwrap_err();
+        assert!(error.advice().unwrap().contains("60 min"));
+    }
+
+    #[test]
+    fn nested_retries_share_one_budget_which_success_refills() {
+        let budget = Budget::new(3);
+        let mut one = Retry::new(Policy::default(), &budget);
+        one.next_delay(failure()).unwrap();
+        one.next_delay(failure()).unwrap();
+        let mut other = Retry::new(Policy::default(), &budget);
+        other.next_delay(failure()).unwrap();
+        assert!(one.next_delay(failure()).is_err());
+        other.progressed();
+        assert!(Retry::new(Policy::default(), &budget).next_delay(failure()).is_ok());
+    }
+
+    #[test]
+    fn progress_forgets_what_failed_before() {
+        let mut retry = Retry::new(Policy::default(), &Budget::new(4));
+        for _ in 0..1000 {
+            retry.next_delay(failure()).unwrap();
+            retry.progressed();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What is known to be at the targets, learnt by this process: which repository has a blob, and which manifests are
+//! whole where. It saves requests and bytes; it is never needed for the result to be right.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use imgsync_common::image::{Digest, RegistryName, RepositoryName};
+
+/// Entries kept at the most, so that memory does not grow with the number of tags: two generations of half as many.
+const CAPACITY: usize = 100_000;
+
+type BlobKey = (RegistryName, Digest);
+type PlaceKey = (RegistryName, RepositoryName, Digest);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// For a blob of a registry, a repository that has it.
+    homes: Aging<BlobKey, RepositoryName>,
+    /// Blobs that are in a repository.
+    blobs: Aging<PlaceKey, ()>,
+    /// Manifests that are in a repository, with all that they need.
+    manifests: Aging<PlaceKey, ()>,
+    /// Blobs that are on their way to a registry.
+    flights: HashMap<BlobKey, Arc<tokio::sync::Mutex<()>>>,
+}
+
+impl Known {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn has_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) -> bool {
+        self.state().blobs.get(&(registry.clone(), repository.clone(), digest.clone())).is_some()
+    }
+
+    /// A repository of the registry that has the blob.
+    pub(crate) fn home_of(&self, registry: &RegistryName, digest: &Digest) -> Option<RepositoryName> {
+        self.state().homes.get(&(registry.clone(), digest.clone()))
+    }
+
+    pub(crate) fn add_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        let mut state = self.state();
+        state.homes.insert((registry.clone(), digest.clone()), repository.clone());
+        state.blobs.insert((registry.clone(), repository.clone(), digest.clone()), ());
+    }
+
+    /// What was believed of a blob was wrong.
+    pub(crate) fn forget_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        let mut state = self.state();
+        state.blobs.remove(&(registry.clone(), repository.clone(), digest.clone()));
+        let key = (registry.clone(), digest.clone());
+        if state.homes.get(&key).as_ref() == Some(repository) {
+            state.homes.remove(&key);
+        }
+    }
+
+    pub(crate) fn has_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) -> bool {
+        self.state().manifests.get(&(registry.clone(), repository.clone(), digest.clone())).is_some()
+    }
+
+    pub(crate) fn add_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        self.state().manifests.insert((registry.clone(), repository.clone(), digest.clone()), ());
+    }
+
+    pub(crate) fn forget_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        self.state().manifests.remove(&(registry.clone(), repository.clone(), digest.clone()));
+    }
+
+    /// Waits until nobody else in this process is moving the blob to the registry, and keeps others waiting until the
+    /// guard is dropped. Never take a second one while holding one.
+    pub(crate) async fn flight(&self, registry: &RegistryName, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut state = self.state();
+            // Those that nobody holds or waits for are of no more use.
+            if state.flights.len() > 1024 {
+                state.flights.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            state.flights.entry((registry.clone(), digest.clone())).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// A map that forgets what was not used for long, in two generations.
+#[derive(Debug)]
+struct Aging<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+}
+
+impl<K, V> Default for Aging<K, V> {
+    fn default() -> Aging<K, V> {
+        Aging { young: HashMap::new(), old: HashMap::new() }
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Aging<K, V> {
+    fn get(&mut self, key: &K) -> Option<V> {
+        if let Some(value) = self.young.get(key) {
+            return Some(value.clone());
+        }
+        let (key, value) = self.old.remove_entry(key)?;
+        self.insert(key, value.clone());
+        Some(value)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        if self.young.len() >= CAPACITY / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+/// A set of digests that is filled from many places at once.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(Mutex<HashSet<Digest>>);
+
+impl Seen {
+    /// Whether it was not seen before.
+    pub(crate) fn first_time(&self, digest: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_used_is_forgotten_and_memory_stays_bounded() {
+        let mut map = Aging::default();
+        for n in 0..CAPACITY * 3 {
+            map.insert(n, ());
+            if n > 0 {
+                assert!(map.get(&0).is_some() || n > 0);
+            }
+        }
+        assert!(map.young.len() + map.old.len() <= CAPACITY);
+        assert!(map.get(&(CAPACITY * 3 - 1)).is_some());
+        assert!(map.get(&1).is_none());
+    }
+
+    #[test]
+    fn a_blob_is_found_by_registry_and_forgotten_where_it_was_wrong() {
+        let (registry, one, two) = ("r.example".parse().unwrap(), "a/one".parse().unwrap(), "a/two".parse().unwrap());
+        let digest = Digest::sha256(b"x");
+        let known = Known::default();
+        known.add_blob(&registry, &one, &digest);
+        assert_eq!(known.home_of(&registry, &digest), Some(one.clone()));
+        assert!(!known.has_blob(&registry, &two, &digest));
+        known.forget_blob(&registry, &one, &digest);
+        assert_eq!(known.home_of(&registry, &digest), None);
+    }
+}
