@@ -8,3 +8,4 @@ pub mod printable;
 pub mod registry;
 pub mod retry;
 pub mod secret;
+pub mod select;
