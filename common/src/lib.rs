@@ -4,7 +4,9 @@
 pub mod error;
 pub mod event;
 pub mod image;
+pub mod naming;
 pub mod printable;
 pub mod registry;
 pub mod retry;
 pub mod secret;
+pub mod select;

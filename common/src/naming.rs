@@ -1,0 +1,234 @@
+//! What an image is called at the target. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the reason why the target would
+//! not take it. Two images under one name are found by [`Names`] while listing, and by [`must_collide`] before.
+
+mod collision;
+mod template;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::image::{ParseReferenceError, RegistryName, RepositoryName, Tag};
+
+pub use collision::{Claim, Collision, FixedRule, Names, must_collide};
+pub use template::{Template, TemplateError};
+
+/// How targets are named; `gcr.io/istio-release/pilot` copied to `registry.example.com/mirror` as an example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Style {
+    /// `mirror/gcr.io_istio-release_pilot`: fits every registry, and nothing of the origin is lost.
+    #[default]
+    Flat,
+    /// `mirror/istio-release/pilot`.
+    Keep,
+    /// `mirror/pilot`.
+    Basename,
+    /// `mirror/gcr.io/istio-release/pilot`; in a layout the name stays exactly the source's.
+    Full,
+    /// [`Flat`](Style::Flat) over the name that the image had in the original imgsync's days, for presets: `mirror/quay.io_coreos_flannel`.
+    Original,
+    /// Whatever the template makes, below the base: `{{namespace}}/{{basename}}`, or with a tag, `{{basename}}:{{tag}}-mirror`.
+    Template(Template),
+}
+
+/// Where an image comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The source registry.
+    pub registry: &'a RegistryName,
+    /// The source repository.
+    pub repository: &'a RepositoryName,
+    /// The source tag.
+    pub tag: &'a Tag,
+    /// For [`Style::Original`]: registry and repository as they once were, `quay.io/coreos/flannel`.
+    pub original: Option<&'a str>,
+}
+
+/// What `to` says: a registry, and a path in it that all targets begin with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Base {
+    /// The target registry.
+    pub registry: RegistryName,
+    /// What comes before each name; none puts names at the top.
+    pub prefix: Option<RepositoryName>,
+}
+
+/// A name that the target takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetName {
+    /// The target registry.
+    pub registry: RegistryName,
+    /// The whole path there.
+    pub repository: RepositoryName,
+    /// The tag, which only a template can make different from the source's.
+    pub tag: Tag,
+}
+
+/// Why an image cannot be named so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` cannot be a target: {reason}")]
+pub struct NameError {
+    /// The name as it would have been.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Style {
+    /// The name at a registry, checked.
+    pub fn name(&self, base: &Base, origin: &Origin<'_>) -> Result<TargetName, NameError> {
+        let (path, tag) = self.in_layout(origin)?;
+        // The colon of a port is the one character of a host that paths do not take, besides the brackets of IPv6.
+        let path = match self {
+            Style::Full => path.replace(':', "_").replace(['[', ']'], ""),
+            _ => path,
+        };
+        let path = match &base.prefix {
+            Some(prefix) => format!("{prefix}/{path}"),
+            None => path,
+        };
+        let refuse = |reason: String| NameError { name: format!("{}/{path}", base.registry), reason };
+        let repository: RepositoryName =
+            path.parse().map_err(|error: ParseReferenceError| refuse(reason_of(&error)))?;
+        if base.registry.is_docker_hub() && path.split('/').count() != 2 {
+            return Err(refuse(format!(
+                "Docker Hub takes NAMESPACE/NAME, two levels and not {} (`name: flat` makes one of any path)",
+                path.split('/').count()
+            )));
+        }
+        Ok(TargetName { registry: base.registry.clone(), repository, tag })
+    }
+
+    /// The name in an image layout, which takes any.
+    pub fn in_layout(&self, origin: &Origin<'_>) -> Result<(String, Tag), NameError> {
+        let path = match self {
+            Style::Flat => flat(&format!("{}/{}", origin.registry, origin.repository)),
+            Style::Keep => origin.repository.to_string(),
+            Style::Basename => origin.repository.basename().to_owned(),
+            Style::Full => format!("{}/{}", origin.registry, origin.repository),
+            Style::Original => match origin.original {
+                Some(original) => flat(original),
+                None => flat(&format!("{}/{}", origin.registry, origin.repository)),
+            },
+            Style::Template(template) => return template.name(origin),
+        };
+        Ok((path, origin.tag.clone()))
+    }
+
+    /// Whether the tag can decide on the repository or be changed.
+    pub fn depends_on_tag(&self) -> bool {
+        matches!(self, Style::Template(template) if template.depends_on_tag())
+    }
+}
+
+/// What is wrong, without the path again, which is a part of the name that the message begins with.
+fn reason_of(error: &ParseReferenceError) -> String {
+    let text = error.to_string();
+    match text.split_once("is not a repository: ") {
+        Some((_, reason)) => reason.to_owned(),
+        None => text,
+    }
+}
+
+/// `gcr.io/istio-release/pilot` → `gcr.io_istio-release_pilot`; `host:5000/a` → `host_5000_a`.
+pub fn flat(name: &str) -> String {
+    name.chars()
+        .filter_map(|c| match c {
+            '/' | ':' => Some('_'),
+            '[' | ']' => None,
+            c => Some(c),
+        })
+        .collect()
+}
+
+impl FromStr for Style {
+    type Err = TemplateError;
+
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
+        Ok(match text {
+            "flat" => Style::Flat,
+            "keep" => Style::Keep,
+            "basename" => Style::Basename,
+            "full" => Style::Full,
+            "original" => Style::Original,
+            template => Style::Template(Template::compile(template)?),
+        })
+    }
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Style::Flat => "flat",
+            Style::Keep => "keep",
+            Style::Basename => "basename",
+            Style::Full => "full",
+            Style::Original => "original",
+            Style::Template(template) => template.as_str(),
+        })
+    }
+}
+
+/// Why a text is not a [`Base`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BaseError {
+    /// `gcrxio` could be a host or a namespace of Docker Hub.
+    #[error("`{0}` names no registry; for Docker Hub write `docker.io/{0}`")]
+    NoRegistry(String),
+    /// A tag, a digest or a star: things that only a source has.
+    #[error("`{0}` is more than a place; write a registry and a path, without a tag, a digest or stars")]
+    NotAPlace(String),
+    /// Not a registry, or not a path.
+    #[error(transparent)]
+    Malformed(#[from] ParseReferenceError),
+    /// Two levels are all there is, and the second is for the name.
+    #[error("`{0}` is too deep: Docker Hub takes NAMESPACE/NAME, so `to` is `docker.io/NAMESPACE`")]
+    TooDeep(String),
+}
+
+impl FromStr for Base {
+    type Err = BaseError;
+
+    fn from_str(text: &str) -> Result<Self, BaseError> {
+        let (host, path) = match text.split_once('/') {
+            Some((host, path)) => (host, Some(path)),
+            None => (text, None),
+        };
+        if text.contains("://") {
+            // The registry's own message says what to write.
+            return Err(text
+                .parse::<RegistryName>()
+                .err()
+                .map_or(BaseError::NotAPlace(text.to_owned()), BaseError::Malformed));
+        }
+        if path.unwrap_or(host).contains(['*', '@']) || path.is_some_and(|path| path.contains(':')) {
+            return Err(BaseError::NotAPlace(text.to_owned()));
+        }
+        if !host.contains(['.', ':', '[']) && host != "localhost" {
+            return Err(BaseError::NoRegistry(text.to_owned()));
+        }
+        let registry: RegistryName = host.parse()?;
+        let prefix = path.filter(|path| !path.is_empty()).map(str::parse::<RepositoryName>).transpose()?;
+        if registry.is_docker_hub() && prefix.as_ref().is_some_and(|prefix| prefix.as_str().contains('/')) {
+            return Err(BaseError::TooDeep(text.to_owned()));
+        }
+        Ok(Self { registry, prefix })
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.prefix {
+            Some(prefix) => write!(f, "{}/{prefix}", self.registry),
+            None => write!(f, "{}", self.registry),
+        }
+    }
+}
+
+impl fmt::Display for TargetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+#[cfg(test)]
+mod tests;

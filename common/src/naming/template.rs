@@ -1,0 +1,117 @@
+//! Names by a template of minijinja.
+
+use std::sync::Arc;
+
+use minijinja::{Environment, UndefinedBehavior, Value};
+
+use super::{NameError, Origin, flat};
+use crate::image::Tag;
+
+const VARIABLES: [&str; 6] = ["registry", "repository", "namespace", "basename", "tag", "flat"];
+
+/// A compiled template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository` istio-release/pilot, `namespace`
+/// istio-release, `basename` pilot, `tag` 1.25, `flat` gcr.io_istio-release_pilot. Filters such as `replace`, `lower` and `split` are there.
+#[derive(Clone, Debug)]
+pub struct Template {
+    text: String,
+    environment: Arc<Environment<'static>>,
+    uses_tag: bool,
+}
+
+/// Why a text is not a naming style.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// Neither a style nor a template.
+    #[error(
+        "`{0}` is no style: there are flat, keep, basename, full, original and templates such as {{{{namespace}}}}/{{{{basename}}}}"
+    )]
+    NotAStyle(String),
+    /// A variable that is not there.
+    #[error("there is no `{0}` here: there are registry, repository, namespace, basename, tag and flat")]
+    UnknownVariable(String),
+    /// Not a template that can be compiled, or one that fails on any name.
+    #[error("the template does not work: {0}")]
+    Broken(String),
+    /// All images would have one name.
+    #[error(
+        "a name must contain {{{{repository}}}}, {{{{basename}}}} or {{{{flat}}}}, or all images would be called the same"
+    )]
+    Constant,
+}
+
+impl Template {
+    /// Compiles a template and tries it out.
+    pub fn compile(text: &str) -> Result<Self, TemplateError> {
+        if !text.contains("{{") && !text.contains("{%") {
+            return Err(TemplateError::NotAStyle(text.to_owned()));
+        }
+        let broken = |error: minijinja::Error| TemplateError::Broken(describe(&error));
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.add_template_owned("name", text.to_owned()).map_err(broken)?;
+        let template = environment.get_template("name").map_err(broken)?;
+        let used = template.undeclared_variables(false);
+        let mut unknown: Vec<&String> =
+            used.iter().filter(|name| !VARIABLES.contains(&name.as_str()) && !is_global(&environment, name)).collect();
+        unknown.sort();
+        if let Some(unknown) = unknown.first() {
+            return Err(TemplateError::UnknownVariable((*unknown).clone()));
+        }
+        if !["repository", "basename", "flat"].iter().any(|name| used.contains(*name)) {
+            return Err(TemplateError::Constant);
+        }
+        let uses_tag = used.contains("tag");
+        let template = Self { text: text.to_owned(), environment: Arc::new(environment), uses_tag };
+        template.render("registry.example.com", "namespace/name", "1.0").map_err(broken)?;
+        Ok(template)
+    }
+
+    /// The template as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn depends_on_tag(&self) -> bool {
+        self.uses_tag
+    }
+
+    pub(super) fn name(&self, origin: &Origin<'_>) -> Result<(String, Tag), NameError> {
+        let refuse = |name: &str, reason: String| NameError { name: name.to_owned(), reason };
+        let name = self
+            .render(origin.registry.as_str(), origin.repository.as_str(), origin.tag.as_str())
+            .map_err(|error| refuse(&self.text, describe(&error)))?;
+        match name.trim().rsplit_once(':') {
+            None => Ok((name.trim().to_owned(), origin.tag.clone())),
+            Some((path, tag)) => match tag.parse() {
+                Ok(tag) => Ok((path.to_owned(), tag)),
+                Err(error) => Err(refuse(&name, format!("{error}"))),
+            },
+        }
+    }
+
+    fn render(&self, registry: &str, repository: &str, tag: &str) -> Result<String, minijinja::Error> {
+        let (namespace, basename) = repository.rsplit_once('/').unwrap_or(("", repository));
+        let flat = flat(&format!("{registry}/{repository}"));
+        let values = [registry, repository, namespace, basename, tag, &flat];
+        let context = Value::from_pairs(VARIABLES.into_iter().zip(values));
+        self.environment.get_template("name")?.render(context)
+    }
+}
+
+impl PartialEq for Template {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+fn is_global(environment: &Environment<'_>, name: &str) -> bool {
+    environment.globals().any(|(global, _)| global == name)
+}
+
+/// The kind and the detail, without the template's invented file name.
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}

@@ -1,0 +1,269 @@
+//! Version ranges, `semver:` in a configuration: `>=1.20`, `^1.2 || ~2.3`, `>=1.20, <2`, `1.x`.
+//!
+//! Comparators side by side (by spaces or commas) must all hold; `||` gives alternatives. A version with fewer than three numbers stands for
+//! all below it: `=1.25` and `1.25.x` take 1.25.3, `<=1.25` takes it too and `>1.25` begins at 1.26. `^1.2` is `>=1.2 <2` (`^0.2` is `>=0.2 <0.3`),
+//! `~1.2.3` is `>=1.2.3 <1.3`.
+//!
+//! Pre-releases are judged by the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that everybody expects: `<2`
+//! does not take 2.0-rc1. Variants and revisions are not looked at: 1.25-alpine is `>=1.20`.
+
+use std::fmt;
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::str::FromStr;
+
+use super::version::{Core, Parts, Stage, Version};
+
+/// A set of versions; read by [`FromStr`].
+#[derive(Clone, Debug)]
+pub struct VersionRange {
+    text: String,
+    intervals: Vec<Interval>,
+}
+
+/// Why a version range could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// Nothing between two `||`, or nothing at all.
+    #[error("a version range must not be empty")]
+    Empty,
+    /// What should be a version is not one.
+    #[error("`{0}` is not a version to compare with, such as 1.20, v1.2.3, 1.x or 2024-01-15")]
+    NotAVersion(String),
+    /// No version can satisfy it, as in `>2 <1`.
+    #[error("no version can be `{0}`")]
+    Contradiction(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Interval {
+    lower: Bound<Core>,
+    upper: Bound<Core>,
+}
+
+impl VersionRange {
+    /// Whether the version is in the range.
+    pub fn contains(&self, version: &Version) -> bool {
+        self.intervals.iter().any(|interval| interval.contains(version.core()))
+    }
+
+    /// The range as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for VersionRange {
+    fn eq(&self, other: &Self) -> bool {
+        self.intervals == other.intervals
+    }
+}
+
+impl fmt::Display for VersionRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for VersionRange {
+    type Err = RangeError;
+
+    fn from_str(text: &str) -> Result<Self, RangeError> {
+        let text = text.trim();
+        let intervals = text.split("||").map(conjunction).collect::<Result<_, _>>()?;
+        Ok(Self { text: text.to_owned(), intervals })
+    }
+}
+
+impl Interval {
+    fn contains(&self, core: &Core) -> bool {
+        let above = match &self.lower {
+            Included(bound) => core >= bound,
+            Excluded(bound) => core > bound,
+            Unbounded => true,
+        };
+        above
+            && match &self.upper {
+                Included(bound) => core <= bound,
+                Excluded(bound) => core < bound,
+                Unbounded => true,
+            }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { lower: tighter(self.lower, other.lower, true), upper: tighter(self.upper, other.upper, false) }
+    }
+
+    fn is_empty(&self) -> bool {
+        match (&self.lower, &self.upper) {
+            (Included(low), Included(high)) => low > high,
+            (Included(low) | Excluded(low), Included(high) | Excluded(high)) => low >= high,
+            _ => false,
+        }
+    }
+}
+
+/// The bound that lets less through.
+fn tighter(a: Bound<Core>, b: Bound<Core>, lower: bool) -> Bound<Core> {
+    let (Included(x) | Excluded(x)) = &a else {
+        return b;
+    };
+    let (Included(y) | Excluded(y)) = &b else {
+        return a;
+    };
+    let a_is_tighter = match x.cmp(y) {
+        std::cmp::Ordering::Equal => matches!(a, Excluded(_)),
+        order => order.is_gt() == lower,
+    };
+    if a_is_tighter { a } else { b }
+}
+
+fn conjunction(text: &str) -> Result<Interval, RangeError> {
+    let mut interval: Option<Interval> = None;
+    let mut rest = text.trim_matches(separator);
+    while !rest.is_empty() {
+        let operator_end = rest.find(|c| !"<>=^~".contains(c)).unwrap_or(rest.len());
+        let (operator, after) = rest.split_at(operator_end);
+        let after = after.trim_start();
+        let end = after.find(separator).unwrap_or(after.len());
+        let next = comparator(operator, &after[..end])?;
+        interval = Some(match interval {
+            Some(interval) => interval.and(next),
+            None => next,
+        });
+        rest = after[end..].trim_start_matches(separator);
+    }
+    let interval = interval.ok_or(RangeError::Empty)?;
+    if interval.is_empty() {
+        return Err(RangeError::Contradiction(text.trim().to_owned()));
+    }
+    Ok(interval)
+}
+
+fn separator(c: char) -> bool {
+    c == ',' || c.is_whitespace()
+}
+
+fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
+    let unknown = || RangeError::NotAVersion(format!("{operator}{version}"));
+    // `1.x`, `1.25.*`: the numbers before the wildcard, taken as a whole.
+    let mut stem = version;
+    while let Some(shorter) = [".x", ".X", ".*"].iter().find_map(|wildcard| stem.strip_suffix(wildcard)) {
+        stem = shorter;
+    }
+    let wild = stem.len() < version.len();
+    if matches!(stem, "x" | "X" | "*") {
+        return match operator {
+            "" | "=" | "==" | ">=" | "<=" | "^" | "~" => Ok(Interval { lower: Unbounded, upper: Unbounded }),
+            _ => Err(RangeError::Contradiction(format!("{operator}{version}"))),
+        };
+    }
+    let parts = Parts::parse(stem).ok_or_else(unknown)?;
+    if wild && parts.stage != Stage::Release {
+        return Err(unknown());
+    }
+    let whole = parts.stage == Stage::Release && (wild || parts.written < 3);
+    let numbers = &parts.numbers;
+    let at = |stage: &Stage| Core::new(numbers.clone(), stage.clone());
+    // The first version after all that begin with the first `kept` numbers.
+    let after = |kept: usize| {
+        let mut next = numbers[..kept].to_vec();
+        if let Some(last) = next.last_mut() {
+            *last = last.saturating_add(1);
+        }
+        Excluded(Core::new(next, Stage::Lowest))
+    };
+    let from = Included(at(&parts.stage));
+    let (lower, upper) = match operator {
+        "" | "=" | "==" if whole => (from, after(numbers.len())),
+        "" | "=" | "==" => (from.clone(), from),
+        ">=" => (from, Unbounded),
+        ">" if whole => match after(numbers.len()) {
+            Excluded(next) => (Included(next), Unbounded),
+            _ => return Err(unknown()),
+        },
+        ">" => (Excluded(at(&parts.stage)), Unbounded),
+        "<" if parts.stage == Stage::Release => (Unbounded, Excluded(at(&Stage::Lowest))),
+        "<" => (Unbounded, Excluded(at(&parts.stage))),
+        "<=" if whole => (Unbounded, after(numbers.len())),
+        "<=" => (Unbounded, from),
+        "~" => (from, after(numbers.len().min(2))),
+        "^" => {
+            let first = numbers.iter().position(|&number| number > 0);
+            (from, after(first.map_or(numbers.len(), |index| index + 1)))
+        }
+        _ => return Err(unknown()),
+    };
+    Ok(Interval { lower, upper })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn takes(range: &str, tag: &str) -> bool {
+        let range: VersionRange = range.parse().unwrap_or_else(|e| panic!("{range}: {e}"));
+        range.contains(&Version::parse(tag).unwrap())
+    }
+
+    #[test]
+    fn ranges_take_what_people_expect() {
+        for (range, yes, no) in [
+            (">=1.20", "1.20 v1.20.1 1.25-alpine 2 1.21-rc1 2024-01-15", "1.19.3 1.20-rc1 1.2"),
+            (">= 1.20, < 2", "1.20 1.99.9", "2.0 2.0-rc1 1.19"),
+            (">=1.20 <2", "1.20 1.99.9", "2.0 2.0.0-beta.1"),
+            (">1.25", "1.26 1.26.1 2", "1.25 1.25.9"),
+            (">1.25.3", "1.25.4 1.25.3.1", "1.25.3 1.25.3-2"),
+            ("<=1.25", "1.25.9 1.24", "1.26"),
+            ("=1.25", "1.25 1.25.3 1.25.3-alpine", "1.26 1.24.9"),
+            ("1.25.3", "1.25.3 v1.25.3-alpine 1.25.3-4", "1.25.4 1.25.3-rc1"),
+            ("1.x", "1.0 1.99", "2.0 0.9"),
+            ("1.25.*", "1.25.1", "1.26"),
+            ("1.x.x", "1.25.1", "2.26"),
+            ("*", "0.1 1.0-rc1", ""),
+            ("^1.2.3", "1.2.3 1.9", "2.0 1.2.2"),
+            ("^0.2.3", "0.2.3 0.2.9", "0.3 0.2.2"),
+            ("^0.0.3", "0.0.3", "0.0.4"),
+            ("^0", "0.9", "1.0"),
+            ("~1.2.3", "1.2.9", "1.3 1.2.2"),
+            ("~1", "1.2 1.9", "2.0"),
+            ("~1.2 || ^3", "1.2.5 3.9", "2.0 4"),
+            (">=2024-01-15", "20240115 2024.02.01", "2024-01-14 1.2"),
+            ("<2.0.0-rc2", "2.0.0-rc1 1.9", "2.0.0-rc2 2.0.0"),
+            (">=1.2.3.4", "1.2.3.4 1.2.3.10", "1.2.3.3"),
+        ] {
+            for tag in yes.split_whitespace() {
+                assert!(takes(range, tag), "{range} takes {tag}");
+            }
+            for tag in no.split_whitespace() {
+                assert!(!takes(range, tag), "{range} leaves out {tag}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_range_is_refused_with_the_reason() {
+        let reason = |text: &str| text.parse::<VersionRange>().unwrap_err().to_string();
+        assert_eq!(reason(""), "a version range must not be empty");
+        assert_eq!(reason(">=1 ||"), "a version range must not be empty");
+        assert_eq!(reason(">2 <1"), "no version can be `>2 <1`");
+        assert_eq!(reason("<1.2 >=1.2"), "no version can be `<1.2 >=1.2`");
+        assert!(reason(">=latest").starts_with("`>=latest` is not a version"));
+        assert!(reason("=>1").starts_with("`=>1` is not a version"));
+        assert!(reason("1x").starts_with("`1x` is not a version"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "[<>=^~ ,|*x0-9.v-]{0,24}|.{0,24}", tag in "[0-9.]{1,8}") {
+            if let (Ok(range), Some(version)) = (text.parse::<VersionRange>(), Version::parse(&tag)) {
+                let _ = range.contains(&version);
+            }
+        }
+
+        #[test]
+        fn at_least_and_below_share_out_the_releases(a in "[0-9]{1,2}(\\.[0-9]{1,2}){0,3}", b in "[0-9]{1,2}(\\.[0-9]{1,2}){0,3}") {
+            prop_assert_ne!(takes(&format!(">={a}"), &b), takes(&format!("<{a}"), &b));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Patterns for repositories: `from:` of a rule.
+
+use std::fmt;
+use std::str::FromStr;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::image::{RegistryName, RepositoryName};
+
+/// Which repositories of a registry: `gcr.io/istio-release/pilot` is one, `gcr.io/istio-release/*` those one level below, `gcr.io/istio-release/**`
+/// all below, at any depth, and `registry.example.com/**` all there are. Within a level, `*` stands for any part of it (`quay.io/*/etcd-*`).
+/// Without a registry, Docker Hub is meant, as everywhere: `nginx` is docker.io/library/nginx.
+#[derive(Clone, Debug)]
+pub struct RepositoryPattern {
+    registry: RegistryName,
+    prefix: String,
+    levels: Vec<Level>,
+    deep: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Level {
+    text: String,
+    glob: Option<GlobMatcher>,
+}
+
+/// Why a text is not a [`RepositoryPattern`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct RepositoryPatternError {
+    reason: String,
+    /// What to write instead, if that is known.
+    pub hint: Option<String>,
+}
+
+impl RepositoryPattern {
+    /// The registry that is read.
+    pub fn registry(&self) -> &RegistryName {
+        &self.registry
+    }
+
+    /// The path before the first star, for who lists what is below: `istio-release` for `gcr.io/istio-release/**`, empty for `gcr.io/**`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The repository, if the pattern names one and no more.
+    pub fn repository(&self) -> Option<RepositoryName> {
+        if self.deep || self.levels.iter().any(|level| level.glob.is_some()) {
+            return None;
+        }
+        self.prefix.parse().ok()
+    }
+
+    /// One of the shortest repositories that are meant, with `a` for each star; none if it would be too long to be one.
+    pub fn shortest(&self) -> Option<RepositoryName> {
+        let mut levels: Vec<String> = self.levels.iter().map(|level| level.text.replace('*', "a")).collect();
+        levels.extend(self.deep.then(|| "a".to_owned()));
+        levels.join("/").parse().ok()
+    }
+
+    /// How many levels below the prefix there can be a match; `None` for any number.
+    pub fn depth_below_prefix(&self) -> Option<usize> {
+        let fixed = self.prefix.split('/').filter(|level| !level.is_empty()).count();
+        (!self.deep).then(|| self.levels.len() - fixed)
+    }
+
+    /// Whether a repository of this registry is meant. `a/**` does not mean `a` itself.
+    pub fn matches(&self, repository: &str) -> bool {
+        let mut parts = repository.split('/');
+        for level in &self.levels {
+            let Some(part) = parts.next() else {
+                return false;
+            };
+            let fits = match &level.glob {
+                Some(glob) => glob.is_match(part),
+                None => level.text == part,
+            };
+            if !fits {
+                return false;
+            }
+        }
+        parts.next().is_some() == self.deep
+    }
+}
+
+fn refuse<T>(reason: impl Into<String>, hint: Option<String>) -> Result<T, RepositoryPatternError> {
+    Err(RepositoryPatternError { reason: reason.into(), hint })
+}
+
+impl FromStr for RepositoryPattern {
+    type Err = RepositoryPatternError;
+
+    fn from_str(text: &str) -> Result<Self, RepositoryPatternError> {
+        if let Some((scheme, rest)) = text.split_once("://") {
+            return refuse(
+                format!("`{scheme}://` does not belong here"),
+                Some(format!("write `{rest}`; `tls: off` for plain HTTP goes to `registries`")),
+            );
+        }
+        if let Some((name, _)) = text.split_once('@') {
+            return refuse("a rule reads tags, not a digest", Some(format!("write `{name}`")));
+        }
+        let (name, tag) = match text.rsplit_once(':') {
+            Some((name, tag))
+                if !tag.contains(['/', ']']) && (name.contains('/') || !tag.bytes().all(|b| b.is_ascii_digit())) =>
+            {
+                (name, Some(tag))
+            }
+            _ => (text, None),
+        };
+        if let Some(tag) = tag {
+            return refuse(
+                "a pattern of repositories has no tag",
+                Some(format!("write `from: {name}` and `tags: {{include: [\"{tag}\"]}}`")),
+            );
+        }
+        let (host, path) = match text.split_once('/') {
+            Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (first, path.to_owned()),
+            Some(_) => ("docker.io", text.to_owned()),
+            None if text.contains(['.', ':']) || text == "localhost" => {
+                return refuse(
+                    format!("`{text}` names a registry and no repository"),
+                    Some(format!("for all its repositories write `{text}/**`")),
+                );
+            }
+            None if text.contains('*') => {
+                return refuse("it names no registry", Some("write `docker.io/NAMESPACE/*`".to_owned()));
+            }
+            None => ("docker.io", text.to_owned()),
+        };
+        if host.contains('*') {
+            return refuse("a star cannot stand for a registry", None);
+        }
+        let registry: RegistryName = host.parse().map_err(|error: crate::image::ParseReferenceError| {
+            RepositoryPatternError { reason: error.to_string(), hint: None }
+        })?;
+        let path = match registry.is_docker_hub() && !path.contains(['/', '*']) {
+            true => format!("library/{path}"),
+            false => path,
+        };
+        levels(registry, &path)
+    }
+}
+
+fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
+    let (above, deep) = match path.strip_suffix("**") {
+        Some("") => ("", true),
+        Some(above) if above.ends_with('/') => (&above[..above.len() - 1], true),
+        _ => (path, false),
+    };
+    let mut levels = Vec::new();
+    for part in above.split('/').filter(|_| !(deep && above.is_empty())) {
+        if part.contains("**") {
+            return refuse("`**` can only be the last level", Some("`*` stands for one level".to_owned()));
+        }
+        let sample = part.replace('*', "a");
+        if let Err(error) = sample.parse::<RepositoryName>() {
+            let error = if part.contains('*') || part.is_empty() {
+                format!("`{path}` is not a path of repositories: `{part}` cannot be a level of one")
+            } else {
+                error.to_string()
+            };
+            return refuse(error, None);
+        }
+        let glob = match part.contains('*') {
+            true => Some(
+                GlobBuilder::new(part)
+                    .build()
+                    .map_err(|error| RepositoryPatternError { reason: error.kind().to_string(), hint: None })?
+                    .compile_matcher(),
+            ),
+            false => None,
+        };
+        levels.push(Level { text: part.to_owned(), glob });
+    }
+    let prefix: Vec<&str> =
+        levels.iter().take_while(|level| level.glob.is_none()).map(|level| level.text.as_str()).collect();
+    let prefix = prefix.join("/");
+    if prefix.len() > 255 {
+        return refuse(format!("the path has {} characters, 255 are allowed", prefix.len()), None);
+    }
+    Ok(RepositoryPattern { registry, prefix, levels, deep })
+}
+
+impl fmt::Display for RepositoryPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.registry)?;
+        for level in &self.levels {
+            write!(f, "/{}", level.text)?;
+        }
+        if self.deep { f.write_str("/**") } else { Ok(()) }
+    }
+}
+
+impl PartialEq for RepositoryPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pattern(text: &str) -> RepositoryPattern {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn stars_stand_for_levels() {
+        for (text, yes, no) in [
+            ("gcr.io/a/b", "a/b", "a a/b/c a/c"),
+            ("gcr.io/a/*", "a/b a/c", "a a/b/c b/c"),
+            ("gcr.io/a/**", "a/b a/b/c", "a b/a"),
+            ("gcr.io/**", "a a/b a/b/c", ""),
+            ("gcr.io/*", "a b", "a/b"),
+            ("gcr.io/a/*/c", "a/b/c", "a/c a/b/d"),
+            ("gcr.io/a/etcd-*", "a/etcd-1 a/etcd-", "a/etc"),
+            ("gcr.io/a/*/**", "a/b/c a/b/c/d", "a/b"),
+        ] {
+            let pattern = pattern(text);
+            assert!(yes.split_whitespace().all(|name| pattern.matches(name)), "{text} means {yes}");
+            assert!(!no.split_whitespace().any(|name| pattern.matches(name)), "{text} leaves out {no}");
+            assert_eq!(pattern.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_fixed_part_says_where_to_list() {
+        let one = pattern("gcr.io/a/b");
+        assert_eq!((one.prefix(), one.depth_below_prefix()), ("a/b", Some(0)));
+        assert_eq!(one.repository().unwrap().as_str(), "a/b");
+        let level = pattern("localhost:5000/a/*/c");
+        assert_eq!((level.prefix(), level.depth_below_prefix(), level.repository()), ("a", Some(2), None));
+        let all = pattern("gcr.io/**");
+        assert_eq!((all.prefix(), all.depth_below_prefix(), all.repository()), ("", None, None));
+    }
+
+    #[test]
+    fn docker_hub_is_meant_where_no_registry_stands() {
+        assert_eq!(pattern("nginx").to_string(), "docker.io/library/nginx");
+        assert_eq!(pattern("grafana/*").to_string(), "docker.io/grafana/*");
+        assert_eq!(pattern("registry-1.docker.io/library/nginx"), pattern("nginx"));
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused_with_a_hint() {
+        let refused = |text: &str| {
+            let error = text.parse::<RepositoryPattern>().unwrap_err();
+            format!("{error} | {}", error.hint.clone().unwrap_or_default())
+        };
+        assert_eq!(
+            refused("gcr.io/a/b:1.*"),
+            "a pattern of repositories has no tag | write `from: gcr.io/a/b` and `tags: {include: [\"1.*\"]}`"
+        );
+        assert!(refused("nginx:latest").starts_with("a pattern of repositories has no tag"));
+        assert!(refused("gcr.io/**/b").starts_with("`**` can only be the last level"));
+        assert!(refused("gcr.io/a**").starts_with("`**` can only be the last level"));
+        assert_eq!(
+            refused("gcr.io"),
+            "`gcr.io` names a registry and no repository | for all its repositories write `gcr.io/**`"
+        );
+        assert!(refused("localhost:5000").contains("names a registry and no repository"));
+        assert!(refused("https://gcr.io/a").contains("does not belong here"));
+        assert!(refused("gcr.io/A/b").contains("lowercase"));
+        assert!(refused("gcr.io/a//b").contains("cannot be a level"));
+        assert!(refused("*.io/a").contains("star cannot stand for a registry"));
+        assert!(refused("gcr.io/a@sha256:00").contains("not a digest"));
+        assert!(refused("*").contains("names no registry"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(text in "[a-z*./:@-]{0,24}|.{0,24}", name in "[a-z/]{0,8}") {
+            if let Ok(pattern) = text.parse::<RepositoryPattern>() {
+                let _ = (pattern.matches(&name), pattern.depth_below_prefix(), pattern.repository());
+                prop_assert_eq!(&pattern.to_string().parse::<RepositoryPattern>().unwrap(), &pattern);
+            }
+        }
+    }
+}

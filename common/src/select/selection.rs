@@ -1,0 +1,398 @@
+//! A rule's `tags:`, compiled, and what it makes of a list of tags.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::HashMap;
+use std::fmt;
+
+use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
+
+use super::{TagPattern, Version, VersionRange};
+
+/// A tag of a repository, as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The tag.
+    pub tag: String,
+    /// When it was pushed or built, where the listing says so.
+    pub created: Option<Timestamp>,
+}
+
+impl Candidate {
+    /// A tag of which no date is known.
+    pub fn new(tag: impl Into<String>) -> Self {
+        Self { tag: tag.into(), created: None }
+    }
+}
+
+/// Which tags; all of them by default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// One of these must match; if there are none, all do.
+    pub include: Vec<TagPattern>,
+    /// None of these may match.
+    pub exclude: Vec<TagPattern>,
+    /// Only versions in this range. Tags that are no versions are dropped.
+    pub range: Option<VersionRange>,
+    /// Only what is younger.
+    pub since: Option<Since>,
+    /// Only the newest of what is left.
+    pub newest: Option<Newest>,
+    /// Fewer than this is an error: better to fail than to sync nothing.
+    pub min: Option<usize>,
+}
+
+/// `newest:`. By version, each variant has its own count: 3 of `1.27`, `1.27-alpine3.20` and `1.26-alpine3.19` … keeps three plain ones and
+/// three of alpine, since the newest three of all would often be one version in three flavours. The numbers in a variant's name do not make
+/// another variant. By date, all tags are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// How many; at least 1.
+    pub count: usize,
+    /// What makes a tag newer.
+    pub by: NewestBy,
+}
+
+/// What makes a tag newer than another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewestBy {
+    /// The order of versions; tags that are no versions are dropped.
+    #[default]
+    Version,
+    /// The date; tags without one are dropped.
+    Date,
+}
+
+/// `since:`.
+#[derive(Clone, Copy, Debug)]
+pub enum Since {
+    /// A day (from midnight, UTC) or a moment.
+    Moment(Timestamp),
+    /// So long ago, counted back from when the tags are judged; days, weeks and months by the calendar in UTC.
+    Ago(Span),
+}
+
+impl Since {
+    /// The moment that is meant, seen from `now`.
+    pub fn cutoff(&self, now: Timestamp) -> Timestamp {
+        match self {
+            Since::Moment(moment) => *moment,
+            Since::Ago(span) => {
+                now.to_zoned_datetime(TimeZone::UTC).checked_sub(*span).map_or(Timestamp::MIN, |then| then.timestamp())
+            }
+        }
+    }
+}
+
+impl PartialEq for Since {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    /// `2025-01-01`, `2025-01-01T12:00:00Z`, `90d`, `6 months`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(moment) = text.parse::<Timestamp>() {
+            return Ok(Since::Moment(moment));
+        }
+        if let Some(zoned) = text.parse::<Date>().ok().and_then(|date| date.to_zoned_datetime(TimeZone::UTC).ok()) {
+            return Ok(Since::Moment(zoned.timestamp()));
+        }
+        match text.parse::<Span>() {
+            Ok(span) if span.is_positive() => Ok(Since::Ago(span)),
+            _ => Err(format!("`{text}` is neither a date such as 2025-01-01 nor a time such as 90d")),
+        }
+    }
+}
+
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Since::Moment(moment) => show_moment(*moment, f),
+            Since::Ago(span) => write!(f, "{span:#}"),
+        }
+    }
+}
+
+fn show_moment(moment: Timestamp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let civil = moment.to_zoned_datetime(TimeZone::UTC).datetime();
+    if civil.time() == jiff::civil::Time::midnight() { write!(f, "{}", civil.date()) } else { write!(f, "{moment:.0}") }
+}
+
+/// Why a tag was dropped. Its text follows the tag and a colon: `1.19.3: is not >=1.20`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reason {
+    /// Not what the OCI specification calls a tag.
+    NotATag,
+    /// Matched by `exclude`.
+    Excluded(String),
+    /// Matched by nothing in `include`.
+    NotIncluded,
+    /// `semver` or `newest` was asked for, and it is no version.
+    NotAVersion,
+    /// A version outside `semver`.
+    OutOfRange {
+        /// The tag again, for the text.
+        version: String,
+        /// The range as it was written.
+        range: String,
+    },
+    /// `since` or `newest: {by: date}` was asked for, and no date is known.
+    NoDate,
+    /// Before `since`.
+    TooOld {
+        /// Its date.
+        created: Timestamp,
+        /// What it should not be older than.
+        cutoff: Timestamp,
+    },
+    /// Beaten by newer ones.
+    NotNewest {
+        /// How many are kept.
+        count: usize,
+        /// Of which variant, empty for plain versions and by date.
+        variant: String,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NotATag => f.write_str("not a valid tag"),
+            Reason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
+            Reason::NotIncluded => f.write_str("not matched by any include"),
+            Reason::NotAVersion => f.write_str("not a version"),
+            Reason::OutOfRange { version, range } => write!(f, "{version} is not {range}"),
+            Reason::NoDate => f.write_str("no date known"),
+            Reason::TooOld { created, cutoff } => {
+                f.write_str("older than ")?;
+                show_moment(*cutoff, f)?;
+                f.write_str(", from ")?;
+                show_moment(*created, f)
+            }
+            Reason::NotNewest { count, variant } if variant.is_empty() => {
+                write!(f, "not among the newest {count}")
+            }
+            Reason::NotNewest { count, variant } => {
+                write!(f, "not among the newest {count} of {variant}")
+            }
+        }
+    }
+}
+
+/// What a [`Selection`] made of the tags; both lists in the order of [`compare_tags`], each tag once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// To be copied.
+    pub kept: Vec<Candidate>,
+    /// Not to be copied, each with the reason.
+    pub dropped: Vec<(Candidate, Reason)>,
+    /// `min`, if it was set and fewer are kept.
+    pub below_min: Option<usize>,
+}
+
+/// A selection that keeps nothing, whatever the tags.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Contradiction {
+    /// The include at this index never comes through.
+    #[error("`{include}` is always excluded by `{exclude}`")]
+    IncludeExcluded {
+        /// Which one of the includes.
+        index: usize,
+        /// The include.
+        include: String,
+        /// The exclude.
+        exclude: String,
+    },
+    /// All tags are excluded.
+    #[error("`{0}` excludes all tags")]
+    AllExcluded(String),
+    /// `newest: 0`.
+    #[error("the newest 0 are none")]
+    NewestZero,
+    /// More wanted than allowed, in one variant at least.
+    #[error("`min` is {min}, but only the newest {newest} by date are kept")]
+    MinAboveNewest {
+        /// As set.
+        min: usize,
+        /// As set.
+        newest: usize,
+    },
+}
+
+impl Selection {
+    /// Whether dates are needed, so that where a listing gives none they must be asked for.
+    pub fn needs_created(&self) -> bool {
+        self.since.is_some() || matches!(self.newest, Some(Newest { by: NewestBy::Date, .. }))
+    }
+
+    /// Whatever in it can never be satisfied.
+    pub fn contradictions(&self) -> Vec<Contradiction> {
+        let mut found = Vec::new();
+        for (index, include) in self.include.iter().enumerate() {
+            if let Some(exclude) = self.exclude.iter().find(|exclude| exclude.covers(include)) {
+                found.push(Contradiction::IncludeExcluded {
+                    index,
+                    include: include.to_string(),
+                    exclude: exclude.to_string(),
+                });
+            }
+        }
+        if let Some(exclude) = self.exclude.iter().find(|pattern| pattern.matches_all())
+            && self.include.is_empty()
+        {
+            found.push(Contradiction::AllExcluded(exclude.to_string()));
+        }
+        match (self.newest, self.min) {
+            (Some(Newest { count: 0, .. }), _) => found.push(Contradiction::NewestZero),
+            (Some(Newest { count, by: NewestBy::Date }), Some(min)) if min > count => {
+                found.push(Contradiction::MinAboveNewest { min, newest: count });
+            }
+            _ => {}
+        }
+        found
+    }
+
+    /// Whether two selections certainly have tags in common wherever they have any: what they ask of a tag is the same, or one names a tag
+    /// that the other takes.
+    pub fn surely_overlaps(&self, other: &Self) -> bool {
+        let same =
+            |a: &[TagPattern], b: &[TagPattern]| a.len() == b.len() && a.iter().all(|pattern| b.contains(pattern));
+        let takes = |selection: &Self, tag: &str| {
+            selection.sieve(&Candidate::new(tag), None, Version::parse(tag).as_ref()).is_ok()
+        };
+        let timeless = |selection: &Self| selection.newest.is_none() && selection.since.is_none();
+        (same(&self.include, &other.include) && same(&self.exclude, &other.exclude) && self.range == other.range)
+            || (timeless(self)
+                && timeless(other)
+                && self
+                    .include
+                    .iter()
+                    .chain(&other.include)
+                    .filter_map(TagPattern::literal)
+                    .any(|tag| takes(self, tag) && takes(other, tag)))
+    }
+
+    /// Judges the tags. `now` is what `since: 90d` counts from. Takes a time of n log n.
+    pub fn evaluate(&self, candidates: impl IntoIterator<Item = Candidate>, now: Timestamp) -> Evaluation {
+        let cutoff = self.since.map(|since| since.cutoff(now));
+        let mut kept: Vec<(Option<Version>, Candidate)> = Vec::new();
+        let mut dropped: Vec<(Option<Version>, Candidate, Reason)> = Vec::new();
+        for (version, candidate) in sorted(candidates) {
+            match self.sieve(&candidate, cutoff, version.as_ref()) {
+                Ok(()) => kept.push((version, candidate)),
+                Err(reason) => dropped.push((version, candidate, reason)),
+            }
+        }
+        if let Some(newest) = self.newest {
+            let losers = newest.losers(&kept);
+            let mut losers = losers.into_iter().peekable();
+            let all = std::mem::take(&mut kept);
+            for (index, (version, candidate)) in all.into_iter().enumerate() {
+                match losers.next_if(|loser| loser.0 == index) {
+                    Some((_, reason)) => dropped.push((version, candidate, reason)),
+                    None => kept.push((version, candidate)),
+                }
+            }
+            dropped.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
+        }
+        Evaluation {
+            below_min: self.min.filter(|&min| kept.len() < min),
+            kept: kept.into_iter().map(|(_, candidate)| candidate).collect(),
+            dropped: dropped.into_iter().map(|(_, candidate, reason)| (candidate, reason)).collect(),
+        }
+    }
+
+    /// All but `newest`, which needs to see the others.
+    fn sieve(&self, candidate: &Candidate, cutoff: Option<Timestamp>, version: Option<&Version>) -> Result<(), Reason> {
+        let tag = &candidate.tag;
+        if !is_tag(tag) {
+            return Err(Reason::NotATag);
+        }
+        if let Some(pattern) = self.exclude.iter().find(|pattern| pattern.matches(tag)) {
+            return Err(Reason::Excluded(pattern.to_string()));
+        }
+        if !self.include.is_empty() && !self.include.iter().any(|pattern| pattern.matches(tag)) {
+            return Err(Reason::NotIncluded);
+        }
+        if let Some(range) = &self.range {
+            let version = version.ok_or(Reason::NotAVersion)?;
+            if !range.contains(version) {
+                return Err(Reason::OutOfRange { version: tag.clone(), range: range.to_string() });
+            }
+        }
+        if let Some(cutoff) = cutoff {
+            let created = candidate.created.ok_or(Reason::NoDate)?;
+            if created < cutoff {
+                return Err(Reason::TooOld { created, cutoff });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Newest {
+    /// Those that are beaten, by ascending index.
+    fn losers(self, tags: &[(Option<Version>, Candidate)]) -> Vec<(usize, Reason)> {
+        let mut losers = Vec::new();
+        let beaten = |variant: &str| Reason::NotNewest { count: self.count, variant: variant.to_owned() };
+        match self.by {
+            NewestBy::Version => {
+                // The tags are sorted, so within a variant the newest stand last.
+                let mut counts: HashMap<&str, usize> = HashMap::new();
+                for (index, (version, _)) in tags.iter().enumerate().rev() {
+                    let Some(version) = version else {
+                        losers.push((index, Reason::NotAVersion));
+                        continue;
+                    };
+                    let count = counts.entry(version.family()).or_default();
+                    *count += 1;
+                    if *count > self.count {
+                        losers.push((index, beaten(version.family())));
+                    }
+                }
+            }
+            NewestBy::Date => {
+                let mut dated = Vec::new();
+                for (index, (_, candidate)) in tags.iter().enumerate() {
+                    match candidate.created {
+                        Some(created) => dated.push((Reverse(created), Reverse(index))),
+                        None => losers.push((index, Reason::NoDate)),
+                    }
+                }
+                dated.sort_unstable();
+                losers.extend(dated.into_iter().skip(self.count).map(|(_, Reverse(index))| (index, beaten(""))));
+            }
+        }
+        losers.sort_unstable_by_key(|(index, _)| *index);
+        losers
+    }
+}
+
+/// Whether the OCI specification allows it as a tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
+pub fn is_tag(text: &str) -> bool {
+    text.parse::<crate::image::Tag>().is_ok()
+}
+
+/// The order of tags in lists: what is no version first, by its text, then versions, old to new.
+pub fn compare_tags(a: &str, b: &str) -> Ordering {
+    natural((&Version::parse(a), a), (&Version::parse(b), b))
+}
+
+fn natural(a: (&Option<Version>, &str), b: (&Option<Version>, &str)) -> Ordering {
+    a.0.cmp(b.0).then_with(|| a.1.cmp(b.1))
+}
+
+/// In order, each tag once; of two with the same tag the one with the later date.
+fn sorted(candidates: impl IntoIterator<Item = Candidate>) -> Vec<(Option<Version>, Candidate)> {
+    let mut tags: Vec<_> =
+        candidates.into_iter().map(|candidate| (Version::parse(&candidate.tag), candidate)).collect();
+    tags.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)).then_with(|| b.1.created.cmp(&a.1.created)));
+    tags.dedup_by(|later, first| later.1.tag == first.1.tag);
+    tags
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+use super::*;
+use proptest::prelude::*;
+
+fn now() -> Timestamp {
+    "2026-11-01T00:00:00Z".parse().unwrap()
+}
+
+fn patterns(text: &str) -> Vec<TagPattern> {
+    text.split_whitespace().map(|pattern| pattern.parse().unwrap()).collect()
+}
+
+fn tags(text: &str) -> Vec<Candidate> {
+    text.split_whitespace()
+        .map(|tag| match tag.split_once('@') {
+            Some((tag, date)) => {
+                Candidate { tag: tag.to_owned(), created: Some(format!("{date}T00:00:00Z").parse().unwrap()) }
+            }
+            None => Candidate::new(tag),
+        })
+        .collect()
+}
+
+fn kept(selection: &Selection, text: &str) -> String {
+    selection.evaluate(tags(text), now()).kept.iter().map(|c| c.tag.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+fn dropped(selection: &Selection, text: &str) -> Vec<String> {
+    selection.evaluate(tags(text), now()).dropped.iter().map(|(c, reason)| format!("{}: {reason}", c.tag)).collect()
+}
+
+fn newest(count: usize, by: NewestBy) -> Selection {
+    Selection { newest: Some(Newest { count, by }), ..Selection::default() }
+}
+
+#[test]
+fn without_a_word_all_tags_are_kept_in_order_and_once() {
+    assert_eq!(kept(&Selection::default(), "1.10 latest 1.9 edge 1.10"), "edge latest 1.9 1.10");
+}
+
+#[test]
+fn each_dropped_tag_has_its_reason() {
+    let selection = Selection {
+        include: patterns("1.* 2025*"),
+        exclude: patterns("*-rc*"),
+        range: Some(">=1.20".parse().unwrap()),
+        since: Some("2025-01-01".parse().unwrap()),
+        newest: Some(Newest { count: 1, by: NewestBy::Version }),
+        min: Some(2),
+    };
+    let list = "1.21-rc1@2025-02-01 latest 1.19.3 1.22@2024-12-31 1.23 1.24@2025-03-01 1.25@2025-04-01 1.x";
+    let evaluation = selection.evaluate(tags(list), now());
+    assert_eq!(evaluation.below_min, Some(2));
+    assert_eq!(kept(&selection, list), "1.25");
+    assert_eq!(
+        dropped(&selection, list),
+        [
+            "1.x: not a version",
+            "latest: not matched by any include",
+            "1.19.3: 1.19.3 is not >=1.20",
+            "1.21-rc1: excluded by *-rc*",
+            "1.22: older than 2025-01-01, from 2024-12-31",
+            "1.23: no date known",
+            "1.24: not among the newest 1",
+        ]
+    );
+}
+
+#[test]
+fn the_newest_are_counted_for_each_variant() {
+    let list = "1.25 1.26 1.27 1.26-alpine3.18 1.26-alpine3.19 1.27-alpine3.20 1.27-alpine 1.27-perl latest";
+    assert_eq!(kept(&newest(2, NewestBy::Version), list), "1.26 1.27 1.27-alpine 1.27-alpine3.20 1.27-perl");
+    assert_eq!(
+        dropped(&newest(2, NewestBy::Version), list),
+        [
+            "latest: not a version",
+            "1.25: not among the newest 2",
+            "1.26-alpine3.18: not among the newest 2 of alpine",
+            "1.26-alpine3.19: not among the newest 2 of alpine",
+        ]
+    );
+}
+
+#[test]
+fn the_newest_by_date_are_counted_over_all() {
+    let list = "edge@2026-03-01 1.0@2026-01-01 2.0@2026-02-01 3.0";
+    assert_eq!(kept(&newest(2, NewestBy::Date), list), "edge 2.0");
+    assert_eq!(dropped(&newest(2, NewestBy::Date), list), ["1.0: not among the newest 2", "3.0: no date known"]);
+}
+
+#[test]
+fn since_is_a_day_a_moment_or_a_time_ago() {
+    let since = |text: &str| Selection { since: Some(text.parse().unwrap()), ..Selection::default() };
+    let list = "a@2026-10-30 b@2026-08-01 c@2020-01-01";
+    assert_eq!(kept(&since("2026-08-01"), list), "a b");
+    assert_eq!(kept(&since("2026-08-01T00:00:01Z"), list), "a");
+    assert_eq!(kept(&since("7d"), list), "a");
+    assert_eq!(kept(&since("6 months"), list), "a b");
+    assert_eq!(kept(&since("1000y"), list), "a b c");
+    for wrong in ["", "yesterday", "-7d", "0d", "2025-13-01"] {
+        assert!(wrong.parse::<Since>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn only_dates_need_dates() {
+    assert!(!newest(3, NewestBy::Version).needs_created());
+    assert!(newest(3, NewestBy::Date).needs_created());
+    assert!(Selection { since: Some("7d".parse().unwrap()), ..Selection::default() }.needs_created());
+}
+
+#[test]
+fn tags_that_the_specification_refuses_are_dropped() {
+    let odd = ["", "-a", ".a", "a/b", "a b", "ä", "a\u{1b}[31m", &"x".repeat(129)];
+    let evaluation = Selection::default().evaluate(odd.iter().map(|tag| Candidate::new(*tag)), now());
+    assert_eq!(evaluation.kept, []);
+    assert!(evaluation.dropped.iter().all(|(_, reason)| *reason == Reason::NotATag));
+    assert_eq!(evaluation.dropped.len(), odd.len());
+}
+
+#[test]
+fn what_can_keep_nothing_is_noticed() {
+    let found = |selection: Selection| selection.contradictions().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let selection = |include: &str, exclude: &str| Selection {
+        include: patterns(include),
+        exclude: patterns(exclude),
+        ..Selection::default()
+    };
+    assert_eq!(found(selection("1.2 1.*", "1.2*")), ["`1.2` is always excluded by `1.2*`"]);
+    assert_eq!(found(selection("", "*")), ["`*` excludes all tags"]);
+    assert_eq!(found(selection("1.*", "/1[.]0/")), [""; 0]);
+    assert_eq!(found(newest(0, NewestBy::Version)), ["the newest 0 are none"]);
+    assert_eq!(
+        found(Selection { min: Some(3), ..newest(2, NewestBy::Date) }),
+        ["`min` is 3, but only the newest 2 by date are kept"]
+    );
+}
+
+#[test]
+fn selections_surely_overlap_only_where_that_is_certain() {
+    let selection = |include: &str| Selection { include: patterns(include), ..Selection::default() };
+    assert!(selection("").surely_overlaps(&selection("")));
+    assert!(selection("1.0 2.0").surely_overlaps(&selection("2.0 3.0")));
+    assert!(selection("1.0").surely_overlaps(&selection("1.*")));
+    assert!(!selection("1.*").surely_overlaps(&selection("2.*")));
+    assert!(!selection("1.0").surely_overlaps(&selection("2.0")));
+}
+
+#[test]
+fn a_hundred_thousand_tags_are_no_trouble() {
+    let all = (0..100_000).map(|i| Candidate::new(format!("{}.{}.{}-alpine3.{}", i % 7, i % 1000, i, i % 20)));
+    let selection = Selection {
+        exclude: patterns("*-rc* /.*-beta.*/"),
+        range: Some(">=2".parse().unwrap()),
+        ..newest(10, NewestBy::Version)
+    };
+    let evaluation = selection.evaluate(all, now());
+    assert_eq!(evaluation.kept.len(), 10);
+    assert_eq!(evaluation.dropped.len(), 99_990);
+}
+
+proptest! {
+    #[test]
+    fn every_tag_is_kept_or_dropped_and_the_order_of_the_list_does_not_matter(
+        mut list in proptest::collection::vec("[0-9]\\.[0-9](-rc1|-alpine)?|[a-z]{1,3}|.{0,4}", 0..30),
+        count in 1usize..4,
+    ) {
+        let selection = Selection { exclude: patterns("a*"), ..newest(count, NewestBy::Version) };
+        let forth = selection.evaluate(list.iter().map(Candidate::new), now());
+        list.reverse();
+        let back = selection.evaluate(list.iter().map(Candidate::new), now());
+        prop_assert_eq!(&forth, &back);
+        list.sort();
+        list.dedup();
+        prop_assert_eq!(forth.kept.len() + forth.dropped.len(), list.len());
+        prop_assert!(forth.kept.is_sorted_by(|a, b| compare_tags(&a.tag, &b.tag).is_lt()));
+        prop_assert!(forth.dropped.is_sorted_by(|a, b| compare_tags(&a.0.tag, &b.0.tag).is_lt()));
+    }
+}
