@@ -10,6 +10,7 @@
 pub mod fault;
 pub mod images;
 pub mod program;
+pub mod proxy;
 pub mod relay;
 pub mod servers;
 pub mod skopeo;
