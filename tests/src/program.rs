@@ -99,7 +99,11 @@ impl Imgsync {
     /// # Panics
     /// When it is not built.
     pub fn named(name: &str) -> Self {
-        let program = built(name);
+        Self::at(built(name))
+    }
+
+    /// Any program, in a fresh home.
+    pub fn at(program: impl Into<PathBuf>) -> Self {
         let home = tempfile::Builder::new()
             .prefix("imgsync-home-")
             .tempdir()
@@ -108,7 +112,7 @@ impl Imgsync {
             fs::create_dir(home.path().join(folder)).expect("a folder can be made");
         }
         Self {
-            program,
+            program: program.into(),
             home: Arc::new(home),
             arguments: Vec::new(),
             environment: Vec::new(),

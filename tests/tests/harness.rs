@@ -4,13 +4,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match, MountPolicy};
+use imgsync_tests::fault::{
+    Action, Bearer, FaultRegistry, Kind, Match, MountPolicy, Refresh, TokenField,
+};
 use imgsync_tests::images::{self, Blob, Image, Known, Layer, floor, sha256};
+use imgsync_tests::program::Signal;
+use imgsync_tests::proxy::Proxy;
 use imgsync_tests::relay::{Direction, Relay};
 use imgsync_tests::servers::{Auth, Options};
 use imgsync_tests::skopeo::Skopeo;
 use imgsync_tests::tls::Authority;
-use imgsync_tests::{DockerEngine, DockerRegistry};
+use imgsync_tests::{DockerEngine, DockerRegistry, Imgsync};
 use tokio::sync::Semaphore;
 
 fn client() -> reqwest::Client {
@@ -639,4 +643,270 @@ async fn skopeo_unpacks_what_is_real() {
         .await
         .unwrap();
     assert_eq!(inspected["Architecture"], "amd64");
+}
+
+#[tokio::test]
+async fn proxies_lead_public_names_to_loopback() {
+    let authority = Arc::new(Authority::new());
+    let plain = FaultRegistry::start().await;
+    let builder = FaultRegistry::builder()
+        .tls(Arc::clone(&authority))
+        .host_name("registry.example.com");
+    let secure = builder.start().await;
+    for proxy in [
+        Proxy::http().await,
+        Proxy::https(&authority).await,
+        Proxy::socks5().await,
+    ] {
+        let proxy = proxy
+            .lead("registry.example.com", &secure.host())
+            .lead("plain.example.com", &plain.host());
+        let proxy = proxy.demand("amy", "secret");
+        let ask = async |url: &str, password: &str| {
+            let through = reqwest::Proxy::all(proxy.url())
+                .unwrap()
+                .basic_auth("amy", password);
+            let root = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+            let builder = reqwest::Client::builder()
+                .tls_certs_only([root])
+                .proxy(through);
+            builder
+                .build()
+                .unwrap()
+                .get(url)
+                .send()
+                .await
+                .map(|answer| answer.status().as_u16())
+        };
+        assert_eq!(
+            ask("https://registry.example.com/v2/", "secret")
+                .await
+                .unwrap(),
+            200
+        );
+        assert_eq!(
+            ask("http://plain.example.com/v2/", "secret").await.unwrap(),
+            200
+        );
+        assert!(
+            ask("https://registry.example.com/v2/", "wrong")
+                .await
+                .is_err()
+        );
+        assert!(
+            ask("https://unknown.example.com/v2/", "secret")
+                .await
+                .is_err()
+        );
+        let served: Vec<_> = proxy
+            .requests()
+            .into_iter()
+            .map(|request| (request.host, request.port, request.served))
+            .collect();
+        let expected = [
+            ("registry", 443, true),
+            ("plain", 80, true),
+            ("registry", 443, false),
+            ("unknown", 443, false),
+        ];
+        assert_eq!(
+            served,
+            expected.map(|(name, port, served)| (format!("{name}.example.com"), port, served))
+        );
+    }
+    assert_eq!((secure.count(Kind::Ping), plain.count(Kind::Ping)), (3, 3));
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_demanded() {
+    let authority = Arc::new(Authority::new());
+    let builder = FaultRegistry::builder()
+        .tls(Arc::clone(&authority))
+        .demand_client_certificate();
+    let registry = builder.http1_only().start().await;
+    imgsync_tests::tls::install_provider();
+    let ask = async |identity: Option<reqwest::Identity>| {
+        let root = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+        let builder = reqwest::Client::builder().no_proxy().tls_certs_only([root]);
+        let builder = identity
+            .into_iter()
+            .fold(builder, reqwest::ClientBuilder::identity);
+        builder
+            .build()
+            .unwrap()
+            .get(format!("{}/v2/", registry.url()))
+            .send()
+            .await
+    };
+    assert!(ask(None).await.is_err());
+    let identity = authority.client();
+    let pem = format!("{}{}", identity.certificate_pem, identity.key_pem);
+    let identity = reqwest::Identity::from_pem(pem.as_bytes()).unwrap();
+    assert_eq!(ask(Some(identity)).await.unwrap().status(), 200);
+    assert!(!registry.requests()[0].http2);
+}
+
+#[tokio::test]
+async fn a_program_is_measured_and_told_its_homes() {
+    let shell = Imgsync::at("/bin/sh")
+        .arg("-c")
+        .arg("cat; echo $HOME >&2; exit 7")
+        .stdin("hello");
+    let output = shell.run().await.assert_code(7);
+    assert_eq!(output.stdout, "hello");
+    assert_eq!(
+        output.stderr.trim(),
+        shell.home().join("home").to_str().unwrap()
+    );
+
+    // `tail` keeps as much as it will print.
+    let tail = Imgsync::at("/usr/bin/tail")
+        .arg("-c")
+        .arg("40000000")
+        .stdin(vec![b'x'; 50_000_000]);
+    let output = tail.run().await.assert_code(0);
+    assert_eq!(output.stdout.len(), 40_000_000);
+    assert!(
+        (40_000_000..80_000_000).contains(&output.peak_rss_bytes),
+        "{}",
+        output.peak_rss_bytes
+    );
+
+    let busy =
+        Imgsync::at("/bin/sh").args(["-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"]);
+    let output = busy.run().await.assert_code(0);
+    assert!(
+        output.cpu_seconds > 0.05 && output.cpu_seconds <= output.elapsed.as_secs_f64() + 0.05,
+        "{output:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_program_is_signalled_when_it_has_said_a_line() {
+    let script = "trap 'echo bye; exit 4' INT; echo 'now ready' >&2; while :; do sleep 0.05; done";
+    let mut running = Imgsync::at("/bin/sh").args(["-c", script]).spawn();
+    let line = running
+        .wait_for_line(|line| line.contains("ready"), Duration::from_secs(10))
+        .await;
+    assert_eq!(line, "now ready");
+    running.signal(Signal::INT);
+    let output = running.wait().await.assert_code(4);
+    assert_eq!(output.stdout, "bye\n");
+    let running = Imgsync::at("/bin/sleep").arg("60").spawn();
+    let (pid, started) = (running.pid(), Instant::now());
+    drop(running);
+    let is_alive = || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    while is_alive() && started.elapsed() < Duration::from_secs(5) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!is_alive());
+}
+
+#[tokio::test]
+async fn any_path_can_be_answered_and_its_body_is_remembered() {
+    let registry = FaultRegistry::start().await;
+    let rule = Match::any().path("/api/v1/hook");
+    registry.on(rule).always().act(Action::compute(|record| {
+        Action::json(&serde_json::json!({"n": record.n}))
+    }));
+    let http = client();
+    for n in 0..2 {
+        let answer = http
+            .post(format!("{}/api/v1/hook", registry.url()))
+            .body("hello")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["n"], n);
+    }
+    assert_eq!(registry.requests()[1].body, b"hello");
+    assert_eq!(
+        http.get(format!("{}/other", registry.url()))
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        404
+    );
+}
+
+#[tokio::test]
+async fn tokens_expire_and_identity_tokens_are_taken() {
+    let refresh = Refresh::Accept("identity".to_owned());
+    let bearer = Bearer::user("amy", "secret")
+        .refresh(refresh)
+        .field(TokenField::AccessToken);
+    let registry = FaultRegistry::builder().bearer(bearer).start().await;
+    registry.push("app", "1", &images::single("expire"));
+    let (http, url) = (client(), format!("{}/v2/app/manifests/1", registry.url()));
+    let challenge = http.get(&url).send().await.unwrap().headers()["www-authenticate"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        challenge.ends_with(",scope=\"repository:app:pull\""),
+        "{challenge}"
+    );
+    let form = format!(
+        "grant_type=refresh_token&refresh_token=identity&service={}&scope=repository:app:pull",
+        registry.host()
+    );
+    let token = http
+        .post(registry.token_url())
+        .body(form)
+        .send()
+        .await
+        .unwrap();
+    let token = token.json::<serde_json::Value>().await.unwrap()["access_token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let status = async |url: &str| {
+        http.get(url)
+            .bearer_auth(&token)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!(status(&url).await, 200);
+    assert_eq!(
+        status(&format!("{}/v2/other/manifests/1", registry.url())).await,
+        401
+    );
+    registry.expire_tokens();
+    assert_eq!(status(&url).await, 401);
+    assert_eq!(
+        http.get(registry.token_url())
+            .basic_auth("amy", Some("wrong"))
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        401
+    );
+}
+
+#[tokio::test]
+async fn sha512_names_blobs_too() {
+    let registry = FaultRegistry::start().await;
+    let image = images::sha512_blobs("sha512");
+    registry.push("app", "1", &image);
+    registry.assert_tags_complete();
+    let (digest, http) = (images::sha512(b"hello"), client());
+    let post = |digest: &str| {
+        http.post(format!(
+            "{}/v2/app/blobs/uploads/?digest={digest}",
+            registry.url()
+        ))
+        .body("hello")
+        .send()
+    };
+    assert_eq!(post(&image.largest_blob()).await.unwrap().status(), 400);
+    assert_eq!(post(&digest).await.unwrap().status(), 201);
+    assert!(registry.has_blob("app", &digest));
 }

@@ -114,7 +114,12 @@ impl FaultRegistry {
 
     /// Requests of a kind.
     pub fn count(&self, kind: Kind) -> u64 {
-        self.requests_of(kind).len() as u64
+        self.inner.log.count(|request| request.kind == kind)
+    }
+
+    /// Requests that a condition holds for.
+    pub fn count_where(&self, wanted: impl Fn(&Record) -> bool) -> u64 {
+        self.inner.log.count(wanted)
     }
 
     /// Requests of a kind.
@@ -127,13 +132,14 @@ impl FaultRegistry {
 
     /// Requests, without pings and tokens.
     pub fn total(&self) -> u64 {
-        let counted = |request: &Record| !matches!(request.kind, Kind::Ping | Kind::Token);
-        self.requests().into_iter().filter(counted).count() as u64
+        self.inner
+            .log
+            .count(|request| !matches!(request.kind, Kind::Ping | Kind::Token))
     }
 
     /// Requests, with pings and tokens.
     pub fn total_with_all(&self) -> u64 {
-        self.requests().len() as u64
+        self.inner.log.count(|_| true)
     }
 
     /// Requests for referrers: by the API, or by the fallback tag.
@@ -150,12 +156,12 @@ impl FaultRegistry {
 
     /// Bytes of all bodies sent.
     pub fn bytes_sent(&self) -> u64 {
-        self.requests().iter().map(|request| request.sent).sum()
+        self.inner.log.sum(|request| request.sent)
     }
 
     /// Bytes of all bodies received.
     pub fn bytes_received(&self) -> u64 {
-        self.requests().iter().map(|request| request.received).sum()
+        self.inner.log.sum(|request| request.received)
     }
 
     /// Forgets the requests so far.
@@ -184,7 +190,7 @@ impl FaultRegistry {
         self.inner.cut_all();
     }
 
-    /// Makes all tokens issued so far expire at once.
+    /// Makes all tokens that its own service issued so far expire at once.
     pub fn expire_tokens(&self) {
         self.inner.expire_tokens();
     }

@@ -34,6 +34,8 @@ pub struct Record {
     pub remote_port: u16,
     /// The status that was answered; none while, or if, there was no answer.
     pub status: Option<u16>,
+    /// The body, of small requests only: no upload's, and at most 64 KiB.
+    pub body: Vec<u8>,
     /// Bytes of the body received.
     pub received: u64,
     /// Bytes of the body sent.
@@ -96,6 +98,16 @@ impl Log {
 
     pub(super) fn all(&self) -> Vec<Record> {
         self.records.lock().expect("the log is whole").1.clone()
+    }
+
+    pub(super) fn count(&self, wanted: impl Fn(&Record) -> bool) -> u64 {
+        let records = self.records.lock().expect("the log is whole");
+        records.1.iter().filter(|record| wanted(record)).count() as u64
+    }
+
+    pub(super) fn sum(&self, bytes: impl Fn(&Record) -> u64) -> u64 {
+        let records = self.records.lock().expect("the log is whole");
+        records.1.iter().map(bytes).sum()
     }
 
     pub(super) fn clear(&self) {

@@ -12,6 +12,7 @@ use super::record::Record;
 use super::route::Kind;
 use super::state::Inner;
 
+type Compute = Arc<dyn Fn(&Record) -> Action + Send + Sync>;
 type Predicate = Arc<dyn Fn(&Record) -> bool + Send + Sync>;
 
 /// Which requests a rule is about.
@@ -54,6 +55,13 @@ impl Match {
     pub fn reference(mut self, reference: &str) -> Self {
         self.reference = Some(reference.to_owned());
         self
+    }
+
+    /// Only of this path, without the query: also one that is none of a registry's.
+    #[must_use]
+    pub fn path(self, path: &str) -> Self {
+        let path = path.to_owned();
+        self.when(move |record| record.path == path)
     }
 
     /// Only where this holds.
@@ -180,11 +188,37 @@ pub enum Action {
         /// Whether Content-Length says so.
         announced: bool,
     },
+    /// The action follows from the request: `Action::compute`.
+    Computed(Computed),
     /// The request waits for a permit of this semaphore: `Arc::new(Semaphore::new(0))`, then `add_permits`.
     Gate(Arc<Semaphore>),
 }
 
+/// An action that follows from the request.
+#[derive(Clone)]
+pub struct Computed(Compute);
+
+impl fmt::Debug for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Computed")
+    }
+}
+
 impl Action {
+    /// An action that follows from the request: how a test plays a vendor's own API.
+    pub fn compute(answer: impl Fn(&Record) -> Action + Send + Sync + 'static) -> Self {
+        Self::Computed(Computed(Arc::new(answer)))
+    }
+
+    /// A 200 with JSON.
+    pub fn json(body: &serde_json::Value) -> Self {
+        Self::Status {
+            code: 200,
+            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+            body: body.to_string().into(),
+        }
+    }
+
     /// An answer with this status and an OCI error of this code.
     pub fn error(status: u16, code: &str) -> Self {
         Self::Status {
@@ -332,9 +366,11 @@ impl RuleHandle {
 
 /// The actions of the first live rule that matches.
 pub(super) fn actions_for(rules: &[Rule], record: &Record) -> Vec<Action> {
-    rules
-        .iter()
-        .find(|rule| rule.take(record))
-        .map(|rule| rule.actions.clone())
-        .unwrap_or_default()
+    let rule = rules.iter().find(|rule| rule.take(record));
+    let actions = rule.into_iter().flat_map(|rule| rule.actions.iter());
+    let known = actions.map(|action| match action {
+        Action::Computed(Computed(compute)) => compute(record),
+        other => other.clone(),
+    });
+    known.collect()
 }

@@ -118,13 +118,14 @@ async fn respond(
         http2: parts.version == Version::HTTP_2,
         remote_port: remote.port(),
         status: None,
+        body: Vec::new(),
         received: 0,
         sent: 0,
         done: false,
         at: Instant::now(),
     });
-    let in_flight = inner.enter();
-    let _slot = match &inner.slots {
+    let mut in_flight = inner.enter();
+    in_flight.slot = match &inner.slots {
         Some(slots) => Some(
             Arc::clone(slots)
                 .acquire_owned()
@@ -137,7 +138,7 @@ async fn respond(
         tokio::time::sleep(inner.options.latency).await;
     }
     let actions = actions_for(&inner.rules.lock().expect("the rules are whole"), &record);
-    let mut body = Incoming::new(&inner, record.n, body, &actions);
+    let mut body = Incoming::new(&inner, &record, body, &actions);
     let answer = match answer(&inner, &record, &mut body, &actions).await {
         Ok(answer) => answer,
         Err(Broken::Early(status)) => Answer::code(status),

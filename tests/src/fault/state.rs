@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::options::Builder;
@@ -151,17 +151,24 @@ impl Inner {
     pub(super) fn enter(self: &Arc<Self>) -> InFlight {
         let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.peak.fetch_max(now, Ordering::SeqCst);
-        InFlight(Arc::clone(self))
+        InFlight {
+            inner: Arc::clone(self),
+            slot: None,
+        }
     }
 }
 
 /// A request that is being answered, until it is dropped.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Inner>);
+pub(super) struct InFlight {
+    inner: Arc<Inner>,
+    /// Its place among those that are answered at the same time.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.inner.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -7,6 +7,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 
+use super::record::Record;
+use super::route::Kind;
 use super::script::Action;
 use super::state::Inner;
 
@@ -14,6 +16,7 @@ use super::state::Inner;
 pub(super) struct Incoming {
     inner: Arc<Inner>,
     n: u64,
+    remember: bool,
     body: Body,
     rest: Bytes,
     at: u64,
@@ -34,7 +37,7 @@ pub(super) enum Broken {
 }
 
 impl Incoming {
-    pub(super) fn new(inner: &Arc<Inner>, n: u64, body: Body, actions: &[Action]) -> Self {
+    pub(super) fn new(inner: &Arc<Inner>, record: &Record, body: Body, actions: &[Action]) -> Self {
         let (mut cut, mut stall, mut early, mut pace) = (None, None, None, None);
         for action in actions {
             match action {
@@ -45,9 +48,14 @@ impl Incoming {
                 _ => {}
             }
         }
+        let upload = matches!(
+            record.kind,
+            Kind::UploadStart | Kind::UploadPatch | Kind::UploadPut
+        );
         Self {
             inner: Arc::clone(inner),
-            n,
+            n: record.n,
+            remember: !upload,
             body,
             rest: Bytes::new(),
             at: 0,
@@ -87,9 +95,12 @@ impl Incoming {
             .rest
             .split_to(limit.min(self.rest.len() as u64) as usize);
         self.at += piece.len() as u64;
-        self.inner
-            .log
-            .note(self.n, |record| record.received += piece.len() as u64);
+        self.inner.log.note(self.n, |record| {
+            record.received += piece.len() as u64;
+            if self.remember && record.body.len() + piece.len() <= 64 * 1024 {
+                record.body.extend_from_slice(&piece);
+            }
+        });
         if let Some(pace) = self.pace {
             tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / pace as f64)).await;
         }

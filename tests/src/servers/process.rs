@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A child that is ended and waited for when it is dropped, also when the test panics.
+/// A child that is ended and waited for when it is dropped, also when the test panics. It stays in the test's process
+/// group: a runner that kills a test that hangs kills it too.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
