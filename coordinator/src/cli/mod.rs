@@ -4,6 +4,7 @@ mod args;
 mod exit;
 mod printer;
 mod progress;
+mod settings;
 mod signals;
 mod sync;
 

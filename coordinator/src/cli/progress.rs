@@ -44,7 +44,8 @@ struct UnderWay {
 impl Progress {
     pub(crate) fn new(printer: &Printer) -> Arc<Progress> {
         let total = printer.shows_bars().then(|| {
-            let style = "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4} left";
+            let style =
+                "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4} left";
             let bar = printer.bars().add(ProgressBar::new(0).with_style(styled(style)));
             bar.with_prefix("total")
         });
@@ -125,7 +126,8 @@ impl Observer for Progress {
                 let room = state.under_way.values().filter(|blob| blob.bar.is_some()).count() < MOST_BARS;
                 let bar = (self.total.is_some() && room).then(|| {
                     let style = "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12}";
-                    let bar = self.printer.bars().insert_from_back(1, ProgressBar::new(*size).with_style(styled(style)));
+                    let bar =
+                        self.printer.bars().insert_from_back(1, ProgressBar::new(*size).with_style(styled(style)));
                     bar.with_prefix(digest.short().to_owned())
                 });
                 state.under_way.insert(digest.clone(), UnderWay { moved: moved.clone(), bar });

@@ -106,12 +106,8 @@ async fn work(args: &SyncArgs, global: &Global, printer: &Printer, named: &mut O
         time_is_exact: args.timeout.is_some(),
     };
     let copier = Copier::new(Client::new(client, Environment::from_process()), limits);
-    let job = Job {
-        source: args.source.clone(),
-        target: target.clone(),
-        platform: args.platform.clone(),
-        force: args.force,
-    };
+    let job =
+        Job { source: args.source.clone(), target: target.clone(), platform: args.platform.clone(), force: args.force };
     if args.dry_run {
         let survey = copier.survey(&job, &context).await?;
         tell_survey(args, &target, &survey, printer);
@@ -156,7 +152,7 @@ async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<S
         invalid("no TARGET was given, and no user at Docker Hub to make one for".to_owned())
             .hint("name a target, or give --user, or run `docker login`")
     })?;
-    let flat = imgsync_common::naming::flat(&args.source.registry, &args.source.repository);
+    let flat = imgsync_common::naming::flat(&args.source.name());
     let repository = format!("{}/{flat}", user.to_ascii_lowercase())
         .parse()
         .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string()))?;
