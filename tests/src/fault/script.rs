@@ -21,7 +21,7 @@ pub struct Match {
     kinds: Vec<Kind>,
     repository: Option<String>,
     reference: Option<String>,
-    predicate: Option<Predicate>,
+    predicates: Vec<Predicate>,
 }
 
 impl Match {
@@ -64,10 +64,10 @@ impl Match {
         self.when(move |record| record.path == path)
     }
 
-    /// Only where this holds.
+    /// Only where this holds too.
     #[must_use]
     pub fn when(mut self, predicate: impl Fn(&Record) -> bool + Send + Sync + 'static) -> Self {
-        self.predicate = Some(Arc::new(predicate));
+        self.predicates.push(Arc::new(predicate));
         self
     }
 
@@ -77,10 +77,7 @@ impl Match {
         (self.kinds.is_empty() || self.kinds.contains(&record.kind))
             && same(&self.repository, &record.repository)
             && same(&self.reference, &record.reference)
-            && self
-                .predicate
-                .as_ref()
-                .is_none_or(|predicate| predicate(record))
+            && self.predicates.iter().all(|predicate| predicate(record))
     }
 }
 
@@ -96,12 +93,12 @@ impl fmt::Debug for Match {
             kinds,
             repository,
             reference,
-            predicate,
+            predicates,
         } = self;
         write!(
             f,
-            "{kinds:?} {repository:?} {reference:?} predicate: {}",
-            predicate.is_some()
+            "{kinds:?} {repository:?} {reference:?} predicates: {}",
+            predicates.len()
         )
     }
 }
