@@ -21,7 +21,7 @@ pub struct Match {
     kinds: Vec<Kind>,
     repository: Option<String>,
     reference: Option<String>,
-    predicate: Option<Predicate>,
+    predicates: Vec<Predicate>,
 }
 
 impl Match {
@@ -61,10 +61,10 @@ impl Match {
         self.when(move |record| record.path == path)
     }
 
-    /// Only where this holds.
+    /// Only where this holds too.
     #[must_use]
     pub fn when(mut self, predicate: impl Fn(&Record) -> bool + Send + Sync + 'static) -> Self {
-        self.predicate = Some(Arc::new(predicate));
+        self.predicates.push(Arc::new(predicate));
         self
     }
 
@@ -73,7 +73,7 @@ impl Match {
         (self.kinds.is_empty() || self.kinds.contains(&record.kind))
             && same(&self.repository, &record.repository)
             && same(&self.reference, &record.reference)
-            && self.predicate.as_ref().is_none_or(|predicate| predicate(record))
+            && self.predicates.iter().all(|predicate| predicate(record))
     }
 }
 
@@ -85,8 +85,8 @@ impl From<Kind> for Match {
 
 impl fmt::Debug for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kinds, repository, reference, predicate } = self;
-        write!(f, "{kinds:?} {repository:?} {reference:?} predicate: {}", predicate.is_some())
+        let Self { kinds, repository, reference, predicates } = self;
+        write!(f, "{kinds:?} {repository:?} {reference:?} predicates: {}", predicates.len())
     }
 }
 
