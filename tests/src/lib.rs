@@ -23,3 +23,15 @@ pub use images::{Blob, Image};
 pub use program::Imgsync;
 pub use servers::{DockerEngine, DockerRegistry};
 pub use tree::Tree;
+
+/// Says loudly that a test could not be run. `scripts/test` repeats such lines at its end.
+pub fn skipped(what: &str) {
+    use std::io::Write as _;
+    let line = format!("NOT RUN: {what}");
+    let _ = writeln!(std::io::stderr(), "{line}");
+    if let Some(file) = std::env::var_os("IMGSYNC_TESTS_NOT_RUN")
+        && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(file)
+    {
+        let _ = writeln!(file, "{line}");
+    }
+}

@@ -108,6 +108,8 @@ impl FromStr for RegistryName {
             if address.parse::<std::net::Ipv6Addr>().is_err() {
                 return Err(refuse(text, WHAT, "there is no IPv6 address within the brackets"));
             }
+        } else if host.contains(['[', ']', ':']) {
+            return Err(refuse(text, WHAT, "an IPv6 address stands in brackets, as in [::1]:5000"));
         } else {
             let label = |label: &str| {
                 !label.is_empty()

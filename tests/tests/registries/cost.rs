@@ -1,0 +1,122 @@
+//! What a copy costs in requests, against the floor that is computed from the image.
+
+use imgsync_tests::fault::{FaultRegistry, Kind, MountPolicy};
+use imgsync_tests::images::{self, Image, Known, floor};
+use imgsync_tests::program::{Imgsync, Output};
+
+async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str, to: &str) -> Output {
+    let (from, to) = (format!("{}/{from}", source.host()), format!("{}/{to}", target.host()));
+    Imgsync::new().args(["sync", &from, &to, "--json"]).run().await
+}
+
+#[tokio::test]
+async fn a_fresh_image_costs_the_floor() {
+    let images: [(&str, Image); 7] = [
+        ("single", images::single("cost-single")),
+        ("multi", images::multi_platform("cost-multi")),
+        ("nested", images::nested("cost-nested")),
+        ("shared-child", images::shared_child("cost-shared-child")),
+        ("shared-layers", images::shared_layers("cost-shared-layers")),
+        ("twice", images::layer_twice("cost-twice")),
+        ("artifact", images::artifact("cost-artifact")),
+    ];
+    for (name, image) in images {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &image);
+        let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
+        target.assert_holds("b", "1", &image);
+        let least = floor(&image, &Known::nothing());
+        assert_eq!(source.total(), least.source, "{name}: {}", source.describe_requests());
+        assert_eq!(target.total(), least.target, "{name}: {}", target.describe_requests());
+        // What the program says of itself is what the registries saw.
+        assert_eq!(output["requests"]["source"], source.total());
+        assert_eq!(output["requests"]["target"], target.total());
+        // No slow path: nothing was asked for that is known by other means.
+        for kind in [Kind::BlobHead, Kind::UploadStatus, Kind::UploadPatch, Kind::Ping] {
+            assert_eq!(source.count(kind) + target.count(kind), 0, "{name}: {kind:?}");
+        }
+        assert_eq!(source.count(Kind::ManifestHead), 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_unchanged_image_costs_two_heads() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::multi_platform("unchanged");
+    source.push("a", "1", &image);
+    target.push("b", "1", &image);
+    let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
+    assert_eq!(output["outcome"], "unchanged");
+    assert_eq!((source.total(), source.count(Kind::ManifestHead)), (1, 1), "{}", source.describe_requests());
+    assert_eq!((target.total(), target.count(Kind::ManifestHead)), (1, 1), "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_source_by_digest_that_is_there_costs_the_target_one_head() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::single("by-digest");
+    source.push("a", "1", &image);
+    target.push("b", "1", &image);
+    let from = format!("a:1@{}", image.root);
+    assert_eq!(sync(&source, &target, &from, "b:1").await.assert_code(0).json()["outcome"], "unchanged");
+    assert_eq!((source.total(), target.total()), (0, 1));
+}
+
+#[tokio::test]
+async fn blobs_of_a_neighbour_at_the_same_registry_are_mounted() {
+    let registry = FaultRegistry::start().await;
+    let image = images::multi_platform("mounted");
+    registry.push("a", "1", &image);
+    let output = sync(&registry, &registry, "a:1", "b:1").await.assert_code(0).json();
+    registry.assert_holds("b", "1", &image);
+    assert_eq!(output["bytes"]["copied"], 0);
+    assert_eq!(output["bytes"]["mounted"], image.blob_bytes());
+    let least = floor(&image, &Known::mountable(&image));
+    assert_eq!(registry.count(Kind::BlobGet) + registry.count(Kind::UploadPut), 0);
+    assert_eq!(output["requests"]["target"], least.target);
+}
+
+#[tokio::test]
+async fn an_image_that_is_there_under_another_tag_becomes_one_put() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::multi_platform("retag");
+    source.push("a", "latest", &image);
+    target.push("b", "1.0", &image);
+    sync(&source, &target, "a:latest", "b:latest").await.assert_code(0);
+    target.assert_holds("b", "latest", &image);
+    assert_eq!(target.count(Kind::ManifestPut), 1, "{}", target.describe_requests());
+    assert_eq!(target.count(Kind::UploadPut), 0);
+    // To know it takes one question about a blob and one about the digest; no blob is read.
+    assert_eq!(target.total(), 4, "{}", target.describe_requests());
+    assert_eq!(source.count(Kind::BlobGet), 0);
+}
+
+#[tokio::test]
+async fn a_target_that_knows_no_mounts_is_asked_for_blobs_and_gets_the_missing_ones() {
+    for policy in [MountPolicy::Ignore, MountPolicy::Refuse(status(405)), MountPolicy::Refuse(status(400)), MountPolicy::Refuse(status(404))] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().mounts(policy).start());
+        let image = images::multi_platform("no-mounts");
+        source.push("a", "1", &image);
+        sync(&source, &target, "a:1", "b:1").await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+    }
+}
+
+#[tokio::test]
+async fn an_image_of_which_one_platform_changed_moves_that_one_alone() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let [old, new, same] = ["part-old", "part-new", "part-same"].map(|name| Image::single(name).layers(3, 4000).build());
+    let before = Image::index("before").child(&same, "linux/amd64").child(&old, "linux/arm64").build();
+    let after = Image::index("after").child(&same, "linux/amd64").child(&new, "linux/arm64").build();
+    target.push("b", "1", &before);
+    source.push("a", "1", &after);
+    let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
+    target.assert_holds("b", "1", &after);
+    assert_eq!(output["bytes"]["copied"], new.blob_bytes());
+    let read = source.requests_of(Kind::BlobGet);
+    assert!(read.iter().all(|request| new.blobs.contains_key(request.reference.as_deref().unwrap())), "{read:?}");
+}
+
+fn status(code: u16) -> axum::http::StatusCode {
+    axum::http::StatusCode::from_u16(code).unwrap()
+}

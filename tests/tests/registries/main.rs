@@ -1,0 +1,5 @@
+//! Images between registries: what arrives, at what cost.
+
+mod cost;
+mod login;
+mod real;

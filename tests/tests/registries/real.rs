@@ -1,0 +1,114 @@
+//! Between two of Debian's docker-registry servers, with skopeo and the Docker Engine as second opinions.
+
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::Imgsync;
+use imgsync_tests::servers::{Auth, DockerEngine, DockerRegistry};
+use imgsync_tests::skopeo::Skopeo;
+
+/// All kinds of images that docker-registry 2.8 takes.
+fn gallery(name: &str) -> Vec<(&'static str, Image)> {
+    vec![
+        ("single", images::single(&format!("{name}-single"))),
+        ("docker", images::single_docker(&format!("{name}-docker"))),
+        ("multi", images::multi_platform(&format!("{name}-multi"))),
+        ("nested", images::nested(&format!("{name}-nested"))),
+        ("shared-child", images::shared_child(&format!("{name}-shared-child"))),
+        ("shared-layers", images::shared_layers(&format!("{name}-shared-layers"))),
+        ("artifact", images::artifact(&format!("{name}-artifact"))),
+        ("odd-config", images::odd_config(&format!("{name}-odd"))),
+        ("layer-twice", images::layer_twice(&format!("{name}-twice"))),
+        ("zero-layer", images::zero_layer(&format!("{name}-zero"))),
+        ("sha512", images::sha512_blobs(&format!("{name}-sha512"))),
+        ("inline", images::inline_data(&format!("{name}-inline"))),
+    ]
+}
+
+#[tokio::test]
+async fn every_kind_of_image_arrives_as_it_was() {
+    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
+    let skopeo = Skopeo::new();
+    for (tag, image) in gallery("real") {
+        source.push("some/app", tag, &image).await;
+        let (from, to) = (format!("{}/some/app:{tag}", source.host()), format!("{}/mirror/app", target.host()));
+        let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(0).json();
+        assert_eq!(output["outcome"], "copied", "{tag}");
+        assert_eq!(output["digest"], image.root, "{tag}");
+        target.assert_holds("mirror/app", tag, &image).await;
+        let seen = skopeo.inspect_raw(&format!("{to}:{tag}")).await.expect("skopeo reads what landed");
+        assert_eq!(seen, image.root_manifest().bytes, "{tag}");
+    }
+}
+
+#[tokio::test]
+async fn skopeo_unpacks_what_landed() {
+    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
+    let image = images::single("unpacked");
+    source.push("a", "1", &image).await;
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let output = Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+    assert_eq!(output.stdout.trim(), format!("{to}@{}", image.root));
+    let folder = tempfile::tempdir().expect("a folder");
+    Skopeo::new().copy_to_dir(&to, folder.path()).await.expect("skopeo verifies every blob");
+}
+
+#[tokio::test]
+async fn the_docker_engine_pulls_what_landed() {
+    if let Err(reason) = DockerEngine::available() {
+        imgsync_tests::skipped(&format!("the Docker Engine pulls what landed: {reason}"));
+        return;
+    }
+    let engine = match DockerEngine::start().await {
+        Ok(engine) => engine,
+        Err(reason) => return imgsync_tests::skipped(&format!("the Docker Engine pulls what landed: {reason}")),
+    };
+    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
+    let image = images::multi_platform("pulled");
+    source.push("a", "1", &image).await;
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+    engine.pull(&to).await.expect("the engine pulls it");
+}
+
+#[tokio::test]
+async fn a_repository_with_a_password_and_one_with_tokens_are_both_written_and_read() {
+    let (source, target) = tokio::join!(
+        DockerRegistry::start(Auth::htpasswd("reader", "one:two")),
+        DockerRegistry::start(Auth::token("writer", "s3cret"))
+    );
+    let image = images::multi_platform("login");
+    source.push("team/app", "1.0", &image).await;
+    let (from, to) = (format!("{}/team/app:1.0", source.host()), format!("{}/mirror/app:1.0", target.host()));
+
+    // Credentials from docker's config.json, both ways round.
+    let there = Imgsync::new().args(["sync", &from, &to]);
+    there.write_docker_config(&[(&source.host(), "reader", "one:two"), (&target.host(), "writer", "s3cret")]);
+    there.run().await.assert_code(0);
+    target.assert_holds("mirror/app", "1.0", &image).await;
+    let back = Imgsync::new().args(["sync", &to, &format!("{}/team/again", source.host())]);
+    back.write_docker_config(&[(&source.host(), "reader", "one:two"), (&target.host(), "writer", "s3cret")]);
+    back.run().await.assert_code(0);
+    source.assert_holds("team/again", "1.0", &image).await;
+
+    // A token is had once for all that the target is asked, not once a request.
+    let tokens = target.tokens().expect("it has tokens").requests();
+    let pushes = tokens.iter().filter(|request| request.scopes.iter().any(|scope| scope.contains("push"))).count();
+    assert_eq!(pushes, 1, "{tokens:?}");
+}
+
+#[tokio::test]
+async fn the_targets_password_may_come_from_stdin_or_the_environment() {
+    let (source, target) =
+        tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::htpasswd("me", "pass word")));
+    let image = images::single("typed");
+    source.push("a", "1", &image).await;
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b", target.host()));
+    let sync = || Imgsync::new().args(["sync", &from, &to, "--user", "me"]);
+    sync().arg("--password-stdin").stdin("pass word\n").run().await.assert_code(0);
+    target.assert_holds("b", "1", &image).await;
+    sync().env("IMGSYNC_PASSWORD", "pass word").run().await.assert_code(0);
+    sync().args(["--password", "pass word"]).run().await.assert_code(0);
+
+    let refused = sync().args(["--password", "wrong", "--force"]).run().await.assert_code(1);
+    assert!(refused.stderr.contains("401") && refused.stderr.contains("check the user and password"), "{refused:?}");
+    assert!(!refused.stderr.contains("wrong"), "{refused:?}");
+}
