@@ -48,12 +48,30 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    fn written(&self) -> Vec<String> {
-        let actions = match self.access {
+    fn actions(&self) -> &'static str {
+        match self.access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
             Access::Delete => "delete",
+        }
+    }
+
+    /// What a challenge asks for, and all that we shall need besides: a HEAD is challenged for `pull` alone, and a push
+    /// follows.
+    fn widened(&self, said: &[String]) -> Vec<String> {
+        let widen = |scope: &str| match scope.rsplit_once(':') {
+            Some((name, actions)) if name.starts_with("repository:") => {
+                let more = self.actions().split(',').filter(|action| !actions.split(',').any(|said| said == *action));
+                let actions: Vec<&str> = actions.split(',').chain(more).filter(|action| !action.is_empty()).collect();
+                format!("{name}:{}", actions.join(","))
+            }
+            _ => scope.to_owned(),
         };
+        said.iter().flat_map(|scope| scope.split_whitespace()).map(widen).collect()
+    }
+
+    fn written(&self) -> Vec<String> {
+        let actions = self.actions();
         let mut scopes = vec![format!("repository:{}:{actions}", self.repository)];
         scopes.extend(self.from.iter().map(|from| format!("repository:{from}:pull")));
         scopes
@@ -176,7 +194,7 @@ impl Repository {
         }
         *token = None;
         // Two scopes at once come only from us (a mount): the registry's challenge would name one alone.
-        let said = (!bearer.scope.is_empty() && scope.from.is_none()).then(|| bearer.scope.clone());
+        let said = (!bearer.scope.is_empty() && scope.from.is_none()).then(|| scope.widened(&bearer.scope));
         let fresh = self.fetch_token(&realm, service.as_deref(), scope, said).await?;
         let authorization = fresh.authorization.clone();
         *token = Some(fresh);
@@ -445,6 +463,15 @@ mod tests {
         scope.access = Access::Push;
         scope.from = Some("c/d".parse().unwrap());
         assert_eq!(scope.written(), ["repository:a/b:pull,push", "repository:c/d:pull"]);
+    }
+
+    #[test]
+    fn a_challenge_is_answered_with_all_that_will_be_needed_under_the_name_it_gives() {
+        let scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Push, from: None };
+        assert_eq!(scope.widened(&["repository:proxied/a/b:pull".to_owned()]), ["repository:proxied/a/b:pull,push"]);
+        assert_eq!(scope.widened(&["registry:catalog:*".to_owned()]), ["registry:catalog:*"]);
+        let scope = Scope { access: Access::Pull, ..scope };
+        assert_eq!(scope.widened(&["repository:a/b:pull repository:c:pull".to_owned()]).len(), 2);
     }
 
     #[test]

@@ -35,8 +35,8 @@ async fn tokens_are_read_under_either_name_and_without_an_expiry() {
 #[tokio::test]
 async fn a_token_that_is_revoked_in_the_middle_is_replaced_and_the_copy_goes_on() {
     let (source, target) = tokio::join!(
-        FaultRegistry::builder().bearer(Bearer::user("me", "secret")).start(),
-        FaultRegistry::builder().bearer(Bearer::user("me", "secret")).start()
+        FaultRegistry::builder().bearer(Bearer::user("me", "secret").service("registry")).start(),
+        FaultRegistry::builder().bearer(Bearer::user("me", "secret").service("registry")).start()
     );
     let image = images::big("revoked", 8 << 20);
     source.push("a", "1", &image);

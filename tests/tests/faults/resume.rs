@@ -1,0 +1,170 @@
+//! Large blobs over lines that break, at either end.
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::relay::{Direction, Relay};
+use imgsync_tests::servers::{Auth, DockerRegistry};
+
+const MIB: u64 = 1 << 20;
+
+async fn sync(from: &str, to: &str) -> Output {
+    Imgsync::new().args(["sync", from, to, "--json", "--retry-delay", "20ms"]).run().await
+}
+
+/// The answer to a GET of the image's large blob.
+fn large_blob(image: &Image) -> Match {
+    Match::kind(Kind::BlobGet).reference(&image.largest_blob())
+}
+
+#[tokio::test]
+async fn a_source_that_breaks_three_times_is_read_little_more_than_once() {
+    let size = 256 * MIB;
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
+    let image = images::big("breaks", size);
+    source.push("a", "1", &image);
+    for after in [50, 70, 90] {
+        source.on(large_blob(&image)).act(Action::CutAfter { bytes: after * MIB + 12_345 });
+    }
+    let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
+    let read: u64 = source.requests_of(Kind::BlobGet).iter().map(|request| request.sent).sum();
+    assert!(read <= image.blob_bytes() * 105 / 100, "{read} bytes of {} were read", image.blob_bytes());
+    assert_eq!(source.count_where(|request| request.header("range").is_some()), 3);
+    // The upload went on meanwhile: one session, one PUT.
+    let puts = target.count_where(|request| request.kind == Kind::UploadPut && request.received > MIB);
+    assert_eq!(puts, 1, "{}", target.describe_requests());
+    assert_eq!(output.json()["traffic"]["source"]["retries"], 3);
+}
+
+#[tokio::test]
+async fn a_source_that_cuts_every_few_mib_still_completes() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("always-cut", 64 * MIB);
+    source.push("a", "1", &image);
+    source.on(large_blob(&image)).always().act(Action::CutAfter { bytes: 3 * MIB });
+    let output = Imgsync::new()
+        .args(["sync", &format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())])
+        .args(["--retry-delay", "5ms"])
+        .run()
+        .await
+        .assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert!(source.requests_of(Kind::BlobGet).len() > 20, "{output:?}");
+}
+
+#[tokio::test]
+async fn a_source_without_ranges_is_read_again_and_the_upload_is_not() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("no-ranges", 16 * MIB);
+    source.push("a", "1", &image);
+    source.on(large_blob(&image)).act(Action::CutAfter { bytes: 9 * MIB });
+    let whole = image.blobs[&image.largest_blob()].read(0..16 * MIB);
+    source.on(large_blob(&image)).act(Action::Status { code: 200, headers: vec![], body: whole });
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.count_where(|request| request.kind == Kind::UploadPut && request.received > MIB), 1);
+}
+
+#[tokio::test]
+async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
+    let size = 256 * MIB;
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
+    let image = images::big("target-breaks", size);
+    source.push("a", "1", &image);
+    let large = Match::kind(Kind::UploadPut).when(move |request| {
+        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > MIB)
+    });
+    target.on(large).act(Action::CutUploadAfter { bytes: 100 * MIB });
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
+    let puts: Vec<_> = target.requests_of(Kind::UploadPut).into_iter().filter(|put| put.received > MIB).collect();
+    assert_eq!(puts.len(), 2, "{}", target.describe_requests());
+    let received: u64 = puts.iter().map(|put| put.received).sum();
+    assert_eq!(received, size, "every byte was taken once");
+    // The source pays for what was on the way, and no more.
+    let read: u64 = source.requests_of(Kind::BlobGet).iter().map(|request| request.sent).sum();
+    assert!(read <= size * 105 / 100, "{read}");
+    assert_eq!(target.open_uploads(), 0);
+}
+
+#[tokio::test]
+async fn a_target_that_forgets_its_session_gets_one_more_upload_of_that_blob() {
+    let (source, registry) = tokio::join!(FaultRegistry::start(), DockerRegistry::start(Auth::None));
+    let relay = Relay::start(&registry.host()).await;
+    let image = Image::single("forgets").layers(2, 2000).layer(imgsync_tests::images::Layer::Synthetic(24 * MIB)).build();
+    source.push("a", "1", &image);
+    relay.cut_after(Direction::Up, 10 * MIB);
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", relay.host())).await.assert_code(0);
+    registry.assert_holds("b", "1", &image).await;
+    let blobs = source.requests_of(Kind::BlobGet);
+    let large = blobs.iter().filter(|request| request.reference.as_deref() == Some(&image.largest_blob())).count();
+    assert_eq!(large, 2, "the large blob was read twice, the others once");
+    assert_eq!(blobs.len() as u64, image.blobs.len() as u64 + 1, "{}", source.describe_requests());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_after_the_last_byte_costs_no_second_upload() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("lost-answer", 8 * MIB);
+    source.push("a", "1", &image);
+    target.on(Kind::UploadPut).times(2).act(Action::CutInsteadOfAnswer);
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    let puts = target.requests_of(Kind::UploadPut).len();
+    assert_eq!(puts, image.blobs.len(), "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_storm_of_passing_errors_is_weathered() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::multi_platform("storm");
+    source.push("a", "1", &image);
+    for (registry, kinds) in [
+        (&source, [Kind::ManifestGet, Kind::BlobGet]),
+        (&target, [Kind::UploadPut, Kind::ManifestPut]),
+    ] {
+        for kind in kinds {
+            registry.on(kind).act(Action::status(503));
+            registry.on(kind).act(Action::CutBefore);
+            registry.on(kind).act(Action::too_many("0"));
+        }
+    }
+    target.on(Kind::UploadMount).act(Action::status(502));
+    target.on(Kind::ManifestHead).act(Action::CutBefore);
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    target.assert_tags_complete();
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_chunks_gets_them() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("chunks", 40 * MIB);
+    source.push("a", "1", &image);
+    // A proxy before the registry that takes no more than so many bytes at once.
+    let large = Match::kind(Kind::UploadPut).when(|request| {
+        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > 20 * MIB)
+    });
+    target.on(large).always().act(Action::status(413));
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.count(Kind::UploadPatch), 3, "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_tag_that_moves_during_the_copy_gives_one_whole_image() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (before, after) = (images::multi_platform("before"), images::multi_platform("after"));
+    source.push("a", "1", &before);
+    source.push_untagged("a", &after);
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    source.on(Kind::BlobGet).act(Action::Gate(gate.clone()));
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let running = tokio::spawn(async move { sync(&from, &to).await });
+    source.wait_until(|source| source.count(Kind::BlobGet) > 0, std::time::Duration::from_secs(20)).await;
+    source.move_tag("a", "1", &after.root);
+    gate.add_permits(1000);
+    running.await.unwrap().assert_code(0);
+    target.assert_holds("b", "1", &before);
+}
