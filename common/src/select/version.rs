@@ -6,16 +6,18 @@
 //! [v | release- | release-v] NUMBERS [pre-release] [-revision] [-variant]
 //! ```
 //!
-//! - **Numbers**: one or more, by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A date is numbers too: `20240115`, `2024-01-15` and
-//!   `2024.01.15` are all 2024, 1, 15, and `20240115093000` has the time as a fourth number.
-//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or glued on as in `1.2rc1`, `1.2b3`.
+//! - **Numbers**: one or more, by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A date is numbers too: `20240115`,
+//!   `2024-01-15` and `2024.01.15` are all 2024, 1, 15, and `20240115093000` has the time as a fourth number.
+//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or glued on as in `1.2rc1`,
+//!   `1.2b3`.
 //! - **Revision**: a number after a dash, `1.2.3-4`, or a closing `-r5`: the same version packed again, so newer.
 //! - **Variant**: everything else, `-alpine3.19`, `-debian-11`: another flavour of the same version.
 //!
 //! `latest`, `stable`, `alpine3.19` and `sha-0a1b2c3` are no versions.
 //!
-//! **Order**: numbers (missing ones are 0), then pre-releases (development < alpha < beta < milestone and preview < release candidate <
-//! none), then revision, then the variant's name, then the variant's own numbers, then the text. No two different tags are equal.
+//! **Order**: numbers (missing ones are 0), then pre-releases (development < alpha < beta < milestone and preview <
+//! release candidate < none), then revision, then the variant's name, then the variant's own numbers, then the text. No
+//! two different tags are equal.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -121,7 +123,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// A tag taken apart. `written` is how many numbers stood there, which ranges need to know (`1.25` is short for `1.25.x`).
+/// A tag taken apart. `written` is how many numbers stood there, which ranges need to know (`1.25` is short for
+/// `1.25.x`).
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) numbers: Vec<u64>,
