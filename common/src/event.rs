@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::error::Class;
-use crate::image::{Digest, Reference};
+use crate::image::Digest;
 
 /// How a blob came to be at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +59,6 @@ pub enum Event {
     ManifestPut {
         /// Which manifest.
         digest: Digest,
-        /// The tag, for the last one.
-        reference: Option<Reference>,
     },
     /// Something failed and will be tried again.
     Retrying {

@@ -1,1 +1,3 @@
-//! The coordinator of imgsync: decides, watches, shows.
+//! The coordinator of imgsync, and the program's commands: decides what is copied, watches over it, shows how it went.
+
+pub mod cli;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `imgsync`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    imgsync::cli::main()
+}

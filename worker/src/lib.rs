@@ -1,1 +1,3 @@
-//! The worker of imgsync: moves bytes.
+//! The worker of imgsync: moves manifests and blobs from registry to registry.
+
+pub mod copy;

@@ -1,6 +1,7 @@
 //! Manifests: the raw bytes, which are passed on as they came, beside a parsed view that says what they point at.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,13 +11,13 @@ use super::{Descriptor, Digest, MediaType};
 /// The most that a manifest may hold, in bytes. Registries take 4 MiB on a push and give up to 8 MiB.
 const MAX_BYTES: usize = 8 << 20;
 
-/// A manifest or an index: its bytes and what they mean.
+/// A manifest or an index: its bytes and what they mean. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     bytes: Bytes,
     digest: Digest,
     media_type: MediaType,
-    parsed: Parsed,
+    parsed: Arc<Parsed>,
 }
 
 /// What a manifest says.
@@ -112,6 +113,10 @@ impl Manifest {
         if *content_type == MediaType::DockerSchema1 {
             return Err(ManifestError::Schema1);
         }
+        // serde would take a list for a struct; no manifest is one.
+        if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(ManifestError::Unparsable("it is not a JSON object".to_owned()));
+        }
         let raw: Raw = serde_json::from_slice(&bytes).map_err(|error| ManifestError::Unparsable(error.to_string()))?;
         if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
             return Err(ManifestError::Schema1);
@@ -137,12 +142,12 @@ impl Manifest {
             bytes,
             digest,
             media_type,
-            parsed: Parsed {
+            parsed: Arc::new(Parsed {
                 kind,
                 subject: raw.subject,
                 artifact_type: raw.artifact_type,
                 annotations: raw.annotations.unwrap_or_default(),
-            },
+            }),
         })
     }
 

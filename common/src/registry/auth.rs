@@ -286,17 +286,9 @@ impl Repository {
     ) -> Result<TokenAnswer> {
         let http = self.http_for(realm).await;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
-            let mut form = url::form_urlencoded::Serializer::new(String::new());
-            form.append_pair("grant_type", "refresh_token")
-                .append_pair("client_id", "imgsync")
-                .append_pair("refresh_token", token.expose())
-                .append_pair("scope", &scopes.join(" "));
-            if let Some(service) = service {
-                form.append_pair("service", service);
-            }
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            let body = reqwest::Body::from(form.finish());
+            let body = reqwest::Body::from(refresh_form(token, service, scopes));
             self.tally.count(Counted::Token);
             let answer = self.exchange(&http, Method::POST, realm.clone(), headers, Some(body), tried).await?;
             if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
@@ -404,6 +396,19 @@ fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
         .map_err(|error| Error::new(Class::Invalid, "making a login", error.to_string()))?;
     header.set_sensitive(true);
     Ok(header)
+}
+
+/// What an identity token is exchanged with (Docker registry v2 token specification, OAuth2).
+fn refresh_form(token: &Secret, service: Option<&str>, scopes: &[String]) -> String {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "imgsync")
+        .append_pair("refresh_token", token.expose())
+        .append_pair("scope", &scopes.join(" "));
+    if let Some(service) = service {
+        form.append_pair("service", service);
+    }
+    form.finish()
 }
 
 fn read_challenges(headers: &HeaderMap) -> Vec<Challenge> {

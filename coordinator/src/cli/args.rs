@@ -1,0 +1,132 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use imgsync_common::image::{Platform, Reference};
+
+/// Keeps container images in one registry the same as in another, without Docker and without local disk.
+#[derive(Debug, Parser)]
+#[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// Print the version
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Say on stderr, in detail, what is done
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Read registries and credentials from this file
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Copy one image, now
+    Sync(SyncArgs),
+}
+
+/// Copies one image from registry to registry: every platform of it, byte for byte, under the same digest.
+///
+/// Credentials come from the configuration, else from where docker and podman keep them (`docker login`).
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: Reference,
+    /// Where to copy it; without a tag it keeps the source's [default: docker.io/<user>/<source's name with _ for />]
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<Reference>,
+    /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<Platform>,
+    /// Only say what would be copied
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Push even what the target has already
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The user at the target's registry
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// The user's password or token; visible to others on this machine: prefer IMGSYNC_PASSWORD or --password-stdin
+    #[arg(long, value_name = "PASSWORD", env = "IMGSYNC_PASSWORD", hide_env_values = true, requires = "user")]
+    pub(crate) password: Option<String>,
+    /// Read the password from stdin
+    #[arg(long, requires = "user", conflicts_with = "password")]
+    pub(crate) password_stdin: bool,
+    /// Give up after this time (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Blobs in flight at once
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub(crate) concurrency: u16,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// How long something that fails is put up with.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Patience")]
+pub(crate) struct Patience {
+    /// Tries of a request that makes no progress
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) attempts: u32,
+    /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
+    pub(crate) retry_delay: Duration,
+    /// Give up on an answer or a stream in which no byte has come or gone for this long
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub(crate) stall_timeout: Duration,
+}
+
+/// A span of time as people write it: `90s`, `1h30m`, `7d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let help = "write a time such as 90s, 10m or 1h30m";
+    let span: jiff::Span = text.parse().map_err(|_| help.to_owned())?;
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let span = span.to_duration(days).map_err(|_| help.to_owned())?;
+    match Duration::try_from(span) {
+        Ok(span) if !span.is_zero() => Ok(span),
+        _ => Err("it must be more than nothing".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+        for bad in ["", "0s", "-1s", "ten", "10"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The command line: what was typed → what it means → the command. Commands never read the environment themselves.
+
+mod args;
+mod exit;
+mod printer;
+mod progress;
+mod settings;
+mod signals;
+mod sync;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use self::args::{Cli, Command};
+use self::exit::Exit;
+use self::printer::Printer;
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap knows whether it was asked for help (stdout, 0) or given something wrong (stderr).
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    let printer = Printer::new(cli.global.quiet);
+    logging(cli.global.debug);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            printer.error(&format!("cannot start: {error}"), None);
+            return Exit::CouldNotStart.into();
+        }
+    };
+    let exit = runtime.block_on(async {
+        match cli.command {
+            Some(Command::Sync(args)) => sync::run(args, &cli.global, &printer).await,
+            None => {
+                printer.line(&Cli::command().render_help().to_string());
+                Exit::Usage
+            }
+        }
+    });
+    // What was left behind (a name look-up in a thread of its own) does not keep us.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+fn logging(debug: bool) {
+    use tracing_subscriber::EnvFilter;
+    let default = if debug { "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,warn" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

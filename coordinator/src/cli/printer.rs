@@ -1,0 +1,64 @@
+//! The one place from which the program writes: data to stdout, words for people to stderr.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use imgsync_common::error::Error;
+use indicatif::MultiProgress;
+
+/// Writes to stdout and stderr, around the progress bars if there are some. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Printer {
+    quiet: bool,
+    bars: MultiProgress,
+}
+
+impl Printer {
+    /// Quiet: errors only.
+    pub(crate) fn new(quiet: bool) -> Printer {
+        Printer { quiet, bars: MultiProgress::new() }
+    }
+
+    /// Where bars are drawn; only to be used on a terminal.
+    pub(crate) fn bars(&self) -> &MultiProgress {
+        &self.bars
+    }
+
+    /// Whether bars can be shown and are wanted.
+    pub(crate) fn shows_bars(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    }
+
+    /// Data, one line.
+    pub(crate) fn data(&self, line: &str) {
+        // Who closed our stdout does not want it.
+        self.bars.suspend(|| _ = writeln!(std::io::stdout(), "{line}"));
+    }
+
+    /// Words for people.
+    pub(crate) fn line(&self, line: &str) {
+        if !self.quiet {
+            self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
+        }
+    }
+
+    /// Something that people should know.
+    pub(crate) fn warning(&self, message: &str) {
+        self.line(&format!("warning: {message}"));
+    }
+
+    /// Why it did not work, and what to do.
+    pub(crate) fn error(&self, message: &str, hint: Option<&str>) {
+        self.bars.suspend(|| {
+            let mut stderr = std::io::stderr();
+            let _ = writeln!(stderr, "error: {message}");
+            if let Some(hint) = hint {
+                let _ = writeln!(stderr, "hint: {hint}");
+            }
+        });
+    }
+
+    /// A registry's failure.
+    pub(crate) fn failure(&self, error: &Error) {
+        self.error(&error.to_string(), error.advice());
+    }
+}

@@ -1,0 +1,164 @@
+//! How one copy is going: a bar per blob and one for all on a terminal, a line every so often elsewhere.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use imgsync_common::event::{Arrival, Event, Observer};
+use imgsync_common::image::Digest;
+use imgsync_common::retry::seconds;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::printer::Printer;
+
+/// How often bars are moved.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a line is written where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Bars for more blobs at once than this would fill a terminal.
+const MOST_BARS: usize = 16;
+
+/// Follows one copy.
+pub(crate) struct Progress {
+    printer: Printer,
+    total: Option<ProgressBar>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    expected_bytes: u64,
+    expected_blobs: usize,
+    done_bytes: u64,
+    done_blobs: usize,
+    under_way: HashMap<Digest, UnderWay>,
+}
+
+struct UnderWay {
+    moved: Arc<AtomicU64>,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    pub(crate) fn new(printer: &Printer) -> Arc<Progress> {
+        let total = printer.shows_bars().then(|| {
+            let style =
+                "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4} left";
+            let bar = printer.bars().add(ProgressBar::new(0).with_style(styled(style)));
+            bar.with_prefix("total")
+        });
+        Arc::new(Progress { printer: printer.clone(), total, state: Mutex::default() })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps bars or lines going until dropped.
+    pub(crate) async fn keep_going(&self) {
+        let started = Instant::now();
+        let every = if self.total.is_some() { TICK } else { LINE_EVERY };
+        loop {
+            tokio::time::sleep(every).await;
+            match &self.total {
+                Some(total) => self.move_bars(total),
+                None => self.say(started.elapsed()),
+            }
+        }
+    }
+
+    fn move_bars(&self, total: &ProgressBar) {
+        let state = self.state();
+        for blob in state.under_way.values() {
+            if let Some(bar) = &blob.bar {
+                bar.set_position(blob.moved.load(Ordering::Relaxed));
+            }
+        }
+        total.set_length(state.expected_bytes);
+        total.set_position(state.bytes_so_far());
+    }
+
+    fn say(&self, elapsed: Duration) {
+        let state = self.state();
+        let (done, all) = (state.bytes_so_far(), state.expected_bytes);
+        let rate = done as f64 / elapsed.as_secs_f64();
+        let left = match rate > 0.0 && all > done {
+            true => format!(", {} left", seconds(Duration::from_secs_f64(((all - done) as f64 / rate).min(1e9)))),
+            false => String::new(),
+        };
+        self.printer.line(&format!(
+            "{} of {} blobs, {} of {}, {}/s{left}",
+            state.done_blobs,
+            state.expected_blobs,
+            ByteSize(done),
+            ByteSize(all),
+            ByteSize(rate as u64)
+        ));
+    }
+
+    /// Takes the bars away.
+    pub(crate) fn finish(&self) {
+        for blob in self.state().under_way.values() {
+            blob.bar.iter().for_each(ProgressBar::finish_and_clear);
+        }
+        self.total.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+impl State {
+    fn bytes_so_far(&self) -> u64 {
+        self.done_bytes + self.under_way.values().map(|blob| blob.moved.load(Ordering::Relaxed)).sum::<u64>()
+    }
+}
+
+impl Observer for Progress {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::ManifestRead { blob_bytes, blobs, .. } => {
+                let mut state = self.state();
+                state.expected_bytes += blob_bytes;
+                state.expected_blobs += blobs;
+            }
+            Event::BlobStarted { digest, size, moved } => {
+                let mut state = self.state();
+                let room = state.under_way.values().filter(|blob| blob.bar.is_some()).count() < MOST_BARS;
+                let bar = (self.total.is_some() && room).then(|| {
+                    let style = "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12}";
+                    let bar =
+                        self.printer.bars().insert_from_back(1, ProgressBar::new(*size).with_style(styled(style)));
+                    bar.with_prefix(digest.short().to_owned())
+                });
+                state.under_way.insert(digest.clone(), UnderWay { moved: moved.clone(), bar });
+            }
+            Event::BlobDone { digest, size, arrival } => {
+                tracing::debug!(%digest, size, ?arrival, "blob is at the target");
+                let mut state = self.state();
+                state.done_bytes += size;
+                state.done_blobs += 1;
+                if let Some(bar) = state.under_way.remove(digest).and_then(|blob| blob.bar) {
+                    bar.finish_and_clear();
+                }
+                drop(state);
+                if self.total.is_some() && *arrival == Arrival::Copied {
+                    self.printer.line(&format!("{:>14} {}", digest.short(), ByteSize(*size)));
+                }
+            }
+            Event::BlobFailed { digest } => {
+                if let Some(bar) = self.state().under_way.remove(digest).and_then(|blob| blob.bar) {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::ManifestPut { digest } => tracing::debug!(%digest, "manifest is at the target"),
+            Event::Retrying { error, wait, .. } => {
+                self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
+            }
+            Event::Warning { message } => self.printer.warning(message),
+        }
+    }
+}
+
+fn styled(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}

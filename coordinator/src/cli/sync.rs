@@ -1,0 +1,263 @@
+//! `imgsync sync`: one image, now.
+
+use std::io::Read as _;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Events;
+use imgsync_common::image::{Digest, Reference};
+use imgsync_common::registry::credentials::{Credential, Environment};
+use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
+use imgsync_common::retry::{Policy, seconds};
+use imgsync_common::secret::Secret;
+use imgsync_worker::copy::{Copier, Done, Job, Limits, Moved, Outcome, Survey};
+use serde::Serialize;
+
+use super::args::{Global, SyncArgs};
+use super::exit::{self, Exit};
+use super::printer::Printer;
+use super::progress::Progress;
+use super::{settings, signals};
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    source: &'a Reference,
+    target: Option<&'a Reference>,
+    #[serde(flatten)]
+    result: Outcomes<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+enum Outcomes<'a> {
+    Copied(Figures<'a>),
+    Unchanged(Figures<'a>),
+    WouldCopy { digest: &'a Digest, manifests: usize, blobs: usize, bytes: u64, bytes_there: u64 },
+    WouldNotChange { digest: &'a Digest },
+    Failed { class: Class, error: String, hint: Option<&'a str>, attempts: u32 },
+    Cancelled { error: String },
+}
+
+#[derive(Debug, Serialize)]
+struct Figures<'a> {
+    digest: &'a Digest,
+    bytes: Moved,
+    blobs: Moved,
+    manifests: u64,
+    requests: Requests,
+    traffic: BothEnds,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Requests {
+    source: u64,
+    target: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct BothEnds {
+    source: Traffic,
+    target: Traffic,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> Exit {
+    let mut target = None;
+    match work(&args, global, printer, &mut target).await {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            if args.json {
+                let result = match error.is_cancelled() {
+                    true => Outcomes::Cancelled { error: error.to_string() },
+                    false => Outcomes::Failed {
+                        class: error.class(),
+                        error: error.to_string(),
+                        hint: error.advice(),
+                        attempts: error.attempts(),
+                    },
+                };
+                print(printer, &Output { source: &args.source, target: target.as_ref(), result });
+            }
+            printer.failure(&error);
+            exit::of_error(&error)
+        }
+    }
+}
+
+async fn work(args: &SyncArgs, global: &Global, printer: &Printer, named: &mut Option<Reference>) -> Result<()> {
+    let mut client = settings::client(global, printer)?;
+    let password = password(args)?;
+    client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
+    client.stall = args.patience.stall_timeout;
+    let target = target(args, &mut client, password).await?;
+    *named = Some(target.clone());
+
+    let progress = Progress::new(printer);
+    let context = Context { events: Events::to(progress.clone()), ..Context::default() };
+    signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+    let defaults = Limits::default();
+    let limits = Limits {
+        blobs: args.concurrency.into(),
+        time: args.timeout.unwrap_or(defaults.time),
+        time_is_exact: args.timeout.is_some(),
+    };
+    let copier = Copier::new(Client::new(client, Environment::from_process()), limits);
+    let job =
+        Job { source: args.source.clone(), target: target.clone(), platform: args.platform.clone(), force: args.force };
+    if args.dry_run {
+        let survey = copier.survey(&job, &context).await?;
+        tell_survey(args, &target, &survey, printer);
+        return Ok(());
+    }
+    let copied = tokio::select! {
+        copied = copier.copy(&job, &context) => copied,
+        () = progress.keep_going() => unreachable!("it goes on until dropped"),
+        () = too_long_after(&context) => Err(Error::cancelled(format!("copying {} to {target}", args.source))),
+    };
+    progress.finish();
+    tell(args, &target, &copied?, printer);
+    Ok(())
+}
+
+/// Uploads are cancelled at the target for as long as this after Ctrl-C; then we leave.
+async fn too_long_after(context: &Context) {
+    context.cancel.cancelled().await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+}
+
+/// Where to copy it: what was typed, or the source's flat name below the user at Docker Hub. The user and password that
+/// were typed are for that registry.
+async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<Secret>) -> Result<Reference> {
+    let registry = match &args.target {
+        Some(target) => target.registry.clone(),
+        None => hub(),
+    };
+    if let (Some(user), Some(password)) = (&args.user, password) {
+        let credential = Credential::Basic { username: user.clone(), password };
+        client.registries.entry(registry.clone()).or_default().credentials = vec![credential];
+    }
+    if let Some(target) = &args.target {
+        return Ok(target.clone());
+    }
+    let user = match &args.user {
+        Some(user) => Some(user.clone()),
+        None => Client::new(client.clone(), Environment::from_process()).user_of(&registry).await?,
+    };
+    let invalid = |detail: String| Error::new(Class::Invalid, "choosing the target", detail);
+    let user = user.ok_or_else(|| {
+        invalid("no TARGET was given, and no user at Docker Hub to make one for".to_owned())
+            .hint("name a target, or give --user, or run `docker login`")
+    })?;
+    let flat = imgsync_common::naming::flat(&args.source.name());
+    let repository = format!("{}/{flat}", user.to_ascii_lowercase())
+        .parse()
+        .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string()))?;
+    Ok(Reference { registry, repository, tag: args.source.tag_or_latest(), digest: None })
+}
+
+fn hub() -> imgsync_common::image::RegistryName {
+    "docker.io".parse().expect("a constant name parses")
+}
+
+fn password(args: &SyncArgs) -> Result<Option<Secret>> {
+    if !args.password_stdin {
+        return Ok(args.password.clone().map(Secret::new));
+    }
+    let mut text = String::new();
+    std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {
+        Error::new(Class::Invalid, "reading the password from stdin", error.to_string()).because(error)
+    })?;
+    let text = text.trim_end_matches(['\n', '\r']);
+    if text.is_empty() {
+        return Err(Error::new(Class::Invalid, "reading the password from stdin", "it is empty"));
+    }
+    Ok(Some(Secret::new(text)))
+}
+
+fn tell(args: &SyncArgs, target: &Reference, done: &Done, printer: &Printer) {
+    tracing::info!(
+        source = %args.source, %target, outcome = ?done.outcome, digest = %done.digest,
+        source_traffic = ?done.source, target_traffic = ?done.target, "done"
+    );
+    if args.json {
+        let figures = Figures {
+            digest: &done.digest,
+            bytes: done.bytes,
+            blobs: done.blobs,
+            manifests: done.manifests,
+            requests: Requests { source: done.source.requests, target: done.target.requests },
+            traffic: BothEnds { source: done.source, target: done.target },
+            seconds: (done.elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
+        };
+        let result = match done.outcome {
+            Outcome::Copied => Outcomes::Copied(figures),
+            Outcome::Unchanged => Outcomes::Unchanged(figures),
+        };
+        print(printer, &Output { source: &args.source, target: Some(target), result });
+    } else {
+        printer.data(&pinned(target, &done.digest));
+    }
+    let requests = format!("{} + {} requests", done.source.requests, done.target.requests);
+    printer.line(&match done.outcome {
+        Outcome::Unchanged => format!("unchanged: {} is at {target} already ({requests})", args.source),
+        Outcome::Copied => {
+            let part = |blobs: u64, bytes: u64, how: &str| match blobs {
+                0 => String::new(),
+                _ => format!(", {blobs} {how} ({})", ByteSize(bytes)),
+            };
+            format!(
+                "copied {} to {target} in {}: {} manifests{}{}{}, {requests}",
+                args.source,
+                seconds(done.elapsed),
+                done.manifests,
+                part(done.blobs.copied, done.bytes.copied, "blobs copied"),
+                part(done.blobs.mounted, done.bytes.mounted, "mounted"),
+                part(done.blobs.reused, done.bytes.reused, "there already"),
+            )
+        }
+    });
+}
+
+fn tell_survey(args: &SyncArgs, target: &Reference, survey: &Survey, printer: &Printer) {
+    if args.json {
+        let result = match survey.outcome {
+            Outcome::Unchanged => Outcomes::WouldNotChange { digest: &survey.digest },
+            Outcome::Copied => Outcomes::WouldCopy {
+                digest: &survey.digest,
+                manifests: survey.manifests,
+                blobs: survey.blobs,
+                bytes: survey.bytes,
+                bytes_there: survey.bytes_there,
+            },
+        };
+        print(printer, &Output { source: &args.source, target: Some(target), result });
+        return;
+    }
+    printer.data(&match survey.outcome {
+        Outcome::Unchanged => format!("unchanged {} {target}", args.source),
+        Outcome::Copied => format!(
+            "copy {} {target} {} manifests, {} blobs, {}; {} there already",
+            args.source,
+            survey.manifests,
+            survey.blobs,
+            ByteSize(survey.bytes),
+            ByteSize(survey.bytes_there)
+        ),
+    });
+}
+
+/// A reference that cannot change its meaning.
+fn pinned(target: &Reference, digest: &Digest) -> String {
+    Reference { digest: Some(digest.clone()), ..target.clone() }.to_string()
+}
+
+fn print(printer: &Printer, output: &Output<'_>) {
+    match serde_json::to_string(output) {
+        Ok(line) => printer.data(&line),
+        Err(error) => printer.error(&format!("the result cannot be written as JSON: {error}"), None),
+    }
+}

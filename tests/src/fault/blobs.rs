@@ -1,0 +1,62 @@
+//! Blobs that are here.
+
+use std::sync::Arc;
+
+use http::{StatusCode, header};
+
+use super::answer::{Answer, Payload};
+use super::manifests::names;
+use super::record::Record;
+use super::state::{Inner, Stored};
+
+pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let (repository, digest) = names(record);
+    let Some(stored) = inner.store().blob(repository, digest) else {
+        return Answer::not_found("BLOB_UNKNOWN");
+    };
+    let answer = |status| {
+        Answer::new(status)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header("docker-content-digest", digest)
+    };
+    let size = stored.size();
+    if record.method == "HEAD" {
+        return answer(StatusCode::OK).header(header::CONTENT_LENGTH, size);
+    }
+    let Stored::Kept(blob) = stored else {
+        return Answer::error(StatusCode::GONE, "BLOB_UNKNOWN", "this registry forgets the bytes of blobs");
+    };
+    let (mut answer, start, end) = match record.header("range").map(|range| parse_range(range, size)) {
+        None => (answer(StatusCode::OK), 0, size),
+        Some(Some((start, end))) => {
+            let said = format!("bytes {start}-{}/{size}", end - 1);
+            (answer(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, said), start, end)
+        }
+        Some(None) => {
+            return Answer::new(StatusCode::RANGE_NOT_SATISFIABLE)
+                .header(header::CONTENT_RANGE, format!("bytes */{size}"));
+        }
+    };
+    answer.body = Payload::Blob(blob, start, end);
+    answer
+}
+
+/// The half-open range that `bytes=a-b`, `bytes=a-` or `bytes=-n` asks for.
+fn parse_range(range: &str, size: u64) -> Option<(u64, u64)> {
+    let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let (start, end) = match (start, end) {
+        ("", last) => (size.saturating_sub(last.parse().ok()?), size),
+        (start, "") => (start.parse().ok()?, size),
+        (start, end) => (start.parse().ok()?, size.min(end.parse::<u64>().ok()? + 1)),
+    };
+    (start < end).then_some((start, end))
+}
+
+pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let (repository, digest) = names(record);
+    match inner.store().repository(repository).blobs.remove(digest) {
+        Some(_) => Answer::new(StatusCode::ACCEPTED),
+        None => Answer::not_found("BLOB_UNKNOWN"),
+    }
+}

@@ -1,0 +1,104 @@
+//! Manifests: by tag and by digest, and only if all that they name is here.
+
+use std::sync::Arc;
+
+use http::{StatusCode, header};
+use serde_json::Value;
+
+use super::answer::Answer;
+use super::record::Record;
+use super::state::{Held, Inner, Store, now};
+use super::upload_body::{Broken, Incoming};
+use crate::images::{Manifest, children, digest_with, media, sha256};
+
+/// The largest manifest that is taken, as most registries have it.
+const LIMIT: usize = 4 * 1024 * 1024;
+
+pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let (repository, reference) = names(record);
+    let Some((digest, held)) = inner.store().manifest(repository, reference) else {
+        return Answer::not_found("MANIFEST_UNKNOWN");
+    };
+    let answer = Answer::new(StatusCode::OK).header(header::CONTENT_TYPE, &held.manifest.media_type);
+    let answer = if inner.options.digest_header { answer.header("docker-content-digest", &digest) } else { answer };
+    answer.header(header::ETAG, format!("\"{digest}\"")).body(held.manifest.bytes)
+}
+
+pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+    let Some(bytes) = body.all(LIMIT).await? else {
+        return Ok(Answer::error(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", "above 4 MiB"));
+    };
+    let bad = |code, message: &str| Ok(Answer::error(StatusCode::BAD_REQUEST, code, message));
+    let (repository, reference) = names(record);
+    let Ok(json) = serde_json::from_slice::<Value>(&bytes) else {
+        return bad("MANIFEST_INVALID", "not JSON");
+    };
+    let said = record.header("content-type").map(|said| said.split(';').next().unwrap_or_default().trim().to_owned());
+    let inside = json["mediaType"].as_str().map(str::to_owned);
+    if said.is_some() && inside.is_some() && said != inside {
+        return bad("MANIFEST_INVALID", "Content-Type and mediaType differ");
+    }
+    let Some(media_type) = said.or(inside) else {
+        return bad("MANIFEST_INVALID", "no media type");
+    };
+    let by_digest = reference.contains(':');
+    let digest = if by_digest { digest_with(reference, &bytes) } else { Some(sha256(&bytes)) };
+    let Some(digest) = digest.filter(|digest| !by_digest || digest == reference) else {
+        return bad("DIGEST_INVALID", "the bytes have another digest");
+    };
+
+    let mut store = inner.store();
+    if let Some(missing) = missing(&store, repository, &json) {
+        return bad("MANIFEST_BLOB_UNKNOWN", &missing);
+    }
+    let here = store.repository(repository);
+    let moves = here.tags.get(reference).is_some_and(|at| *at != digest);
+    if inner.options.immutable_tags && moves {
+        return bad("TAG_INVALID", "the tag is immutable and has another digest");
+    }
+    here.manifests.insert(digest.clone(), Held { manifest: Manifest { media_type, bytes }, uploaded: now() });
+    if !by_digest {
+        here.tags.insert(reference.to_owned(), digest.clone());
+    }
+    let answer = Answer::new(StatusCode::CREATED)
+        .header("docker-content-digest", &digest)
+        .header(header::LOCATION, format!("/v2/{repository}/manifests/{digest}"));
+    Ok(match json["subject"]["digest"].as_str().filter(|_| inner.options.referrers) {
+        Some(subject) => answer.header("oci-subject", subject),
+        None => answer,
+    })
+}
+
+/// What a manifest names that the repository does not have.
+pub(super) fn missing(store: &Store, repository: &str, json: &Value) -> Option<String> {
+    let is_foreign = |descriptor: &Value| descriptor["urls"].as_array().is_some_and(|urls| !urls.is_empty());
+    let layers = json["layers"].as_array().into_iter().flatten().filter(|layer| !is_foreign(layer));
+    let named = layers.chain(std::iter::once(&json["config"])).filter_map(|descriptor| descriptor["digest"].as_str());
+    let blob = named.filter(|digest| store.blob(repository, digest).is_none()).map(|digest| format!("blob {digest}"));
+    let child = children(json).into_iter().filter(|digest| store.manifest(repository, digest).is_none());
+    blob.chain(child.map(|digest| format!("manifest {digest}"))).next()
+}
+
+pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let (repository, reference) = names(record);
+    let mut store = inner.store();
+    let here = store.repository(repository);
+    if here.tags.remove(reference).is_some() {
+        return Answer::new(StatusCode::ACCEPTED);
+    }
+    if here.manifests.remove(reference).is_none() {
+        return Answer::not_found("MANIFEST_UNKNOWN");
+    }
+    here.tags.retain(|_, digest| digest != reference);
+    Answer::new(StatusCode::ACCEPTED)
+}
+
+/// Whether a manifest is an index.
+pub(super) fn is_index(media_type: &str) -> bool {
+    matches!(media_type, media::OCI_INDEX | media::DOCKER_LIST)
+}
+
+/// The repository and the tag or digest of a request.
+pub(super) fn names(record: &Record) -> (&str, &str) {
+    (record.repository.as_deref().unwrap_or_default(), record.reference.as_deref().unwrap_or_default())
+}

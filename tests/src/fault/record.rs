@@ -1,0 +1,123 @@
+//! The memory of requests.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use http::HeaderMap;
+use tokio::sync::watch;
+
+use super::route::{Kind, parameter};
+
+/// One request, and what became of it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its number, from 0, never given twice.
+    pub n: u64,
+    /// What it asked for.
+    pub kind: Kind,
+    /// The method.
+    pub method: String,
+    /// The path, without the query.
+    pub path: String,
+    /// The query, without the question mark.
+    pub query: String,
+    /// The repository in the path.
+    pub repository: Option<String>,
+    /// Tag or digest in the path; of uploads the digest in the query, else the session.
+    pub reference: Option<String>,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// Whether it came by HTTP/2.
+    pub http2: bool,
+    /// The client's port: requests with the same one came by the same connection.
+    pub remote_port: u16,
+    /// The status that was answered; none while, or if, there was no answer.
+    pub status: Option<u16>,
+    /// The body, of small requests only: no upload's, and at most 64 KiB.
+    pub body: Vec<u8>,
+    /// Bytes of the body received.
+    pub received: u64,
+    /// Bytes of the body sent.
+    pub sent: u64,
+    /// Whether the answer's body was sent to its end.
+    pub done: bool,
+    /// When it came.
+    pub at: Instant,
+}
+
+impl Record {
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// A parameter of the query, decoded.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        parameter(&self.query, name)
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { n, kind, method, path, query, received, sent, remote_port, .. } = self;
+        let status = self.status.map_or_else(|| "---".to_owned(), |status| status.to_string());
+        let mark = if query.is_empty() { "" } else { "?" };
+        write!(f, "{n:>4} :{remote_port} {status} {kind:?} {method} {path}{mark}{query} in={received} out={sent}")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Log {
+    records: Mutex<(u64, Vec<Record>)>,
+    changed: watch::Sender<()>,
+}
+
+impl Log {
+    pub(super) fn new() -> Self {
+        Self { records: Mutex::default(), changed: watch::Sender::new(()) }
+    }
+
+    pub(super) fn all(&self) -> Vec<Record> {
+        self.records.lock().expect("the log is whole").1.clone()
+    }
+
+    pub(super) fn count(&self, wanted: impl Fn(&Record) -> bool) -> u64 {
+        let records = self.records.lock().expect("the log is whole");
+        records.1.iter().filter(|record| wanted(record)).count() as u64
+    }
+
+    pub(super) fn sum(&self, bytes: impl Fn(&Record) -> u64) -> u64 {
+        let records = self.records.lock().expect("the log is whole");
+        records.1.iter().map(bytes).sum()
+    }
+
+    pub(super) fn clear(&self) {
+        self.records.lock().expect("the log is whole").1.clear();
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Adds a request, which gets its number here.
+    pub(super) fn add(&self, mut record: Record) -> Record {
+        let mut records = self.records.lock().expect("the log is whole");
+        record.n = records.0;
+        records.0 += 1;
+        records.1.push(record.clone());
+        drop(records);
+        self.changed.send_replace(());
+        record
+    }
+
+    /// Notes what became of a request, if it has not been forgotten.
+    pub(super) fn note(&self, n: u64, change: impl FnOnce(&mut Record)) {
+        let mut records = self.records.lock().expect("the log is whole");
+        if let Ok(index) = records.1.binary_search_by_key(&n, |record| record.n) {
+            change(&mut records.1[index]);
+        }
+        drop(records);
+        self.changed.send_replace(());
+    }
+}

@@ -1,0 +1,133 @@
+//! What a request asks for.
+
+use http::Method;
+
+/// The kinds of requests that a registry gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    Ping,
+    Token,
+    Tags,
+    Catalog,
+    ManifestHead,
+    ManifestGet,
+    ManifestPut,
+    ManifestDelete,
+    BlobHead,
+    BlobGet,
+    BlobDelete,
+    UploadStart,
+    UploadMount,
+    UploadPatch,
+    UploadPut,
+    UploadStatus,
+    UploadDelete,
+    Referrers,
+    Other,
+}
+
+/// A request's kind, repository, and tag, digest or session.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) kind: Kind,
+    pub(super) repository: Option<String>,
+    pub(super) reference: Option<String>,
+}
+
+pub(super) fn route(method: &Method, path: &str, query: &str) -> Route {
+    let plain = |kind| Route { kind, repository: None, reference: None };
+    if path == "/token" {
+        return plain(Kind::Token);
+    }
+    let Some(rest) = path.strip_prefix("/v2/").or((path == "/v2").then_some("")) else {
+        return plain(Kind::Other);
+    };
+    match rest {
+        "" => return plain(Kind::Ping),
+        "_catalog" => return plain(Kind::Catalog),
+        _ => {}
+    }
+    if let Some(repository) = rest.strip_suffix("/tags/list") {
+        return Route { kind: Kind::Tags, repository: Some(repository.to_owned()), reference: None };
+    }
+    if let Some((repository, reference)) = rest.split_once("/blobs/uploads") {
+        return upload(method, repository, reference.trim_start_matches('/'), query);
+    }
+    let kinds = [("/manifests/", manifest(method)), ("/blobs/", blob(method)), ("/referrers/", Kind::Referrers)];
+    for (infix, kind) in kinds {
+        if let Some((repository, reference)) = rest.rsplit_once(infix) {
+            let reference = reference.replace("%3A", ":").replace("%3a", ":");
+            return Route { kind, repository: Some(repository.to_owned()), reference: Some(reference) };
+        }
+    }
+    plain(Kind::Other)
+}
+
+fn upload(method: &Method, repository: &str, session: &str, query: &str) -> Route {
+    let mount = parameter(query, "mount");
+    let kind = match *method {
+        Method::POST if mount.is_some() => Kind::UploadMount,
+        Method::POST => Kind::UploadStart,
+        Method::PATCH => Kind::UploadPatch,
+        Method::PUT => Kind::UploadPut,
+        Method::GET => Kind::UploadStatus,
+        Method::DELETE => Kind::UploadDelete,
+        _ => Kind::Other,
+    };
+    // A PUT, a mount and a single POST name the digest in the query; that is what tests match by.
+    let digest = mount.or_else(|| parameter(query, "digest"));
+    let session = (!session.is_empty()).then(|| session.to_owned());
+    Route { kind, repository: Some(repository.to_owned()), reference: digest.or(session) }
+}
+
+fn manifest(method: &Method) -> Kind {
+    match *method {
+        Method::HEAD => Kind::ManifestHead,
+        Method::GET => Kind::ManifestGet,
+        Method::PUT => Kind::ManifestPut,
+        Method::DELETE => Kind::ManifestDelete,
+        _ => Kind::Other,
+    }
+}
+
+fn blob(method: &Method) -> Kind {
+    match *method {
+        Method::HEAD => Kind::BlobHead,
+        Method::GET => Kind::BlobGet,
+        Method::DELETE => Kind::BlobDelete,
+        _ => Kind::Other,
+    }
+}
+
+/// The session in an upload's path.
+pub(super) fn session(path: &str) -> Option<&str> {
+    path.split_once("/blobs/uploads/").map(|(_, session)| session)
+}
+
+/// A query's parameter, decoded.
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
+    parameters(query, name).next()
+}
+
+/// All of a query's parameters of a name, decoded.
+pub(super) fn parameters<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = String> + 'a {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(move |(key, _)| *key == name).map(|(_, value)| decode(value))
+}
+
+fn decode(value: &str) -> String {
+    let mut out = Vec::new();
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let digits = [bytes.next().unwrap_or(b'0'), bytes.next().unwrap_or(b'0')];
+                out.extend(hex::decode(digits).unwrap_or_default());
+            }
+            b'+' => out.push(b' '),
+            other => out.push(other),
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

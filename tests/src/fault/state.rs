@@ -1,0 +1,186 @@
+//! What the registry holds.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::options::Builder;
+use super::record::Log;
+use super::script::Rule;
+use crate::images::{Blob, Manifest};
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) options: Builder,
+    pub(super) address: SocketAddr,
+    pub(super) log: Log,
+    pub(super) rules: Mutex<Vec<Rule>>,
+    pub(super) stop: CancellationToken,
+    pub(super) slots: Option<Arc<Semaphore>>,
+    pub(super) connections: AtomicU64,
+    pub(super) peak: AtomicU64,
+    in_flight: AtomicU64,
+    open: Mutex<CancellationToken>,
+    tokens_since: AtomicU64,
+    counter: AtomicU64,
+    store: Mutex<Store>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    pub(super) repositories: BTreeMap<String, Repository>,
+    pub(super) uploads: HashMap<String, Arc<Mutex<Upload>>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Repository {
+    pub(super) manifests: BTreeMap<String, Held>,
+    pub(super) tags: BTreeMap<String, String>,
+    pub(super) blobs: BTreeMap<String, Stored>,
+}
+
+/// A manifest, and when it came, in milliseconds since 1970.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) manifest: Manifest,
+    pub(super) uploaded: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stored {
+    Kept(Blob),
+    /// Seen, hashed and forgotten: its size.
+    Forgotten(u64),
+}
+
+impl Stored {
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Kept(blob) => blob.size(),
+            Self::Forgotten(size) => *size,
+        }
+    }
+}
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Upload {
+    pub(super) repository: String,
+    pub(super) size: u64,
+    pub(super) kept: Option<Vec<u8>>,
+    pub(super) sha256: Sha256,
+    /// A chunk below the minimum came: it must have been the last.
+    pub(super) short: bool,
+}
+
+impl Upload {
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        self.size += bytes.len() as u64;
+        match &mut self.kept {
+            Some(kept) => kept.extend_from_slice(bytes),
+            None => self.sha256.update(bytes),
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn new(options: Builder, address: SocketAddr) -> Self {
+        Self {
+            slots: options.max_concurrent.map(|slots| Arc::new(Semaphore::new(slots))),
+            options,
+            address,
+            log: Log::new(),
+            rules: Mutex::default(),
+            stop: CancellationToken::new(),
+            connections: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            open: Mutex::default(),
+            tokens_since: AtomicU64::new(0),
+            counter: AtomicU64::new(0),
+            store: Mutex::default(),
+        }
+    }
+
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().expect("the store is whole")
+    }
+
+    pub(super) fn url(&self) -> String {
+        let scheme = if self.options.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// A number never given before.
+    pub(super) fn next(&self) -> u64 {
+        self.counter.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// The end of one connection, which is also that of all.
+    pub(super) fn connection(&self) -> CancellationToken {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        self.open.lock().expect("a token is whole").child_token()
+    }
+
+    pub(super) fn cut_all(&self) {
+        let mut open = self.open.lock().expect("a token is whole");
+        std::mem::take(&mut *open).cancel();
+    }
+
+    pub(super) fn expire_tokens(&self) {
+        self.tokens_since.store(self.next() + 1, Ordering::SeqCst);
+    }
+
+    /// Tokens with a lower number have expired.
+    pub(super) fn tokens_since(&self) -> u64 {
+        self.tokens_since.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn enter(self: &Arc<Self>) -> InFlight {
+        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(now, Ordering::SeqCst);
+        InFlight { inner: Arc::clone(self), slot: None }
+    }
+}
+
+/// A request that is being answered, until it is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    inner: Arc<Inner>,
+    /// Its place among those that are answered at the same time.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.inner.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Store {
+    pub(super) fn repository(&mut self, name: &str) -> &mut Repository {
+        self.repositories.entry(name.to_owned()).or_default()
+    }
+
+    /// A manifest by tag or digest, with its digest.
+    pub(super) fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Held)> {
+        let repository = self.repositories.get(repository)?;
+        let digest = repository.tags.get(reference).map_or(reference, String::as_str);
+        repository.manifests.get(digest).map(|held| (digest.to_owned(), held.clone()))
+    }
+
+    pub(super) fn blob(&self, repository: &str, digest: &str) -> Option<Stored> {
+        self.repositories.get(repository)?.blobs.get(digest).cloned()
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_millis() as u64
+}

@@ -1,0 +1,118 @@
+//! Reading a request's body: at its pace, up to where it breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+
+use super::record::Record;
+use super::route::Kind;
+use super::script::Action;
+use super::state::Inner;
+
+/// A request's body, as it comes.
+pub(super) struct Incoming {
+    inner: Arc<Inner>,
+    n: u64,
+    remember: bool,
+    body: Body,
+    rest: Bytes,
+    at: u64,
+    cut: Option<u64>,
+    stall: Option<u64>,
+    early: Option<(u64, u16)>,
+    pace: Option<u64>,
+}
+
+/// Why a body did not come to its end.
+pub(super) enum Broken {
+    /// The client went away.
+    Gone,
+    /// A rule closes the connection here.
+    Cut,
+    /// A rule answers here, with this status.
+    Early(u16),
+}
+
+impl Incoming {
+    pub(super) fn new(inner: &Arc<Inner>, record: &Record, body: Body, actions: &[Action]) -> Self {
+        let (mut cut, mut stall, mut early, mut pace) = (None, None, None, None);
+        for action in actions {
+            match action {
+                Action::CutUploadAfter { bytes } => cut = Some(*bytes),
+                Action::StallUploadAfter { bytes } => stall = Some(*bytes),
+                Action::AnswerUploadEarly { after, status } => early = Some((*after, *status)),
+                Action::Throttle { bytes_per_second } => pace = Some(*bytes_per_second),
+                _ => {}
+            }
+        }
+        let upload = matches!(record.kind, Kind::UploadStart | Kind::UploadPatch | Kind::UploadPut);
+        Self {
+            inner: Arc::clone(inner),
+            n: record.n,
+            remember: !upload,
+            body,
+            rest: Bytes::new(),
+            at: 0,
+            cut,
+            stall,
+            early,
+            pace,
+        }
+    }
+
+    /// The next piece; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+        if self.cut.is_some_and(|cut| self.at >= cut) {
+            return Err(Broken::Cut);
+        }
+        if let Some((_, status)) = self.early.filter(|(after, _)| self.at >= *after) {
+            return Err(Broken::Early(status));
+        }
+        if self.stall.is_some_and(|stall| self.at >= stall) {
+            std::future::pending::<()>().await;
+        }
+        while self.rest.is_empty() {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(Broken::Gone),
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+            }
+        }
+        let early = self.early.map(|(after, _)| after);
+        let limit = [self.cut, self.stall, early].into_iter().flatten().min().map_or(u64::MAX, |limit| limit - self.at);
+        let limit = limit.min(self.pace.map_or(u64::MAX, |pace| (pace / 10).max(1)));
+        let piece = self.rest.split_to(limit.min(self.rest.len() as u64) as usize);
+        self.at += piece.len() as u64;
+        self.inner.log.note(self.n, |record| {
+            record.received += piece.len() as u64;
+            if self.remember && record.body.len() + piece.len() <= 64 * 1024 {
+                record.body.extend_from_slice(&piece);
+            }
+        });
+        if let Some(pace) = self.pace {
+            tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / pace as f64)).await;
+        }
+        Ok(Some(piece))
+    }
+
+    /// All of it, up to a limit of bytes; none if there is more.
+    pub(super) async fn all(&mut self, limit: usize) -> Result<Option<Bytes>, Broken> {
+        let mut all = Vec::new();
+        while let Some(piece) = self.next().await? {
+            if all.len() + piece.len() > limit {
+                return Ok(None);
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(Some(all.into()))
+    }
+
+    /// Reads it to its end and forgets it.
+    pub(super) async fn drain(&mut self) -> Result<(), Broken> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! Upload sessions, and mounts.
+
+use std::sync::{Arc, Mutex};
+
+use http::{StatusCode, header};
+use sha2::{Digest as _, Sha256};
+
+use super::answer::Answer;
+use super::manifests::names;
+use super::options::MountPolicy;
+use super::record::Record;
+use super::route::session;
+use super::state::{Inner, Stored, Upload};
+use super::upload_body::{Broken, Incoming};
+use crate::images::{Blob, digest_with};
+
+pub(super) async fn start(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+    let (repository, _) = names(record);
+    if let Some(digest) = record.parameter("mount") {
+        match inner.options.mounts {
+            MountPolicy::Refuse(status) => {
+                return Ok(Answer::error(status, "UNSUPPORTED", "no mounts here"));
+            }
+            MountPolicy::Mount => {
+                let from = record.parameter("from").unwrap_or_default();
+                let mut store = inner.store();
+                if let Some(blob) = store.blob(&from, &digest) {
+                    store.repository(repository).blobs.insert(digest.clone(), blob);
+                    return Ok(created(inner, repository, &digest));
+                }
+            }
+            MountPolicy::Ignore => {}
+        }
+    }
+    let id = format!("session-{}", inner.next());
+    let upload = Upload {
+        repository: repository.to_owned(),
+        size: 0,
+        kept: (!inner.options.blackhole).then(Vec::new),
+        sha256: Sha256::new(),
+        short: false,
+    };
+    let upload = Arc::new(Mutex::new(upload));
+    inner.store().uploads.insert(id.clone(), Arc::clone(&upload));
+    if let Some(digest) = record.parameter("digest").filter(|_| inner.options.single_post) {
+        receive(inner, &id, &upload, body).await?;
+        return Ok(commit(inner, &id, &digest));
+    }
+    body.drain().await?;
+    let answer = progress(inner, StatusCode::ACCEPTED, &id, repository, 0);
+    Ok(match inner.options.chunk_minimum {
+        Some(bytes) => answer.header("oci-chunk-min-length", bytes),
+        None => answer,
+    })
+}
+
+pub(super) async fn patch(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+    let (id, upload) = match find(inner, record) {
+        Ok(found) => found,
+        Err(refusal) => {
+            body.drain().await?;
+            return Ok(*refusal);
+        }
+    };
+    let (before, short) = {
+        let upload = upload.lock().expect("an upload is whole");
+        (upload.size, upload.short)
+    };
+    let range = match content_range(record) {
+        Ok(range) => range,
+        Err(refusal) => {
+            body.drain().await?;
+            return Ok(*refusal);
+        }
+    };
+    if short || range.is_some_and(|(start, _)| start != before) {
+        body.drain().await?;
+        return Ok(progress(inner, StatusCode::RANGE_NOT_SATISFIABLE, &id, &repository(record), before));
+    }
+    receive(inner, &id, &upload, body).await?;
+    let mut upload = upload.lock().expect("an upload is whole");
+    upload.short = inner.options.chunk_minimum.is_some_and(|minimum| upload.size - before < minimum);
+    if range.is_some_and(|(start, end)| end - start + 1 != upload.size - before) {
+        return Ok(Answer::error(StatusCode::BAD_REQUEST, "SIZE_INVALID", "Content-Range and body differ"));
+    }
+    Ok(progress(inner, StatusCode::ACCEPTED, &id, &upload.repository, upload.size))
+}
+
+pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+    let checked = find(inner, record).and_then(|found| content_range(record).map(|range| (found, range)));
+    let ((id, upload), range) = match checked {
+        Ok(found) => found,
+        Err(refusal) => {
+            body.drain().await?;
+            return Ok(*refusal);
+        }
+    };
+    let before = upload.lock().expect("an upload is whole").size;
+    if range.is_some_and(|(start, _)| start != before) {
+        body.drain().await?;
+        return Ok(progress(inner, StatusCode::RANGE_NOT_SATISFIABLE, &id, &repository(record), before));
+    }
+    receive(inner, &id, &upload, body).await?;
+    match record.parameter("digest") {
+        Some(digest) => Ok(commit(inner, &id, &digest)),
+        None => Ok(Answer::error(StatusCode::BAD_REQUEST, "DIGEST_INVALID", "no digest")),
+    }
+}
+
+pub(super) fn status(inner: &Arc<Inner>, record: &Record) -> Answer {
+    match find(inner, record) {
+        Ok((id, upload)) => {
+            let upload = upload.lock().expect("an upload is whole");
+            progress(inner, StatusCode::NO_CONTENT, &id, &upload.repository, upload.size)
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
+    match find(inner, record) {
+        Ok((id, _)) => {
+            inner.store().uploads.remove(&id);
+            Answer::new(StatusCode::NO_CONTENT)
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+/// Appends a body to a session. A body that breaks leaves what came before it, or ends the session, as the option says.
+async fn receive(inner: &Arc<Inner>, id: &str, upload: &Arc<Mutex<Upload>>, body: &mut Incoming) -> Result<(), Broken> {
+    /// The client's going away drops the request where it stands: so must the session be.
+    struct Unfinished<'a>(&'a Inner, &'a str, bool);
+    impl Drop for Unfinished<'_> {
+        fn drop(&mut self) {
+            if self.2 {
+                self.0.store().uploads.remove(self.1);
+            }
+        }
+    }
+    let mut unfinished = Unfinished(inner, id, !inner.options.resumable);
+    while let Some(piece) = body.next().await? {
+        upload.lock().expect("an upload is whole").append(&piece);
+    }
+    unfinished.2 = false;
+    Ok(())
+}
+
+/// Makes a session's bytes a blob.
+fn commit(inner: &Arc<Inner>, id: &str, digest: &str) -> Answer {
+    let mut store = inner.store();
+    let Some(upload) = store.uploads.remove(id) else {
+        return Answer::not_found("BLOB_UPLOAD_UNKNOWN");
+    };
+    let mut upload = upload.lock().expect("an upload is whole");
+    let (found, stored) = match upload.kept.take() {
+        Some(bytes) => (digest_with(digest, &bytes), Stored::Kept(Blob::from(bytes))),
+        None => {
+            let hash = std::mem::take(&mut upload.sha256).finalize();
+            (Some(format!("sha256:{}", hex::encode(hash))), Stored::Forgotten(upload.size))
+        }
+    };
+    if found.as_deref() != Some(digest) {
+        let message = format!("{} bytes have the digest {found:?}", upload.size);
+        return Answer::error(StatusCode::BAD_REQUEST, "DIGEST_INVALID", &message);
+    }
+    store.repository(&upload.repository).blobs.insert(digest.to_owned(), stored);
+    created(inner, &upload.repository, digest)
+}
+
+/// A request's session; an answer if there is none.
+fn find(inner: &Arc<Inner>, record: &Record) -> Result<(String, Arc<Mutex<Upload>>), Box<Answer>> {
+    let id = session(&record.path).unwrap_or_default();
+    let gone = if inner.options.resumable { "BLOB_UPLOAD_UNKNOWN" } else { "BLOB_UPLOAD_INVALID" };
+    let upload = inner.store().uploads.get(id).cloned().ok_or_else(|| Box::new(Answer::not_found(gone)))?;
+    // The query of a Location is opaque and must come back.
+    if record.parameter("_state").as_deref() != Some(state_of(id).as_str()) {
+        let message = "the _state of the Location is missing";
+        return Err(Box::new(Answer::error(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)));
+    }
+    Ok((id.to_owned(), upload))
+}
+
+fn state_of(id: &str) -> String {
+    format!("of-{id}=")
+}
+
+fn content_range(record: &Record) -> Result<Option<(u64, u64)>, Box<Answer>> {
+    let Some(said) = record.header("content-range") else {
+        return Ok(None);
+    };
+    let parsed = said.split_once('-').and_then(|(start, end)| Some((start.parse().ok()?, end.parse().ok()?)));
+    let refusal =
+        || Box::new(Answer::error(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", "Content-Range is start-end"));
+    parsed.filter(|(start, end)| start <= end).map(Some).ok_or_else(refusal)
+}
+
+fn repository(record: &Record) -> String {
+    names(record).0.to_owned()
+}
+
+fn created(inner: &Inner, repository: &str, digest: &str) -> Answer {
+    Answer::new(StatusCode::CREATED)
+        .header(header::LOCATION, locate(inner, &format!("/v2/{repository}/blobs/{digest}")))
+        .header("docker-content-digest", digest)
+}
+
+fn progress(inner: &Inner, status: StatusCode, id: &str, repository: &str, size: u64) -> Answer {
+    let path = format!("/v2/{repository}/blobs/uploads/{id}?_state={}", state_of(id).replace('=', "%3D"));
+    Answer::new(status)
+        .header(header::LOCATION, locate(inner, &path))
+        .header(header::RANGE, format!("0-{}", size.saturating_sub(1)))
+        .header("docker-upload-uuid", id)
+}
+
+fn locate(inner: &Inner, path: &str) -> String {
+    if inner.options.relative_locations { path.to_owned() } else { format!("{}{path}", inner.url()) }
+}

@@ -1,0 +1,390 @@
+//! How trees are put together.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use serde_json::{Map, Value, json};
+
+use super::blob::{seed_of, sha256};
+use super::{Blob, Image, Manifest, Synthetic, media};
+
+/// A layer, as it is wished for.
+#[derive(Clone, Debug)]
+pub enum Layer {
+    /// A real layer: a gzipped tar with one file of about this many random bytes.
+    File(u64),
+    /// A real layer that follows from a name of its own, so that several images share it.
+    Shared(String, u64),
+    /// Bytes without a meaning, made as they are read.
+    Synthetic(u64),
+    /// No bytes at all.
+    Empty,
+    /// Content of the test's own.
+    Blob(Blob),
+    /// A layer that is fetched from a URL rather than from the registry.
+    Foreign(String, u64),
+}
+
+/// A single manifest: an image of one platform, or an artifact.
+#[derive(Clone, Debug)]
+pub struct Single {
+    name: String,
+    docker: bool,
+    platform: String,
+    layers: Vec<Layer>,
+    config: Option<(String, Bytes)>,
+    artifact_type: Option<String>,
+    layer_type: Option<String>,
+    subject: Option<Value>,
+    annotations: BTreeMap<String, String>,
+    inline: bool,
+    sha512: bool,
+}
+
+impl Single {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            docker: false,
+            platform: "linux/amd64".to_owned(),
+            layers: Vec::new(),
+            config: None,
+            artifact_type: None,
+            layer_type: None,
+            subject: None,
+            annotations: BTreeMap::new(),
+            inline: false,
+            sha512: false,
+        }
+    }
+
+    /// Docker's schema 2 media types in place of OCI's.
+    #[must_use]
+    pub fn docker(mut self) -> Self {
+        self.docker = true;
+        self
+    }
+
+    /// The platform in the config, `os/architecture` or `os/architecture/variant`.
+    #[must_use]
+    pub fn platform(mut self, platform: &str) -> Self {
+        self.platform = platform.to_owned();
+        self
+    }
+
+    /// One more layer.
+    #[must_use]
+    pub fn layer(mut self, layer: Layer) -> Self {
+        self.layers.push(layer);
+        self
+    }
+
+    /// Several real layers of about `size` bytes each.
+    #[must_use]
+    pub fn layers(mut self, count: usize, size: u64) -> Self {
+        self.layers.extend(std::iter::repeat_n(Layer::File(size), count));
+        self
+    }
+
+    /// A config of the test's own in place of an image's.
+    #[must_use]
+    pub fn config(mut self, media_type: &str, bytes: impl Into<Bytes>) -> Self {
+        self.config = Some((media_type.to_owned(), bytes.into()));
+        self
+    }
+
+    /// An `artifactType`, and the empty config if none was chosen.
+    #[must_use]
+    pub fn artifact(mut self, artifact_type: &str) -> Self {
+        self.artifact_type = Some(artifact_type.to_owned());
+        self.config.get_or_insert_with(|| (media::OCI_EMPTY.to_owned(), Bytes::from_static(b"{}")));
+        self
+    }
+
+    /// The media type of its layers.
+    #[must_use]
+    pub fn layer_type(mut self, media_type: &str) -> Self {
+        self.layer_type = Some(media_type.to_owned());
+        self
+    }
+
+    /// Makes it a referrer of another image.
+    #[must_use]
+    pub fn subject(mut self, image: &Image) -> Self {
+        self.subject = Some(image.descriptor());
+        self
+    }
+
+    /// One annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Descriptors carry their content in `data`, where it is at most 4 KiB.
+    #[must_use]
+    pub fn inline_data(mut self) -> Self {
+        self.inline = true;
+        self
+    }
+
+    /// Blobs are named by sha512.
+    #[must_use]
+    pub fn sha512(mut self) -> Self {
+        self.sha512 = true;
+        self
+    }
+
+    /// The image.
+    pub fn build(self) -> Image {
+        let mut blobs = BTreeMap::new();
+        let mut foreign = BTreeMap::new();
+        let mut layers = Vec::new();
+        let mut diff_ids = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate() {
+            let (blob, diff_id) = self.content(number, layer);
+            let mut descriptor = self.descriptor(self.layer_media_type(layer), &blob);
+            let digest = descriptor["digest"].as_str().expect("a descriptor has a digest").to_owned();
+            if let Layer::Foreign(url, _) = layer {
+                descriptor["urls"] = json!([url]);
+                foreign.insert(digest, blob);
+            } else {
+                blobs.insert(digest, blob);
+            }
+            layers.push(descriptor);
+            diff_ids.push(diff_id);
+        }
+
+        let (config_type, config) = match &self.config {
+            Some((media_type, bytes)) => (media_type.as_str(), bytes.clone()),
+            None => (self.pick(media::DOCKER_CONFIG, media::OCI_CONFIG), self.image_config(&diff_ids)),
+        };
+        let config = Blob::Bytes(config);
+        let config_descriptor = self.descriptor(config_type, &config);
+        blobs.insert(config_descriptor["digest"].as_str().expect("a descriptor has a digest").to_owned(), config);
+
+        let mut manifest = Map::new();
+        let media_type = self.pick(media::DOCKER_MANIFEST, media::OCI_MANIFEST);
+        manifest.insert("schemaVersion".into(), json!(2));
+        manifest.insert("mediaType".into(), json!(media_type));
+        if let Some(artifact_type) = &self.artifact_type {
+            manifest.insert("artifactType".into(), json!(artifact_type));
+        }
+        manifest.insert("config".into(), config_descriptor);
+        manifest.insert("layers".into(), json!(layers));
+        if let Some(subject) = &self.subject {
+            manifest.insert("subject".into(), subject.clone());
+        }
+        if !self.annotations.is_empty() {
+            manifest.insert("annotations".into(), json!(self.annotations));
+        }
+        let mut image = finish(&self.name, media_type, &Value::Object(manifest));
+        image.blobs = blobs;
+        image.foreign = foreign;
+        image
+    }
+
+    fn pick<'a>(&self, docker: &'a str, oci: &'a str) -> &'a str {
+        if self.docker { docker } else { oci }
+    }
+
+    fn layer_media_type(&self, layer: &Layer) -> &str {
+        match (layer, &self.layer_type) {
+            (Layer::Foreign(..), _) => self.pick(media::DOCKER_FOREIGN, media::OCI_FOREIGN),
+            (_, Some(media_type)) => media_type,
+            _ => self.pick(media::DOCKER_LAYER, media::OCI_LAYER),
+        }
+    }
+
+    /// The bytes of a layer, and the digest of what they unpack to.
+    fn content(&self, number: usize, layer: &Layer) -> (Blob, String) {
+        let name = format!("{}/{}/layer-{number}", self.name, self.platform);
+        let bare = |blob: Blob| {
+            let digest = blob.sha256();
+            (blob, digest)
+        };
+        match layer {
+            Layer::File(size) => tarball(&name, *size),
+            Layer::Shared(name, size) => tarball(name, *size),
+            Layer::Foreign(_, size) => tarball(&name, *size),
+            Layer::Synthetic(size) => bare(Blob::synthetic(&name, *size)),
+            Layer::Empty => bare(Blob::Bytes(Bytes::new())),
+            Layer::Blob(blob) => bare(blob.clone()),
+        }
+    }
+
+    fn descriptor(&self, media_type: &str, blob: &Blob) -> Value {
+        let digest = if self.sha512 { blob.sha512() } else { blob.sha256() };
+        let mut descriptor = json!({"mediaType": media_type, "size": blob.size(), "digest": digest});
+        if self.inline && blob.size() <= 4096 {
+            let bytes = blob.read(0..blob.size());
+            descriptor["data"] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
+        }
+        descriptor
+    }
+
+    fn image_config(&self, diff_ids: &[String]) -> Bytes {
+        let mut platform = self.platform.splitn(3, '/');
+        let os = platform.next().unwrap_or("linux");
+        let architecture = platform.next().unwrap_or("amd64");
+        let history =
+            |number| json!({"created": "2024-01-01T00:00:00Z", "created_by": format!("COPY file-{number} /")});
+        let mut config = json!({
+            "created": "2024-01-01T00:00:00Z",
+            "architecture": architecture,
+            "os": os,
+            "config": {"Env": ["PATH=/bin"], "Labels": {"test": self.name}},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            "history": (0..diff_ids.len()).map(history).collect::<Vec<_>>(),
+        });
+        if let Some(variant) = platform.next() {
+            config["variant"] = json!(variant);
+        }
+        config.to_string().into()
+    }
+}
+
+/// An index of manifests.
+#[derive(Clone, Debug)]
+pub struct Index {
+    name: String,
+    docker: bool,
+    entries: Vec<Value>,
+    children: Vec<Image>,
+    annotations: BTreeMap<String, String>,
+    artifact_type: Option<String>,
+    subject: Option<Value>,
+}
+
+impl Index {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            docker: false,
+            entries: Vec::new(),
+            children: Vec::new(),
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            subject: None,
+        }
+    }
+
+    /// A Docker manifest list in place of an OCI index.
+    #[must_use]
+    pub fn docker(mut self) -> Self {
+        self.docker = true;
+        self
+    }
+
+    /// A child for a platform, `os/architecture` or `os/architecture/variant`.
+    #[must_use]
+    pub fn child(mut self, image: &Image, platform: &str) -> Self {
+        let mut parts = platform.splitn(3, '/');
+        let mut described = json!({"os": parts.next(), "architecture": parts.next()});
+        if let Some(variant) = parts.next() {
+            described["variant"] = json!(variant);
+        }
+        let mut entry = image.descriptor();
+        entry["platform"] = described;
+        self.entries.push(entry);
+        self.children.push(image.clone());
+        self
+    }
+
+    /// A child that says nothing of a platform: another index, an artifact.
+    #[must_use]
+    pub fn bare_child(mut self, image: &Image) -> Self {
+        self.entries.push(image.descriptor());
+        self.children.push(image.clone());
+        self
+    }
+
+    /// An attestation, as BuildKit lists them: platform `unknown/unknown`, and annotations that name its image.
+    #[must_use]
+    pub fn attestation(mut self, image: &Image, of: &Image) -> Self {
+        self = self.child(image, "unknown/unknown");
+        self.entries.last_mut().expect("it was just added")["annotations"] = json!({
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": of.root,
+        });
+        self
+    }
+
+    /// One annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// An `artifactType`.
+    #[must_use]
+    pub fn artifact(mut self, artifact_type: &str) -> Self {
+        self.artifact_type = Some(artifact_type.to_owned());
+        self
+    }
+
+    /// Makes it a referrer of another image.
+    #[must_use]
+    pub fn subject(mut self, image: &Image) -> Self {
+        self.subject = Some(image.descriptor());
+        self
+    }
+
+    /// The image.
+    pub fn build(self) -> Image {
+        let media_type = if self.docker { media::DOCKER_LIST } else { media::OCI_INDEX };
+        let mut index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": self.entries});
+        if let Some(artifact_type) = &self.artifact_type {
+            index["artifactType"] = json!(artifact_type);
+        }
+        if let Some(subject) = &self.subject {
+            index["subject"] = subject.clone();
+        }
+        if !self.annotations.is_empty() {
+            index["annotations"] = json!(self.annotations);
+        }
+        let mut image = finish(&self.name, media_type, &index);
+        for child in self.children {
+            image.manifests.extend(child.manifests);
+            image.blobs.extend(child.blobs);
+            image.foreign.extend(child.foreign);
+        }
+        image
+    }
+}
+
+/// Bytes are indented, as many tools write them: whoever parses and writes a manifest again changes its digest.
+fn finish(name: &str, media_type: &str, manifest: &Value) -> Image {
+    let bytes = Bytes::from(format!("{manifest:#}\n"));
+    let root = sha256(&bytes);
+    let manifest = Manifest { media_type: media_type.to_owned(), bytes };
+    Image {
+        name: name.to_owned(),
+        manifests: BTreeMap::from([(root.clone(), manifest)]),
+        root,
+        blobs: BTreeMap::new(),
+        foreign: BTreeMap::new(),
+    }
+}
+
+/// A gzipped tar with one file of `size` bytes that follow from the name, and the digest of the tar within.
+pub fn tarball(name: &str, size: u64) -> (Blob, String) {
+    let content = Blob::Synthetic(Synthetic::new(seed_of(name), size)).read(0..size);
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_mtime(1_704_067_200);
+    let mut archive = tar::Builder::new(Vec::new());
+    let path = format!("data/{:016x}", seed_of(name));
+    archive.append_data(&mut header, path, &content[..]).expect("a tar in memory takes a file");
+    let archive = archive.into_inner().expect("a tar in memory ends");
+    let diff_id = sha256(&archive);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&archive).expect("memory takes bytes");
+    (Blob::from(gzip.finish().expect("memory takes bytes")), diff_id)
+}

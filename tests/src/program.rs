@@ -1,0 +1,402 @@
+//! The built programs, run as a user would: with a home of their own, and measured.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use rustix::process::Signal;
+
+/// A program that is to be run. Its home is removed with it, unless it was shared.
+#[derive(Debug)]
+pub struct Imgsync {
+    program: PathBuf,
+    home: Arc<TempDir>,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    stdin: Option<Vec<u8>>,
+    limit: Duration,
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// The most memory it had, in bytes.
+    pub peak_rss_bytes: u64,
+    /// The processor time it took, in seconds.
+    pub cpu_seconds: f64,
+    /// How long it ran.
+    pub elapsed: Duration,
+}
+
+impl Output {
+    /// Demands an exit code.
+    ///
+    /// # Panics
+    /// With all that was written, when it is another.
+    #[track_caller]
+    pub fn assert_code(self, code: i32) -> Self {
+        let Self { stdout, stderr, .. } = &self;
+        assert_eq!(self.code, Some(code), "\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        self
+    }
+
+    /// Standard output as JSON.
+    ///
+    /// # Panics
+    /// With all that was written, when it is none.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        let Self { stdout, stderr, .. } = self;
+        serde_json::from_str(stdout)
+            .unwrap_or_else(|error| panic!("not JSON: {error}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"))
+    }
+}
+
+impl Default for Imgsync {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Imgsync {
+    /// `imgsync`, in a fresh home.
+    pub fn new() -> Self {
+        Self::named("imgsync")
+    }
+
+    /// `imgsync-worker`, in a fresh home.
+    pub fn worker() -> Self {
+        Self::named("imgsync-worker")
+    }
+
+    /// A program of this workspace, in a fresh home.
+    ///
+    /// # Panics
+    /// When it is not built.
+    pub fn named(name: &str) -> Self {
+        Self::at(built(name))
+    }
+
+    /// Any program, in a fresh home.
+    pub fn at(program: impl Into<PathBuf>) -> Self {
+        let home = tempfile::Builder::new().prefix("imgsync-home-").tempdir().expect("a folder can be made");
+        for folder in ["home", "state", "docker", "runtime", "work"] {
+            fs::create_dir(home.path().join(folder)).expect("a folder can be made");
+        }
+        Self {
+            program: program.into(),
+            home: Arc::new(home),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            stdin: None,
+            limit: Duration::from_secs(120),
+        }
+    }
+
+    /// The same program in the same home, with no arguments: the second run.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            program: self.program.clone(),
+            home: Arc::clone(&self.home),
+            arguments: Vec::new(),
+            environment: self.environment.clone(),
+            stdin: None,
+            limit: self.limit,
+        }
+    }
+
+    /// One argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Several arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// A variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// What it reads from standard input, which is empty otherwise.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// How long `run` waits before it kills the program and fails; two minutes if not chosen.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The folder that holds all of its homes.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The folder it runs in.
+    pub fn work(&self) -> PathBuf {
+        self.home.path().join("work")
+    }
+
+    /// Its XDG_STATE_HOME.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    /// Writes a file into the folder it runs in, and says where that is.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.work().join(name);
+        fs::write(&path, content).expect("the folder can be written to");
+        path
+    }
+
+    /// Writes docker's config.json with users and passwords by host.
+    pub fn write_docker_config(&self, logins: &[(&str, &str, &str)]) {
+        let entry = |(host, user, password): &(&str, &str, &str)| {
+            let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            ((*host).to_owned(), json!({"auth": pair}))
+        };
+        let auths: Map<_, _> = logins.iter().map(entry).collect();
+        self.write_docker_json(&json!({"auths": auths}));
+    }
+
+    /// Writes docker's config.json as it is given.
+    pub fn write_docker_json(&self, config: &Value) {
+        fs::write(self.home.path().join("docker/config.json"), config.to_string())
+            .expect("the folder can be written to");
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// With all that it wrote, when it runs longer than the limit.
+    pub async fn run(&self) -> Output {
+        let limit = self.limit;
+        let mut running = self.spawn();
+        match timeout(limit, running.wait()).await {
+            Ok(output) => output,
+            Err(_) => {
+                running.signal(Signal::KILL);
+                let Output { stdout, stderr, .. } = running.wait().await;
+                panic!("it ran longer than {limit:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+            }
+        }
+    }
+
+    /// Starts it.
+    pub fn spawn(&self) -> Running {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).current_dir(self.work());
+        for (name, _) in std::env::vars_os() {
+            if is_unwanted(&name.to_string_lossy()) {
+                command.env_remove(name);
+            }
+        }
+        let at = |folder: &str| self.home.path().join(folder);
+        command.env("HOME", at("home")).env("XDG_STATE_HOME", at("state"));
+        command.env("DOCKER_CONFIG", at("docker")).env("XDG_RUNTIME_DIR", at("runtime"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin.clone()) {
+            tokio::spawn(async move {
+                // A program that does not read its input to the end is free not to.
+                let _ = pipe.write_all(&bytes).await;
+            });
+        }
+        let mut stdout = child.stdout.take().expect("stdout is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let lines = Arc::new(Lines { text: Mutex::default(), changed: watch::Sender::new(false) });
+        Running {
+            pid: child.id().expect("it has not been waited for"),
+            started: Instant::now(),
+            stdout: tokio::spawn(async move {
+                let mut all = Vec::new();
+                let _ = stdout.read_to_end(&mut all).await;
+                String::from_utf8_lossy(&all).into_owned()
+            }),
+            stderr: tokio::spawn(collect(stderr, Arc::clone(&lines))),
+            lines,
+            usage: Usage::default(),
+            child,
+            _home: Arc::clone(&self.home),
+        }
+    }
+}
+
+/// Variables of whoever runs the tests that would change what the program does.
+fn is_unwanted(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    lower.ends_with("_proxy")
+        || lower.starts_with("imgsync_")
+        || lower.starts_with("xdg_")
+        || matches!(lower.as_str(), "registry_auth_file" | "docker_host" | "rust_log" | "no_color" | "ssl_cert_file")
+}
+
+/// Where cargo put a program: beside the folder of the test's executable.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a process has an executable");
+    let folders = test.ancestors().skip(1).take(3);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("`{name}` is not built beside {}: run `cargo build --bins` first", test.display()))
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    peak_rss_bytes: u64,
+    cpu_seconds: f64,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Lines {
+    text: Mutex<String>,
+    /// True once there will be no more.
+    changed: watch::Sender<bool>,
+}
+
+async fn collect(stderr: impl AsyncRead + Unpin, lines: Arc<Lines>) {
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
+        lines.text.lock().expect("the text is whole").push_str(&String::from_utf8_lossy(&line));
+        lines.changed.send_replace(false);
+        line.clear();
+    }
+    lines.changed.send_replace(true);
+}
+
+/// A program that runs. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    pid: u32,
+    started: Instant,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<()>,
+    lines: Arc<Lines>,
+    usage: Usage,
+    _home: Arc<TempDir>,
+}
+
+impl Running {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal. Nothing happens if it has ended.
+    pub fn signal(&self, signal: Signal) {
+        // An id that was not waited for is still its own.
+        if self.child.id().is_some() {
+            let pid = rustix::process::Pid::from_raw(self.pid as i32).expect("no process has the id 0");
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        self.lines.text.lock().expect("the text is whole").clone()
+    }
+
+    /// Waits for a line on standard error, and returns it.
+    ///
+    /// # Panics
+    /// With all that it wrote, when the line does not come in time or the program ends without it.
+    pub async fn wait_for_line(&self, wanted: impl Fn(&str) -> bool, limit: Duration) -> String {
+        let mut changed = self.lines.changed.subscribe();
+        let wait = async {
+            loop {
+                let over = *changed.borrow_and_update();
+                if let Some(line) = self.stderr().lines().find(|line| wanted(line)) {
+                    return Some(line.to_owned());
+                }
+                if over || changed.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        match timeout(limit, wait).await {
+            Ok(Some(line)) => line,
+            Ok(None) => panic!("it ended without the line\n--- stderr\n{}", self.stderr()),
+            Err(_) => panic!("the line did not come within {limit:?}\n--- stderr\n{}", self.stderr()),
+        }
+    }
+
+    /// The most memory it has had so far, in bytes.
+    pub fn peak_rss_bytes(&mut self) -> u64 {
+        self.measure();
+        self.usage.peak_rss_bytes
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> Output {
+        // A process that has ended but was not waited for still tells its processor time; its memory only while it
+        // lives, and the kernel's high-water mark never falls: looking every few milliseconds misses little.
+        while !self.usage.ended {
+            self.measure();
+            if !self.usage.ended {
+                tokio::time::sleep(Duration::from_millis(4)).await;
+            }
+        }
+        let status = self.child.wait().await.expect("a child can be waited for");
+        let elapsed = self.started.elapsed();
+        let stdout = (&mut self.stdout).await.expect("the reader does not panic");
+        (&mut self.stderr).await.expect("the reader does not panic");
+        Output {
+            code: status.code(),
+            stdout,
+            stderr: self.stderr(),
+            peak_rss_bytes: self.usage.peak_rss_bytes,
+            cpu_seconds: self.usage.cpu_seconds,
+            elapsed,
+        }
+    }
+
+    fn measure(&mut self) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        if let Some(peak) = peak.and_then(|peak| peak.trim().parse::<u64>().ok()) {
+            self.usage.peak_rss_bytes = self.usage.peak_rss_bytes.max(peak * 1024);
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The name in parentheses may hold anything; what follows it is plain: state, then utime and stime as 12th and 13th.
+        let fields: Vec<_> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+        let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
+        let seconds = (ticks(11) + ticks(12)) as f64 / rustix::param::clock_ticks_per_second() as f64;
+        self.usage.cpu_seconds = self.usage.cpu_seconds.max(seconds);
+        self.usage.ended = fields.first().is_none_or(|state| matches!(*state, "Z" | "X"));
+    }
+}

@@ -1,0 +1,259 @@
+//! A TCP relay in front of any address, which delays, slows, counts and cuts.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the server.
+    Up,
+    /// From the server to the client.
+    Down,
+}
+
+/// The relay. It ends, with its connections, when it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Shared {
+    to: Mutex<SocketAddr>,
+    stop: CancellationToken,
+    open: Mutex<CancellationToken>,
+    refuse: AtomicBool,
+    freeze: AtomicBool,
+    connections: AtomicU64,
+    live: AtomicU64,
+    up: Lane,
+    down: Lane,
+}
+
+/// One direction, over all connections.
+#[derive(Debug)]
+struct Lane {
+    bytes: AtomicU64,
+    /// The count of bytes at which the connection that carries them is cut.
+    cut_at: AtomicU64,
+    delay_ms: AtomicU64,
+    /// Bytes a second; 0 is no limit.
+    pace: AtomicU64,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            cut_at: AtomicU64::new(u64::MAX),
+            delay_ms: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Relay {
+    /// Starts one in front of `HOST:PORT`.
+    ///
+    /// # Panics
+    /// When that is no address.
+    pub async fn start(to: &str) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let shared = Arc::new(Shared {
+            to: Mutex::new(to.parse().expect("an address and a port")),
+            stop: CancellationToken::new(),
+            open: Mutex::default(),
+            refuse: AtomicBool::new(false),
+            freeze: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            live: AtomicU64::new(0),
+            up: Lane::new(),
+            down: Lane::new(),
+        });
+        tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Self { shared, address }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Goes to another address from the next connection on.
+    ///
+    /// # Panics
+    /// When that is no address.
+    pub fn retarget(&self, to: &str) {
+        *self.shared.to.lock().expect("an address is whole") = to.parse().expect("an address and a port");
+    }
+
+    /// Cuts the connection that carries the byte so far ahead, once.
+    pub fn cut_after(&self, direction: Direction, bytes: u64) {
+        let lane = self.lane(direction);
+        lane.cut_at.store(lane.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+    }
+
+    /// Cuts all connections that are open now.
+    pub fn cut_all(&self) {
+        std::mem::take(&mut *self.shared.open.lock().expect("a token is whole")).cancel();
+    }
+
+    /// Closes new connections at once, until told otherwise. Open ones go on.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.refuse.store(refuse, Ordering::SeqCst);
+    }
+
+    /// Lets no byte through, until told otherwise: connections stay open, and silent.
+    pub fn freeze(&self, freeze: bool) {
+        self.shared.freeze.store(freeze, Ordering::SeqCst);
+    }
+
+    /// Delays all bytes of a direction, without slowing them.
+    pub fn delay(&self, direction: Direction, delay: Duration) {
+        self.lane(direction).delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Slows each connection in a direction; 0 is no limit.
+    pub fn throttle(&self, direction: Direction, bytes_per_second: u64) {
+        self.lane(direction).pace.store(bytes_per_second, Ordering::SeqCst);
+    }
+
+    /// Bytes that went through.
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        self.lane(direction).bytes.load(Ordering::SeqCst)
+    }
+
+    /// Connections so far, refused ones among them.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are open.
+    pub fn live_connections(&self) -> u64 {
+        self.shared.live.load(Ordering::SeqCst)
+    }
+
+    fn lane(&self, direction: Direction) -> &Lane {
+        self.shared.lane(direction)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Shared {
+    fn lane(&self, direction: Direction) -> &Lane {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((client, _)) = accepted else { continue };
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        if shared.refuse.load(Ordering::SeqCst) {
+            // Closed by a reset, as a port that nobody listens on.
+            let _ = client.set_zero_linger();
+            continue;
+        }
+        let cut = shared.open.lock().expect("a token is whole").child_token();
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            shared.live.fetch_add(1, Ordering::SeqCst);
+            let to = *shared.to.lock().expect("an address is whole");
+            tokio::select! {
+                () = carry(client, to, &shared) => {}
+                () = cut.cancelled() => {}
+                () = shared.stop.cancelled() => {}
+            }
+            shared.live.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Carries bytes both ways, until both ends are done or one direction is cut.
+async fn carry(client: TcpStream, to: SocketAddr, shared: &Shared) {
+    let Ok(server) = TcpStream::connect(to).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    let up = pump(client_read, server_write, shared, Direction::Up);
+    let down = pump(server_read, client_write, shared, Direction::Down);
+    let _ = tokio::try_join!(up, down);
+}
+
+/// The connection is to be closed at once.
+struct Cut;
+
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    direction: Direction,
+) -> Result<(), Cut> {
+    let lane = shared.lane(direction);
+    // Bytes wait here for their time, so that a delay does not slow the flow.
+    let (sender, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(256);
+    let read = async move {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let count = from.read(&mut buffer).await.map_err(|_| Cut)?;
+            if count == 0 {
+                return Ok(());
+            }
+            let due = Instant::now() + Duration::from_millis(lane.delay_ms.load(Ordering::SeqCst));
+            sender.send((due, buffer[..count].to_vec())).await.map_err(|_| Cut)?;
+        }
+    };
+    let write = async {
+        while let Some((due, bytes)) = waiting.recv().await {
+            tokio::time::sleep_until(due).await;
+            while shared.freeze.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let pace = lane.pace.load(Ordering::SeqCst);
+            if pace > 0 {
+                tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / pace as f64)).await;
+            }
+            let count = bytes.len() as u64;
+            let before = lane.bytes.fetch_add(count, Ordering::SeqCst);
+            let cut_at = lane.cut_at.load(Ordering::SeqCst);
+            if before + count >= cut_at && lane.cut_at.swap(u64::MAX, Ordering::SeqCst) != u64::MAX {
+                let _ = to.write_all(&bytes[..cut_at.saturating_sub(before) as usize]).await;
+                return Err(Cut);
+            }
+            to.write_all(&bytes).await.map_err(|_| Cut)?;
+        }
+        to.shutdown().await.map_err(|_| Cut)
+    };
+    tokio::try_join!(read, write).map(|_| ())
+}

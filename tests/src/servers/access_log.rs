@@ -1,0 +1,43 @@
+//! What docker-registry says of the requests that it gets.
+
+use std::collections::HashMap;
+
+/// A request in docker-registry's own log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedRequest {
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub uri: String,
+    /// The status that was answered.
+    pub status: u16,
+    /// Bytes of the answer's body.
+    pub sent: u64,
+}
+
+/// The requests in a log: its lines in the Common Log Format.
+pub(super) fn parse(log: &str) -> Vec<LoggedRequest> {
+    log.lines().filter_map(parse_line).collect()
+}
+
+/// `127.0.0.1 - - [25/Nov/2026:03:04:05 +0000] "GET /v2/ HTTP/1.1" 200 2 "" "skopeo/1.9"`
+fn parse_line(line: &str) -> Option<LoggedRequest> {
+    let (_, rest) = line.split_once("] \"")?;
+    let (request, rest) = rest.split_once("\" ")?;
+    let mut request = request.split(' ');
+    let (method, uri) = (request.next()?, request.next()?);
+    request.next().filter(|protocol| protocol.starts_with("HTTP/"))?;
+    let mut numbers = rest.split(' ');
+    let status = numbers.next()?.parse().ok()?;
+    let sent = numbers.next()?.parse().ok()?;
+    Some(LoggedRequest { method: method.to_owned(), uri: uri.to_owned(), status, sent })
+}
+
+/// How often each `METHOD status` occurs.
+pub(super) fn tally(requests: &[LoggedRequest]) -> HashMap<String, u64> {
+    let mut tally = HashMap::new();
+    for request in requests {
+        *tally.entry(format!("{} {}", request.method, request.status)).or_default() += 1;
+    }
+    tally
+}

@@ -1,0 +1,109 @@
+//! A Docker Engine of a test's own: `dockerd` with its own folders and socket, without networks.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::process::{Process, find_program};
+
+/// The engine. It ends when it is dropped.
+#[derive(Debug)]
+pub struct DockerEngine {
+    // Ended before its folder is removed.
+    process: Process,
+    folder: TempDir,
+}
+
+impl DockerEngine {
+    /// Whether one can be started here, or why not.
+    pub fn available() -> Result<(), String> {
+        for program in ["dockerd", "docker", "containerd"] {
+            if find_program(program).is_none() {
+                return Err(format!("{program} is not installed (apt install docker.io)"));
+            }
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err("dockerd needs root".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Starts one and waits until it answers.
+    ///
+    /// # Errors
+    /// With what it wrote, when it does not come up.
+    pub async fn start() -> Result<Self, String> {
+        Self::available()?;
+        let folder = tempfile::Builder::new().prefix("dockerd-").tempdir().map_err(|error| error.to_string())?;
+        let at = |name: &str| folder.path().join(name);
+        let log = File::create(at("log")).map_err(|error| error.to_string())?;
+        let dockerd = find_program("dockerd").ok_or("dockerd is not installed")?;
+        fs::write(at("daemon.json"), "{}").map_err(|error| error.to_string())?;
+        let mut command = Command::new(dockerd);
+        command.arg("--config-file").arg(at("daemon.json"));
+        command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
+        command.arg("--host").arg(format!("unix://{}", at("docker.sock").display()));
+        command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]);
+        // A slow test must not look as if it were the registry's fault.
+        command.arg("--max-download-attempts=1");
+        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
+        let process = Process::spawn(&mut command, Duration::from_secs(15)).map_err(|error| error.to_string())?;
+        let mut engine = Self { process, folder };
+        let limit = Instant::now() + Duration::from_secs(60);
+        loop {
+            if engine.docker(&["version"]).await.status.success() {
+                return Ok(engine);
+            }
+            if engine.process.has_ended() || Instant::now() > limit {
+                return Err(format!("dockerd did not come up:\n{}", engine.log()));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Pulls a reference. Loopback registries are spoken to in plain HTTP.
+    ///
+    /// # Errors
+    /// With what `docker pull` wrote.
+    pub async fn pull(&self, reference: &str) -> Result<(), String> {
+        checked(self.docker(&["pull", reference]).await).map(|_| ())
+    }
+
+    /// The id of an image that was pulled: the digest of its config.
+    ///
+    /// # Errors
+    /// With what `docker inspect` wrote.
+    pub async fn image_id(&self, reference: &str) -> Result<String, String> {
+        checked(self.docker(&["image", "inspect", "--format", "{{.Id}}", reference]).await)
+    }
+
+    /// Runs `docker` with arguments against this engine.
+    pub async fn docker(&self, arguments: &[&str]) -> Output {
+        let docker = find_program("docker").expect("docker is installed");
+        let mut command = tokio::process::Command::new(docker);
+        command.arg("--host").arg(format!("unix://{}", self.socket().display())).args(arguments);
+        command.env("HOME", self.folder.path()).env("DOCKER_CONFIG", self.folder.path().join("config"));
+        command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("docker runs")
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("docker.sock")
+    }
+
+    /// All that it has written.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+fn checked(output: Output) -> Result<String, String> {
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}

@@ -1,0 +1,13 @@
+//! Real servers, started for a test and gone with it.
+
+mod access_log;
+mod docker_engine;
+mod docker_registry;
+mod process;
+mod token;
+
+pub use access_log::LoggedRequest;
+pub use docker_engine::DockerEngine;
+pub use docker_registry::{Auth, DockerRegistry, Options};
+pub use process::{find_program, free_port};
+pub use token::{TokenRequest, TokenServer};

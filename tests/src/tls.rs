@@ -1,0 +1,109 @@
+//! Certificates for loopback servers, and the one place that chooses the TLS provider.
+
+use std::sync::{Arc, Once};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+
+/// Makes ring the process's TLS provider. Safe to call often.
+pub fn install_provider() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Another crate of the same process may have been first: then it is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// A certificate authority of a test's own.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    der: CertificateDer<'static>,
+}
+
+/// A certificate and its key.
+#[derive(Debug)]
+pub struct Identity {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// The key, PKCS#8.
+    pub key_pem: String,
+    chain: Vec<CertificateDer<'static>>,
+    key: Vec<u8>,
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Authority {
+    /// A fresh authority.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().expect("ring makes a key");
+        let certificate = params.self_signed(&key).expect("the authority signs itself");
+        Self { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    /// What clients must trust.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A server's certificate for 127.0.0.1, localhost and further host names.
+    pub fn server(&self, hosts: &[&str]) -> Identity {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name");
+        params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+        for host in hosts {
+            params.subject_alt_names.push(SanType::DnsName((*host).try_into().expect("a host name")));
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(params)
+    }
+
+    /// A client's certificate.
+    pub fn client(&self) -> Identity {
+        let mut params = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(params)
+    }
+
+    fn issue(&self, params: CertificateParams) -> Identity {
+        let key = KeyPair::generate().expect("ring makes a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs");
+        Identity {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            chain: vec![certificate.der().clone()],
+            key: key.serialize_der(),
+        }
+    }
+
+    /// What a server needs to speak TLS: `hosts` besides loopback, protocols by ALPN, and whether clients must show a certificate of this authority.
+    pub fn acceptor(&self, hosts: &[&str], alpn: &[&str], demand_client: bool) -> tokio_rustls::TlsAcceptor {
+        install_provider();
+        let identity = self.server(hosts);
+        let builder = rustls::ServerConfig::builder();
+        let builder = if demand_client {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.der.clone()).expect("the authority's certificate is sound");
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().expect("there is a root");
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key));
+        let mut config = builder.with_single_cert(identity.chain, key).expect("key and certificate match");
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Arc::new(config).into()
+    }
+}

@@ -1,0 +1,62 @@
+//! The relay and the proxies.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::client;
+use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::images;
+use imgsync_tests::proxy::Proxy;
+use imgsync_tests::relay::{Direction, Relay};
+use imgsync_tests::tls::Authority;
+
+#[tokio::test]
+async fn a_relay_counts_and_cuts() {
+    let registry = FaultRegistry::start().await;
+    let image = images::big("relay", 500_000);
+    registry.push("app", "1", &image);
+    let relay = Relay::start(&registry.host()).await;
+    let url = format!("{}/v2/app/blobs/{}", relay.url(), image.largest_blob());
+    let http = client();
+    relay.cut_after(Direction::Down, 100_000);
+    http.get(&url).send().await.unwrap().bytes().await.unwrap_err();
+    assert_eq!(http.get(&url).send().await.unwrap().bytes().await.unwrap().len(), 500_000);
+    assert!(relay.bytes(Direction::Down) > 600_000);
+    assert_eq!(relay.connections(), 2);
+    relay.cut_all();
+    relay.refuse(true);
+    http.get(&url).send().await.unwrap_err();
+    relay.refuse(false);
+    relay.delay(Direction::Down, Duration::from_millis(150));
+    let started = Instant::now();
+    http.get(&url).send().await.unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(150));
+}
+
+#[tokio::test]
+async fn proxies_lead_public_names_to_loopback() {
+    let authority = Arc::new(Authority::new());
+    let plain = FaultRegistry::start().await;
+    let builder = FaultRegistry::builder().tls(Arc::clone(&authority)).host_name("registry.example.com");
+    let secure = builder.start().await;
+    for proxy in [Proxy::http().await, Proxy::https(&authority).await, Proxy::socks5().await] {
+        let proxy = proxy.lead("registry.example.com", &secure.host()).lead("plain.example.com", &plain.host());
+        let proxy = proxy.demand("amy", "secret");
+        let ask = async |url: &str, password: &str| {
+            let through = reqwest::Proxy::all(proxy.url()).unwrap().basic_auth("amy", password);
+            let root = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+            let builder = reqwest::Client::builder().tls_certs_only([root]).proxy(through);
+            builder.build().unwrap().get(url).send().await.map(|answer| answer.status().as_u16())
+        };
+        assert_eq!(ask("https://registry.example.com/v2/", "secret").await.unwrap(), 200);
+        assert_eq!(ask("http://plain.example.com/v2/", "secret").await.unwrap(), 200);
+        assert!(ask("https://registry.example.com/v2/", "wrong").await.is_err());
+        assert!(ask("https://unknown.example.com/v2/", "secret").await.is_err());
+        let served: Vec<_> =
+            proxy.requests().into_iter().map(|request| (request.host, request.port, request.served)).collect();
+        let expected =
+            [("registry", 443, true), ("plain", 80, true), ("registry", 443, false), ("unknown", 443, false)];
+        assert_eq!(served, expected.map(|(name, port, served)| (format!("{name}.example.com"), port, served)));
+    }
+    assert_eq!((secure.count(Kind::Ping), plain.count(Kind::Ping)), (3, 3));
+}

@@ -1,0 +1,337 @@
+//! One blob: known, mounted, or moved. Small ones are held in memory and simply tried again; large ones go through a
+//! [`Feed`], which resumes at both ends.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::{Arrival, Event};
+use imgsync_common::image::{Descriptor, Digest};
+use imgsync_common::registry::{Part, Started, Upload};
+use imgsync_common::retry::{self, Retry};
+
+use super::feed::Feed;
+use super::walk::Walk;
+
+/// Blobs up to this size are held in memory, in bytes.
+const SMALL: u64 = 1 << 20;
+/// A registry that checks or moves what it was sent is given time for it, at this rate in bytes a second.
+const SLOWEST_COMMIT: u64 = 20 << 20;
+/// The size of PATCHes for a registry that does not take a blob in one piece.
+const CHUNK: u64 = 16 << 20;
+
+impl Walk {
+    /// Brings a blob to the target, by the cheapest way that works.
+    pub(super) async fn bring_blob(&self, blob: &Descriptor) -> Result<Arrival> {
+        let (registry, name) = (self.target.registry(), self.target.name());
+        if self.known.has_blob(registry, name, &blob.digest) {
+            return Ok(self.arrived(blob, Arrival::Reused));
+        }
+        // Whoever else wants it waits here, holding nothing, and then finds it known.
+        let _flight = tokio::select! {
+            flight = self.known.flight(registry, &blob.digest) => flight,
+            () = self.target.context().cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+        };
+        if self.known.has_blob(registry, name, &blob.digest) {
+            return Ok(self.arrived(blob, Arrival::Reused));
+        }
+        let Ok(_slot) = self.slots.acquire().await else { return Err(Error::cancelled(self.writing(blob))) };
+        if self.target.context().cancel.is_cancelled() {
+            return Err(Error::cancelled(self.writing(blob)));
+        }
+        let moved = Arc::new(AtomicU64::new(0));
+        self.target.context().events.emit(Event::BlobStarted {
+            digest: blob.digest.clone(),
+            size: blob.size,
+            moved: moved.clone(),
+        });
+        match self.mount_or_move(blob, &moved).await {
+            Ok(arrival) => {
+                self.known.add_blob(registry, name, &blob.digest);
+                Ok(self.arrived(blob, arrival))
+            }
+            Err(error) => {
+                self.target.context().events.emit(Event::BlobFailed { digest: blob.digest.clone() });
+                Err(error)
+            }
+        }
+    }
+
+    fn arrived(&self, blob: &Descriptor, arrival: Arrival) -> Arrival {
+        self.sums.arrived(blob.size, arrival);
+        self.target.context().events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, arrival });
+        arrival
+    }
+
+    async fn mount_or_move(&self, blob: &Descriptor, moved: &Arc<AtomicU64>) -> Result<Arrival> {
+        let started = self.start(&blob.digest).await?;
+        let session = match started {
+            Begun::Done(arrival) => return Ok(arrival),
+            Begun::Session(session) => session,
+        };
+        match blob.size <= SMALL {
+            true => self.send_small(blob, session).await,
+            false => self.send_large(blob, session, moved).await,
+        }
+    }
+
+    /// Asks for a session in the way that may make one unnecessary: by mounting from where the blob is known to be, from
+    /// the source where that is the same registry, or else from the target repository itself, which tells whether the
+    /// blob is there. A registry that knows no mounts is asked with a HEAD.
+    async fn start(&self, digest: &Digest) -> Result<Begun> {
+        let (registry, name) = (self.target.registry(), self.target.name());
+        let home = self.known.home_of(registry, digest).filter(|home| home != name);
+        let next_door = (self.source.registry() == registry).then(|| self.source.name().clone());
+        let from = home.clone().or(next_door).unwrap_or_else(|| name.clone());
+        if !self.target.takes_mounts() && self.target.blob_head(digest).await? {
+            return Ok(Begun::Done(Arrival::Reused));
+        }
+        match self.target.upload_start(digest, Some(&from)).await? {
+            Started::Mounted if from == *name => Ok(Begun::Done(Arrival::Reused)),
+            Started::Mounted => Ok(Begun::Done(Arrival::Mounted)),
+            Started::Session(session) => {
+                if let Some(home) = home {
+                    self.known.forget_blob(registry, &home, digest);
+                }
+                Ok(Begun::Session(session))
+            }
+        }
+    }
+
+    fn writing(&self, blob: &Descriptor) -> String {
+        format!("writing blob {}/{}@{}", self.target.registry(), self.target.name(), blob.digest)
+    }
+
+    async fn send_small(&self, blob: &Descriptor, session: Upload) -> Result<Arrival> {
+        let bytes = match self.read_small(blob).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.target.upload_cancel(session).await;
+                return Err(error);
+            }
+        };
+        let mut retry = self.target.retry();
+        let mut session = Some(session);
+        let mut sessions_lost = 0;
+        loop {
+            let mut upload = match session.take() {
+                Some(session) => session,
+                None => match self.start(&blob.digest).await? {
+                    Begun::Done(_) => return Ok(Arrival::Copied),
+                    Begun::Session(session) => session,
+                },
+            };
+            let sent = self.target.upload_send(&mut upload, Part::Whole(bytes.clone()));
+            let sent = within(self.target.stall(), &blob.digest, sent).await;
+            let Err(error) = sent else { return Ok(Arrival::Copied) };
+            let error = session_lost(error, &mut sessions_lost);
+            if error.class() != Class::Unreachable {
+                self.target.upload_cancel(upload).await;
+            }
+            self.target.pause(&mut retry, error).await?;
+        }
+    }
+
+    /// The whole of a small blob, verified; read once more where its bytes are not what they should be.
+    async fn read_small(&self, blob: &Descriptor) -> Result<Bytes> {
+        let mut retry = self.source.retry();
+        let mut read_again = false;
+        loop {
+            match self.read_small_once(blob).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) => self.source.pause(&mut retry, error).await?,
+            }
+        }
+    }
+
+    async fn read_small_once(&self, blob: &Descriptor) -> Result<Bytes> {
+        let tried = self.source.reading(&blob.digest);
+        let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
+        let mut stream = self.source.blob_open(blob, 0).await?.stream;
+        let mut whole = Vec::with_capacity(size);
+        while let Some(chunk) = stream.chunk().await? {
+            if whole.len() + chunk.len() > size {
+                let detail = format!("it has more than the {size} bytes that the manifest gives it");
+                return Err(Error::new(Class::Corrupt, tried, detail));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        if whole.len() < size {
+            let detail = format!("the stream ended after {} of {size} bytes", whole.len());
+            return Err(Error::new(Class::Unreachable, tried, detail));
+        }
+        let found = Digest::of(blob.digest.algorithm(), &whole);
+        if found != blob.digest {
+            return Err(Error::new(Class::Corrupt, tried, format!("its bytes have the digest {found}")));
+        }
+        Ok(whole.into())
+    }
+
+    async fn send_large(&self, blob: &Descriptor, session: Upload, moved: &Arc<AtomicU64>) -> Result<Arrival> {
+        let feed = Feed::new(&self.source, blob, moved.clone());
+        let mut state = Sending {
+            retry: self.target.retry(),
+            chunk: self.target.chunk(),
+            held: 0,
+            sessions_lost: 0,
+            read_again: false,
+        };
+        let mut upload = session;
+        loop {
+            let Err(error) = self.send_from_here(&feed, blob, &mut upload, &mut state).await else {
+                return Ok(Arrival::Copied);
+            };
+            match self.mend(error, &feed, blob, upload, &mut state).await? {
+                Begun::Session(session) => upload = session,
+                // The target had it all, and only the answer was lost.
+                Begun::Done(_) => return Ok(Arrival::Copied),
+            }
+        }
+    }
+
+    /// Sends what is left, in one PUT or in PATCHes of the size that the registry wants and an empty PUT.
+    async fn send_from_here(
+        &self,
+        feed: &Feed,
+        blob: &Descriptor,
+        upload: &mut Upload,
+        state: &mut Sending,
+    ) -> Result<()> {
+        if let Some(chunk) = state.chunk {
+            let chunk = chunk.max(upload.min_chunk()).max(1);
+            loop {
+                let offset = feed.gauge().handed();
+                if offset >= blob.size {
+                    break;
+                }
+                let end = (offset + chunk).min(blob.size);
+                self.send_part(feed, blob, upload, end, false).await?;
+                state.held = end;
+                state.retry.progressed();
+            }
+        }
+        self.send_part(feed, blob, upload, blob.size, true).await
+    }
+
+    async fn send_part(&self, feed: &Feed, blob: &Descriptor, upload: &mut Upload, end: u64, last: bool) -> Result<()> {
+        let offset = feed.gauge().handed();
+        let part = Part::Stream { body: feed.body(end).await, offset, end, last };
+        let sending = self.target.upload_send(upload, part);
+        tokio::pin!(sending);
+        let result = tokio::select! {
+            result = &mut sending => result,
+            error = self.stalled(feed, blob, end) => Err(error),
+        };
+        self.target.tally().sent(feed.gauge().handed() - offset);
+        result
+    }
+
+    /// Returns when the target has taken no byte, or has not answered after the last one, for too long.
+    async fn stalled(&self, feed: &Feed, blob: &Descriptor, end: u64) -> Error {
+        let stall = self.target.stall();
+        let commit = stall + Duration::from_secs(blob.size / SLOWEST_COMMIT);
+        let (mut pieces, mut since) = (feed.gauge().pieces(), Instant::now());
+        loop {
+            tokio::time::sleep(stall / 20).await;
+            let gauge = feed.gauge();
+            if gauge.pieces() != pieces || gauge.waiting_for_source() {
+                (pieces, since) = (gauge.pieces(), Instant::now());
+            }
+            let (limit, what) = match gauge.handed() >= end {
+                true => (commit, "the target did not answer after the last byte"),
+                false => (stall, "the target took no byte"),
+            };
+            if since.elapsed() >= limit {
+                let detail = format!("{what} for {}", retry::seconds(limit));
+                return Error::new(Class::TimedOut, self.writing(blob), detail);
+            }
+        }
+    }
+
+    /// After a failure: goes on with the session from what it holds, or begins another, or gives up.
+    async fn mend(
+        &self,
+        error: Error,
+        feed: &Feed,
+        blob: &Descriptor,
+        mut upload: Upload,
+        state: &mut Sending,
+    ) -> Result<Begun> {
+        let give_up = |error: Error, upload: Upload| async {
+            self.target.upload_cancel(upload).await;
+            Err(error)
+        };
+        if let Some(cause) = feed.take_failure().await {
+            // The line may have changed a byte: once more from the start, then it is believed.
+            if cause.class() == Class::Corrupt && !state.read_again {
+                state.read_again = true;
+                self.target.upload_cancel(upload).await;
+                feed.rewind(0).await;
+                return self.start(&blob.digest).await;
+            }
+            return give_up(cause, upload).await;
+        }
+        if error.status() == Some(413) && state.chunk.is_none() {
+            state.chunk = Some(CHUNK);
+            self.target.upload_cancel(upload).await;
+            feed.rewind(0).await;
+            return self.start(&blob.digest).await;
+        }
+        let error = session_lost(error, &mut state.sessions_lost);
+        if let Err(error) = self.target.pause(&mut state.retry, error).await {
+            return give_up(error, upload).await;
+        }
+        match self.target.upload_status(&mut upload, feed.gauge().handed()).await {
+            Ok(Some(held)) => {
+                if held > state.held {
+                    state.held = held;
+                    state.retry.progressed();
+                }
+                feed.rewind(held).await;
+                Ok(Begun::Session(upload))
+            }
+            Ok(None) => {
+                state.held = 0;
+                feed.rewind(0).await;
+                self.start(&blob.digest).await
+            }
+            Err(error) => give_up(error, upload).await,
+        }
+    }
+}
+
+/// What is remembered between the tries of one large blob.
+struct Sending {
+    retry: Retry,
+    chunk: Option<u64>,
+    /// Bytes that the target was last known to hold.
+    held: u64,
+    sessions_lost: u32,
+    read_again: bool,
+}
+
+enum Begun {
+    Done(Arrival),
+    Session(Upload),
+}
+
+/// A session that is gone can be had anew; but a registry that loses every one of them has another trouble.
+fn session_lost(error: Error, lost: &mut u32) -> Error {
+    match error.class() {
+        Class::NotFound if *lost < 2 => {
+            *lost += 1;
+            error.as_class(Class::ServerError)
+        }
+        _ => error,
+    }
+}
+
+async fn within(limit: Duration, digest: &Digest, work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let detail = format!("no answer within {}", retry::seconds(limit));
+        Err(Error::new(Class::TimedOut, format!("writing blob {digest}"), detail))
+    })
+}

@@ -1,0 +1,316 @@
+//! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
+
+mod blob;
+mod feed;
+mod known;
+mod survey;
+mod walk;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Arrival;
+use imgsync_common::image::{Digest, Kind, Manifest, Platform, Reference};
+use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, Tally, Traffic};
+use imgsync_common::retry;
+
+pub use survey::Survey;
+
+use self::known::Known;
+use self::walk::Walk;
+
+/// The slowest line on which an image is still waited for when no time limit was given, in bytes a second.
+const SLOWEST_RATE: u64 = 64 << 10;
+
+/// How much is done at once, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Blobs of one image in flight at once.
+    pub blobs: usize,
+    /// What an image is given at the least; more where it is large.
+    pub time: Duration,
+    /// Whether `time` is all it gets, however large it is.
+    pub time_is_exact: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { blobs: 8, time: Duration::from_secs(600), time_is_exact: false }
+    }
+}
+
+/// One image to be copied.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// From where; without tag and digest it is `latest`.
+    pub source: Reference,
+    /// To where; without a tag it is pushed under the source's tag, or by digest where that has none.
+    pub target: Reference,
+    /// Of an index, this child alone.
+    pub platform: Option<Platform>,
+    /// Push even what is there already.
+    pub force: bool,
+}
+
+/// How a copy went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The target was changed.
+    Copied,
+    /// The target had it already.
+    Unchanged,
+}
+
+/// Blobs and bytes by how they came to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Moved {
+    /// Moved through this process.
+    pub copied: u64,
+    /// Taken by the target from another of its repositories.
+    pub mounted: u64,
+    /// There already.
+    pub reused: u64,
+}
+
+/// What a copy came to.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// What happened.
+    pub outcome: Outcome,
+    /// The digest that the target now has.
+    pub digest: Digest,
+    /// Bytes of blobs.
+    pub bytes: Moved,
+    /// Numbers of blobs.
+    pub blobs: Moved,
+    /// Manifests that were put.
+    pub manifests: u64,
+    /// What went over the line to the source.
+    pub source: Traffic,
+    /// What went over the line to the target.
+    pub target: Traffic,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Copies images. One for a process: what it learns about the targets saves requests and bytes.
+#[derive(Debug, Clone)]
+pub struct Copier {
+    client: Client,
+    limits: Limits,
+    known: Arc<Known>,
+}
+
+/// What is counted while an image is copied.
+#[derive(Debug, Default)]
+pub(crate) struct Sums {
+    bytes: [AtomicU64; 3],
+    blobs: [AtomicU64; 3],
+    manifests: AtomicU64,
+    /// Bytes of all blobs that are known to belong to the image so far.
+    expected: AtomicU64,
+}
+
+impl Sums {
+    fn arrived(&self, size: u64, arrival: Arrival) {
+        let slot = arrival as usize;
+        self.bytes[slot].fetch_add(size, Ordering::Relaxed);
+        self.blobs[slot].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(counters: &[AtomicU64; 3]) -> Moved {
+        let [copied, mounted, reused] = [0, 1, 2].map(|slot| counters[slot].load(Ordering::Relaxed));
+        Moved { copied, mounted, reused }
+    }
+}
+
+/// Both ends of one copy, opened.
+struct Ends {
+    source: Repository,
+    source_ref: ManifestRef,
+    target: Repository,
+    target_ref: Option<ManifestRef>,
+    source_tally: Arc<Tally>,
+    target_tally: Arc<Tally>,
+}
+
+impl Copier {
+    /// A copier that knows nothing yet.
+    pub fn new(client: Client, limits: Limits) -> Copier {
+        Copier { client, limits, known: Arc::default() }
+    }
+
+    /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
+    /// were under way are cancelled at the target.
+    pub async fn copy(&self, job: &Job, context: &Context) -> Result<Done> {
+        let started = Instant::now();
+        let sums = Arc::new(Sums::default());
+        let inner = context.child();
+        let ends = self.open(job, &inner)?;
+        let late = Arc::new(AtomicBool::new(false));
+        let watch = self.deadline(started, sums.clone(), inner.clone(), late.clone());
+        let work = self.run(job, &ends, &sums, &inner);
+        let (result, ()) = tokio::join!(
+            async {
+                let result = work.await;
+                // Ends the watch too.
+                inner.cancel.cancel();
+                result
+            },
+            watch
+        );
+        let (outcome, digest) = match result {
+            Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
+                let tried = format!("copying {} to {}", job.source, job.target);
+                let detail = format!("not done within {}", retry::seconds(started.elapsed()));
+                return Err(Error::new(Class::TimedOut, tried, detail).hint("allow more with --timeout"));
+            }
+            result => result?,
+        };
+        Ok(Done {
+            outcome,
+            digest,
+            bytes: Sums::read(&sums.bytes),
+            blobs: Sums::read(&sums.blobs),
+            manifests: sums.manifests.load(Ordering::Relaxed),
+            source: ends.source_tally.read(),
+            target: ends.target_tally.read(),
+            elapsed: started.elapsed(),
+        })
+    }
+
+    /// What copying an image would do, found out by reading alone.
+    pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
+        let ends = self.open(job, context)?;
+        survey::survey(job, &ends).await
+    }
+
+    fn open(&self, job: &Job, context: &Context) -> Result<Ends> {
+        let (source_tally, target_tally) = (Tally::new(), Tally::new());
+        let open = |reference: &Reference, access, tally| {
+            self.client.repository(&reference.registry, &reference.repository, access, context, tally)
+        };
+        let source_ref = match (&job.source.digest, job.source.tag_or_latest()) {
+            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
+            (None, tag) => ManifestRef::Tag(tag.unwrap_or_else(imgsync_common::image::Tag::latest)),
+        };
+        let tag = job.target.tag.clone().or_else(|| match job.target.digest {
+            Some(_) => None,
+            None => job.source.tag_or_latest(),
+        });
+        Ok(Ends {
+            source: open(&job.source, Access::Pull, &source_tally)?,
+            source_ref,
+            target: open(&job.target, Access::Push, &target_tally)?,
+            target_ref: tag.map(ManifestRef::Tag),
+            source_tally,
+            target_tally,
+        })
+    }
+
+    async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, context: &Context) -> Result<(Outcome, Digest)> {
+        let found = find(job, ends).await?;
+        let root = match found.root {
+            Root::Unchanged(digest) => return Ok((Outcome::Unchanged, digest)),
+            Root::Changed(root) => root,
+        };
+        if let Some(wanted) = &job.target.digest
+            && wanted != root.digest()
+        {
+            let tried = format!("copying {} to {}", job.source, job.target);
+            let detail = format!("the source has {}, which cannot be stored under that digest", root.digest());
+            return Err(Error::new(Class::Invalid, tried, detail));
+        }
+        let place = ends.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));
+        let digest = root.digest().clone();
+        let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
+        walk.push(root, place).await?;
+        Ok((Outcome::Copied, digest))
+    }
+
+    /// Cancels the copy when its time is over. The time grows with what the image is found to hold.
+    async fn deadline(&self, started: Instant, sums: Arc<Sums>, context: Context, late: Arc<AtomicBool>) {
+        loop {
+            let mut allowed = self.limits.time;
+            if !self.limits.time_is_exact {
+                allowed += Duration::from_secs(sums.expected.load(Ordering::Relaxed) / SLOWEST_RATE);
+            }
+            let left = allowed.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                late.store(true, Ordering::Relaxed);
+                context.cancel.cancel();
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = context.cancel.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// What the two ends have.
+struct Found {
+    root: Root,
+    /// Whether the target tag exists, so that part of the image may be there.
+    target_has_tag: bool,
+}
+
+enum Root {
+    Unchanged(Digest),
+    Changed(Manifest),
+}
+
+/// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
+/// there yet costs the source no HEAD.
+async fn find(job: &Job, ends: &Ends) -> Result<Found> {
+    let there = match &ends.target_ref {
+        Some(reference) => ends.target.manifest_head(reference).await?,
+        None => None,
+    };
+    let target_has_tag = there.is_some();
+    let there = there.filter(|_| !job.force).map(|head| head.digest);
+    let unchanged = |digest| Ok(Found { root: Root::Unchanged(digest), target_has_tag });
+    let missing = || {
+        let tried = format!("reading {}", job.source);
+        Error::new(Class::NotFound, tried, "the registry does not have it")
+            .hint("check the repository's name and the tag; `imgsync tags` lists them")
+    };
+    let reference = match (&there, &ends.source_ref) {
+        (None, reference) => reference.clone(),
+        (Some(there), ManifestRef::Digest(digest)) if there == digest => return unchanged(digest.clone()),
+        (Some(_), reference @ ManifestRef::Digest(_)) => reference.clone(),
+        (Some(there), reference) => {
+            let head = ends.source.manifest_head(reference).await?.ok_or_else(missing)?;
+            if head.digest == *there {
+                return unchanged(head.digest);
+            }
+            ManifestRef::Digest(head.digest)
+        }
+    };
+    let mut root = ends.source.manifest_get(&reference).await?;
+    if let Some(wanted) = &job.platform {
+        root = choose(root, wanted, job, ends).await?;
+        if there.as_ref() == Some(root.digest()) {
+            return unchanged(root.digest().clone());
+        }
+    }
+    Ok(Found { root: Root::Changed(root), target_has_tag })
+}
+
+/// The child of an index that is for the platform that was asked for.
+async fn choose(root: Manifest, wanted: &Platform, job: &Job, ends: &Ends) -> Result<Manifest> {
+    let Kind::Index { manifests } = root.kind() else { return Ok(root) };
+    let platforms = || manifests.iter().filter_map(|child| Some((child, child.platform.as_ref()?)));
+    if let Some((child, _)) = platforms().find(|(_, platform)| platform.serves(wanted)) {
+        return ends.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await;
+    }
+    let has: Vec<String> =
+        platforms().map(|(_, platform)| platform.to_string()).filter(|name| name != "unknown/unknown").collect();
+    let tried = format!("choosing {wanted} of {}", job.source);
+    Err(Error::new(Class::NotFound, tried, "the image is not made for that platform")
+        .hint(format!("it has: {}", has.join(", "))))
+}

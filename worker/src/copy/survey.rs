@@ -1,0 +1,72 @@
+//! What a copy would do, found out without writing: for `--dry-run`.
+
+use std::collections::HashSet;
+
+use imgsync_common::error::Result;
+use imgsync_common::image::{Digest, Manifest};
+use imgsync_common::registry::ManifestRef;
+
+use super::{Ends, Job, Outcome, Root, find};
+
+/// What a copy would do.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// What would happen.
+    pub outcome: Outcome,
+    /// The digest that the target would have.
+    pub digest: Digest,
+    /// Manifests that would be put.
+    pub manifests: usize,
+    /// Blobs that the target repository does not have.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of the image's blobs that the target repository has already.
+    pub bytes_there: u64,
+}
+
+pub(super) async fn survey(job: &Job, ends: &Ends) -> Result<Survey> {
+    let root = match find(job, ends).await?.root {
+        Root::Unchanged(digest) => {
+            return Ok(Survey {
+                outcome: Outcome::Unchanged,
+                digest,
+                manifests: 0,
+                blobs: 0,
+                bytes: 0,
+                bytes_there: 0,
+            });
+        }
+        Root::Changed(root) => root,
+    };
+    let mut survey = Survey {
+        outcome: Outcome::Copied,
+        digest: root.digest().clone(),
+        manifests: 0,
+        blobs: 0,
+        bytes: 0,
+        bytes_there: 0,
+    };
+    let mut seen: HashSet<Digest> = HashSet::new();
+    let mut waiting: Vec<Manifest> = vec![root];
+    while let Some(manifest) = waiting.pop() {
+        survey.manifests += 1;
+        for blob in manifest.blobs() {
+            if !seen.insert(blob.digest.clone()) {
+                continue;
+            }
+            if ends.target.blob_head(&blob.digest).await? {
+                survey.bytes_there += blob.size;
+            } else {
+                survey.blobs += 1;
+                survey.bytes += blob.size;
+            }
+        }
+        for child in manifest.children() {
+            if seen.insert(child.digest.clone()) {
+                waiting.push(ends.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await?);
+            }
+        }
+    }
+    Ok(survey)
+}

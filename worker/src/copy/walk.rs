@@ -1,0 +1,258 @@
+//! The graph of one image, walked children first: an index's manifests before the index, a manifest's blobs before the
+//! manifest, what is shared once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::{Arrival, Event};
+use imgsync_common::image::{Descriptor, Digest, Kind, Manifest};
+use imgsync_common::registry::{Context, ManifestRef, Repository};
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::known::{Known, Seen};
+use super::{Copier, Ends, Sums};
+
+/// Children of one index that are walked at once; blobs have a limit of their own.
+const CHILDREN_AT_ONCE: usize = 4;
+/// Indexes within indexes; real ones have two.
+const MAX_DEPTH: usize = 16;
+/// Every artifact without a config of its own has this one: that it is there says nothing.
+const EMPTY_CONFIG: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+/// One image on its way.
+pub(crate) struct Walk {
+    pub(super) source: Repository,
+    pub(super) target: Repository,
+    pub(super) known: Arc<Known>,
+    pub(super) sums: Arc<Sums>,
+    pub(super) slots: Semaphore,
+    context: Context,
+    /// Manifests that are whole at the target, each by whoever came first.
+    manifests: Memo<()>,
+    blobs: Memo<Arrival>,
+    /// Read while looking for what is there, and not to be read again.
+    read: Mutex<HashMap<Digest, Manifest>>,
+    counted: Seen,
+    /// Whether part of the image may be at the target, so that asking can pay.
+    may_be_there: bool,
+    force: bool,
+}
+
+/// Results by digest, each made once however many want it.
+struct Memo<T>(Mutex<HashMap<Digest, Arc<OnceCell<T>>>>);
+
+impl<T: Clone> Memo<T> {
+    fn new() -> Memo<T> {
+        Memo(Mutex::default())
+    }
+
+    async fn get(&self, digest: &Digest, make: impl Future<Output = Result<T>>) -> Result<T> {
+        let cell = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(digest.clone()).or_default().clone();
+        cell.get_or_try_init(|| make).await.cloned()
+    }
+
+    fn forget(&self, digest: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+    }
+}
+
+impl Walk {
+    pub(super) fn new(
+        copier: &Copier,
+        ends: &Ends,
+        sums: Arc<Sums>,
+        context: &Context,
+        may_be_there: bool,
+        force: bool,
+    ) -> Walk {
+        // A token of its own, so that the first error stops what else is under way for this image.
+        let context = context.child();
+        Walk {
+            source: ends.source.within(&context),
+            target: ends.target.within(&context),
+            known: copier.known.clone(),
+            sums,
+            slots: Semaphore::new(copier.limits.blobs.max(1)),
+            context,
+            manifests: Memo::new(),
+            blobs: Memo::new(),
+            read: Mutex::default(),
+            counted: Seen::default(),
+            may_be_there,
+            force,
+        }
+    }
+
+    /// Brings the whole image to the target, its root last.
+    pub(super) async fn push(&self, root: Manifest, place: ManifestRef) -> Result<()> {
+        self.note(&root);
+        if self.force || !self.is_there_already(&root).await? {
+            self.bring_children_and_blobs(&root, 0).await?;
+        }
+        self.put(&root, place).await
+    }
+
+    /// Whether the target has the root under another tag. Asked for only where something hints at it, so that a fresh
+    /// image costs no request more: the config of its first image is at the target already.
+    async fn is_there_already(&self, root: &Manifest) -> Result<bool> {
+        let (registry, name) = (self.target.registry(), self.target.name());
+        if self.known.has_manifest(registry, name, root.digest()) {
+            return Ok(true);
+        }
+        let mut leaf = root.clone();
+        for _ in 0..MAX_DEPTH {
+            let Some(child) = leaf.children().first().map(|child| (*child).clone()) else { break };
+            leaf = self.child(&child).await?;
+        }
+        let Some(tell_tale) = tell_tale(&leaf) else { return Ok(false) };
+        match self.blob(tell_tale).await? {
+            Arrival::Reused => self.has_manifest(root.digest()).await,
+            // The blob came from the source's own repository, next door: nothing is known of the rest.
+            Arrival::Mounted | Arrival::Copied => Ok(false),
+        }
+    }
+
+    async fn has_manifest(&self, digest: &Digest) -> Result<bool> {
+        Ok(self.target.manifest_head(&ManifestRef::Digest(digest.clone())).await?.is_some())
+    }
+
+    /// What a manifest needs, brought to the target.
+    fn bring_children_and_blobs<'a>(&'a self, manifest: &'a Manifest, depth: usize) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            match manifest.kind() {
+                Kind::Index { .. } => self.bring_children(manifest, depth).await,
+                Kind::Image { .. } => self.bring_blobs(manifest.blobs()).await,
+            }
+        })
+    }
+
+    async fn bring_children(&self, index: &Manifest, depth: usize) -> Result<()> {
+        if depth >= MAX_DEPTH {
+            let tried = format!("reading {}/{}@{}", self.source.registry(), self.source.name(), index.digest());
+            return Err(Error::new(Class::Unsupported, tried, format!("more than {MAX_DEPTH} indexes in each other")));
+        }
+        let children = futures_util::stream::iter(index.children().into_iter().cloned())
+            .map(|child| async move {
+                let digest = child.digest.clone();
+                self.manifests.get(&digest, self.bring_child(child, depth)).await
+            })
+            .buffer_unordered(CHILDREN_AT_ONCE);
+        self.all(children).await
+    }
+
+    async fn bring_child(&self, child: Descriptor, depth: usize) -> Result<()> {
+        let (registry, name) = (self.target.registry(), self.target.name());
+        if !self.force && self.known.has_manifest(registry, name, &child.digest) {
+            return Ok(());
+        }
+        let manifest = self.child(&child).await?;
+        // Of an image of which an older one is there, this child may be the same.
+        if self.may_be_there
+            && !self.force
+            && let Some(tell_tale) = tell_tale(&manifest)
+            && self.blob(tell_tale).await? == Arrival::Reused
+            && self.has_manifest(&child.digest).await?
+        {
+            self.known.add_manifest(registry, name, &child.digest);
+            return Ok(());
+        }
+        self.bring_children_and_blobs(&manifest, depth + 1).await?;
+        self.put(&manifest, ManifestRef::Digest(child.digest)).await
+    }
+
+    /// A child from the source, read once.
+    async fn child(&self, child: &Descriptor) -> Result<Manifest> {
+        if let Some(manifest) = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&child.digest) {
+            return Ok(manifest);
+        }
+        let manifest = self.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await?;
+        self.note(&manifest);
+        // What is looked at before its turn comes is few: one path from the root to a leaf.
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.len() < MAX_DEPTH {
+            read.insert(child.digest.clone(), manifest.clone());
+        }
+        Ok(manifest)
+    }
+
+    /// Tells of a manifest that was read, and counts what it adds to the image.
+    fn note(&self, manifest: &Manifest) {
+        let fresh = || manifest.blobs().into_iter().filter(|blob| self.counted.first_time(&blob.digest));
+        let (mut blobs, mut blob_bytes) = (0, 0);
+        for blob in fresh() {
+            blobs += 1;
+            blob_bytes += blob.size;
+        }
+        self.sums.expected.fetch_add(blob_bytes, std::sync::atomic::Ordering::Relaxed);
+        self.context.events.emit(Event::ManifestRead { digest: manifest.digest().clone(), blobs, blob_bytes });
+    }
+
+    async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
+        let blobs = futures_util::stream::iter(blobs.into_iter().cloned())
+            .map(|blob| async move { self.blob(&blob).await.map(drop) })
+            .buffer_unordered(self.slots.available_permits().max(1) * 2);
+        self.all(blobs).await
+    }
+
+    /// A blob, brought to the target once for the whole image.
+    async fn blob(&self, blob: &Descriptor) -> Result<Arrival> {
+        self.blobs.get(&blob.digest, self.bring_blob(blob)).await
+    }
+
+    /// Waits for all of them, even after one has failed, so that each can tidy up behind itself. The first real error is
+    /// the one that counts.
+    async fn all(&self, mut work: impl futures_util::Stream<Item = Result<()>> + Unpin) -> Result<()> {
+        let mut failure: Option<Error> = None;
+        while let Some(result) = work.next().await {
+            if let Err(error) = result {
+                self.context.cancel.cancel();
+                if failure.as_ref().is_none_or(Error::is_cancelled) {
+                    failure = Some(error);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Puts a manifest whose children and blobs are at the target. Where the target misses some of them after all, what
+    /// was believed of it is dropped and they are brought once more.
+    async fn put(&self, manifest: &Manifest, place: ManifestRef) -> Result<()> {
+        let put = match self.target.manifest_put(&place, manifest).await {
+            Err(error) if error.class() == Class::Incomplete => {
+                self.distrust(manifest);
+                self.bring_children_and_blobs(manifest, 0).await?;
+                self.target.manifest_put(&place, manifest).await?
+            }
+            put => put?,
+        };
+        self.known.add_manifest(self.target.registry(), self.target.name(), manifest.digest());
+        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
+        if let Some(subject) = &manifest.parsed().subject
+            && !put.subject_kept
+        {
+            self.target.add_to_fallback(&subject.digest, manifest).await?;
+        }
+        Ok(())
+    }
+
+    fn distrust(&self, manifest: &Manifest) {
+        let (registry, name) = (self.target.registry(), self.target.name());
+        for blob in manifest.blobs() {
+            self.known.forget_blob(registry, name, &blob.digest);
+            self.blobs.forget(&blob.digest);
+        }
+        for child in manifest.children() {
+            self.known.forget_manifest(registry, name, &child.digest);
+            self.manifests.forget(&child.digest);
+        }
+    }
+}
+
+/// The blob that is least likely to be at the target unless its image is.
+fn tell_tale(leaf: &Manifest) -> Option<&Descriptor> {
+    leaf.blobs().into_iter().find(|blob| blob.digest.to_string() != EMPTY_CONFIG)
+}
