@@ -92,11 +92,16 @@ impl Style {
         let refuse = |reason: String| NameError { name: format!("{}/{path}", base.registry), reason };
         let repository: RepositoryName =
             path.parse().map_err(|error: ParseReferenceError| refuse(reason_of(&error)))?;
-        if base.registry.is_docker_hub() && path.split('/').count() != 2 {
-            return Err(refuse(format!(
-                "Docker Hub takes NAMESPACE/NAME, two levels and not {} (`name: flat` makes one of any path)",
-                path.split('/').count()
-            )));
+        if base.registry.is_docker_hub() {
+            match path.split('/').count() {
+                2 => {}
+                1 => return Err(refuse("Docker Hub takes NAMESPACE/NAME: let `to` be docker.io/NAMESPACE".to_owned())),
+                levels => {
+                    return Err(refuse(format!(
+                        "Docker Hub takes NAMESPACE/NAME, two levels and not {levels} (`name: flat` makes one of any path)"
+                    )));
+                }
+            }
         }
         Ok(TargetName { registry: base.registry.clone(), repository, tag })
     }

@@ -91,7 +91,7 @@ fn mask(text: &str, secrets: &[Range<usize>]) -> String {
     for (scheme, _) in text.match_indices("://") {
         let start = scheme + 3;
         let end =
-            text[start..].find(|c: char| c.is_whitespace() || "/\"'".contains(c)).map_or(text.len(), |end| start + end);
+            text[start..].find(|c: char| c.is_whitespace() || "\"'".contains(c)).map_or(text.len(), |end| start + end);
         if let Some(at) = text[start..end].rfind('@')
             && let Some(colon) = text[start..start + at].find(':')
         {

@@ -30,7 +30,6 @@ use crate::secret::Secret;
 pub use errors::{ConfigErrors, Problem};
 pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
 pub use rule::{Destination, Referrers, Rule, Source};
-pub use schema::json_schema;
 pub use url::SecretUrl;
 
 use keys::{CLUSTER, CONFIG, REPORT};

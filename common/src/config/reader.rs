@@ -221,7 +221,13 @@ impl Reader {
     /// A URL that may hold a password.
     pub(super) fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
         let url = self.any_url(node, schemes)?;
-        if url.password().is_some() && matches!(&node.value, Value::Scalar(scalar) if !scalar.filled) {
+        // As it was written: `amqp://user:${PASSWORD}@host` holds no secret, `amqp://user:secret@${HOST}` does.
+        if url.password().is_some()
+            && let Value::Scalar(scalar) = &node.value
+            && let Some((_, rest)) = scalar.written.split_once("://")
+            && let Some((_, password)) = rest.rsplit_once('@').and_then(|(user, _)| user.split_once(':'))
+            && (!password.starts_with("${") || password.contains(":-"))
+        {
             self.inline_secrets.set(true);
         }
         Some(SecretUrl::new(url))
@@ -265,7 +271,7 @@ impl Reader {
         match &node.value {
             Value::Scalar(scalar) => {
                 // A variable's name is no secret, and shows what to look at.
-                if !scalar.filled {
+                if !scalar.is_variable() {
                     self.secrets.borrow_mut().push(node.at.clone());
                     self.inline_secrets.set(true);
                 }

@@ -361,7 +361,7 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
             let earlier = writers.entry(target.clone()).or_default();
             let met = earlier.iter().find(|(other, other_repository, other_base, other_style)| {
                 let Source::Repositories(other_pattern) = &rules[*other].0.source else { return false };
-                let other = FixedRule {
+                let theirs = FixedRule {
                     registry: other_pattern.registry(),
                     repository: other_repository,
                     selection: &rules[*other].0.selection,
@@ -375,13 +375,19 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                     base,
                     style: &style,
                 };
-                must_collide(&other, &this).is_some()
+                let other_rule = &rules[*other].0;
+                // One source for both: then the images differ only if the platforms do.
+                let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
+                must_collide(&theirs, &this).is_some()
+                    || (same_source
+                        && other_rule.platforms != rule.platforms
+                        && other_rule.selection.surely_overlaps(&rule.selection))
             });
             if let Some((other, ..)) = met {
                 let line = rules[*other].0.line;
                 reader.report_with(
                     &node.at,
-                    format!("{target} is written by the rule in line {line} already, from another source"),
+                    format!("{target} is written by the rule in line {line} already, with other images"),
                     "give one of the two another `name` or `to`",
                 );
             }

@@ -2,33 +2,36 @@
 
 use serde_json::{Value, json};
 
+use super::Config;
 use super::keys::{CONFIG, Key, Kind, Section};
 
-/// The schema (draft 2020-12). It is kept as `schema/imgsync.schema.json` beside this crate's sources, and a test keeps
-/// that current.
-pub fn json_schema() -> Value {
-    let mut schema = section(&CONFIG);
-    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
-    schema["title"] = json!("imgsync.yaml");
-    schema["description"] =
-        json!("What imgsync copies where. Values may hold ${VAR}, ${VAR:-default} and ${VAR:?why}.");
-    schema["$defs"] = json!({
-        "variable": {"type": "string", "pattern": "\\$\\{"},
-        "flag": {
-            "anyOf": [
-                {"type": "boolean"},
-                {"enum": ["on", "off", "yes", "no"]},
-                {"$ref": "#/$defs/variable"},
-            ],
-        },
-        // YAML reads an unquoted 1.20 as a number; imgsync takes it as it was written.
-        "text": {"type": ["string", "number", "boolean"]},
-        "duration": {"type": "string", "examples": ["90s", "1h30m", "7d"]},
-        "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["10MiB"]},
-        "url": {"type": "string"},
-        "secret": {"type": ["string", "number"], "description": "Better a variable: \"${TOKEN}\"."},
-    });
-    schema
+impl Config {
+    /// The schema (draft 2020-12). It is kept as `schema/imgsync.schema.json` beside this crate's sources, and a test
+    /// keeps that current.
+    pub fn json_schema() -> Value {
+        let mut schema = section(&CONFIG);
+        schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+        schema["title"] = json!("imgsync.yaml");
+        schema["description"] =
+            json!("What imgsync copies where. Values may hold ${VAR}, ${VAR:-default} and ${VAR:?why}.");
+        schema["$defs"] = json!({
+            "variable": {"type": "string", "pattern": "\\$\\{"},
+            "flag": {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"enum": ["on", "off", "yes", "no"]},
+                    {"$ref": "#/$defs/variable"},
+                ],
+            },
+            // YAML reads an unquoted 1.20 as a number; imgsync takes it as it was written.
+            "text": {"type": ["string", "number", "boolean"]},
+            "duration": {"type": "string", "examples": ["90s", "1h30m", "7d"]},
+            "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["10MiB"]},
+            "url": {"type": "string"},
+            "secret": {"type": ["string", "number"], "description": "Better a variable: \"${TOKEN}\"."},
+        });
+        schema
+    }
 }
 
 fn section(section: &Section) -> Value {
@@ -71,7 +74,7 @@ mod tests {
     #[test]
     fn the_schema_in_the_repository_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/imgsync.schema.json");
-        let current = format!("{:#}\n", json_schema());
+        let current = format!("{:#}\n", Config::json_schema());
         if std::env::var_os("UPDATE_SCHEMA").is_some() {
             std::fs::write(path, &current).unwrap();
         }

@@ -140,6 +140,9 @@ fn secrets_in_the_file_are_noticed() {
     assert!(good(&registry("username: u, password: p")).has_secrets_inline());
     assert!(good("cluster: {broker: 'amqp://u:p@h'}").has_secrets_inline());
     assert!(!good(&registry("username: u, password: \"${HUB_TOKEN}\"")).has_secrets_inline());
+    assert!(good("cluster: {broker: 'amqp://u:p@${RPS}'}").has_secrets_inline());
+    assert!(good(&registry("username: u, password: \"${NONE:-p}\"")).has_secrets_inline());
+    assert!(!good("cluster: {broker: 'amqp://u:${RPS}@h'}").has_secrets_inline());
     assert!(!good("cluster: {broker: 'amqp://u@h'}").has_secrets_inline());
     assert!(!good(&registry("client_cert: c.pem, client_key: k.pem")).has_secrets_inline(), "a file's name is none");
 }
@@ -203,6 +206,7 @@ fn bad_configurations_are_refused_with_the_reason() {
         (registry("requests_per_second: -1"), "`-1` is not a number above 0"),
         (registry("chunk: big"), "`big` is not a size"),
         ("registries: {'https://gcr.io': {}}".to_owned(), "write the host alone, without a scheme"),
+        ("registries: {\"${REGISTRY}\": {}}".to_owned(), "variables can stand in values, not in keys"),
         ("registries: {gcr.io/a: {}}".to_owned(), "a registry is a host, without the path `a`"),
         ("registries: {docker.io: {}, index.docker.io: {}}".to_owned(), "is docker.io, which is written above already"),
     ] {
@@ -225,6 +229,9 @@ fn secrets_are_in_no_message() {
         "cluster: {broker: 'http://u:hunter2@h', x: y}\n",
         "cluster: {store: \"redis://:hunter2@h:port\"}\n",
         "registries: {gcr.io: {endpoint: 'https://u:hunter2@h'}}",
+        "cluster: {store: \"redis://:hun/hunter2@h:port\"}\n",
+        "registries: {gcr.io: {username: u, password: \"${NONE:-hunter2}\", x: y}}",
+        "registries: {gcr.io: {username: u, password: \"hunter2${RPS}\", x: y}}",
         "registries: {gcr.io: {client_key: \"-----BEGIN hunter2\"}}",
     ] {
         let shown = bad(text);
@@ -314,13 +321,20 @@ rules:
   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
 ";
     insta::assert_snapshot!(bad(text), @r#"
-    error: r.example.com/m/pilot is written by the rule in line 2 already, from another source
+    error: r.example.com/m/pilot is written by the rule in line 2 already, with other images
       --> imgsync.yaml:3:5
        |
      3 |   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
        |     ^
        = hint: give one of the two another `name` or `to`
     "#);
+    let twice = |platforms: &str| {
+        format!(
+            "rules: [{{from: r.io/a, to: r.example.com}}, {{from: r.io/a, to: r.example.com, platforms: {platforms}}}]"
+        )
+    };
+    assert_eq!(messages(&twice("linux/amd64")).len(), 1, "one image, cut in two ways");
+    good(&twice("linux/amd64").replace(", platforms: linux/amd64", ""));
     good(&text.replace("gcr.io/a/pilot,", "gcr.io/a/pilot, tags: {include: '1.*'},"));
 }
 

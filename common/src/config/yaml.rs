@@ -43,6 +43,12 @@ pub(super) struct Scalar {
 }
 
 impl Scalar {
+    /// Whether it is nothing but one variable without a default, so that nothing of its value stands in the file.
+    pub(super) fn is_variable(&self) -> bool {
+        let inside = self.written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        self.filled && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
+    }
+
     /// The message with the value as it was written in place of what variables hold; none if parts of that would
     /// remain.
     pub(super) fn without_value(&self, message: &str) -> Option<String> {
@@ -224,11 +230,14 @@ impl<'a> Builder<'a> {
             let value = self.node(parser, event, &span, depth + 1)?;
             let Some(key) = key else { continue };
             if sounds_secret(&key)
-                && let Value::Scalar(Scalar { filled: false, .. }) = value.value
+                && let Value::Scalar(scalar) = &value.value
+                && !scalar.is_variable()
             {
                 self.secrets.push(value.at.clone());
             }
-            if key == "<<" {
+            if key.contains("${") {
+                self.report(key_at, "variables can stand in values, not in keys", None);
+            } else if key == "<<" {
                 let nodes = match value.value {
                     Value::List(nodes) => nodes,
                     _ => vec![value],
