@@ -1,5 +1,6 @@
-//! What an image is called at the target. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the reason why the target would
-//! not take it. Two images under one name are found by [`Names`] while listing, and by [`must_collide`] before.
+//! What an image is called at the target. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the
+//! reason why the target would not take it. Two images under one name are found by [`Names`] while listing, and by
+//! [`must_collide`] before.
 
 mod collision;
 mod template;
@@ -24,9 +25,11 @@ pub enum Style {
     Basename,
     /// `mirror/gcr.io/istio-release/pilot`; in a layout the name stays exactly the source's.
     Full,
-    /// [`Flat`](Style::Flat) over the name that the image had in the original imgsync's days, for presets: `mirror/quay.io_coreos_flannel`.
+    /// [`Flat`](Style::Flat) over the name that the image had in the original imgsync's days, for presets:
+    /// `mirror/quay.io_coreos_flannel`.
     Original,
-    /// Whatever the template makes, below the base: `{{namespace}}/{{basename}}`, or with a tag, `{{basename}}:{{tag}}-mirror`.
+    /// Whatever the template makes, below the base: `{{namespace}}/{{basename}}`, or with a tag,
+    /// `{{basename}}:{{tag}}-mirror`.
     Template(Template),
 }
 
@@ -89,11 +92,16 @@ impl Style {
         let refuse = |reason: String| NameError { name: format!("{}/{path}", base.registry), reason };
         let repository: RepositoryName =
             path.parse().map_err(|error: ParseReferenceError| refuse(reason_of(&error)))?;
-        if base.registry.is_docker_hub() && path.split('/').count() != 2 {
-            return Err(refuse(format!(
-                "Docker Hub takes NAMESPACE/NAME, two levels and not {} (`name: flat` makes one of any path)",
-                path.split('/').count()
-            )));
+        if base.registry.is_docker_hub() {
+            match path.split('/').count() {
+                2 => {}
+                1 => return Err(refuse("Docker Hub takes NAMESPACE/NAME: let `to` be docker.io/NAMESPACE".to_owned())),
+                levels => {
+                    return Err(refuse(format!(
+                        "Docker Hub takes NAMESPACE/NAME, two levels and not {levels} (`name: flat` makes one of any path)"
+                    )));
+                }
+            }
         }
         Ok(TargetName { registry: base.registry.clone(), repository, tag })
     }

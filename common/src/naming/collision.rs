@@ -7,9 +7,9 @@ use super::{Base, Origin, Style, TargetName};
 use crate::image::{RegistryName, RepositoryName, Tag};
 use crate::select::Selection;
 
-/// A register of who writes where. Fed with repositories as they are found, then with tags as they are listed; it remembers each pair of
-/// repositories once, and tags (16 bytes each) only of targets that more than one source writes to. So its memory grows with the number of
-/// repositories.
+/// A register of who writes where. Fed with repositories as they are found, then with tags as they are listed; it
+/// remembers each pair of repositories once, and tags (16 bytes each) only of targets that more than one source writes
+/// to. So its memory grows with the number of repositories.
 #[derive(Debug, Default)]
 pub struct Names {
     sources: HashMap<String, u32>,
@@ -33,7 +33,8 @@ pub enum Claim {
     Alone,
     /// So does this other source; tags are compared from here on.
     Shared(String),
-    /// So does this other source, and tags of it have passed that were not remembered: ask the plan whether it holds the target tag already.
+    /// So does this other source, and tags of it have passed that were not remembered: ask the plan whether it holds
+    /// the target tag already.
     Late(String),
 }
 
@@ -55,8 +56,8 @@ impl Names {
         Self::default()
     }
 
-    /// Says that a source repository is going to be copied to a target repository. To be called for all repositories before their tags, as
-    /// far as they are known by then; again for the same pair does no harm.
+    /// Says that a source repository is going to be copied to a target repository. To be called for all repositories
+    /// before their tags, as far as they are known by then; again for the same pair does no harm.
     pub fn claim(&mut self, source: &str, target: &str) -> Claim {
         let source = self.id(source);
         let entry = self.targets.entry(target.to_owned()).or_insert_with(|| Target {
@@ -74,8 +75,8 @@ impl Names {
         }
     }
 
-    /// Takes a target tag for a source, or says who has it. Templates that put the tag into the repository's name may take without a claim:
-    /// then they are compared with others that do so too.
+    /// Takes a target tag for a source, or says who has it. Templates that put the tag into the repository's name may
+    /// take without a claim: then they are compared with others that do so too.
     pub fn take(&mut self, source: &str, target: &str, tag: &str) -> Result<(), Collision> {
         let id = self.id(source);
         let hash = self.hasher.hash_one(tag);
@@ -146,8 +147,9 @@ pub struct FixedRule<'a> {
     pub style: &'a Style,
 }
 
-/// Whether two rules write different images under one name whatever the registries hold: different sources, one target repository, and
-/// tags that are chosen alike. `None` where that depends on which tags there are; then [`Names`] finds it.
+/// Whether two rules write different images under one name whatever the registries hold: different sources, one target
+/// repository, and tags that are chosen alike. `None` where that depends on which tags there are; then [`Names`] finds
+/// it.
 pub fn must_collide(a: &FixedRule<'_>, b: &FixedRule<'_>) -> Option<TargetName> {
     if (a.registry, a.repository) == (b.registry, b.repository) || !a.selection.surely_overlaps(b.selection) {
         return None;

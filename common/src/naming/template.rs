@@ -9,8 +9,9 @@ use crate::image::Tag;
 
 const VARIABLES: [&str; 6] = ["registry", "repository", "namespace", "basename", "tag", "flat"];
 
-/// A compiled template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository` istio-release/pilot, `namespace`
-/// istio-release, `basename` pilot, `tag` 1.25, `flat` gcr.io_istio-release_pilot. Filters such as `replace`, `lower` and `split` are there.
+/// A compiled template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository`
+/// istio-release/pilot, `namespace` istio-release, `basename` pilot, `tag` 1.25, `flat` gcr.io_istio-release_pilot.
+/// Filters such as `replace`, `lower` and `split` are there.
 #[derive(Clone, Debug)]
 pub struct Template {
     text: String,

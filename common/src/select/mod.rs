@@ -1,7 +1,8 @@
-//! Which repositories, and which of their tags: patterns, lenient versions, ranges, the newest, the young. Pure: tags in, tags and reasons out.
+//! Which repositories, and which of their tags: patterns, lenient versions, ranges, the newest, the young. Pure: tags
+//! in, tags and reasons out.
 //!
-//! A [`Selection`] goes through its sieves in this order, and every tag that does not come through is told why by a [`Reason`]:
-//! a tag at all → `exclude` → `include` → `semver` → `since` → `newest`.
+//! A [`Selection`] goes through its sieves in this order, and every tag that does not come through is told why by a
+//! [`Reason`]: a tag at all → `exclude` → `include` → `semver` → `since` → `newest`.
 
 mod pattern;
 mod range;

@@ -6,8 +6,9 @@ use std::str::FromStr;
 use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
 
-/// Which tags: a glob (`1.*`, `*-rc?`, `{stable,latest}`, `[0-9]*`), or, if it begins and ends with `/`, a regular expression that must match the
-/// whole tag (`/v\d+\.\d+/`). Both tell upper from lower case. A tag holds no `/`, so the two cannot be mixed up.
+/// Which tags: a glob (`1.*`, `*-rc?`, `{stable,latest}`, `[0-9]*`), or, if it begins and ends with `/`, a regular
+/// expression that must match the whole tag (`/v\d+\.\d+/`). Both tell upper from lower case. A tag holds no `/`, so
+/// the two cannot be mixed up.
 #[derive(Clone, Debug)]
 pub struct TagPattern {
     text: String,

@@ -1,11 +1,11 @@
 //! Version ranges, `semver:` in a configuration: `>=1.20`, `^1.2 || ~2.3`, `>=1.20, <2`, `1.x`.
 //!
-//! Comparators side by side (by spaces or commas) must all hold; `||` gives alternatives. A version with fewer than three numbers stands for
-//! all below it: `=1.25` and `1.25.x` take 1.25.3, `<=1.25` takes it too and `>1.25` begins at 1.26. `^1.2` is `>=1.2 <2` (`^0.2` is `>=0.2 <0.3`),
-//! `~1.2.3` is `>=1.2.3 <1.3`.
+//! Comparators side by side (by spaces or commas) must all hold; `||` gives alternatives. A version with fewer than
+//! three numbers stands for all below it: `=1.25` and `1.25.x` take 1.25.3, `<=1.25` takes it too and `>1.25` begins at
+//! 1.26. `^1.2` is `>=1.2 <2` (`^0.2` is `>=0.2 <0.3`), `~1.2.3` is `>=1.2.3 <1.3`.
 //!
-//! Pre-releases are judged by the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that everybody expects: `<2`
-//! does not take 2.0-rc1. Variants and revisions are not looked at: 1.25-alpine is `>=1.20`.
+//! Pre-releases are judged by the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that
+//! everybody expects: `<2` does not take 2.0-rc1. Variants and revisions are not looked at: 1.25-alpine is `>=1.20`.
 
 use std::fmt;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};

@@ -7,9 +7,10 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::image::{RegistryName, RepositoryName};
 
-/// Which repositories of a registry: `gcr.io/istio-release/pilot` is one, `gcr.io/istio-release/*` those one level below, `gcr.io/istio-release/**`
-/// all below, at any depth, and `registry.example.com/**` all there are. Within a level, `*` stands for any part of it (`quay.io/*/etcd-*`).
-/// Without a registry, Docker Hub is meant, as everywhere: `nginx` is docker.io/library/nginx.
+/// Which repositories of a registry: `gcr.io/istio-release/pilot` is one, `gcr.io/istio-release/*` those one level
+/// below, `gcr.io/istio-release/**` all below, at any depth, and `registry.example.com/**` all there are. Within a
+/// level, `*` stands for any part of it (`quay.io/*/etcd-*`). Without a registry, Docker Hub is meant, as everywhere:
+/// `nginx` is docker.io/library/nginx.
 #[derive(Clone, Debug)]
 pub struct RepositoryPattern {
     registry: RegistryName,
@@ -39,7 +40,8 @@ impl RepositoryPattern {
         &self.registry
     }
 
-    /// The path before the first star, for who lists what is below: `istio-release` for `gcr.io/istio-release/**`, empty for `gcr.io/**`.
+    /// The path before the first star, for who lists what is below: `istio-release` for `gcr.io/istio-release/**`,
+    /// empty for `gcr.io/**`.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }

@@ -41,9 +41,9 @@ pub struct Selection {
     pub min: Option<usize>,
 }
 
-/// `newest:`. By version, each variant has its own count: 3 of `1.27`, `1.27-alpine3.20` and `1.26-alpine3.19` … keeps three plain ones and
-/// three of alpine, since the newest three of all would often be one version in three flavours. The numbers in a variant's name do not make
-/// another variant. By date, all tags are counted together.
+/// `newest:`. By version, each variant has its own count: 3 of `1.27`, `1.27-alpine3.20` and `1.26-alpine3.19` … keeps
+/// three plain ones and three of alpine, since the newest three of all would often be one version in three flavours.
+/// The numbers in a variant's name do not make another variant. By date, all tags are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Newest {
     /// How many; at least 1.
@@ -255,8 +255,8 @@ impl Selection {
         found
     }
 
-    /// Whether two selections certainly have tags in common wherever they have any: what they ask of a tag is the same, or one names a tag
-    /// that the other takes.
+    /// Whether two selections certainly have tags in common wherever they have any: what they ask of a tag is the same,
+    /// or one names a tag that the other takes.
     pub fn surely_overlaps(&self, other: &Self) -> bool {
         let same =
             |a: &[TagPattern], b: &[TagPattern]| a.len() == b.len() && a.iter().all(|pattern| b.contains(pattern));
@@ -371,7 +371,8 @@ impl Newest {
     }
 }
 
-/// Whether the OCI specification allows it as a tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
+/// Whether the OCI specification allows it as a tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling
+/// manifests").
 pub fn is_tag(text: &str) -> bool {
     text.parse::<crate::image::Tag>().is_ok()
 }

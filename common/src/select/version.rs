@@ -6,16 +6,21 @@
 //! [v | release- | release-v] NUMBERS [pre-release] [-revision] [-variant]
 //! ```
 //!
-//! - **Numbers**: one or more, by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A date is numbers too: `20240115`, `2024-01-15` and
-//!   `2024.01.15` are all 2024, 1, 15, and `20240115093000` has the time as a fourth number.
-//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or glued on as in `1.2rc1`, `1.2b3`.
+//! - **Numbers**: one or more, by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A date is numbers too: `20240115`,
+//!   `2024-01-15` and `2024.01.15` are all 2024, 1, 15, and `20240115093000` has the time as a fourth number.
+//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or glued on as in `1.2rc1`,
+//!   `1.2b3`.
 //! - **Revision**: a number after a dash, `1.2.3-4`, or a closing `-r5`: the same version packed again, so newer.
-//! - **Variant**: everything else, `-alpine3.19`, `-debian-11`: another flavour of the same version.
+//! - **Variant**: everything else, `-alpine3.19`, `-debian-11`: another flavour of the same version. Numbers in it are
+//!   the flavour's age (alpine3.20 is newer than alpine3.19, and still alpine), except in the names of architectures
+//!   and runtimes: arm64 is not a newer arm, and who wants jdk17 has no use for jdk21. Commits (`-g1a2b3c4`) make no
+//!   variant.
 //!
 //! `latest`, `stable`, `alpine3.19` and `sha-0a1b2c3` are no versions.
 //!
-//! **Order**: numbers (missing ones are 0), then pre-releases (development < alpha < beta < milestone and preview < release candidate <
-//! none), then revision, then the variant's name, then the variant's own numbers, then the text. No two different tags are equal.
+//! **Order**: numbers (missing ones are 0), then pre-releases (development < alpha < beta < milestone and preview <
+//! release candidate < none), then revision, then the variant's name, then the variant's own numbers, then the text. No
+//! two different tags are equal.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -121,7 +126,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// A tag taken apart. `written` is how many numbers stood there, which ranges need to know (`1.25` is short for `1.25.x`).
+/// A tag taken apart. `written` is how many numbers stood there, which ranges need to know (`1.25` is short for
+/// `1.25.x`).
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) numbers: Vec<u64>,
@@ -291,12 +297,25 @@ fn pre_release(segment: &str, glued: bool) -> Option<Stage> {
     Some(Stage::Pre(rank, count))
 }
 
+/// Names whose numbers say what it is, and not how new it is.
+const WHOLE: [&str; 25] = [
+    "amd", "arm", "arm32v", "arm64v", "armv", "i", "mips", "ppc", "riscv", "x", "x86_", "s", "cuda", "cudnn", "go",
+    "golang", "java", "jdk", "jre", "ltsc", "node", "openjdk", "php", "py", "python",
+];
+
 /// Splits `alpine3.19` into `alpine` and 3, 19; `debian-11-slim` into `debian-slim` and 11.
 fn family(variant: &str) -> (String, Vec<u64>) {
     let mut names = Vec::new();
     let mut flavour = Vec::new();
     for segment in variant.split('-').filter(|s| !s.is_empty()) {
         let name = segment.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+        if is_commit(segment) {
+            continue;
+        }
+        if WHOLE.contains(&name) {
+            names.push(segment);
+            continue;
+        }
         match dotted(&segment[name.len()..]) {
             Some(numbers) => {
                 flavour.extend(numbers);
@@ -306,6 +325,15 @@ fn family(variant: &str) -> (String, Vec<u64>) {
         }
     }
     (names.join("-"), flavour)
+}
+
+/// `1a2b3c4`, or `g1a2b3c4` as `git describe` has it.
+fn is_commit(segment: &str) -> bool {
+    let hash = segment.strip_prefix('g').unwrap_or(segment);
+    (7..=40).contains(&hash.len())
+        && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        && hash.bytes().any(|b| b.is_ascii_digit())
+        && hash.bytes().any(|b| b.is_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -421,6 +449,11 @@ mod tests {
             ("1.25.3-debian-11-r5", "debian"),
             ("1.25-bookworm-perl", "bookworm-perl"),
             ("1.25-rc1", ""),
+            ("1.25-arm64", "arm64"),
+            ("3.9.9-jdk17-alpine3.20", "jdk17-alpine"),
+            ("1.25-ls42", "ls"),
+            ("0.1.0-5-g1a2b3c4", ""),
+            ("0.1.0-1a2b3c4-alpine", "alpine"),
             ("1.25-3", ""),
         ] {
             assert_eq!(version(tag).family(), family, "{tag}");

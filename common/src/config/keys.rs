@@ -1,0 +1,211 @@
+//! The vocabulary: every key of a configuration, what it takes and what it is for. Readers, messages and the JSON
+//! Schema all go by these tables, so a key is in all of them or in none.
+
+/// A mapping with known keys.
+#[derive(Debug)]
+pub(super) struct Section {
+    /// As messages call it.
+    pub(super) title: &'static str,
+    pub(super) keys: &'static [Key],
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) about: &'static str,
+}
+
+/// What a value looks like.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Text,
+    /// `true`, `on`, `yes` or `false`, `off`, `no`.
+    Flag,
+    Whole,
+    Number,
+    Duration,
+    /// A day, a moment or a time ago.
+    Since,
+    Size,
+    Url,
+    Secret,
+    Section(&'static Section),
+    List(&'static Kind),
+    /// One of these, or a list of them.
+    Several(&'static Kind),
+    /// A mapping with keys of the user's own.
+    Map(&'static Kind),
+    Either(&'static [Kind]),
+}
+
+const fn key(name: &'static str, kind: Kind, about: &'static str) -> Key {
+    Key { name, kind, about }
+}
+
+pub(super) static CONFIG: Section = Section {
+    title: "the configuration",
+    keys: &[
+        key(
+            "cluster",
+            Kind::Section(&CLUSTER),
+            "Broker and store of a cluster. Without it, all is done in one process.",
+        ),
+        key(
+            "registries",
+            Kind::Map(&Kind::Section(&REGISTRY)),
+            "Registries by host (and port): how to reach them and who is asking.",
+        ),
+        key("defaults", Kind::Section(&DEFAULTS), "What rules say where they do not say it themselves."),
+        key("rules", Kind::List(&Kind::Section(&RULE)), "What is copied where."),
+        key(
+            "verify_every",
+            Kind::Duration,
+            "How long a target tag is believed to be there before the target is asked again (7d).",
+        ),
+        key("referrers_every", Kind::Duration, "How often an unchanged image is asked for new referrers (7d)."),
+        key("keep", Kind::Duration, "How long finished batches are kept (90d)."),
+        key("concurrency", Kind::Whole, "How many images are copied at a time (20)."),
+        key("timeout", Kind::Duration, "How long one image may take at least; more for large ones (10m)."),
+        key(
+            "report",
+            Kind::Either(&[Kind::Text, Kind::Section(&REPORT)]),
+            "Where a run's report goes: a .txt, .json, .md or .html file.",
+        ),
+    ],
+};
+
+pub(super) static CLUSTER: Section = Section {
+    title: "`cluster`",
+    keys: &[
+        key("broker", Kind::Url, "RabbitMQ: amqp:// or amqps://."),
+        key("store", Kind::Url, "Redis or Valkey: redis:// or rediss://."),
+        key("key", Kind::Secret, "Messages are signed with it; workers refuse others."),
+    ],
+};
+
+pub(super) static REGISTRY: Section = Section {
+    title: "a registry",
+    keys: &[
+        key("username", Kind::Text, "The user."),
+        key("password", Kind::Secret, "The user's password or access token."),
+        key("identity_token", Kind::Secret, "A refresh token in place of user and password."),
+        key(
+            "credentials",
+            Kind::List(&Kind::Section(&CREDENTIAL)),
+            "Several accounts, for pulling only: their limits add up.",
+        ),
+        key("endpoint", Kind::Url, "Where the registry really is: a mirror, a pull-through cache, a test."),
+        key("mirrors", Kind::Several(&Kind::Url), "Tried first, in this order, for pulling."),
+        key("api", Kind::Url, "Where the vendor's own API is, if `endpoint` is set."),
+        key("proxy", Kind::Url, "A proxy for this registry: http://, https:// or socks5://."),
+        key("tls", Kind::Flag, "`off` speaks plain HTTP. Loopback addresses do so without it."),
+        key("ca", Kind::Several(&Kind::Text), "Certificates to trust besides the system's: a file, or PEM."),
+        key("client_cert", Kind::Text, "A client certificate: a file, or PEM."),
+        key("client_key", Kind::Secret, "The key of `client_cert`: a file, or PEM."),
+        key("insecure", Kind::Flag, "Trusts any certificate."),
+        key("http1", Kind::Flag, "Does not use HTTP/2."),
+        key("allow_private", Kind::Flag, "Follows redirects and tokens to private addresses."),
+        key("requests_per_second", Kind::Number, "The pace that the registry accepts."),
+        key("concurrency", Kind::Whole, "How many requests to it may be open at a time."),
+        key("egress", Kind::Text, "A name for the address that limits of anonymous users are counted by."),
+        key("chunk", Kind::Size, "Uploads blobs in pieces of this size (PATCH), such as 10MiB."),
+    ],
+};
+
+pub(super) static CREDENTIAL: Section = Section {
+    title: "a credential",
+    keys: &[
+        key("username", Kind::Text, "The user."),
+        key("password", Kind::Secret, "The user's password or access token."),
+        key("identity_token", Kind::Secret, "A refresh token in place of user and password."),
+    ],
+};
+
+const TO: Key = key("to", Kind::Several(&Kind::Text), "Where to: registry and path, or `oci:DIR`; one or several.");
+const NAME: Key = key(
+    "name",
+    Kind::Text,
+    "What targets are called: flat, keep, basename, full, original, or a template such as {{namespace}}/{{basename}}.",
+);
+const TAGS: Key = key("tags", Kind::Section(&TAG_RULES), "Which tags; all of them if left out.");
+const PLATFORMS: Key = key(
+    "platforms",
+    Kind::Several(&Kind::Text),
+    "Only these platforms: os/arch or os/arch/variant. All of them if left out.",
+);
+const REFERRERS: Key = key(
+    "referrers",
+    Kind::Either(&[Kind::Flag, Kind::List(&Kind::Text)]),
+    "Whether signatures, SBOMs and other referrers come along (true), or those of which artifact types.",
+);
+const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
+const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
+
+pub(super) static DEFAULTS: Section = Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS] };
+
+pub(super) static RULE: Section = Section {
+    title: "a rule",
+    keys: &[
+        key("preset", Kind::Text, "A known source by name; `imgsync presets` lists them."),
+        key("from", Kind::Text, "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`."),
+        TAGS,
+        PLATFORMS,
+        TO,
+        NAME,
+        REFERRERS,
+        VERIFY_EVERY,
+        REFERRERS_EVERY,
+    ],
+};
+
+pub(super) static TAG_RULES: Section = Section {
+    title: "`tags`",
+    keys: &[
+        key("include", Kind::Several(&Kind::Text), "One of these must match: globs, or regular expressions as /…/."),
+        key("exclude", Kind::Several(&Kind::Text), "None of these may match."),
+        key("semver", Kind::Text, "Only versions in this range: >=1.20, ^1.2 || ~2.3, 1.x."),
+        key(
+            "newest",
+            Kind::Either(&[Kind::Whole, Kind::Section(&NEWEST)]),
+            "Only the newest N, by version (N of each variant such as -alpine) or by date.",
+        ),
+        key("since", Kind::Since, "Only what is not older: a day such as 2025-01-01, or a time ago such as 90d."),
+        key("min", Kind::Whole, "Fails if fewer tags than this are left: better than to sync nothing."),
+    ],
+};
+
+pub(super) static NEWEST: Section = Section {
+    title: "`newest`",
+    keys: &[key("count", Kind::Whole, "How many."), key("by", Kind::Text, "version or date.")],
+};
+
+pub(super) static REPORT: Section = Section {
+    title: "`report`",
+    keys: &[
+        key("file", Kind::Text, "A .txt, .json, .md or .html file."),
+        key("level", Kind::Whole, "1: totals; 2: what failed, too; 3: everything."),
+    ],
+};
+
+/// All sections, to say where a misplaced key belongs.
+pub(super) static SECTIONS: [&Section; 9] =
+    [&RULE, &REGISTRY, &TAG_RULES, &CONFIG, &DEFAULTS, &CLUSTER, &CREDENTIAL, &NEWEST, &REPORT];
+
+impl Section {
+    /// What was probably meant.
+    pub(super) fn suggest(&self, written: &str) -> Option<&'static str> {
+        let written = written.to_ascii_lowercase().replace('-', "_");
+        self.keys
+            .iter()
+            .map(|key| (strsim::damerau_levenshtein(key.name, &written), key.name))
+            .filter(|(distance, name)| *distance <= name.len().min(written.len()).div_ceil(3))
+            .min_by_key(|(distance, _)| *distance)
+            .map(|(_, name)| name)
+    }
+
+    pub(super) fn names(&self) -> String {
+        let names: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
+        names.join(", ")
+    }
+}

@@ -1,0 +1,257 @@
+//! The configuration: what was written, and what it means.
+//!
+//! [`Config::read`] takes the text of a file and gives either a [`Config`] in which nothing is left to be parsed, or
+//! [`ConfigErrors`] that show everything that is wrong at once, each with file, line and carets. It reads neither the
+//! file system nor the environment: both are handed in, so it is pure.
+//!
+//! The way there: `yaml` (a tree in which each node knows its place, `variables` filled in) → `reader` (values) →
+//! `registry` and `rule` (meaning). `keys` is the vocabulary; unknown keys and the JSON Schema both follow from it.
+//! `show` goes the other way, from the meaning to YAML.
+
+mod errors;
+mod keys;
+mod reader;
+mod registry;
+mod rule;
+mod schema;
+mod show;
+mod url;
+mod variables;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::image::RegistryName;
+use crate::naming::Base;
+use crate::secret::Secret;
+
+pub use errors::{ConfigErrors, Problem};
+pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
+pub use rule::{Destination, Referrers, Rule, Source};
+pub use url::SecretUrl;
+
+use keys::{CLUSTER, CONFIG, REPORT};
+use reader::{Fields, Reader};
+use yaml::{Node, Value};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A configuration file, and what it is read against.
+pub struct File<'a> {
+    /// Its name, for messages.
+    pub name: &'a str,
+    /// What it holds.
+    pub text: &'a str,
+    /// Gives the values of variables.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The presets that there are; none if that is not to be checked.
+    pub presets: Option<&'a [&'a str]>,
+}
+
+/// What a configuration means, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// None: all in one process.
+    pub cluster: Option<Cluster>,
+    /// By registry; `index.docker.io` and the like are `docker.io` here.
+    pub registries: BTreeMap<RegistryName, RegistrySettings>,
+    /// In the order of the file; may be empty, for commands that need only `registries`.
+    pub rules: Vec<Rule>,
+    /// `defaults.to`, for commands that have no rule.
+    pub to: Vec<Destination>,
+    /// How long a target tag is believed in; 7 days.
+    pub verify_every: Duration,
+    /// How often an unchanged image is asked for new referrers; 7 days.
+    pub referrers_every: Duration,
+    /// How long finished batches are kept; 90 days.
+    pub keep: Duration,
+    /// How many images are copied at a time; 20.
+    pub concurrency: usize,
+    /// How long one image may take at least; 10 minutes.
+    pub timeout: Duration,
+    /// Where a run's report goes.
+    pub report: Option<Report>,
+    inline_secrets: bool,
+}
+
+/// `cluster:`. What is missing can come from flags or the environment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cluster {
+    /// RabbitMQ; amqp or amqps.
+    pub broker: Option<SecretUrl>,
+    /// Redis or Valkey; redis or rediss.
+    pub store: Option<SecretUrl>,
+    /// Messages are signed with it.
+    pub key: Option<Secret>,
+}
+
+/// `report:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// .txt, .json, .md or .html; a relative path begins where the program runs, as on the command line.
+    pub file: PathBuf,
+    /// 1 totals, 2 what failed, 3 everything.
+    pub level: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cluster: None,
+            registries: BTreeMap::new(),
+            rules: Vec::new(),
+            to: Vec::new(),
+            verify_every: 7 * DAY,
+            referrers_every: 7 * DAY,
+            keep: 90 * DAY,
+            concurrency: 20,
+            timeout: Duration::from_secs(10 * 60),
+            report: None,
+            inline_secrets: false,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    pub fn read(file: &File<'_>) -> Result<Self, ConfigErrors> {
+        // Editors on Windows begin files with a byte-order mark.
+        let text = file.text.strip_prefix('\u{feff}').unwrap_or(file.text);
+        let parsed = yaml::parse(text, file.environment);
+        let reader = Reader::default();
+        let config = parsed.root.as_ref().map(|root| read(&reader, root, text, file.presets));
+        let mut secrets = reader.secrets.take();
+        secrets.extend(parsed.secrets);
+        if parsed.root.is_none() {
+            secrets.extend(errors::guess_secrets(text));
+        }
+        let mut found = parsed.found;
+        found.extend(reader.found.take());
+        match config {
+            Some(config) if found.is_empty() => Ok(Self { inline_secrets: reader.inline_secrets.get(), ..config }),
+            _ => Err(ConfigErrors::new(file.name, text, found, &secrets)),
+        }
+    }
+
+    /// Whether a password or a token stands in the file itself, and not in a variable: then others should not be able
+    /// to read it.
+    pub fn has_secrets_inline(&self) -> bool {
+        self.inline_secrets
+    }
+}
+
+fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> Config {
+    let mut config = Config::default();
+    let Some(fields) = reader.fields(root, &CONFIG) else { return config };
+    let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
+    config.verify_every = duration("verify_every", config.verify_every);
+    config.referrers_every = duration("referrers_every", config.referrers_every);
+    config.keep = duration("keep", config.keep);
+    config.timeout = duration("timeout", config.timeout);
+    if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
+        config.concurrency = concurrency;
+    }
+    config.report = fields.get("report").and_then(|node| report(reader, node));
+    config.cluster =
+        fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));
+    config.registries = registries(reader, &fields);
+    let defaults = fields.get("defaults").map(|node| rule::read_defaults(reader, node)).unwrap_or_default();
+    config.to = defaults.to.clone().unwrap_or_default();
+    let surroundings = rule::Surroundings {
+        reader,
+        presets,
+        defaults,
+        home: home(&config.registries),
+        verify_every: config.verify_every,
+        referrers_every: config.referrers_every,
+        in_cluster: config.cluster.is_some(),
+    };
+    let nodes = fields.get("rules").map(|node| reader.list(node)).unwrap_or_default();
+    let rules: Vec<(Rule, &Node)> = nodes
+        .iter()
+        .filter_map(|node| Some((rule::read(&surroundings, node, errors::place(text, node.at.start).0)?, node)))
+        .collect();
+    rule::check_collisions(reader, &rules);
+    config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
+    config
+}
+
+/// `docker.io/<user>`, where that user is known.
+fn home(registries: &BTreeMap<RegistryName, RegistrySettings>) -> Option<Base> {
+    let (registry, settings) = registries.iter().find(|(registry, _)| registry.is_docker_hub())?;
+    let prefix = settings.username.as_deref()?.parse().ok()?;
+    Some(Base { registry: registry.clone(), prefix: Some(prefix) })
+}
+
+fn cluster(reader: &Reader, node: &Node) -> Cluster {
+    let Some(fields) = reader.fields(node, &CLUSTER) else { return Cluster::default() };
+    Cluster {
+        broker: fields.get("broker").and_then(|node| reader.secret_url(node, &["amqp", "amqps"])),
+        store: fields.get("store").and_then(|node| reader.secret_url(node, &["redis", "rediss"])),
+        key: fields.get("key").and_then(|node| reader.secret(node)),
+    }
+}
+
+fn registries(reader: &Reader, fields: &Fields<'_>) -> BTreeMap<RegistryName, RegistrySettings> {
+    let mut registries = BTreeMap::new();
+    let Some(node) = fields.get("registries") else { return registries };
+    let entries = match &node.value {
+        Value::Map(entries) => entries.as_slice(),
+        Value::Null | Value::Broken => &[],
+        _ => {
+            reader.report(&node.at, format!("`registries` is a mapping of hosts, and this is {}", node.kind()));
+            &[]
+        }
+    };
+    for entry in entries {
+        let settings = registry::read(reader, &entry.value);
+        if let Some((host, path)) = entry.key.split_once('/').filter(|_| !entry.key.contains("://")) {
+            reader.report_with(
+                &entry.key_at,
+                format!("a registry is a host, without the path `{path}`"),
+                format!("write `{host}`"),
+            );
+            continue;
+        }
+        match entry.key.parse::<RegistryName>() {
+            Err(error) => reader.report(&entry.key_at, error.to_string()),
+            Ok(name) if registries.contains_key(&name) => {
+                reader.report(&entry.key_at, format!("`{}` is {name}, which is written above already", entry.key));
+            }
+            Ok(name) => {
+                registries.insert(name, settings);
+            }
+        }
+    }
+    registries
+}
+
+fn report(reader: &Reader, node: &Node) -> Option<Report> {
+    let Value::Map(_) = node.value else { return Some(Report { file: report_file(reader, node)?, level: 1 }) };
+    let fields = reader.fields(node, &REPORT)?;
+    let level = match fields.get("level") {
+        Some(node) => reader.whole(node, 1..=3)?,
+        None => 1,
+    };
+    let Some(file) = fields.get("file") else {
+        reader.report(&fields.at, "`file` is missing: where to?");
+        return None;
+    };
+    Some(Report { file: report_file(reader, file)?, level: u8::try_from(level).unwrap_or(1) })
+}
+
+fn report_file(reader: &Reader, node: &Node) -> Option<PathBuf> {
+    let path = PathBuf::from(reader.text(node)?);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("txt" | "json" | "md" | "html") => Some(path),
+        _ => {
+            reader.report(&node.at, "a report's name ends with .txt, .json, .md or .html");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! Reads values out of the tree. Each function reports what is wrong and gives `None`, so that its caller can go on to
+//! the next.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Display;
+use std::ops::{Range, RangeInclusive};
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::{Span, SpanRelativeTo};
+use url::Url;
+
+use super::errors::Found;
+use super::keys::{Kind, SECTIONS, Section};
+use super::url::SecretUrl;
+use super::yaml::{Entry, Node, Scalar, Value};
+use crate::secret::Secret;
+
+#[derive(Default)]
+pub(super) struct Reader {
+    pub(super) found: RefCell<Vec<Found>>,
+    /// Where secrets stand, not to be shown.
+    pub(super) secrets: RefCell<Vec<Range<usize>>>,
+    /// Whether a secret stands in the file itself, not in a variable.
+    pub(super) inline_secrets: Cell<bool>,
+}
+
+/// A mapping whose keys are known to be of its section.
+pub(super) struct Fields<'n> {
+    pub(super) at: Range<usize>,
+    section: &'static Section,
+    entries: &'n [Entry],
+}
+
+impl<'n> Fields<'n> {
+    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
+        debug_assert!(self.section.keys.iter().any(|key| key.name == name), "{name} is not in the table");
+        self.entry(name).map(|entry| &entry.value)
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Option<&'n Entry> {
+        self.entries.iter().find(|entry| entry.key == name)
+    }
+}
+
+impl Reader {
+    pub(super) fn report(&self, at: &Range<usize>, message: impl Into<String>) {
+        self.found.borrow_mut().push(Found { at: at.clone(), message: message.into(), hint: None });
+    }
+
+    pub(super) fn report_with(&self, at: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.found.borrow_mut().push(Found { at: at.clone(), message: message.into(), hint: Some(hint.into()) });
+    }
+
+    /// Reports an error about a value, without what a variable in it holds.
+    pub(super) fn refuse(&self, node: &Node, error: impl Display, hint: Option<String>) {
+        let (message, hint) = match &node.value {
+            Value::Scalar(scalar) if scalar.filled => match scalar.without_value(&error.to_string()) {
+                Some(message) => (message, hint.and_then(|hint| scalar.without_value(&hint))),
+                None => (format!("`{}` cannot be used here once the variables are filled in", scalar.written), None),
+            },
+            _ => (error.to_string(), hint),
+        };
+        self.found.borrow_mut().push(Found { at: node.at.clone(), message, hint });
+    }
+
+    /// The mapping, its unknown keys reported.
+    pub(super) fn fields<'n>(&self, node: &'n Node, section: &'static Section) -> Option<Fields<'n>> {
+        let entries: &[Entry] = match &node.value {
+            Value::Map(entries) => entries,
+            // All of it commented out.
+            Value::Null => &[],
+            Value::Broken => return None,
+            _ => {
+                self.wrong(node, &format!("{} is a mapping of {}", section.title, section.names()));
+                return None;
+            }
+        };
+        for entry in entries {
+            if section.keys.iter().any(|key| key.name == entry.key) {
+                continue;
+            }
+            let elsewhere = || {
+                let key = entry.key.as_str();
+                SECTIONS.iter().find(|other| other.keys.iter().any(|known| known.name == key)).map(|other| other.title)
+            };
+            let hint = format!("{} takes {}", section.title, section.names());
+            if let Some(meant) = section.suggest(&entry.key) {
+                if section.keys.iter().any(|key| key.name == meant && matches!(key.kind, Kind::Secret)) {
+                    self.note_secret(&entry.value);
+                }
+                self.report(&entry.key_at, format!("unknown key `{}`, did you mean `{meant}`?", entry.key));
+            } else if let Some(title) = elsewhere() {
+                let message = format!("`{}` is no key of {}; it belongs to {title}", entry.key, section.title);
+                self.report_with(&entry.key_at, message, hint);
+            } else {
+                self.report_with(&entry.key_at, format!("unknown key `{}`", entry.key), hint);
+            }
+        }
+        Some(Fields { at: node.at.clone(), section, entries })
+    }
+
+    fn wrong(&self, node: &Node, wanted: &str) {
+        self.report(&node.at, format!("{wanted}, and this is {}", node.kind()));
+    }
+
+    pub(super) fn scalar<'n>(&self, node: &'n Node) -> Option<&'n Scalar> {
+        match &node.value {
+            Value::Scalar(scalar) => Some(scalar),
+            Value::Null => {
+                self.report(&node.at, "a value is missing here");
+                None
+            }
+            Value::Broken => None,
+            _ => {
+                self.wrong(node, "a single value is wanted");
+                None
+            }
+        }
+    }
+
+    /// A text that is not empty.
+    pub(super) fn text<'n>(&self, node: &'n Node) -> Option<&'n str> {
+        let scalar = self.scalar(node)?;
+        if scalar.text.trim().is_empty() {
+            self.refuse(
+                node,
+                if scalar.filled { "this is empty once the variables are filled in" } else { "this is empty" },
+                None,
+            );
+            return None;
+        }
+        Some(&scalar.text)
+    }
+
+    pub(super) fn parse<T: FromStr<Err: Display>>(&self, node: &Node) -> Option<T> {
+        self.text(node)?.parse().map_err(|error: T::Err| self.refuse(node, error, None)).ok()
+    }
+
+    pub(super) fn flag(&self, node: &Node) -> Option<bool> {
+        let text = self.text(node)?;
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "on" | "yes" => Some(true),
+            "false" | "off" | "no" => Some(false),
+            _ => {
+                self.refuse(node, format!("`{text}` is neither true nor false"), None);
+                None
+            }
+        }
+    }
+
+    pub(super) fn whole(&self, node: &Node, range: RangeInclusive<usize>) -> Option<usize> {
+        let text = self.text(node)?;
+        match text.parse::<usize>() {
+            Ok(number) if range.contains(&number) => Some(number),
+            _ => {
+                let (from, to) = (range.start(), range.end());
+                let wanted = if *to == usize::MAX { format!("from {from}") } else { format!("from {from} to {to}") };
+                self.refuse(node, format!("`{text}` is not a whole number {wanted}"), None);
+                None
+            }
+        }
+    }
+
+    pub(super) fn positive(&self, node: &Node) -> Option<f64> {
+        let text = self.text(node)?;
+        match text.parse::<f64>() {
+            Ok(number) if number.is_finite() && number > 0.0 => Some(number),
+            _ => {
+                self.refuse(node, format!("`{text}` is not a number above 0"), None);
+                None
+            }
+        }
+    }
+
+    pub(super) fn size(&self, node: &Node) -> Option<u64> {
+        let text = self.text(node)?;
+        match text.parse::<bytesize::ByteSize>() {
+            Ok(size) if size.as_u64() > 0 => Some(size.as_u64()),
+            _ => {
+                self.refuse(node, format!("`{text}` is not a size such as 10MiB"), None);
+                None
+            }
+        }
+    }
+
+    /// `1h30m`, `7d`, `2w`; a day has 24 hours.
+    pub(super) fn duration(&self, node: &Node) -> Option<Duration> {
+        let text = self.text(node)?;
+        let duration = text
+            .parse::<Span>()
+            .ok()
+            .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
+            .and_then(|duration| Duration::try_from(duration).ok())
+            .filter(|duration| !duration.is_zero());
+        if duration.is_none() {
+            self.refuse(node, format!("`{text}` is not a time such as 90s, 1h30m or 7d"), None);
+        }
+        duration
+    }
+
+    /// A URL without user and password.
+    pub(super) fn url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+        let url = self.any_url(node, schemes)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            self.note_secret(node);
+            self.report_with(
+                &node.at,
+                "this URL holds a user or a password",
+                "write `username` and `password` instead",
+            );
+            return None;
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            self.report(&node.at, "this URL has a `?` or a `#`; only scheme, host, port and path are taken");
+            return None;
+        }
+        Some(url)
+    }
+
+    /// A URL that may hold a password.
+    pub(super) fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
+        let url = self.any_url(node, schemes)?;
+        // As it was written: `amqp://user:${PASSWORD}@host` holds no secret, `amqp://user:secret@${HOST}` does.
+        if url.password().is_some()
+            && let Value::Scalar(scalar) = &node.value
+            && let Some((_, rest)) = scalar.written.split_once("://")
+            && let Some((_, password)) = rest.rsplit_once('@').and_then(|(user, _)| user.split_once(':'))
+            && (!password.starts_with("${") || password.contains(":-"))
+        {
+            self.inline_secrets.set(true);
+        }
+        Some(SecretUrl::new(url))
+    }
+
+    fn any_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+        let text = self.text(node)?;
+        let wanted = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
+        // What is refused is not shown: it could hold a password.
+        match Url::parse(text) {
+            Ok(url) if schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty()) => {
+                Some(url)
+            }
+            Ok(url) if url.has_host() => {
+                self.report(&node.at, format!("a URL with {}:// cannot be used here, but {wanted}", url.scheme()));
+                None
+            }
+            Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
+                self.report(&node.at, format!("this is not a URL: it begins with {wanted}"));
+                None
+            }
+            Err(error) => {
+                self.report(&node.at, format!("this is not a URL: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn secret(&self, node: &Node) -> Option<Secret> {
+        self.note_secret(node);
+        let scalar = self.scalar(node)?;
+        if scalar.text.is_empty() {
+            self.report(&node.at, "this secret is empty");
+            return None;
+        }
+        Some(Secret::new(scalar.text.clone()))
+    }
+
+    /// Remembers that what stands here is not to be shown.
+    pub(super) fn note_secret(&self, node: &Node) {
+        match &node.value {
+            Value::Scalar(scalar) => {
+                // A variable's name is no secret, and shows what to look at.
+                if !scalar.is_variable() {
+                    self.secrets.borrow_mut().push(node.at.clone());
+                    self.inline_secrets.set(true);
+                }
+            }
+            Value::List(items) => items.iter().for_each(|item| self.note_secret(item)),
+            Value::Map(entries) => entries.iter().for_each(|entry| self.note_secret(&entry.value)),
+            Value::Null | Value::Broken => {}
+        }
+    }
+
+    /// The items of a list.
+    pub(super) fn list<'n>(&self, node: &'n Node) -> &'n [Node] {
+        match &node.value {
+            Value::List(items) => items,
+            Value::Null | Value::Broken => &[],
+            _ => {
+                self.wrong(node, "a list is wanted");
+                &[]
+            }
+        }
+    }
+
+    /// One value or a list of them, which must not be empty.
+    pub(super) fn several<'n>(&self, node: &'n Node) -> &'n [Node] {
+        match &node.value {
+            Value::List(items) if items.is_empty() => {
+                self.report(&node.at, "this list is empty; leave the key out instead");
+                &[]
+            }
+            Value::List(items) => items,
+            _ => std::slice::from_ref(node),
+        }
+    }
+
+    /// Each item of a list (or the one value) that can be parsed.
+    pub(super) fn parse_several<T: FromStr<Err: Display>>(&self, node: &Node) -> Vec<T> {
+        self.several(node).iter().filter_map(|item| self.parse(item)).collect()
+    }
+}

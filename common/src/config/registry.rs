@@ -1,0 +1,220 @@
+//! `registries:`: how registries are reached, and who is asking.
+
+use std::path::PathBuf;
+
+use url::Url;
+
+use super::keys::{CREDENTIAL, REGISTRY};
+use super::reader::{Fields, Reader};
+use super::url::SecretUrl;
+use super::yaml::{Node, Value};
+use crate::secret::Secret;
+
+/// What the configuration says about a registry. All of it is optional.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RegistrySettings {
+    /// The user, with or without a password.
+    pub username: Option<String>,
+    /// Who is asking, for pulling and pushing.
+    pub credential: Option<Credential>,
+    /// More accounts, for pulling only.
+    pub pull_credentials: Vec<Credential>,
+    /// Where the registry really is; its vendor's API is off then, unless `api` is set. http or https.
+    pub endpoint: Option<Url>,
+    /// Tried first and in this order, for pulling. http or https.
+    pub mirrors: Vec<Url>,
+    /// Where the vendor's own API is. http or https.
+    pub api: Option<Url>,
+    /// http, https, socks5 or socks5h.
+    pub proxy: Option<SecretUrl>,
+    /// `tls: off` is true, `tls: on` is false; none leaves it to the address (loopback is plain).
+    pub plain_http: Option<bool>,
+    /// Certificates to trust besides the system's.
+    pub ca: Vec<Pem>,
+    /// Certificate and key to show.
+    pub client_identity: Option<ClientIdentity>,
+    /// Any certificate is trusted.
+    pub insecure: bool,
+    /// HTTP/2 is not used.
+    pub http1: bool,
+    /// Private addresses are followed to.
+    pub allow_private: bool,
+    /// The pace that it accepts.
+    pub requests_per_second: Option<f64>,
+    /// How many requests may be open at a time.
+    pub concurrency: Option<usize>,
+    /// A name for the address that limits of anonymous users are counted by.
+    pub egress: Option<String>,
+    /// Uploads go in pieces of so many bytes.
+    pub chunk: Option<u64>,
+}
+
+/// Who is asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// User and password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password or access token.
+        password: Secret,
+    },
+    /// A refresh token, for registries that give such.
+    IdentityToken(Secret),
+}
+
+/// Something that OpenSSL would print between dashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pem {
+    /// To be read from this file; a relative path begins where the configuration file is.
+    File(PathBuf),
+    /// As it stands in the configuration. (A secret, since it may be a key.)
+    Inline(Secret),
+}
+
+/// A client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The certificate, with its chain.
+    pub certificate: Pem,
+    /// Its key.
+    pub key: Pem,
+}
+
+const HTTP: [&str; 2] = ["https", "http"];
+
+pub(super) fn read(reader: &Reader, node: &Node) -> RegistrySettings {
+    let Some(fields) = reader.fields(node, &REGISTRY) else { return RegistrySettings::default() };
+    let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP));
+    let flag = |name| fields.get(name).and_then(|node| reader.flag(node));
+    let settings = RegistrySettings {
+        username: fields.get("username").and_then(|node| reader.text(node)).map(str::to_owned),
+        credential: credential(reader, &fields, true),
+        pull_credentials: pull_credentials(reader, &fields),
+        endpoint: url("endpoint"),
+        mirrors: match fields.get("mirrors") {
+            Some(node) => reader.several(node).iter().filter_map(|node| reader.url(node, &HTTP)).collect(),
+            None => Vec::new(),
+        },
+        api: url("api"),
+        proxy: fields.get("proxy").and_then(|node| reader.secret_url(node, &["http", "https", "socks5", "socks5h"])),
+        plain_http: flag("tls").map(|tls| !tls),
+        ca: match fields.get("ca") {
+            Some(node) => reader.several(node).iter().filter_map(|node| pem(reader, node, "CERTIFICATE")).collect(),
+            None => Vec::new(),
+        },
+        client_identity: client_identity(reader, &fields),
+        insecure: flag("insecure").unwrap_or_default(),
+        http1: flag("http1").unwrap_or_default(),
+        allow_private: flag("allow_private").unwrap_or_default(),
+        requests_per_second: fields.get("requests_per_second").and_then(|node| reader.positive(node)),
+        concurrency: fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)),
+        egress: fields.get("egress").and_then(|node| reader.text(node)).map(str::to_owned),
+        chunk: fields.get("chunk").and_then(|node| reader.size(node)),
+    };
+    contradictions(reader, &fields, &settings);
+    settings
+}
+
+fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySettings) {
+    if settings.plain_http == Some(true) {
+        for name in ["ca", "client_cert", "insecure"] {
+            if let Some(entry) = fields.entry(name)
+                && (name != "insecure" || settings.insecure)
+            {
+                reader.report(&entry.key_at, format!("`{name}` means nothing with `tls: off`"));
+            }
+        }
+    }
+    if settings.insecure
+        && let Some(entry) = fields.entry("ca")
+    {
+        reader.report(&entry.key_at, "`ca` means nothing with `insecure`, which trusts any certificate");
+    }
+    if let (Some(endpoint), Some(plain), Some(node)) = (&settings.endpoint, settings.plain_http, fields.get("tls"))
+        && (endpoint.scheme() == "http") != plain
+    {
+        let tls = if plain { "off" } else { "on" };
+        reader.report(
+            &node.at,
+            format!("`tls: {tls}` contradicts `endpoint`, which begins with {}://", endpoint.scheme()),
+        );
+    }
+}
+
+/// User and password, or a token. A user alone is valid where `user_alone`.
+fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<Credential> {
+    let username = fields.get("username").and_then(|node| reader.text(node));
+    let password = fields.get("password").map(|node| reader.secret(node));
+    let token = fields.get("identity_token").map(|node| reader.secret(node));
+    match (username, password, token) {
+        (_, Some(_), Some(_)) => {
+            if let Some(entry) = fields.entry("identity_token") {
+                reader.report(&entry.key_at, "there is a `password` as well; write one of the two");
+            }
+            None
+        }
+        (Some(username), Some(password), None) => {
+            Some(Credential::Basic { username: username.to_owned(), password: password? })
+        }
+        (None, Some(_), None) => {
+            if let (Some(entry), None) = (fields.entry("password"), fields.get("username")) {
+                reader.report(&entry.key_at, "a `password` needs a `username`");
+            }
+            None
+        }
+        (_, None, Some(token)) => Some(Credential::IdentityToken(token?)),
+        (_, None, None) => {
+            if !user_alone && fields.get("username").is_none() {
+                reader.report(&fields.at, "a credential is `username` and `password`, or `identity_token`");
+            } else if !user_alone && let Some(entry) = fields.entry("username") {
+                reader.report(&entry.key_at, "a `username` needs a `password` here");
+            }
+            None
+        }
+    }
+}
+
+fn pull_credentials(reader: &Reader, fields: &Fields<'_>) -> Vec<Credential> {
+    let Some(node) = fields.get("credentials") else { return Vec::new() };
+    reader.list(node).iter().filter_map(|node| credential(reader, &reader.fields(node, &CREDENTIAL)?, false)).collect()
+}
+
+fn client_identity(reader: &Reader, fields: &Fields<'_>) -> Option<ClientIdentity> {
+    let certificate = fields.get("client_cert").map(|node| pem(reader, node, "CERTIFICATE"));
+    let key = fields.get("client_key").map(|node| pem(reader, node, "PRIVATE KEY"));
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(ClientIdentity { certificate: certificate?, key: key? }),
+        (None, None) => None,
+        (present, _) => {
+            let (name, other) =
+                if present.is_some() { ("client_cert", "client_key") } else { ("client_key", "client_cert") };
+            if let Some(entry) = fields.entry(name) {
+                reader.report(&entry.key_at, format!("`{name}` needs `{other}`"));
+            }
+            None
+        }
+    }
+}
+
+fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {
+    let is_inline = matches!(&node.value, Value::Scalar(scalar) if scalar.text.trim_start().starts_with("-----BEGIN"));
+    if !is_inline {
+        let text = reader.text(node)?;
+        if text.contains('\n') {
+            reader.report(&node.at, "this is neither the name of a file nor PEM, which begins with -----BEGIN");
+            return None;
+        }
+        return Some(Pem::File(PathBuf::from(text)));
+    }
+    if label == "PRIVATE KEY" {
+        reader.note_secret(node);
+    }
+    let text = reader.text(node)?;
+    // RSA and EC keys say so before `PRIVATE KEY`.
+    if !text.contains(&format!("{label}-----")) {
+        reader.report(&node.at, format!("there is no {label} in this PEM"));
+        return None;
+    }
+    Some(Pem::Inline(Secret::new(text)))
+}

@@ -1,0 +1,397 @@
+//! `rules:`: what is copied where.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
+use super::reader::{Fields, Reader};
+use super::yaml::{Node, Value};
+use crate::image::{Platform, RepositoryName, Tag};
+use crate::naming::{Base, FixedRule, Origin, Style, must_collide};
+use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection};
+
+/// An entry of `rules`, with `defaults` filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// The line where it begins, for messages.
+    pub line: usize,
+    /// What is read.
+    pub source: Source,
+    /// Which tags.
+    pub selection: Selection,
+    /// Only these platforms; all of them if empty.
+    pub platforms: Vec<Platform>,
+    /// Where to; at least one.
+    pub to: Vec<Destination>,
+    /// What targets are called; none written leaves it to the preset and the kind of target, see [`Rule::style_at`].
+    pub name: Option<Style>,
+    /// What comes along.
+    pub referrers: Referrers,
+    /// How long a target tag is believed in.
+    pub verify_every: Duration,
+    /// How often an unchanged image is asked for new referrers.
+    pub referrers_every: Duration,
+}
+
+/// What a rule reads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A known source by name.
+    Preset(String),
+    /// Repositories of a registry.
+    Repositories(RepositoryPattern),
+    /// All of an image layout; a relative path begins where the configuration file is.
+    Layout(PathBuf),
+}
+
+/// Where a rule writes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// A registry, and a path there.
+    Registry(Base),
+    /// An image layout; a relative path begins where the configuration file is.
+    Layout(PathBuf),
+}
+
+/// Which referrers come along with an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Referrers {
+    /// All of them.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Those of these artifact types.
+    Types(Vec<String>),
+}
+
+impl Rule {
+    /// The naming style at a destination: what was written, else `full` in a layout and `flat` in a registry.
+    pub fn style_at(&self, destination: &Destination) -> Style {
+        match (&self.name, destination) {
+            (Some(style), _) => style.clone(),
+            (None, Destination::Registry(_)) => Style::Flat,
+            (None, Destination::Layout(_)) => Style::Full,
+        }
+    }
+}
+
+/// What `defaults` says and a rule can say itself.
+#[derive(Default)]
+pub(super) struct Defaults {
+    pub(super) to: Option<Vec<Destination>>,
+    pub(super) name: Option<Style>,
+    selection: Option<Selection>,
+    platforms: Option<Vec<Platform>>,
+    referrers: Option<Referrers>,
+}
+
+/// What the rest of the configuration means for rules.
+pub(super) struct Surroundings<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) presets: Option<&'a [&'a str]>,
+    pub(super) defaults: Defaults,
+    /// Where to if nobody says so.
+    pub(super) home: Option<Base>,
+    pub(super) verify_every: Duration,
+    pub(super) referrers_every: Duration,
+    pub(super) in_cluster: bool,
+}
+
+pub(super) fn read_defaults(reader: &Reader, node: &Node) -> Defaults {
+    match reader.fields(node, &DEFAULTS) {
+        Some(fields) => read_common(reader, &fields, false),
+        None => Defaults::default(),
+    }
+}
+
+fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaults {
+    Defaults {
+        to: fields
+            .get("to")
+            .map(|node| reader.several(node).iter().filter_map(|node| destination(reader, node)).collect()),
+        name: fields.get("name").and_then(|node| {
+            let style: Style = reader.parse(node)?;
+            if style == Style::Original && !has_preset && fields.get("from").is_some() {
+                reader
+                    .report(&node.at, "`name: original` is for presets, whose names in the original imgsync are known");
+                return None;
+            }
+            Some(style)
+        }),
+        selection: fields.get("tags").map(|node| read_selection(reader, node)),
+        platforms: fields.get("platforms").map(|node| reader.parse_several(node)),
+        referrers: fields.get("referrers").and_then(|node| match &node.value {
+            Value::List(_) => {
+                let types: Vec<String> =
+                    reader.several(node).iter().filter_map(|n| reader.text(n)).map(str::to_owned).collect();
+                (!types.is_empty()).then_some(Referrers::Types(types))
+            }
+            _ => reader.flag(node).map(|all| if all { Referrers::All } else { Referrers::None }),
+        }),
+    }
+}
+
+/// A rule, if enough of it could be read to check it against others.
+pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) -> Option<Rule> {
+    let reader = surroundings.reader;
+    let fields = reader.fields(node, &RULE)?;
+    let source = source(surroundings, &fields);
+    let own = read_common(reader, &fields, fields.get("preset").is_some());
+    let defaults = &surroundings.defaults;
+    let to = own
+        .to
+        .or_else(|| defaults.to.clone())
+        .or_else(|| surroundings.home.clone().map(|home| vec![Destination::Registry(home)]))
+        .unwrap_or_default();
+    if to.is_empty() && fields.entry("to").is_none() && source.is_some() {
+        reader.report_with(
+            &fields.at,
+            "this rule says not where to",
+            "write `to` here or in `defaults`, or a `username` for docker.io in `registries`",
+        );
+    }
+    let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
+    let rule = Rule {
+        line,
+        source: source?,
+        selection: own.selection.or_else(|| defaults.selection.clone()).unwrap_or_default(),
+        platforms: own.platforms.or_else(|| defaults.platforms.clone()).unwrap_or_default(),
+        to,
+        name: own.name.or_else(|| defaults.name.clone()),
+        referrers: own.referrers.or_else(|| defaults.referrers.clone()).unwrap_or_default(),
+        verify_every: duration("verify_every", surroundings.verify_every),
+        referrers_every: duration("referrers_every", surroundings.referrers_every),
+    };
+    check(surroundings, &rule, &fields);
+    Some(rule)
+}
+
+fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source> {
+    let reader = surroundings.reader;
+    match (fields.get("preset"), fields.get("from")) {
+        (None, None) => {
+            reader.report(&fields.at, "a rule needs `from` or `preset`");
+            None
+        }
+        (Some(_), Some(_)) => {
+            if let Some(entry) = fields.entry("preset") {
+                reader.report(&entry.key_at, "a rule has either `from` or `preset`, not both");
+            }
+            None
+        }
+        (Some(node), None) => {
+            let name = reader.text(node)?;
+            if let Some(presets) = surroundings.presets
+                && !presets.contains(&name)
+            {
+                let near = presets.iter().min_by_key(|preset| strsim::damerau_levenshtein(preset, name));
+                let meant = near.filter(|preset| strsim::damerau_levenshtein(preset, name) <= 3);
+                let meant = meant.map(|preset| format!(", did you mean `{preset}`?")).unwrap_or_default();
+                reader.refuse(
+                    node,
+                    format!("there is no preset `{name}`{meant}"),
+                    Some(format!("there are {}", presets.join(", "))),
+                );
+                return None;
+            }
+            Some(Source::Preset(name.to_owned()))
+        }
+        (None, Some(node)) => {
+            let text = reader.text(node)?;
+            if let Some(layout) = text.strip_prefix("oci:") {
+                return layout_path(reader, node, layout).map(Source::Layout);
+            }
+            match text.parse::<RepositoryPattern>() {
+                Ok(pattern) => Some(Source::Repositories(pattern)),
+                Err(error) => {
+                    let hint = error.hint.clone();
+                    reader.refuse(node, error, hint);
+                    None
+                }
+            }
+        }
+    }
+}
+
+fn destination(reader: &Reader, node: &Node) -> Option<Destination> {
+    let text = reader.text(node)?;
+    match text.strip_prefix("oci:") {
+        Some(layout) => layout_path(reader, node, layout).map(Destination::Layout),
+        None => reader.parse(node).map(Destination::Registry),
+    }
+}
+
+fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<PathBuf> {
+    if text.is_empty() {
+        reader.report(&node.at, "`oci:` needs the name of a folder");
+        return None;
+    }
+    if let Some((folder, tag)) = text.rsplit_once(':')
+        && tag.parse::<Tag>().is_ok()
+    {
+        reader.refuse(
+            node,
+            "a layout in a rule has no tag",
+            Some(format!("write `oci:{folder}` and `tags: {{include: [\"{tag}\"]}}`")),
+        );
+        return None;
+    }
+    if text.contains('*') {
+        reader.report(&node.at, "a layout is read as a whole, without stars");
+        return None;
+    }
+    Some(PathBuf::from(text))
+}
+
+pub(super) fn read_selection(reader: &Reader, node: &Node) -> Selection {
+    let Some(fields) = reader.fields(node, &TAG_RULES) else { return Selection::default() };
+    let selection = Selection {
+        include: fields.get("include").map(|node| reader.parse_several(node)).unwrap_or_default(),
+        exclude: fields.get("exclude").map(|node| reader.parse_several(node)).unwrap_or_default(),
+        range: fields.get("semver").and_then(|node| reader.parse(node)),
+        newest: fields.get("newest").and_then(|node| newest(reader, node)),
+        since: fields.get("since").and_then(|node| reader.parse(node)),
+        min: fields.get("min").and_then(|node| reader.whole(node, 1..=usize::MAX)),
+    };
+    for contradiction in selection.contradictions() {
+        let (key, index) = match contradiction {
+            Contradiction::IncludeExcluded { index, .. } => ("include", Some(index)),
+            Contradiction::AllExcluded(_) => ("exclude", None),
+            Contradiction::NewestZero => ("newest", None),
+            Contradiction::MinAboveNewest { .. } => ("min", None),
+        };
+        let Some(node) = fields.get(key) else { continue };
+        // The index is right as long as all patterns could be read.
+        let item = match (&node.value, index) {
+            (Value::List(items), Some(index)) if items.len() == selection.include.len() => items.get(index),
+            _ => None,
+        };
+        reader.refuse(item.unwrap_or(node), contradiction, None);
+    }
+    selection
+}
+
+fn newest(reader: &Reader, node: &Node) -> Option<Newest> {
+    let Value::Map(_) = node.value else {
+        return reader.whole(node, 1..=usize::MAX).map(|count| Newest { count, by: NewestBy::Version });
+    };
+    let fields = reader.fields(node, &NEWEST)?;
+    let by = match fields.get("by") {
+        None => NewestBy::Version,
+        Some(node) => match reader.text(node)? {
+            "version" => NewestBy::Version,
+            "date" => NewestBy::Date,
+            other => {
+                reader.refuse(node, format!("the newest are found by version or by date, not by `{other}`"), None);
+                return None;
+            }
+        },
+    };
+    let Some(count) = fields.get("count") else {
+        reader.report(&fields.at, "`count` is missing: how many?");
+        return None;
+    };
+    reader.whole(count, 1..=usize::MAX).map(|count| Newest { count, by })
+}
+
+/// What can be said about a rule before anything is listed.
+fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
+    let reader = surroundings.reader;
+    let place = |name: &str| fields.entry(name).map_or(&fields.at, |entry| &entry.value.at).clone();
+    if surroundings.in_cluster {
+        let message = "a layout works in one process only, and this configuration has a `cluster`";
+        if matches!(rule.source, Source::Layout(_)) {
+            reader.report(&place("from"), message);
+        }
+        if rule.to.iter().any(|to| matches!(to, Destination::Layout(_))) {
+            reader.report(&place("to"), message);
+        }
+    }
+    for (index, to) in rule.to.iter().enumerate() {
+        if rule.to[..index].contains(to) {
+            reader.report(&place("to"), "the same place is written twice");
+        }
+    }
+    // The shortest name that the pattern can give: if the target does not take that, it takes none.
+    let Source::Repositories(pattern) = &rule.source else {
+        if let Source::Layout(folder) = &rule.source
+            && rule.to.contains(&Destination::Layout(folder.clone()))
+        {
+            reader.report(&place("to"), "source and target are the same");
+        }
+        return;
+    };
+    let Some(sample) = pattern.shortest() else { return };
+    for to in &rule.to {
+        let Destination::Registry(base) = to else { continue };
+        let tag = Tag::latest();
+        let origin = Origin { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
+        match rule.style_at(to).name(base, &origin) {
+            Err(error) => {
+                reader.report(&place(if fields.get("name").is_some() { "name" } else { "to" }), error.to_string())
+            }
+            Ok(target) => {
+                if pattern.repository().is_some()
+                    && target.registry == *pattern.registry()
+                    && target.repository == sample
+                {
+                    reader.report(&place("to"), "source and target are the same");
+                }
+            }
+        }
+    }
+}
+
+/// Reports rules that would write different images under one name whatever the registries hold.
+pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
+    // Rules that read one repository, by where they write it, so that only those that meet are compared.
+    let mut writers: HashMap<String, Vec<(usize, RepositoryName, &Base, Style)>> = HashMap::new();
+    for (index, (rule, node)) in rules.iter().enumerate() {
+        let Source::Repositories(pattern) = &rule.source else { continue };
+        let Some(repository) = pattern.repository() else { continue };
+        for to in &rule.to {
+            let Destination::Registry(base) = to else { continue };
+            let style = rule.style_at(to);
+            let tag = Tag::latest();
+            let origin = Origin { registry: pattern.registry(), repository: &repository, tag: &tag, original: None };
+            let Ok(target) = style.name(base, &origin) else { continue };
+            let target = format!("{}/{}", target.registry, target.repository);
+            let earlier = writers.entry(target.clone()).or_default();
+            let met = earlier.iter().find(|(other, other_repository, other_base, other_style)| {
+                let Source::Repositories(other_pattern) = &rules[*other].0.source else { return false };
+                let theirs = FixedRule {
+                    registry: other_pattern.registry(),
+                    repository: other_repository,
+                    selection: &rules[*other].0.selection,
+                    base: other_base,
+                    style: other_style,
+                };
+                let this = FixedRule {
+                    registry: pattern.registry(),
+                    repository: &repository,
+                    selection: &rule.selection,
+                    base,
+                    style: &style,
+                };
+                let other_rule = &rules[*other].0;
+                // One source for both: then the images differ only if the platforms do.
+                let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
+                must_collide(&theirs, &this).is_some()
+                    || (same_source
+                        && other_rule.platforms != rule.platforms
+                        && other_rule.selection.surely_overlaps(&rule.selection))
+            });
+            if let Some((other, ..)) = met {
+                let line = rules[*other].0.line;
+                reader.report_with(
+                    &node.at,
+                    format!("{target} is written by the rule in line {line} already, with other images"),
+                    "give one of the two another `name` or `to`",
+                );
+            }
+            earlier.push((index, repository.clone(), base, style));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The JSON Schema of a configuration, for editors; from the same table that the reader goes by.
+
+use serde_json::{Value, json};
+
+use super::Config;
+use super::keys::{CONFIG, Key, Kind, Section};
+
+impl Config {
+    /// The schema (draft 2020-12). It is kept as `schema/imgsync.schema.json` beside this crate's sources, and a test
+    /// keeps that current.
+    pub fn json_schema() -> Value {
+        let mut schema = section(&CONFIG);
+        schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+        schema["title"] = json!("imgsync.yaml");
+        schema["description"] =
+            json!("What imgsync copies where. Values may hold ${VAR}, ${VAR:-default} and ${VAR:?why}.");
+        schema["$defs"] = json!({
+            "variable": {"type": "string", "pattern": "\\$\\{"},
+            "flag": {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"enum": ["on", "off", "yes", "no"]},
+                    {"$ref": "#/$defs/variable"},
+                ],
+            },
+            // YAML reads an unquoted 1.20 as a number; imgsync takes it as it was written.
+            "text": {"type": ["string", "number", "boolean"]},
+            "duration": {"type": "string", "examples": ["90s", "1h30m", "7d"]},
+            "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["10MiB"]},
+            "url": {"type": "string"},
+            "secret": {"type": ["string", "number"], "description": "Better a variable: \"${TOKEN}\"."},
+        });
+        schema
+    }
+}
+
+fn section(section: &Section) -> Value {
+    let properties: serde_json::Map<String, Value> =
+        section.keys.iter().map(|key| (key.name.to_owned(), described(key))).collect();
+    json!({"type": "object", "additionalProperties": false, "properties": properties})
+}
+
+fn described(key: &Key) -> Value {
+    let mut schema = kind(&key.kind);
+    schema["description"] = json!(key.about);
+    schema
+}
+
+fn kind(what: &Kind) -> Value {
+    let reference = |name: &str| json!({"$ref": format!("#/$defs/{name}")});
+    match what {
+        Kind::Text => reference("text"),
+        Kind::Flag => reference("flag"),
+        Kind::Whole => json!({"anyOf": [{"type": "integer", "minimum": 1}, reference("variable")]}),
+        Kind::Number => json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, reference("variable")]}),
+        Kind::Duration => reference("duration"),
+        Kind::Since => json!({"type": "string", "examples": ["2025-01-01", "90d"]}),
+        Kind::Size => reference("size"),
+        Kind::Url => reference("url"),
+        Kind::Secret => reference("secret"),
+        Kind::Section(keys) => section(keys),
+        Kind::List(item) => json!({"type": "array", "items": kind(item)}),
+        Kind::Several(item) => json!({"anyOf": [kind(item), {"type": "array", "items": kind(item), "minItems": 1}]}),
+        Kind::Map(value) => json!({"type": "object", "additionalProperties": kind(value)}),
+        Kind::Either(kinds) => json!({"anyOf": kinds.iter().map(kind).collect::<Vec<_>>()}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `UPDATE_SCHEMA=1 cargo test` writes it anew.
+    #[test]
+    fn the_schema_in_the_repository_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/imgsync.schema.json");
+        let current = format!("{:#}\n", Config::json_schema());
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(path, &current).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), current, "run the tests with UPDATE_SCHEMA=1");
+    }
+}

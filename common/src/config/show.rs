@@ -1,0 +1,242 @@
+//! A configuration as YAML again: what it means, defaults filled in, secrets hidden.
+
+use std::fmt::{Display, Write as _};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Span, SpanRound, Unit};
+
+use super::{ClientIdentity, Config, Credential, Destination, Pem, Referrers, RegistrySettings, Rule, Source};
+use crate::select::{Newest, NewestBy, Selection};
+
+impl Config {
+    /// The configuration as it is understood, in YAML that can be read again; secrets are `***`.
+    pub fn to_yaml_redacted(&self) -> String {
+        let mut yaml = Yaml::default();
+        if let Some(cluster) = &self.cluster {
+            yaml.open("cluster");
+            yaml.option("broker", cluster.broker.as_ref());
+            yaml.option("store", cluster.store.as_ref());
+            yaml.option("key", cluster.key.as_ref());
+            yaml.close();
+        }
+        if !self.registries.is_empty() {
+            yaml.open("registries");
+            for (name, settings) in &self.registries {
+                yaml.open(&scalar(name));
+                registry(&mut yaml, settings);
+                yaml.close();
+            }
+            yaml.close();
+        }
+        if !self.to.is_empty() {
+            yaml.open("defaults");
+            yaml.list("to", self.to.iter().map(destination));
+            yaml.close();
+        }
+        if self.rules.is_empty() {
+            yaml.raw("rules", "[]");
+        } else {
+            yaml.open("rules");
+            for shown in &self.rules {
+                yaml.item();
+                rule(&mut yaml, shown);
+                yaml.close();
+            }
+            yaml.close();
+        }
+        yaml.field("verify_every", duration(self.verify_every));
+        yaml.field("referrers_every", duration(self.referrers_every));
+        yaml.field("keep", duration(self.keep));
+        yaml.field("concurrency", self.concurrency);
+        yaml.field("timeout", duration(self.timeout));
+        if let Some(report) = &self.report {
+            yaml.open("report");
+            yaml.field("file", report.file.display());
+            yaml.field("level", report.level);
+            yaml.close();
+        }
+        yaml.text
+    }
+}
+
+fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
+    match &settings.credential {
+        Some(own) => credential(yaml, own),
+        None => yaml.option("username", settings.username.as_ref()),
+    }
+    if !settings.pull_credentials.is_empty() {
+        yaml.open("credentials");
+        for other in &settings.pull_credentials {
+            yaml.item();
+            credential(yaml, other);
+            yaml.close();
+        }
+        yaml.close();
+    }
+    yaml.option("endpoint", settings.endpoint.as_ref());
+    yaml.list("mirrors", settings.mirrors.iter().map(ToString::to_string));
+    yaml.option("api", settings.api.as_ref());
+    yaml.option("proxy", settings.proxy.as_ref());
+    yaml.option("tls", settings.plain_http.map(|plain| if plain { "off" } else { "on" }));
+    yaml.list("ca", settings.ca.iter().map(pem));
+    if let Some(ClientIdentity { certificate, key }) = &settings.client_identity {
+        yaml.field("client_cert", pem(certificate));
+        yaml.field("client_key", pem(key));
+    }
+    for (name, on) in
+        [("insecure", settings.insecure), ("http1", settings.http1), ("allow_private", settings.allow_private)]
+    {
+        yaml.option(name, on.then_some(true));
+    }
+    yaml.option("requests_per_second", settings.requests_per_second);
+    yaml.option("concurrency", settings.concurrency);
+    yaml.option("egress", settings.egress.as_ref());
+    yaml.option("chunk", settings.chunk);
+}
+
+fn credential(yaml: &mut Yaml, credential: &Credential) {
+    match credential {
+        Credential::Basic { username, password } => {
+            yaml.field("username", username);
+            yaml.field("password", password);
+        }
+        Credential::IdentityToken(token) => yaml.field("identity_token", token),
+    }
+}
+
+fn pem(pem: &Pem) -> String {
+    match pem {
+        Pem::File(path) => path.display().to_string(),
+        Pem::Inline(secret) => secret.to_string(),
+    }
+}
+
+fn rule(yaml: &mut Yaml, rule: &Rule) {
+    match &rule.source {
+        Source::Preset(name) => yaml.field("preset", name),
+        Source::Repositories(pattern) => yaml.field("from", pattern),
+        Source::Layout(folder) => yaml.field("from", format!("oci:{}", folder.display())),
+    }
+    if rule.selection != Selection::default() {
+        yaml.open("tags");
+        selection(yaml, &rule.selection);
+        yaml.close();
+    }
+    yaml.list("platforms", rule.platforms.iter().map(ToString::to_string));
+    yaml.list("to", rule.to.iter().map(destination));
+    // Left out where it depends on the destination, or on the preset.
+    let styles: Vec<String> = rule.to.iter().map(|to| rule.style_at(to).to_string()).collect();
+    let preset = matches!(rule.source, Source::Preset(_));
+    if rule.name.is_some() || (!preset && styles.windows(2).all(|pair| pair[0] == pair[1])) {
+        yaml.option("name", styles.first());
+    }
+    match &rule.referrers {
+        Referrers::All => yaml.field("referrers", true),
+        Referrers::None => yaml.field("referrers", false),
+        Referrers::Types(types) => yaml.list("referrers", types.iter()),
+    }
+    yaml.field("verify_every", duration(rule.verify_every));
+    yaml.field("referrers_every", duration(rule.referrers_every));
+}
+
+fn selection(yaml: &mut Yaml, selection: &Selection) {
+    yaml.list("include", selection.include.iter());
+    yaml.list("exclude", selection.exclude.iter());
+    yaml.option("semver", selection.range.as_ref());
+    match selection.newest {
+        Some(Newest { count, by: NewestBy::Version }) => yaml.field("newest", count),
+        Some(Newest { count, by: NewestBy::Date }) => yaml.raw("newest", &format!("{{count: {count}, by: date}}")),
+        None => {}
+    }
+    yaml.option("since", selection.since.as_ref());
+    yaml.option("min", selection.min);
+}
+
+fn destination(to: &Destination) -> String {
+    match to {
+        Destination::Registry(base) => base.to_string(),
+        Destination::Layout(folder) => format!("oci:{}", folder.display()),
+    }
+}
+
+fn duration(duration: Duration) -> String {
+    let balanced = SignedDuration::try_from(duration).ok().and_then(|duration| {
+        let round = SpanRound::new().largest(Unit::Day).days_are_24_hours();
+        Span::try_from(duration).ok()?.round(round).ok()
+    });
+    balanced.map_or_else(|| format!("{}s", duration.as_secs()), |span| format!("{span:#}"))
+}
+
+/// Writes block mappings and lists.
+#[derive(Default)]
+struct Yaml {
+    text: String,
+    depth: usize,
+    /// The next line begins an item of a list.
+    item: bool,
+}
+
+impl Yaml {
+    fn line(&mut self, line: &str) {
+        let mut indent = "  ".repeat(self.depth);
+        if std::mem::take(&mut self.item) {
+            indent.replace_range(indent.len().saturating_sub(2).., "- ");
+        }
+        // A String takes all that is written.
+        _ = writeln!(self.text, "{indent}{line}");
+    }
+
+    fn open(&mut self, key: &str) {
+        self.line(&format!("{key}:"));
+        self.depth += 1;
+    }
+
+    fn item(&mut self) {
+        self.item = true;
+        self.depth += 1;
+    }
+
+    /// Ends what `open` or `item` began. What holds nothing is written as `{}`.
+    fn close(&mut self) {
+        self.depth -= 1;
+        if let Some(last) = self.text.lines().last()
+            && last.ends_with(':')
+            && last.len() - last.trim_start().len() == 2 * self.depth
+        {
+            self.text.truncate(self.text.len() - 1);
+            self.text.push_str(" {}\n");
+        }
+    }
+
+    fn raw(&mut self, key: &str, value: &str) {
+        self.line(&format!("{key}: {value}"));
+    }
+
+    fn field(&mut self, key: &str, value: impl Display) {
+        self.raw(key, &scalar(value));
+    }
+
+    fn option(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.field(key, value);
+        }
+    }
+
+    fn list(&mut self, key: &str, items: impl Iterator<Item = impl Display>) {
+        let items: Vec<String> = items.map(scalar).collect();
+        if !items.is_empty() {
+            self.raw(key, &format!("[{}]", items.join(", ")));
+        }
+    }
+}
+
+/// A value that is read back as it is: quoted unless it is a plain word, its dollars doubled where they would begin a
+/// variable.
+fn scalar(value: impl Display) -> String {
+    let value = value.to_string();
+    let value = value.replace("$$", "$$$$").replace("${", "$${");
+    let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b))
+        && value.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && value != "null";
+    if plain { value } else { serde_json::Value::String(value).to_string() }
+}

@@ -1,0 +1,434 @@
+use super::*;
+use crate::naming::Style;
+use crate::select::{Newest, NewestBy};
+use proptest::prelude::*;
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "HUB_TOKEN" => Some("dckr: #pat\n  rules: []".to_owned()),
+        "RABBITMQ_PASSWORD" => Some("rabbit".to_owned()),
+        "IMGSYNC_KEY" => Some("0123456789abcdef".to_owned()),
+        "RPS" => Some("7.5".to_owned()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    }
+}
+
+fn read(text: &str) -> Result<Config, ConfigErrors> {
+    let presets = ["distroless", "flannel"];
+    Config::read(&File { name: "imgsync.yaml", text, environment: &environment, presets: Some(&presets) })
+}
+
+fn good(text: &str) -> Config {
+    read(text).unwrap_or_else(|errors| panic!("{text}\n{errors}"))
+}
+
+fn bad(text: &str) -> String {
+    match read(text) {
+        Ok(config) => panic!("{text}\nis taken as\n{}", config.to_yaml_redacted()),
+        Err(errors) => errors.to_string(),
+    }
+}
+
+/// The messages alone.
+fn messages(text: &str) -> Vec<String> {
+    match read(text) {
+        Ok(config) => panic!("{text}\nis taken as\n{}", config.to_yaml_redacted()),
+        Err(errors) => errors.problems().iter().map(|problem| problem.message.clone()).collect(),
+    }
+}
+
+fn rule(text: &str) -> String {
+    format!("rules:\n  - {{from: gcr.io/a/b, to: r.example.com, {text}}}\n")
+}
+
+fn registry(text: &str) -> String {
+    format!("registries: {{r.example.com: {{{text}}}}}\n")
+}
+
+const DESIGNED: &str = r#"
+cluster:                       # leave out: all in one process
+  broker: amqp://imgsync:${RABBITMQ_PASSWORD}@rabbitmq:5672
+  store: redis://redis:6379
+  key: ${IMGSYNC_KEY}
+registries:
+  docker.io: {username: gcrxio, password: "${HUB_TOKEN}", requests_per_second: 20, concurrency: 20}
+  gcr.io: {endpoint: "http://127.0.0.1:5001"}
+defaults: {to: docker.io/gcrxio, name: flat}
+rules:
+  - preset: distroless
+  - from: gcr.io/istio-release/**
+    tags: {include: ["1.*"], exclude: ["*-rc*"], semver: ">=1.20", newest: 10, since: 2025-01-01}
+    platforms: [linux/amd64, linux/arm64]
+    to: [registry.example.com/mirror, harbor.example.org/mirror]
+    name: keep
+"#;
+
+#[test]
+fn the_example_of_the_documentation_means_what_it_says() {
+    let config = good(DESIGNED);
+    let cluster = config.cluster.as_ref().unwrap();
+    assert_eq!(cluster.broker.as_ref().unwrap().expose().as_str(), "amqp://imgsync:rabbit@rabbitmq:5672");
+    let hub = &config.registries[&"docker.io".parse().unwrap()];
+    let Some(Credential::Basic { username, password }) = &hub.credential else { panic!("{hub:?}") };
+    assert_eq!((username.as_str(), password.expose()), ("gcrxio", "dckr: #pat\n  rules: []"), "a value stays a value");
+    assert_eq!(config.rules.len(), 2);
+    assert_eq!(config.rules[0].source, Source::Preset("distroless".into()));
+    assert_eq!(config.rules[0].name, Some(Style::Flat));
+    let rule = &config.rules[1];
+    assert_eq!((rule.line, rule.name.clone(), rule.to.len(), rule.platforms.len()), (12, Some(Style::Keep), 2, 2));
+    assert_eq!(rule.selection.newest, Some(Newest { count: 10, by: NewestBy::Version }));
+    assert!(!config.has_secrets_inline());
+    assert!(!format!("{config:?}").contains("rabbit@"), "passwords are never printed");
+}
+
+#[test]
+fn what_is_not_written_has_its_default() {
+    for text in ["", "# nothing\n", "rules:\n", "rules: []\nregistries:\n", "\u{feff}rules: []\n", "---\n"] {
+        assert_eq!(good(text), Config::default(), "{text:?}");
+    }
+    let config = Config::default();
+    let days = |days: u32| days * DAY;
+    assert_eq!((config.verify_every, config.keep, config.concurrency), (days(7), days(90), 20));
+}
+
+#[test]
+fn good_configurations_are_taken() {
+    for text in [
+        &rule("tags: {newest: {count: 3, by: date}, since: 90d, min: 2}"),
+        &rule("tags: {include: latest, exclude: '/.*-rc\\d+/', semver: '>=1.20 <2 || 3.x'}"),
+        &rule("platforms: linux/arm/v7, referrers: false, verify_every: 1h30m, referrers_every: 2w"),
+        &rule("referrers: [application/spdx+json]"),
+        &rule("name: '{{namespace}}/{{basename}}:{{tag}}'"),
+        "rules: [{from: 'oci:./images', to: 'oci:./copy'}]",
+        "rules: [{from: nginx, to: r.example.com}, {from: 'quay.io/*/etcd-*', to: [r.example.com, 'oci:out']}]",
+        "registries: {docker.io: {username: gcrxio}}\nrules: [{preset: flannel, name: original}]",
+        &registry("username: 'robot$name', password: p$$word"),
+        &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
+        &registry("proxy: 'socks5://u:p@proxy:1080', tls: off, egress: office, chunk: 10MiB, allow_private: true"),
+        &registry("ca: [/etc/ca.pem, \"-----BEGIN CERTIFICATE-----\\nx\\n-----END CERTIFICATE-----\"]"),
+        &registry("client_cert: c.pem, client_key: k.pem, api: 'https://api.example.com', insecure: false"),
+        &registry("credentials: [{username: a, password: b}, {identity_token: c}], requests_per_second: \"${RPS}\""),
+        "report: out.json\nkeep: 30d\ntimeout: 90s\nconcurrency: ${N:-5}\nverify_every: 12h\n",
+        "report: {file: out.md, level: 3}\ncluster: {store: 'rediss://h', key: \"${IMGSYNC_KEY}\"}\n",
+        "rules:\n  - &a {from: gcr.io/a, to: r.example.com, tags: &t {newest: 3}}\n  - {<<: *a, from: gcr.io/b, tags: *t}\n",
+    ] {
+        let config = good(text);
+        let shown = config.to_yaml_redacted();
+        let again = good(&shown);
+        assert_eq!(again.to_yaml_redacted(), shown, "what is shown can be read");
+        assert_eq!(again.rules.len(), config.rules.len());
+    }
+}
+
+#[test]
+fn values_stay_as_they_were_written() {
+    let config = good(&rule("tags: {include: [1.20, 010, true]}"));
+    let include: Vec<&str> = config.rules[0].selection.include.iter().map(|pattern| pattern.as_str()).collect();
+    assert_eq!(include, ["1.20", "010", "true"]);
+}
+
+#[test]
+fn without_a_target_images_go_home() {
+    let config = good("registries: {docker.io: {username: gcrxio}}\nrules: [{from: gcr.io/a/b}]");
+    assert_eq!(config.rules[0].to, [Destination::Registry("docker.io/gcrxio".parse().unwrap())]);
+    assert_eq!(messages("rules: [{from: gcr.io/a/b}]"), ["this rule says not where to"]);
+}
+
+#[test]
+fn secrets_in_the_file_are_noticed() {
+    assert!(good(&registry("username: u, password: p")).has_secrets_inline());
+    assert!(good("cluster: {broker: 'amqp://u:p@h'}").has_secrets_inline());
+    assert!(!good(&registry("username: u, password: \"${HUB_TOKEN}\"")).has_secrets_inline());
+    assert!(good("cluster: {broker: 'amqp://u:p@${RPS}'}").has_secrets_inline());
+    assert!(good(&registry("username: u, password: \"${NONE:-p}\"")).has_secrets_inline());
+    assert!(!good("cluster: {broker: 'amqp://u:${RPS}@h'}").has_secrets_inline());
+    assert!(!good("cluster: {broker: 'amqp://u@h'}").has_secrets_inline());
+    assert!(!good(&registry("client_cert: c.pem, client_key: k.pem")).has_secrets_inline(), "a file's name is none");
+}
+
+#[test]
+fn bad_configurations_are_refused_with_the_reason() {
+    for (text, message) in [
+        ("rules: {}".to_owned(), "a list is wanted, and this is a mapping"),
+        ("rules: [{}]".to_owned(), "a rule needs `from` or `preset`"),
+        ("[]".to_owned(), "the configuration is a mapping of cluster, registries"),
+        ("a: b: c".to_owned(), "this is not YAML: "),
+        ("rules: []\n---\nrules: []".to_owned(), "a second one begins here"),
+        ("keep: 1d\nkeep: 2d".to_owned(), "`keep` is written twice, first in line 1"),
+        ("keep: 3 fortnights".to_owned(), "`3 fortnights` is not a time such as"),
+        ("keep:\n".to_owned(), "a value is missing here"),
+        ("keep: 0s".to_owned(), "`0s` is not a time"),
+        ("concurrency: 0".to_owned(), "`0` is not a whole number from 1 to 10000"),
+        ("timeout: \"${EMPTY}\"".to_owned(), "this is empty once the variables are filled in"),
+        ("timeout: ${NONE:?set it}".to_owned(), "the variable NONE is not set: set it"),
+        ("report: out.pdf".to_owned(), "a report's name ends with"),
+        ("cluster: {broker: 'http://h'}".to_owned(), "a URL with http:// cannot be used here, but amqp:// or amqps://"),
+        ("cluster: {store: redis}".to_owned(), "this is not a URL: it begins with redis:// or rediss://"),
+        ("cluster: {key: ''}".to_owned(), "this secret is empty"),
+        ("cluster: {}\nrules: [{from: a, to: 'oci:x'}]".to_owned(), "a layout works in one process only"),
+        ("defaults: {verify_every: 1d}".to_owned(), "`verify_every` is no key of `defaults`; it belongs to a rule"),
+        ("rules: [{from: a, preset: flannel, to: r.io}]".to_owned(), "either `from` or `preset`, not both"),
+        ("rules: [{preset: flanel, to: r.io}]".to_owned(), "there is no preset `flanel`, did you mean `flannel`?"),
+        ("rules: [{from: 'gcr.io/a:1.*', to: r.io}]".to_owned(), "a pattern of repositories has no tag"),
+        ("rules: [{from: 'gcr.io/**/a', to: r.io}]".to_owned(), "`**` can only be the last level"),
+        ("rules: [{from: 'oci:x:1.0', to: r.io}]".to_owned(), "a layout in a rule has no tag"),
+        ("rules: [{from: 'oci:x', to: 'oci:x'}]".to_owned(), "source and target are the same"),
+        ("rules: [{from: r.io/a/b, to: r.io, name: keep}]".to_owned(), "source and target are the same"),
+        ("rules: [{from: a, to: gcrxio}]".to_owned(), "for Docker Hub write `docker.io/gcrxio`"),
+        ("rules: [{from: a, to: [r.io, r.io]}]".to_owned(), "the same place is written twice"),
+        ("rules: [{from: 'gcr.io/a/**', to: docker.io/x, name: keep}]".to_owned(), "two levels and not 3"),
+        (rule("name: original"), "`name: original` is for presets"),
+        (rule("name: flt"), "`flt` is no style"),
+        (rule("name: '{{repo}}'"), "there is no `repo` here"),
+        (rule("platforms: [linux]"), "`linux` is not a platform"),
+        (rule("platforms: []"), "this list is empty"),
+        (rule("referrers: maybe"), "`maybe` is neither true nor false"),
+        (rule("tags: [1.*]"), "`tags` is a mapping of include, exclude"),
+        (rule("tags: {include: []}"), "this list is empty"),
+        (rule("tags: {include: [1.2], exclude: ['1.*']}"), "`1.2` is always excluded by `1.*`"),
+        (rule("tags: {exclude: '*'}"), "`*` excludes all tags"),
+        (rule("tags: {newest: 0}"), "`0` is not a whole number from 1"),
+        (rule("tags: {newest: {by: date}}"), "`count` is missing"),
+        (rule("tags: {newest: {count: 1, by: size}}"), "by version or by date"),
+        (rule("tags: {semver: '>2 <1'}"), "no version can be `>2 <1`"),
+        (rule("tags: {since: soon}"), "`soon` is neither a date"),
+        (rule("tags: {include: '/(/'}"), "is not a regular expression"),
+        (registry("password: p"), "a `password` needs a `username`"),
+        (registry("username: u, password: p, identity_token: t"), "there is a `password` as well"),
+        (registry("credentials: [{username: u}]"), "a `username` needs a `password` here"),
+        (registry("endpoint: r.example.com"), "this is not a URL: it begins with https:// or http://"),
+        (registry("endpoint: 'https://u:p@h'"), "this URL holds a user or a password"),
+        (registry("endpoint: 'https://h', tls: off"), "`tls: off` contradicts `endpoint`"),
+        (registry("tls: off, insecure: true"), "`insecure` means nothing with `tls: off`"),
+        (registry("proxy: 'ftp://h'"), "a URL with ftp:// cannot be used here"),
+        (registry("client_key: k.pem"), "`client_key` needs `client_cert`"),
+        (registry("requests_per_second: -1"), "`-1` is not a number above 0"),
+        (registry("chunk: big"), "`big` is not a size"),
+        ("registries: {'https://gcr.io': {}}".to_owned(), "write the host alone, without a scheme"),
+        ("registries: {\"${REGISTRY}\": {}}".to_owned(), "variables can stand in values, not in keys"),
+        ("registries: {gcr.io/a: {}}".to_owned(), "a registry is a host, without the path `a`"),
+        ("registries: {docker.io: {}, index.docker.io: {}}".to_owned(), "is docker.io, which is written above already"),
+    ] {
+        let found = messages(&text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].contains(message), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn secrets_are_in_no_message() {
+    for text in [
+        "registries:\n  gcr.io: {username: u, password: hunter2, tsl: off}\n",
+        "registries:\n  gcr.io: {username: u, pasword: hunter2}\n",
+        "registries:\n  gcr.io: {username: u, password: a, password: hunter2}\n",
+        "registries:\n  gcr.io: {username: u, password: [hunter2]}\n",
+        "registries:\n  gcr.io: {username: u, password: {a: hunter2}}\n",
+        "registries:\n  gcr.io:\n    password: hunter2\n    : : [",
+        "registries: {gcr.io: {password: hunter2",
+        "cluster: {broker: 'http://u:hunter2@h', x: y}\n",
+        "cluster: {store: \"redis://:hunter2@h:port\"}\n",
+        "registries: {gcr.io: {endpoint: 'https://u:hunter2@h'}}",
+        "cluster: {store: \"redis://:hun/hunter2@h:port\"}\n",
+        "registries: {gcr.io: {username: u, password: \"${NONE:-hunter2}\", x: y}}",
+        "registries: {gcr.io: {username: u, password: \"hunter2${RPS}\", x: y}}",
+        "registries: {gcr.io: {client_key: \"-----BEGIN hunter2\"}}",
+    ] {
+        let shown = bad(text);
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let text = "timeout: ${HUB_TOKEN}\nrules: [{from: \"${HUB_TOKEN}\", to: \"${HUB_TOKEN}\"}]\n";
+    assert!(!bad(text).contains("#pat"), "{}", bad(text));
+    let shown = good(&registry("username: u, password: hunter2, proxy: 'http://u:hunter2@h'")).to_yaml_redacted();
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn everything_that_is_wrong_is_shown_at_once_with_its_place() {
+    let text = "\
+registries:
+  docker.io: {username: gcrxio, password: hunter2, requests_per_secnd: 20}
+rules:
+  - preset: distroless
+    to: docker.io/gcrxio
+  - from: gcr.io/istio-release/**
+    tag: {include: [\"1.*\"]}
+    to: docker.io/gcrxio
+    platforms: [linux/amd64, amd64]
+  - from: gcr.io/a/ü:1.0
+    tags: {newest: 0, semver: \">=latest\"}
+\tto: x
+";
+    insta::assert_snapshot!(bad(text), @r#"
+    error: this is not YAML: tabs disallowed within this context (block indentation)
+       --> imgsync.yaml:12:2
+        |
+     12 | 	to: x
+        | 	^
+        = hint: YAML is indented with spaces, not with tabs
+    "#);
+    insta::assert_snapshot!(bad(&text.replace('\t', "    ")), @r#"
+    error: unknown key `requests_per_secnd`, did you mean `requests_per_second`?
+      --> imgsync.yaml:2:52
+       |
+     2 |   docker.io: {username: gcrxio, password: *******, requests_per_secnd: 20}
+       |                                                    ^^^^^^^^^^^^^^^^^^
+
+    error: unknown key `tag`, did you mean `tags`?
+      --> imgsync.yaml:7:5
+       |
+     7 |     tag: {include: ["1.*"]}
+       |     ^^^
+
+    error: `amd64` is not a platform: write os/arch or os/arch/variant, as in linux/amd64 or linux/arm/v7
+      --> imgsync.yaml:9:30
+       |
+     9 |     platforms: [linux/amd64, amd64]
+       |                              ^^^^^
+
+    error: a pattern of repositories has no tag
+       --> imgsync.yaml:10:11
+        |
+     10 |   - from: gcr.io/a/ü:1.0
+        |           ^^^^^^^^^^^^^^
+        = hint: write `from: gcr.io/a/ü` and `tags: {include: ["1.0"]}`
+
+    error: `0` is not a whole number from 1
+       --> imgsync.yaml:11:20
+        |
+     11 |     tags: {newest: 0, semver: ">=latest"}
+        |                    ^
+
+    error: `>=latest` is not a version to compare with, such as 1.20, v1.2.3, 1.x or 2024-01-15
+       --> imgsync.yaml:11:31
+        |
+     11 |     tags: {newest: 0, semver: ">=latest"}
+        |                               ^^^^^^^^^^
+
+    error: `x` names no registry; for Docker Hub write `docker.io/x`
+       --> imgsync.yaml:12:9
+        |
+     12 |     to: x
+        |         ^
+    "#);
+}
+
+#[test]
+fn rules_that_must_collide_are_refused() {
+    let text = "\
+rules:
+  - {from: gcr.io/a/pilot, to: r.example.com/m, name: basename}
+  - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
+";
+    insta::assert_snapshot!(bad(text), @r#"
+    error: r.example.com/m/pilot is written by the rule in line 2 already, with other images
+      --> imgsync.yaml:3:5
+       |
+     3 |   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
+       |     ^
+       = hint: give one of the two another `name` or `to`
+    "#);
+    let twice = |platforms: &str| {
+        format!(
+            "rules: [{{from: r.io/a, to: r.example.com}}, {{from: r.io/a, to: r.example.com, platforms: {platforms}}}]"
+        )
+    };
+    assert_eq!(messages(&twice("linux/amd64")).len(), 1, "one image, cut in two ways");
+    good(&twice("linux/amd64").replace(", platforms: linux/amd64", ""));
+    good(&text.replace("gcr.io/a/pilot,", "gcr.io/a/pilot, tags: {include: '1.*'},"));
+}
+
+#[test]
+fn a_variable_in_braces_needs_quotes_and_the_message_says_so() {
+    insta::assert_snapshot!(bad("registries:\n  docker.io: {password: ${HUB_TOKEN}}\n"), @r#"
+    error: this is not YAML: while parsing a flow mapping, did not find expected ',' or '}'
+      --> imgsync.yaml:2:26
+       |
+     2 |   docker.io: {password: *{HUB_TOKEN}*
+       |                          ^
+       = hint: within { } and [ ] a variable needs quotes: "${VAR}"
+    "#);
+}
+
+#[test]
+fn a_configuration_is_shown_as_it_is_understood() {
+    insta::assert_snapshot!(good(DESIGNED).to_yaml_redacted(), @r#"
+    cluster:
+      broker: "amqp://imgsync:***@rabbitmq:5672"
+      store: "redis://redis:6379"
+      key: "***"
+    registries:
+      docker.io:
+        username: gcrxio
+        password: "***"
+        requests_per_second: 20
+        concurrency: 20
+      gcr.io:
+        endpoint: "http://127.0.0.1:5001/"
+    defaults:
+      to: [docker.io/gcrxio]
+    rules:
+      - preset: distroless
+        to: [docker.io/gcrxio]
+        name: flat
+        referrers: true
+        verify_every: 7d
+        referrers_every: 7d
+      - from: "gcr.io/istio-release/**"
+        tags:
+          include: ["1.*"]
+          exclude: ["*-rc*"]
+          semver: ">=1.20"
+          newest: 10
+          since: 2025-01-01
+        platforms: [linux/amd64, linux/arm64]
+        to: [registry.example.com/mirror, harbor.example.org/mirror]
+        name: keep
+        referrers: true
+        verify_every: 7d
+        referrers_every: 7d
+    verify_every: 7d
+    referrers_every: 7d
+    keep: 90d
+    concurrency: 20
+    timeout: 10m
+    "#);
+}
+
+#[test]
+fn aliases_cannot_make_a_file_explode() {
+    let mut text = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for (name, of) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"]) {
+        text += &format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 10].join(", "));
+    }
+    assert_eq!(messages(&text), ["aliases make this file too large"]);
+    assert_eq!(messages(&format!("a: {}", "[".repeat(200))).len(), 1);
+    assert_eq!(messages("a: &a [*a]").len(), 1);
+}
+
+#[test]
+fn a_long_configuration_is_read_in_no_time() {
+    let mut text = "rules:\n".to_owned();
+    for i in 0..2000 {
+        text += &format!("  - {{from: gcr.io/a/r{i}, to: r.example.com/m, name: keep}}\n");
+    }
+    assert_eq!(good(&text).rules.len(), 2000);
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics(text in "([a-z]{1,8}: |- |\\[|\\{|\\}|\\]|, |\n|  |\"|'|\\$\\{|[&*|>#\t]|ä){0,40}|(?s).{0,60}") {
+        if let Err(errors) = read(&text) {
+            prop_assert!(!errors.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_value_of_a_variable_changes_what_is_configured(value in "(?s).{1,30}") {
+        let environment = |_: &str| Some(value.clone());
+        let text = "registries:\n  gcr.io:\n    username: u\n    password: ${X}\n";
+        let config = Config::read(&File { name: "f", text, environment: &environment, presets: None }).unwrap();
+        let settings = &config.registries[&"gcr.io".parse().unwrap()];
+        prop_assert_eq!(&settings.credential, &Some(Credential::Basic { username: "u".into(), password: Secret::new(&*value) }));
+    }
+}

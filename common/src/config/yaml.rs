@@ -1,0 +1,290 @@
+//! YAML as a tree in which every node knows its place, so that all that is wrong can be shown at once.
+//!
+//! Texts stay as they were written (`1.20` is "1.20"); what they mean is decided by who reads them. Anchors and aliases
+//! work, and so does `<<`.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use granit_parser::{Event, Parser, ScalarStyle, Span};
+
+use super::errors::Found;
+use super::variables::fill;
+use crate::printable::printable;
+
+/// How many nodes aliases may add to a file.
+const MAX_COPIES: usize = 20_000;
+const MAX_DEPTH: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) at: Range<usize>,
+    pub(super) value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Null,
+    /// A value whose variables are wrong, which was reported.
+    Broken,
+    Scalar(Scalar),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Scalar {
+    /// With variables filled in.
+    pub(super) text: String,
+    /// Without; all that messages may show.
+    pub(super) written: String,
+    /// Whether a variable was filled in.
+    pub(super) filled: bool,
+}
+
+impl Scalar {
+    /// Whether it is nothing but one variable without a default, so that nothing of its value stands in the file.
+    pub(super) fn is_variable(&self) -> bool {
+        let inside = self.written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        self.filled && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
+    }
+
+    /// The message with the value as it was written in place of what variables hold; none if parts of that would
+    /// remain.
+    pub(super) fn without_value(&self, message: &str) -> Option<String> {
+        let mut message = message.to_owned();
+        for value in [self.text.as_str(), &printable(&self.text)] {
+            if !value.is_empty() {
+                message = message.replace(value, &self.written);
+            }
+        }
+        let mut words = self.text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.len() > 3);
+        (!words.any(|word| message.contains(word) && !self.written.contains(word))).then_some(message)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) key_at: Range<usize>,
+    pub(super) value: Node,
+}
+
+impl Node {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null | Value::Broken => "nothing",
+            Value::Scalar(_) => "a single value",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+
+    fn size(&self) -> usize {
+        1 + match &self.value {
+            Value::List(items) => items.iter().map(Node::size).sum(),
+            Value::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// Reads a text as a tree.
+pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Parsed {
+    let mut builder =
+        Builder { text, environment, found: Vec::new(), secrets: Vec::new(), anchors: HashMap::new(), copies: 0 };
+    let root = builder.document();
+    Parsed { root, found: builder.found, secrets: builder.secrets }
+}
+
+/// What [`parse`] gives.
+pub(super) struct Parsed {
+    /// None if the text is not YAML.
+    pub(super) root: Option<Node>,
+    pub(super) found: Vec<Found>,
+    /// Values whose keys sound like secrets, wherever they stand.
+    pub(super) secrets: Vec<Range<usize>>,
+}
+
+struct Builder<'a> {
+    text: &'a str,
+    environment: &'a dyn Fn(&str) -> Option<String>,
+    found: Vec<Found>,
+    secrets: Vec<Range<usize>>,
+    anchors: HashMap<usize, Node>,
+    copies: usize,
+}
+
+type Source<'a> = Parser<'a, granit_parser::StrInput<'a>>;
+
+/// The error was reported.
+type Reported<T> = Result<T, ()>;
+
+fn bytes(span: &Span) -> Range<usize> {
+    span.byte_range().unwrap_or(0..0)
+}
+
+impl<'a> Builder<'a> {
+    fn document(&mut self) -> Option<Node> {
+        let mut parser = Parser::new_from_str(self.text);
+        let mut root = None;
+        while let Some((event, span)) = self.next(&mut parser).ok()? {
+            match event {
+                Event::DocumentStart(..) if root.is_some() => {
+                    self.report(bytes(&span), "a configuration is one YAML document; a second one begins here", None);
+                    return root;
+                }
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                Event::StreamEnd => break,
+                event => root = Some(self.node(&mut parser, event, &span, 0).ok()?),
+            }
+        }
+        Some(root.unwrap_or(Node { at: 0..0, value: Value::Null }))
+    }
+
+    fn report(&mut self, at: Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        self.found.push(Found { at, message: message.into(), hint });
+    }
+
+    fn next(&mut self, parser: &mut Source<'a>) -> Reported<Option<(Event<'a>, Span)>> {
+        match parser.next_event() {
+            None => Ok(None),
+            Some(Ok(event)) => Ok(Some(event)),
+            Some(Err(error)) => {
+                let at = error.marker().byte_offset().unwrap_or(0).min(self.text.len());
+                let line = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+                let line = self.text[line..].lines().next().unwrap_or_default();
+                let hint = if line.contains("${") {
+                    Some("within { } and [ ] a variable needs quotes: \"${VAR}\"".to_owned())
+                } else if line.contains('\t') {
+                    Some("YAML is indented with spaces, not with tabs".to_owned())
+                } else if line.contains(['*', '&', '%', '@', '`', '!']) {
+                    Some("what begins with * & ! % @ or ` needs quotes".to_owned())
+                } else {
+                    None
+                };
+                self.report(at..at, format!("this is not YAML: {}", error.info()), hint);
+                Err(())
+            }
+        }
+    }
+
+    fn node(&mut self, parser: &mut Source<'a>, event: Event<'a>, span: &Span, depth: usize) -> Reported<Node> {
+        let at = bytes(span);
+        if depth > MAX_DEPTH {
+            self.report(at, "this is nested too deeply", None);
+            return Err(());
+        }
+        let (anchor, value) = match event {
+            Event::Scalar(text, style, anchor, _) => (anchor, self.scalar(&text, style, &at)),
+            Event::Alias(id) => {
+                let Some(node) = self.anchors.get(&id) else {
+                    self.report(at, "this alias stands within what it stands for", None);
+                    return Err(());
+                };
+                self.copies += node.size();
+                if self.copies > MAX_COPIES {
+                    self.report(at, "aliases make this file too large", None);
+                    return Err(());
+                }
+                return Ok(node.clone());
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                let mut items = Vec::new();
+                loop {
+                    match self.next(parser)? {
+                        None | Some((Event::SequenceEnd, _)) => break,
+                        Some((event, span)) => items.push(self.node(parser, event, &span, depth + 1)?),
+                    }
+                }
+                (anchor, Value::List(items))
+            }
+            Event::MappingStart(_, anchor, _) => (anchor, self.map(parser, depth)?),
+            _ => (0, Value::Null),
+        };
+        let node = Node { at, value };
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn map(&mut self, parser: &mut Source<'a>, depth: usize) -> Reported<Value> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut merged: Vec<Entry> = Vec::new();
+        loop {
+            let (event, span) = match self.next(parser)? {
+                None | Some((Event::MappingEnd, _)) => break,
+                Some(next) => next,
+            };
+            let key_at = bytes(&span);
+            let key = match event {
+                Event::Scalar(text, ..) => Some(text.into_owned()),
+                event => {
+                    let node = self.node(parser, event, &span, depth + 1)?;
+                    self.report(node.at, "a key must be a single word", None);
+                    None
+                }
+            };
+            let Some((event, span)) = self.next(parser)? else { break };
+            let value = self.node(parser, event, &span, depth + 1)?;
+            let Some(key) = key else { continue };
+            if sounds_secret(&key)
+                && let Value::Scalar(scalar) = &value.value
+                && !scalar.is_variable()
+            {
+                self.secrets.push(value.at.clone());
+            }
+            if key.contains("${") {
+                self.report(key_at, "variables can stand in values, not in keys", None);
+            } else if key == "<<" {
+                let nodes = match value.value {
+                    Value::List(nodes) => nodes,
+                    _ => vec![value],
+                };
+                for node in nodes {
+                    match node.value {
+                        Value::Map(entries) => merged.extend(entries),
+                        _ => self.report(key_at.clone(), "`<<` takes mappings only", None),
+                    }
+                }
+            } else if let Some(first) = entries.iter().find(|entry| entry.key == key) {
+                let line = super::errors::place(self.text, first.key_at.start).0;
+                self.report(key_at, format!("`{key}` is written twice, first in line {line}"), None);
+            } else {
+                entries.push(Entry { key, key_at, value });
+            }
+        }
+        for entry in merged {
+            if !entries.iter().any(|other| other.key == entry.key) {
+                entries.push(entry);
+            }
+        }
+        Ok(Value::Map(entries))
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, at: &Range<usize>) -> Value {
+        if style == ScalarStyle::Plain && matches!(text, "" | "~" | "null" | "Null" | "NULL") {
+            return Value::Null;
+        }
+        match fill(text, self.environment) {
+            Ok(filled) => Value::Scalar(Scalar { written: text.to_owned(), text: filled.text, filled: filled.used }),
+            Err(error) => {
+                // The place within the value is the place in the file only where nothing was escaped.
+                let at = match self.text.get(at.clone()).and_then(|source| source.find(text)) {
+                    Some(offset) => at.start + offset + error.at.start..at.start + offset + error.at.end,
+                    None => at.clone(),
+                };
+                self.report(at, error.message, None);
+                Value::Broken
+            }
+        }
+    }
+}
+
+fn sounds_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["pass", "token", "secret", "credential"].iter().any(|word| key.contains(word))
+        || key == "key"
+        || key.ends_with("_key")
+}
