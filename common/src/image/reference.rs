@@ -277,17 +277,11 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The first part is a registry if it could not be a part of a path on Docker Hub: it has a dot, a colon, a bracket
-/// or uppercase letters, or is `localhost`.
+/// The first part is a registry if it could not be a part of a path on Docker Hub: it has a dot, a colon or a bracket,
+/// or is `localhost`.
 fn split_registry(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
-        Some((first, path))
-            if first.contains(['.', ':', '['])
-                || first == "localhost"
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (Some(first), path)
-        }
+        Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (Some(first), path),
         None if name.contains('[') => (Some(name), ""),
         _ => (None, name),
     }

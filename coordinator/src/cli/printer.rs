@@ -57,6 +57,11 @@ impl Printer {
         });
     }
 
+    /// Errors that bring their own form: several lines, with carets.
+    pub(crate) fn raw(&self, text: &str) {
+        self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", text.trim_end()));
+    }
+
     /// A registry's failure.
     pub(crate) fn failure(&self, error: &Error) {
         self.error(&error.to_string(), error.advice());

@@ -18,7 +18,8 @@ use super::args::{Global, SyncArgs};
 use super::exit::{self, Exit};
 use super::printer::Printer;
 use super::progress::Progress;
-use super::{settings, signals};
+use super::settings::Settings;
+use super::signals;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -65,8 +66,12 @@ struct BothEnds {
 
 /// Runs the command.
 pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
     let mut target = None;
-    match work(&args, global, printer, &mut target).await {
+    match work(&args, &settings, printer, &mut target).await {
         Ok(()) => Exit::Done,
         Err(error) => {
             if args.json {
@@ -87,8 +92,8 @@ pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> E
     }
 }
 
-async fn work(args: &SyncArgs, global: &Global, printer: &Printer, named: &mut Option<Reference>) -> Result<()> {
-    let mut client = settings::client(global, printer)?;
+async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &mut Option<Reference>) -> Result<()> {
+    let mut client = settings.client()?;
     let password = password(args)?;
     client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);

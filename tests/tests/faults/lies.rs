@@ -59,10 +59,10 @@ async fn a_blob_that_is_longer_or_shorter_than_its_manifest_says_is_refused() {
         let text = String::from_utf8(image.root_manifest().bytes.to_vec()).unwrap();
         let lying = text.replace(&format!("\"size\":{size}"), &format!("\"size\":{said}"));
         assert_ne!(text, lying);
-        source.on(Kind::ManifestGet).always().act_all([
-            Action::ReplaceBody(Bytes::from(lying)),
-            Action::RemoveHeader("docker-content-digest".into()),
-        ]);
+        source
+            .on(Kind::ManifestGet)
+            .always()
+            .act_all([Action::ReplaceBody(Bytes::from(lying)), Action::RemoveHeader("docker-content-digest".into())]);
         let output = sync(&source, &target).await.assert_code(1);
         assert_eq!(output.json()["class"], "corrupt", "{said}: {output:?}");
         assert!(output.stderr.contains(&said.to_string()), "{}", output.stderr);
@@ -128,7 +128,10 @@ async fn what_is_no_manifest_is_named_with_its_place() {
         ("<html>hello</html>", "cannot be parsed"),
         ("{}", "unknown kind"),
         (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
-        (r#"{"schemaVersion":2,"config":{"digest":"sha256:../../etc/passwd","size":1},"layers":[]}"#, "cannot be parsed"),
+        (
+            r#"{"schemaVersion":2,"config":{"digest":"sha256:../../etc/passwd","size":1},"layers":[]}"#,
+            "cannot be parsed",
+        ),
     ] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &images::single("odd"));
@@ -137,7 +140,10 @@ async fn what_is_no_manifest_is_named_with_its_place() {
             Action::RemoveHeader("docker-content-digest".into()),
         ]);
         let output = sync(&source, &target).await.assert_code(1);
-        assert!(output.stderr.contains(words) && output.stderr.contains(&format!("{}/a:1", source.host())), "{output:?}");
+        assert!(
+            output.stderr.contains(words) && output.stderr.contains(&format!("{}/a:1", source.host())),
+            "{output:?}"
+        );
         assert_nothing_was_tagged(&target);
     }
 }

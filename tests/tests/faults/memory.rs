@@ -11,15 +11,15 @@ async fn peak_of(image: &Image, concurrency: &str) -> u64 {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
     source.push("a", "1", image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    let output =
-        Imgsync::new().args(["sync", &from, &to, "--concurrency", concurrency]).run().await.assert_code(0);
+    let output = Imgsync::new().args(["sync", &from, &to, "--concurrency", concurrency]).run().await.assert_code(0);
     assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
     output.peak_rss_bytes
 }
 
 #[tokio::test]
 async fn two_layers_of_a_gib_take_less_than_64_mib() {
-    let image = Image::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
+    let image =
+        Image::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
     let peak = peak_of(&image, "8").await;
     assert!(peak < LIMIT, "{} MiB", peak / MIB);
 }

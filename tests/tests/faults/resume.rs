@@ -73,7 +73,10 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
     let image = images::big("target-breaks", size);
     source.push("a", "1", &image);
     let large = Match::kind(Kind::UploadPut).when(move |request| {
-        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > MIB)
+        request
+            .header("content-length")
+            .and_then(|length| length.parse::<u64>().ok())
+            .is_some_and(|length| length > MIB)
     });
     target.on(large).act(Action::CutUploadAfter { bytes: 100 * MIB });
     sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
@@ -92,7 +95,8 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
 async fn a_target_that_forgets_its_session_gets_one_more_upload_of_that_blob() {
     let (source, registry) = tokio::join!(FaultRegistry::start(), DockerRegistry::start(Auth::None));
     let relay = Relay::start(&registry.host()).await;
-    let image = Image::single("forgets").layers(2, 2000).layer(imgsync_tests::images::Layer::Synthetic(24 * MIB)).build();
+    let image =
+        Image::single("forgets").layers(2, 2000).layer(imgsync_tests::images::Layer::Synthetic(24 * MIB)).build();
     source.push("a", "1", &image);
     relay.cut_after(Direction::Up, 10 * MIB);
     sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", relay.host())).await.assert_code(0);
@@ -120,10 +124,9 @@ async fn a_storm_of_passing_errors_is_weathered() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = images::multi_platform("storm");
     source.push("a", "1", &image);
-    for (registry, kinds) in [
-        (&source, [Kind::ManifestGet, Kind::BlobGet]),
-        (&target, [Kind::UploadPut, Kind::ManifestPut]),
-    ] {
+    for (registry, kinds) in
+        [(&source, [Kind::ManifestGet, Kind::BlobGet]), (&target, [Kind::UploadPut, Kind::ManifestPut])]
+    {
         for kind in kinds {
             registry.on(kind).act(Action::status(503));
             registry.on(kind).act(Action::CutBefore);

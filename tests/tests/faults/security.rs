@@ -1,5 +1,7 @@
 //! Registries that want us to go, or to send what we know, where it does not belong.
 
+use std::sync::Arc;
+
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Record};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
@@ -61,8 +63,7 @@ async fn credentials_do_not_follow_an_upload_location() {
 
 #[tokio::test]
 async fn a_foreign_layers_url_is_not_visited() {
-    let (source, target, thief) =
-        tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+    let (source, target, thief) = tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
     let image = images::foreign_layer("foreign", &format!("{}/layer", thief.url()));
     source.push("a", "1", &image);
     sync(&source, &target).await.assert_code(0);
@@ -71,7 +72,7 @@ async fn a_foreign_layers_url_is_not_visited() {
 }
 
 /// A registry under a public name over TLS, reached through a proxy that leads there.
-async fn public(authority: &std::sync::Arc<Authority>, name: &str) -> FaultRegistry {
+async fn public(authority: &Arc<Authority>, name: &str) -> FaultRegistry {
     FaultRegistry::builder().tls(authority.clone()).host_name(name).start().await
 }
 
@@ -87,7 +88,7 @@ async fn sync_public(authority: &Authority, proxy: &Proxy, target: &FaultRegistr
 
 #[tokio::test]
 async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addresses() {
-    let authority = Authority::new();
+    let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
     let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
     let (target, inside) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
@@ -109,7 +110,7 @@ async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addres
 
 #[tokio::test]
 async fn a_public_registry_may_not_name_a_token_service_inside_or_without_tls() {
-    let authority = Authority::new();
+    let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
     let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
     let (target, inside) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
@@ -130,7 +131,7 @@ async fn a_public_registry_may_not_name_a_token_service_inside_or_without_tls() 
 
 #[tokio::test]
 async fn tls_is_spoken_through_a_proxy_and_an_unknown_authority_is_refused() {
-    let authority = Authority::new();
+    let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
     let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
     let target = FaultRegistry::start().await;

@@ -60,7 +60,10 @@ async fn a_registry_that_never_answers_ends_with_what_was_tried_and_how_often() 
     assert_eq!(output.json()["class"], "timed_out");
     assert_eq!(output.json()["attempts"], 3);
     let host = source.host();
-    assert!(output.stderr.contains(&format!("reading {host}/a:1: no answer within 0.5 s (failed 3 times")), "{output:?}");
+    assert!(
+        output.stderr.contains(&format!("reading {host}/a:1: no answer within 0.5 s (failed 3 times")),
+        "{output:?}"
+    );
 }
 
 #[tokio::test]

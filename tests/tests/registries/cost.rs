@@ -93,7 +93,12 @@ async fn an_image_that_is_there_under_another_tag_becomes_one_put() {
 
 #[tokio::test]
 async fn a_target_that_knows_no_mounts_is_asked_for_blobs_and_gets_the_missing_ones() {
-    for policy in [MountPolicy::Ignore, MountPolicy::Refuse(status(405)), MountPolicy::Refuse(status(400)), MountPolicy::Refuse(status(404))] {
+    for policy in [
+        MountPolicy::Ignore,
+        MountPolicy::Refuse(status(405)),
+        MountPolicy::Refuse(status(400)),
+        MountPolicy::Refuse(status(404)),
+    ] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().mounts(policy).start());
         let image = images::multi_platform("no-mounts");
         source.push("a", "1", &image);
@@ -105,7 +110,8 @@ async fn a_target_that_knows_no_mounts_is_asked_for_blobs_and_gets_the_missing_o
 #[tokio::test]
 async fn an_image_of_which_one_platform_changed_moves_that_one_alone() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let [old, new, same] = ["part-old", "part-new", "part-same"].map(|name| Image::single(name).layers(3, 4000).build());
+    let [old, new, same] =
+        ["part-old", "part-new", "part-same"].map(|name| Image::single(name).layers(3, 4000).build());
     let before = Image::index("before").child(&same, "linux/amd64").child(&old, "linux/arm64").build();
     let after = Image::index("after").child(&same, "linux/amd64").child(&new, "linux/arm64").build();
     target.push("b", "1", &before);
@@ -118,5 +124,5 @@ async fn an_image_of_which_one_platform_changed_moves_that_one_alone() {
 }
 
 fn status(code: u16) -> axum::http::StatusCode {
-    axum::http::StatusCode::from_u16(code).unwrap()
+    axum::http::StatusCode::from_u16(code).expect("a status")
 }

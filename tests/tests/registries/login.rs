@@ -70,7 +70,8 @@ async fn a_token_that_lives_a_second_is_renewed_as_often_as_needed() {
 #[tokio::test]
 async fn an_identity_token_goes_by_post_and_where_that_is_unknown_by_get() {
     for refresh in [Refresh::Accept("identity".into()), Refresh::Refuse(status(404)), Refresh::Refuse(status(405))] {
-        let source = FaultRegistry::builder().bearer(Bearer::user("<token>", "identity").refresh(refresh)).start().await;
+        let source =
+            FaultRegistry::builder().bearer(Bearer::user("<token>", "identity").refresh(refresh)).start().await;
         let target = FaultRegistry::start().await;
         let image = images::single("identity");
         source.push("a", "1", &image);
@@ -105,5 +106,5 @@ async fn no_credentials_at_all_is_said_with_how_to_log_in() {
 }
 
 fn status(code: u16) -> axum::http::StatusCode {
-    axum::http::StatusCode::from_u16(code).unwrap()
+    axum::http::StatusCode::from_u16(code).expect("a status")
 }
