@@ -123,6 +123,10 @@ impl Retry {
     /// A try failed. Either how long to wait before the next one, or the error to end with, which says how often it was
     /// tried.
     pub fn next_delay(&mut self, error: Error) -> Result<(Duration, Error), Error> {
+        if error.attempts() > 1 {
+            // What was tried often enough within is not tried again around it: the times would multiply.
+            return Err(error);
+        }
         self.attempts += 1;
         if !is_passing(&error) {
             return Err(self.last(error));
@@ -211,6 +215,13 @@ mod tests {
         let mut retry = Retry::new(Policy::default(), &Budget::default());
         let error = retry.next_delay(Error::new(Class::NotFound, "reading x", "404")).unwrap_err();
         assert_eq!(error.attempts(), 1);
+    }
+
+    #[test]
+    fn what_was_tried_often_enough_within_is_not_tried_again_around_it() {
+        let mut retry = Retry::new(Policy::default(), &Budget::default());
+        let error = retry.next_delay(failure().after(5, Duration::from_secs(1))).unwrap_err();
+        assert_eq!(error.attempts(), 5);
     }
 
     #[test]

@@ -67,6 +67,8 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         .retry(reqwest::retry::never())
         .connect_timeout(settings.connect_timeout)
         .tcp_keepalive(std::time::Duration::from_secs(30))
+        // A connection that was given up because it stood still may still hold a body: the kernel ends it.
+        .tcp_user_timeout(settings.stall * 2)
         .tcp_nodelay(true)
         // Enough for a long fat line, little enough for twenty streams at once.
         .http2_initial_stream_window_size(1 << 20)

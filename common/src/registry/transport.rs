@@ -431,6 +431,12 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
         }
         .because(error);
     }
+    // HTTP/2 keeps no more than the words of what broke its connection.
+    if text.contains("received fatal alert") {
+        return Error::new(Class::Insecure, tried, text)
+            .hint("the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)")
+            .because(error);
+    }
     if find::<hop::NotPublic>(&error).is_some() {
         return Error::new(Class::Insecure, tried, text)
             .hint("if that is meant, set `allow_private: true` for the registry under `registries`")

@@ -57,7 +57,7 @@ async fn a_blob_that_is_longer_or_shorter_than_its_manifest_says_is_refused() {
         let blob = image.largest_blob();
         source.push("a", "1", &image);
         let text = String::from_utf8(image.root_manifest().bytes.to_vec()).unwrap();
-        let lying = text.replace(&format!("\"size\":{size}"), &format!("\"size\":{said}"));
+        let lying = text.replace(&format!("\"size\": {size}"), &format!("\"size\": {said}"));
         assert_ne!(text, lying);
         source
             .on(Kind::ManifestGet)

@@ -18,7 +18,6 @@ async fn tokens_are_read_under_either_name_and_without_an_expiry() {
     for bearer in [
         Bearer::user("me", "secret").field(TokenField::AccessToken),
         Bearer::user("me", "secret").field(TokenField::Token).without_expiry(),
-        Bearer::anonymous(),
     ] {
         let (source, target) = tokio::join!(
             FaultRegistry::builder().bearer(bearer).start(),
@@ -30,6 +29,18 @@ async fn tokens_are_read_under_either_name_and_without_an_expiry() {
         target.assert_holds("b", "1", &image);
         assert_eq!((source.count(Kind::Token), target.count(Kind::Token)), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn who_has_no_credentials_gets_an_anonymous_token() {
+    let (source, target) =
+        tokio::join!(FaultRegistry::builder().bearer(Bearer::anonymous()).start(), FaultRegistry::start());
+    let image = images::multi_platform("anonymous");
+    source.push("a", "1", &image);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(source.count(Kind::Token), 1);
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@
 //! makes the feed go back to what the target holds: the state of the hash was kept at intervals, so that all bytes that
 //! are sent are hashed, and none twice. The last bytes are held back until the hash of the whole is right.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
@@ -13,6 +13,7 @@ use imgsync_common::image::{Descriptor, Hasher};
 use imgsync_common::registry::{BlobStream, Repository};
 use imgsync_common::retry::Retry;
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
 
 /// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
 const PIECE: usize = 64 << 10;
@@ -25,6 +26,8 @@ const SNAPSHOT_INTERVAL: u64 = 1 << 20;
 pub(crate) struct Feed {
     state: Arc<Mutex<State>>,
     gauge: Arc<Gauge>,
+    /// Ends the body that was made last.
+    abort: Arc<std::sync::Mutex<CancellationToken>>,
 }
 
 /// What can be seen of a feed from outside while a body is being sent.
@@ -58,18 +61,20 @@ struct State {
     hashed_at_failure: u64,
     failure: Option<Error>,
     gauge: Arc<Gauge>,
+    abort: Arc<std::sync::Mutex<CancellationToken>>,
 }
 
-/// Why a body ended early. The real reason stays with the feed.
+/// Why a body ended early: the source failed, which the feed knows more of, or nobody wants the body any more.
 #[derive(Debug, thiserror::Error)]
-#[error("the source failed")]
-struct SourceFailed;
+#[error("the source of the blob ended")]
+struct Ended;
 
 impl Feed {
     /// A feed at the beginning of a blob. `handed` shows how far it is.
     pub(crate) fn new(source: &Repository, blob: &Descriptor, handed: Arc<AtomicU64>) -> Feed {
         let gauge = Arc::new(Gauge { handed, ..Gauge::default() });
         let hasher = Hasher::new(blob.digest.algorithm());
+        let abort = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
         Feed {
             state: Arc::new(Mutex::new(State {
                 source: source.clone(),
@@ -86,37 +91,59 @@ impl Feed {
                 hashed_at_failure: 0,
                 failure: None,
                 gauge: gauge.clone(),
+                abort: abort.clone(),
             })),
             gauge,
+            abort,
         }
     }
 
-    /// A body with the bytes from where the feed stands to before `end`.
+    /// A body with the bytes from where the feed stands to before `end`. It ends with an error once the feed has been
+    /// rewound, or a later body made: a connection that stands still can hold on to a body for long.
     pub(crate) async fn body(&self, end: u64) -> reqwest::Body {
-        let state = self.state.clone().lock_owned().await;
-        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(state, move |mut state| async move {
-            match state.next(end).await {
-                Ok(Some(piece)) => Ok(Some((piece, state))),
-                Ok(None) => Ok(None),
-                Err(error) => {
-                    state.failure = Some(error);
-                    Err(SourceFailed)
+        let abort = self.locked().await.renew();
+        let state = self.state.clone();
+        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(
+            (state, abort),
+            move |(shared, abort)| async move {
+                let mut state = tokio::select! {
+                    biased;
+                    () = abort.cancelled() => return Err(Ended),
+                    state = shared.clone().lock_owned() => state,
+                };
+                // What is given up here is given up between two chunks: nothing that was read is lost.
+                let next = tokio::select! {
+                    biased;
+                    () = abort.cancelled() => return Err(Ended),
+                    next = state.next(end) => next,
+                };
+                match next {
+                    Ok(Some(piece)) => Ok(Some((piece, (shared, abort)))),
+                    Ok(None) => Ok(None),
+                    Err(error) => {
+                        state.failure = Some(error);
+                        Err(Ended)
+                    }
                 }
-            }
-        }))
+            },
+        ))
     }
 
-    /// Goes back, or not, to an offset that was handed out already. Waits until no body uses the feed any more.
+    /// Goes back, or not, to an offset that was handed out already.
     pub(crate) async fn rewind(&self, offset: u64) {
         self.locked().await.rewind(offset);
     }
 
-    /// The source's error, if it was the source that ended the last body.
+    /// Ends the last body, and gives the source's error, if it was the source that ended it.
     pub(crate) async fn take_failure(&self) -> Option<Error> {
-        self.locked().await.failure.take()
+        let mut state = self.locked().await;
+        state.renew();
+        state.failure.take()
     }
 
+    /// The state, for which the last body must let go.
     async fn locked(&self) -> OwnedMutexGuard<State> {
+        self.abort.lock().unwrap_or_else(PoisonError::into_inner).cancel();
         self.state.clone().lock_owned().await
     }
 
@@ -144,6 +171,13 @@ impl Gauge {
 }
 
 impl State {
+    /// The token of the next body.
+    fn renew(&self) -> CancellationToken {
+        let next = CancellationToken::new();
+        *self.abort.lock().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        next
+    }
+
     /// The next piece before `end`; `None` when all were handed out.
     async fn next(&mut self, end: u64) -> Result<Option<Bytes>> {
         if self.handed >= end {

@@ -1,0 +1,117 @@
+//! stdout is data, stderr is for people.
+
+use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::Imgsync;
+
+async fn pair() -> (FaultRegistry, FaultRegistry, String, String) {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    (source, target, from, to)
+}
+
+#[tokio::test]
+async fn the_pinned_reference_is_the_only_line_on_stdout() {
+    let (source, _target, from, to) = pair().await;
+    let image = images::multi_platform("stdout");
+    source.push("a", "1", &image);
+    let sync = Imgsync::new().args(["sync", &from, &to]);
+    let output = sync.run().await.assert_code(0);
+    assert_eq!(output.stdout, format!("{to}@{}\n", image.root));
+    assert!(output.stderr.contains(&format!("copied {from} to {to}")), "{}", output.stderr);
+    let output = sync.run().await.assert_code(0);
+    assert_eq!(output.stdout, format!("{to}@{}\n", image.root));
+    assert!(output.stderr.contains("unchanged"), "{}", output.stderr);
+    let output = sync.again().args(["sync", "-q", &from, &to]).run().await.assert_code(0);
+    assert_eq!(output.stderr, "");
+}
+
+#[tokio::test]
+async fn json_is_one_object_on_one_line() {
+    let (source, target, from, to) = pair().await;
+    let image = images::multi_platform("json");
+    source.push("a", "1", &image);
+    let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(0);
+    assert_eq!(output.stdout.lines().count(), 1);
+    let json = output.json();
+    assert_eq!((&json["source"], &json["target"]), (&from.clone().into(), &to.clone().into()));
+    assert_eq!(json["bytes"], serde_json::json!({"copied": image.blob_bytes(), "mounted": 0, "reused": 0}));
+    assert_eq!(json["blobs"]["copied"], image.blobs.len());
+    assert_eq!(json["manifests"], image.manifests.len());
+    assert_eq!(json["requests"], serde_json::json!({"source": source.total(), "target": target.total()}));
+    assert_eq!(json["traffic"]["source"]["received"], image.blob_bytes());
+    assert_eq!(json["traffic"]["target"]["sent"], image.blob_bytes());
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_move_and_writes_nothing() {
+    let (source, target, from, to) = pair().await;
+    let image = images::multi_platform("dry");
+    source.push("a", "1", &image);
+    let sync = Imgsync::new().args(["sync", &from, &to, "--dry-run"]);
+    let output = sync.run().await.assert_code(0);
+    assert!(output.stdout.starts_with(&format!("copy {from} {to} ")), "{}", output.stdout);
+    let json = sync.again().args(["sync", &from, &to, "--dry-run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(json["outcome"], "would_copy");
+    assert_eq!(json["bytes"], image.blob_bytes());
+    assert_eq!(json["blobs"], image.blobs.len());
+    let writes = [Kind::ManifestPut, Kind::UploadStart, Kind::UploadMount, Kind::UploadPut, Kind::UploadPatch];
+    assert_eq!(writes.iter().map(|kind| target.count(*kind)).sum::<u64>(), 0, "{}", target.describe_requests());
+    assert_eq!(source.count(Kind::BlobGet), 0);
+    target.push("b", "1", &image);
+    assert!(sync.run().await.assert_code(0).stdout.starts_with("unchanged "));
+}
+
+#[tokio::test]
+async fn one_platform_is_copied_under_its_own_digest() {
+    let (source, target, from, to) = pair().await;
+    let [amd, arm] = ["choose-amd", "choose-arm"].map(images::single);
+    source.push("a", "1", &Image::index("choose").child(&amd, "linux/amd64").child(&arm, "linux/arm64").build());
+    let sync = Imgsync::new().args(["sync", &from, &to, "--platform", "linux/arm64", "--json"]);
+    assert_eq!(sync.run().await.assert_code(0).json()["digest"], arm.root);
+    target.assert_holds("b", "1", &arm);
+    assert_eq!(sync.run().await.assert_code(0).json()["outcome"], "unchanged");
+}
+
+#[tokio::test]
+async fn force_pushes_what_is_there_already() {
+    let (source, target, from, to) = pair().await;
+    let image = images::single("force");
+    source.push("a", "1", &image);
+    target.push("b", "1", &image);
+    let json = Imgsync::new().args(["sync", &from, &to, "--json", "--force"]).run().await.assert_code(0).json();
+    assert_eq!(json["outcome"], "copied");
+    assert_eq!(target.count(Kind::ManifestPut), 1);
+}
+
+#[tokio::test]
+async fn a_digest_without_a_tag_is_pushed_by_digest() {
+    let (source, target, _, _) = pair().await;
+    let image = images::single("untagged");
+    source.push("a", "1", &image);
+    let (from, to) = (format!("{}/a@{}", source.host(), image.root), format!("{}/b", target.host()));
+    Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+    target.assert_holds_untagged("b", &image);
+    assert!(target.tags("b").is_empty());
+}
+
+#[tokio::test]
+async fn without_a_target_the_flat_name_goes_below_the_user_at_docker_hub() {
+    let (source, hub, from, _) = pair().await;
+    let image = images::single("flat");
+    source.push("a", "1", &image);
+    let sync = Imgsync::new();
+    let config = sync.file("hub.yaml", format!("registries:\n  docker.io: {{endpoint: \"{}\"}}\n", hub.url()));
+    let output = sync.args(["sync", &from, "--user", "Me", "-c"]).arg(config).run().await.assert_code(0);
+    let name = format!("{}_a", source.host().replace(':', "_"));
+    assert!(output.stdout.starts_with(&format!("docker.io/me/{name}:1@")), "{}", output.stdout);
+    hub.assert_holds(&format!("me/{name}"), "1", &image);
+}
+
+#[tokio::test]
+async fn the_version_is_printed_as_the_original_did() {
+    for flag in ["--version", "-v"] {
+        let output = Imgsync::new().arg(flag).run().await.assert_code(0);
+        assert!(output.stdout.starts_with("imgsync 3."), "{}", output.stdout);
+    }
+}

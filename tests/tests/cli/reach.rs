@@ -1,0 +1,114 @@
+//! How registries are reached: certificates, proxies, HTTP versions, as the configuration says.
+
+use std::sync::Arc;
+
+use imgsync_tests::fault::FaultRegistry;
+use imgsync_tests::images;
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::proxy::Proxy;
+use imgsync_tests::tls::Authority;
+
+const NAME: &str = "registry.example.com";
+
+/// Copies `NAME/a:1` to a registry on loopback, with this about `NAME` in the configuration.
+async fn sync(authority: &Authority, settings: &str, target: &FaultRegistry) -> Output {
+    let sync = Imgsync::new();
+    sync.file("ca.pem", authority.pem());
+    let client = authority.client();
+    sync.file("client.pem", &client.certificate_pem);
+    sync.file("client.key", &client.key_pem);
+    let config = sync.file("imgsync.yaml", format!("registries:\n  {NAME}: {{{settings}}}\n"));
+    let to = format!("{}/b:1", target.host());
+    sync.args(["sync", &format!("{NAME}/a:1"), &to, "--json", "--attempts", "1", "-c"]).arg(config).run().await
+}
+
+#[tokio::test]
+async fn every_kind_of_proxy_leads_to_the_registry() {
+    let authority = Arc::new(Authority::new());
+    let source = FaultRegistry::builder().tls(authority.clone()).host_name(NAME).start().await;
+    let image = images::multi_platform("proxied");
+    source.push("a", "1", &image);
+    let address = source.address().to_string();
+    for proxy in [Proxy::http().await, Proxy::https(&authority).await, Proxy::socks5().await] {
+        let proxy = proxy.lead(NAME, &address);
+        let target = FaultRegistry::start().await;
+        sync(&authority, &format!("ca: ca.pem, proxy: \"{}\"", proxy.url()), &target).await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+        assert!(!proxy.requests().is_empty() && proxy.hosts().iter().all(|host| host.starts_with(NAME)));
+    }
+}
+
+#[tokio::test]
+async fn http_1_is_used_where_it_is_asked_for_and_http_2_elsewhere() {
+    let authority = Arc::new(Authority::new());
+    let source = FaultRegistry::builder().tls(authority.clone()).host_name(NAME).start().await;
+    source.push("a", "1", &images::single("versions"));
+    let proxy = Proxy::http().await.lead(NAME, &source.address().to_string());
+    for (more, http2) in [("", true), (", http1: true", false)] {
+        source.clear_requests();
+        let target = FaultRegistry::start().await;
+        sync(&authority, &format!("ca: ca.pem, proxy: \"{}\"{more}", proxy.url()), &target).await.assert_code(0);
+        assert!(source.requests().iter().all(|request| request.http2 == http2), "{more}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_image_crosses_http_2_at_both_ends() {
+    let authority = Arc::new(Authority::new());
+    let registry = || FaultRegistry::builder().tls(authority.clone()).host_name(NAME).start();
+    let (source, target) = tokio::join!(registry(), FaultRegistry::builder().tls(authority.clone()).start());
+    let image = images::Image::single("h2").layers(3, 1000).layers(4, 6 << 20).build();
+    source.push("a", "1", &image);
+    let proxy = Proxy::http().await.lead(NAME, &source.address().to_string());
+    let sync = Imgsync::new();
+    sync.file("ca.pem", authority.pem());
+    let config = sync.file(
+        "imgsync.yaml",
+        format!(
+            "registries:\n  {NAME}: {{ca: ca.pem, proxy: \"{}\"}}\n  \"{}\": {{ca: ca.pem, tls: on}}\n",
+            proxy.url(),
+            target.host()
+        ),
+    );
+    let (from, to) = (format!("{NAME}/a:1"), format!("{}/b:1", target.host()));
+    sync.args(["sync", &from, &to, "-c"]).arg(config).run().await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert!(target.requests().iter().all(|request| request.http2));
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_where_it_is_wanted() {
+    let authority = Arc::new(Authority::new());
+    let source =
+        FaultRegistry::builder().tls(authority.clone()).host_name(NAME).demand_client_certificate().start().await;
+    source.push("a", "1", &images::single("mutual"));
+    let (proxy, target) = (Proxy::http().await.lead(NAME, &source.address().to_string()), FaultRegistry::start().await);
+    let proxy = format!("proxy: \"{}\"", proxy.url());
+    let shown = format!("{proxy}, ca: ca.pem, client_cert: client.pem, client_key: client.key");
+    sync(&authority, &shown, &target).await.assert_code(0);
+    sync(&authority, &format!("{proxy}, ca: ca.pem"), &target).await.assert_code(1);
+}
+
+#[tokio::test]
+async fn an_unknown_certificate_is_taken_only_where_told_so() {
+    let authority = Arc::new(Authority::new());
+    let source = FaultRegistry::builder().tls(authority.clone()).host_name(NAME).start().await;
+    source.push("a", "1", &images::single("unknown"));
+    let (proxy, target) = (Proxy::http().await.lead(NAME, &source.address().to_string()), FaultRegistry::start().await);
+    let proxy = format!("proxy: \"{}\"", proxy.url());
+    let output = sync(&authority, &proxy, &target).await.assert_code(1);
+    assert_eq!(output.json()["class"], "insecure");
+    sync(&authority, &format!("{proxy}, insecure: true"), &target).await.assert_code(0);
+}
+
+#[tokio::test]
+async fn a_name_without_tls_is_reached_only_where_told_so() {
+    let source = FaultRegistry::start().await;
+    source.push("a", "1", &images::single("plain"));
+    let (proxy, target) = (Proxy::http().await.lead(NAME, &source.address().to_string()), FaultRegistry::start().await);
+    let authority = Authority::new();
+    let proxy = format!("proxy: \"{}\"", proxy.url());
+    let output = sync(&authority, &proxy, &target).await;
+    assert_ne!(output.code, Some(0));
+    sync(&authority, &format!("{proxy}, tls: off"), &target).await.assert_code(0);
+}
