@@ -434,7 +434,9 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     // HTTP/2 keeps no more than the words of what broke its connection.
     if text.contains("received fatal alert") {
         return Error::new(Class::Insecure, tried, text)
-            .hint("the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)")
+            .hint(
+                "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)",
+            )
             .because(error);
     }
     if find::<hop::NotPublic>(&error).is_some() {
