@@ -86,7 +86,10 @@ async fn a_client_certificate_is_shown_where_it_is_wanted() {
     let proxy = format!("proxy: \"{}\"", proxy.url());
     let shown = format!("{proxy}, ca: ca.pem, client_cert: client.pem, client_key: client.key");
     sync(&authority, &shown, &target).await.assert_code(0);
-    sync(&authority, &format!("{proxy}, ca: ca.pem"), &target).await.assert_code(1);
+    // The registry hangs up, at a moment of its own: what exactly is seen of that differs.
+    source.clear_requests();
+    assert_ne!(sync(&authority, &format!("{proxy}, ca: ca.pem"), &target).await.code, Some(0));
+    assert_eq!(source.total_with_all(), 0);
 }
 
 #[tokio::test]
