@@ -177,6 +177,12 @@ mod tests {
         assert_eq!(class("https://registry.example.com/", "https://cdn.example.com/x", Reach::Public), None);
     }
 
+    #[tokio::test]
+    async fn a_name_that_resolves_inside_is_refused_where_public_addresses_alone_are_allowed() {
+        let error = PublicOnly.resolve("localhost".parse().unwrap()).await.err().unwrap();
+        assert!(error.downcast_ref::<NotPublic>().is_some(), "{error}");
+    }
+
     #[test]
     fn a_private_registry_may_lead_within_but_not_to_the_metadata_address() {
         let from = "http://10.0.0.5:5000/";

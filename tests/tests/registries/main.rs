@@ -3,3 +3,4 @@
 mod cost;
 mod login;
 mod real;
+mod referrers;

@@ -23,20 +23,43 @@ fn gallery(name: &str) -> Vec<(&'static str, Image)> {
     ]
 }
 
-#[tokio::test]
-async fn every_kind_of_image_arrives_as_it_was() {
-    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
-    let skopeo = Skopeo::new();
+async fn all_arrive(source: Auth, target: Auth) {
+    let (source, target) = tokio::join!(DockerRegistry::start(source), DockerRegistry::start(target));
+    let mut skopeo = Skopeo::new();
+    let sync = Imgsync::new();
+    let logins: Vec<_> =
+        [&source, &target].into_iter().filter_map(|end| Some((end.host(), end.credentials()?))).collect();
+    sync.write_docker_config(
+        &logins.iter().map(|(host, (user, password))| (&**host, &**user, &**password)).collect::<Vec<_>>(),
+    );
+    if let Some((user, password)) = target.credentials() {
+        skopeo = skopeo.source_credentials(&user, &password);
+    }
     for (tag, image) in gallery("real") {
         source.push("some/app", tag, &image).await;
         let (from, to) = (format!("{}/some/app:{tag}", source.host()), format!("{}/mirror/app", target.host()));
-        let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(0).json();
+        let output = sync.again().args(["sync", &from, &to, "--json"]).run().await.assert_code(0).json();
         assert_eq!(output["outcome"], "copied", "{tag}");
         assert_eq!(output["digest"], image.root, "{tag}");
         target.assert_holds("mirror/app", tag, &image).await;
         let seen = skopeo.inspect_raw(&format!("{to}:{tag}")).await.expect("skopeo reads what landed");
         assert_eq!(seen, image.root_manifest().bytes, "{tag}");
     }
+}
+
+#[tokio::test]
+async fn every_kind_of_image_arrives_as_it_was() {
+    all_arrive(Auth::None, Auth::None).await;
+}
+
+#[tokio::test]
+async fn every_kind_of_image_arrives_from_behind_a_password_where_tokens_are_wanted() {
+    all_arrive(Auth::htpasswd("reader", "one"), Auth::token("writer", "two")).await;
+}
+
+#[tokio::test]
+async fn every_kind_of_image_arrives_from_behind_tokens_where_a_password_is_wanted() {
+    all_arrive(Auth::token("reader", "one"), Auth::htpasswd("writer", "two")).await;
 }
 
 #[tokio::test]
