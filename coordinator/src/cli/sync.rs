@@ -212,14 +212,15 @@ fn tell(args: &SyncArgs, target: &Reference, done: &Done, printer: &Printer) {
         Outcome::Copied => {
             let part = |blobs: u64, bytes: u64, how: &str| match blobs {
                 0 => String::new(),
-                _ => format!(", {blobs} {how} ({})", ByteSize(bytes)),
+                1 => format!(", 1 blob {how} ({})", ByteSize(bytes)),
+                _ => format!(", {blobs} blobs {how} ({})", ByteSize(bytes)),
             };
             format!(
-                "copied {} to {target} in {}: {} manifests{}{}{}, {requests}",
+                "copied {} to {target} in {}: {}{}{}{}, {requests}",
                 args.source,
                 seconds(done.elapsed),
-                done.manifests,
-                part(done.blobs.copied, done.bytes.copied, "blobs copied"),
+                if done.manifests == 1 { "1 manifest".to_owned() } else { format!("{} manifests", done.manifests) },
+                part(done.blobs.copied, done.bytes.copied, "copied"),
                 part(done.blobs.mounted, done.bytes.mounted, "mounted"),
                 part(done.blobs.reused, done.bytes.reused, "there already"),
             )
