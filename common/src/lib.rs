@@ -5,6 +5,7 @@ pub mod config;
 pub mod error;
 pub mod event;
 pub mod image;
+pub mod layout;
 pub mod naming;
 pub mod printable;
 pub mod registry;

@@ -1,0 +1,188 @@
+//! Reading and changing `index.json`. Changes that are wanted at the same time are made together: a run of thousands of
+//! tags would otherwise write the growing file once for each.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::folder::Folder;
+use super::index::{Change, Index};
+use super::open::OCI_LAYOUT;
+use super::trouble::Trouble;
+use super::{BLOBS, Layout, Shared};
+use crate::error::{Class, Error, Result};
+use crate::image::Algorithm;
+
+const INDEX: &str = "index.json";
+/// Under the lock there is one of these at the most.
+const NEW_INDEX: &str = ".imgsync-index.json";
+/// Two hundred thousand tags.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// How long the lock is waited for. Whoever works properly holds it for milliseconds.
+const LOCK_WITHIN: Duration = Duration::from_secs(60);
+const LOCK_POLL: Duration = Duration::from_millis(4);
+/// A file that changed so recently may change again without another time stamp.
+const SETTLED: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+pub(super) struct IndexFile {
+    /// What was read last, and from which state of the file.
+    read: Mutex<Option<(Stamp, Arc<Index>)>>,
+    wanted: Mutex<Vec<Wanted>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+type Done = oneshot::Sender<Result<(), Trouble>>;
+
+#[derive(Debug)]
+struct Wanted {
+    change: Change,
+    done: Done,
+}
+
+/// Tells one state of a file from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: SystemTime,
+}
+
+impl Shared {
+    /// What the layout lists now.
+    pub(super) fn read_index(&self) -> Result<Arc<Index>, Trouble> {
+        self.read_index_or_none()?.ok_or_else(|| Trouble::bad(Class::BadAnswer, format!("it has no {INDEX}")))
+    }
+
+    pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<Index>>, Trouble> {
+        let Some((file, size)) = self.root.file(INDEX)? else { return Ok(None) };
+        let failed = |error| self.root.failed(INDEX, "reading", error);
+        let data = file.metadata().map_err(failed)?;
+        let stamp = Stamp { inode: data.ino(), size, modified: data.modified().map_err(failed)? };
+        let known = self.index.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((of, index)) = known
+            && of == stamp
+        {
+            return Ok(Some(index));
+        }
+        let index = Arc::new(self.parse_index(file, size)?);
+        if SystemTime::now().duration_since(stamp.modified).is_ok_and(|age| age > SETTLED) {
+            *self.index.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((stamp, index.clone()));
+        }
+        Ok(Some(index))
+    }
+
+    fn parse_index(&self, file: File, size: u64) -> Result<Index, Trouble> {
+        let mut bytes = Vec::new();
+        if size <= MAX_INDEX_BYTES {
+            let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
+            read.map_err(|error| self.root.failed(INDEX, "reading", error))?;
+        }
+        if size.max(bytes.len() as u64) > MAX_INDEX_BYTES {
+            let detail = format!("its {INDEX} has more than {} MiB", MAX_INDEX_BYTES >> 20);
+            return Err(Trouble::bad(Class::BadAnswer, detail));
+        }
+        Index::parse(&bytes)
+    }
+
+    /// Puts a new `index.json` in the place of the old. To be called under the lock.
+    pub(super) fn write_index(&self, index: &Index) -> Result<(), Trouble> {
+        let bytes = index.to_bytes()?;
+        if bytes.len() as u64 > MAX_INDEX_BYTES {
+            let detail = format!("its {INDEX} would have more than {} MiB", MAX_INDEX_BYTES >> 20);
+            return Err(Trouble::bad(Class::Refused, detail).hint("spread the images over several layouts"));
+        }
+        // What it points at must not be lost where it is not.
+        if let Some(blobs) = self.root.folder(BLOBS)? {
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                blobs.folder(algorithm.as_str())?.as_ref().map_or(Ok(()), Folder::sync)?;
+            }
+            blobs.sync()?;
+        }
+        self.root.remove(NEW_INDEX)?;
+        let mut file = self.root.new_file(NEW_INDEX)?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+        let written = written.map_err(|error| self.root.failed(INDEX, "writing", error));
+        written.and_then(|()| self.root.rename(NEW_INDEX, &self.root, INDEX)).inspect_err(|_| {
+            let _ = self.root.remove(NEW_INDEX);
+        })?;
+        self.root.sync()
+    }
+
+    fn commit(&self, changes: &[&Change]) -> Result<(), Trouble> {
+        // Another program may have taken the layout away.
+        let missing = || Trouble::bad(Class::BadAnswer, format!("its file `{OCI_LAYOUT}` is gone"));
+        self.root.file(OCI_LAYOUT)?.ok_or_else(missing)?;
+        let marker = self.root.file_or_new(OCI_LAYOUT)?;
+        lock(&self.root, &marker)?;
+        let mut index = match self.root.file(INDEX)? {
+            None => Index::empty(),
+            Some((file, size)) => self.parse_index(file, size)?,
+        };
+        let mut changed = false;
+        for change in changes {
+            changed |= index.apply(change)?;
+        }
+        if changed { self.write_index(&index) } else { Ok(()) }
+    }
+}
+
+impl Layout {
+    /// Enters an image into the index, with whatever else is wanted at the moment.
+    pub(super) async fn enter(&self, change: Change, tried: &str) -> Result<()> {
+        let file = &self.0.index;
+        let (done, mut entered) = oneshot::channel();
+        file.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(Wanted { change, done });
+        // Whoever has the turn takes along all that is wanted by then.
+        let turn = tokio::select! {
+            biased;
+            result = &mut entered => return given(result, tried),
+            turn = file.turn.lock() => turn,
+        };
+        let mut wanted = std::mem::take(&mut *file.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        wanted.retain(|wanted| !wanted.done.is_closed());
+        if !wanted.is_empty() {
+            let shared = self.0.clone();
+            let made = tokio::task::spawn_blocking(move || {
+                let result = shared.commit(&wanted.iter().map(|wanted| &wanted.change).collect::<Vec<_>>());
+                for Wanted { done, .. } in wanted {
+                    let _ = done.send(result.clone());
+                }
+            });
+            // If it failed, its senders are gone, and whoever waits is told.
+            let _ = made.await;
+        }
+        drop(turn);
+        given(entered.await, tried)
+    }
+}
+
+fn given(result: Result<Result<(), Trouble>, oneshot::error::RecvError>, tried: &str) -> Result<()> {
+    match result {
+        Ok(result) => result.map_err(|trouble| trouble.error(tried)),
+        Err(_) => Err(Error::new(Class::Local, tried, "the program failed while it wrote index.json")),
+    }
+}
+
+/// Locks a file until it is closed. A file system that has no locks is one that no two programs should write to.
+pub(super) fn lock(root: &Folder, file: &File) -> Result<(), Trouble> {
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WITHIN => std::thread::sleep(LOCK_POLL),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let detail = format!("another program has had its lock for {} s", LOCK_WITHIN.as_secs());
+                return Err(Trouble::bad(Class::TimedOut, detail).hint("see which other program writes to this folder"));
+            }
+            Err(std::fs::TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                return Ok(());
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(root.failed(OCI_LAYOUT, "locking", error)),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! An open folder, and what is in it by name: never by a path of several parts, never through a symbolic link, and never
+//! anything but regular files and folders. So nothing within a layout leads out of it, and nothing in it blocks.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::trouble::Trouble;
+
+type Result<T> = std::result::Result<T, Trouble>;
+
+#[derive(Debug)]
+pub(super) struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Opening a FIFO for reading would otherwise wait for a writer.
+const SAFE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+impl Folder {
+    /// A folder that the user named: links on the way to it are his own. `None`: it is not there.
+    pub(super) fn open(path: &Path) -> Result<Option<Folder>> {
+        match rustix::fs::open(path, FOLDER, Mode::empty()) {
+            Ok(fd) => Ok(Some(Folder { fd, path: path.to_owned() })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR) => {
+                let is = rustix::fs::stat(path).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
+                Err(Trouble::WrongKind { path: path.to_owned(), is, wanted: "a folder" })
+            }
+            Err(error) => Err(Trouble::io(path, "opening", error)),
+        }
+    }
+
+    /// Where it is, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file, to be read, and its size in bytes. `None`: it is not there.
+    pub(super) fn file(&self, name: &str) -> Result<Option<(File, u64)>> {
+        if !self.is(name, FileType::RegularFile, "a file")? {
+            return Ok(None);
+        }
+        match rustix::fs::openat(&self.fd, name, OFlags::RDONLY | SAFE, Mode::empty()) {
+            Ok(fd) => self.checked(name, fd).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed(name, "opening", error)),
+        }
+    }
+
+    /// A file, to be read and written; made, empty, if it is not there.
+    pub(super) fn file_or_new(&self, name: &str) -> Result<File> {
+        self.is(name, FileType::RegularFile, "a file")?;
+        let flags = OFlags::RDWR | OFlags::CREATE | SAFE;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+            Ok(fd) => self.checked(name, fd).map(|(file, _)| file),
+            Err(error) => Err(self.failed(name, "opening", error)),
+        }
+    }
+
+    /// A new file, to be read and written.
+    pub(super) fn new_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | SAFE;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(error) => Err(self.failed(name, "making", error)),
+        }
+    }
+
+    /// A folder in this one. `None`: it is not there.
+    pub(super) fn folder(&self, name: &str) -> Result<Option<Folder>> {
+        if !self.is(name, FileType::Directory, "a folder")? {
+            return Ok(None);
+        }
+        match rustix::fs::openat(&self.fd, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => Ok(Some(Folder { fd, path: self.path.join(name) })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed(name, "opening", error)),
+        }
+    }
+
+    /// A folder in this one, made if it is not there.
+    pub(super) fn folder_or_new(&self, name: &str) -> Result<Folder> {
+        if let Some(folder) = self.folder(name)? {
+            return Ok(folder);
+        }
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(self.failed(name, "making", error)),
+        }
+        self.folder(name)?.ok_or_else(|| self.failed(name, "opening", Errno::NOENT))
+    }
+
+    /// Moves a file of this folder into another, over what is there.
+    pub(super) fn rename(&self, name: &str, to: &Folder, new_name: &str) -> Result<()> {
+        rustix::fs::renameat(&self.fd, name, &to.fd, new_name).map_err(|error| to.failed(new_name, "writing", error))
+    }
+
+    /// Removes a file; that it is not there is fine.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.failed(name, "removing", error)),
+        }
+    }
+
+    /// Whether an open file is still what has this name.
+    pub(super) fn holds(&self, name: &str, file: &File) -> Result<bool> {
+        let open = rustix::fs::fstat(file).map_err(|error| self.failed(name, "reading", error))?;
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (open.st_dev, open.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed(name, "reading", error)),
+        }
+    }
+
+    /// The names of all that is in it, as far as they are text.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let entries =
+            rustix::fs::Dir::read_from(&self.fd).map_err(|error| Trouble::io(&self.path, "reading", error))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| Trouble::io(&self.path, "reading", error))?;
+            if let Ok(name) = entry.file_name().to_str()
+                && !matches!(name, "." | "..")
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Makes sure that what was renamed into it stays there when the power fails. Some file systems cannot.
+    pub(super) fn sync(&self) -> Result<()> {
+        match rustix::fs::fsync(&self.fd) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOTSUP | Errno::BADF) => Ok(()),
+            Err(error) => Err(Trouble::io(&self.path, "syncing", error)),
+        }
+    }
+
+    /// What went wrong with a file of this folder.
+    pub(super) fn failed(&self, name: &str, doing: &'static str, error: impl Into<std::io::Error>) -> Trouble {
+        Trouble::io(&self.path.join(name), doing, error)
+    }
+
+    /// Whether something of this name is there; that it is of another kind is an error.
+    fn is(&self, name: &str, wanted: FileType, words: &'static str) -> Result<bool> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => self.expect(name, FileType::from_raw_mode(stat.st_mode), wanted, words).map(|()| true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed(name, "reading", error)),
+        }
+    }
+
+    fn expect(&self, name: &str, is: FileType, wanted: FileType, words: &'static str) -> Result<()> {
+        match is == wanted {
+            true => Ok(()),
+            false => Err(Trouble::WrongKind { path: self.path.join(name), is, wanted: words }),
+        }
+    }
+
+    /// Looked at once more when it is open: it may have been exchanged since.
+    fn checked(&self, name: &str, fd: OwnedFd) -> Result<(File, u64)> {
+        let stat = rustix::fs::fstat(&fd).map_err(|error| self.failed(name, "reading", error))?;
+        self.expect(name, FileType::from_raw_mode(stat.st_mode), FileType::RegularFile, "a file")?;
+        Ok((File::from(fd), stat.st_size as u64))
+    }
+}

@@ -1,0 +1,338 @@
+//! `index.json`: which images a layout holds, and under which names. What is not ours to change is written back as it
+//! was read, byte by byte.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::reference::FullName;
+use super::trouble::Trouble;
+use crate::error::Class;
+use crate::image::{Descriptor, Digest, MediaType, Reference, Tag};
+use crate::printable::printable;
+use crate::registry::ManifestRef;
+
+/// The name of an image: a tag, or a full reference.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Where containerd and BuildKit write the full reference, beside a bare tag in the one above.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+const MANIFESTS: &str = "manifests";
+
+/// An image that a layout holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name as it is written; images need not have one.
+    pub name: Option<String>,
+    /// The repository, where the name is a full one.
+    pub repository: Option<FullName>,
+    /// The tag; of a full name without tag and digest it is `latest`. `None`: it can be had by its digest only.
+    pub tag: Option<Tag>,
+    /// What the name points at.
+    pub descriptor: Descriptor,
+}
+
+/// All that stands in an `index.json`.
+#[derive(Debug)]
+pub(super) struct Index {
+    fields: BTreeMap<String, Box<RawValue>>,
+    items: Vec<Item>,
+}
+
+#[derive(Debug)]
+struct Item {
+    raw: Box<RawValue>,
+    /// Or what is wrong with it.
+    entry: Result<Entry, String>,
+}
+
+/// An image to be entered, over one that has the same name.
+#[derive(Debug, Clone)]
+pub(super) struct Change {
+    pub(super) repository: Option<FullName>,
+    pub(super) reference: ManifestRef,
+    pub(super) descriptor: Descriptor,
+}
+
+impl Index {
+    /// That of a layout that holds nothing.
+    pub(super) fn empty() -> Index {
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).ok();
+        let media_type = format!("\"{}\"", MediaType::OciIndex.as_str());
+        let fields = [("schemaVersion", raw("2")), ("mediaType", raw(&media_type))];
+        let fields = fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        Index { fields, items: Vec::new() }
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Result<Index, Trouble> {
+        let bad = |detail: String| Trouble::bad(Class::BadAnswer, format!("its index.json {detail}"));
+        let unparsable = |error: serde_json::Error| bad(format!("cannot be parsed: {error}"));
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(unparsable)?;
+        if let Some(version) = fields.get("schemaVersion")
+            && version.get() != "2"
+        {
+            return Err(bad(format!("has the schemaVersion {}; only 2 is known", printable(version.get()))));
+        }
+        let manifests = fields.remove(MANIFESTS);
+        // Some tools write `null` for a list that is empty.
+        let manifests: Option<Vec<Box<RawValue>>> =
+            manifests.map_or(Ok(None), |raw| serde_json::from_str(raw.get())).map_err(unparsable)?;
+        let items = manifests.unwrap_or_default().into_iter();
+        Ok(Index { fields, items: items.map(|raw| Item { entry: read_entry(&raw), raw }).collect() })
+    }
+
+    /// The images that can be understood.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.items.iter().filter_map(|item| item.entry.as_ref().ok())
+    }
+
+    /// Every image, or what is wrong with the first that cannot be understood.
+    pub(super) fn all_entries(&self) -> Result<Vec<Entry>, Trouble> {
+        self.faults()?;
+        Ok(self.entries().cloned().collect())
+    }
+
+    /// An error where an entry cannot be understood: it may be the one that is asked for.
+    pub(super) fn faults(&self) -> Result<(), Trouble> {
+        for (at, item) in self.items.iter().enumerate() {
+            if let Err(reason) = &item.entry {
+                let detail = format!("its index.json has an entry, number {}, that cannot be read: {reason}", at + 1);
+                return Err(Trouble::bad(Class::BadAnswer, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters an image. `false`: it was there already and nothing changed. Where several entries have its name, the first
+    /// takes it and the others go.
+    pub(super) fn apply(&mut self, change: &Change) -> Result<bool, Trouble> {
+        let same = |item: &Item| item.entry.as_ref().is_ok_and(|entry| change.is_for(entry));
+        let first = self.items.iter().position(same);
+        let old = first.and_then(|at| self.items[at].entry.as_ref().ok());
+        if let Some(old) = old
+            && old.descriptor.digest == change.descriptor.digest
+            && old.descriptor.size == change.descriptor.size
+            && old.descriptor.media_type == change.descriptor.media_type
+        {
+            return Ok(false);
+        }
+        let mut descriptor = change.descriptor.clone();
+        // A manifest's own annotations may speak of names too.
+        descriptor.annotations.retain(|key, _| ![REF_NAME, CONTAINERD_NAME].contains(&key.as_str()));
+        if let Some(name) = change.name() {
+            descriptor.annotations.insert(REF_NAME.to_owned(), name);
+        }
+        for key in [REF_NAME, CONTAINERD_NAME] {
+            if let Some(written) = old.and_then(|old| old.descriptor.annotations.get(key)) {
+                descriptor.annotations.insert(key.to_owned(), written.clone());
+            }
+        }
+        let raw = to_raw_value(&descriptor).map_err(unwritable)?;
+        let item = Item { entry: read_entry(&raw), raw };
+        match first {
+            None => self.items.push(item),
+            Some(first) => {
+                self.items[first] = item;
+                let mut at = 0;
+                self.items.retain(|item| {
+                    at += 1;
+                    at - 1 <= first || !item.entry.as_ref().is_ok_and(|entry| change.is_for(entry))
+                });
+            }
+        }
+        Ok(true)
+    }
+
+    /// As it is to be written, an image on each line.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, Trouble> {
+        let mut out = String::from("{");
+        for (key, value) in &self.fields {
+            let key = serde_json::to_string(key).map_err(unwritable)?;
+            out.extend([&*key, ":", value.get(), ","]);
+        }
+        out.extend(["\"", MANIFESTS, "\":["]);
+        for (at, item) in self.items.iter().enumerate() {
+            out.extend([if at == 0 { "\n" } else { ",\n" }, item.raw.get()]);
+        }
+        out.push_str("\n]}\n");
+        Ok(out.into_bytes())
+    }
+}
+
+fn unwritable(error: serde_json::Error) -> Trouble {
+    Trouble::bad(Class::Invalid, format!("its index.json cannot be written: {error}"))
+}
+
+impl Change {
+    /// Under a tag: what has this tag in the same repository, or as a bare one. Under a digest: what has the digest and
+    /// no tag.
+    fn is_for(&self, entry: &Entry) -> bool {
+        match &self.reference {
+            ManifestRef::Tag(tag) => entry.repository == self.repository && entry.tag.as_ref() == Some(tag),
+            ManifestRef::Digest(digest) => {
+                entry.repository == self.repository && entry.tag.is_none() && entry.descriptor.digest == *digest
+            }
+        }
+    }
+
+    fn name(&self) -> Option<String> {
+        match (&self.repository, &self.reference) {
+            (Some(repository), ManifestRef::Tag(tag)) => Some(format!("{repository}:{tag}")),
+            (Some(repository), ManifestRef::Digest(digest)) => Some(format!("{repository}@{digest}")),
+            (None, ManifestRef::Tag(tag)) => Some(tag.to_string()),
+            (None, ManifestRef::Digest(_)) => None,
+        }
+    }
+}
+
+fn read_entry(raw: &RawValue) -> Result<Entry, String> {
+    // The digest alone first: what is wrong with it is worth better words than serde's.
+    #[derive(Deserialize)]
+    struct Pointer {
+        digest: String,
+    }
+    let words = |error: serde_json::Error| printable(&error.to_string()).into_owned();
+    let pointer: Pointer = serde_json::from_str(raw.get()).map_err(words)?;
+    pointer.digest.parse::<Digest>().map_err(|error| error.to_string())?;
+    let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(words)?;
+    let written = |key: &str| descriptor.annotations.get(key).filter(|name| !name.is_empty()).cloned();
+    let full = |name: &str| name.parse::<Reference>().ok();
+    let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));
+    let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
+    let (name, repository, tag) = match (ref_name, containerd) {
+        (ref_name, Some(name)) if full(&name).is_some() && (bare.is_some() || ref_name.is_none()) => {
+            let reference = full(&name);
+            (Some(name), reference.as_ref().map(FullName::of), reference.and_then(|found| found.tag_or_latest()))
+        }
+        (Some(name), _) if bare.is_some() => (Some(name), None, bare),
+        (Some(name), _) => match full(&name) {
+            Some(reference) => (Some(name), Some(FullName::of(&reference)), reference.tag_or_latest()),
+            None => (Some(name), None, None),
+        },
+        (None, name) => (name, None, None),
+    };
+    Ok(Entry { name, repository, tag, descriptor })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn descriptor(name: &str) -> Descriptor {
+        Descriptor::new(MediaType::OciManifest, Digest::sha256(name.as_bytes()), 3)
+    }
+
+    fn change(repository: Option<&str>, tag: &str, content: &str) -> Change {
+        Change {
+            repository: repository.map(|name| FullName::of(&name.parse().unwrap())),
+            reference: ManifestRef::Tag(tag.parse().unwrap()),
+            descriptor: descriptor(content),
+        }
+    }
+
+    fn index(manifests: &str) -> Index {
+        Index::parse(format!(r#"{{"schemaVersion":2,"manifests":[{manifests}]}}"#).as_bytes()).unwrap()
+    }
+
+    fn item(annotations: &str) -> String {
+        format!(r#"{{"digest":"{}","size":3,"annotations":{{{annotations}}}}}"#, Digest::sha256(b"x"))
+    }
+
+    #[test]
+    fn names_are_read_as_skopeo_and_containerd_write_them() {
+        for (annotations, repository, tag) in [
+            (r#""org.opencontainers.image.ref.name":"1.0""#, None, Some("1.0")),
+            (r#""org.opencontainers.image.ref.name":"gcr.io/a/b:1""#, Some("gcr.io/a/b"), Some("1")),
+            (r#""org.opencontainers.image.ref.name":"gcr.io/a/b""#, Some("gcr.io/a/b"), Some("latest")),
+            (
+                r#""io.containerd.image.name":"docker.io/library/a:3","org.opencontainers.image.ref.name":"3""#,
+                Some("docker.io/library/a"),
+                Some("3"),
+            ),
+            (r#""io.containerd.image.name":"docker.io/library/a:3""#, Some("docker.io/library/a"), Some("3")),
+            (r#""org.opencontainers.image.ref.name":"what+ever""#, None, None),
+            ("", None, None),
+        ] {
+            let entry = index(&item(annotations)).entries().next().cloned().unwrap();
+            assert_eq!(entry.repository.map(|name| name.to_string()).as_deref(), repository, "{annotations}");
+            assert_eq!(entry.tag.as_ref().map(Tag::as_str), tag, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_written_back_as_it_was_read() {
+        let strange = r#"{ "size": 3.0e0, "digest": "blake3:x", "z":  [1e400, null] }"#;
+        let other = item(r#""b":"1","a":"2","org.opencontainers.image.ref.name":"other""#);
+        let text = format!(r#"{{"x-more":{{"b":1, "a":2}},"schemaVersion":2,"manifests":[{strange},{other}]}}"#);
+        let mut index = Index::parse(text.as_bytes()).unwrap();
+        assert!(index.apply(&change(None, "new", "x")).unwrap());
+        let written = String::from_utf8(index.to_bytes().unwrap()).unwrap();
+        for kept in [strange, &*other, r#"{"b":1, "a":2}"#] {
+            assert!(written.contains(kept), "{written}");
+        }
+        assert_eq!(Index::parse(written.as_bytes()).unwrap().entries().count(), 2);
+    }
+
+    #[test]
+    fn an_entry_is_replaced_where_its_name_is_and_nowhere_else() {
+        let mut index = Index::empty();
+        assert!(index.apply(&change(None, "1", "a")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/x"), "1", "b")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/y"), "1", "c")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/x"), "1", "d")).unwrap());
+        assert!(!index.apply(&change(Some("gcr.io/x"), "1", "d")).unwrap());
+        let found: Vec<_> = index.entries().map(|e| (e.name.clone().unwrap(), e.descriptor.digest.clone())).collect();
+        let want = [("1", "a"), ("gcr.io/x:1", "d"), ("gcr.io/y:1", "c")];
+        assert_eq!(found, want.map(|(name, content)| (name.to_owned(), Digest::sha256(content.as_bytes()))));
+    }
+
+    #[test]
+    fn of_several_entries_with_one_name_one_is_left() {
+        let one = item(r#""org.opencontainers.image.ref.name":"1""#);
+        let mut index = index(&format!("{one},{},{one}", item("")));
+        assert!(index.apply(&change(None, "1", "new")).unwrap());
+        assert_eq!(index.entries().count(), 2);
+    }
+
+    #[test]
+    fn a_digest_that_leads_elsewhere_is_refused_with_its_entry() {
+        for digest in ["sha256:../../../etc/passwd", "../../x:abc", "/etc/passwd", "sha256:/etc/passwd"] {
+            let index = index(&format!(r#"{{"digest":"{digest}","size":1}}"#));
+            let error = index.all_entries().unwrap_err().error("listing");
+            assert_eq!(error.class(), Class::BadAnswer);
+            assert!(error.to_string().contains("number 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_index_is_refused() {
+        for text in ["", "[]", "null", "{", r#"{"schemaVersion":1}"#, r#"{"manifests":3}"#] {
+            assert_eq!(Index::parse(text.as_bytes()).unwrap_err().error("x").class(), Class::BadAnswer, "{text}");
+        }
+        assert_eq!(Index::parse(br#"{"manifests":null}"#).unwrap().entries().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes: Vec<u8>, inner: String) {
+            let _ = Index::parse(&bytes);
+            let _ = Index::parse(format!(r#"{{"manifests":[{inner}]}}"#).as_bytes());
+        }
+
+        #[test]
+        fn every_name_can_be_found_again(names in proptest::collection::vec(("[a-b]", "[0-3]", "[x-z]"), 0..20)) {
+            let mut index = Index::empty();
+            let mut model = BTreeMap::new();
+            for (repository, tag, content) in &names {
+                let change = change(Some(&format!("gcr.io/{repository}")), tag, content);
+                index.apply(&change).unwrap();
+                model.insert(format!("gcr.io/{repository}:{tag}"), Digest::sha256(content.as_bytes()));
+            }
+            let index = Index::parse(&index.to_bytes().unwrap()).unwrap();
+            let found: BTreeMap<_, _> =
+                index.all_entries().unwrap().into_iter().map(|e| (e.name.unwrap(), e.descriptor.digest)).collect();
+            prop_assert_eq!(found, model);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The images of one repository of a layout, with the operations that a registry's repository has.
+
+use std::io::{Read as _, Seek as _};
+
+use bytes::Bytes;
+
+use super::index::{Change, Entry, Index};
+use super::reference::FullName;
+use super::trouble::Trouble;
+use super::writer::Part;
+use super::{Layout, Shared};
+use crate::error::{Class, Result};
+use crate::image::{Descriptor, Digest, Manifest, ManifestError, MediaType};
+use crate::registry::{Head, ManifestPut, ManifestRef};
+
+/// How many names a message lists.
+const NAMES_TOLD: usize = 5;
+
+/// One repository of a layout, or all images that have a bare tag. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LayoutRepository {
+    pub(super) layout: Layout,
+    pub(super) name: Option<FullName>,
+}
+
+impl LayoutRepository {
+    pub(super) fn new(layout: Layout, name: Option<FullName>) -> LayoutRepository {
+        LayoutRepository { layout, name }
+    }
+
+    /// The layout that it is in, which has the blobs of all.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Its full name, if it has one.
+    pub fn name(&self) -> Option<&FullName> {
+        self.name.as_ref()
+    }
+
+    /// How people write where a manifest is, `oci:DIR:gcr.io/a/b:tag`.
+    pub fn place(&self, reference: Option<&ManifestRef>) -> String {
+        let mut place = self.layout.0.label.clone();
+        if let Some(name) = &self.name {
+            place.push_str(&format!(":{name}"));
+        }
+        match reference {
+            Some(ManifestRef::Tag(tag)) => place.push_str(&format!(":{tag}")),
+            Some(ManifestRef::Digest(digest)) => place.push_str(&format!("@{digest}")),
+            None => {}
+        }
+        place
+    }
+
+    /// What a tag or a digest means here. Without a repository's name, a tag means the image with that bare tag, or else
+    /// the only one that has it in any repository; nothing at all means the only image of the layout, or of the
+    /// repository. [`Class::NotFound`] where there is none, [`Class::Invalid`] where there are several.
+    pub async fn resolve(&self, reference: Option<&ManifestRef>) -> Result<Descriptor> {
+        let tried = format!("looking for {}", self.place(reference));
+        let (name, reference) = (self.name.clone(), reference.cloned());
+        self.layout.blocking(&tried, move |shared| shared.resolve(name.as_ref(), reference.as_ref())).await
+    }
+
+    /// The digest of a manifest; `None` where it is not there. What is listed, but has lost its file or a part of it, is
+    /// not there.
+    pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        let tried = format!("asking for {}", self.place(Some(reference)));
+        let (name, reference) = (self.name.clone(), reference.clone());
+        let head = self.layout.blocking(&tried, move |shared| {
+            let found = shared.resolve(name.as_ref(), Some(&reference))?;
+            let whole = shared.blob_file(&found.digest)?.is_some_and(|(_, size)| size == found.size);
+            Ok(whole.then_some(Head { digest: found.digest, media_type: found.media_type }))
+        });
+        match head.await {
+            Err(error) if error.class() == Class::NotFound => Ok(None),
+            head => head,
+        }
+    }
+
+    /// A manifest, verified by its digest.
+    pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
+        let tried = format!("reading {}", self.place(Some(reference)));
+        let (name, reference) = (self.name.clone(), reference.clone());
+        self.layout
+            .blocking(&tried, move |shared| {
+                let found = shared.resolve(name.as_ref(), Some(&reference))?;
+                shared.manifest(&found)
+            })
+            .await
+    }
+
+    /// Writes a manifest, and enters it into the index: under a tag, or, if it refers to another one, as one of its
+    /// referrers. Writing it again changes nothing. [`Class::Incomplete`] where what it points at is not there yet.
+    pub async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        let refers = manifest.parsed().subject.is_some();
+        match reference {
+            ManifestRef::Tag(_) => self.put(self.name.clone(), Some(reference), manifest).await?,
+            ManifestRef::Digest(_) if refers => self.put(None, Some(reference), manifest).await?,
+            ManifestRef::Digest(_) => self.put(None, None, manifest).await?,
+        }
+        Ok(ManifestPut { subject_kept: refers })
+    }
+
+    /// Like [`LayoutRepository::manifest_put`], for an image that was asked for by its digest: it is entered into the
+    /// index under that, so that it can be found.
+    pub async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
+        let reference = ManifestRef::Digest(manifest.digest().clone());
+        self.put(self.name.clone(), Some(&reference), manifest).await?;
+        Ok(ManifestPut { subject_kept: manifest.parsed().subject.is_some() })
+    }
+
+    async fn put(&self, name: Option<FullName>, enter: Option<&ManifestRef>, manifest: &Manifest) -> Result<()> {
+        let digest = ManifestRef::Digest(manifest.digest().clone());
+        let tried = format!("writing {}", self.place(Some(enter.unwrap_or(&digest))));
+        let copy = manifest.clone();
+        self.layout.blocking(&tried, move |shared| shared.keep(&copy)).await?;
+        let Some(reference) = enter else { return Ok(()) };
+        let mut descriptor = manifest.descriptor();
+        if manifest.parsed().subject.is_some() {
+            descriptor.artifact_type = super::referrers::artifact_type(manifest);
+            descriptor.annotations = manifest.parsed().annotations.clone();
+        }
+        self.layout.enter(Change { repository: name, reference: reference.clone(), descriptor }, &tried).await
+    }
+}
+
+impl Shared {
+    fn resolve(&self, name: Option<&FullName>, reference: Option<&ManifestRef>) -> Result<Descriptor, Trouble> {
+        let index = self.read_index()?;
+        let here = |entry: &&Entry| name.is_none() || entry.repository.as_ref() == name;
+        let found: Vec<&Entry> = match reference {
+            None => index.entries().filter(here).collect(),
+            Some(ManifestRef::Tag(tag)) => {
+                let tagged = || index.entries().filter(here).filter(|entry| entry.tag.as_ref() == Some(tag));
+                // Of several with the same name, the first counts, as it does for others who read layouts.
+                match tagged().find(|entry| entry.repository.as_ref() == name) {
+                    Some(exact) => vec![exact],
+                    None => tagged().collect(),
+                }
+            }
+            Some(ManifestRef::Digest(digest)) => {
+                let listed = index.entries().find(|entry| entry.descriptor.digest == *digest);
+                return match listed {
+                    Some(entry) => Ok(entry.descriptor.clone()),
+                    None => self.unlisted(digest, &index),
+                };
+            }
+        };
+        let same = |entry: &&Entry| entry.descriptor.digest == found[0].descriptor.digest;
+        match found.first() {
+            Some(first) if found.iter().all(same) => Ok(first.descriptor.clone()),
+            Some(_) => {
+                let detail = format!("several images are meant: {}", told(found.iter().copied()));
+                Err(Trouble::bad(Class::Invalid, detail)
+                    .hint("add the image's full name, as in oci:DIR:gcr.io/a/b:tag"))
+            }
+            None => {
+                index.faults()?;
+                let detail = match told(index.entries()) {
+                    holds if holds.is_empty() => "the layout holds no images".to_owned(),
+                    holds => format!("it is not there; the layout holds {holds}"),
+                };
+                Err(Trouble::bad(Class::NotFound, detail))
+            }
+        }
+    }
+
+    /// A manifest that is a part of another one.
+    fn unlisted(&self, digest: &Digest, index: &Index) -> Result<Descriptor, Trouble> {
+        match self.blob_file(digest)? {
+            Some((_, size)) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), size)),
+            None => {
+                index.faults()?;
+                Err(Trouble::bad(Class::NotFound, "the layout does not hold it"))
+            }
+        }
+    }
+
+    /// The manifest that a descriptor points at.
+    pub(super) fn manifest(&self, found: &Descriptor) -> Result<Manifest, Trouble> {
+        let unfit = |error: ManifestError| {
+            let class = match error {
+                ManifestError::Schema1 | ManifestError::Unknown(_) => Class::Unsupported,
+                ManifestError::Unparsable(_) | ManifestError::TooLarge => Class::BadAnswer,
+            };
+            Trouble::bad(class, error.to_string())
+        };
+        let mut file = self.sized_blob_file(&found.digest, found.size)?;
+        if found.size > Manifest::MAX_BYTES as u64 {
+            return Err(unfit(ManifestError::TooLarge));
+        }
+        let bytes = read_all(&mut file, found.size)?;
+        if !found.digest.verifies(&bytes) {
+            let detail = format!("its bytes have the digest {}", Digest::of(found.digest.algorithm(), &bytes));
+            return Err(Trouble::bad(Class::Corrupt, detail).hint("the layout is damaged; make it again"));
+        }
+        Manifest::parse_as(bytes, found.digest.clone(), &found.media_type).map_err(unfit)
+    }
+
+    /// Writes the bytes of a manifest if all that it points at is there.
+    fn keep(self: &std::sync::Arc<Shared>, manifest: &Manifest) -> Result<(), Trouble> {
+        for part in manifest.children().into_iter().chain(manifest.blobs()) {
+            match self.blob_file(&part.digest)? {
+                Some((_, size)) if size == part.size => {}
+                Some(_) | None => {
+                    let detail = format!("{}, which it needs, is not in the layout", part.digest);
+                    return Err(Trouble::bad(Class::Incomplete, detail));
+                }
+            }
+        }
+        let (digest, bytes) = (manifest.digest(), manifest.bytes());
+        let size = bytes.len() as u64;
+        if let Some((mut file, found)) = self.blob_file(digest)?
+            && found == size
+            && digest.verifies(&read_all(&mut file, size)?)
+        {
+            return Ok(());
+        }
+        let mut part = Part::begin(self.clone(), digest.clone(), size, false)?;
+        part.write(bytes)?;
+        part.commit()
+    }
+}
+
+fn read_all(file: &mut std::fs::File, size: u64) -> Result<Bytes, Trouble> {
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(size).read_to_end(&mut bytes));
+    read.map_err(|error| Trouble::bad(Class::Local, error.to_string()))?;
+    Ok(bytes.into())
+}
+
+/// Some names of images, for a message.
+fn told<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
+    let names: Vec<String> =
+        entries.map(|entry| entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string())).collect();
+    let mut told = names[..names.len().min(NAMES_TOLD)].join(", ");
+    if names.len() > NAMES_TOLD {
+        told.push_str(&format!(" and {} more", names.len() - NAMES_TOLD));
+    }
+    told
+}

@@ -1,0 +1,119 @@
+//! Opening and making a layout, and tidying up in it.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+
+use super::commit::{IndexFile, lock};
+use super::folder::Folder;
+use super::index::Index;
+use super::trouble::Trouble;
+use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, label};
+use crate::error::Class;
+use crate::image::Algorithm;
+use crate::printable::printable;
+
+pub(super) const OCI_LAYOUT: &str = "oci-layout";
+const VERSION: &str = "1.0.0";
+/// It has thirty bytes.
+const MAX_OCI_LAYOUT_BYTES: u64 = 64 << 10;
+/// What was begun and left is kept this long, to be continued.
+const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn open(dir: &Path) -> Result<Layout, Trouble> {
+    let root = Folder::open(dir)?.ok_or_else(|| {
+        Trouble::bad(Class::NotFound, format!("there is no folder {}", dir.display())).hint("check the path")
+    })?;
+    match root.file(OCI_LAYOUT)? {
+        Some((mut file, _)) => check_version(&root, &mut file)?,
+        None => return Err(no_layout(&root)),
+    }
+    // Read now, so that what is wrong with it is said at once.
+    let layout = layout(root, dir);
+    layout.0.read_index()?;
+    Ok(layout)
+}
+
+pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
+    std::fs::create_dir_all(dir).map_err(|error| Trouble::io(dir, "making", error))?;
+    let root = Folder::open(dir)?.ok_or_else(|| Trouble::io(dir, "opening", std::io::ErrorKind::NotFound))?;
+    let names = root.names()?;
+    let harmless = |name: &String| name.starts_with('.') || name == "lost+found";
+    if !names.iter().any(|name| name == OCI_LAYOUT) && !names.iter().all(harmless) {
+        return Err(no_layout(&root));
+    }
+    let mut marker = root.file_or_new(OCI_LAYOUT)?;
+    lock(&root, &marker)?;
+    let size = marker.metadata().map_err(|error| root.failed(OCI_LAYOUT, "reading", error))?.len();
+    match size {
+        // New, or made by a program that was killed right then.
+        0 => {
+            let text = format!("{{\"imageLayoutVersion\":\"{VERSION}\"}}");
+            let written = marker.write_all(text.as_bytes()).and_then(|()| marker.sync_all());
+            written.map_err(|error| root.failed(OCI_LAYOUT, "writing", error))?;
+        }
+        _ => check_version(&root, &mut marker)?,
+    }
+    root.folder_or_new(BLOBS)?.folder_or_new(Algorithm::Sha256.as_str())?;
+    sweep(&root)?;
+    let layout = layout(root, dir);
+    match layout.0.read_index_or_none()? {
+        Some(_) => {}
+        None => layout.0.write_index(&Index::empty())?,
+    }
+    Ok(layout)
+}
+
+fn layout(root: Folder, dir: &Path) -> Layout {
+    Layout(Arc::new(Shared { root, label: label(dir), index: IndexFile::default(), subjects: Default::default() }))
+}
+
+fn no_layout(root: &Folder) -> Trouble {
+    let detail = format!("{} is no OCI image layout: it holds no file `{OCI_LAYOUT}`", root.path().display());
+    Trouble::bad(Class::BadAnswer, detail).hint("name the folder of a layout; as a target also a new or empty one")
+}
+
+fn check_version(root: &Folder, file: &mut File) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Marker {
+        image_layout_version: String,
+    }
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(MAX_OCI_LAYOUT_BYTES).read_to_end(&mut text));
+    read.map_err(|error| root.failed(OCI_LAYOUT, "reading", error))?;
+    let marker: Marker = serde_json::from_slice(&text).map_err(|error| {
+        Trouble::bad(Class::BadAnswer, format!("its file `{OCI_LAYOUT}` cannot be parsed: {error}"))
+    })?;
+    match marker.image_layout_version.as_str() {
+        VERSION => Ok(()),
+        other => {
+            let detail = format!("it is a layout of version {}; only {VERSION} is known", printable(other));
+            Err(Trouble::bad(Class::Unsupported, detail))
+        }
+    }
+}
+
+/// Removes what killed programs left. Whoever is still at work holds a lock on his file.
+fn sweep(root: &Folder) -> Result<(), Trouble> {
+    for name in root.names()? {
+        let Some(what) = name.strip_prefix(HIDDEN_PREFIX).and_then(|rest| rest.strip_suffix(HIDDEN_SUFFIX)) else {
+            continue;
+        };
+        let Some((file, _)) = root.file(&name)? else { continue };
+        if file.try_lock().is_err() {
+            continue;
+        }
+        // A name of its own is that of a second writer; what has the digest's alone can be continued.
+        let age = file.metadata().and_then(|data| data.modified()).ok();
+        let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok()).unwrap_or_default();
+        if what.contains('.') || age > KEEP_PARTIAL {
+            root.remove(&name)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Referrers: signatures, SBOMs and attestations stand in the index without a name, as ORAS writes them.
+
+use std::sync::PoisonError;
+
+use super::manifests::LayoutRepository;
+use super::trouble::Trouble;
+use super::{Layout, Shared};
+use crate::error::Result;
+use crate::image::{Descriptor, Digest, Kind, Manifest};
+
+impl LayoutRepository {
+    /// What refers to a manifest, by the index; empty where there is nothing. Cosign's signatures have tags, and are found
+    /// by those.
+    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let tried = format!("listing the referrers of {}", self.place(None));
+        let subject = subject.clone();
+        let layout: &Layout = self.layout();
+        layout.blocking(&tried, move |shared| shared.referrers(&subject)).await
+    }
+}
+
+impl Shared {
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Trouble> {
+        let mut found: Vec<Descriptor> = Vec::new();
+        for entry in self.read_index()?.entries().filter(|entry| entry.tag.is_none()) {
+            let descriptor = &entry.descriptor;
+            if found.iter().any(|known| known.digest == descriptor.digest) {
+                continue;
+            }
+            if self.subject_of(descriptor).as_ref() == Some(subject) {
+                found.push(descriptor.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a listed manifest refers to. One that cannot be read refers to nothing: it is an error when it is wanted.
+    fn subject_of(&self, descriptor: &Descriptor) -> Option<Digest> {
+        let known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&descriptor.digest).cloned();
+        if let Some(known) = known {
+            return known;
+        }
+        let manifest = self.manifest(descriptor).ok()?;
+        let subject = manifest.parsed().subject.as_ref().map(|subject| subject.digest.clone());
+        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        subjects.insert(descriptor.digest.clone(), subject.clone());
+        subject
+    }
+}
+
+/// What kind of artifact a manifest is, as registries list it among referrers.
+pub(super) fn artifact_type(manifest: &Manifest) -> Option<String> {
+    let parsed = manifest.parsed();
+    parsed.artifact_type.clone().or_else(|| match &parsed.kind {
+        Kind::Image { config: Some(config), .. } => Some(config.media_type.to_string()),
+        _ => None,
+    })
+}

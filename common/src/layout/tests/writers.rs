@@ -1,0 +1,203 @@
+//! Several writers at once, writers that are stopped in the middle, and what they leave.
+
+use std::time::{Duration, SystemTime};
+
+use super::*;
+
+async fn layout() -> (TempDir, Layout) {
+    let dir = TempDir::new().unwrap();
+    let layout = Layout::open_or_create(dir.path()).await.unwrap();
+    (dir, layout)
+}
+
+fn large() -> Vec<u8> {
+    (0..3 << 20).map(|at: u32| (at / 7) as u8).collect()
+}
+
+#[tokio::test]
+async fn wrong_content_leaves_nothing() {
+    let (dir, layout) = layout().await;
+    for (content, class) in
+        [(&b"wrong!"[..], Class::Corrupt), (b"longer than it", Class::Corrupt), (b"short", Class::Unreachable)]
+    {
+        let error = layout.blob_write(&blob(b"right!"), pieces(content)).await.unwrap_err();
+        assert_eq!(error.class(), class, "{error}");
+        assert!(!layout.has_blob(&blob(b"right!")).await.unwrap());
+        assert_eq!(hidden(dir.path()), 0);
+    }
+    layout.blob_write(&blob(b""), pieces(b"")).await.unwrap();
+    assert!(layout.has_blob(&blob(b"")).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_error_of_the_source_is_passed_on() {
+    let (_dir, layout) = layout().await;
+    let broken = futures_util::stream::iter([
+        Ok(Bytes::from_static(b"on")),
+        Err(Error::new(Class::Unreachable, "reading", "it broke")),
+    ]);
+    let error = layout.blob_write(&blob(b"one"), broken).await.unwrap_err();
+    assert_eq!(error.to_string(), "reading: it broke");
+}
+
+#[tokio::test]
+async fn a_large_blob_goes_on_where_a_stopped_writer_was() {
+    let (dir, layout) = layout().await;
+    let content = large();
+    let wanted = blob(&content);
+    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    assert_eq!(writer.offset(), 0);
+    writer.write(Bytes::copy_from_slice(&content[..2 << 20])).await.unwrap();
+    drop(writer);
+    assert!(!layout.has_blob(&wanted).await.unwrap());
+    assert_eq!(hidden(dir.path()), 1);
+
+    // Opening it again does not throw away what is of use.
+    let layout = Layout::open_or_create(dir.path()).await.unwrap();
+    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    assert_eq!(writer.offset(), 2 << 20);
+    writer.write(Bytes::copy_from_slice(&content[2 << 20..])).await.unwrap();
+    writer.commit().await.unwrap();
+    assert_eq!(read(&layout, &wanted, 0).await.unwrap(), content);
+    assert_eq!(hidden(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn what_was_left_wrong_is_noticed_and_thrown_away() {
+    let (dir, layout) = layout().await;
+    let content = large();
+    let wanted = blob(&content);
+    let left = dir.path().join(format!(".imgsync-sha256-{}.partial", wanted.digest.hex()));
+    std::fs::write(&left, vec![0; 2 << 20]).unwrap();
+    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    writer.write(Bytes::copy_from_slice(&content[2 << 20..])).await.unwrap();
+    assert_eq!(writer.commit().await.unwrap_err().class(), Class::Corrupt);
+    assert_eq!(hidden(dir.path()), 0);
+    // Longer than the blob: it cannot be a part of it.
+    std::fs::write(&left, vec![0; 4 << 20]).unwrap();
+    assert_eq!(layout.blob_start(&wanted).await.unwrap().unwrap().offset(), 0);
+    // A whole stream begins at the beginning, whatever is there.
+    std::fs::write(&left, vec![0; 2 << 20]).unwrap();
+    layout.blob_write(&wanted, pieces(&content)).await.unwrap();
+    assert_eq!(hidden(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
+    let (dir, layout) = layout().await;
+    let content: Vec<u8> = (0..50_000u32).map(|at| at as u8).collect();
+    let image = manifest(&[&content]);
+    for steps in 0..200 {
+        let work = async {
+            for bytes in [b"{}", &content[..]] {
+                layout.blob_write(&blob(bytes), pieces(bytes)).await?;
+            }
+            layout.repository(None).manifest_put(&tag("1"), &image).await
+        };
+        // Polled so many times, then dropped.
+        let mut work = Box::pin(work);
+        let mut polls = 0;
+        let done = std::future::poll_fn(|context| {
+            polls += 1;
+            match work.as_mut().poll(context) {
+                std::task::Poll::Pending if polls > steps => std::task::Poll::Ready(false),
+                other => other.map(|result| result.is_ok()),
+            }
+        });
+        let done = done.await;
+        drop(work);
+        let seen = Layout::open(dir.path()).await.unwrap();
+        if let Some(head) = seen.repository(None).manifest_head(&tag("1")).await.unwrap() {
+            assert_eq!(head.digest, *image.digest());
+            assert_eq!(read(&seen, &blob(&content), 0).await.unwrap(), content);
+        }
+        if done {
+            assert_eq!(hidden(dir.path()), 0);
+            return;
+        }
+        // So that the next one begins anew and not where this one ended.
+        for (path, _) in files(&dir.path().join("blobs")) {
+            std::fs::remove_file(path).unwrap();
+        }
+        std::fs::write(dir.path().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+    }
+    panic!("it was never done");
+}
+
+#[tokio::test]
+async fn what_killed_writers_left_goes_unless_it_can_be_continued() {
+    let (dir, layout) = layout().await;
+    let write = |name: &str| std::fs::write(dir.path().join(name), [0; 9]).unwrap();
+    let hex = Digest::sha256(b"x").hex().to_owned();
+    let (own, beside) = (format!(".imgsync-sha256-{hex}.partial"), format!(".imgsync-sha256-{hex}.0123.partial"));
+    write(&own);
+    write(&beside);
+    write(".imgsync-index.json");
+    write(".somebody-elses");
+    let writer = layout.blob_start(&blob(&large())).await.unwrap().unwrap();
+    let again = Layout::open_or_create(dir.path()).await.unwrap();
+    put(&again, None, "1", b"one").await;
+    let there = |name: &str| dir.path().join(name).exists();
+    assert!(there(&own) && !there(&beside) && there(".somebody-elses") && !there(".imgsync-index.json"));
+
+    let old = SystemTime::now() - Duration::from_secs(25 * 3600);
+    std::fs::File::open(dir.path().join(&own)).unwrap().set_modified(old).unwrap();
+    let busy = format!(".imgsync-sha256-{}.partial", Digest::sha256(&large()).hex());
+    std::fs::File::open(dir.path().join(&busy)).unwrap().set_modified(old).unwrap();
+    Layout::open_or_create(dir.path()).await.unwrap();
+    assert!(!there(&own) && there(&busy), "what is old goes, but not from under a writer");
+    drop(writer);
+    assert!(!there(&busy));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_write_the_same_blob_do_not_wait_for_each_other() {
+    let (dir, layout) = layout().await;
+    let other = Layout::open_or_create(dir.path()).await.unwrap();
+    let content = large();
+    let wanted = blob(&content);
+    let mut slow = layout.blob_start(&wanted).await.unwrap().unwrap();
+    slow.write(Bytes::copy_from_slice(&content[..2 << 20])).await.unwrap();
+    let mut fast = other.blob_start(&wanted).await.unwrap().unwrap();
+    assert_eq!(fast.offset(), 0);
+    fast.write(Bytes::copy_from_slice(&content)).await.unwrap();
+    fast.commit().await.unwrap();
+    assert!(layout.has_blob(&wanted).await.unwrap());
+    slow.write(Bytes::copy_from_slice(&content[2 << 20..])).await.unwrap();
+    slow.commit().await.unwrap();
+    assert_eq!(read(&layout, &wanted, 0).await.unwrap(), content);
+    assert_eq!(hidden(dir.path()), 0);
+}
+
+/// Layouts that are opened apart share nothing but the files, as if each were in a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tag_is_lost_when_many_write_at_once() {
+    let dir = TempDir::new().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for process in 0..4 {
+        let dir = dir.path().to_owned();
+        tasks.spawn(async move {
+            let layout = Layout::open_or_create(dir).await.unwrap();
+            let mut tags = tokio::task::JoinSet::new();
+            for task in 0..25 {
+                let layout = layout.clone();
+                tags.spawn(async move {
+                    put(&layout, Some("gcr.io/a"), &format!("{process}-{task}"), format!("{task}").as_bytes()).await;
+                    put(&layout, Some("gcr.io/a"), "latest", format!("{task}").as_bytes()).await;
+                });
+            }
+            tags.join_all().await;
+        });
+    }
+    tasks.join_all().await;
+    let layout = Layout::open(dir.path()).await.unwrap();
+    let entries = layout.entries().await.unwrap();
+    assert_eq!(entries.len(), 101);
+    for process in 0..4 {
+        for task in 0..25 {
+            let found = layout.repository(name("gcr.io/a")).resolve(Some(&tag(&format!("{process}-{task}")))).await;
+            assert_eq!(found.unwrap().digest, *manifest(&[format!("{task}").as_bytes()]).digest());
+        }
+    }
+    assert_eq!(hidden(dir.path()), 0);
+}

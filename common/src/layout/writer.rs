@@ -1,0 +1,230 @@
+//! Writing blobs: into a hidden file of the layout's folder, hashed as they come, under their own name when they are right.
+
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+
+use super::trouble::Trouble;
+use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, blocking};
+use crate::error::{Class, Error, Result};
+use crate::image::{Descriptor, Digest, Hasher};
+
+/// What is smaller is sooner read again than continued, in bytes.
+const WORTH_KEEPING: u64 = 1 << 20;
+
+/// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large part is kept hidden, to be
+/// continued by the next one who writes the same.
+#[derive(Debug)]
+pub struct BlobWriter {
+    part: Option<Part>,
+    written: u64,
+    tried: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Part {
+    shared: Arc<Shared>,
+    digest: Digest,
+    size: u64,
+    /// Locked as long as it is open.
+    file: File,
+    name: String,
+    hasher: Hasher,
+    written: u64,
+    fate: Fate,
+}
+
+/// What becomes of the hidden file when it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It stays if it is large enough to be worth it.
+    Continue,
+    /// It goes: it is wrong, or nobody could find it by its name.
+    Remove,
+    /// It has its own name now, and the hidden one may be another's.
+    Committed,
+}
+
+impl Layout {
+    /// What writing a blob is called in messages.
+    pub fn writing(&self, digest: &Digest) -> String {
+        format!("writing blob {}@{digest}", self.0.label)
+    }
+
+    /// Begins to write a blob; `None` where it is there already. Goes on with what a former writer left:
+    /// [`BlobWriter::offset`] says from where.
+    pub async fn blob_start(&self, blob: &Descriptor) -> Result<Option<BlobWriter>> {
+        self.begin(blob, true).await
+    }
+
+    /// Writes a whole blob, and nothing where it is there already. Content that is not what the descriptor says is
+    /// [`Class::Corrupt`], and leaves nothing behind.
+    pub async fn blob_write(&self, blob: &Descriptor, stream: impl Stream<Item = Result<Bytes>>) -> Result<()> {
+        let Some(mut writer) = self.begin(blob, false).await? else { return Ok(()) };
+        let mut stream = std::pin::pin!(stream);
+        while let Some(chunk) = stream.next().await {
+            writer.write(chunk?).await?;
+        }
+        writer.commit().await
+    }
+
+    async fn begin(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
+        let tried = self.writing(&blob.digest);
+        let (digest, size) = (blob.digest.clone(), blob.size);
+        let part = self
+            .blocking(&tried, move |shared| match shared.blob_file(&digest)? {
+                Some((_, found)) if found == size => Ok(None),
+                _ => Part::begin(shared.clone(), digest, size, go_on).map(Some),
+            })
+            .await?;
+        Ok(part.map(|part| BlobWriter { written: part.written, part: Some(part), tried }))
+    }
+}
+
+impl BlobWriter {
+    /// How many bytes are there: the offset of the next one to be written.
+    pub fn offset(&self) -> u64 {
+        self.written
+    }
+
+    /// Writes the next bytes. More than the descriptor says is [`Class::Corrupt`].
+    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let mut part = self.take()?;
+        let part = blocking(&self.tried, move || {
+            part.write(&bytes)?;
+            Ok(part)
+        })
+        .await?;
+        self.written = part.written;
+        self.part = Some(part);
+        Ok(())
+    }
+
+    /// Ends it: the blob is there afterwards, on the disk and right. Fewer bytes than the descriptor says are
+    /// [`Class::Unreachable`] (whoever sent them stopped too early), others [`Class::Corrupt`].
+    pub async fn commit(mut self) -> Result<()> {
+        let part = self.take()?;
+        blocking(&self.tried, move || part.commit()).await
+    }
+
+    fn take(&mut self) -> Result<Part> {
+        self.part.take().ok_or_else(|| Error::new(Class::Cancelled, &self.tried, "it was given up before"))
+    }
+}
+
+impl Part {
+    pub(super) fn begin(shared: Arc<Shared>, digest: Digest, size: u64, go_on: bool) -> Result<Part, Trouble> {
+        let base = format!("{HIDDEN_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
+        let name = format!("{base}{HIDDEN_SUFFIX}");
+        let hasher = Hasher::new(digest.algorithm());
+        let part = |file, name, fate| Part {
+            shared: shared.clone(),
+            digest: digest.clone(),
+            size,
+            file,
+            name,
+            hasher: hasher.clone(),
+            written: 0,
+            fate,
+        };
+        loop {
+            let file = shared.root.file_or_new(&name)?;
+            match file.try_lock() {
+                // Its former writer may have ended between the opening and the lock.
+                Ok(()) if !shared.root.holds(&name, &file)? => {}
+                Ok(()) => {
+                    let mut part = part(file, name, Fate::Continue);
+                    part.go_on(go_on)?;
+                    return Ok(part);
+                }
+                Err(TryLockError::WouldBlock) => break,
+                // No locks here: nothing can be shared.
+                Err(TryLockError::Error(_)) => {
+                    shared.root.remove(&name)?;
+                    break;
+                }
+            }
+        }
+        // Somebody else is writing the same: beside him, so that nobody waits for one who is slow.
+        loop {
+            let name = format!("{base}.{:016x}{HIDDEN_SUFFIX}", rand::random::<u64>());
+            let file = shared.root.new_file(&name)?;
+            let _ = file.try_lock();
+            if shared.root.holds(&name, &file)? {
+                return Ok(part(file, name, Fate::Remove));
+            }
+        }
+    }
+
+    /// Takes over what is in the file already, or empties it.
+    fn go_on(&mut self, go_on: bool) -> Result<(), Trouble> {
+        let found = self.file.metadata().map_err(|error| self.failed(error))?.len();
+        if !go_on || found > self.size {
+            return self.file.set_len(0).map_err(|error| self.failed(error));
+        }
+        let mut chunk = vec![0; 256 << 10];
+        loop {
+            match self.file.read(&mut chunk).map_err(|error| self.failed(error))? {
+                0 => break,
+                length => {
+                    self.hasher.update(&chunk[..length]);
+                    self.written += length as u64;
+                }
+            }
+        }
+        self.file.seek(SeekFrom::Start(self.written)).map_err(|error| self.failed(error))?;
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        if bytes.len() as u64 > self.size - self.written {
+            self.fate = Fate::Remove;
+            let detail = format!("it has more than the {} bytes that the manifest gives it", self.size);
+            return Err(Trouble::bad(Class::Corrupt, detail));
+        }
+        self.file.write_all(bytes).map_err(|error| self.failed(error))?;
+        self.hasher.update(bytes);
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub(super) fn commit(mut self) -> Result<(), Trouble> {
+        if self.written < self.size {
+            let detail = format!("the stream ended after {} of {} bytes", self.written, self.size);
+            return Err(Trouble::bad(Class::Unreachable, detail));
+        }
+        let found = self.hasher.clone().finish();
+        if found != self.digest {
+            self.fate = Fate::Remove;
+            return Err(Trouble::bad(Class::Corrupt, format!("its bytes have the digest {found}")));
+        }
+        self.file.sync_all().map_err(|error| self.failed(error))?;
+        let blobs = self.shared.root.folder_or_new(BLOBS)?;
+        let folder = blobs.folder_or_new(self.digest.algorithm().as_str())?;
+        self.shared.root.rename(&self.name, &folder, self.digest.hex())?;
+        self.fate = Fate::Committed;
+        Ok(())
+    }
+
+    /// A part that could not be written fills the disk for nothing.
+    fn failed(&mut self, error: std::io::Error) -> Trouble {
+        self.fate = Fate::Remove;
+        self.shared.root.failed(&self.name, "writing", error)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let keep = match self.fate {
+            Fate::Continue => self.written >= WORTH_KEEPING,
+            Fate::Remove => false,
+            Fate::Committed => true,
+        };
+        if !keep {
+            let _ = self.shared.root.remove(&self.name);
+        }
+    }
+}
