@@ -112,7 +112,8 @@ impl Tally {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn received(&self, bytes: u64) {
+    /// Counts bytes of blobs that came from the source.
+    pub fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
     }
 

@@ -54,7 +54,8 @@ pub enum Part {
 }
 
 impl Repository {
-    fn writing(&self, digest: &Digest) -> String {
+    /// What writing a blob is called in messages.
+    pub fn writing(&self, digest: &Digest) -> String {
         format!("writing blob {}@{digest}", self.label())
     }
 

@@ -1,4 +1,5 @@
 //! Images between registries: what arrives, at what cost.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod cost;
 mod login;

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
 use imgsync_common::image::{Descriptor, Digest};
-use imgsync_common::registry::{Part, Started, Upload};
+use imgsync_common::registry::{Part, Repository, Started, Upload};
 use imgsync_common::retry::{self, Retry};
 
+use super::ends::Target;
 use super::feed::Feed;
 use super::walk::Walk;
 
@@ -25,70 +26,80 @@ const CHUNK: u64 = 16 << 20;
 impl Walk {
     /// Brings a blob to the target, by the cheapest way that works.
     pub(super) async fn bring_blob(&self, blob: &Descriptor) -> Result<Arrival> {
-        let (registry, name) = (self.target.registry(), self.target.name());
+        let Some(target) = self.target.repository() else { return self.bring_to_layout(blob).await };
+        let (registry, name) = (target.registry(), target.name());
         if self.known.has_blob(registry, name, &blob.digest) {
             return Ok(self.arrived(blob, Arrival::Reused));
         }
         // Whoever else wants it waits here, holding nothing, and then finds it known.
         let _flight = tokio::select! {
             flight = self.known.flight(registry, &blob.digest) => flight,
-            () = self.target.context().cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
         };
         if self.known.has_blob(registry, name, &blob.digest) {
             return Ok(self.arrived(blob, Arrival::Reused));
         }
+        let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
+        self.known.add_blob(registry, name, &blob.digest);
+        Ok(arrival)
+    }
+
+    /// Does it when there is room for one more blob in flight, and tells of it.
+    pub(super) async fn with_slot<F>(
+        &self,
+        blob: &Descriptor,
+        bring: impl FnOnce(Arc<AtomicU64>) -> F,
+    ) -> Result<Arrival>
+    where
+        F: Future<Output = Result<Arrival>>,
+    {
         let Ok(_slot) = self.slots.acquire().await else { return Err(Error::cancelled(self.writing(blob))) };
-        if self.target.context().cancel.is_cancelled() {
+        if self.context.cancel.is_cancelled() {
             return Err(Error::cancelled(self.writing(blob)));
         }
         let moved = Arc::new(AtomicU64::new(0));
-        self.target.context().events.emit(Event::BlobStarted {
-            digest: blob.digest.clone(),
-            size: blob.size,
-            moved: moved.clone(),
-        });
-        match self.mount_or_move(blob, &moved).await {
-            Ok(arrival) => {
-                self.known.add_blob(registry, name, &blob.digest);
-                Ok(self.arrived(blob, arrival))
-            }
+        let (digest, size) = (blob.digest.clone(), blob.size);
+        self.context.events.emit(Event::BlobStarted { digest: digest.clone(), size, moved: moved.clone() });
+        match bring(moved).await {
+            Ok(arrival) => Ok(self.arrived(blob, arrival)),
             Err(error) => {
-                self.target.context().events.emit(Event::BlobFailed { digest: blob.digest.clone() });
+                self.context.events.emit(Event::BlobFailed { digest });
                 Err(error)
             }
         }
     }
 
-    fn arrived(&self, blob: &Descriptor, arrival: Arrival) -> Arrival {
+    pub(super) fn arrived(&self, blob: &Descriptor, arrival: Arrival) -> Arrival {
         self.sums.arrived(blob.size, arrival);
-        self.target.context().events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, arrival });
+        self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, arrival });
         arrival
     }
 
-    async fn mount_or_move(&self, blob: &Descriptor, moved: &Arc<AtomicU64>) -> Result<Arrival> {
-        let started = self.start(&blob.digest).await?;
+    async fn mount_or_move(&self, target: &Repository, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<Arrival> {
+        let started = self.start(target, &blob.digest).await?;
         let session = match started {
             Begun::Done(arrival) => return Ok(arrival),
             Begun::Session(session) => session,
         };
         match blob.size <= SMALL {
-            true => self.send_small(blob, session).await,
-            false => self.send_large(blob, session, moved).await,
+            true => self.send_small(target, blob, session).await,
+            false => self.send_large(target, blob, session, moved).await,
         }
     }
 
     /// Asks for a session in the way that may make one unnecessary: by mounting from where the blob is known to be, from
     /// the source where that is the same registry, or else from the target repository itself, which tells whether the
     /// blob is there. A registry that knows no mounts is asked with a HEAD.
-    async fn start(&self, digest: &Digest) -> Result<Begun> {
-        let (registry, name) = (self.target.registry(), self.target.name());
+    async fn start(&self, target: &Repository, digest: &Digest) -> Result<Begun> {
+        let (registry, name) = (target.registry(), target.name());
         let home = self.known.home_of(registry, digest).filter(|home| home != name);
-        let next_door = (self.source.registry() == registry).then(|| self.source.name().clone());
+        let next_door = self.source.repository().filter(|source| source.registry() == registry);
+        let next_door = next_door.map(|source| source.name().clone());
         let from = home.clone().or(next_door).unwrap_or_else(|| name.clone());
-        if !self.target.takes_mounts() && self.target.blob_head(digest).await? {
+        if !target.takes_mounts() && target.blob_head(digest).await? {
             return Ok(Begun::Done(Arrival::Reused));
         }
-        match self.target.upload_start(digest, Some(&from)).await? {
+        match target.upload_start(digest, Some(&from)).await? {
             Started::Mounted if from == *name => Ok(Begun::Done(Arrival::Reused)),
             Started::Mounted => Ok(Begun::Done(Arrival::Mounted)),
             Started::Session(session) => {
@@ -100,37 +111,40 @@ impl Walk {
         }
     }
 
-    fn writing(&self, blob: &Descriptor) -> String {
-        format!("writing blob {}/{}@{}", self.target.registry(), self.target.name(), blob.digest)
+    pub(super) fn writing(&self, blob: &Descriptor) -> String {
+        match &self.target {
+            Target::Registry(target) => target.writing(&blob.digest),
+            Target::Layout(target) => target.layout().writing(&blob.digest),
+        }
     }
 
-    async fn send_small(&self, blob: &Descriptor, session: Upload) -> Result<Arrival> {
+    async fn send_small(&self, target: &Repository, blob: &Descriptor, session: Upload) -> Result<Arrival> {
         let bytes = match self.read_small(blob).await {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.target.upload_cancel(session).await;
+                target.upload_cancel(session).await;
                 return Err(error);
             }
         };
-        let mut retry = self.target.retry();
+        let mut retry = target.retry();
         let mut session = Some(session);
         let mut sessions_lost = 0;
         loop {
             let mut upload = match session.take() {
                 Some(session) => session,
-                None => match self.start(&blob.digest).await? {
+                None => match self.start(target, &blob.digest).await? {
                     Begun::Done(_) => return Ok(Arrival::Copied),
                     Begun::Session(session) => session,
                 },
             };
-            let sent = self.target.upload_send(&mut upload, Part::Whole(bytes.clone()));
-            let sent = within(self.target.stall(), &blob.digest, sent).await;
+            let sent = target.upload_send(&mut upload, Part::Whole(bytes.clone()));
+            let sent = within(target.stall(), &blob.digest, sent).await;
             let Err(error) = sent else { return Ok(Arrival::Copied) };
             let error = session_lost(error, &mut sessions_lost);
             if error.class() != Class::Unreachable {
-                self.target.upload_cancel(upload).await;
+                target.upload_cancel(upload).await;
             }
-            self.target.pause(&mut retry, error).await?;
+            target.pause(&mut retry, error).await?;
         }
     }
 
@@ -150,7 +164,7 @@ impl Walk {
     async fn read_small_once(&self, blob: &Descriptor) -> Result<Bytes> {
         let tried = self.source.reading(&blob.digest);
         let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
-        let mut stream = self.source.blob_open(blob, 0).await?.stream;
+        let (mut stream, _) = self.source.blob_open(blob, 0, &self.source_tally).await?;
         let mut whole = Vec::with_capacity(size);
         while let Some(chunk) = stream.chunk().await? {
             if whole.len() + chunk.len() > size {
@@ -170,21 +184,22 @@ impl Walk {
         Ok(whole.into())
     }
 
-    async fn send_large(&self, blob: &Descriptor, session: Upload, moved: &Arc<AtomicU64>) -> Result<Arrival> {
-        let feed = Feed::new(&self.source, blob, moved.clone());
-        let mut state = Sending {
-            retry: self.target.retry(),
-            chunk: self.target.chunk(),
-            held: 0,
-            sessions_lost: 0,
-            read_again: false,
-        };
+    async fn send_large(
+        &self,
+        target: &Repository,
+        blob: &Descriptor,
+        session: Upload,
+        moved: Arc<AtomicU64>,
+    ) -> Result<Arrival> {
+        let feed = Feed::new(&self.source, &self.source_tally, blob, moved);
+        let mut state =
+            Sending { retry: target.retry(), chunk: target.chunk(), held: 0, sessions_lost: 0, read_again: false };
         let mut upload = session;
         loop {
-            let Err(error) = self.send_from_here(&feed, blob, &mut upload, &mut state).await else {
+            let Err(error) = self.send_from_here(target, &feed, blob, &mut upload, &mut state).await else {
                 return Ok(Arrival::Copied);
             };
-            match self.mend(error, &feed, blob, upload, &mut state).await? {
+            match self.mend(target, error, &feed, blob, upload, &mut state).await? {
                 Begun::Session(session) => upload = session,
                 // The target had it all, and only the answer was lost.
                 Begun::Done(_) => return Ok(Arrival::Copied),
@@ -195,6 +210,7 @@ impl Walk {
     /// Sends what is left, in one PUT or in PATCHes of the size that the registry wants and an empty PUT.
     async fn send_from_here(
         &self,
+        target: &Repository,
         feed: &Feed,
         blob: &Descriptor,
         upload: &mut Upload,
@@ -208,30 +224,37 @@ impl Walk {
                     break;
                 }
                 let end = (offset + chunk).min(blob.size);
-                self.send_part(feed, blob, upload, end, false).await?;
+                self.send_part(target, feed, blob, upload, (end, false)).await?;
                 state.held = end;
                 state.retry.progressed();
             }
         }
-        self.send_part(feed, blob, upload, blob.size, true).await
+        self.send_part(target, feed, blob, upload, (blob.size, true)).await
     }
 
-    async fn send_part(&self, feed: &Feed, blob: &Descriptor, upload: &mut Upload, end: u64, last: bool) -> Result<()> {
+    async fn send_part(
+        &self,
+        target: &Repository,
+        feed: &Feed,
+        blob: &Descriptor,
+        upload: &mut Upload,
+        (end, last): (u64, bool),
+    ) -> Result<()> {
         let offset = feed.gauge().handed();
         let part = Part::Stream { body: feed.body(end).await, offset, end, last };
-        let sending = self.target.upload_send(upload, part);
+        let sending = target.upload_send(upload, part);
         tokio::pin!(sending);
         let result = tokio::select! {
             result = &mut sending => result,
-            error = self.stalled(feed, blob, end) => Err(error),
+            error = self.stalled(target, feed, blob, end) => Err(error),
         };
-        self.target.tally().sent(feed.gauge().handed() - offset);
+        target.tally().sent(feed.gauge().handed() - offset);
         result
     }
 
     /// Returns when the target has taken no byte, or has not answered after the last one, for too long.
-    async fn stalled(&self, feed: &Feed, blob: &Descriptor, end: u64) -> Error {
-        let stall = self.target.stall();
+    async fn stalled(&self, target: &Repository, feed: &Feed, blob: &Descriptor, end: u64) -> Error {
+        let stall = target.stall();
         let commit = stall + Duration::from_secs(blob.size / SLOWEST_COMMIT);
         let (mut pieces, mut since) = (feed.gauge().pieces(), Instant::now());
         loop {
@@ -254,6 +277,7 @@ impl Walk {
     /// After a failure: goes on with the session from what it holds, or begins another, or gives up.
     async fn mend(
         &self,
+        target: &Repository,
         error: Error,
         feed: &Feed,
         blob: &Descriptor,
@@ -261,30 +285,30 @@ impl Walk {
         state: &mut Sending,
     ) -> Result<Begun> {
         let give_up = |error: Error, upload: Upload| async {
-            self.target.upload_cancel(upload).await;
+            target.upload_cancel(upload).await;
             Err(error)
         };
         if let Some(cause) = feed.take_failure().await {
             // The line may have changed a byte: once more from the start, then it is believed.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
-                self.target.upload_cancel(upload).await;
+                target.upload_cancel(upload).await;
                 feed.rewind(0).await;
-                return self.start(&blob.digest).await;
+                return self.start(target, &blob.digest).await;
             }
             return give_up(cause, upload).await;
         }
         if error.status() == Some(413) && state.chunk.is_none() {
             state.chunk = Some(CHUNK);
-            self.target.upload_cancel(upload).await;
+            target.upload_cancel(upload).await;
             feed.rewind(0).await;
-            return self.start(&blob.digest).await;
+            return self.start(target, &blob.digest).await;
         }
         let error = session_lost(error, &mut state.sessions_lost);
-        if let Err(error) = self.target.pause(&mut state.retry, error).await {
+        if let Err(error) = target.pause(&mut state.retry, error).await {
             return give_up(error, upload).await;
         }
-        match self.target.upload_status(&mut upload, feed.gauge().handed()).await {
+        match target.upload_status(&mut upload, feed.gauge().handed()).await {
             Ok(Some(held)) => {
                 if held > state.held {
                     state.held = held;
@@ -296,7 +320,7 @@ impl Walk {
             Ok(None) => {
                 state.held = 0;
                 feed.rewind(0).await;
-                self.start(&blob.digest).await
+                self.start(target, &blob.digest).await
             }
             Err(error) => give_up(error, upload).await,
         }

@@ -10,10 +10,12 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Hasher};
-use imgsync_common::registry::{BlobStream, Repository};
+use imgsync_common::registry::Tally;
 use imgsync_common::retry::Retry;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
+
+use super::ends::{BlobStream, Source};
 
 /// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
 const PIECE: usize = 64 << 10;
@@ -42,7 +44,8 @@ pub(crate) struct Gauge {
 }
 
 struct State {
-    source: Repository,
+    source: Source,
+    tally: Arc<Tally>,
     blob: Descriptor,
     stream: Option<BlobStream>,
     retry: Retry,
@@ -71,13 +74,14 @@ struct Ended;
 
 impl Feed {
     /// A feed at the beginning of a blob. `handed` shows how far it is.
-    pub(crate) fn new(source: &Repository, blob: &Descriptor, handed: Arc<AtomicU64>) -> Feed {
+    pub(crate) fn new(source: &Source, tally: &Arc<Tally>, blob: &Descriptor, handed: Arc<AtomicU64>) -> Feed {
         let gauge = Arc::new(Gauge { handed, ..Gauge::default() });
         let hasher = Hasher::new(blob.digest.algorithm());
         let abort = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
         Feed {
             state: Arc::new(Mutex::new(State {
                 source: source.clone(),
+                tally: tally.clone(),
                 blob: blob.clone(),
                 stream: None,
                 retry: source.retry(),
@@ -220,9 +224,9 @@ impl State {
     /// where the chunk was of bytes that the target has already.
     async fn read(&mut self) -> Result<()> {
         if self.stream.is_none() {
-            let opened = self.source.blob_open(&self.blob, self.hashed).await?;
-            self.skip = self.hashed - opened.offset;
-            self.stream = Some(opened.stream);
+            let (stream, begins) = self.source.blob_open(&self.blob, self.hashed, &self.tally).await?;
+            self.skip = self.hashed - begins;
+            self.stream = Some(stream);
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };
         let tried = || self.source.reading(&self.blob.digest);

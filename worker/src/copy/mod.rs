@@ -1,23 +1,28 @@
 //! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
 
 mod blob;
+mod ends;
 mod feed;
 mod known;
 mod survey;
+mod to_layout;
 mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
-use imgsync_common::image::{Digest, Kind, Manifest, Platform, Reference};
-use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, Tally, Traffic};
+use imgsync_common::image::{Digest, Kind, Manifest, Platform};
+use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry;
 
+pub use ends::Location;
 pub use survey::Survey;
 
+use self::ends::Ends;
 use self::known::Known;
 use self::walk::Walk;
 
@@ -44,14 +49,42 @@ impl Default for Limits {
 /// One image to be copied.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// From where; without tag and digest it is `latest`.
-    pub source: Reference,
+    /// From where; a registry's without tag and digest is `latest`.
+    pub source: Location,
     /// To where; without a tag it is pushed under the source's tag, or by digest where that has none.
-    pub target: Reference,
+    pub target: Location,
     /// Of an index, this child alone.
     pub platform: Option<Platform>,
     /// Push even what is there already.
     pub force: bool,
+    /// What the source's tag pointed at when it was listed, shortly ago.
+    pub listed: Option<Digest>,
+    /// Whether the target's listing was seen not to have the tag.
+    pub absent: bool,
+}
+
+impl Job {
+    /// A job of which nothing is known yet.
+    pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
+        Job { source: source.into(), target: target.into(), platform: None, force: false, listed: None, absent: false }
+    }
+}
+
+/// Asked once, when all that the tag will need is at the target and before the tag is put: an error leaves the tag as it
+/// was.
+pub trait Gate: Send + Sync {
+    /// Whether the tag may be put. `digest` is what it will point at.
+    fn before_tag<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<()>>;
+}
+
+/// Lets every tag pass.
+#[derive(Debug)]
+pub struct Open;
+
+impl Gate for Open {
+    fn before_tag<'a>(&'a self, _digest: &'a Digest) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// How a copy went.
@@ -127,16 +160,6 @@ impl Sums {
     }
 }
 
-/// Both ends of one copy, opened.
-struct Ends {
-    source: Repository,
-    source_ref: ManifestRef,
-    target: Repository,
-    target_ref: Option<ManifestRef>,
-    source_tally: Arc<Tally>,
-    target_tally: Arc<Tally>,
-}
-
 impl Copier {
     /// A copier that knows nothing yet.
     pub fn new(client: Client, limits: Limits) -> Copier {
@@ -145,14 +168,14 @@ impl Copier {
 
     /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
     /// were under way are cancelled at the target.
-    pub async fn copy(&self, job: &Job, context: &Context) -> Result<Done> {
+    pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
         let started = Instant::now();
         let sums = Arc::new(Sums::default());
         let inner = context.child();
-        let ends = self.open(job, &inner)?;
+        let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
         let late = Arc::new(AtomicBool::new(false));
         let watch = self.deadline(started, sums.clone(), inner.clone(), late.clone());
-        let work = self.run(job, &ends, &sums, &inner);
+        let work = self.run(job, &ends, &sums, gate, &inner);
         let (result, ()) = tokio::join!(
             async {
                 let result = work.await;
@@ -184,40 +207,24 @@ impl Copier {
 
     /// What copying an image would do, found out by reading alone.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
-        let ends = self.open(job, context)?;
+        let ends = Ends::open(&self.client, &job.source, &job.target, context).await?;
         survey::survey(job, &ends).await
     }
 
-    fn open(&self, job: &Job, context: &Context) -> Result<Ends> {
-        let (source_tally, target_tally) = (Tally::new(), Tally::new());
-        let open = |reference: &Reference, access, tally| {
-            self.client.repository(&reference.registry, &reference.repository, access, context, tally)
-        };
-        let source_ref = match (&job.source.digest, job.source.tag_or_latest()) {
-            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
-            (None, tag) => ManifestRef::Tag(tag.unwrap_or_else(imgsync_common::image::Tag::latest)),
-        };
-        let tag = job.target.tag.clone().or_else(|| match job.target.digest {
-            Some(_) => None,
-            None => job.source.tag_or_latest(),
-        });
-        Ok(Ends {
-            source: open(&job.source, Access::Pull, &source_tally)?,
-            source_ref,
-            target: open(&job.target, Access::Push, &target_tally)?,
-            target_ref: tag.map(ManifestRef::Tag),
-            source_tally,
-            target_tally,
-        })
-    }
-
-    async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, context: &Context) -> Result<(Outcome, Digest)> {
+    async fn run(
+        &self,
+        job: &Job,
+        ends: &Ends,
+        sums: &Arc<Sums>,
+        gate: &dyn Gate,
+        context: &Context,
+    ) -> Result<(Outcome, Digest)> {
         let found = find(job, ends).await?;
         let root = match found.root {
             Root::Unchanged(digest) => return Ok((Outcome::Unchanged, digest)),
             Root::Changed(root) => root,
         };
-        if let Some(wanted) = &job.target.digest
+        if let Some(wanted) = job.target.digest()
             && wanted != root.digest()
         {
             let tried = format!("copying {} to {}", job.source, job.target);
@@ -227,7 +234,7 @@ impl Copier {
         let place = ends.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));
         let digest = root.digest().clone();
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
-        walk.push(root, place).await?;
+        walk.push(root, place, gate).await?;
         Ok((Outcome::Copied, digest))
     }
 
@@ -268,30 +275,41 @@ enum Root {
 /// there yet costs the source no HEAD.
 async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let there = match &ends.target_ref {
-        Some(reference) => ends.target.manifest_head(reference).await?,
-        None => None,
+        Some(reference) if !job.absent => ends.target.manifest_head(reference).await?,
+        _ => None,
     };
     let target_has_tag = there.is_some();
     let there = there.filter(|_| !job.force).map(|head| head.digest);
     let unchanged = |digest| Ok(Found { root: Root::Unchanged(digest), target_has_tag });
-    let missing = || {
-        let tried = format!("reading {}", job.source);
-        Error::new(Class::NotFound, tried, "the registry does not have it")
-            .hint("check the repository's name and the tag; `imgsync tags` lists them")
-    };
-    let reference = match (&there, &ends.source_ref) {
-        (None, reference) => reference.clone(),
-        (Some(there), ManifestRef::Digest(digest)) if there == digest => return unchanged(digest.clone()),
-        (Some(_), reference @ ManifestRef::Digest(_)) => reference.clone(),
-        (Some(there), reference) => {
-            let head = ends.source.manifest_head(reference).await?.ok_or_else(missing)?;
-            if head.digest == *there {
-                return unchanged(head.digest);
+    let known = job.listed.clone().or_else(|| match &ends.source_ref {
+        Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
+        _ => None,
+    });
+    let reference = match (&there, known) {
+        (Some(there), Some(known)) if *there == known => return unchanged(known),
+        (_, Some(known)) => Some(ManifestRef::Digest(known)),
+        (None, None) => ends.source_ref.clone(),
+        (Some(there), None) => match &ends.source_ref {
+            None => None,
+            Some(reference) => {
+                let Some(head) = ends.source.manifest_head(reference).await? else { return Err(missing(job)) };
+                if head.digest == *there {
+                    return unchanged(head.digest);
+                }
+                Some(ManifestRef::Digest(head.digest))
             }
-            ManifestRef::Digest(head.digest)
-        }
+        },
     };
-    let mut root = ends.source.manifest_get(&reference).await?;
+    let mut root = match ends.source.manifest_get(reference.as_ref()).await {
+        // What was listed is gone already: the tag has moved on.
+        Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
+            ends.source.manifest_get(ends.source_ref.as_ref()).await?
+        }
+        root => root?,
+    };
+    if there.as_ref() == Some(root.digest()) {
+        return unchanged(root.digest().clone());
+    }
     if let Some(wanted) = &job.platform {
         root = choose(root, wanted, job, ends).await?;
         if there.as_ref() == Some(root.digest()) {
@@ -301,12 +319,17 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     Ok(Found { root: Root::Changed(root), target_has_tag })
 }
 
+fn missing(job: &Job) -> Error {
+    Error::new(Class::NotFound, format!("reading {}", job.source), "the registry does not have it")
+        .hint("check the repository's name and the tag; `imgsync tags` lists them")
+}
+
 /// The child of an index that is for the platform that was asked for.
 async fn choose(root: Manifest, wanted: &Platform, job: &Job, ends: &Ends) -> Result<Manifest> {
     let Kind::Index { manifests } = root.kind() else { return Ok(root) };
     let platforms = || manifests.iter().filter_map(|child| Some((child, child.platform.as_ref()?)));
     if let Some((child, _)) = platforms().find(|(_, platform)| platform.serves(wanted)) {
-        return ends.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await;
+        return ends.source.child(&child.digest).await;
     }
     let has: Vec<String> =
         platforms().map(|(_, platform)| platform.to_string()).filter(|name| name != "unknown/unknown").collect();

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
+use super::ends::Ends;
+use super::{Job, Outcome, Root, find};
 use imgsync_common::error::Result;
 use imgsync_common::image::{Digest, Manifest};
-use imgsync_common::registry::ManifestRef;
-
-use super::{Ends, Job, Outcome, Root, find};
 
 /// What a copy would do.
 #[derive(Debug, Clone)]
@@ -55,7 +54,7 @@ pub(super) async fn survey(job: &Job, ends: &Ends) -> Result<Survey> {
             if !seen.insert(blob.digest.clone()) {
                 continue;
             }
-            if ends.target.blob_head(&blob.digest).await? {
+            if ends.target.has_blob(blob).await? {
                 survey.bytes_there += blob.size;
             } else {
                 survey.blobs += 1;
@@ -64,7 +63,7 @@ pub(super) async fn survey(job: &Job, ends: &Ends) -> Result<Survey> {
         }
         for child in manifest.children() {
             if seen.insert(child.digest.clone()) {
-                waiting.push(ends.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await?);
+                waiting.push(ends.source.child(&child.digest).await?);
             }
         }
     }

@@ -9,11 +9,12 @@ use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
 use imgsync_common::image::{Descriptor, Digest, Kind, Manifest};
-use imgsync_common::registry::{Context, ManifestRef, Repository};
+use imgsync_common::registry::{Context, ManifestRef, Tally};
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
-use super::{Copier, Ends, Sums};
+use super::{Copier, Gate, Sums};
 
 /// Children of one index that are walked at once; blobs have a limit of their own.
 const CHILDREN_AT_ONCE: usize = 4;
@@ -24,12 +25,13 @@ const EMPTY_CONFIG: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77
 
 /// One image on its way.
 pub(crate) struct Walk {
-    pub(super) source: Repository,
-    pub(super) target: Repository,
+    pub(super) source: Source,
+    pub(super) source_tally: Arc<Tally>,
+    pub(super) target: Target,
     pub(super) known: Arc<Known>,
     pub(super) sums: Arc<Sums>,
     pub(super) slots: Semaphore,
-    context: Context,
+    pub(super) context: Context,
     /// Manifests that are whole at the target, each by whoever came first.
     manifests: Memo<()>,
     blobs: Memo<Arrival>,
@@ -72,6 +74,7 @@ impl Walk {
         let context = context.child();
         Walk {
             source: ends.source.within(&context),
+            source_tally: ends.source_tally.clone(),
             target: ends.target.within(&context),
             known: copier.known.clone(),
             sums,
@@ -87,19 +90,19 @@ impl Walk {
     }
 
     /// Brings the whole image to the target, its root last.
-    pub(super) async fn push(&self, root: Manifest, place: ManifestRef) -> Result<()> {
+    pub(super) async fn push(&self, root: Manifest, place: ManifestRef, gate: &dyn Gate) -> Result<()> {
         self.note(&root);
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
-        self.put(&root, place).await
+        gate.before_tag(root.digest()).await?;
+        self.put(&root, &place, true).await
     }
 
     /// Whether the target has the root under another tag. Asked for only where something hints at it, so that a fresh
     /// image costs no request more: the config of its first image is at the target already.
     async fn is_there_already(&self, root: &Manifest) -> Result<bool> {
-        let (registry, name) = (self.target.registry(), self.target.name());
-        if self.known.has_manifest(registry, name, root.digest()) {
+        if self.knows_manifest(root.digest()) {
             return Ok(true);
         }
         let mut leaf = root.clone();
@@ -131,7 +134,7 @@ impl Walk {
 
     async fn bring_children(&self, index: &Manifest, depth: usize) -> Result<()> {
         if depth >= MAX_DEPTH {
-            let tried = format!("reading {}/{}@{}", self.source.registry(), self.source.name(), index.digest());
+            let tried = self.source.reading(index.digest());
             return Err(Error::new(Class::Unsupported, tried, format!("more than {MAX_DEPTH} indexes in each other")));
         }
         let children = futures_util::stream::iter(index.children().into_iter().cloned())
@@ -144,8 +147,7 @@ impl Walk {
     }
 
     async fn bring_child(&self, child: Descriptor, depth: usize) -> Result<()> {
-        let (registry, name) = (self.target.registry(), self.target.name());
-        if !self.force && self.known.has_manifest(registry, name, &child.digest) {
+        if !self.force && self.knows_manifest(&child.digest) {
             return Ok(());
         }
         let manifest = self.child(&child).await?;
@@ -156,11 +158,11 @@ impl Walk {
             && self.blob(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?
         {
-            self.known.add_manifest(registry, name, &child.digest);
+            self.learn_manifest(&child.digest);
             return Ok(());
         }
         self.bring_children_and_blobs(&manifest, depth + 1).await?;
-        self.put(&manifest, ManifestRef::Digest(child.digest)).await
+        self.put(&manifest, &ManifestRef::Digest(child.digest), false).await
     }
 
     /// A child from the source, read once.
@@ -168,7 +170,7 @@ impl Walk {
         if let Some(manifest) = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&child.digest) {
             return Ok(manifest);
         }
-        let manifest = self.source.manifest_get(&ManifestRef::Digest(child.digest.clone())).await?;
+        let manifest = self.source.child(&child.digest).await?;
         self.note(&manifest);
         // What is looked at before its turn comes is few: one path from the root to a leaf.
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,16 +221,20 @@ impl Walk {
 
     /// Puts a manifest whose children and blobs are at the target. Where the target misses some of them after all, what
     /// was believed of it is dropped and they are brought once more.
-    async fn put(&self, manifest: &Manifest, place: ManifestRef) -> Result<()> {
-        let put = match self.target.manifest_put(&place, manifest).await {
+    async fn put(&self, manifest: &Manifest, place: &ManifestRef, is_root: bool) -> Result<()> {
+        let put = async || match place {
+            ManifestRef::Digest(_) if is_root => self.target.manifest_put_untagged(manifest).await,
+            _ => self.target.manifest_put(place, manifest).await,
+        };
+        let put = match put().await {
             Err(error) if error.class() == Class::Incomplete => {
                 self.distrust(manifest);
                 self.bring_children_and_blobs(manifest, 0).await?;
-                self.target.manifest_put(&place, manifest).await?
+                put().await?
             }
             put => put?,
         };
-        self.known.add_manifest(self.target.registry(), self.target.name(), manifest.digest());
+        self.learn_manifest(manifest.digest());
         self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         if let Some(subject) = &manifest.parsed().subject
@@ -239,8 +245,19 @@ impl Walk {
         Ok(())
     }
 
+    fn knows_manifest(&self, digest: &Digest) -> bool {
+        self.target.repository().is_some_and(|target| self.known.has_manifest(target.registry(), target.name(), digest))
+    }
+
+    fn learn_manifest(&self, digest: &Digest) {
+        if let Some(target) = self.target.repository() {
+            self.known.add_manifest(target.registry(), target.name(), digest);
+        }
+    }
+
     fn distrust(&self, manifest: &Manifest) {
-        let (registry, name) = (self.target.registry(), self.target.name());
+        let Some(target) = self.target.repository() else { return };
+        let (registry, name) = (target.registry(), target.name());
         for blob in manifest.blobs() {
             self.known.forget_blob(registry, name, &blob.digest);
             self.blobs.forget(&blob.digest);

@@ -1,0 +1,321 @@
+//! The two ends of a copy: repositories of registries, or of image layouts on this machine.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imgsync_common::error::{Error, Result};
+use imgsync_common::image::{Descriptor, Digest, Manifest, Reference, RegistryName, Tag};
+use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
+use imgsync_common::registry::{self, Access, Client, Context, Head, ManifestPut, ManifestRef, Repository, Tally};
+use imgsync_common::retry::{Budget, Policy, Retry};
+
+/// Where an image is, or shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// In a registry.
+    Registry(Reference),
+    /// In an image layout, on this machine.
+    Layout(LayoutRef),
+}
+
+impl Location {
+    /// The tag that is named; `latest` where neither tag nor digest is and it is a registry's.
+    pub fn tag(&self) -> Option<Tag> {
+        match self {
+            Location::Registry(reference) => reference.tag_or_latest(),
+            Location::Layout(layout) => match layout.image.as_ref()? {
+                ImageName::Tag(tag) => Some(tag.clone()),
+                ImageName::Digest(_) => None,
+                ImageName::Full(reference) => reference.tag_or_latest(),
+            },
+        }
+    }
+
+    /// The digest that is named.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Location::Registry(reference) => reference.digest.as_ref(),
+            Location::Layout(layout) => match layout.image.as_ref()? {
+                ImageName::Tag(_) => None,
+                ImageName::Digest(digest) => Some(digest),
+                ImageName::Full(reference) => reference.digest.as_ref(),
+            },
+        }
+    }
+
+    /// Tag or digest; where both stand, the digest says what is meant.
+    fn manifest(&self) -> Option<ManifestRef> {
+        self.digest().cloned().map(ManifestRef::Digest).or_else(|| self.tag().map(ManifestRef::Tag))
+    }
+}
+
+impl std::str::FromStr for Location {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Location> {
+        let invalid = |error: String| Error::new(imgsync_common::error::Class::Invalid, "reading a name", error);
+        match LayoutRef::is_meant_by(text) {
+            true => text
+                .parse()
+                .map(Location::Layout)
+                .map_err(|error: layout::ParseLayoutRefError| invalid(error.to_string())),
+            false => text
+                .parse()
+                .map(Location::Registry)
+                .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Registry(reference) => reference.fmt(f),
+            Location::Layout(layout) => layout.fmt(f),
+        }
+    }
+}
+
+impl serde::Serialize for Location {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl From<Reference> for Location {
+    fn from(reference: Reference) -> Location {
+        Location::Registry(reference)
+    }
+}
+
+/// Where is read from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    Registry(Repository),
+    Layout(LayoutRepository),
+}
+
+/// Where is written to.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    Registry(Repository),
+    Layout(LayoutRepository),
+}
+
+/// A blob's bytes from either kind of source.
+pub(crate) enum BlobStream {
+    Registry(registry::BlobStream),
+    Layout(layout::BlobStream, Arc<Tally>),
+}
+
+impl BlobStream {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            BlobStream::Registry(stream) => stream.chunk().await,
+            BlobStream::Layout(stream, tally) => {
+                let chunk = stream.chunk().await?;
+                tally.received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                Ok(chunk)
+            }
+        }
+    }
+}
+
+/// Both ends of one copy, opened.
+pub(crate) struct Ends {
+    pub(crate) source: Source,
+    /// What is asked for; none is the only image of a layout.
+    pub(crate) source_ref: Option<ManifestRef>,
+    pub(crate) target: Target,
+    pub(crate) target_ref: Option<ManifestRef>,
+    pub(crate) source_tally: Arc<Tally>,
+    pub(crate) target_tally: Arc<Tally>,
+    pub(crate) context: Context,
+}
+
+impl Ends {
+    pub(crate) async fn open(client: &Client, source: &Location, target: &Location, context: &Context) -> Result<Ends> {
+        let (source_tally, target_tally) = (Tally::new(), Tally::new());
+        let open = |reference: &Reference, access, tally| {
+            client.repository(&reference.registry, &reference.repository, access, context, tally)
+        };
+        let source_end = match source {
+            Location::Registry(reference) => Source::Registry(open(reference, Access::Pull, &source_tally)?),
+            Location::Layout(image) => Source::Layout(Layout::open(&image.dir).await?.repository(image.repository())),
+        };
+        let target_end = match target {
+            Location::Registry(reference) => Target::Registry(open(reference, Access::Push, &target_tally)?),
+            Location::Layout(image) => {
+                // A layout as a whole takes images under the full names that they have at their source.
+                let name = image.repository().or_else(|| match (&image.image, source) {
+                    (None, Location::Registry(reference)) => Some(layout::FullName::of(reference)),
+                    (None, Location::Layout(source)) => source.repository(),
+                    _ => None,
+                });
+                Target::Layout(Layout::open_or_create(&image.dir).await?.repository(name))
+            }
+        };
+        let wants_tag = match target {
+            Location::Registry(reference) => reference.tag.is_some() || reference.digest.is_none(),
+            Location::Layout(_) => target.digest().is_none(),
+        };
+        let written_tag = match target {
+            Location::Registry(reference) => reference.tag.clone(),
+            Location::Layout(_) => target.tag(),
+        };
+        let tag = written_tag.or_else(|| wants_tag.then(|| source.tag()).flatten());
+        Ok(Ends {
+            source: source_end,
+            source_ref: source.manifest(),
+            target: target_end,
+            target_ref: tag.map(ManifestRef::Tag),
+            source_tally,
+            target_tally,
+            context: context.clone(),
+        })
+    }
+}
+
+impl Source {
+    /// The registry, where it is one.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match self {
+            Source::Registry(repository) => Some(repository),
+            Source::Layout(_) => None,
+        }
+    }
+
+    pub(crate) fn within(&self, context: &Context) -> Source {
+        match self {
+            Source::Registry(repository) => Source::Registry(repository.within(context)),
+            Source::Layout(repository) => Source::Layout(repository.clone()),
+        }
+    }
+
+    pub(crate) async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        match self {
+            Source::Registry(repository) => repository.manifest_head(reference).await,
+            Source::Layout(repository) => repository.manifest_head(reference).await,
+        }
+    }
+
+    /// `None` is the only image that a layout has.
+    pub(crate) async fn manifest_get(&self, reference: Option<&ManifestRef>) -> Result<Manifest> {
+        match (self, reference) {
+            (Source::Registry(repository), Some(reference)) => repository.manifest_get(reference).await,
+            (Source::Registry(repository), None) => repository.manifest_get(&ManifestRef::Tag(Tag::latest())).await,
+            (Source::Layout(repository), Some(reference)) => repository.manifest_get(reference).await,
+            (Source::Layout(repository), None) => {
+                let found = repository.resolve(None).await?;
+                repository.manifest_get(&ManifestRef::Digest(found.digest)).await
+            }
+        }
+    }
+
+    pub(crate) async fn child(&self, digest: &Digest) -> Result<Manifest> {
+        self.manifest_get(Some(&ManifestRef::Digest(digest.clone()))).await
+    }
+
+    /// A blob from an offset on, or from earlier: the second value says from where.
+    pub(crate) async fn blob_open(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+        tally: &Arc<Tally>,
+    ) -> Result<(BlobStream, u64)> {
+        match self {
+            Source::Registry(repository) => {
+                let opened = repository.blob_open(blob, offset).await?;
+                Ok((BlobStream::Registry(opened.stream), opened.offset))
+            }
+            Source::Layout(repository) => {
+                let opened = repository.layout().blob_open(blob, offset).await?;
+                Ok((BlobStream::Layout(opened.stream, tally.clone()), opened.offset))
+            }
+        }
+    }
+
+    pub(crate) fn reading(&self, digest: &Digest) -> String {
+        match self {
+            Source::Registry(repository) => repository.reading(digest),
+            Source::Layout(repository) => repository.layout().reading(digest),
+        }
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            Source::Registry(repository) => repository.retry(),
+            // A file that cannot be read now cannot be read in a second.
+            Source::Layout(_) => Retry::new(Policy { attempts: 1, ..Policy::default() }, &Budget::default()),
+        }
+    }
+
+    pub(crate) async fn pause(&self, retry: &mut Retry, error: Error) -> Result<()> {
+        match self {
+            Source::Registry(repository) => repository.pause(retry, error).await,
+            Source::Layout(_) => Err(error),
+        }
+    }
+}
+
+impl Target {
+    /// The registry, where it is one.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match self {
+            Target::Registry(repository) => Some(repository),
+            Target::Layout(_) => None,
+        }
+    }
+
+    pub(crate) fn registry(&self) -> Option<&RegistryName> {
+        self.repository().map(Repository::registry)
+    }
+
+    pub(crate) fn within(&self, context: &Context) -> Target {
+        match self {
+            Target::Registry(repository) => Target::Registry(repository.within(context)),
+            Target::Layout(repository) => Target::Layout(repository.clone()),
+        }
+    }
+
+    pub(crate) async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        match self {
+            Target::Registry(repository) => repository.manifest_head(reference).await,
+            Target::Layout(repository) => repository.manifest_head(reference).await,
+        }
+    }
+
+    pub(crate) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            Target::Registry(repository) => repository.blob_head(&blob.digest).await,
+            Target::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
+    }
+
+    pub(crate) async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            Target::Registry(repository) => repository.manifest_put(reference, manifest).await,
+            Target::Layout(repository) => repository.manifest_put(reference, manifest).await,
+        }
+    }
+
+    /// Puts the root of an image that has no tag.
+    pub(crate) async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            Target::Registry(repository) => {
+                repository.manifest_put(&ManifestRef::Digest(manifest.digest().clone()), manifest).await
+            }
+            // By digest alone nobody would find it in the layout's index.
+            Target::Layout(repository) => repository.manifest_put_untagged(manifest).await,
+        }
+    }
+
+    /// See [`Repository::add_to_fallback`]; a layout keeps referrers by itself.
+    pub(crate) async fn add_to_fallback(&self, subject: &Digest, referrer: &Manifest) -> Result<()> {
+        match self {
+            Target::Registry(repository) => repository.add_to_fallback(subject, referrer).await,
+            Target::Layout(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! One blob into an image layout: read from the source until it is whole, from where an earlier try left it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Arrival;
+use imgsync_common::image::Descriptor;
+use imgsync_common::layout::{BlobWriter, Layout};
+
+use super::ends::Target;
+use super::walk::Walk;
+
+impl Walk {
+    pub(super) async fn bring_to_layout(&self, blob: &Descriptor) -> Result<Arrival> {
+        let Target::Layout(target) = &self.target else { return Err(Error::cancelled(self.writing(blob))) };
+        if target.layout().has_blob(blob).await? {
+            return Ok(self.arrived(blob, Arrival::Reused));
+        }
+        self.with_slot(blob, |moved| self.write_to(target.layout(), blob, moved)).await
+    }
+
+    async fn write_to(&self, layout: &Layout, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<Arrival> {
+        let mut read_again = false;
+        loop {
+            let Some(writer) = layout.blob_start(blob).await? else { return Ok(Arrival::Reused) };
+            match self.fill(writer, blob, &moved).await {
+                Ok(()) => return Ok(Arrival::Copied),
+                // The line, or what an earlier try had left, may be to blame: once more from the start.
+                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn fill(&self, mut writer: BlobWriter, blob: &Descriptor, moved: &AtomicU64) -> Result<()> {
+        let mut retry = self.source.retry();
+        while writer.offset() < blob.size {
+            let before = writer.offset();
+            if let Err(error) = self.read_into(&mut writer, blob, moved).await {
+                if writer.offset() > before {
+                    retry.progressed();
+                }
+                self.source.pause(&mut retry, error).await?;
+            }
+        }
+        writer.commit().await
+    }
+
+    async fn read_into(&self, writer: &mut BlobWriter, blob: &Descriptor, moved: &AtomicU64) -> Result<()> {
+        let (mut stream, begins) = self.source.blob_open(blob, writer.offset(), &self.source_tally).await?;
+        let mut skip = writer.offset() - begins;
+        loop {
+            let chunk = tokio::select! {
+                () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+                chunk = stream.chunk() => chunk?,
+            };
+            let Some(mut chunk) = chunk else {
+                if writer.offset() == blob.size {
+                    return Ok(());
+                }
+                let detail = format!("the stream ended after {} of {} bytes", writer.offset(), blob.size);
+                return Err(Error::new(Class::Unreachable, self.source.reading(&blob.digest), detail));
+            };
+            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+            let _ = chunk.split_to(skipped);
+            skip -= skipped as u64;
+            if !chunk.is_empty() {
+                writer.write(chunk).await?;
+                moved.store(writer.offset(), Ordering::Relaxed);
+            }
+        }
+    }
+}
