@@ -19,19 +19,19 @@ use crate::image::Algorithm;
 
 const INDEX: &str = "index.json";
 /// Under the lock there is one of these at the most.
-const NEW_INDEX: &str = ".imgsync-index.json";
+pub(super) const NEW_INDEX: &str = ".imgsync-index.json";
 /// Two hundred thousand tags.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// How long the lock is waited for. Whoever works properly holds it for milliseconds.
 const LOCK_WITHIN: Duration = Duration::from_secs(60);
 const LOCK_POLL: Duration = Duration::from_millis(4);
-/// A file that changed so recently may change again without another time stamp.
-const SETTLED: Duration = Duration::from_millis(100);
+/// A file that others changed so recently may change again without another time stamp: a tick of the kernel's clock.
+const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 pub(super) struct IndexFile {
-    /// What was read last, and from which state of the file.
-    read: Mutex<Option<(Stamp, Arc<Index>)>>,
+    /// What was read or written last.
+    known: Mutex<Option<Known>>,
     wanted: Mutex<Vec<Wanted>>,
     turn: tokio::sync::Mutex<()>,
 }
@@ -44,12 +44,27 @@ struct Wanted {
     done: Done,
 }
 
+#[derive(Debug, Clone)]
+struct Known {
+    stamp: Stamp,
+    index: Arc<Index>,
+    /// Open, so that no other file gets its inode's number.
+    _file: Arc<File>,
+}
+
 /// Tells one state of a file from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
     size: u64,
     modified: SystemTime,
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Stamp> {
+        let data = file.metadata()?;
+        Ok(Stamp { inode: data.ino(), size: data.len(), modified: data.modified()? })
+    }
 }
 
 impl Shared {
@@ -60,23 +75,26 @@ impl Shared {
 
     pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<Index>>, Trouble> {
         let Some((file, size)) = self.root.file(INDEX)? else { return Ok(None) };
-        let failed = |error| self.root.failed(INDEX, "reading", error);
-        let data = file.metadata().map_err(failed)?;
-        let stamp = Stamp { inode: data.ino(), size, modified: data.modified().map_err(failed)? };
-        let known = self.index.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((of, index)) = known
-            && of == stamp
+        let stamp = Stamp::of(&file).map_err(|error| self.root.failed(INDEX, "reading", error))?;
+        let known = self.index.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known
+            && known.stamp == stamp
         {
-            return Ok(Some(index));
+            return Ok(Some(known.index));
         }
-        let index = Arc::new(self.parse_index(file, size)?);
-        if SystemTime::now().duration_since(stamp.modified).is_ok_and(|age| age > SETTLED) {
-            *self.index.read.lock().unwrap_or_else(PoisonError::into_inner) = Some((stamp, index.clone()));
+        let index = Arc::new(self.parse_index(&file, size)?);
+        if SystemTime::now().duration_since(stamp.modified).is_ok_and(|age| age > TICK) {
+            self.know(file, stamp, index.clone());
         }
         Ok(Some(index))
     }
 
-    fn parse_index(&self, file: File, size: u64) -> Result<Index, Trouble> {
+    fn know(&self, file: File, stamp: Stamp, index: Arc<Index>) {
+        let known = Known { stamp, index, _file: Arc::new(file) };
+        *self.index.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    fn parse_index(&self, file: &File, size: u64) -> Result<Index, Trouble> {
         let mut bytes = Vec::new();
         if size <= MAX_INDEX_BYTES {
             let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
@@ -90,7 +108,7 @@ impl Shared {
     }
 
     /// Puts a new `index.json` in the place of the old. To be called under the lock.
-    pub(super) fn write_index(&self, index: &Index) -> Result<(), Trouble> {
+    pub(super) fn write_index(&self, index: Index) -> Result<(), Trouble> {
         let bytes = index.to_bytes()?;
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             let detail = format!("its {INDEX} would have more than {} MiB", MAX_INDEX_BYTES >> 20);
@@ -110,7 +128,11 @@ impl Shared {
         written.and_then(|()| self.root.rename(NEW_INDEX, &self.root, INDEX)).inspect_err(|_| {
             let _ = self.root.remove(NEW_INDEX);
         })?;
-        self.root.sync()
+        self.root.sync()?;
+        if let Ok(stamp) = Stamp::of(&file) {
+            self.know(file, stamp, Arc::new(index));
+        }
+        Ok(())
     }
 
     fn commit(&self, changes: &[&Change]) -> Result<(), Trouble> {
@@ -119,15 +141,13 @@ impl Shared {
         self.root.file(OCI_LAYOUT)?.ok_or_else(missing)?;
         let marker = self.root.file_or_new(OCI_LAYOUT)?;
         lock(&self.root, &marker)?;
-        let mut index = match self.root.file(INDEX)? {
-            None => Index::empty(),
-            Some((file, size)) => self.parse_index(file, size)?,
-        };
+        let index = self.read_index_or_none()?;
+        let mut index = index.map_or_else(Index::empty, Arc::unwrap_or_clone);
         let mut changed = false;
         for change in changes {
             changed |= index.apply(change)?;
         }
-        if changed { self.write_index(&index) } else { Ok(()) }
+        if changed { self.write_index(index) } else { Ok(()) }
     }
 }
 

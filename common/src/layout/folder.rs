@@ -23,7 +23,7 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 const SAFE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 impl Folder {
-    /// A folder that the user named: links on the way to it are his own. `None`: it is not there.
+    /// A folder that the user named: links on the way to it are their own choice. `None`: it is not there.
     pub(super) fn open(path: &Path) -> Result<Option<Folder>> {
         match rustix::fs::open(path, FOLDER, Mode::empty()) {
             Ok(fd) => Ok(Some(Folder { fd, path: path.to_owned() })),

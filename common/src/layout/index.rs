@@ -2,6 +2,7 @@
 //! was read, byte by byte.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -32,11 +33,11 @@ pub struct Entry {
     pub descriptor: Descriptor,
 }
 
-/// All that stands in an `index.json`.
-#[derive(Debug)]
+/// All that stands in an `index.json`. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Index {
     fields: BTreeMap<String, Box<RawValue>>,
-    items: Vec<Item>,
+    items: Vec<Arc<Item>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Index {
         let manifests: Option<Vec<Box<RawValue>>> =
             manifests.map_or(Ok(None), |raw| serde_json::from_str(raw.get())).map_err(unparsable)?;
         let items = manifests.unwrap_or_default().into_iter();
-        Ok(Index { fields, items: items.map(|raw| Item { entry: read_entry(&raw), raw }).collect() })
+        Ok(Index { fields, items: items.map(|raw| Arc::new(Item { entry: read_entry(&raw), raw })).collect() })
     }
 
     /// The images that can be understood.
@@ -106,7 +107,7 @@ impl Index {
     /// Enters an image. `false`: it was there already and nothing changed. Where several entries have its name, the first
     /// takes it and the others go.
     pub(super) fn apply(&mut self, change: &Change) -> Result<bool, Trouble> {
-        let same = |item: &Item| item.entry.as_ref().is_ok_and(|entry| change.is_for(entry));
+        let same = |item: &Arc<Item>| item.entry.as_ref().is_ok_and(|entry| change.is_for(entry));
         let first = self.items.iter().position(same);
         let old = first.and_then(|at| self.items[at].entry.as_ref().ok());
         if let Some(old) = old
@@ -128,7 +129,7 @@ impl Index {
             }
         }
         let raw = to_raw_value(&descriptor).map_err(unwritable)?;
-        let item = Item { entry: read_entry(&raw), raw };
+        let item = Arc::new(Item { entry: read_entry(&raw), raw });
         match first {
             None => self.items.push(item),
             Some(first) => {

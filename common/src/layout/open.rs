@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::commit::{IndexFile, lock};
+use super::commit::{IndexFile, NEW_INDEX, lock};
 use super::folder::Folder;
 use super::index::Index;
 use super::trouble::Trouble;
+use super::writer::WORTH_KEEPING;
 use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, label};
 use crate::error::Class;
-use crate::image::Algorithm;
+use crate::image::{Algorithm, Digest};
 use crate::printable::printable;
 
 pub(super) const OCI_LAYOUT: &str = "oci-layout";
@@ -59,11 +60,11 @@ pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
         _ => check_version(&root, &mut marker)?,
     }
     root.folder_or_new(BLOBS)?.folder_or_new(Algorithm::Sha256.as_str())?;
-    sweep(&root)?;
     let layout = layout(root, dir);
+    sweep(&layout.0)?;
     match layout.0.read_index_or_none()? {
         Some(_) => {}
-        None => layout.0.write_index(&Index::empty())?,
+        None => layout.0.write_index(Index::empty())?,
     }
     Ok(layout)
 }
@@ -98,20 +99,28 @@ fn check_version(root: &Folder, file: &mut File) -> Result<(), Trouble> {
     }
 }
 
-/// Removes what killed programs left. Whoever is still at work holds a lock on his file.
-fn sweep(root: &Folder) -> Result<(), Trouble> {
+/// Removes what killed programs left. To be called under the lock; whoever is still at work on a blob holds a lock on its
+/// file.
+fn sweep(shared: &Shared) -> Result<(), Trouble> {
+    let root = &shared.root;
+    root.remove(NEW_INDEX)?;
     for name in root.names()? {
         let Some(what) = name.strip_prefix(HIDDEN_PREFIX).and_then(|rest| rest.strip_suffix(HIDDEN_SUFFIX)) else {
             continue;
         };
-        let Some((file, _)) = root.file(&name)? else { continue };
+        let Some((file, size)) = root.file(&name)? else { continue };
         if file.try_lock().is_err() {
             continue;
         }
-        // A name of its own is that of a second writer; what has the digest's alone can be continued.
+        // Only what is named by its digest alone can be continued; a second writer's name has more to it.
+        let digest = what.replacen('-', ":", 1).parse::<Digest>().ok();
         let age = file.metadata().and_then(|data| data.modified()).ok();
         let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok()).unwrap_or_default();
-        if what.contains('.') || age > KEEP_PARTIAL {
+        let of_use = match digest {
+            Some(digest) => size >= WORTH_KEEPING && age < KEEP_PARTIAL && shared.blob_file(&digest)?.is_none(),
+            None => false,
+        };
+        if !of_use {
             root.remove(&name)?;
         }
     }

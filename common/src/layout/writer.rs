@@ -13,7 +13,7 @@ use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest, Hasher};
 
 /// What is smaller is sooner read again than continued, in bytes.
-const WORTH_KEEPING: u64 = 1 << 20;
+pub(super) const WORTH_KEEPING: u64 = 1 << 20;
 
 /// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large part is kept hidden, to be
 /// continued by the next one who writes the same.
@@ -148,7 +148,7 @@ impl Part {
                 }
             }
         }
-        // Somebody else is writing the same: beside him, so that nobody waits for one who is slow.
+        // Somebody else is writing the same: beside that one, so that nobody waits for one that is slow.
         loop {
             let name = format!("{base}.{:016x}{HIDDEN_SUFFIX}", rand::random::<u64>());
             let file = shared.root.new_file(&name)?;

@@ -127,18 +127,25 @@ async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
 #[tokio::test]
 async fn what_killed_writers_left_goes_unless_it_can_be_continued() {
     let (dir, layout) = layout().await;
-    let write = |name: &str| std::fs::write(dir.path().join(name), [0; 9]).unwrap();
+    let write = |name: &str, size: usize| std::fs::write(dir.path().join(name), vec![0; size]).unwrap();
     let hex = Digest::sha256(b"x").hex().to_owned();
     let (own, beside) = (format!(".imgsync-sha256-{hex}.partial"), format!(".imgsync-sha256-{hex}.0123.partial"));
-    write(&own);
-    write(&beside);
-    write(".imgsync-index.json");
-    write(".somebody-elses");
+    let small = format!(".imgsync-sha256-{}.partial", Digest::sha256(b"y").hex());
+    let needless = format!(".imgsync-sha256-{}.partial", Digest::sha256(b"z").hex());
+    layout.blob_write(&blob(b"z"), pieces(b"z")).await.unwrap();
+    write(&own, 2 << 20);
+    write(&beside, 2 << 20);
+    write(&small, 9);
+    write(&needless, 2 << 20);
+    write(".imgsync-index.json", 9);
+    write(".somebody-elses", 9);
     let writer = layout.blob_start(&blob(&large())).await.unwrap().unwrap();
-    let again = Layout::open_or_create(dir.path()).await.unwrap();
-    put(&again, None, "1", b"one").await;
+    Layout::open_or_create(dir.path()).await.unwrap();
     let there = |name: &str| dir.path().join(name).exists();
-    assert!(there(&own) && !there(&beside) && there(".somebody-elses") && !there(".imgsync-index.json"));
+    assert!(there(&own) && there(".somebody-elses"));
+    for gone in [&*beside, &small, &needless, ".imgsync-index.json"] {
+        assert!(!there(gone), "{gone}");
+    }
 
     let old = SystemTime::now() - Duration::from_secs(25 * 3600);
     std::fs::File::open(dir.path().join(&own)).unwrap().set_modified(old).unwrap();
@@ -199,5 +206,61 @@ async fn no_tag_is_lost_when_many_write_at_once() {
             assert_eq!(found.unwrap().digest, *manifest(&[format!("{task}").as_bytes()]).digest());
         }
     }
+    assert_eq!(hidden(dir.path()), 0);
+}
+
+const TOLD_WHERE: &str = "IMGSYNC_TEST_LAYOUT";
+
+/// What the processes of the next test run: twenty tags, each of a large blob that is continued where it was left.
+#[tokio::test]
+#[ignore = "run by the next test"]
+async fn a_process_that_writes() {
+    let Ok(dir) = std::env::var(TOLD_WHERE) else { return };
+    let layout = Layout::open_or_create(dir).await.unwrap();
+    for at in 0..20u8 {
+        let content = vec![at; 2 << 20];
+        if let Some(mut writer) = layout.blob_start(&blob(&content)).await.unwrap() {
+            let from = usize::try_from(writer.offset()).unwrap();
+            for piece in content[from..].chunks(100_000) {
+                writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
+            }
+            writer.commit().await.unwrap();
+        }
+        layout.blob_write(&blob(b"{}"), pieces(b"{}")).await.unwrap();
+        let repository = layout.repository(name("gcr.io/a"));
+        repository.manifest_put(&tag(&at.to_string()), &manifest(&[&content])).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it() {
+    let dir = TempDir::new().unwrap();
+    let start = || {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "layout::tests::writers::a_process_that_writes"]);
+        command.env(TOLD_WHERE, dir.path()).stdout(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    for round in 0..8u64 {
+        let mut pair = [start(), start()];
+        tokio::time::sleep(Duration::from_millis(20 + round * 17)).await;
+        for process in &mut pair {
+            let _ = process.kill();
+            process.wait().unwrap();
+        }
+        // The first may have been killed before it made anything.
+        let Ok(layout) = Layout::open(dir.path()).await else { continue };
+        for entry in layout.entries().await.unwrap() {
+            let image = layout.repository(entry.repository).manifest_get(&ManifestRef::Tag(entry.tag.unwrap())).await;
+            for blob in image.unwrap().blobs() {
+                assert!(blob.digest.verifies(&read(&layout, blob, 0).await.unwrap()));
+            }
+        }
+    }
+    for mut process in [start(), start()] {
+        assert!(process.wait().unwrap().success());
+    }
+    let layout = Layout::open_or_create(dir.path()).await.unwrap();
+    assert_eq!(layout.entries().await.unwrap().len(), 20);
     assert_eq!(hidden(dir.path()), 0);
 }
