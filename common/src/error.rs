@@ -193,6 +193,11 @@ impl Error {
         self.0.attempts
     }
 
+    /// What happened, without what was tried.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     /// What to do now.
     pub fn advice(&self) -> Option<&str> {
         self.0.hint.as_deref()

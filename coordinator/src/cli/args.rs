@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use imgsync_common::image::{Platform, Reference};
+use imgsync_common::image::Platform;
+use imgsync_worker::copy::Location;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -44,12 +45,12 @@ pub(crate) enum Command {
 /// Credentials come from the configuration, else from where docker and podman keep them (`docker login`).
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
-    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…
-    #[arg(value_name = "SOURCE")]
-    pub(crate) source: Reference,
+    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
+    #[arg(value_name = "SOURCE", value_parser = location)]
+    pub(crate) source: Location,
     /// Where to copy it; without a tag it keeps the source's [default: docker.io/<user>/<source's name with _ for />]
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: Option<Reference>,
+    #[arg(value_name = "TARGET", value_parser = location)]
+    pub(crate) target: Option<Location>,
     /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
@@ -94,6 +95,11 @@ pub(crate) struct Patience {
     /// Give up on an answer or a stream in which no byte has come or gone for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) stall_timeout: Duration,
+}
+
+/// A reference to an image in a registry or in a layout.
+fn location(text: &str) -> Result<Location, String> {
+    text.parse::<Location>().map_err(|error| error.detail().to_owned())
 }
 
 /// A span of time as people write it: `90s`, `1h30m`, `7d`.

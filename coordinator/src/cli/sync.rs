@@ -11,7 +11,7 @@ use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
 use imgsync_common::retry::{Policy, seconds};
 use imgsync_common::secret::Secret;
-use imgsync_worker::copy::{Copier, Done, Job, Limits, Moved, Outcome, Survey};
+use imgsync_worker::copy::{Copier, Done, Job, Limits, Location, Moved, Open, Outcome, Survey};
 use serde::Serialize;
 
 use super::args::{Global, SyncArgs};
@@ -24,8 +24,8 @@ use super::signals;
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Output<'a> {
-    source: &'a Reference,
-    target: Option<&'a Reference>,
+    source: &'a Location,
+    target: Option<&'a Location>,
     #[serde(flatten)]
     result: Outcomes<'a>,
 }
@@ -92,7 +92,7 @@ pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> E
     }
 }
 
-async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &mut Option<Reference>) -> Result<()> {
+async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &mut Option<Location>) -> Result<()> {
     let mut client = settings.client()?;
     let password = password(args)?;
     client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
@@ -112,14 +112,14 @@ async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &m
     };
     let copier = Copier::new(Client::new(client, Environment::from_process()), limits);
     let job =
-        Job { source: args.source.clone(), target: target.clone(), platform: args.platform.clone(), force: args.force };
+        Job { platform: args.platform.clone(), force: args.force, ..Job::new(args.source.clone(), target.clone()) };
     if args.dry_run {
         let survey = copier.survey(&job, &context).await?;
         tell_survey(args, &target, &survey, printer);
         return Ok(());
     }
     let copied = tokio::select! {
-        copied = copier.copy(&job, &context) => copied,
+        copied = copier.copy(&job, &Open, &context) => copied,
         () = progress.keep_going() => unreachable!("it goes on until dropped"),
         () = too_long_after(&context) => Err(Error::cancelled(format!("copying {} to {target}", args.source))),
     };
@@ -136,9 +136,10 @@ async fn too_long_after(context: &Context) {
 
 /// Where to copy it: what was typed, or the source's flat name below the user at Docker Hub. The user and password that
 /// were typed are for that registry.
-async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<Secret>) -> Result<Reference> {
+async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<Secret>) -> Result<Location> {
     let registry = match &args.target {
-        Some(target) => target.registry.clone(),
+        Some(Location::Registry(target)) => target.registry.clone(),
+        Some(layout @ Location::Layout(_)) => return Ok(layout.clone()),
         None => hub(),
     };
     if let (Some(user), Some(password)) = (&args.user, password) {
@@ -157,11 +158,14 @@ async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<S
         invalid("no TARGET was given, and no user at Docker Hub to make one for".to_owned())
             .hint("name a target, or give --user, or run `docker login`")
     })?;
-    let flat = imgsync_common::naming::flat(&args.source.name());
+    let Location::Registry(source) = &args.source else {
+        return Err(invalid("no TARGET was given, and an image of a layout has no name to make one from".to_owned()));
+    };
+    let flat = imgsync_common::naming::flat(&source.name());
     let repository = format!("{}/{flat}", user.to_ascii_lowercase())
         .parse()
         .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string()))?;
-    Ok(Reference { registry, repository, tag: args.source.tag_or_latest(), digest: None })
+    Ok(Location::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
 }
 
 fn hub() -> imgsync_common::image::RegistryName {
@@ -183,7 +187,7 @@ fn password(args: &SyncArgs) -> Result<Option<Secret>> {
     Ok(Some(Secret::new(text)))
 }
 
-fn tell(args: &SyncArgs, target: &Reference, done: &Done, printer: &Printer) {
+fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
     tracing::info!(
         source = %args.source, %target, outcome = ?done.outcome, digest = %done.digest,
         source_traffic = ?done.source, target_traffic = ?done.target, "done"
@@ -228,7 +232,7 @@ fn tell(args: &SyncArgs, target: &Reference, done: &Done, printer: &Printer) {
     });
 }
 
-fn tell_survey(args: &SyncArgs, target: &Reference, survey: &Survey, printer: &Printer) {
+fn tell_survey(args: &SyncArgs, target: &Location, survey: &Survey, printer: &Printer) {
     if args.json {
         let result = match survey.outcome {
             Outcome::Unchanged => Outcomes::WouldNotChange { digest: &survey.digest },
@@ -257,8 +261,11 @@ fn tell_survey(args: &SyncArgs, target: &Reference, survey: &Survey, printer: &P
 }
 
 /// A reference that cannot change its meaning.
-fn pinned(target: &Reference, digest: &Digest) -> String {
-    Reference { digest: Some(digest.clone()), ..target.clone() }.to_string()
+fn pinned(target: &Location, digest: &Digest) -> String {
+    match target {
+        Location::Registry(target) => Reference { digest: Some(digest.clone()), ..target.clone() }.to_string(),
+        Location::Layout(target) => format!("oci:{}@{digest}", target.dir.display()),
+    }
 }
 
 fn print(printer: &Printer, output: &Output<'_>) {

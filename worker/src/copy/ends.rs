@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imgsync_common::error::{Error, Result};
-use imgsync_common::image::{Descriptor, Digest, Manifest, Reference, RegistryName, Tag};
+use imgsync_common::image::{Descriptor, Digest, Manifest, Reference, Tag};
 use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
 use imgsync_common::registry::{self, Access, Client, Context, Head, ManifestPut, ManifestRef, Repository, Tally};
 use imgsync_common::retry::{Budget, Policy, Retry};
@@ -105,7 +105,7 @@ pub(crate) enum Target {
 
 /// A blob's bytes from either kind of source.
 pub(crate) enum BlobStream {
-    Registry(registry::BlobStream),
+    Registry(Box<registry::BlobStream>),
     Layout(layout::BlobStream, Arc<Tally>),
 }
 
@@ -131,7 +131,6 @@ pub(crate) struct Ends {
     pub(crate) target_ref: Option<ManifestRef>,
     pub(crate) source_tally: Arc<Tally>,
     pub(crate) target_tally: Arc<Tally>,
-    pub(crate) context: Context,
 }
 
 impl Ends {
@@ -172,7 +171,6 @@ impl Ends {
             target_ref: tag.map(ManifestRef::Tag),
             source_tally,
             target_tally,
-            context: context.clone(),
         })
     }
 }
@@ -227,7 +225,7 @@ impl Source {
         match self {
             Source::Registry(repository) => {
                 let opened = repository.blob_open(blob, offset).await?;
-                Ok((BlobStream::Registry(opened.stream), opened.offset))
+                Ok((BlobStream::Registry(Box::new(opened.stream)), opened.offset))
             }
             Source::Layout(repository) => {
                 let opened = repository.layout().blob_open(blob, offset).await?;
@@ -266,10 +264,6 @@ impl Target {
             Target::Registry(repository) => Some(repository),
             Target::Layout(_) => None,
         }
-    }
-
-    pub(crate) fn registry(&self) -> Option<&RegistryName> {
-        self.repository().map(Repository::registry)
     }
 
     pub(crate) fn within(&self, context: &Context) -> Target {
