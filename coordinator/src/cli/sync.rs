@@ -11,7 +11,7 @@ use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
 use imgsync_common::retry::{Policy, seconds};
 use imgsync_common::secret::Secret;
-use imgsync_worker::copy::{Copier, Done, Job, Limits, Location, Moved, Open, Outcome, Survey};
+use imgsync_worker::copy::{Copier, Done, Job, Limits, Location, Moved, Open, Outcome, Platforms, Survey};
 use serde::Serialize;
 
 use super::args::{Global, SyncArgs};
@@ -111,8 +111,11 @@ async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &m
         time_is_exact: args.timeout.is_some(),
     };
     let copier = Copier::new(Client::new(client, Environment::from_process()), limits);
-    let job =
-        Job { platform: args.platform.clone(), force: args.force, ..Job::new(args.source.clone(), target.clone()) };
+    let job = Job {
+        platforms: args.platform.clone().map_or(Platforms::All, Platforms::One),
+        force: args.force,
+        ..Job::new(args.source.clone(), target.clone())
+    };
     if args.dry_run {
         let survey = copier.survey(&job, &context).await?;
         tell_survey(args, &target, &survey, printer);

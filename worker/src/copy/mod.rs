@@ -1,6 +1,7 @@
 //! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
 
 mod blob;
+mod choose;
 mod ends;
 mod feed;
 mod known;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
-use imgsync_common::image::{Digest, Kind, Manifest, Platform};
+use imgsync_common::image::{Digest, Manifest, Platform};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry;
 
@@ -53,28 +54,59 @@ pub struct Job {
     pub source: Location,
     /// To where; without a tag it is pushed under the source's tag, or by digest where that has none.
     pub target: Location,
-    /// Of an index, this child alone.
-    pub platform: Option<Platform>,
+    /// Of an index, less than all of it.
+    pub platforms: Platforms,
     /// Push even what is there already.
     pub force: bool,
     /// What the source's tag pointed at when it was listed, shortly ago.
     pub listed: Option<Digest>,
-    /// Whether the target's listing was seen not to have the tag.
-    pub absent: bool,
+    /// What is known of the target's tag.
+    pub target_tag: TargetTag,
+}
+
+/// Which platforms of an index are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Platforms {
+    /// All: the index as it is.
+    #[default]
+    All,
+    /// One child in place of the index.
+    One(Platform),
+    /// An index of these alone, which has a digest of its own.
+    Some(Vec<Platform>),
+}
+
+/// What is known of a target's tag before it is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TargetTag {
+    /// Nothing: ask.
+    #[default]
+    Unknown,
+    /// It is not there.
+    Absent,
+    /// It is there and is not what the source has now.
+    Outdated,
 }
 
 impl Job {
     /// A job of which nothing is known yet.
     pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
-        Job { source: source.into(), target: target.into(), platform: None, force: false, listed: None, absent: false }
+        Job {
+            source: source.into(),
+            target: target.into(),
+            platforms: Platforms::All,
+            force: false,
+            listed: None,
+            target_tag: TargetTag::Unknown,
+        }
     }
 }
 
 /// Asked once, when all that the tag will need is at the target and before the tag is put: an error leaves the tag as it
 /// was.
 pub trait Gate: Send + Sync {
-    /// Whether the tag may be put. `digest` is what it will point at.
-    fn before_tag<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<()>>;
+    /// Whether the tag may be put. `source` is what the source's tag was found to be.
+    fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>>;
 }
 
 /// Lets every tag pass.
@@ -82,7 +114,7 @@ pub trait Gate: Send + Sync {
 pub struct Open;
 
 impl Gate for Open {
-    fn before_tag<'a>(&'a self, _digest: &'a Digest) -> BoxFuture<'a, Result<()>> {
+    fn before_tag<'a>(&'a self, _source: &'a Digest) -> BoxFuture<'a, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
 }
@@ -115,6 +147,8 @@ pub struct Done {
     pub outcome: Outcome,
     /// The digest that the target now has.
     pub digest: Digest,
+    /// The digest that the source has; another where platforms were chosen.
+    pub source_digest: Digest,
     /// Bytes of blobs.
     pub bytes: Moved,
     /// Numbers of blobs.
@@ -185,7 +219,7 @@ impl Copier {
             },
             watch
         );
-        let (outcome, digest) = match result {
+        let End { outcome, digest, source_digest } = match result {
             Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
                 let tried = format!("copying {} to {}", job.source, job.target);
                 let detail = format!("not done within {}", retry::seconds(started.elapsed()));
@@ -196,6 +230,7 @@ impl Copier {
         Ok(Done {
             outcome,
             digest,
+            source_digest,
             bytes: Sums::read(&sums.bytes),
             blobs: Sums::read(&sums.blobs),
             manifests: sums.manifests.load(Ordering::Relaxed),
@@ -211,17 +246,13 @@ impl Copier {
         survey::survey(job, &ends).await
     }
 
-    async fn run(
-        &self,
-        job: &Job,
-        ends: &Ends,
-        sums: &Arc<Sums>,
-        gate: &dyn Gate,
-        context: &Context,
-    ) -> Result<(Outcome, Digest)> {
+    async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
         let found = find(job, ends).await?;
         let root = match found.root {
-            Root::Unchanged(digest) => return Ok((Outcome::Unchanged, digest)),
+            Root::Unchanged(digest) => {
+                let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
+                return Ok(End { outcome: Outcome::Unchanged, digest, source_digest });
+            }
             Root::Changed(root) => root,
         };
         if let Some(wanted) = job.target.digest()
@@ -233,9 +264,10 @@ impl Copier {
         }
         let place = ends.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));
         let digest = root.digest().clone();
+        let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
-        walk.push(root, place, gate).await?;
-        Ok((Outcome::Copied, digest))
+        walk.push(root, place, gate, &source_digest).await?;
+        Ok(End { outcome: Outcome::Copied, digest, source_digest })
     }
 
     /// Cancels the copy when its time is over. The time grows with what the image is found to hold.
@@ -259,9 +291,18 @@ impl Copier {
     }
 }
 
+/// How a copy ended.
+struct End {
+    outcome: Outcome,
+    digest: Digest,
+    source_digest: Digest,
+}
+
 /// What the two ends have.
 struct Found {
     root: Root,
+    /// What the source's tag is, where that is not the root: where platforms were chosen.
+    source_digest: Option<Digest>,
     /// Whether the target tag exists, so that part of the image may be there.
     target_has_tag: bool,
 }
@@ -275,18 +316,18 @@ enum Root {
 /// there yet costs the source no HEAD.
 async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let there = match &ends.target_ref {
-        Some(reference) if !job.absent => ends.target.manifest_head(reference).await?,
+        Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
         _ => None,
     };
-    let target_has_tag = there.is_some();
+    let target_has_tag = there.is_some() || job.target_tag == TargetTag::Outdated;
     let there = there.filter(|_| !job.force).map(|head| head.digest);
-    let unchanged = |digest| Ok(Found { root: Root::Unchanged(digest), target_has_tag });
+    let unchanged = |digest, source_digest| Ok(Found { root: Root::Unchanged(digest), source_digest, target_has_tag });
     let known = job.listed.clone().or_else(|| match &ends.source_ref {
         Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
         _ => None,
     });
     let reference = match (&there, known) {
-        (Some(there), Some(known)) if *there == known => return unchanged(known),
+        (Some(there), Some(known)) if *there == known => return unchanged(known, None),
         (_, Some(known)) => Some(ManifestRef::Digest(known)),
         (None, None) => ends.source_ref.clone(),
         (Some(there), None) => match &ends.source_ref {
@@ -294,46 +335,28 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
             Some(reference) => {
                 let Some(head) = ends.source.manifest_head(reference).await? else { return Err(missing(job)) };
                 if head.digest == *there {
-                    return unchanged(head.digest);
+                    return unchanged(head.digest, None);
                 }
                 Some(ManifestRef::Digest(head.digest))
             }
         },
     };
-    let mut root = match ends.source.manifest_get(reference.as_ref()).await {
+    let root = match ends.source.manifest_get(reference.as_ref()).await {
         // What was listed is gone already: the tag has moved on.
         Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
             ends.source.manifest_get(ends.source_ref.as_ref()).await?
         }
         root => root?,
     };
+    let source_digest = root.digest().clone();
+    let root = choose::choose(root, job, ends).await?;
     if there.as_ref() == Some(root.digest()) {
-        return unchanged(root.digest().clone());
+        return unchanged(root.digest().clone(), Some(source_digest));
     }
-    if let Some(wanted) = &job.platform {
-        root = choose(root, wanted, job, ends).await?;
-        if there.as_ref() == Some(root.digest()) {
-            return unchanged(root.digest().clone());
-        }
-    }
-    Ok(Found { root: Root::Changed(root), target_has_tag })
+    Ok(Found { root: Root::Changed(root), source_digest: Some(source_digest), target_has_tag })
 }
 
 fn missing(job: &Job) -> Error {
     Error::new(Class::NotFound, format!("reading {}", job.source), "the registry does not have it")
         .hint("check the repository's name and the tag; `imgsync tags` lists them")
-}
-
-/// The child of an index that is for the platform that was asked for.
-async fn choose(root: Manifest, wanted: &Platform, job: &Job, ends: &Ends) -> Result<Manifest> {
-    let Kind::Index { manifests } = root.kind() else { return Ok(root) };
-    let platforms = || manifests.iter().filter_map(|child| Some((child, child.platform.as_ref()?)));
-    if let Some((child, _)) = platforms().find(|(_, platform)| platform.serves(wanted)) {
-        return ends.source.child(&child.digest).await;
-    }
-    let has: Vec<String> =
-        platforms().map(|(_, platform)| platform.to_string()).filter(|name| name != "unknown/unknown").collect();
-    let tried = format!("choosing {wanted} of {}", job.source);
-    Err(Error::new(Class::NotFound, tried, "the image is not made for that platform")
-        .hint(format!("it has: {}", has.join(", "))))
 }

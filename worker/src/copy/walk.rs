@@ -90,12 +90,18 @@ impl Walk {
     }
 
     /// Brings the whole image to the target, its root last.
-    pub(super) async fn push(&self, root: Manifest, place: ManifestRef, gate: &dyn Gate) -> Result<()> {
+    pub(super) async fn push(
+        &self,
+        root: Manifest,
+        place: ManifestRef,
+        gate: &dyn Gate,
+        source_digest: &Digest,
+    ) -> Result<()> {
         self.note(&root);
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
-        gate.before_tag(root.digest()).await?;
+        gate.before_tag(source_digest).await?;
         self.put(&root, &place, true).await
     }
 
