@@ -1,6 +1,7 @@
 //! What the programs of imgsync share: the nouns of the OCI specifications, the registry client, and the words for what
 //! goes wrong and what is going on.
 
+pub mod batch;
 pub mod config;
 pub mod error;
 pub mod event;
