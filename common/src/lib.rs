@@ -8,6 +8,7 @@ pub mod event;
 pub mod image;
 pub mod naming;
 pub mod printable;
+pub mod queue;
 pub mod registry;
 pub mod retry;
 pub mod secret;
