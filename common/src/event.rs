@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::batch::Ticket;
 use crate::error::Class;
 use crate::image::Digest;
 
@@ -71,11 +72,57 @@ pub enum Event {
         /// How long until the next.
         wait: Duration,
     },
+    /// A worker has begun a task.
+    TaskStarted {
+        /// Which.
+        ticket: Ticket,
+        /// The source tag.
+        source: String,
+        /// The target tag.
+        target: String,
+    },
+    /// A worker has let go of a task.
+    TaskEnded {
+        /// Which.
+        ticket: Ticket,
+        /// How.
+        end: TaskEnd,
+    },
     /// Something that people should know and that does not end the work.
     Warning {
         /// In words, safe to print.
         message: String,
     },
+}
+
+/// How a worker let go of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskEnd {
+    /// The target has it now.
+    Copied {
+        /// Bytes of blobs that were moved.
+        bytes: u64,
+    },
+    /// The target had it.
+    Unchanged,
+    /// It failed for good.
+    Failed {
+        /// How.
+        class: Class,
+        /// In words, safe to print.
+        error: String,
+    },
+    /// It was stopped with its batch.
+    Cancelled,
+    /// It failed in passing, and comes back.
+    Later {
+        /// In words, safe to print.
+        error: String,
+        /// After how long.
+        wait: Duration,
+    },
+    /// Another has it, or may have it.
+    GivenBack,
 }
 
 /// Who is told. Called from many tasks at once: it must be quick and never block.

@@ -1,6 +1,7 @@
 //! What the programs of imgsync share: the nouns of the OCI specifications, the registry client, and the words for what
 //! goes wrong and what is going on.
 
+pub mod batch;
 pub mod config;
 pub mod error;
 pub mod event;
@@ -8,6 +9,7 @@ pub mod image;
 pub mod layout;
 pub mod naming;
 pub mod printable;
+pub mod queue;
 pub mod registry;
 pub mod retry;
 pub mod secret;

@@ -85,9 +85,9 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
     assert_eq!(puts.len(), 2, "{}", target.describe_requests());
     let received: u64 = puts.iter().map(|put| put.received).sum();
     assert_eq!(received, size, "every byte was taken once");
-    // The source pays for what was on the way, and no more.
+    // The source pays for what was on the way, and no more: what two connections hold on loopback, some MiB each.
     let read: u64 = source.requests_of(Kind::BlobGet).iter().map(|request| request.sent).sum();
-    assert!(read <= size * 105 / 100, "{read}");
+    assert!(read <= size + 40 * MIB, "{read}");
     assert_eq!(target.open_uploads(), 0);
 }
 

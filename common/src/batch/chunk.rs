@@ -1,0 +1,267 @@
+//! How stores keep the plan: chunks of tasks, packed.
+//!
+//! Tasks of a repository differ in their tags and digests only. A chunk is: a version byte; the length of the packed part
+//! as a varint; the packed part, deflated (RFC 1951); the digests' own bytes, which do not pack. The packed part is:
+//! when it was listed, the repositories, then for each task rule, source, target and kind of digest, then the tags.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use flate2::Compression;
+use flate2::read::DeflateDecoder;
+use flate2::write::DeflateEncoder;
+use jiff::Timestamp;
+
+use super::{Home, Place, Planned};
+use crate::image::{Algorithm, Digest, Tag};
+
+/// The most tasks in a chunk.
+pub const MAX_TASKS: usize = 500;
+
+const VERSION: u8 = 1;
+/// More than any chunk unpacks to.
+const MAX_UNPACKED: u64 = 8 << 20;
+
+/// Some tasks of one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// When they were listed, to the second.
+    pub listed_at: Timestamp,
+    /// The tasks, in the order of their indexes.
+    pub tasks: Vec<Planned>,
+}
+
+/// A chunk's bytes cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a part of the plan cannot be read: {0}")]
+pub struct ChunkError(&'static str);
+
+/// Packs tasks that were listed at one time. Digests are kept where `keeps_digest` says so for a position; those of
+/// settled tasks stand in the digest cache.
+pub fn encode_chunk(listed_at: Timestamp, tasks: &[Planned], keeps_digest: impl Fn(usize) -> bool) -> Vec<u8> {
+    let mut homes: Vec<&Home> = Vec::new();
+    let mut number_of = |home| {
+        // Few, and the last ones are the likeliest.
+        let found = homes.iter().rposition(|known| *known == home);
+        found.unwrap_or_else(|| {
+            homes.push(home);
+            homes.len() - 1
+        })
+    };
+    let (mut rows, mut tags, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+    for (position, task) in tasks.iter().enumerate() {
+        let digest = task.digest.as_ref().filter(|_| keeps_digest(position));
+        put_number(&mut rows, task.rule.into());
+        put_number(&mut rows, number_of(&task.source.home) as u64);
+        put_number(&mut rows, number_of(&task.target.home) as u64);
+        rows.push(match digest.map(Digest::algorithm) {
+            None => 0,
+            Some(Algorithm::Sha256) => 1,
+            Some(Algorithm::Sha512) => 2,
+        });
+        if let Some(digest) = digest {
+            // A digest's digits are hexadecimal: it was checked when it was made.
+            digests.extend(hex::decode(digest.hex()).unwrap_or_default());
+        }
+        put_text(&mut tags, task.source.tag.as_str());
+        // No tag is empty: an empty one says that it is the same.
+        put_text(&mut tags, if task.target.tag == task.source.tag { "" } else { task.target.tag.as_str() });
+    }
+
+    let mut packed = Vec::new();
+    put_number(&mut packed, listed_at.as_second().max(0).unsigned_abs());
+    put_number(&mut packed, homes.len() as u64);
+    for home in homes {
+        put_text(&mut packed, &home.end().to_string());
+        put_text(&mut packed, home.path());
+    }
+    put_number(&mut packed, tasks.len() as u64);
+    packed.extend(rows);
+    packed.extend(tags);
+    let packed = deflate(&packed);
+
+    let mut bytes = vec![VERSION];
+    put_number(&mut bytes, packed.len() as u64);
+    bytes.extend(packed);
+    bytes.extend(digests);
+    bytes
+}
+
+/// Reads what [`encode_chunk`] wrote.
+pub fn decode_chunk(bytes: &[u8]) -> Result<Chunk, ChunkError> {
+    let mut bytes = Bytes(bytes);
+    if bytes.take(1)? != [VERSION] {
+        return Err(ChunkError("it is of another version"));
+    }
+    let length = bytes.number()?;
+    let packed = inflate(bytes.take(length)?)?;
+    let mut digests = bytes;
+    let mut packed = Bytes(&packed);
+
+    let listed_at = i64::try_from(packed.number()?).ok().and_then(|second| Timestamp::from_second(second).ok());
+    let listed_at = listed_at.ok_or(ChunkError("no such time"))?;
+    let mut homes = Vec::new();
+    for _ in 0..packed.number()? {
+        let end = packed.text()?.parse().map_err(|_| ChunkError("no such registry"))?;
+        homes.push(Arc::new(Home::new(end, packed.text()?).map_err(|_| ChunkError("no such repository"))?));
+    }
+    let number = packed.number()?;
+    if number > MAX_TASKS {
+        return Err(ChunkError("it has too many tasks"));
+    }
+    let mut rows = Vec::with_capacity(number);
+    for _ in 0..number {
+        let rule = u32::try_from(packed.number()?).map_err(|_| ChunkError("no such rule"))?;
+        let mut home = || homes.get(packed.number()?).cloned().ok_or(ChunkError("it names no repository"));
+        let (source, target) = (home()?, home()?);
+        let digest = match packed.take(1)? {
+            [0] => None,
+            [1] => Some(digests.digest(Algorithm::Sha256)?),
+            [2] => Some(digests.digest(Algorithm::Sha512)?),
+            _ => return Err(ChunkError("no such digest")),
+        };
+        rows.push((rule, source, target, digest));
+    }
+    let mut tasks = Vec::with_capacity(number);
+    for (rule, source, target, digest) in rows {
+        let tag: Tag = packed.text()?.parse().map_err(|_| ChunkError("no such tag"))?;
+        let target_tag = match packed.text()? {
+            "" => tag.clone(),
+            other => other.parse().map_err(|_| ChunkError("no such tag"))?,
+        };
+        let (source, target) = (Place { home: source, tag }, Place { home: target, tag: target_tag });
+        tasks.push(Planned { rule, source, digest, target });
+    }
+    Ok(Chunk { listed_at, tasks })
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+    // Writing to memory does not fail.
+    _ = encoder.write_all(bytes);
+    encoder.finish().unwrap_or_default()
+}
+
+fn inflate(bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
+    let mut unpacked = Vec::new();
+    DeflateDecoder::new(bytes)
+        .take(MAX_UNPACKED)
+        .read_to_end(&mut unpacked)
+        .map_err(|_| ChunkError("it does not unpack"))?;
+    Ok(unpacked)
+}
+
+/// LEB128.
+fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push((number as u8) | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    put_number(bytes, text.len() as u64);
+    bytes.extend(text.as_bytes());
+}
+
+/// What is left to be read.
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ChunkError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(ChunkError("it ends too early"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self) -> Result<usize, ChunkError> {
+        let mut number = 0u64;
+        for shift in (0..63).step_by(7) {
+            let byte = self.take(1)?[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return usize::try_from(number).map_err(|_| ChunkError("a number is too large"));
+            }
+        }
+        Err(ChunkError("a number is too large"))
+    }
+
+    fn text(&mut self) -> Result<&'a str, ChunkError> {
+        let length = self.number()?;
+        std::str::from_utf8(self.take(length)?).map_err(|_| ChunkError("a text is not UTF-8"))
+    }
+
+    fn digest(&mut self, algorithm: Algorithm) -> Result<Digest, ChunkError> {
+        let hex = hex::encode(self.take(algorithm.hex_len() / 2)?);
+        format!("{}:{hex}", algorithm.as_str()).parse().map_err(|_| ChunkError("no such digest"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(home: &Arc<Home>, tag: &str) -> Place {
+        Place { home: home.clone(), tag: tag.parse().unwrap() }
+    }
+
+    fn repository(tags: usize) -> Vec<Planned> {
+        let source = Arc::new(Home::new("gcr.io".parse().unwrap(), "istio-release/pilot").unwrap());
+        let target = Arc::new(Home::new("docker.io".parse().unwrap(), "x/gcr.io_istio-release_pilot").unwrap());
+        let task = |n: usize| {
+            let tag = format!("1.{}.{}-distroless", n / 20, n % 20);
+            let digest = Some(Digest::of([Algorithm::Sha256, Algorithm::Sha512][usize::from(n == 3)], tag.as_bytes()));
+            let target_tag = if n == 5 { "other" } else { &tag };
+            Planned { rule: 300, source: place(&source, &tag), digest, target: place(&target, target_tag) }
+        };
+        (0..tags).map(task).collect()
+    }
+
+    #[test]
+    fn a_chunk_reads_back_as_it_was() {
+        let listed_at = Timestamp::from_second(1_767_225_600).unwrap();
+        for tags in [0, 1, 7, MAX_TASKS] {
+            let tasks = repository(tags);
+            let chunk = decode_chunk(&encode_chunk(listed_at, &tasks, |_| true)).unwrap();
+            assert_eq!(chunk, Chunk { listed_at, tasks });
+        }
+        let mut tasks = repository(4);
+        let chunk = decode_chunk(&encode_chunk(listed_at, &tasks, |position| position == 1)).unwrap();
+        for position in [0, 2, 3] {
+            tasks[position].digest = None;
+        }
+        assert_eq!(chunk.tasks, tasks);
+    }
+
+    #[test]
+    fn a_task_takes_few_bytes() {
+        let tasks = repository(MAX_TASKS);
+        let bare = encode_chunk(Timestamp::UNIX_EPOCH, &tasks, |_| false).len();
+        let whole = encode_chunk(Timestamp::UNIX_EPOCH, &tasks, |_| true).len();
+        println!("bytes a task: {:.1} settled, {:.1} to do", bare as f64 / 500.0, whole as f64 / 500.0);
+        assert!(bare < MAX_TASKS * 8, "{bare}");
+        assert!(whole < MAX_TASKS * 42, "{whole}");
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let bytes = encode_chunk(Timestamp::UNIX_EPOCH, &repository(9), |_| true);
+        for end in 0..bytes.len() {
+            assert!(decode_chunk(&bytes[..end]).is_err(), "{end}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>, at in 0usize..200, with: u8) {
+            let _ = decode_chunk(&bytes);
+            let mut near = encode_chunk(Timestamp::UNIX_EPOCH, &repository(9), |_| true);
+            let at = at.min(near.len() - 1);
+            near[at] = with;
+            let _ = decode_chunk(&near);
+        }
+    }
+}

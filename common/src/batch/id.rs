@@ -1,0 +1,105 @@
+//! The name of a batch. See [`BatchId`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::printable::printable;
+
+/// Names a batch: a UUIDv7 (RFC 9562, section 5.7), so that ids sort by when batches were made.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(Uuid);
+
+/// Why a text is not a [`BatchId`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not the id of a batch: those look like 01890a5d-ac96-774b-bcce-b302099a8057")]
+pub struct ParseBatchIdError {
+    text: String,
+}
+
+impl BatchId {
+    /// A new one, later than all that this process made before.
+    pub fn generate() -> BatchId {
+        BatchId(Uuid::now_v7())
+    }
+
+    /// From its 16 bytes, as stores keep it.
+    pub fn from_bytes(bytes: [u8; 16]) -> BatchId {
+        BatchId(Uuid::from_bytes(bytes))
+    }
+
+    /// Its 16 bytes; they sort as the ids do.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// When it was made, to the millisecond.
+    pub fn made_at(&self) -> Timestamp {
+        let millis = self.0.as_u128() >> 80;
+        i64::try_from(millis).ok().and_then(|millis| Timestamp::from_millisecond(millis).ok()).unwrap_or_default()
+    }
+}
+
+impl FromStr for BatchId {
+    type Err = ParseBatchIdError;
+
+    fn from_str(text: &str) -> Result<BatchId, ParseBatchIdError> {
+        let refuse = || ParseBatchIdError { text: printable(text).into_owned() };
+        // Only the one form that is printed: an id is compared as text in other places.
+        if text.len() != 36 {
+            return Err(refuse());
+        }
+        Uuid::try_parse(text).map(BatchId).map_err(|_| refuse())
+    }
+}
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for BatchId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BatchId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BatchId, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_sort_by_when_they_were_made_and_say_when() {
+        let ids: Vec<_> = std::iter::repeat_with(BatchId::generate).take(100).collect();
+        assert!(ids.is_sorted());
+        let age = Timestamp::now().duration_since(ids[0].made_at());
+        assert!(age.as_secs().abs() < 5, "{age}");
+        assert_eq!(BatchId::from_bytes(*ids[0].as_bytes()), ids[0]);
+    }
+
+    #[test]
+    fn what_is_printed_parses_back_and_other_forms_are_refused() {
+        let id = BatchId::generate();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in ["", "0189", "{01890a5d-ac96-774b-bcce-b302099a8057}", &id.to_string().replace('-', "")] {
+            assert!(text.parse::<BatchId>().is_err(), "{text}");
+        }
+    }
+}

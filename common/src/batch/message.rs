@@ -1,0 +1,293 @@
+//! The envelope in which a task goes to a worker, version 1.
+//!
+//! One message for one source tag, with every target tag that it goes to in one lane: the source is read once for all.
+//! It holds no secrets, and no options: these stand with the batch, by the number of the rule.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{BatchId, End, Home, Lane, Place, Task};
+use crate::image::{Digest, Tag};
+
+/// The version that is written.
+pub const VERSION: u32 = 1;
+
+/// The most bytes that a message has; a usual one has about 400.
+pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// What to copy, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Of which batch.
+    pub batch: BatchId,
+    /// 0, and one more for each time that its tasks were requeued.
+    pub run: u32,
+    /// Which rule wants it, by its place in the batch's rules.
+    pub rule: u32,
+    /// The tag to copy.
+    pub source: Place,
+    /// What the tag was when it was listed, if the listing said so.
+    pub digest: Option<Digest>,
+    /// When that was, to the second.
+    pub listed_at: Timestamp,
+    /// Where to: one at least.
+    pub targets: Vec<MessageTarget>,
+}
+
+/// One task of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageTarget {
+    /// The task's index in the batch.
+    pub index: u32,
+    /// The tag to write.
+    pub place: Place,
+}
+
+/// What some bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decoded {
+    /// A message.
+    Message(Message),
+    /// A message of this version, which a newer worker understands: it is to be left for one.
+    NewerVersion(u64),
+    /// No message, and why.
+    Garbage(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Version1 {
+    version: u32,
+    batch: BatchId,
+    run: u32,
+    rule: u32,
+    registry: End,
+    repository: String,
+    tag: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<Digest>,
+    listed: i64,
+    targets: Vec<Target1>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Target1 {
+    index: u32,
+    registry: End,
+    repository: String,
+    tag: String,
+}
+
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u64,
+}
+
+impl Message {
+    /// The messages for these tasks of one batch, each with its run, which were listed at this time: neighbours with one
+    /// source tag, rule, run and lane go together.
+    pub fn for_tasks(
+        batch: BatchId,
+        listed_at: Timestamp,
+        tasks: impl IntoIterator<Item = (u32, Task)>,
+        lane_of: impl Fn(&Task) -> Lane,
+    ) -> Vec<(Lane, Message)> {
+        let mut messages: Vec<(Lane, Message)> = Vec::new();
+        // Neighbours alternate between lanes where a rule has several targets: look back over this source tag's own.
+        let mut of_this_source = 0;
+        for (run, task) in tasks {
+            let lane = lane_of(&task);
+            let Task { index, planned } = task;
+            let target = MessageTarget { index, place: planned.target };
+            let same_source = messages.last().is_some_and(|(_, last)| {
+                last.source == planned.source && last.rule == planned.rule && last.digest == planned.digest
+            });
+            if !same_source {
+                of_this_source = messages.len();
+            }
+            let same = messages[of_this_source..].iter_mut().find(|(its, message)| *its == lane && message.run == run);
+            match same {
+                Some((_, message)) => message.targets.push(target),
+                None => {
+                    let (source, digest) = (planned.source, planned.digest);
+                    let targets = vec![target];
+                    messages
+                        .push((lane, Message { batch, run, rule: planned.rule, source, digest, listed_at, targets }));
+                }
+            }
+        }
+        messages
+    }
+
+    /// Its bytes, in the version that is written.
+    pub fn encode(&self) -> Vec<u8> {
+        let target = |target: &MessageTarget| Target1 {
+            index: target.index,
+            registry: target.place.home.end().clone(),
+            repository: target.place.home.path().to_owned(),
+            tag: target.place.tag.as_str().to_owned(),
+        };
+        let message = Version1 {
+            version: VERSION,
+            batch: self.batch,
+            run: self.run,
+            rule: self.rule,
+            registry: self.source.home.end().clone(),
+            repository: self.source.home.path().to_owned(),
+            tag: self.source.tag.as_str().to_owned(),
+            digest: self.digest.clone(),
+            listed: self.listed_at.as_second(),
+            targets: self.targets.iter().map(target).collect(),
+        };
+        // Writing texts and numbers to memory does not fail.
+        #[allow(clippy::expect_used)]
+        serde_json::to_vec(&message).expect("a message is plain JSON")
+    }
+
+    /// Reads bytes from outside.
+    pub fn decode(body: &[u8]) -> Decoded {
+        if body.len() > MAX_MESSAGE_BYTES {
+            return Decoded::Garbage(format!("{} bytes, {MAX_MESSAGE_BYTES} are allowed", body.len()));
+        }
+        match serde_json::from_slice::<AnyVersion>(body) {
+            Ok(AnyVersion { version: 1 }) => {}
+            Ok(AnyVersion { version: 0 }) => return Decoded::Garbage("there is no version 0".into()),
+            Ok(AnyVersion { version }) => return Decoded::NewerVersion(version),
+            Err(error) => return Decoded::Garbage(format!("no message: {error}")),
+        }
+        match serde_json::from_slice::<Version1>(body) {
+            Ok(message) => message.read().map_or_else(Decoded::Garbage, Decoded::Message),
+            Err(error) => Decoded::Garbage(format!("no message of version 1: {error}")),
+        }
+    }
+}
+
+impl Version1 {
+    fn read(self) -> Result<Message, String> {
+        if self.targets.is_empty() {
+            return Err("it has no targets".into());
+        }
+        let targets = self.targets.into_iter().map(|target| {
+            Ok(MessageTarget { index: target.index, place: place(target.registry, &target.repository, &target.tag)? })
+        });
+        Ok(Message {
+            batch: self.batch,
+            run: self.run,
+            rule: self.rule,
+            source: place(self.registry, &self.repository, &self.tag)?,
+            digest: self.digest,
+            listed_at: Timestamp::from_second(self.listed).map_err(|error| error.to_string())?,
+            targets: targets.collect::<Result<_, String>>()?,
+        })
+    }
+}
+
+fn place(end: End, path: &str, tag: &str) -> Result<Place, String> {
+    let home = Home::new(end, path).map_err(|error| error.to_string())?;
+    let tag: Tag = tag.parse().map_err(|error| format!("{error}"))?;
+    Ok(Place { home: Arc::new(home), tag })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::Planned;
+
+    fn somewhere(end: &str, path: &str, tag: &str) -> Place {
+        place(end.parse().unwrap(), path, tag).unwrap()
+    }
+
+    fn message() -> Message {
+        Message {
+            batch: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
+            run: 0,
+            rule: 3,
+            source: somewhere("gcr.io", "distroless/static", "nonroot"),
+            digest: Some(Digest::sha256(b"{}")),
+            listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
+            targets: vec![MessageTarget {
+                index: 17,
+                place: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
+            }],
+        }
+    }
+
+    const GOLDEN: &str = concat!(
+        r#"{"version":1,"batch":"01890a5d-ac96-774b-bcce-b302099a8057","run":0,"rule":3,"registry":"gcr.io","#,
+        r#""repository":"distroless/static","tag":"nonroot","#,
+        r#""digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","listed":1767225600,"#,
+        r#""targets":[{"index":17,"registry":"docker.io","repository":"gcrxio/gcr.io_distroless_static","tag":"nonroot"}]}"#
+    );
+
+    #[test]
+    fn version_1_is_these_bytes_for_ever() {
+        assert_eq!(String::from_utf8(message().encode()).unwrap(), GOLDEN);
+        assert!(GOLDEN.len() < 450);
+        assert_eq!(Message::decode(GOLDEN.as_bytes()), Decoded::Message(message()));
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_garbage() {
+        assert_eq!(Message::decode(br#"{"version":2,"all":"else","differs":[]}"#), Decoded::NewerVersion(2));
+        assert_eq!(Message::decode(br#"{"version":18446744073709551615}"#), Decoded::NewerVersion(u64::MAX));
+        let mut added = GOLDEN.replace("\"run\":0", "\"run\":0,\"added\":{\"later\":1}");
+        assert_eq!(Message::decode(added.as_bytes()), Decoded::Message(message()), "what is added does no harm");
+        added.truncate(added.len() - 1);
+        for (body, reason) in [
+            ("", "no message"),
+            ("hello", "no message"),
+            ("{}", "version"),
+            (r#"{"version":"1"}"#, "no message"),
+            (r#"{"version":0}"#, "version 0"),
+            (r#"{"version":1}"#, "version 1"),
+            (&added, "no message"),
+            (&GOLDEN.replace("\"nonroot\"", "\"no tag\""), "tag"),
+            (&GOLDEN.replace("distroless/static", "../etc"), "repository"),
+            (&GOLDEN.replace("sha256:4", "md5:4"), "digest"),
+            (&format!("{}[]}}", GOLDEN.split_once('[').unwrap().0), "no targets"),
+            (&" ".repeat(MAX_MESSAGE_BYTES + 1), "bytes"),
+        ] {
+            match Message::decode(body.as_bytes()) {
+                Decoded::Garbage(why) => assert!(why.contains(reason), "{why}"),
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn one_source_tag_is_one_message_in_each_lane() {
+        let task = |index, tag: &str, end: &str, path: &str| {
+            let (source, target) = (somewhere("gcr.io", "a", tag), somewhere(end, path, tag));
+            (0, Task { index, planned: Planned { rule: 0, source, digest: None, target } })
+        };
+        let tasks = [
+            task(0, "1", "docker.io", "x/a"),
+            task(1, "1", "quay.io", "x/a"),
+            task(2, "1", "docker.io", "y/a"),
+            task(3, "2", "docker.io", "x/a"),
+        ];
+        let lane = |task: &Task| {
+            Lane::anonymous(task.planned.source.home.end().clone(), task.planned.target.home.end().clone())
+        };
+        let messages = Message::for_tasks(BatchId::generate(), Timestamp::UNIX_EPOCH, tasks, lane);
+        let indexes: Vec<(String, Vec<u32>)> = messages
+            .iter()
+            .map(|(lane, message)| (lane.to_string(), message.targets.iter().map(|target| target.index).collect()))
+            .collect();
+        let expected = [("gcr.io>docker.io", vec![0, 2]), ("gcr.io>quay.io", vec![1]), ("gcr.io>docker.io", vec![3])];
+        assert_eq!(indexes, expected.map(|(lane, indexes)| (lane.to_owned(), indexes)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(body: Vec<u8>, cut in 0..GOLDEN.len(), with: u8) {
+            Message::decode(&body);
+            let mut near = GOLDEN.as_bytes().to_vec();
+            near[cut] = with;
+            Message::decode(&near);
+        }
+    }
+}

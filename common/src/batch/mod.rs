@@ -1,0 +1,22 @@
+//! What a run is made of: batches, their tasks and how these end, and the message that carries a task to a worker.
+//!
+//! A *batch* is one run of rules: a list of *tasks*, each one source tag to one target tag, with an index in the batch.
+//! Everything here is pure: no I/O, no async, no clock.
+
+mod chunk;
+mod count;
+mod id;
+mod message;
+mod options;
+mod place;
+mod sign;
+mod task;
+
+pub use chunk::{Chunk, ChunkError, MAX_TASKS as MAX_CHUNK_TASKS, decode_chunk, encode_chunk};
+pub use count::{Bytes, Counts, Requests};
+pub use id::{BatchId, ParseBatchIdError};
+pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
+pub use options::{Options, RuleOptions};
+pub use place::{End, Home, Lane, ParsePlaceError, Place};
+pub use sign::SigningKey;
+pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState};

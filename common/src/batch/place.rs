@@ -1,0 +1,235 @@
+//! Where tags are: the two kinds of [`End`], a repository there ([`Home`]), a tag there ([`Place`]), and the [`Lane`]
+//! from one end to another.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::image::{Reference, RegistryName, RepositoryName, Tag};
+use crate::printable::printable;
+
+/// How a layout's folder is told from a registry. No registry's name holds a slash.
+const LAYOUT: &str = "oci:/";
+
+/// One end of a copy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// A registry.
+    Registry(RegistryName),
+    /// An image layout in a folder of this machine: its absolute path. Works in one process only.
+    Layout(Box<str>),
+}
+
+/// A repository at an end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Home {
+    end: End,
+    path: Box<str>,
+}
+
+/// A tag in a repository at an end. Places of one repository share it: cloning is cheap.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The repository.
+    pub home: Arc<Home>,
+    /// The tag there.
+    pub tag: Tag,
+}
+
+/// What is queued, slowed down and parked together: two ends, and the names of the credentials that are used there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    /// Where is read.
+    pub source: End,
+    /// The name of the credential there; none is anonymous. Never a secret.
+    pub source_credential: Option<Box<str>>,
+    /// Where is written.
+    pub target: End,
+    /// The name of the credential there.
+    pub target_credential: Option<Box<str>>,
+}
+
+/// Why a text is not an [`End`] or a [`Home`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ParsePlaceError(String);
+
+impl End {
+    /// The layout in a folder; none if the path is not absolute, or is not text.
+    pub fn layout(folder: &Path) -> Option<End> {
+        let text = folder.to_str().filter(|text| folder.is_absolute() && text.starts_with('/'))?;
+        Some(End::Layout(text.into()))
+    }
+
+    /// The registry, if it is one.
+    pub fn registry(&self) -> Option<&RegistryName> {
+        match self {
+            End::Registry(registry) => Some(registry),
+            End::Layout(_) => None,
+        }
+    }
+}
+
+impl FromStr for End {
+    type Err = ParsePlaceError;
+
+    fn from_str(text: &str) -> Result<End, ParsePlaceError> {
+        if text.starts_with(LAYOUT) {
+            if text.chars().any(char::is_control) {
+                return Err(ParsePlaceError(format!("`{}` holds control characters", printable(text))));
+            }
+            return Ok(End::Layout(text["oci:".len()..].into()));
+        }
+        text.parse().map(End::Registry).map_err(|error| ParsePlaceError(format!("{error}")))
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Registry(registry) => f.write_str(registry.as_str()),
+            End::Layout(folder) => write!(f, "oci:{folder}"),
+        }
+    }
+}
+
+impl Serialize for End {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for End {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<End, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Home {
+    /// A repository of a registry.
+    pub fn in_registry(registry: RegistryName, repository: &RepositoryName) -> Home {
+        Home { end: End::Registry(registry), path: repository.as_str().into() }
+    }
+
+    /// A repository by the name that it has at an end: in a registry its path; in a layout the full name in its
+    /// annotations, or nothing for images that have a tag alone.
+    pub fn new(end: End, path: &str) -> Result<Home, ParsePlaceError> {
+        match end {
+            End::Registry(_) => {
+                path.parse::<RepositoryName>().map_err(|error| ParsePlaceError(format!("{error}")))?;
+            }
+            End::Layout(_) if path.len() > 512 || path.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+                let reason = "it is too long, or holds white space or control characters";
+                return Err(ParsePlaceError(format!("`{}` names no repository: {reason}", printable(path))));
+            }
+            End::Layout(_) => {}
+        }
+        Ok(Home { end, path: path.into() })
+    }
+
+    /// At which end.
+    pub fn end(&self) -> &End {
+        &self.end
+    }
+
+    /// Its name there; may be empty in a layout.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Registry and path, if it is in a registry.
+    pub fn registry(&self) -> Option<(&RegistryName, RepositoryName)> {
+        match &self.end {
+            End::Registry(registry) => self.path.parse().ok().map(|path| (registry, path)),
+            End::Layout(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Home {
+    /// `gcr.io/a/b`; `oci:/folder:gcr.io/a/b`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.end {
+            End::Registry(registry) => write!(f, "{registry}/{}", self.path),
+            End::Layout(_) if self.path.is_empty() => write!(f, "{}", self.end),
+            End::Layout(_) => write!(f, "{}:{}", self.end, self.path),
+        }
+    }
+}
+
+impl Place {
+    /// The reference to it, if it is in a registry.
+    pub fn reference(&self) -> Option<Reference> {
+        let (registry, repository) = self.home.registry()?;
+        Some(Reference { registry: registry.clone(), repository, tag: Some(self.tag.clone()), digest: None })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.home, self.tag)
+    }
+}
+
+impl Lane {
+    /// From one end to another, with no credentials at either.
+    pub fn anonymous(source: End, target: End) -> Lane {
+        Lane { source, source_credential: None, target, target_credential: None }
+    }
+}
+
+impl fmt::Display for Lane {
+    /// `gcr.io>docker.io`, `robot@gcr.io>gcrxio@docker.io`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(credential) = &self.source_credential {
+            write!(f, "{credential}@")?;
+        }
+        write!(f, "{}>", self.source)?;
+        if let Some(credential) = &self.target_credential {
+            write!(f, "{credential}@")?;
+        }
+        write!(f, "{}", self.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_a_registry_or_a_folder_and_reads_back() {
+        for text in ["gcr.io", "localhost:5000", "oci:5000", "oci:/srv/images", "oci:/srv/with space:and colon"] {
+            let end: End = text.parse().unwrap();
+            assert_eq!(end.to_string(), text);
+            assert_eq!(matches!(end, End::Layout(_)), text.starts_with("oci:/"), "{text}");
+        }
+        assert_eq!(End::layout(Path::new("relative")), None);
+        assert!("oci:/a\nb".parse::<End>().is_err());
+        assert!("a/b".parse::<End>().is_err());
+    }
+
+    #[test]
+    fn a_repository_is_named_as_its_end_names_them() {
+        let registry: End = "gcr.io".parse().unwrap();
+        assert!(Home::new(registry.clone(), "").is_err());
+        assert!(Home::new(registry.clone(), "localhost:5000/a").is_err());
+        assert_eq!(Home::new(registry, "a/b").unwrap().to_string(), "gcr.io/a/b");
+
+        let layout: End = "oci:/srv".parse().unwrap();
+        assert_eq!(Home::new(layout.clone(), "localhost:5000/a").unwrap().to_string(), "oci:/srv:localhost:5000/a");
+        assert_eq!(Home::new(layout.clone(), "").unwrap().to_string(), "oci:/srv");
+        assert!(Home::new(layout, "a b").is_err());
+    }
+
+    #[test]
+    fn a_lane_tells_its_credentials_apart() {
+        let lane = Lane::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        assert_eq!(lane.to_string(), "gcr.io>docker.io");
+        let named = Lane { target_credential: Some("gcrxio".into()), ..lane };
+        assert_eq!(named.to_string(), "gcr.io>gcrxio@docker.io");
+    }
+}

@@ -1,0 +1,199 @@
+//! One task, and how it stands.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Place;
+use crate::error::{Class, Error};
+use crate::image::Digest;
+
+/// The most bytes that the words of a [`Failure`] have.
+pub const MAX_ERROR_BYTES: usize = 350;
+
+/// A task in the making: one source tag to one target tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Which rule wants it, by its place in the configuration.
+    pub rule: u32,
+    /// The tag to copy.
+    pub source: Place,
+    /// What the tag was at the source, if the listing said so.
+    pub digest: Option<Digest>,
+    /// The tag to write.
+    pub target: Place,
+}
+
+/// A task of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Its place in the batch, from 0, without gaps.
+    pub index: u32,
+    /// What it is.
+    pub planned: Planned,
+}
+
+/// Where a task stands. Only a ledger moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// In the plan, and to be given to the queue.
+    New,
+    /// With the queue.
+    Queued,
+    /// Leased by a worker.
+    Running,
+    /// Failed in passing; with the queue, for later.
+    Retry,
+    /// Ended: copied.
+    Copied,
+    /// Ended: the target had it.
+    Unchanged,
+    /// Ended: failed for good.
+    Failed,
+    /// Ended: stopped on request.
+    Cancelled,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The target has it now.
+    Copied,
+    /// The target had it.
+    Unchanged,
+    /// It could not be done.
+    Failed,
+    /// It was stopped on request.
+    Cancelled,
+}
+
+/// Why a task failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure it was.
+    pub class: Class,
+    /// In words, safe to print, at most [`MAX_ERROR_BYTES`] bytes.
+    pub error: String,
+    /// How often the task was tried.
+    pub attempts: u32,
+}
+
+impl TaskState {
+    /// All of them, in the order of their codes.
+    pub const ALL: [TaskState; 8] = [
+        TaskState::New,
+        TaskState::Queued,
+        TaskState::Running,
+        TaskState::Retry,
+        TaskState::Copied,
+        TaskState::Unchanged,
+        TaskState::Failed,
+        TaskState::Cancelled,
+    ];
+
+    /// Whether the task has ended.
+    pub fn is_terminal(self) -> bool {
+        self.outcome().is_some()
+    }
+
+    /// How the task ended, if it has.
+    pub fn outcome(self) -> Option<Outcome> {
+        match self {
+            TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => None,
+            TaskState::Copied => Some(Outcome::Copied),
+            TaskState::Unchanged => Some(Outcome::Unchanged),
+            TaskState::Failed => Some(Outcome::Failed),
+            TaskState::Cancelled => Some(Outcome::Cancelled),
+        }
+    }
+
+    /// As stores keep it, in four bits. Part of their formats: never renumbered.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// From [`TaskState::code`].
+    pub fn from_code(code: u8) -> Option<TaskState> {
+        TaskState::ALL.get(usize::from(code)).copied()
+    }
+}
+
+impl Outcome {
+    /// As it is written in JSON and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Copied => "copied",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
+
+    /// The state of a task that ended so.
+    pub fn state(self) -> TaskState {
+        match self {
+            Outcome::Copied => TaskState::Copied,
+            Outcome::Unchanged => TaskState::Unchanged,
+            Outcome::Failed => TaskState::Failed,
+            Outcome::Cancelled => TaskState::Cancelled,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Failure {
+    /// Of an error that a task ended with after so many tries.
+    pub fn of(error: &Error, attempts: u32) -> Failure {
+        let words = match error.advice() {
+            Some(advice) => format!("{error} ({advice})"),
+            None => error.to_string(),
+        };
+        Failure::new(error.class(), &words, attempts)
+    }
+
+    /// With these words, cut to what is kept. They must be safe to print.
+    pub fn new(class: Class, words: &str, attempts: u32) -> Failure {
+        const CUT: &str = "…";
+        let mut error = words.to_owned();
+        if error.len() > MAX_ERROR_BYTES {
+            let mut end = MAX_ERROR_BYTES - CUT.len();
+            while !error.is_char_boundary(end) {
+                end -= 1;
+            }
+            error.truncate(end);
+            error.push_str(CUT);
+        }
+        Failure { class, error, attempts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_keep_their_codes() {
+        for (code, state) in TaskState::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(state.code()), code);
+            assert_eq!(TaskState::from_code(state.code()), Some(state));
+            assert!(state.outcome().is_none_or(|outcome| outcome.state() == state));
+        }
+        assert_eq!(TaskState::from_code(8), None);
+    }
+
+    #[test]
+    fn a_failure_is_cut_at_a_character() {
+        let failure = Failure::new(Class::Refused, &"é".repeat(400), 2);
+        assert!(failure.error.len() <= MAX_ERROR_BYTES && failure.error.ends_with("é…"));
+        assert_eq!(Failure::new(Class::Refused, "short", 1).error, "short");
+        let error = Error::new(Class::Denied, "writing x", "401").hint("log in");
+        assert_eq!(Failure::of(&error, 1).error, "writing x: 401 (log in)");
+    }
+}

@@ -1,0 +1,270 @@
+//! What every [`TaskQueue`] must hold, as tests over any of them: see [`queue_contract_tests!`](crate::queue_contract_tests).
+
+#![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::{Delivery, Lanes, TaskQueue};
+use crate::batch::{BatchId, Home, Lane, Message, MessageTarget, Place};
+
+/// A queue to be tested: new and empty.
+pub struct Subject {
+    /// The queue.
+    pub queue: Arc<dyn TaskQueue>,
+    /// How many messages it takes before it refuses one.
+    pub room: usize,
+    /// The shortest wait that it offers.
+    pub shortest_wait: Duration,
+    /// What must live as long as the queue is used.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+/// Tests of a queue: `queue_contract_tests!(make)`, where `make` is an `async fn() -> Subject`.
+#[macro_export]
+macro_rules! queue_contract_tests {
+    ($make:path) => {
+        $crate::queue_contract_tests!($make:
+            what_is_published_is_taken_once,
+            what_is_dropped_is_delivered_again,
+            what_is_given_back_is_delivered_again,
+            what_is_given_back_for_later_comes_later,
+            only_the_lanes_that_are_asked_for_are_served,
+            a_taker_waits_for_what_comes_and_stops_when_told,
+            a_small_batch_beside_a_large_one_is_served_promptly,
+            a_full_queue_refuses_and_has_room_again,
+            a_purged_batch_leaves_others_alone,
+            many_takers_share_the_work
+        );
+    };
+    ($make:path: $($test:ident),+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                $crate::queue::contract::$test($make().await).await;
+            }
+        )+
+    };
+}
+
+/// A message in the lane from this registry to another.
+pub fn message(source: &str, batch: BatchId, index: u32) -> (Lane, Message) {
+    let (source, target) = (source.parse().unwrap(), "target.example".parse().unwrap());
+    let lane = Lane::anonymous(source, target);
+    let place = |end: &crate::batch::End| Place {
+        home: Arc::new(Home::new(end.clone(), "a/b").unwrap()),
+        tag: format!("v{index}").parse().unwrap(),
+    };
+    let message = Message {
+        batch,
+        run: 0,
+        rule: 0,
+        source: place(&lane.source),
+        digest: None,
+        listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
+        targets: vec![MessageTarget { index, place: place(&lane.target) }],
+    };
+    (lane, message)
+}
+
+fn messages(source: &str, batch: BatchId, number: u32) -> Vec<(Lane, Message)> {
+    (0..number).map(|index| message(source, batch, index)).collect()
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn take(subject: &Subject, lanes: &Lanes) -> Delivery {
+    let never = CancellationToken::new();
+    tokio::time::timeout(PATIENCE, subject.queue.take(lanes, &never)).await.expect("a delivery").unwrap().unwrap()
+}
+
+/// Whether nothing comes for a while.
+async fn is_silent(subject: &Subject, lanes: &Lanes) -> bool {
+    let never = CancellationToken::new();
+    tokio::time::timeout(Duration::from_millis(200), subject.queue.take(lanes, &never)).await.is_err()
+}
+
+pub async fn what_is_published_is_taken_once(subject: Subject) {
+    let batch = BatchId::generate();
+    let block = messages("gcr.io", batch, 20);
+    assert!(subject.queue.publish(&block).await.unwrap().refused.is_empty());
+    let mut seen = BTreeSet::new();
+    for _ in 0..20 {
+        let delivery = take(&subject, &Lanes::All).await;
+        let (lane, message) = &block[delivery.message.targets[0].index as usize];
+        assert_eq!((&delivery.lane, &delivery.message, delivery.redelivered), (lane, message, false));
+        seen.insert(delivery.message.targets[0].index);
+        delivery.acknowledge().await.unwrap();
+    }
+    assert_eq!(seen.len(), 20);
+    assert!(is_silent(&subject, &Lanes::All).await);
+}
+
+pub async fn what_is_dropped_is_delivered_again(subject: Subject) {
+    let block = messages("gcr.io", BatchId::generate(), 1);
+    subject.queue.publish(&block).await.unwrap();
+    drop(take(&subject, &Lanes::All).await);
+    let again = take(&subject, &Lanes::All).await;
+    assert_eq!(again.message, block[0].1);
+    assert!(again.redelivered);
+    again.acknowledge().await.unwrap();
+    assert!(is_silent(&subject, &Lanes::All).await);
+}
+
+pub async fn what_is_given_back_is_delivered_again(subject: Subject) {
+    let block = messages("gcr.io", BatchId::generate(), 1);
+    subject.queue.publish(&block).await.unwrap();
+    take(&subject, &Lanes::All).await.give_back().await.unwrap();
+    let again = take(&subject, &Lanes::All).await;
+    assert_eq!(again.message, block[0].1);
+    again.acknowledge().await.unwrap();
+    assert!(is_silent(&subject, &Lanes::All).await);
+}
+
+pub async fn what_is_given_back_for_later_comes_later(subject: Subject) {
+    let block = messages("gcr.io", BatchId::generate(), 2);
+    subject.queue.publish(&block[..1]).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let mut delivery = take(&subject, &Lanes::All).await;
+    delivery.message.run = 7;
+    delivery.give_back_after(subject.shortest_wait).await.unwrap();
+    // What waits holds up nobody.
+    subject.queue.publish(&block[1..]).await.unwrap();
+    let other = take(&subject, &Lanes::All).await;
+    assert_eq!(other.message, block[1].1);
+    other.acknowledge().await.unwrap();
+    let again = take(&subject, &Lanes::All).await;
+    assert!(began.elapsed() >= subject.shortest_wait, "{:?}", began.elapsed());
+    assert_eq!(again.message, Message { run: 7, ..block[0].1.clone() }, "as it was given back");
+    assert_eq!(again.lane, block[0].0);
+    again.acknowledge().await.unwrap();
+}
+
+pub async fn only_the_lanes_that_are_asked_for_are_served(subject: Subject) {
+    let batch = BatchId::generate();
+    let (google, quay) = (message("gcr.io", batch, 0), message("quay.io", batch, 1));
+    let lanes = [google.0.clone(), quay.0.clone()];
+    subject.queue.publish(&[google, quay]).await.unwrap();
+    assert_eq!(subject.queue.waiting(&lanes).await.unwrap(), [1, 1]);
+    let only = take(&subject, &Lanes::Only(BTreeSet::from([lanes[1].clone()]))).await;
+    assert_eq!(only.lane, lanes[1]);
+    assert!(is_silent(&subject, &Lanes::Except(BTreeSet::from([lanes[0].clone()]))).await);
+    assert_eq!(subject.queue.waiting(&lanes).await.unwrap(), [1, 0]);
+    let rest = take(&subject, &Lanes::Except(BTreeSet::from([lanes[1].clone()]))).await;
+    assert_eq!(rest.lane, lanes[0]);
+    only.acknowledge().await.unwrap();
+    rest.acknowledge().await.unwrap();
+}
+
+pub async fn a_taker_waits_for_what_comes_and_stops_when_told(subject: Subject) {
+    let queue = subject.queue.clone();
+    let waiter = tokio::spawn(async move { queue.take(&Lanes::All, &CancellationToken::new()).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    subject.queue.publish(&messages("gcr.io", BatchId::generate(), 1)).await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, waiter).await.expect("woken").unwrap().unwrap().unwrap();
+    delivery.acknowledge().await.unwrap();
+
+    let (queue, cancel) = (subject.queue.clone(), CancellationToken::new());
+    let told = cancel.clone();
+    let waiter = tokio::spawn(async move { queue.take(&Lanes::All, &told).await });
+    cancel.cancel();
+    assert!(tokio::time::timeout(PATIENCE, waiter).await.expect("stopped").unwrap().unwrap().is_none());
+}
+
+pub async fn a_small_batch_beside_a_large_one_is_served_promptly(subject: Subject) {
+    let (large, small) = (BatchId::generate(), BatchId::generate());
+    subject.queue.publish(&messages("gcr.io", large, 500)).await.unwrap();
+    subject.queue.publish(&messages("quay.io", small, 10)).await.unwrap();
+    let mut small_left = 10;
+    let mut taken = 0;
+    while small_left > 0 {
+        let delivery = take(&subject, &Lanes::All).await;
+        small_left -= i32::from(delivery.message.batch == small);
+        taken += 1;
+        delivery.acknowledge().await.unwrap();
+    }
+    assert!(taken <= 60, "the ten were through after {taken}");
+}
+
+pub async fn a_full_queue_refuses_and_has_room_again(subject: Subject) {
+    let block = messages("gcr.io", BatchId::generate(), u32::try_from(subject.room).unwrap() + 10);
+    let refused = subject.queue.publish(&block).await.unwrap().refused;
+    assert!(!refused.is_empty());
+    // Everything comes through in the end, by publishing again what was refused.
+    let mut left: Vec<_> = refused.iter().map(|position| block[*position].clone()).collect();
+    let mut seen = BTreeSet::new();
+    while seen.len() < block.len() {
+        for _ in 0..16 {
+            if seen.len() < block.len() - left.len() {
+                let delivery = take(&subject, &Lanes::All).await;
+                seen.insert(delivery.message.targets[0].index);
+                delivery.acknowledge().await.unwrap();
+            }
+        }
+        if !left.is_empty() {
+            tokio::time::timeout(PATIENCE, subject.queue.room()).await.expect("room");
+            let refused = subject.queue.publish(&left).await.unwrap().refused;
+            left = refused.iter().map(|position| left[*position].clone()).collect();
+        }
+    }
+}
+
+pub async fn a_purged_batch_leaves_others_alone(subject: Subject) {
+    let (one, other) = (BatchId::generate(), BatchId::generate());
+    subject.queue.publish(&messages("gcr.io", one, 5)).await.unwrap();
+    subject.queue.publish(&messages("gcr.io", other, 5)).await.unwrap();
+    let purged = subject.queue.purge(one).await.unwrap();
+    assert!(purged <= 5);
+    let mut of_other = 0;
+    for _ in 0..10 - purged {
+        let delivery = take(&subject, &Lanes::All).await;
+        of_other += u32::from(delivery.message.batch == other);
+        delivery.acknowledge().await.unwrap();
+    }
+    assert_eq!(of_other, 5);
+    assert!(is_silent(&subject, &Lanes::All).await);
+}
+
+pub async fn many_takers_share_the_work(subject: Subject) {
+    let block = messages("gcr.io", BatchId::generate(), 400);
+    let stop = CancellationToken::new();
+    let takers: Vec<_> = (0..8u32)
+        .map(|taker| {
+            let (queue, stop) = (subject.queue.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut done = Vec::new();
+                let mut turn = taker;
+                while let Some(delivery) = queue.take(&Lanes::All, &stop).await.unwrap() {
+                    turn += 1;
+                    // Some are lost on the way, once each.
+                    if turn.is_multiple_of(5) && !delivery.redelivered {
+                        continue;
+                    }
+                    done.push(delivery.message.targets[0].index);
+                    delivery.acknowledge().await.unwrap();
+                }
+                done
+            })
+        })
+        .collect();
+    subject.queue.publish(&block).await.unwrap();
+    let lanes = [block[0].0.clone()];
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while subject.queue.waiting(&lanes).await.unwrap() != [0] && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.cancel();
+    let mut done = Vec::new();
+    for taker in takers {
+        done.extend(taker.await.unwrap());
+    }
+    done.sort_unstable();
+    done.dedup();
+    assert_eq!(done.len(), 400, "each was acknowledged by someone");
+}

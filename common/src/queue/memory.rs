@@ -1,0 +1,336 @@
+//! The queue of a single process. See [`MemoryQueue`].
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Delivery, Lanes, Published, Receipt, TaskQueue};
+use crate::batch::{BatchId, Lane, Message};
+use crate::error::Result;
+
+/// How many messages of one batch may wait in one lane, unless told otherwise.
+pub const WINDOW: usize = 2_000;
+
+/// A [`TaskQueue`] in memory. Batches are served in turn, and within a batch its lanes. Waits are exact. Cheap to clone;
+/// clones are the same queue.
+#[derive(Clone)]
+pub struct MemoryQueue(Arc<Shared>);
+
+struct Shared {
+    window: usize,
+    state: Mutex<State>,
+    /// Something can be taken, or will be able to earlier than was thought.
+    arrived: Notify,
+    /// Something was taken.
+    left: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Batches that have messages ready, the next to be served first.
+    batches: VecDeque<(BatchId, OfBatch)>,
+    later: BinaryHeap<Later>,
+    /// Tells two that are due at one moment apart.
+    sequence: u64,
+}
+
+/// What a batch has ready: its lanes, the next to be served first; none is empty.
+#[derive(Default)]
+struct OfBatch(VecDeque<(Lane, VecDeque<Waiting>)>);
+
+struct Waiting {
+    message: Message,
+    redelivered: bool,
+}
+
+struct Later {
+    due: Instant,
+    sequence: u64,
+    lane: Lane,
+    waiting: Waiting,
+}
+
+impl MemoryQueue {
+    /// An empty queue in which [`WINDOW`] messages of each batch may wait in each lane.
+    pub fn new() -> MemoryQueue {
+        MemoryQueue::with_window(WINDOW)
+    }
+
+    /// An empty queue in which so many messages of each batch may wait in each lane; one at least.
+    pub fn with_window(window: usize) -> MemoryQueue {
+        MemoryQueue(Arc::new(Shared {
+            window: window.max(1),
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            left: Notify::new(),
+        }))
+    }
+}
+
+impl Default for MemoryQueue {
+    fn default() -> MemoryQueue {
+        MemoryQueue::new()
+    }
+}
+
+impl fmt::Debug for MemoryQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryQueue")
+    }
+}
+
+impl Shared {
+    /// A panic elsewhere leaves the state whole: nothing panics between two changes that belong together.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_back(&self, lane: Lane, waiting: Waiting, after: Duration) {
+        self.state().put(lane, waiting, after);
+        // The one that is woken may not serve this lane.
+        self.arrived.notify_waiters();
+    }
+}
+
+impl State {
+    /// Adds without regard to the window: what was taken before has a right to come back.
+    fn put(&mut self, lane: Lane, waiting: Waiting, after: Duration) {
+        if after.is_zero() {
+            self.lane(waiting.message.batch, &lane).push_back(waiting);
+        } else {
+            self.sequence += 1;
+            self.later.push(Later { due: Instant::now() + after, sequence: self.sequence, lane, waiting });
+        }
+    }
+
+    fn lane(&mut self, batch: BatchId, lane: &Lane) -> &mut VecDeque<Waiting> {
+        let at = self.batches.iter().position(|(id, _)| *id == batch).unwrap_or_else(|| {
+            self.batches.push_back((batch, OfBatch::default()));
+            self.batches.len() - 1
+        });
+        let lanes = &mut self.batches[at].1.0;
+        let at = lanes.iter().position(|(its, _)| its == lane).unwrap_or_else(|| {
+            lanes.push_back((lane.clone(), VecDeque::new()));
+            lanes.len() - 1
+        });
+        &mut lanes[at].1
+    }
+
+    fn wake_those_due(&mut self) {
+        let now = Instant::now();
+        while self.later.peek().is_some_and(|later| later.due <= now) {
+            if let Some(Later { lane, waiting, .. }) = self.later.pop() {
+                self.put(lane, waiting, Duration::ZERO);
+            }
+        }
+    }
+
+    /// The next message of these lanes; its batch, and its lane within that, go to the end of their rows.
+    fn take(&mut self, lanes: &Lanes) -> Option<(Lane, Waiting)> {
+        self.wake_those_due();
+        let serves = |(lane, _): &(Lane, VecDeque<Waiting>)| lanes.contains(lane);
+        let at = self.batches.iter().position(|(_, batch)| batch.0.iter().any(serves))?;
+        let (id, mut batch) = self.batches.remove(at)?;
+        let at = batch.0.iter().position(serves)?;
+        let (lane, mut messages) = batch.0.remove(at)?;
+        let taken = messages.pop_front()?;
+        if !messages.is_empty() {
+            batch.0.push_back((lane.clone(), messages));
+        }
+        if !batch.0.is_empty() {
+            self.batches.push_back((id, batch));
+        }
+        Some((lane, taken))
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.later.peek().map(|later| later.due)
+    }
+}
+
+#[async_trait]
+impl TaskQueue for MemoryQueue {
+    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
+        let mut refused = Vec::new();
+        {
+            let mut state = self.0.state();
+            state.wake_those_due();
+            for (position, (lane, message)) in block.iter().enumerate() {
+                let row = state.lane(message.batch, lane);
+                if row.len() >= self.0.window {
+                    refused.push(position);
+                } else {
+                    row.push_back(Waiting { message: message.clone(), redelivered: false });
+                }
+            }
+        }
+        self.0.arrived.notify_waiters();
+        Ok(Published { refused })
+    }
+
+    async fn room(&self) {
+        // Half a second, in case what was taken left before this began to wait.
+        _ = tokio::time::timeout(Duration::from_millis(500), self.0.left.notified()).await;
+    }
+
+    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        loop {
+            if cancel.is_cancelled() {
+                return Ok(None);
+            }
+            // Listening begins before looking, so that nothing arrives unheard in between.
+            let arrived = self.0.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            let next_due = {
+                let mut state = self.0.state();
+                if let Some((lane, waiting)) = state.take(lanes) {
+                    self.0.left.notify_waiters();
+                    let receipt =
+                        MemoryReceipt { queue: self.0.clone(), held: Some((lane.clone(), waiting.message.clone())) };
+                    return Ok(Some(Delivery::new(lane, waiting.message, waiting.redelivered, Box::new(receipt))));
+                }
+                state.next_due()
+            };
+            let due = async {
+                match next_due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = arrived => {}
+                () = due => {}
+                () = cancel.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
+        let mut state = self.0.state();
+        state.wake_those_due();
+        let count = |lane: &Lane| {
+            let rows = state.batches.iter().flat_map(|(_, batch)| &batch.0);
+            rows.filter(|(its, _)| its == lane).map(|(_, messages)| messages.len() as u64).sum()
+        };
+        Ok(lanes.iter().map(count).collect())
+    }
+
+    async fn purge(&self, batch: BatchId) -> Result<u64> {
+        let mut state = self.0.state();
+        let mut purged = 0;
+        state.batches.retain(|(id, of_batch)| {
+            if *id == batch {
+                purged += of_batch.0.iter().map(|(_, messages)| messages.len() as u64).sum::<u64>();
+            }
+            *id != batch
+        });
+        let before = state.later.len();
+        state.later.retain(|later| later.waiting.message.batch != batch);
+        purged += (before - state.later.len()) as u64;
+        drop(state);
+        self.0.left.notify_waiters();
+        Ok(purged)
+    }
+}
+
+struct MemoryReceipt {
+    queue: Arc<Shared>,
+    held: Option<(Lane, Message)>,
+}
+
+#[async_trait]
+impl Receipt for MemoryReceipt {
+    async fn acknowledge(mut self: Box<Self>) -> Result<()> {
+        self.held = None;
+        Ok(())
+    }
+
+    async fn give_back(mut self: Box<Self>, message: Message, after: Duration) -> Result<()> {
+        if let Some((lane, _)) = self.held.take() {
+            self.queue.put_back(lane, Waiting { message, redelivered: true }, after);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MemoryReceipt {
+    fn drop(&mut self) {
+        if let Some((lane, message)) = self.held.take() {
+            self.queue.put_back(lane, Waiting { message, redelivered: true }, Duration::ZERO);
+        }
+    }
+}
+
+impl Ord for Later {
+    fn cmp(&self, other: &Later) -> std::cmp::Ordering {
+        // The heap gives the greatest first: the soonest is the greatest.
+        (other.due, other.sequence).cmp(&(self.due, self.sequence))
+    }
+}
+
+impl PartialOrd for Later {
+    fn partial_cmp(&self, other: &Later) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Later {
+    fn eq(&self, other: &Later) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Later {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract::{Subject, message};
+    use super::*;
+
+    async fn make() -> Subject {
+        Subject {
+            queue: Arc::new(MemoryQueue::with_window(1_000)),
+            room: 1_000,
+            shortest_wait: Duration::from_millis(30),
+            guard: Box::new(()),
+        }
+    }
+
+    crate::queue_contract_tests!(make);
+
+    #[tokio::test]
+    async fn a_batch_is_refused_beyond_its_window_and_another_is_not() {
+        let queue = MemoryQueue::with_window(2);
+        let (large, small) = (BatchId::generate(), BatchId::generate());
+        let block: Vec<_> = (0..4).map(|index| message("gcr.io", large, index)).collect();
+        assert_eq!(queue.publish(&block).await.unwrap().refused, [2, 3]);
+        assert_eq!(queue.publish(&[message("gcr.io", small, 0)]).await.unwrap().refused, [0usize; 0]);
+        assert_eq!(queue.publish(&[message("quay.io", large, 5)]).await.unwrap().refused, [0usize; 0]);
+    }
+
+    #[tokio::test]
+    async fn many_lanes_of_one_batch_have_no_more_turns_than_one_of_another() {
+        let queue = MemoryQueue::new();
+        let (wide, narrow) = (BatchId::generate(), BatchId::generate());
+        for lane in 0..10 {
+            let block: Vec<_> = (0..10).map(|index| message(&format!("r{lane}.io"), wide, index)).collect();
+            queue.publish(&block).await.unwrap();
+        }
+        queue.publish(&(0..5).map(|index| message("gcr.io", narrow, index)).collect::<Vec<_>>()).await.unwrap();
+        let cancel = CancellationToken::new();
+        let mut of_narrow = 0;
+        for _ in 0..10 {
+            let delivery = queue.take(&Lanes::All, &cancel).await.unwrap().unwrap();
+            of_narrow += usize::from(delivery.message.batch == narrow);
+            delivery.acknowledge().await.unwrap();
+        }
+        assert_eq!(of_narrow, 5);
+    }
+}

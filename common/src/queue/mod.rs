@@ -1,0 +1,144 @@
+//! The first seam: from where a task is planned to where it is run.
+//!
+//! A [`TaskQueue`] is a transport and remembers nothing that matters: what is done and what is not stands in the ledger
+//! ([`crate::store::Ledger`]), which absorbs what is delivered twice and plans again what was lost.
+
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+mod memory;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::{BatchId, Lane, Message};
+use crate::error::Result;
+
+pub use memory::{MemoryQueue, WINDOW};
+
+/// The waits that every queue offers before a message comes back, shortest first.
+pub const RETRY_DELAYS: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(5 * 60), Duration::from_secs(30 * 60)];
+
+/// Which lanes a worker takes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lanes {
+    /// All.
+    All,
+    /// These.
+    Only(BTreeSet<Lane>),
+    /// All but these, which are parked or out of reach.
+    Except(BTreeSet<Lane>),
+}
+
+impl Lanes {
+    /// Whether a lane is one of them.
+    pub fn contains(&self, lane: &Lane) -> bool {
+        match self {
+            Lanes::All => true,
+            Lanes::Only(lanes) => lanes.contains(lane),
+            Lanes::Except(lanes) => !lanes.contains(lane),
+        }
+    }
+}
+
+/// What became of a block that was published.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The positions in the block of messages that the queue has no room for. All others are the queue's now.
+    pub refused: Vec<usize>,
+}
+
+/// Carries messages to workers.
+///
+/// # Contract
+/// - **At least once.** A message that was confirmed is delivered until it is acknowledged: again if the delivery is
+///   dropped or given back, if its worker dies, or if the broker thinks that it did. It may be delivered twice even though
+///   nothing went wrong. An embedded queue ends with its process.
+/// - **No order** is promised. Messages of one batch and lane come roughly in the order in which they were published.
+/// - **Fair.** A batch or lane with many messages waiting does not hold up one with few.
+/// - **Bounded.** What there is no room for is refused, not dropped; room for one batch is not used up by another for
+///   ever.
+/// - A queue never looks into the ledger, and a message that is waiting does not know whether it is still wanted.
+/// - All methods may be called at the same time from anywhere; a call that is dropped before it ends loses no message,
+///   though what it published may have been.
+#[async_trait]
+pub trait TaskQueue: Send + Sync {
+    /// Hands over a block of messages, and returns when each is confirmed or refused. An error means that any of them
+    /// may or may not have been taken: publish them again.
+    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published>;
+
+    /// Waits until it may be worth publishing again what was refused. May return early.
+    async fn room(&self);
+
+    /// Waits for a message of these lanes: none if cancelled first. Take a slot first, then a delivery: what is taken is
+    /// withheld from others.
+    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+
+    /// How many messages are ready to be taken in each of these lanes; those with workers or waiting for their time are
+    /// not counted.
+    async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>>;
+
+    /// Drops messages of a batch that are not with workers, as far as the queue can, and says how many. What remains is
+    /// delivered, and the ledger says that it is not wanted.
+    async fn purge(&self, batch: BatchId) -> Result<u64>;
+}
+
+/// A message, withheld from others until it is acknowledged or given back. Dropped, it is delivered again.
+pub struct Delivery {
+    /// In which lane it came.
+    pub lane: Lane,
+    /// What is to be done.
+    pub message: Message,
+    /// Whether it may have been delivered before. A hint: the ledger's lease decides.
+    pub redelivered: bool,
+    receipt: Box<dyn Receipt>,
+}
+
+/// A queue's side of a [`Delivery`]. Dropped without a call, the message is delivered again.
+#[async_trait]
+pub trait Receipt: Send {
+    /// The message is done with.
+    async fn acknowledge(self: Box<Self>) -> Result<()>;
+
+    /// The message is for anyone, at once or after a wait.
+    async fn give_back(self: Box<Self>, message: Message, after: Duration) -> Result<()>;
+}
+
+impl Delivery {
+    /// By a queue, for what it delivers.
+    pub fn new(lane: Lane, message: Message, redelivered: bool, receipt: Box<dyn Receipt>) -> Delivery {
+        Delivery { lane, message, redelivered, receipt }
+    }
+
+    /// The message is done with: the ledger has its outcome, or does not want it. After an error it may be delivered
+    /// once more.
+    pub async fn acknowledge(self) -> Result<()> {
+        self.receipt.acknowledge().await
+    }
+
+    /// Anyone may take it, now.
+    pub async fn give_back(self) -> Result<()> {
+        self.give_back_after(Duration::ZERO).await
+    }
+
+    /// Anyone may take it, not before this wait is over. A queue may wait longer, up to the next of [`RETRY_DELAYS`], and
+    /// the longest of these for all that are longer. The message may be a narrower one than was delivered: change
+    /// [`Delivery::message`] first.
+    pub async fn give_back_after(self, wait: Duration) -> Result<()> {
+        self.receipt.give_back(self.message, wait).await
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("lane", &self.lane)
+            .field("message", &self.message)
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
+    }
+}
