@@ -1,0 +1,1 @@
+//! Batches: what is going to be copied, from rules and listings.
