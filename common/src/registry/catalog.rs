@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::paged::Cursor;
+use super::paged::{self, Cursor, Page};
 use super::{Access, Client, Context, Repository, TagPages, Tally};
 use crate::error::{Class, Error, Result};
 use crate::image::RegistryName;
@@ -29,13 +29,17 @@ pub struct CatalogPages {
 #[derive(Deserialize)]
 struct Body {
     /// `null` where there are none, in some registries.
-    #[serde(default)]
-    repositories: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "paged::present")]
+    repositories: Option<Option<Vec<String>>>,
 }
 
-impl Body {
+impl Page for Body {
+    fn is_one(&self) -> bool {
+        self.repositories.is_some()
+    }
+
     fn entries(&self) -> Vec<&str> {
-        self.repositories.iter().flatten().map(String::as_str).collect()
+        self.repositories.iter().flatten().flatten().map(String::as_str).collect()
     }
 }
 
@@ -70,9 +74,9 @@ impl CatalogPages {
     pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
         let registry = self.root.registry();
         let tried = format!("listing the repositories of {registry}");
-        let page = self.cursor.next_page(&self.root, MAX_PAGE_BYTES, &tried, Body::entries).await;
+        let page = self.cursor.next_page(&self.root, MAX_PAGE_BYTES, &tried).await;
         match page {
-            Ok(page) => Ok(page.map(|body: Body| body.repositories.unwrap_or_default())),
+            Ok(page) => Ok(page.map(|body: Body| body.repositories.flatten().unwrap_or_default())),
             Err(error) if shows_none(&error) => {
                 let log_in = error.advice().map(|advice| format!("{advice}; or ")).unwrap_or_default();
                 Err(error.hint(format!(

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use ::http::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use url::Url;
 
 use super::transport::{Answer, Outgoing};
@@ -15,6 +16,20 @@ use crate::error::{Class, Error, Result};
 const MAX_BARREN_PAGES: usize = 50;
 /// More entries than this are not a list that ends. The largest repositories that are known have some 100,000 tags.
 const MAX_ENTRIES: usize = 2_000_000;
+
+/// What one page says.
+pub(crate) trait Page: DeserializeOwned {
+    /// Whether it is a page of such a list at all. Some answer 200 with an error in the body, or with something else.
+    fn is_one(&self) -> bool;
+
+    /// What is listed on it.
+    fn entries(&self) -> Vec<&str>;
+}
+
+/// For keys of which it matters whether they are there, be it with `null`.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
 
 /// Where reading a list is, and what is remembered to notice one that does not end: 8 bytes an entry, and only if there
 /// is more than one page.
@@ -40,22 +55,21 @@ impl Cursor {
         }
     }
 
-    /// Reads the next page; `None` after the last. `entries` gives what is listed on a page. An error answer is an error
-    /// and never an empty page, and so are pages that repeat themselves, lead in a circle or do not end.
-    pub(crate) async fn next_page<T: DeserializeOwned>(
+    /// Reads the next page; `None` after the last. An error answer is an error and never an empty page, and so are pages
+    /// that repeat themselves, lead in a circle or do not end.
+    pub(crate) async fn next_page<T: Page>(
         &mut self,
         repository: &Repository,
         max_bytes: usize,
         tried: &str,
-        entries: impl Fn(&T) -> Vec<&str>,
     ) -> Result<Option<T>> {
         let Some(url) = self.next.take() else { return Ok(None) };
         if !self.urls.insert(self.hasher.hash_one(&url)) {
             return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
         }
-        let (page, next) = repository.with_retries(|| read(repository, &url, max_bytes, tried)).await?;
+        let (page, next) = repository.with_retries(|| read::<T>(repository, &url, max_bytes, tried)).await?;
         if next.is_some() || !self.pages.is_empty() {
-            self.watch(&entries(&page)).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
+            self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
         }
         self.next = next;
         Ok(Some(page))
@@ -78,21 +92,19 @@ impl Cursor {
     }
 }
 
-async fn read<T: DeserializeOwned>(
-    repository: &Repository,
-    url: &Url,
-    max_bytes: usize,
-    tried: &str,
-) -> Result<(T, Option<Url>)> {
+async fn read<T: Page>(repository: &Repository, url: &Url, max_bytes: usize, tried: &str) -> Result<(T, Option<Url>)> {
     let answer = repository.send(Outgoing::new(Method::GET, url.clone(), tried)).await?;
     if answer.status() != StatusCode::OK {
         return Err(repository.refusal(answer, tried).await);
     }
     let next = next_url(repository, &answer, tried).await?;
     let bytes = answer.bytes(max_bytes, tried).await?;
-    let page = serde_json::from_slice(&bytes).map_err(|error| {
+    let page: T = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error)
     })?;
+    if !page.is_one() {
+        return Err(Error::new(Class::BadAnswer, tried, "what it answered is no listing"));
+    }
     Ok((page, next))
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::Repository;
-use super::paged::Cursor;
+use super::paged::{self, Cursor, Page};
 use crate::error::Result;
 
 /// Asked for in the first request. ECR errs above 1000.
@@ -56,8 +56,8 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 #[derive(Deserialize)]
 struct Body {
     /// `null` where there are none, in some registries.
-    #[serde(default)]
-    tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "paged::present")]
+    tags: Option<Option<Vec<String>>>,
     #[serde(default)]
     child: Option<Vec<String>>,
     #[serde(default)]
@@ -85,19 +85,23 @@ impl TagPages {
     /// themselves, lead back to one that was read already or do not end are an error too.
     pub async fn next_page(&mut self) -> Result<Option<TagPage>> {
         let tried = format!("listing the tags of {}", self.repository.label());
-        let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried, Body::entries).await?;
+        let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried).await?;
         Ok(page.map(|body: Body| TagPage {
             google: body.child.is_some() || body.manifest.is_some(),
-            tags: body.tags.unwrap_or_default(),
+            tags: body.tags.flatten().unwrap_or_default(),
             children: body.child.unwrap_or_default(),
             manifests: body.manifest.unwrap_or_default(),
         }))
     }
 }
 
-impl Body {
+impl Page for Body {
+    fn is_one(&self) -> bool {
+        self.tags.is_some() || self.child.is_some() || self.manifest.is_some()
+    }
+
     fn entries(&self) -> Vec<&str> {
-        let tags = self.tags.iter().flatten().map(String::as_str);
+        let tags = self.tags.iter().flatten().flatten().map(String::as_str);
         let manifests = self.manifest.iter().flatten().map(|(digest, _)| digest.as_str());
         tags.chain(self.child.iter().flatten().map(String::as_str)).chain(manifests).collect()
     }
