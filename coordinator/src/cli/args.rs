@@ -114,7 +114,8 @@ pub(crate) enum ConfigAction {
 
 fn pattern(text: &str) -> Result<RepositoryPattern, String> {
     text.parse().map_err(|error: RepositoryPatternError| match &error.hint {
-        // The hint speaks of a configuration where tags are meant.
+        // There it speaks of a rule.
+        Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
         Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
     })

@@ -67,7 +67,7 @@ pub(super) struct Contents {
     tags: Vec<ListedTag>,
     pub(super) children: Vec<String>,
     manifests: usize,
-    pub(super) google: bool,
+    google: bool,
 }
 
 impl Contents {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{Access, Client, Context, Tally};
+use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, Tally};
 use imgsync_common::select::RepositoryPattern;
 
 use super::Unlisted;
@@ -62,35 +62,35 @@ pub(super) async fn find(
         }
         return Ok(Roots::One(Box::new(listing)));
     }
-    match tree(client, pattern, context, tally).await {
-        Ok(Some(names)) => Ok(Roots::Tree(names)),
-        Ok(None) => catalog(client, pattern, context, tally).await.map(Roots::Flat),
-        // What is above repositories need not be one, nor be ours to read.
-        Err(error) if matches!(error.class(), Class::NotFound | Class::Denied | Class::Refused | Class::BadAnswer) => {
-            tracing::debug!(%error, %pattern, "no tree, trying the catalog");
-            catalog(client, pattern, context, tally).await.map(Roots::Flat)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// What is directly below the pattern's fixed part, if the registry lists Google style. `None` if it does not.
-async fn tree(
-    client: &Client,
-    pattern: &RepositoryPattern,
-    context: &Context,
-    tally: &Arc<Tally>,
-) -> Result<Option<Names>> {
-    let prefix = pattern.prefix();
-    let mut pages = match prefix.parse::<RepositoryName>() {
+    let mut pages = match pattern.prefix().parse::<RepositoryName>() {
         Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.tags(),
         Err(_) => client.root(pattern.registry(), context, tally)?.tags(),
     };
-    let mut contents = Contents::default();
-    match pages.next_page().await? {
-        Some(page) if page.google => contents.take(page),
-        _ => return Ok(None),
+    let denied = match pages.next_page().await {
+        Ok(Some(page)) if page.google => return tree(pattern, page, pages).await.map(Roots::Tree),
+        Ok(_) => None,
+        // What is above repositories need not be one, nor be ours to read.
+        Err(error) if error.class() == Class::Denied => Some(error),
+        Err(error) if matches!(error.class(), Class::NotFound | Class::Refused | Class::BadAnswer) => None,
+        Err(error) => return Err(error),
+    };
+    match (catalog(client, pattern, context, tally).await, denied) {
+        // We were shut out; that the catalog shows us nothing either is no better answer.
+        (Ok(names), Some(denied)) if names.good.is_empty() && names.odd.is_empty() => Err(denied),
+        (Ok(names), _) => Ok(Roots::Flat(names)),
+        (Err(error), Some(denied)) => Err(match error.advice() {
+            Some(advice) => denied.hint(advice),
+            None => denied,
+        }),
+        (Err(error), None) => Err(error),
     }
+}
+
+/// What is directly below the pattern's fixed part, in a registry that lists Google style.
+async fn tree(pattern: &RepositoryPattern, first: TagPage, mut pages: TagPages) -> Result<Names> {
+    let prefix = pattern.prefix();
+    let mut contents = Contents::default();
+    contents.take(first);
     contents.read_on(&mut pages).await?;
     let mut names = Names::default();
     for child in &contents.children {
@@ -99,7 +99,7 @@ async fn tree(
             names.add(pattern, &name);
         }
     }
-    Ok(Some(names))
+    Ok(names)
 }
 
 async fn catalog(client: &Client, pattern: &RepositoryPattern, context: &Context, tally: &Arc<Tally>) -> Result<Names> {

@@ -205,6 +205,15 @@ async fn a_registry_that_shows_no_catalog_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn who_is_shut_out_is_told_so_even_where_the_catalog_is_empty() {
+    let registry = FaultRegistry::start().await;
+    registry.on(Kind::Tags).always().act(Action::error(403, "DENIED"));
+    let output = tags(&registry, "project/**", &[]).await.assert_code(1);
+    let error = format!("error: listing the tags of {}/project: answered 403", registry.host());
+    assert!(output.stderr.contains(&error) && output.stderr.contains("docker login"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn a_pattern_that_means_nothing_is_an_error() {
     for registry in [FaultRegistry::start().await, FaultRegistry::builder().google().start().await] {
         put_tags(&registry, "a/x/y", ["1"]);

@@ -3,6 +3,7 @@
 
 mod config;
 mod enumerate;
+mod streams;
 mod tags;
 mod trees;
 

@@ -158,3 +158,25 @@ async fn a_thousand_repositories_cost_a_request_each_and_little_memory() {
     assert!(first["digest"].is_string());
     assert!(peak < 100, "{peak} MiB");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_a_hundred_thousand_tags_fits_into_memory() {
+    let registry = google().await;
+    let manifests = (0..100_000).map(|number| {
+        let entry = json!({
+            "imageSizeBytes": "123456", "layerId": "", "mediaType": media::OCI_MANIFEST, "tag": [format!("v1.{number}")],
+            "timeCreatedMs": "0", "timeUploadedMs": "1704067200000",
+        });
+        (images::sha256(format!("{number}").as_bytes()), entry)
+    });
+    let tags_listed: Vec<String> = (0..100_000).map(|number| format!("v1.{number}")).collect();
+    let manifests: serde_json::Map<String, Value> = manifests.collect();
+    let body = json!({"child": [], "manifest": manifests, "name": "p/app", "tags": tags_listed}).to_string();
+    let size = body.len() >> 20;
+    registry.on(Kind::Tags).act(Action::Status { code: 200, headers: vec![], body: body.into() });
+    let output = tags(&registry, "p/app", &["--json"]).await.assert_code(0);
+    let peak = output.peak_rss_bytes >> 20;
+    println!("100,000 tags of one repository in {size} MiB: {:?}, {peak} MiB", output.elapsed);
+    assert_eq!((lines(&output).len(), registry.total()), (100_000, 1));
+    assert!(peak < 200, "{peak} MiB");
+}
