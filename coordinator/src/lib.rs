@@ -1,3 +1,5 @@
 //! The coordinator of imgsync, and the program's commands: decides what is copied, watches over it, shows how it went.
 
+pub mod batches;
 pub mod cli;
+pub mod enumerate;

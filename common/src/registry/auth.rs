@@ -37,6 +37,8 @@ pub enum Access {
     Push,
     /// Removing, which also is what cancelling an upload needs at some registries.
     Delete,
+    /// Listing repositories. Only for [`Client::root`]: it is about the registry, whatever the repository.
+    Catalog,
 }
 
 /// What a token is for: one repository, and one more to mount from.
@@ -53,6 +55,7 @@ impl Scope {
             Access::Pull => "pull",
             Access::Push => "pull,push",
             Access::Delete => "delete",
+            Access::Catalog => "*",
         }
     }
 
@@ -72,6 +75,9 @@ impl Scope {
 
     fn written(&self) -> Vec<String> {
         let actions = self.actions();
+        if self.access == Access::Catalog {
+            return vec!["registry:catalog:*".to_owned()];
+        }
         let mut scopes = vec![format!("repository:{}:{actions}", self.repository)];
         scopes.extend(self.from.iter().map(|from| format!("repository:{from}:pull")));
         scopes
@@ -360,12 +366,13 @@ impl Repository {
     pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
         let registry = &self.registry.name;
         let wants = match self.access {
-            Access::Pull => "pull from",
-            Access::Push => "push to",
-            Access::Delete => "delete from",
+            Access::Pull => format!("pull from {}", self.name),
+            Access::Push => format!("push to {}", self.name),
+            Access::Delete => format!("delete from {}", self.name),
+            Access::Catalog => "list repositories".to_owned(),
         };
         match with_credentials {
-            true => format!("check the user and password for {registry}, and that they may {wants} {}", self.name),
+            true => format!("check the user and password for {registry}, and that they may {wants}"),
             false => format!(
                 "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
             ),
@@ -379,12 +386,14 @@ impl Repository {
     /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured
     /// but broken (docker's own are left behind often) is then warned of, and nobody logs in.
     async fn credential(&self) -> Result<Option<Credential>> {
-        match credential(&self.client, &self.registry, self.name.as_str()).await {
-            Err(error) if self.access == Access::Pull && !self.registry.warned.swap(true, Ordering::Relaxed) => {
+        let only_reads = matches!(self.access, Access::Pull | Access::Catalog);
+        let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
+        match credential(&self.client, &self.registry, name).await {
+            Err(error) if only_reads && !self.registry.warned.swap(true, Ordering::Relaxed) => {
                 self.context.warn(format!("{error}; going on without credentials"));
                 Ok(None)
             }
-            Err(_) if self.access == Access::Pull => Ok(None),
+            Err(_) if only_reads => Ok(None),
             found => found,
         }
     }
@@ -463,6 +472,8 @@ mod tests {
         scope.access = Access::Push;
         scope.from = Some("c/d".parse().unwrap());
         assert_eq!(scope.written(), ["repository:a/b:pull,push", "repository:c/d:pull"]);
+        scope.access = Access::Catalog;
+        assert_eq!(scope.written(), ["registry:catalog:*"]);
     }
 
     #[test]

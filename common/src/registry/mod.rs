@@ -6,6 +6,7 @@
 pub mod api_error;
 mod auth;
 mod blobs;
+mod catalog;
 pub mod challenge;
 mod context;
 pub mod credentials;
@@ -13,6 +14,7 @@ mod hop;
 mod http;
 pub mod link;
 mod manifests;
+mod paged;
 pub mod range;
 pub mod ratelimit;
 mod referrers;
@@ -31,6 +33,7 @@ use url::Url;
 
 pub use auth::Access;
 pub use blobs::{BlobStream, Opened};
+pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
 pub use http::install_tls_provider;
 pub use manifests::{Head, ManifestPut, ManifestRef};
@@ -233,14 +236,20 @@ impl Repository {
 
     /// `registry/repository`, for messages.
     fn label(&self) -> String {
-        format!("{}/{}", self.registry.name, self.name)
+        match self.access {
+            Access::Catalog => self.registry.name.to_string(),
+            _ => format!("{}/{}", self.registry.name, self.name),
+        }
     }
 
     /// A URL below this repository: `path` has been checked to hold nothing that would need escaping.
     fn url(&self, path: &str) -> Url {
         let mut url = self.registry.base.clone();
         let base = url.path().to_owned();
-        url.set_path(&format!("{base}v2/{}/{path}", self.name));
+        url.set_path(&match self.access {
+            Access::Catalog => format!("{base}v2/{path}"),
+            _ => format!("{base}v2/{}/{path}", self.name),
+        });
         url
     }
 }

@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use ::http::{Method, StatusCode, header};
 use serde::Deserialize;
-use url::Url;
 
-use super::transport::Outgoing;
-use super::{Repository, hop, link};
-use crate::error::{Class, Error, Result};
+use super::Repository;
+use super::paged::{self, Cursor, Page};
+use crate::error::Result;
 
 /// Asked for in the first request. ECR errs above 1000.
 const PAGE_SIZE: usize = 1000;
@@ -19,6 +17,8 @@ const MAX_PAGE_BYTES: usize = 128 << 20;
 /// One page of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagPage {
+    /// Whether the registry lists Google style: told by its answer, and not by its name.
+    pub google: bool,
     /// Tags in the order in which the registry gave them, as written: not all need be valid.
     pub tags: Vec<String>,
     /// Repositories directly below this one (Google style).
@@ -56,8 +56,8 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 #[derive(Deserialize)]
 struct Body {
     /// `null` where there are none, in some registries.
-    #[serde(default)]
-    tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "paged::present")]
+    tags: Option<Option<Vec<String>>>,
     #[serde(default)]
     child: Option<Vec<String>>,
     #[serde(default)]
@@ -68,8 +68,7 @@ struct Body {
 #[derive(Debug)]
 pub struct TagPages {
     repository: Repository,
-    next: Option<Url>,
-    seen: std::collections::HashSet<Url>,
+    cursor: Cursor,
 }
 
 impl Repository {
@@ -77,53 +76,33 @@ impl Repository {
     pub fn tags(&self) -> TagPages {
         let mut first = self.url("tags/list");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
-        TagPages { repository: self.clone(), next: Some(first), seen: Default::default() }
+        TagPages { repository: self.clone(), cursor: Cursor::new(first) }
     }
 }
 
 impl TagPages {
-    /// The next page; `None` after the last. An error answer is an error, never an empty page. Pages that lead back to
-    /// one that was read already end with an error.
+    /// The next page; `None` after the last. An error answer is an error, never an empty page. Pages that repeat
+    /// themselves, lead back to one that was read already or do not end are an error too.
     pub async fn next_page(&mut self) -> Result<Option<TagPage>> {
-        let Some(url) = self.next.take() else { return Ok(None) };
-        let repository = self.repository.clone();
-        let tried = format!("listing the tags of {}", repository.label());
-        if !self.seen.insert(url.clone()) {
-            return Err(Error::new(Class::BadAnswer, &tried, "its pages lead in a circle"));
-        }
-        let (page, next) = repository.with_retries(|| read_page(&repository, &url, &tried)).await?;
-        self.next = next;
-        Ok(Some(page))
+        let tried = format!("listing the tags of {}", self.repository.label());
+        let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried).await?;
+        Ok(page.map(|body: Body| TagPage {
+            google: body.child.is_some() || body.manifest.is_some(),
+            tags: body.tags.flatten().unwrap_or_default(),
+            children: body.child.unwrap_or_default(),
+            manifests: body.manifest.unwrap_or_default(),
+        }))
     }
 }
 
-async fn read_page(repository: &Repository, url: &Url, tried: &str) -> Result<(TagPage, Option<Url>)> {
-    let answer = repository.send(Outgoing::new(Method::GET, url.clone(), tried)).await?;
-    if answer.status() != StatusCode::OK {
-        return Err(repository.refusal(answer, tried).await);
+impl Page for Body {
+    fn is_one(&self) -> bool {
+        self.tags.is_some() || self.child.is_some() || self.manifest.is_some()
     }
-    let next = link::next(answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok()));
-    let next = match next {
-        None => None,
-        Some(written) => {
-            let next = answer.url().join(&written).map_err(|error| {
-                Error::new(Class::BadAnswer, tried, "the link to its next page is no URL").because(error)
-            })?;
-            if !hop::same_origin(&next, answer.url()) {
-                let detail = format!("the link to its next page leads to another host, {}", hop::origin(&next));
-                return Err(Error::new(Class::Insecure, tried, detail));
-            }
-            Some(next)
-        }
-    };
-    let bytes = answer.bytes(MAX_PAGE_BYTES, tried).await?;
-    let body: Body = serde_json::from_slice(&bytes).map_err(|error| {
-        Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error)
-    })?;
-    let page = TagPage {
-        tags: body.tags.unwrap_or_default(),
-        children: body.child.unwrap_or_default(),
-        manifests: body.manifest.unwrap_or_default(),
-    };
-    Ok((page, next))
+
+    fn entries(&self) -> Vec<&str> {
+        let tags = self.tags.iter().flatten().flatten().map(String::as_str);
+        let manifests = self.manifest.iter().flatten().map(|(digest, _)| digest.as_str());
+        tags.chain(self.child.iter().flatten().map(String::as_str)).chain(manifests).collect()
+    }
 }

@@ -67,6 +67,20 @@ impl RepositoryPattern {
         (!self.deep).then(|| self.levels.len() - fixed)
     }
 
+    /// Whether a repository that is meant can be below this path, at any depth: where to go on in a tree. `a/*/c` leads
+    /// through `a` and `a/b`, and not through `b` or `a/b/c`.
+    pub fn leads_through(&self, path: &str) -> bool {
+        let mut levels = self.levels.iter();
+        for part in path.split('/') {
+            match levels.next() {
+                None => return self.deep,
+                Some(level) if !level.fits(part) => return false,
+                Some(_) => {}
+            }
+        }
+        self.deep || levels.next().is_some()
+    }
+
     /// Whether a repository of this registry is meant. `a/**` does not mean `a` itself.
     pub fn matches(&self, repository: &str) -> bool {
         let mut parts = repository.split('/');
@@ -74,15 +88,20 @@ impl RepositoryPattern {
             let Some(part) = parts.next() else {
                 return false;
             };
-            let fits = match &level.glob {
-                Some(glob) => glob.is_match(part),
-                None => level.text == part,
-            };
-            if !fits {
+            if !level.fits(part) {
                 return false;
             }
         }
         parts.next().is_some() == self.deep
+    }
+}
+
+impl Level {
+    fn fits(&self, part: &str) -> bool {
+        match &self.glob {
+            Some(glob) => glob.is_match(part),
+            None => self.text == part,
+        }
     }
 }
 
@@ -226,6 +245,25 @@ mod tests {
             assert!(yes.split_whitespace().all(|name| pattern.matches(name)), "{text} means {yes}");
             assert!(!no.split_whitespace().any(|name| pattern.matches(name)), "{text} leaves out {no}");
             assert_eq!(pattern.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_tree_is_followed_only_where_it_can_lead_to_something() {
+        for (text, yes, no) in [
+            ("gcr.io/a/b", "a", "a/b b"),
+            ("gcr.io/a/*", "a", "a/b b"),
+            ("gcr.io/a/**", "a a/b a/b/c", "b"),
+            ("gcr.io/**", "a a/b/c", ""),
+            ("gcr.io/a/*/c", "a a/b", "a/b/c b/b"),
+            ("gcr.io/a/etcd-*/**", "a a/etcd-1 a/etcd-1/b", "a/etc"),
+        ] {
+            let pattern = pattern(text);
+            assert!(yes.split_whitespace().all(|name| pattern.leads_through(name)), "{text} leads through {yes}");
+            assert!(
+                !no.split_whitespace().any(|name| pattern.leads_through(name)),
+                "{text} does not lead through {no}"
+            );
         }
     }
 

@@ -157,6 +157,18 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// The reason without what differs from tag to tag, for counting: `not >=1.20`.
+    pub fn in_general(&self) -> String {
+        match self {
+            Reason::OutOfRange { range, .. } => format!("not {range}"),
+            Reason::TooOld { cutoff, .. } => format!("older than {}", Since::Moment(*cutoff)),
+            Reason::NotNewest { count, .. } => format!("not among the newest {count}"),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use imgsync_common::image::Platform;
+use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
@@ -38,6 +39,95 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Copy one image, now
     Sync(SyncArgs),
+    /// List tags, as a rule would choose them
+    ///
+    /// Of one repository each line on stdout is a tag; with a star in the pattern each is REGISTRY/REPOSITORY:TAG, as
+    /// `imgsync sync` takes it. Repositories come in the order of their paths, tags from old to new, what is no version
+    /// first. What was dropped, and why, is said on stderr. The exit code is 1 if something could not be listed.
+    Tags(TagsArgs),
+    /// Look at a configuration
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+}
+
+/// Which repositories, and which of their tags.
+#[derive(Debug, Args)]
+pub(crate) struct TagsArgs {
+    /// gcr.io/distroless/static, gcr.io/distroless/* (one level) or gcr.io/istio-release/** (all below)
+    #[arg(value_name = "PATTERN", value_parser = pattern)]
+    pub(crate) pattern: RepositoryPattern,
+    /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<TagPattern>,
+    /// No tags that match one of these
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<TagPattern>,
+    /// Only versions in this range, such as ">=1.20, <2"
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) semver: Option<VersionRange>,
+    /// Only the newest so many of each repository; by version, of each variant
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) newest: Option<usize>,
+    /// What makes a tag newer
+    #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
+    pub(crate) newest_by: NewestByArg,
+    /// Only what is younger than a day (2025-01-01), a moment or a time (90d); only of registries that list dates
+    #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
+    pub(crate) since: Option<Since>,
+    /// Print each tag as a JSON object, with digest and date where the registry lists them
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Repositories that are listed at the same time
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) query_limit: u16,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// `--newest-by`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum NewestByArg {
+    Version,
+    Date,
+}
+
+impl From<NewestByArg> for NewestBy {
+    fn from(by: NewestByArg) -> NewestBy {
+        match by {
+            NewestByArg::Version => NewestBy::Version,
+            NewestByArg::Date => NewestBy::Date,
+        }
+    }
+}
+
+/// What is to be done with a configuration: the file of `-c`, else ./imgsync.yaml.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Say all that is wrong with it, each with its place; the exit code is 2 then
+    Check,
+    /// Print what it means, defaults filled in and secrets hidden
+    Show,
+    /// Print the JSON Schema of configurations, for editors
+    Schema,
+}
+
+fn pattern(text: &str) -> Result<RepositoryPattern, String> {
+    text.parse().map_err(|error: RepositoryPatternError| match &error.hint {
+        // There it speaks of a rule.
+        Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    })
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("the newest 0 are none".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("write how many, such as 10".to_owned()),
+    }
 }
 
 /// Copies one image from registry to registry: every platform of it, byte for byte, under the same digest.

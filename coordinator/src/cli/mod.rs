@@ -1,12 +1,14 @@
 //! The command line: what was typed → what it means → the command. Commands never read the environment themselves.
 
 mod args;
+mod config;
 mod exit;
 mod printer;
 mod progress;
 mod settings;
 mod signals;
 mod sync;
+mod tags;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,8 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match cli.command {
             Some(Command::Sync(args)) => sync::run(args, &cli.global, &printer).await,
+            Some(Command::Tags(args)) => tags::run(args, &cli.global, &printer).await,
+            Some(Command::Config { action }) => config::run(action, &cli.global, &printer),
             None => {
                 printer.line(&Cli::command().render_help().to_string());
                 Exit::Usage

@@ -28,10 +28,9 @@ impl Printer {
         !self.quiet && std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// Data, one line.
-    pub(crate) fn data(&self, line: &str) {
-        // Who closed our stdout does not want it.
-        self.bars.suspend(|| _ = writeln!(std::io::stdout(), "{line}"));
+    /// Data, one line. False if nobody reads it: who closed our stdout does not want it.
+    pub(crate) fn data(&self, line: &str) -> bool {
+        self.bars.suspend(|| writeln!(std::io::stdout(), "{line}").is_ok())
     }
 
     /// Words for people.

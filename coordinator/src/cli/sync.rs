@@ -273,7 +273,7 @@ fn pinned(target: &Location, digest: &Digest) -> String {
 
 fn print(printer: &Printer, output: &Output<'_>) {
     match serde_json::to_string(output) {
-        Ok(line) => printer.data(&line),
+        Ok(line) => _ = printer.data(&line),
         Err(error) => printer.error(&format!("the result cannot be written as JSON: {error}"), None),
     }
 }

@@ -1,0 +1,100 @@
+//! Listing the repositories of a registry: `_catalog` (Docker registry API v2, "Catalog"), which many do not have or do
+//! not show to everyone, and the top of a Google-style tree.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::paged::{self, Cursor, Page};
+use super::{Access, Client, Context, Repository, TagPages, Tally};
+use crate::error::{Class, Error, Result};
+use crate::image::RegistryName;
+
+/// Asked for in the first request; what tag lists are asked for too.
+const PAGE_SIZE: usize = 1000;
+/// A page of names is small, but some give all at once.
+const MAX_PAGE_BYTES: usize = 64 << 20;
+
+/// A registry as a whole, to ask for what is in it.
+#[derive(Debug, Clone)]
+pub struct Root(Repository);
+
+/// The pages of a catalog, one request each.
+#[derive(Debug)]
+pub struct CatalogPages {
+    root: Repository,
+    cursor: Cursor,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    /// `null` where there are none, in some registries.
+    #[serde(default, deserialize_with = "paged::present")]
+    repositories: Option<Option<Vec<String>>>,
+}
+
+impl Page for Body {
+    fn is_one(&self) -> bool {
+        self.repositories.is_some()
+    }
+
+    fn entries(&self) -> Vec<&str> {
+        self.repositories.iter().flatten().flatten().map(String::as_str).collect()
+    }
+}
+
+impl Client {
+    /// A registry as a whole. Fails only where the registry's settings cannot work (a bad certificate).
+    pub fn root(&self, registry: &RegistryName, context: &Context, tally: &Arc<Tally>) -> Result<Root> {
+        // The name stands in no request and no message: `Access::Catalog` has words of its own for both.
+        let name = "catalog".parse().map_err(|error: crate::image::ParseReferenceError| {
+            Error::new(Class::Invalid, "asking for a catalog", error.to_string())
+        })?;
+        self.repository(registry, &name, Access::Catalog, context, tally).map(Root)
+    }
+}
+
+impl Root {
+    /// The names of the repositories, by pages.
+    pub fn catalog(&self) -> CatalogPages {
+        let mut first = self.0.url("_catalog");
+        first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
+        CatalogPages { root: self.0.clone(), cursor: Cursor::new(first) }
+    }
+
+    /// The top of a Google-style tree: what is there without any path.
+    pub fn tags(&self) -> TagPages {
+        self.0.tags()
+    }
+}
+
+impl CatalogPages {
+    /// The next page, in the registry's order and as written: not all names need be valid. `None` after the last. An
+    /// error answer is an error, never an empty page; of a registry that shows no catalog it says what to do.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
+        let registry = self.root.registry();
+        let tried = format!("listing the repositories of {registry}");
+        let page = self.cursor.next_page(&self.root, MAX_PAGE_BYTES, &tried).await;
+        match page {
+            Ok(page) => Ok(page.map(|body: Body| body.repositories.flatten().unwrap_or_default())),
+            Err(error) if shows_none(&error) => {
+                let log_in = error.advice().map(|advice| format!("{advice}; or ")).unwrap_or_default();
+                Err(error.hint(format!(
+                    "{log_in}name the repositories one by one, without a star, or set `api:` for {registry} under \
+                     `registries` if it has an API of its own that lists them"
+                )))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a registry answered, and does not list its repositories to us.
+fn shows_none(error: &Error) -> bool {
+    match error.class() {
+        Class::Denied | Class::NotFound | Class::Refused | Class::Unsupported => true,
+        // A web page in place of the API.
+        Class::BadAnswer => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,170 @@
+//! Lists that come by pages: one request each, the next one named by a `Link`, and an end that must come.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use ::http::{Method, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use url::Url;
+
+use super::transport::{Answer, Outgoing};
+use super::{Repository, hop, link};
+use crate::error::{Class, Error, Result};
+
+/// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
+const MAX_BARREN_PAGES: usize = 50;
+/// More entries than this are not a list that ends. The largest repositories that are known have some 100,000 tags.
+const MAX_ENTRIES: usize = 2_000_000;
+
+/// What one page says.
+pub(crate) trait Page: DeserializeOwned {
+    /// Whether it is a page of such a list at all. Some answer 200 with an error in the body, or with something else.
+    fn is_one(&self) -> bool;
+
+    /// What is listed on it.
+    fn entries(&self) -> Vec<&str>;
+}
+
+/// For keys of which it matters whether they are there, be it with `null`.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Where reading a list is, and what is remembered to notice one that does not end: 8 bytes an entry, and only if there
+/// is more than one page.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    next: Option<Url>,
+    urls: HashSet<u64>,
+    pages: HashSet<u64>,
+    entries: HashSet<u64>,
+    barren: usize,
+    hasher: RandomState,
+}
+
+impl Cursor {
+    pub(crate) fn new(first: Url) -> Cursor {
+        Cursor {
+            next: Some(first),
+            urls: HashSet::new(),
+            pages: HashSet::new(),
+            entries: HashSet::new(),
+            barren: 0,
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Reads the next page; `None` after the last. An error answer is an error and never an empty page, and so are pages
+    /// that repeat themselves, lead in a circle or do not end.
+    pub(crate) async fn next_page<T: Page>(
+        &mut self,
+        repository: &Repository,
+        max_bytes: usize,
+        tried: &str,
+    ) -> Result<Option<T>> {
+        let Some(url) = self.next.take() else { return Ok(None) };
+        if !self.urls.insert(self.hasher.hash_one(&url)) {
+            return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
+        }
+        let (page, next) = repository.with_retries(|| read::<T>(repository, &url, max_bytes, tried)).await?;
+        if next.is_some() || !self.pages.is_empty() {
+            self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
+        }
+        self.next = next;
+        Ok(Some(page))
+    }
+
+    fn watch(&mut self, entries: &[&str]) -> Result<(), String> {
+        if !entries.is_empty() && !self.pages.insert(self.hasher.hash_one(entries)) {
+            return Err("the same page came twice: its pages do not end".to_owned());
+        }
+        let before = self.entries.len();
+        self.entries.extend(entries.iter().map(|entry| self.hasher.hash_one(entry)));
+        self.barren = if self.entries.len() > before { 0 } else { self.barren + 1 };
+        if self.barren > MAX_BARREN_PAGES {
+            return Err(format!("{} pages in a row brought nothing new: its pages do not end", self.barren));
+        }
+        if self.entries.len() > MAX_ENTRIES {
+            return Err(format!("it lists more than {MAX_ENTRIES} entries: its pages do not seem to end"));
+        }
+        Ok(())
+    }
+}
+
+async fn read<T: Page>(repository: &Repository, url: &Url, max_bytes: usize, tried: &str) -> Result<(T, Option<Url>)> {
+    let answer = repository.send(Outgoing::new(Method::GET, url.clone(), tried)).await?;
+    if answer.status() != StatusCode::OK {
+        return Err(repository.refusal(answer, tried).await);
+    }
+    let next = next_url(repository, &answer, tried).await?;
+    let bytes = answer.bytes(max_bytes, tried).await?;
+    let page: T = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error)
+    })?;
+    if !page.is_one() {
+        return Err(Error::new(Class::BadAnswer, tried, "what it answered is no listing"));
+    }
+    Ok((page, next))
+}
+
+/// Where the next page is: on the same host, or it is an error.
+async fn next_url(repository: &Repository, answer: &Answer, tried: &str) -> Result<Option<Url>> {
+    let links = answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    let Some(written) = link::next(links) else { return Ok(None) };
+    let here = answer.url();
+    let next = here
+        .join(&written)
+        .map_err(|error| Error::new(Class::BadAnswer, tried, "the link to its next page is no URL").because(error))?;
+    let allow_private = repository.registry.settings.allow_private;
+    let mut next = hop::check(here, next, repository.reach().await, allow_private, "link to the next page")?;
+    if !hop::same_origin(&next, here) {
+        let detail = format!("the link to its next page leads to another host, {}", hop::origin(&next));
+        return Err(Error::new(Class::Insecure, tried, detail));
+    }
+    // All pages of a list have one path. Artifactory leaves out what its own base adds to it.
+    if let Some(base) = here.path().strip_suffix(next.path())
+        && !base.is_empty()
+    {
+        next.set_path(here.path());
+    }
+    Ok(Some(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cursor() -> Cursor {
+        Cursor::new("http://localhost/v2/a/tags/list".parse().unwrap())
+    }
+
+    #[test]
+    fn a_page_that_comes_again_is_noticed_wherever_it_stands() {
+        let mut cursor = cursor();
+        for page in [["a", "b"], ["c", "d"], ["b", "c"]] {
+            cursor.watch(&page).unwrap();
+        }
+        assert!(cursor.watch(&["c", "d"]).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn some_empty_pages_are_borne_and_many_are_not() {
+        let mut cursor = cursor();
+        for round in 0..3 {
+            (0..MAX_BARREN_PAGES).for_each(|_| cursor.watch(&[]).unwrap());
+            cursor.watch(&[&round.to_string()]).unwrap();
+        }
+        (0..MAX_BARREN_PAGES).for_each(|_| cursor.watch(&[]).unwrap());
+        assert!(cursor.watch(&[]).unwrap_err().contains("nothing new"));
+    }
+
+    #[test]
+    fn a_list_that_brings_something_new_for_ever_is_noticed() {
+        let mut cursor = cursor();
+        let page = |number: usize| (0..100_000).map(|entry| format!("{number}-{entry}")).collect::<Vec<_>>();
+        let mut pages =
+            (0..30).map(page).map(|page| cursor.watch(&page.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert!(pages.find_map(Result::err).unwrap().contains("do not seem to end"));
+    }
+}

@@ -1,0 +1,324 @@
+//! From a rule and a listing to tasks. Pure: what is chosen, what it is called at the target, what is dropped and why,
+//! and two images under one name. Rules that must collide whatever is listed were refused with the configuration.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use imgsync_common::config::{Destination, Rule};
+use imgsync_common::error::{Class, Error};
+use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
+use imgsync_common::naming::{Claim, Collision, Names, Origin, Style, TargetName};
+use imgsync_common::select::{Candidate, Reason, Version};
+use jiff::Timestamp;
+
+use crate::enumerate::{Listing, compare_repositories};
+
+/// One source tag to one target tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedTask {
+    /// Which rule asks for it, by its place among the rules.
+    pub rule: usize,
+    /// What is copied.
+    pub source: SourceTag,
+    /// What that pointed at when it was listed, if the listing says so.
+    pub digest: Option<Digest>,
+    /// Where to.
+    pub target: Target,
+    /// Whether a task planned before may have this target: only who holds the whole plan can tell. The same source there,
+    /// for the same platforms, makes this task superfluous, any other makes it fail ([`Failed::collision`]); see
+    /// [`settle`].
+    pub in_doubt: bool,
+}
+
+/// A tag of a source.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceTag {
+    /// The registry.
+    pub registry: RegistryName,
+    /// The repository there.
+    pub repository: RepositoryName,
+    /// The tag.
+    pub tag: Tag,
+}
+
+/// A tag of a target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// In a registry.
+    Registry(TargetName),
+    /// In an image layout.
+    Layout {
+        /// The layout's folder.
+        folder: PathBuf,
+        /// The image's name there.
+        name: String,
+        /// Its tag.
+        tag: Tag,
+    },
+}
+
+/// A tag that was chosen and cannot be copied.
+#[derive(Debug)]
+pub struct Failed {
+    /// What would have been copied.
+    pub source: SourceTag,
+    /// Where to, as far as there is a name.
+    pub target: String,
+    /// Why not: a collision, or a name that the target does not take.
+    pub error: Error,
+}
+
+/// What became of one listing under one rule.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What is to be copied, from old to new (what is no version first), then by target.
+    pub tasks: Vec<PlannedTask>,
+    /// Tags that were not chosen, each with the reason, in the same order.
+    pub dropped: Vec<(String, Reason)>,
+    /// Tags that were chosen and fail.
+    pub failed: Vec<Failed>,
+    /// Fewer tags were chosen than the rule's `min`: there are no tasks then.
+    pub below_min: Option<Error>,
+}
+
+/// Plans listing after listing and remembers who writes where, in memory that grows with the repositories.
+#[derive(Debug, Default)]
+pub struct Planner {
+    names: Names,
+    /// Source and target repositories that tasks were planned for.
+    planned: HashSet<(String, String)>,
+}
+
+impl Planner {
+    /// Nothing is planned yet.
+    pub fn new() -> Planner {
+        Planner::default()
+    }
+
+    /// Plans a listing under the rule at `index`. `original` is the name that a preset's image had in the original
+    /// imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
+    /// come in any order; of two that collide the one planned first has the target.
+    pub fn plan(
+        &mut self,
+        index: usize,
+        rule: &Rule,
+        original: Option<&str>,
+        listing: &Listing,
+        now: Timestamp,
+    ) -> Plan {
+        let candidates =
+            listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+        let evaluation = rule.selection.evaluate(candidates, now);
+        let dropped = evaluation.dropped.into_iter().map(|(candidate, reason)| (candidate.tag, reason)).collect();
+        let mut plan = Plan { dropped, ..Plan::default() };
+        let name = format!("{}/{}", listing.registry, listing.repository);
+        if let Some(min) = evaluation.below_min {
+            let detail = format!("{} of {} are left, and `min` is {min}", evaluation.kept.len(), listing.tags.len());
+            let error = Error::new(Class::NotFound, format!("choosing the tags of {name}"), detail);
+            plan.below_min = Some(error.hint("nothing of it is copied; see what `imgsync tags` drops, and why"));
+            return plan;
+        }
+        let mut writer = Writer { planner: self, rule, name: identity(&name, rule), claims: HashMap::new() };
+        let mut taken: HashMap<Target, Tag> = HashMap::new();
+        for candidate in &evaluation.kept {
+            // All that were kept are tags.
+            let Ok(tag) = candidate.tag.parse::<Tag>() else { continue };
+            let source = SourceTag { registry: listing.registry.clone(), repository: listing.repository.clone(), tag };
+            let first = plan.tasks.len();
+            for destination in &rule.to {
+                match writer.target(destination, &source, original, &mut taken) {
+                    Ok((target, in_doubt)) => plan.tasks.push(PlannedTask {
+                        rule: index,
+                        source: source.clone(),
+                        digest: listing.digest(&candidate.tag).cloned(),
+                        target,
+                        in_doubt,
+                    }),
+                    Err(failed) => plan.failed.push(failed),
+                }
+            }
+            plan.tasks[first..].sort_by(|a, b| a.target.cmp(&b.target));
+        }
+        let Writer { claims, name, .. } = writer;
+        self.planned.extend(claims.into_keys().map(|target| (name.clone(), target)));
+        plan
+    }
+}
+
+/// Who a source is among those that write: an image cut to other platforms is another image.
+fn identity(name: &str, rule: &Rule) -> String {
+    let platforms = platforms_of(rule);
+    if platforms.is_empty() { name.to_owned() } else { format!("{name} ({})", platforms.join(", ")) }
+}
+
+fn platforms_of(rule: &Rule) -> Vec<String> {
+    let mut platforms: Vec<String> = rule.platforms.iter().map(ToString::to_string).collect();
+    platforms.sort_unstable();
+    platforms.dedup();
+    platforms
+}
+
+/// One listing being written down.
+struct Writer<'a> {
+    planner: &'a mut Planner,
+    rule: &'a Rule,
+    name: String,
+    /// Target repositories met with so far, and whether another task may have a tag there that is not remembered.
+    claims: HashMap<String, bool>,
+}
+
+impl Writer<'_> {
+    /// A tag's target, and whether that is in doubt.
+    fn target(
+        &mut self,
+        destination: &Destination,
+        source: &SourceTag,
+        original: Option<&str>,
+        taken: &mut HashMap<Target, Tag>,
+    ) -> Result<(Target, bool), Failed> {
+        let SourceTag { registry, repository, tag } = source;
+        let style = self.rule.style_at(destination);
+        let origin = Origin { registry, repository, tag, original };
+        let target = match destination {
+            Destination::Registry(base) => style.name(base, &origin).map(Target::Registry),
+            Destination::Layout(folder) => {
+                let name = style.in_layout(&origin);
+                name.map(|(name, tag)| Target::Layout { folder: folder.clone(), name, tag })
+            }
+        };
+        let target = target.map_err(|error| {
+            let refused = Error::new(Class::Refused, format!("copying {source}"), error.to_string());
+            Failed { source: source.clone(), target: error.name, error: refused }
+        })?;
+        if let Target::Registry(name) = &target
+            && (&name.registry, &name.repository, &name.tag) == (registry, repository, tag)
+        {
+            let error = Error::new(Class::Invalid, format!("copying {source}"), "source and target are the same");
+            return Err(Failed { source: source.clone(), target: target.to_string(), error });
+        }
+        // Only a template can give two tags of a repository one name.
+        if matches!(style, Style::Template(_)) {
+            let first = taken.entry(target.clone()).or_insert_with(|| tag.clone());
+            if first != tag {
+                let first = SourceTag { tag: first.clone(), ..source.clone() };
+                return Err(Failed::collision(source.clone(), &target, &first.to_string()));
+            }
+        }
+        let place = target.repository();
+        let in_doubt = match self.claims.get(&place) {
+            Some(in_doubt) => *in_doubt,
+            None => {
+                let late = matches!(self.planner.names.claim(&self.name, &place), Claim::Late(_));
+                let again = self.planner.planned.contains(&(self.name.clone(), place.clone()));
+                self.claims.insert(place.clone(), late || again);
+                late || again
+            }
+        };
+        match self.planner.names.take(&self.name, &place, target.tag().as_str()) {
+            Ok(()) => Ok((target, in_doubt)),
+            Err(Collision { first, .. }) => Err(Failed::collision(source.clone(), &target, &first)),
+        }
+    }
+}
+
+impl Failed {
+    /// A target that another source, `first`, has already.
+    pub fn collision(source: SourceTag, target: &Target, first: &str) -> Failed {
+        let detail = format!("{target} is already the target of {first}");
+        let error = Error::new(Class::Collision, format!("copying {source}"), detail)
+            .hint("give one of the two another `name` or `to`");
+        Failed { source, target: target.to_string(), error }
+    }
+}
+
+impl Target {
+    /// All but the tag, as one text.
+    fn repository(&self) -> String {
+        match self {
+            Target::Registry(name) => format!("{}/{}", name.registry, name.repository),
+            Target::Layout { folder, name, .. } => format!("oci:{}:{name}", folder.display()),
+        }
+    }
+
+    /// The tag.
+    pub fn tag(&self) -> &Tag {
+        match self {
+            Target::Registry(name) => &name.tag,
+            Target::Layout { tag, .. } => tag,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.repository(), self.tag())
+    }
+}
+
+impl fmt::Display for SourceTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+/// Decides what is in doubt, where the whole plan is at hand: the same image twice is one task, another one fails. The
+/// tasks stay in the order in which they were planned; `rules` are those that they were planned under.
+pub fn settle(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec<Failed>) {
+    let platforms = |index: usize| rules.get(index).map(platforms_of).unwrap_or_default();
+    let mut holders: HashMap<Target, (SourceTag, usize)> = HashMap::new();
+    let mut settled: Vec<PlannedTask> = Vec::with_capacity(tasks.len());
+    let mut failed = Vec::new();
+    for task in tasks {
+        match holders.get(&task.target) {
+            Some((source, rule)) if task.in_doubt => {
+                if *source != task.source || platforms(*rule) != platforms(task.rule) {
+                    failed.push(Failed::collision(task.source, &task.target, &source.to_string()));
+                }
+            }
+            _ => {
+                holders.insert(task.target.clone(), (task.source.clone(), task.rule));
+                settled.push(PlannedTask { in_doubt: false, ..task });
+            }
+        }
+    }
+    (settled, failed)
+}
+
+/// `--batch-size` and `--batch-number`, as the original has them: numbers begin at 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slice {
+    /// Tasks in a slice.
+    pub size: NonZeroUsize,
+    /// Which slice, from 1.
+    pub number: NonZeroUsize,
+}
+
+impl Slice {
+    /// Its part of so many tasks: the last slice is as short as it must be, those after it are empty.
+    pub fn range(self, total: usize) -> Range<usize> {
+        let end = self.number.get().saturating_mul(self.size.get());
+        end.saturating_sub(self.size.get()).min(total)..end.min(total)
+    }
+}
+
+/// One slice of the whole, sorted by source repository, tag and target. Whoever cuts the same listings alike gets slices
+/// that add up to the whole, each task once. (For equal collisions everywhere, plan in the order of names.)
+pub fn cut(mut tasks: Vec<PlannedTask>, slice: Slice) -> Vec<PlannedTask> {
+    tasks.sort_by_cached_key(|task| (Version::parse(task.source.tag.as_str()), task.source.tag.clone()));
+    // Stable, so tags stay in order within a repository.
+    tasks.sort_by(|a, b| {
+        let (from, other) = (&a.source, &b.source);
+        from.registry.cmp(&other.registry).then_with(|| compare_repositories(&from.repository, &other.repository))
+    });
+    for same in tasks.chunk_by_mut(|a, b| a.source == b.source) {
+        same.sort_by(|a, b| (&a.target, a.rule).cmp(&(&b.target, b.rule)));
+    }
+    let range = slice.range(tasks.len());
+    tasks.drain(range).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! `imgsync config`: what a configuration says, before anything is done with it.
+
+use std::path::Path;
+
+use imgsync_common::config::{Config, Source};
+
+use super::args::{ConfigAction, Global};
+use super::exit::Exit;
+use super::printer::Printer;
+use super::settings::Settings;
+
+/// Runs the command.
+pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> Exit {
+    if let ConfigAction::Schema = action {
+        return print(&format!("{:#}", Config::json_schema()), printer);
+    }
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    let Some(file) = &settings.file else {
+        printer.error("there is no imgsync.yaml here", Some("name the configuration: -c FILE"));
+        return Exit::Usage;
+    };
+    match action {
+        ConfigAction::Check => {
+            printer.line(&summary(file, &settings.config));
+            Exit::Done
+        }
+        ConfigAction::Show => print(settings.config.to_yaml_redacted().trim_end(), printer),
+        ConfigAction::Schema => Exit::Done,
+    }
+}
+
+fn print(text: &str, printer: &Printer) -> Exit {
+    printer.data(text);
+    Exit::Done
+}
+
+/// What was found, for who wonders whether it was what they wrote.
+fn summary(file: &Path, config: &Config) -> String {
+    let count = |count: usize, one: &str, many: &str| match count {
+        0 => format!("no {many}"),
+        1 => format!("1 {one}"),
+        count => format!("{count} {many}"),
+    };
+    let rules = count(config.rules.len(), "rule", "rules");
+    let registries = match config.registries.len() {
+        0 => "no registries".to_owned(),
+        number => {
+            let names: Vec<&str> = config.registries.keys().map(|name| name.as_str()).collect();
+            format!("{} ({})", count(number, "registry", "registries"), names.join(", "))
+        }
+    };
+    let presets = config.rules.iter().filter(|rule| matches!(rule.source, Source::Preset(_))).count();
+    let presets = if presets == 0 { String::new() } else { format!(" ({})", count(presets, "preset", "presets")) };
+    let place = if config.cluster.is_some() { "a cluster" } else { "one process" };
+    format!("{} is fine: {rules}{presets}, {registries}, in {place}", file.display())
+}

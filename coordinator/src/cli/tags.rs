@@ -1,0 +1,199 @@
+//! `imgsync tags`: what a rule would take, before it is written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::{Event, Events, Observer};
+use imgsync_common::image::{Digest, RegistryName, RepositoryName};
+use imgsync_common::printable::printable;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Client, Context, Tally};
+use imgsync_common::retry::{Policy, seconds};
+use imgsync_common::select::{Candidate, Newest, Selection};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::args::{Global, TagsArgs};
+use super::exit::{self, Exit};
+use super::printer::Printer;
+use super::settings::Settings;
+use super::signals;
+use crate::enumerate::{Found, Listing, Options, Order, enumerate};
+
+/// More dropped tags than this are counted rather than named.
+const MOST_NAMED: usize = 20;
+
+/// A line of `--json`.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    registry: &'a RegistryName,
+    repository: &'a RepositoryName,
+    tag: &'a str,
+    /// `null` where the registry does not list it.
+    digest: Option<&'a Digest>,
+    created: Option<String>,
+    media_type: Option<&'a str>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: TagsArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match work(&args, &settings, global.debug, printer).await {
+        Ok(exit) => exit,
+        Err(error) => {
+            printer.failure(&error);
+            exit::of_error(&error)
+        }
+    }
+}
+
+async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
+    let selection = selection(args)?;
+    let mut client = settings.client()?;
+    client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
+    client.stall = args.patience.stall_timeout;
+    let client = Client::new(client, Environment::from_process());
+    let context = Context { events: Events::to(Arc::new(Words(printer.clone()))), ..Context::default() };
+    signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+
+    let tally = Tally::new();
+    let options = Options { query_limit: args.query_limit.into(), order: Order::ByName };
+    let mut found = enumerate(&client, &args.pattern, options, &context, &tally);
+    let mut told = Told { args, debug, printer, dropped: Dropped::default(), kept: 0, listed: 0, unlisted: 0 };
+    let now = Timestamp::now();
+    while let Some(found) = found.next().await? {
+        match found {
+            Found::Listed(listing) => {
+                if !told.repository(&selection, &listing, now) {
+                    // Nobody reads on: `| head`.
+                    return Ok(Exit::Done);
+                }
+            }
+            Found::Unlisted(unlisted) => {
+                told.unlisted += 1;
+                printer.failure(&unlisted.error);
+            }
+        }
+    }
+    told.end();
+    tracing::info!(traffic = ?tally.read(), "done");
+    Ok(if told.unlisted > 0 { Exit::Failed } else { Exit::Done })
+}
+
+/// The flags as a rule's `tags` would mean them.
+fn selection(args: &TagsArgs) -> Result<Selection> {
+    let selection = Selection {
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        range: args.semver.clone(),
+        since: args.since,
+        newest: args.newest.map(|count| Newest { count, by: args.newest_by.into() }),
+        min: None,
+    };
+    match selection.contradictions().first() {
+        Some(contradiction) => Err(Error::new(Class::Invalid, "choosing tags", contradiction.to_string())),
+        None => Ok(selection),
+    }
+}
+
+/// What is told while it goes on, and what was told so far.
+struct Told<'a> {
+    args: &'a TagsArgs,
+    debug: bool,
+    printer: &'a Printer,
+    dropped: Dropped,
+    kept: usize,
+    listed: usize,
+    unlisted: usize,
+}
+
+/// What was dropped: the first few by name, all by reason.
+#[derive(Default)]
+struct Dropped {
+    named: Vec<String>,
+    reasons: BTreeMap<String, usize>,
+    count: usize,
+}
+
+impl Told<'_> {
+    /// Prints one repository's tags. False if nobody reads them.
+    fn repository(&mut self, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
+        self.listed += 1;
+        let candidates =
+            listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+        let evaluation = selection.evaluate(candidates, now);
+        for (candidate, reason) in &evaluation.dropped {
+            let name = format!("{}/{}:{}", listing.registry, listing.repository, candidate.tag);
+            let line = format!("dropped {}: {reason}", printable(&name));
+            self.dropped.count += 1;
+            *self.dropped.reasons.entry(reason.in_general()).or_default() += 1;
+            if self.debug {
+                self.printer.line(&line);
+            } else if self.dropped.named.len() < MOST_NAMED {
+                self.dropped.named.push(line);
+            }
+        }
+        self.kept += evaluation.kept.len();
+        evaluation.kept.iter().all(|candidate| self.printer.data(&self.line(listing, &candidate.tag)))
+    }
+
+    fn line(&self, listing: &Listing, tag: &str) -> String {
+        if !self.args.json {
+            return match self.args.pattern.repository() {
+                Some(_) => tag.to_owned(),
+                None => format!("{}/{}:{tag}", listing.registry, listing.repository),
+            };
+        }
+        let listed = listing.get(tag);
+        let line = Line {
+            registry: &listing.registry,
+            repository: &listing.repository,
+            tag,
+            digest: listed.and_then(|listed| listed.digest.as_ref()),
+            created: listed.and_then(|listed| listed.created).map(|created| created.to_string()),
+            media_type: listed.and_then(|listed| listed.media_type.as_ref()).map(|kind| kind.as_str()),
+        };
+        serde_json::to_string(&line).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+
+    fn end(&self) {
+        let Dropped { named, reasons, count } = &self.dropped;
+        if *count > named.len() && !self.debug {
+            let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            self.printer.line(&format!("dropped {count} tags (--debug names them): {}", reasons.join("; ")));
+        } else {
+            named.iter().for_each(|line| self.printer.line(line));
+        }
+        let of = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
+        let mut summary = format!(
+            "{} of {} in {}",
+            self.kept,
+            of(self.kept + count, "tag", "tags"),
+            of(self.listed, "repository", "repositories")
+        );
+        if self.unlisted > 0 {
+            summary.push_str(&format!("; {} could not be listed", of(self.unlisted, "repository", "repositories")));
+        }
+        self.printer.line(&summary);
+    }
+}
+
+/// Tells what requests meet with.
+struct Words(Printer);
+
+impl Observer for Words {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::Retrying { error, wait, .. } => {
+                self.0.line(&format!("{error}; trying again in {}", seconds(*wait)));
+            }
+            Event::Warning { message } => self.0.warning(message),
+            _ => {}
+        }
+    }
+}

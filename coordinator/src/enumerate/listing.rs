@@ -1,0 +1,194 @@
+//! What one repository holds, as its registry lists it: of a source, and of a target to compare with.
+
+use imgsync_common::error::Result;
+use imgsync_common::image::{Digest, MediaType, RegistryName, RepositoryName};
+use imgsync_common::registry::{ListedManifest, Repository, TagPage, TagPages};
+use jiff::Timestamp;
+
+/// A repository's tags.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing {
+    /// Its registry.
+    pub registry: RegistryName,
+    /// Its path there.
+    pub repository: RepositoryName,
+    /// Each tag once, in the order of their bytes.
+    pub tags: Vec<ListedTag>,
+    /// Repositories directly below this one, by the last part of their path, where the registry says so (Google style).
+    pub children: Vec<String>,
+    /// Manifests that the registry listed, tagged or not; 0 where it lists tags alone.
+    pub manifests: usize,
+    /// Whether the registry lists Google style, and so answers for what does not exist too.
+    pub google: bool,
+}
+
+/// A tag, and what its registry says of it without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedTag {
+    /// As it is listed: not all need be what the specification calls a tag.
+    pub tag: String,
+    /// What it points at. None too where the listing contradicts itself.
+    pub digest: Option<Digest>,
+    /// When that was pushed, else when it was built.
+    pub created: Option<Timestamp>,
+    /// What kind of manifest that is.
+    pub media_type: Option<MediaType>,
+}
+
+impl Listing {
+    /// Whether there is nothing at all here. Google-style registries answer so for what does not exist.
+    pub fn is_nothing(&self) -> bool {
+        self.tags.is_empty() && self.children.is_empty() && self.manifests == 0
+    }
+
+    /// The digest of a tag, where it is listed with one.
+    pub fn digest(&self, tag: &str) -> Option<&Digest> {
+        self.get(tag)?.digest.as_ref()
+    }
+
+    /// What is listed of a tag; none if there is no such tag.
+    pub fn get(&self, tag: &str) -> Option<&ListedTag> {
+        let at = self.tags.binary_search_by(|listed| listed.tag.as_str().cmp(tag)).ok()?;
+        Some(&self.tags[at])
+    }
+}
+
+/// Lists a repository, one request a page. An error is an error and never an empty list; only Google-style registries
+/// answer for repositories that do not exist, see [`Listing::is_nothing`].
+pub async fn list(repository: &Repository) -> Result<Listing> {
+    let mut contents = Contents::default();
+    contents.read_on(&mut repository.tags()).await?;
+    Ok(contents.listing(repository))
+}
+
+/// What pages have given so far.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    tags: Vec<ListedTag>,
+    pub(super) children: Vec<String>,
+    manifests: usize,
+    google: bool,
+}
+
+impl Contents {
+    /// Takes in all pages that are left.
+    pub(super) async fn read_on(&mut self, pages: &mut TagPages) -> Result<()> {
+        while let Some(page) = pages.next_page().await? {
+            self.take(page);
+        }
+        Ok(())
+    }
+
+    /// Takes in one page.
+    pub(super) fn take(&mut self, page: TagPage) {
+        self.google |= page.google;
+        self.children.extend(page.children);
+        self.manifests += page.manifests.len();
+        let bare = |tag| ListedTag { tag, digest: None, created: None, media_type: None };
+        self.tags.extend(page.tags.into_iter().map(bare));
+        for (digest, manifest) in page.manifests {
+            let digest: Option<Digest> = digest.parse().ok();
+            let created = date(&manifest);
+            let media_type = Some(MediaType::new(&manifest.media_type)).filter(|kind| *kind != MediaType::Missing);
+            self.tags.extend(manifest.tag.into_iter().map(|tag| ListedTag {
+                tag,
+                digest: digest.clone(),
+                created,
+                media_type: media_type.clone(),
+            }));
+        }
+    }
+
+    fn listing(mut self, repository: &Repository) -> Listing {
+        self.children.sort_unstable();
+        self.children.dedup();
+        Listing {
+            registry: repository.registry().clone(),
+            repository: repository.name().clone(),
+            tags: each_once(self.tags),
+            children: self.children,
+            manifests: self.manifests,
+            google: self.google,
+        }
+    }
+}
+
+/// Sorted, each tag once. A tag stands in the list of tags and at its manifest; one that stands at two manifests was
+/// moved while the list was made, or the list lies: then its digest must be asked for.
+fn each_once(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
+    tags.sort_unstable_by(|a, b| a.tag.cmp(&b.tag));
+    let mut once: Vec<ListedTag> = Vec::with_capacity(tags.len());
+    let mut contradicted = false;
+    for listed in tags {
+        let last = once.last_mut().filter(|last| last.tag == listed.tag);
+        let Some(last) = last else {
+            contradicted = false;
+            once.push(listed);
+            continue;
+        };
+        contradicted |= matches!((&last.digest, &listed.digest), (Some(a), Some(b)) if a != b);
+        last.created = last.created.max(listed.created);
+        last.digest = last.digest.take().or(listed.digest).filter(|_| !contradicted);
+        last.media_type = last.media_type.take().or(listed.media_type).filter(|_| !contradicted);
+    }
+    once.shrink_to_fit();
+    once
+}
+
+/// When a manifest was pushed; else when it was built, which reproducible builds set to 1970: that is no date.
+fn date(manifest: &ListedManifest) -> Option<Timestamp> {
+    let real = |milliseconds: Option<i64>| milliseconds.filter(|milliseconds| *milliseconds > 0);
+    let milliseconds = real(manifest.time_uploaded_ms).or(real(manifest.time_created_ms))?;
+    Timestamp::from_millisecond(milliseconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(manifests: &[(&str, &[&str], i64)], tags: &[&str]) -> TagPage {
+        let entry = |(digest, tags, uploaded): &(&str, &[&str], i64)| {
+            let manifest = ListedManifest {
+                tag: tags.iter().map(ToString::to_string).collect(),
+                media_type: MediaType::OciIndex.to_string(),
+                time_created_ms: Some(0),
+                time_uploaded_ms: Some(*uploaded),
+            };
+            (Digest::sha256(digest.as_bytes()).to_string(), manifest)
+        };
+        TagPage {
+            google: true,
+            tags: tags.iter().map(ToString::to_string).collect(),
+            children: Vec::new(),
+            manifests: manifests.iter().map(entry).collect(),
+        }
+    }
+
+    fn tags(page: TagPage) -> Vec<ListedTag> {
+        let mut contents = Contents::default();
+        contents.take(page);
+        each_once(contents.tags)
+    }
+
+    #[test]
+    fn a_tag_is_joined_with_what_stands_at_its_manifest() {
+        let tags = tags(page(&[("x", &["b", "latest"], 1000), ("untagged", &[], 0)], &["latest", "b", "plain"]));
+        let digest = |tag: &str| tags.iter().find(|listed| listed.tag == tag).unwrap().digest.clone();
+        assert_eq!(tags.iter().map(|listed| listed.tag.as_str()).collect::<Vec<_>>(), ["b", "latest", "plain"]);
+        assert_eq!(digest("latest"), Some(Digest::sha256(b"x")));
+        assert_eq!(digest("plain"), None);
+        assert_eq!(tags[0].created.unwrap().as_second(), 1);
+    }
+
+    #[test]
+    fn a_tag_at_two_manifests_has_no_digest_that_could_be_trusted() {
+        let tags = tags(page(&[("x", &["a"], 1000), ("y", &["a"], 5000), ("z", &["a"], 3000)], &["a"]));
+        assert_eq!(tags.len(), 1);
+        assert_eq!((tags[0].digest.clone(), tags[0].created.unwrap().as_second()), (None, 5));
+    }
+
+    #[test]
+    fn nothing_before_1970_is_taken_for_a_date() {
+        assert_eq!(tags(page(&[("x", &["a"], 0)], &[]))[0].created, None);
+    }
+}

@@ -1,0 +1,269 @@
+//! Which repositories a pattern means, and the tags of each: streamed, several at a time, in bounded memory.
+//!
+//! [`enumerate`] begins; [`Enumeration::next`] gives one repository after another. Who calls it slowly slows down the
+//! listing: no more requests are open, and no more listings held, than [`Options`] allows. A repository that cannot be
+//! listed is given as [`Found::Unlisted`], and the others go on.
+//!
+//! Repositories come from the pattern itself, from a Google-style tree (known by its answer, not by the host's name) or
+//! from the catalog (`roots`). A vendor's own API is one more way to find names there, and to make a [`Listing`].
+
+mod listing;
+mod order;
+mod roots;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::registry::{Access, Client, Context, Tally};
+use imgsync_common::retry::Budget;
+use imgsync_common::select::RepositoryPattern;
+use tokio::task::{Id, JoinSet};
+
+pub use listing::{ListedTag, Listing, list};
+pub use order::compare_repositories;
+
+use order::InOrder;
+use roots::{Names, Roots};
+
+/// More repositories than this are not a tree that ends.
+const MAX_REPOSITORIES: usize = 1_000_000;
+
+/// How it is listed.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Repositories that are listed at the same time; 20 by default.
+    pub query_limit: usize,
+    /// In which order they are given.
+    pub order: Order,
+}
+
+/// In which order repositories are given. They are asked for in the order of their names in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Each as its listing ends: a slow one keeps no other back.
+    #[default]
+    AsTheyEnd,
+    /// By name ([`compare_repositories`]): those that end early are held, at most four times as many as are listed at
+    /// the same time.
+    ByName,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { query_limit: 20, order: Order::default() }
+    }
+}
+
+/// A repository, or why there is none.
+#[derive(Debug)]
+pub enum Found {
+    /// It was listed to the end.
+    Listed(Listing),
+    /// It was not.
+    Unlisted(Unlisted),
+}
+
+/// A repository that could not be listed.
+#[derive(Debug)]
+pub struct Unlisted {
+    /// `registry/repository`, as the registry named it.
+    pub repository: String,
+    /// Why.
+    pub error: Error,
+}
+
+/// Begins to list what a pattern means. Nothing is asked before [`Enumeration::next`] is called; dropping it ends all
+/// requests.
+pub fn enumerate(
+    client: &Client,
+    pattern: &RepositoryPattern,
+    options: Options,
+    context: &Context,
+    tally: &Arc<Tally>,
+) -> Enumeration {
+    Enumeration {
+        client: client.clone(),
+        pattern: pattern.clone(),
+        options,
+        context: context.clone(),
+        tally: tally.clone(),
+        stage: Stage::New,
+        waiting: Names::default(),
+        seen: 0,
+        running: JoinSet::new(),
+        names: HashMap::new(),
+        ended: BTreeMap::new(),
+        is_tree: false,
+        given: 0,
+    }
+}
+
+/// Repositories as they are listed.
+#[derive(Debug)]
+pub struct Enumeration {
+    client: Client,
+    pattern: RepositoryPattern,
+    options: Options,
+    context: Context,
+    tally: Arc<Tally>,
+    stage: Stage,
+    waiting: Names,
+    /// Repositories that were ever waiting.
+    seen: usize,
+    running: JoinSet<Result<Listing>>,
+    /// Those that are running.
+    names: HashMap<Id, InOrder>,
+    /// Those that must wait for one with a lower name.
+    ended: BTreeMap<InOrder, Found>,
+    is_tree: bool,
+    given: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    Going,
+    Over,
+}
+
+impl Enumeration {
+    /// The next repository; `None` after the last. An error ends it: the place where all repositories are known from
+    /// cannot be read, or there is no repository that the pattern means, or it was cancelled.
+    pub async fn next(&mut self) -> Result<Option<Found>> {
+        let result = match self.stage {
+            Stage::Over => return Ok(None),
+            Stage::New => match self.begin().await {
+                Ok(()) => {
+                    self.stage = Stage::Going;
+                    self.go_on().await
+                }
+                Err(error) => Err(error),
+            },
+            Stage::Going => self.go_on().await,
+        };
+        match &result {
+            Ok(Some(_)) => self.given += 1,
+            Ok(None) | Err(_) => self.stage = Stage::Over,
+        }
+        result
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        match roots::find(&self.client, &self.pattern, &self.fresh_context(), &self.tally).await? {
+            Roots::One(listing) => {
+                self.ended.insert(InOrder(listing.repository.clone()), Found::Listed(*listing));
+            }
+            Roots::Tree(names) => {
+                self.is_tree = true;
+                self.waiting = names;
+            }
+            Roots::Flat(names) => self.waiting = names,
+        }
+        self.seen = self.waiting.good.len();
+        Ok(())
+    }
+
+    async fn go_on(&mut self) -> Result<Option<Found>> {
+        loop {
+            if let Some(odd) = self.waiting.odd.pop() {
+                return Ok(Some(Found::Unlisted(odd)));
+            }
+            if let Some(found) = self.take_ended() {
+                return Ok(Some(found));
+            }
+            self.start_more()?;
+            let ended = tokio::select! {
+                biased;
+                () = self.context.cancel.cancelled() => return Err(self.cancelled()),
+                ended = self.running.join_next_with_id() => ended,
+            };
+            let (id, result) = match ended {
+                None if self.given == 0 => return Err(self.nothing()),
+                None => return Ok(None),
+                Some(Ok((id, result))) => (id, result),
+                Some(Err(error)) => {
+                    let tried = format!("listing {}", self.pattern);
+                    (error.id(), Err(Error::new(Class::Local, tried, error.to_string()).because(error)))
+                }
+            };
+            if let Some(name) = self.names.remove(&id)
+                && let Some(found) = self.end(&name, result)?
+            {
+                self.ended.insert(name, found);
+            }
+        }
+    }
+
+    /// One that ended and may be given.
+    fn take_ended(&mut self) -> Option<Found> {
+        let first = self.ended.first_entry()?;
+        let before = |name: Option<&InOrder>| name.is_some_and(|name| name < first.key());
+        let must_wait = before(self.waiting.good.first()) || before(self.names.values().min());
+        if self.options.order == Order::ByName && must_wait {
+            return None;
+        }
+        Some(first.remove())
+    }
+
+    fn start_more(&mut self) -> Result<()> {
+        let limit = self.options.query_limit.max(1);
+        // The one with the lowest name is never kept from being asked for: it is what the others wait for.
+        while self.running.len() < limit && (self.running.is_empty() || self.ended.len() < 4 * limit) {
+            let Some(name) = self.waiting.good.pop_first() else { break };
+            let context = self.fresh_context();
+            let registry = self.pattern.registry();
+            let repository = self.client.repository(registry, &name.0, Access::Pull, &context, &self.tally)?;
+            let task = self.running.spawn(async move { list(&repository).await });
+            self.names.insert(task.id(), name);
+        }
+        Ok(())
+    }
+
+    /// What a listing that ended is to the pattern: repositories below it wait from now on.
+    fn end(&mut self, name: &InOrder, result: Result<Listing>) -> Result<Option<Found>> {
+        let mut listing = match result {
+            Ok(listing) => listing,
+            Err(error) if error.is_cancelled() => return Err(error),
+            Err(error) => {
+                let repository = format!("{}/{}", self.pattern.registry(), name.0);
+                return Ok(Some(Found::Unlisted(Unlisted { repository, error })));
+            }
+        };
+        let before = self.waiting.good.len();
+        for child in listing.children.iter().filter(|_| self.is_tree) {
+            let child = format!("{}/{child}", name.0);
+            if self.pattern.matches(&child) || self.pattern.leads_through(&child) {
+                self.waiting.add(&self.pattern, &child);
+            }
+        }
+        self.seen += self.waiting.good.len() - before;
+        if self.seen > MAX_REPOSITORIES {
+            let detail = format!("there are more than {MAX_REPOSITORIES} repositories: the tree does not seem to end");
+            return Err(Error::new(Class::BadAnswer, format!("listing {}", self.pattern), detail));
+        }
+        // A node of a tree that only leads to others is no repository.
+        let leads_only = listing.tags.is_empty() && listing.manifests == 0 && !listing.children.is_empty();
+        if leads_only || !self.pattern.matches(name.0.as_str()) {
+            return Ok(None);
+        }
+        listing.children.shrink_to_fit();
+        Ok(Some(Found::Listed(listing)))
+    }
+
+    /// Retries of its own for each repository, so that one cannot use up those of the others.
+    fn fresh_context(&self) -> Context {
+        Context { budget: Budget::default(), ..self.context.clone() }
+    }
+
+    fn cancelled(&self) -> Error {
+        Error::cancelled(format!("listing {}", self.pattern))
+    }
+
+    fn nothing(&self) -> Error {
+        let registry = self.pattern.registry();
+        Error::new(Class::NotFound, format!("listing {}", self.pattern), "there is no such repository").hint(format!(
+            "check the pattern, and that {registry} shows its repositories to this user; `*` stands for one level, `**` for all below"
+        ))
+    }
+}

@@ -1,0 +1,41 @@
+//! The order of repositories: by the parts of their paths, so that a repository stands before all that are below it and
+//! these before its next neighbour. In a tree it is the order of a walk, and so does not need the whole to be known.
+
+use std::cmp::Ordering;
+
+use imgsync_common::image::RepositoryName;
+
+/// Compares two paths.
+pub fn compare_repositories(a: &RepositoryName, b: &RepositoryName) -> Ordering {
+    a.as_str().split('/').cmp(b.as_str().split('/'))
+}
+
+/// A repository that sorts so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InOrder(pub(crate) RepositoryName);
+
+impl Ord for InOrder {
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare_repositories(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for InOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_a_repository_comes_before_its_neighbour() {
+        let mut names: Vec<InOrder> =
+            ["a-b", "a/b", "a", "a/b/c", "a.b", "a/b-c"].iter().map(|name| InOrder(name.parse().unwrap())).collect();
+        names.sort();
+        let names: Vec<&str> = names.iter().map(|name| name.0.as_str()).collect();
+        assert_eq!(names, ["a", "a/b", "a/b/c", "a/b-c", "a-b", "a.b"]);
+    }
+}

@@ -1,0 +1,114 @@
+//! Where the repositories of a pattern are known from: the pattern itself, a Google-style tree, or the catalog.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::RepositoryName;
+use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, Tally};
+use imgsync_common::select::RepositoryPattern;
+
+use super::Unlisted;
+use super::listing::{Contents, Listing, list};
+use super::order::InOrder;
+
+/// What a pattern begins with.
+#[derive(Debug)]
+pub(super) enum Roots {
+    /// One repository, listed.
+    One(Box<Listing>),
+    /// Repositories to be listed, each of which can have others below it.
+    Tree(Names),
+    /// All repositories that are meant.
+    Flat(Names),
+}
+
+/// Names of repositories.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// In order.
+    pub(super) good: BTreeSet<InOrder>,
+    /// Meant, but no names of repositories.
+    pub(super) odd: Vec<Unlisted>,
+}
+
+impl Names {
+    /// Adds a name as a registry gave it.
+    pub(super) fn add(&mut self, pattern: &RepositoryPattern, name: &str) {
+        match name.parse::<RepositoryName>() {
+            Ok(name) => _ = self.good.insert(InOrder(name)),
+            Err(error) => {
+                let tried = format!("listing {}/{name}", pattern.registry());
+                let error = Error::new(Class::BadAnswer, tried, error.to_string());
+                self.odd.push(Unlisted { repository: format!("{}/{name}", pattern.registry()), error });
+            }
+        }
+    }
+}
+
+/// Asks the registry. An error means that nothing of the pattern can be listed.
+pub(super) async fn find(
+    client: &Client,
+    pattern: &RepositoryPattern,
+    context: &Context,
+    tally: &Arc<Tally>,
+) -> Result<Roots> {
+    if let Some(name) = pattern.repository() {
+        let repository = client.repository(pattern.registry(), &name, Access::Pull, context, tally)?;
+        let listing = list(&repository).await?;
+        if listing.google && listing.is_nothing() {
+            let tried = format!("listing the tags of {pattern}");
+            return Err(Error::new(Class::NotFound, tried, "there is no such repository, or nothing is in it"));
+        }
+        return Ok(Roots::One(Box::new(listing)));
+    }
+    let mut pages = match pattern.prefix().parse::<RepositoryName>() {
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.tags(),
+        Err(_) => client.root(pattern.registry(), context, tally)?.tags(),
+    };
+    let denied = match pages.next_page().await {
+        Ok(Some(page)) if page.google => return tree(pattern, page, pages).await.map(Roots::Tree),
+        Ok(_) => None,
+        // What is above repositories need not be one, nor be ours to read.
+        Err(error) if error.class() == Class::Denied => Some(error),
+        Err(error) if matches!(error.class(), Class::NotFound | Class::Refused | Class::BadAnswer) => None,
+        Err(error) => return Err(error),
+    };
+    match (catalog(client, pattern, context, tally).await, denied) {
+        // We were shut out; that the catalog shows us nothing either is no better answer.
+        (Ok(names), Some(denied)) if names.good.is_empty() && names.odd.is_empty() => Err(denied),
+        (Ok(names), _) => Ok(Roots::Flat(names)),
+        (Err(error), Some(denied)) => Err(match error.advice() {
+            Some(advice) => denied.hint(advice),
+            None => denied,
+        }),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// What is directly below the pattern's fixed part, in a registry that lists Google style.
+async fn tree(pattern: &RepositoryPattern, first: TagPage, mut pages: TagPages) -> Result<Names> {
+    let prefix = pattern.prefix();
+    let mut contents = Contents::default();
+    contents.take(first);
+    contents.read_on(&mut pages).await?;
+    let mut names = Names::default();
+    for child in &contents.children {
+        let name = if prefix.is_empty() { child.clone() } else { format!("{prefix}/{child}") };
+        if pattern.matches(&name) || pattern.leads_through(&name) {
+            names.add(pattern, &name);
+        }
+    }
+    Ok(names)
+}
+
+async fn catalog(client: &Client, pattern: &RepositoryPattern, context: &Context, tally: &Arc<Tally>) -> Result<Names> {
+    let mut pages = client.root(pattern.registry(), context, tally)?.catalog();
+    let mut names = Names::default();
+    while let Some(page) = pages.next_page().await? {
+        for name in page.iter().filter(|name| pattern.matches(name)) {
+            names.add(pattern, name);
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,47 @@
+//! From rules to tasks: what is listed, what is chosen of it, and what a configuration means.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod config;
+mod enumerate;
+mod streams;
+mod tags;
+mod trees;
+
+use imgsync_tests::FaultRegistry;
+use imgsync_tests::fault::{Action, Kind, Record};
+use imgsync_tests::program::{Imgsync, Output};
+use serde_json::json;
+
+/// `imgsync tags` of something in a registry, with what else is to be said.
+pub(crate) async fn tags(registry: &FaultRegistry, pattern: &str, more: &[&str]) -> Output {
+    tags_of(&format!("{}/{pattern}", registry.host()), more).run().await
+}
+
+/// `imgsync tags`, impatient.
+pub(crate) fn tags_of(pattern: &str, more: &[&str]) -> Imgsync {
+    Imgsync::new().args(["tags", pattern, "--retry-delay", "10ms"]).args(more)
+}
+
+/// The lines that a program wrote.
+pub(crate) fn lines(output: &Output) -> Vec<&str> {
+    output.stdout.lines().collect()
+}
+
+/// Tags without images, which is all that a list shows.
+pub(crate) fn put_tags<T: AsRef<str>>(registry: &FaultRegistry, repository: &str, tags: impl IntoIterator<Item = T>) {
+    for tag in tags {
+        registry.move_tag(repository, tag.as_ref(), &imgsync_tests::images::sha256(tag.as_ref().as_bytes()));
+    }
+}
+
+/// A page of tags as an answer, with a link to the next.
+pub(crate) fn page(tags: &[String], next: Option<&str>) -> Action {
+    let link = next.map(|next| ("link".to_owned(), format!("<{next}>; rel=\"next\"")));
+    Action::Status { code: 200, headers: link.into_iter().collect(), body: json!({"tags": tags}).to_string().into() }
+}
+
+/// How often a repository's tags were asked for.
+pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
+    let about = |record: &Record| record.kind == Kind::Tags && record.repository.as_deref() == Some(repository);
+    registry.count_where(about)
+}
