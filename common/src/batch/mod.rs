@@ -17,4 +17,4 @@ pub use id::{BatchId, ParseBatchIdError};
 pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
 pub use place::{End, Home, Lane, ParsePlaceError, Place};
 pub use sign::SigningKey;
-pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState};
+pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState, Ticket, Verdict};
