@@ -5,6 +5,7 @@
 pub mod hints;
 pub mod ledger;
 pub mod plan;
+pub mod run;
 pub mod steps;
 pub mod storm;
 

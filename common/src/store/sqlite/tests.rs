@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::batch::{Failure, Ticket, Verdict};
-use crate::store::contract::{Subject, home, steps, tasks};
+use crate::store::contract::{Subject, home, run, steps, tasks};
 use crate::store::{
     Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Sealed, Spent, Start,
     Sweep, SystemClock,
@@ -40,6 +40,15 @@ mod in_memory {
     }
 
     crate::store_contract_tests!(make);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_through_queue_and_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    // Smaller than a part of the plan, so that the feeder has to wait.
+    let queue = Arc::new(crate::queue::MemoryQueue::with_window(50));
+    run::a_run_goes_through_queue_and_ledger(subject(Some(&path), folder).await, queue).await;
 }
 
 proptest! {
