@@ -14,3 +14,4 @@ pub mod registry;
 pub mod retry;
 pub mod secret;
 pub mod select;
+pub mod store;

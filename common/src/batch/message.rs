@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, End, Home, Lane, Place, Task};
+use super::{BatchId, End, Home, Lane, Place, Task, Ticket};
 use crate::image::{Digest, Tag};
 
 /// The version that is written.
@@ -118,6 +118,11 @@ impl Message {
             }
         }
         messages
+    }
+
+    /// The tasks that it asks for.
+    pub fn tickets(&self) -> impl Iterator<Item = Ticket> + '_ {
+        self.targets.iter().map(|target| Ticket { batch: self.batch, run: self.run, index: target.index })
     }
 
     /// Its bytes, in the version that is written.

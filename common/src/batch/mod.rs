@@ -19,4 +19,4 @@ pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as
 pub use options::{Options, RuleOptions};
 pub use place::{End, Home, Lane, ParsePlaceError, Place};
 pub use sign::SigningKey;
-pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState};
+pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState, Ticket, Verdict};

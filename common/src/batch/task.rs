@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Place;
+use super::{BatchId, Place};
 use crate::error::{Class, Error};
 use crate::image::Digest;
 
@@ -31,6 +31,17 @@ pub struct Task {
     pub index: u32,
     /// What it is.
     pub planned: Planned,
+}
+
+/// A task in one run of its batch: what a message asks for, and what a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket {
+    /// Of which batch.
+    pub batch: BatchId,
+    /// 0, and one more for each time that the task was requeued with others.
+    pub run: u32,
+    /// The task's index.
+    pub index: u32,
 }
 
 /// Where a task stands. Only a ledger moves it.
@@ -65,6 +76,19 @@ pub enum Outcome {
     Unchanged,
     /// It could not be done.
     Failed,
+    /// It was stopped on request.
+    Cancelled,
+}
+
+/// How a task ended, and why if it failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The target has it now.
+    Copied,
+    /// The target had it.
+    Unchanged,
+    /// It could not be done.
+    Failed(Failure),
     /// It was stopped on request.
     Cancelled,
 }
@@ -138,6 +162,18 @@ impl Outcome {
             Outcome::Unchanged => TaskState::Unchanged,
             Outcome::Failed => TaskState::Failed,
             Outcome::Cancelled => TaskState::Cancelled,
+        }
+    }
+}
+
+impl Verdict {
+    /// How it ended.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Verdict::Copied => Outcome::Copied,
+            Verdict::Unchanged => Outcome::Unchanged,
+            Verdict::Failed(_) => Outcome::Failed,
+            Verdict::Cancelled => Outcome::Cancelled,
         }
     }
 }

@@ -1,0 +1,175 @@
+//! Cache, blob index, pace and leases.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Subject, end, home};
+use crate::image::{Algorithm, Digest, Tag};
+use crate::store::{Account, BLOB_GENERATION, CacheScope, DigestCache, Known, Named, export_cache, import_cache};
+
+fn scope(path: &str, options: &str) -> CacheScope {
+    CacheScope { home: home("target.example", path), options: options.into() }
+}
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+fn known(source: &str, seconds: i64) -> Known {
+    let source = Digest::sha256(source.as_bytes());
+    let seen_at = Timestamp::from_second(1_767_225_600 + seconds).unwrap();
+    Known { target: source.clone(), source, seen_at, referrers_at: None }
+}
+
+pub async fn the_cache_says_what_it_was_told_last(subject: Subject) {
+    let (here, tags) = (scope("a/b", ""), [tag("v1"), tag("V1"), tag("v2")]);
+    assert_eq!(subject.store.known(&here, &tags).await.unwrap(), [None, None, None]);
+    let other = Known {
+        target: Digest::of(Algorithm::Sha512, b"cut to a platform"),
+        referrers_at: Some(Timestamp::from_second(1_767_000_000).unwrap()),
+        ..known("1", 5)
+    };
+    let told = vec![(tags[0].clone(), known("0", 0)), (tags[2].clone(), other.clone())];
+    subject.store.learn(&here, told).await.unwrap();
+    let expected = [Some(known("0", 0)), None, Some(other.clone())];
+    assert_eq!(subject.store.known(&here, &tags).await.unwrap(), expected, "tags differ by case");
+    subject.store.learn(&here, vec![(tags[0].clone(), known("new", 9))]).await.unwrap();
+    subject.store.learn(&here, Vec::new()).await.unwrap();
+    let expected = [Some(known("new", 9)), None, Some(other)];
+    assert_eq!(subject.store.known(&here, &tags).await.unwrap(), expected);
+}
+
+pub async fn the_cache_keeps_options_apart_and_forgets_what_it_is_told_to(subject: Subject) {
+    let scopes = [scope("a", ""), scope("a", "linux/amd64"), scope("a/b", "")];
+    let elsewhere = CacheScope { home: home("other.example", "a"), options: "".into() };
+    let one = [tag("v1")];
+    let fill = async || {
+        for here in scopes.iter().chain([&elsewhere]) {
+            subject.store.learn(here, vec![(tag("v1"), known(&here.options, 0))]).await.unwrap();
+        }
+    };
+    let count = async || {
+        let mut there = Vec::new();
+        for here in scopes.iter().chain([&elsewhere]) {
+            there.push(subject.store.known(here, &one).await.unwrap()[0].is_some());
+        }
+        there
+    };
+    fill().await;
+    assert_eq!(subject.store.known(&scopes[1], &one).await.unwrap(), [Some(known("linux/amd64", 0))]);
+    subject.store.forget_tags(&scopes[0], &one).await.unwrap();
+    assert_eq!(count().await, [false, true, true, true]);
+    fill().await;
+    assert_eq!(subject.store.forget_repository(&scopes[0].home).await.unwrap(), 2);
+    assert_eq!(count().await, [false, false, true, true]);
+    fill().await;
+    assert_eq!(subject.store.forget_end(&end("target.example")).await.unwrap(), 3);
+    assert_eq!(count().await, [false, false, false, true]);
+}
+
+pub async fn an_exported_cache_is_imported_whole(subject: Subject) {
+    let mut told: HashMap<String, Vec<(Tag, Known)>> = HashMap::new();
+    for n in 0..2_500 {
+        let mut entry = known(&n.to_string(), n);
+        if n % 3 == 0 {
+            entry.target = Digest::sha256(b"another");
+            entry.referrers_at = Some(entry.seen_at);
+        }
+        told.entry(format!("r{}", n % 7)).or_default().push((tag(&format!("v{n}")), entry));
+    }
+    for (path, tags) in &told {
+        subject.store.learn(&scope(path, if path == "r3" { "linux/arm64" } else { "" }), tags.clone()).await.unwrap();
+    }
+    let cache: &dyn DigestCache = &*subject.store;
+    let mut exported = Vec::new();
+    assert_eq!(export_cache(cache, &mut exported).await.unwrap(), 2_500);
+    assert_eq!(exported.iter().filter(|byte| **byte == b'\n').count(), 2_500);
+    subject.store.forget_end(&end("target.example")).await.unwrap();
+    let imported = import_cache(cache, &mut &*exported).await.unwrap();
+    assert_eq!((imported.tags, imported.refused.len()), (2_500, 0));
+    for (path, tags) in &told {
+        let names: Vec<_> = tags.iter().map(|(tag, _)| tag.clone()).collect();
+        let here = scope(path, if path == "r3" { "linux/arm64" } else { "" });
+        let expected: Vec<_> = tags.iter().map(|(_, known)| Some(known.clone())).collect();
+        assert_eq!(subject.store.known(&here, &names).await.unwrap(), expected);
+    }
+    let mut again = Vec::new();
+    export_cache(cache, &mut again).await.unwrap();
+    assert_eq!(again, exported);
+}
+
+pub async fn an_import_keeps_what_was_seen_later_and_says_what_it_refused(subject: Subject) {
+    let here = scope("a", "");
+    subject.store.learn(&here, vec![(tag("v1"), known("new", 100)), (tag("v2"), known("old", 0))]).await.unwrap();
+    let line = |tag: &str, second: i64| {
+        let digest = Digest::sha256(b"imported");
+        let seen = 1_767_225_600 + second;
+        format!(r#"{{"registry":"target.example","repository":"a","tag":"{tag}","source":"{digest}","seen":{seen}}}"#)
+    };
+    let text = format!("{}\nnot json\n\n{}\n{}", line("v1", 50), line("v2", 50), line("no tag", 1));
+    let cache: &dyn DigestCache = &*subject.store;
+    let imported = import_cache(cache, &mut text.as_bytes()).await.unwrap();
+    assert_eq!(imported.tags, 2);
+    assert_eq!(imported.refused.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 5]);
+    let found = subject.store.known(&here, &[tag("v1"), tag("v2")]).await.unwrap();
+    assert_eq!(found, [Some(known("new", 100)), Some(known("imported", 50))]);
+}
+
+pub async fn a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age(subject: Subject) {
+    let target = end("target.example");
+    let (one, two) = (home("target.example", "one"), home("target.example", "two"));
+    let blobs = [Digest::sha256(b"a"), Digest::sha256(b"b"), Digest::of(Algorithm::Sha512, b"c")];
+    let find = async || subject.store.blob_homes(&target, &blobs).await.unwrap();
+    subject.store.learn_blobs(&one, &blobs).await.unwrap();
+    subject.store.learn_blobs(&two, &blobs[..1]).await.unwrap();
+    subject.store.learn_blobs(&home("other.example", "x"), &blobs).await.unwrap();
+    assert_eq!(find().await, [Some(two.clone()), Some(one.clone()), Some(one.clone())]);
+    subject.store.forget_blob(&one, &blobs[0]).await.unwrap();
+    subject.store.forget_blob(&one, &blobs[1]).await.unwrap();
+    assert_eq!(find().await, [Some(two.clone()), None, Some(one.clone())], "what is known of it elsewhere stays");
+
+    (subject.advance)(BLOB_GENERATION);
+    assert_eq!(find().await, [Some(two.clone()), None, Some(one.clone())]);
+    subject.store.learn_blobs(&two, &blobs[..1]).await.unwrap();
+    (subject.advance)(BLOB_GENERATION);
+    assert_eq!(find().await, [Some(two.clone()), None, None]);
+    subject.store.learn_blobs(&one, &blobs[1..2]).await.unwrap();
+    (subject.advance)(BLOB_GENERATION);
+    assert_eq!(find().await, [None, Some(one), None]);
+}
+
+pub async fn the_latest_wait_holds_until_it_is_over(subject: Subject) {
+    let account = |who: &str| Account { registry: "gcr.io".parse().unwrap(), who: who.into() };
+    let accounts = [account("robot"), account("")];
+    let now = (subject.now)();
+    let (soon, late) = (now + Duration::from_secs(10), now + Duration::from_secs(60));
+    assert_eq!(subject.store.not_before(&accounts).await.unwrap(), [None, None]);
+    subject.store.hold_off(&accounts[0], late).await.unwrap();
+    subject.store.hold_off(&accounts[0], soon).await.unwrap();
+    subject.store.hold_off(&accounts[1], soon).await.unwrap();
+    assert_eq!(subject.store.not_before(&accounts).await.unwrap(), [Some(late), Some(soon)]);
+    (subject.advance)(Duration::from_secs(10));
+    assert_eq!(subject.store.not_before(&accounts).await.unwrap(), [Some(late), None]);
+}
+
+pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: Subject) {
+    let lease = Duration::from_secs(30);
+    let ask = async |holder: &str| subject.store.acquire("leader", holder, lease).await.unwrap();
+    let Named::Yours { epoch: first } = ask("one").await else { panic!("nobody has it") };
+    let until = (subject.now)() + lease;
+    assert_eq!(ask("two").await, Named::Others { holder: "one".into(), until });
+    assert!(matches!(subject.store.acquire("other name", "two", lease).await.unwrap(), Named::Yours { .. }));
+    (subject.advance)(Duration::from_secs(20));
+    assert_eq!(ask("one").await, Named::Yours { epoch: first }, "renewed");
+    (subject.advance)(Duration::from_secs(20));
+    assert!(matches!(ask("two").await, Named::Others { .. }));
+    subject.store.release("leader", "two").await.unwrap();
+    assert!(matches!(ask("two").await, Named::Others { .. }), "it was not two's to release");
+    subject.store.release("leader", "one").await.unwrap();
+    let Named::Yours { epoch: second } = ask("two").await else { panic!("it is free") };
+    (subject.advance)(Duration::from_secs(31));
+    let Named::Yours { epoch: third } = ask("one").await else { panic!("it has run out") };
+    assert!(first < second && second < third);
+}

@@ -1,0 +1,194 @@
+//! What every store must hold, as tests over any of them: see [`store_contract_tests!`](crate::store_contract_tests).
+
+#![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
+
+pub mod hints;
+pub mod ledger;
+pub mod plan;
+pub mod run;
+pub mod steps;
+pub mod storm;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Appended, LEASE, NewBatch, Sealed, Start, Store};
+use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
+use crate::image::Digest;
+
+/// A store to be tested: new and empty.
+pub struct Subject {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Moves the store's clock on.
+    pub advance: Box<dyn Fn(Duration) + Send + Sync>,
+    /// Reads the store's clock.
+    pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    /// What must live as long as the store is used.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+/// Tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> Subject`.
+#[macro_export]
+macro_rules! store_contract_tests {
+    ($make:path) => {
+        $crate::store_contract_tests!($make: plan:
+            a_batch_goes_from_its_plan_to_its_end,
+            a_batch_without_tasks_is_done_when_it_is_sealed,
+            a_repository_is_added_once,
+            what_the_listing_settled_is_counted_and_never_published,
+            a_large_repository_is_published_part_by_part,
+            what_was_not_confirmed_is_published_again,
+            nothing_is_added_to_a_batch_that_was_stopped,
+            a_later_batch_takes_the_place_of_an_earlier_one,
+            batches_are_found_by_the_beginning_of_their_ids,
+            what_could_not_be_listed_is_noted,
+            failures_and_tasks_are_read_page_by_page,
+            old_batches_are_removed_whole
+        );
+        $crate::store_contract_tests!($make: ledger:
+            one_worker_holds_a_task_at_a_time,
+            its_own_task_delivered_again_is_adopted,
+            a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale,
+            a_lease_that_ran_out_is_still_its_holders_until_taken,
+            a_task_is_counted_once_however_often_it_is_finished,
+            attempts_are_counted_where_they_count,
+            a_paused_batch_takes_its_tasks_back,
+            a_cancelled_batch_counts_what_waits_at_once_and_what_runs_when_it_ends,
+            failed_tasks_are_requeued_and_their_old_messages_ignored,
+            only_the_failures_that_are_meant_are_requeued,
+            a_sweep_puts_back_what_was_lost,
+            what_nobody_knows_is_said_to_be_unknown
+        );
+        $crate::store_contract_tests!($make: hints:
+            the_cache_says_what_it_was_told_last,
+            the_cache_keeps_options_apart_and_forgets_what_it_is_told_to,
+            an_exported_cache_is_imported_whole,
+            an_import_keeps_what_was_seen_later_and_says_what_it_refused,
+            a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age,
+            the_latest_wait_holds_until_it_is_over,
+            one_holds_a_name_at_a_time_and_epochs_grow
+        );
+        // One of its own, for it takes seconds.
+        $crate::store_contract_tests!($make: storm:
+            five_thousand_tasks_in_a_storm_are_each_counted_once
+        );
+    };
+    ($make:path: $module:ident: $($test:ident),+) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                $crate::store::contract::$module::$test($make().await).await;
+            }
+        )+
+    };
+}
+
+pub(crate) fn end(text: &str) -> End {
+    text.parse().unwrap()
+}
+
+pub(crate) fn home(registry: &str, path: &str) -> Home {
+    Home::new(end(registry), path).unwrap()
+}
+
+/// Tasks of `gcr.io/<repository>`, to `target.example/<repository>`.
+pub fn tasks(repository: &str, number: usize) -> Vec<Planned> {
+    let source = Arc::new(home("gcr.io", repository));
+    let target = Arc::new(home("target.example", repository));
+    let task = |n: usize| {
+        let tag: crate::image::Tag = format!("v{n}").parse().unwrap();
+        Planned {
+            rule: 2,
+            source: Place { home: source.clone(), tag: tag.clone() },
+            digest: Some(Digest::sha256(tag.as_str().as_bytes())),
+            target: Place { home: target.clone(), tag },
+        }
+    };
+    (0..number).map(task).collect()
+}
+
+pub(crate) fn new_batch() -> NewBatch {
+    NewBatch {
+        id: BatchId::generate(),
+        rules: Digest::sha256(b"rules"),
+        options: r#"{"rules":[]}"#.to_owned(),
+        supersedes: None,
+    }
+}
+
+pub(crate) fn repository(name: &str, number: usize) -> Sealed {
+    let listed_at = Timestamp::from_second(1_767_225_600).unwrap();
+    Sealed {
+        key: format!("2 gcr.io/{name}"),
+        listed_at,
+        tasks: tasks(name, number).into_iter().map(|task| (task, None)).collect(),
+    }
+}
+
+pub(crate) fn bytes(copied: u64) -> super::Spent {
+    super::Spent { bytes: crate::batch::Bytes { copied, ..Default::default() }, ..Default::default() }
+}
+
+impl Subject {
+    /// A sealed batch of so many tasks in one repository.
+    pub(crate) async fn batch_of(&self, tasks: usize) -> BatchId {
+        let batch = new_batch();
+        let id = batch.id;
+        self.store.create(batch).await.unwrap();
+        assert_eq!(self.store.append(id, repository("a/b", tasks)).await.unwrap(), Appended::At(0));
+        self.store.seal_all(id).await.unwrap();
+        id
+    }
+
+    /// Publishes all that is to be published, and gives the tickets.
+    pub(crate) async fn publish(&self, batch: BatchId) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        let mut from = 0;
+        loop {
+            let blocks = self.store.unpublished(batch, from, 1_000).await.unwrap();
+            let Some(last) = blocks.last() else { break };
+            from = last.first + 1;
+            for block in &blocks {
+                tickets.extend(block.tasks.iter().map(|(run, task)| Ticket { batch, run: *run, index: task.index }));
+            }
+        }
+        self.store.published(batch, tickets.clone()).await.unwrap();
+        tickets
+    }
+
+    pub(crate) async fn start(&self, ticket: Ticket, worker: &str) -> Start {
+        self.store.start(ticket, worker, LEASE).await.unwrap()
+    }
+
+    /// Starts a task that can be started.
+    pub(crate) async fn go(&self, ticket: Ticket, worker: &str) -> u64 {
+        match self.start(ticket, worker).await {
+            Start::Go { epoch, .. } => epoch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict) -> super::Finished {
+        self.store.finish(ticket, epoch, verdict, super::Spent::default()).await.unwrap()
+    }
+
+    /// How a batch stands, after making sure that its counts add up and agree with its tasks.
+    pub(crate) async fn look(&self, batch: BatchId) -> super::Batch {
+        let found = self.store.batch(batch).await.unwrap().unwrap();
+        let mut in_state = [0; 8];
+        for row in self.store.tasks(batch, None, 0, usize::MAX).await.unwrap() {
+            in_state[usize::from(row.state.code())] += 1;
+        }
+        assert_eq!(found.counts, Counts::of(|state| in_state[usize::from(state.code())]));
+        assert_eq!(found.counts.total, found.counts.open() + found.counts.ended());
+        found
+    }
+
+    pub(crate) async fn state(&self, ticket: Ticket) -> TaskState {
+        self.store.tasks(ticket.batch, None, ticket.index, 1).await.unwrap()[0].state
+    }
+}

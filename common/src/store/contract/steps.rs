@@ -1,0 +1,91 @@
+//! Calls in any order, as bytes say: for property tests over any store.
+
+use std::time::Duration;
+
+use super::{Subject, bytes, new_batch, repository};
+use crate::batch::{Failure, Ticket, Verdict};
+use crate::error::Class;
+use crate::store::{Finished, LEASE, NewBatch, RequeueFilter, Retried, Spent, Start, Sweep};
+
+/// Makes a call for each step, on a batch or its successor, and holds after each that all counts add up and agree with the
+/// states of the tasks, and that each task counts once in each of its runs.
+pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]]) {
+    let store = &subject.store;
+    let mut batches = vec![new_batch()];
+    store.create(batches[0].clone()).await.unwrap();
+    let mut held: Vec<(Ticket, u64)> = Vec::new();
+    let mut counted = std::collections::HashSet::new();
+    for [call, which, amount] in steps {
+        let batch = batches[usize::from(*which) % batches.len()].id;
+        let run = store.batch(batch).await.unwrap().unwrap().run;
+        let ticket = Ticket { batch, run: run.min(u32::from(amount >> 6)), index: u32::from(amount & 0x0f) };
+        let some = (!held.is_empty()).then(|| held[usize::from(*which) % held.len()]);
+        match call % 18 {
+            0 | 1 => {
+                let mut sealed = repository(&format!("r{}", which % 4), usize::from(amount % 5));
+                if let Some((_, verdict)) = sealed.tasks.first_mut() {
+                    *verdict = [None, Some(Verdict::Unchanged), Some(failed())][usize::from(which % 3)].clone();
+                }
+                store.append(batch, sealed).await.unwrap();
+            }
+            2 => store.seal_all(batch).await.unwrap(),
+            3 => drop(subject.publish(batch).await),
+            4..=6 => {
+                let worker = if which.is_multiple_of(2) { "one" } else { "two" };
+                if let Start::Go { epoch, .. } | Start::Own { epoch, .. } = subject.start(ticket, worker).await {
+                    held.push((ticket, epoch));
+                }
+            }
+            7..=9 => {
+                let verdicts = [Verdict::Copied, Verdict::Unchanged, failed(), Verdict::Cancelled];
+                let verdict = verdicts[usize::from(amount % 4)].clone();
+                if let Some((ticket, epoch)) = some
+                    && store.finish(ticket, epoch, verdict, bytes(1)).await.unwrap() == Finished::Counted
+                {
+                    assert!(counted.insert(ticket), "{ticket:?} was counted twice");
+                }
+            }
+            10 => {
+                if let Some((ticket, epoch)) = some {
+                    let wait = Duration::from_secs(u64::from(amount % 3));
+                    let put_off = store.retry_later(ticket, epoch, wait, *which > 9, Spent::default()).await.unwrap();
+                    if put_off == Retried::Cancelled {
+                        assert!(counted.insert(ticket), "{ticket:?} was counted twice");
+                    }
+                }
+            }
+            11 => (subject.advance)(Duration::from_secs(u64::from(*amount))),
+            12 => drop(store.pause(batch).await.unwrap()),
+            13 => drop(store.resume(batch).await.unwrap()),
+            14 if amount.is_multiple_of(4) => drop(store.cancel(batch).await.unwrap()),
+            15 => {
+                // Refused where the batch was stopped.
+                _ = store.requeue(batch, RequeueFilter::All).await;
+            }
+            16 => {
+                let grace = LEASE;
+                let sweeps = [Sweep::Leases { grace }, Sweep::QueueIsEmpty { grace }, Sweep::Everything];
+                store.sweep(batch, sweeps[usize::from(amount % 3)]).await.unwrap();
+            }
+            17 if amount.is_multiple_of(8) => {
+                let next = NewBatch { supersedes: Some(batch), ..new_batch() };
+                store.create(next.clone()).await.unwrap();
+                batches.push(next);
+            }
+            _ => {
+                if let Some((ticket, epoch)) = some {
+                    store.renew(ticket, epoch, LEASE).await.unwrap();
+                }
+            }
+        }
+        let found = subject.look(batch).await;
+        let is_final = found.sealed_at.is_some() || found.control.is_stopped();
+        assert_eq!(found.ended_at.is_some(), is_final && found.counts.open() == 0, "{found:?}");
+        let failures = store.failures(batch, 0, usize::MAX).await.unwrap();
+        assert_eq!(failures.len() as u64, found.counts.failed);
+    }
+}
+
+fn failed() -> Verdict {
+    Verdict::Failed(Failure::new(Class::Refused, "no", 1))
+}

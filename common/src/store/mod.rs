@@ -1,0 +1,31 @@
+//! The second seam: what is remembered.
+//!
+//! Five traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
+//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, and [`Leases`] by name. A
+//! [`Store`] is all of them. [`SqliteStore`] serves one machine.
+
+mod blob_index;
+mod cache;
+mod clock;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+mod leases;
+mod ledger;
+mod pace;
+mod sqlite;
+
+pub use blob_index::{BLOB_GENERATION, BlobIndex};
+pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use leases::{Leases, Named, leader, target_tag};
+pub use ledger::{
+    Appended, Batch, Block, Control, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
+    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+};
+pub use pace::{Account, Pace};
+pub use sqlite::{RunLock, SqliteStore};
+
+/// All that is remembered.
+pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases {}
+
+impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases> Store for T {}

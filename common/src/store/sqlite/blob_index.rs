@@ -1,0 +1,88 @@
+//! [`BlobIndex`] in SQLite.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension};
+
+use super::SqliteStore;
+use super::fault::Fault;
+use super::rows::{digest_bytes, home};
+use crate::batch::{End, Home};
+use crate::error::Result;
+use crate::image::Digest;
+use crate::store::{BLOB_GENERATION, BlobIndex};
+
+impl SqliteStore {
+    /// Which generation of the index it is.
+    fn generation(&self) -> i64 {
+        self.0.clock.now().as_second() / i64::try_from(BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+#[async_trait]
+impl BlobIndex for SqliteStore {
+    async fn blob_homes(&self, end: &End, blobs: &[Digest]) -> Result<Vec<Option<Home>>> {
+        let (end, blobs, generation) = (end.to_string(), blobs.to_vec(), self.generation());
+        self.read("looking for blobs", move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT home.repository FROM blob JOIN home ON home.no = blob.home
+                 WHERE blob.digest = ?1 AND blob.end = ?2 AND blob.generation >= ?3",
+            )?;
+            let mut homes = Vec::with_capacity(blobs.len());
+            for blob in &blobs {
+                let row: Option<String> =
+                    statement.query_row((digest_bytes(blob), &end, generation - 1), |row| row.get(0)).optional()?;
+                homes.push(row.map(|repository| home(&end, &repository)).transpose()?);
+            }
+            Ok(homes)
+        })
+        .await
+    }
+
+    async fn learn_blobs(&self, home: &Home, blobs: &[Digest]) -> Result<()> {
+        let (home, blobs, generation) = (home.clone(), blobs.to_vec(), self.generation());
+        self.write("noting where blobs are", move |connection| {
+            forget_older_than(connection, generation - 1)?;
+            let end = home.end().to_string();
+            connection
+                .prepare_cached("INSERT OR IGNORE INTO home (end, repository) VALUES (?1, ?2)")?
+                .execute((&end, home.path()))?;
+            let no: i64 = connection
+                .prepare_cached("SELECT no FROM home WHERE end = ?1 AND repository = ?2")?
+                .query_row((&end, home.path()), |row| row.get(0))?;
+            let sql = "REPLACE INTO blob (digest, end, home, generation) VALUES (?1, ?2, ?3, ?4)";
+            let mut statement = connection.prepare_cached(sql)?;
+            for blob in &blobs {
+                statement.execute((digest_bytes(blob), &end, no, generation))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn forget_blob(&self, home: &Home, blob: &Digest) -> Result<()> {
+        let (home, blob) = (home.clone(), digest_bytes(blob));
+        self.write("forgetting where a blob was", move |connection| {
+            connection
+                .prepare_cached(
+                    "DELETE FROM blob WHERE digest = ?1 AND end = ?2
+                     AND home = (SELECT no FROM home WHERE end = ?2 AND repository = ?3)",
+                )?
+                .execute((blob, home.end().to_string(), home.path()))?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Once a generation: a scan of all.
+fn forget_older_than(connection: &Connection, generation: i64) -> Result<(), Fault> {
+    let swept: Option<i64> = connection
+        .prepare_cached("SELECT value FROM counter WHERE name = 'blob generation'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    if swept.is_none_or(|swept| swept < generation) {
+        connection.execute("DELETE FROM blob WHERE generation < ?1", [generation])?;
+        connection.execute("REPLACE INTO counter VALUES ('blob generation', ?1)", [generation])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! [`Leases`] in SQLite.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::OptionalExtension;
+
+use super::SqliteStore;
+use super::rows::{after, time};
+use crate::error::Result;
+use crate::printable::printable;
+use crate::store::{Leases, Named};
+
+#[async_trait]
+impl Leases for SqliteStore {
+    async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named> {
+        let (name, holder, now) = (name.to_owned(), holder.to_owned(), self.now());
+        self.write(format!("leasing {}", printable(&name)), move |connection| {
+            // Those of holders that died: few.
+            connection.prepare_cached("DELETE FROM lease WHERE until <= ?1")?.execute([now])?;
+            let held: Option<(String, i64, i64)> = connection
+                .prepare_cached("SELECT holder, epoch, until FROM lease WHERE name = ?1")?
+                .query_row([&name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()?;
+            let epoch = match held {
+                Some((its, epoch, _)) if its == holder => epoch,
+                Some((holder, _, until)) => return Ok(Named::Others { holder, until: time(until) }),
+                None => connection
+                    .prepare_cached("UPDATE counter SET value = value + 1 WHERE name = 'lease epoch' RETURNING value")?
+                    .query_row([], |row| row.get(0))?,
+            };
+            connection
+                .prepare_cached("REPLACE INTO lease (name, holder, epoch, until) VALUES (?1, ?2, ?3, ?4)")?
+                .execute((name, holder, epoch, after(now, lease)))?;
+            Ok(Named::Yours { epoch: epoch.unsigned_abs() })
+        })
+        .await
+    }
+
+    async fn release(&self, name: &str, holder: &str) -> Result<()> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.write(format!("letting go of {}", printable(&name)), move |connection| {
+            connection.prepare_cached("DELETE FROM lease WHERE name = ?1 AND holder = ?2")?.execute((name, holder))?;
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,131 @@
+//! Whole batches: paused, stopped, requeued, swept, removed.
+
+use rusqlite::Connection;
+
+use super::super::fault::Fault;
+use super::book::{Book, Entry};
+use super::look::{failures, page};
+use super::tasks::{forget_retry, let_go, set_mark};
+use crate::batch::{BatchId, TaskState};
+use crate::error::{Class, Error};
+use crate::store::{Control, RequeueFilter, Sweep, Swept};
+
+/// From one control to another, if it is that one. Says what it is then.
+pub(super) fn change(connection: &Connection, batch: BatchId, from: Control, to: Control) -> Result<Control, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    if entry.control != from {
+        return Ok(entry.control);
+    }
+    connection.prepare_cached("UPDATE batch SET control = ?2 WHERE no = ?1")?.execute((entry.no, to as u8))?;
+    Ok(to)
+}
+
+pub(super) fn stop(connection: &Connection, now: i64, batch: BatchId, how: Control) -> Result<Control, Fault> {
+    let mut book = Book::open(connection, batch)?;
+    if !book.entry.control.is_live() {
+        return Ok(book.entry.control);
+    }
+    book.entry.control = how;
+    book.set_all(|state| match state {
+        TaskState::New | TaskState::Queued | TaskState::Retry => Some(TaskState::Cancelled),
+        _ => None,
+    })?;
+    connection.prepare_cached("DELETE FROM retry WHERE batch = ?1")?.execute([book.entry.no])?;
+    Ok(book.close(now)?.control)
+}
+
+pub(super) fn requeue(connection: &Connection, now: i64, batch: BatchId, filter: &RequeueFilter) -> Result<u64, Fault> {
+    const AT_ONCE: usize = 1_000;
+    let mut book = Book::open(connection, batch)?;
+    if book.entry.control.is_stopped() {
+        let detail = format!("it was {}", book.entry.control);
+        let error = Error::new(Class::Invalid, format!("requeuing batch {batch}"), detail);
+        return Err(error.hint("run its rules again").into());
+    }
+    let no = book.entry.no;
+    let run = book.entry.run + 1;
+    let mut requeued = 0;
+    let mut from = 0;
+    loop {
+        let failed = failures(connection, batch, from, AT_ONCE)?;
+        let Some(last) = failed.last() else { break };
+        from = last.task.index.saturating_add(1);
+        for failed in failed {
+            let (source, target) = (&failed.task.planned.source.home, &failed.task.planned.target.home);
+            let is_meant = match filter {
+                RequeueFilter::All => true,
+                RequeueFilter::Class(class) => failed.failure.class == *class,
+                RequeueFilter::Registry(registry) => {
+                    source.end().registry() == Some(registry) || target.end().registry() == Some(registry)
+                }
+            };
+            if is_meant {
+                let index = failed.task.index;
+                connection
+                    .prepare_cached("DELETE FROM failure WHERE batch = ?1 AND task = ?2")?
+                    .execute((no, index))?;
+                set_mark(connection, no, index, run, 0)?;
+                book.set(index, TaskState::New)?;
+                requeued += 1;
+            }
+        }
+    }
+    if requeued > 0 {
+        book.entry.run = run;
+        book.close(now)?;
+    }
+    Ok(requeued)
+}
+
+pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sweep) -> Result<Swept, Fault> {
+    let mut book = Book::open(connection, batch)?;
+    let no = book.entry.no;
+    // Where a stopped batch's tasks go: they are not begun again.
+    let back = if book.entry.control.is_stopped() { TaskState::Cancelled } else { TaskState::New };
+    let mut swept = Swept::default();
+    let dead_before = match sweep {
+        Sweep::Leases { grace } | Sweep::QueueIsEmpty { grace } => {
+            now.saturating_sub(i64::try_from(grace.as_millis()).unwrap_or(i64::MAX))
+        }
+        Sweep::Everything => i64::MAX,
+    };
+    for task in page(connection, "SELECT task FROM held WHERE batch = ?1 AND until <= ?2", no, dead_before)? {
+        let_go(connection, no, task)?;
+        book.set(task, back)?;
+        swept.leased += 1;
+    }
+    if sweep_takes_queued(sweep) {
+        for task in page(connection, "SELECT task FROM retry WHERE batch = ?1 AND due <= ?2", no, dead_before)? {
+            forget_retry(connection, no, task)?;
+            book.set(task, back)?;
+            swept.queued += 1;
+        }
+        swept.queued += book.set_all(|state| (state == TaskState::Queued).then_some(back))?;
+    }
+    if swept != Swept::default() {
+        book.close(now)?;
+    }
+    Ok(swept)
+}
+
+fn sweep_takes_queued(sweep: Sweep) -> bool {
+    match sweep {
+        Sweep::Leases { .. } => false,
+        Sweep::QueueIsEmpty { .. } | Sweep::Everything => true,
+    }
+}
+
+pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> Result<u64, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT no FROM batch WHERE coalesce(ended, created) < ?1
+         AND NOT EXISTS (SELECT 1 FROM held WHERE held.batch = batch.no AND held.until > ?2)",
+    )?;
+    let old: Vec<i64> = statement.query_map((before, now), |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for no in &old {
+        for table in ["repository", "unlisted", "chunk", "plan", "mark", "held", "retry", "failure"] {
+            connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
+        }
+        connection.prepare_cached("DELETE FROM batch WHERE no = ?1")?.execute([no])?;
+    }
+    Ok(old.len() as u64)
+}

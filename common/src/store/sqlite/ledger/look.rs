@@ -1,0 +1,212 @@
+//! Reading of batches and tasks.
+
+use std::collections::HashMap;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::super::fault::{Fault, damaged};
+use super::super::rows::{class, number, time};
+use super::book::{Entry, control, get};
+use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState, decode_chunk};
+use crate::image::Digest;
+use crate::store::{Batch, Control, FailedTask, Spent, TaskRow, Unlisted};
+
+const COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
+    s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests";
+/// The most batches that a prefix finds.
+const MAX_FOUND: usize = 10;
+
+pub(super) fn batch(connection: &Connection, id: BatchId) -> Result<Option<Batch>, Fault> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM batch WHERE id = ?1"))?;
+    let mut rows = statement.query([id.as_bytes()])?;
+    rows.next()?.map(read_batch).transpose()
+}
+
+pub(super) fn batches(connection: &Connection, limit: usize) -> Result<Vec<Batch>, Fault> {
+    let sql = format!("SELECT {COLUMNS} FROM batch ORDER BY id DESC LIMIT ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([number(limit as u64)])?;
+    let mut batches = Vec::new();
+    while let Some(row) = rows.next()? {
+        batches.push(read_batch(row)?);
+    }
+    Ok(batches)
+}
+
+fn read_batch(row: &Row<'_>) -> Result<Batch, Fault> {
+    let amount = |column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
+    let rules: String = row.get(3)?;
+    let mut in_state = [0; 8];
+    for (code, count) in in_state.iter_mut().enumerate() {
+        *count = amount(9 + code)?;
+    }
+    Ok(Batch {
+        id: BatchId::from_bytes(row.get(0)?),
+        control: control(row.get(1)?)?,
+        run: row.get(2)?,
+        rules: rules.parse().map_err(|_| damaged("a batch has rules without a digest"))?,
+        options: row.get(4)?,
+        supersedes: row.get::<_, Option<[u8; 16]>>(5)?.map(BatchId::from_bytes),
+        created_at: time(row.get(6)?),
+        sealed_at: row.get::<_, Option<i64>>(7)?.map(time),
+        ended_at: row.get::<_, Option<i64>>(8)?.map(time),
+        counts: Counts::of(|state| in_state[usize::from(state.code())]),
+        spent: Spent {
+            bytes: Bytes { copied: amount(17)?, mounted: amount(18)?, reused: amount(19)? },
+            requests: Requests { source: amount(20)?, target: amount(21)? },
+        },
+    })
+}
+
+pub(super) fn unfinished(connection: &Connection, rules: &Digest) -> Result<Option<BatchId>, Fault> {
+    let id: Option<[u8; 16]> = connection
+        .prepare_cached("SELECT id FROM batch WHERE rules = ?1 AND control IN (?2, ?3) ORDER BY id DESC LIMIT 1")?
+        .query_row((rules.to_string(), Control::Running as u8, Control::Paused as u8), |row| row.get(0))
+        .optional()?;
+    Ok(id.map(BatchId::from_bytes))
+}
+
+pub(super) fn find(connection: &Connection, prefix: &str) -> Result<Vec<BatchId>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT id FROM batch ORDER BY id DESC")?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while found.len() < MAX_FOUND
+        && let Some(row) = rows.next()?
+    {
+        let id = BatchId::from_bytes(row.get(0)?);
+        if id.to_string().starts_with(prefix) {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn unlisted(connection: &Connection, batch: BatchId) -> Result<Vec<Unlisted>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let sql = "SELECT repository, class, error FROM unlisted WHERE batch = ?1 ORDER BY repository";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([entry.no])?;
+    let mut unlisted = Vec::new();
+    while let Some(row) = rows.next()? {
+        let its_class: String = row.get(1)?;
+        unlisted.push(Unlisted { repository: row.get(0)?, class: class(&its_class)?, error: row.get(2)? });
+    }
+    Ok(unlisted)
+}
+
+pub(super) fn failures(
+    connection: &Connection,
+    batch: BatchId,
+    from: u32,
+    limit: usize,
+) -> Result<Vec<FailedTask>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT task, class, error, attempts FROM failure WHERE batch = ?1 AND task >= ?2 ORDER BY task LIMIT ?3",
+    )?;
+    let mut rows = statement.query((entry.no, from, number(limit as u64)))?;
+    let mut reader = PlanReader { connection, no: entry.no, chunk: None };
+    let mut failures = Vec::new();
+    while let Some(row) = rows.next()? {
+        let its_class: String = row.get(1)?;
+        failures.push(FailedTask {
+            task: reader.task(row.get(0)?)?,
+            failure: Failure { class: class(&its_class)?, error: row.get(2)?, attempts: row.get(3)? },
+        });
+    }
+    Ok(failures)
+}
+
+pub(super) fn tasks(
+    connection: &Connection,
+    batch: BatchId,
+    wanted: Option<TaskState>,
+    from: u32,
+    limit: usize,
+) -> Result<Vec<TaskRow>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let sql = "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first + length > ?2 ORDER BY first";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut chunks = statement.query((entry.no, from))?;
+    let mut found = Vec::new();
+    while found.len() < limit
+        && let Some(row) = chunks.next()?
+    {
+        let (first, length, states): (u32, u32, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let mut here = Vec::new();
+        for index in from.max(first)..first + length {
+            let state = get(&states, index - first)?;
+            if wanted.is_none_or(|wanted| wanted == state) && found.len() + here.len() < limit {
+                here.push((index, state));
+            }
+        }
+        if here.is_empty() {
+            continue;
+        }
+        let chunk = read_chunk(connection, entry.no, first)?;
+        let marks = Marks::read(connection, entry.no, first, length)?;
+        for (index, state) in here {
+            let planned = chunk.tasks.get((index - first) as usize).cloned();
+            let planned = planned.ok_or_else(|| damaged("a part of the plan is too short"))?;
+            let (run, attempts) = (marks.run(index), marks.attempts(index));
+            found.push(TaskRow { task: Task { index, planned }, state, run, attempts });
+        }
+    }
+    Ok(found)
+}
+
+/// The tasks that a statement about a batch and a time finds.
+pub(super) fn page(connection: &Connection, sql: &str, no: i64, time: i64) -> Result<Vec<u32>, Fault> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let tasks = statement.query_map((no, time), |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(tasks)
+}
+
+pub(super) fn read_chunk(connection: &Connection, no: i64, first: u32) -> Result<Chunk, Fault> {
+    let bytes: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT tasks FROM plan WHERE batch = ?1 AND first = ?2")?
+        .query_row((no, first), |row| row.get(0))
+        .optional()?;
+    Ok(decode_chunk(&bytes.ok_or_else(|| damaged("a part of the plan is missing"))?)?)
+}
+
+/// Reads tasks in the order of their indexes, each part of the plan once.
+struct PlanReader<'c> {
+    connection: &'c Connection,
+    no: i64,
+    chunk: Option<(u32, Chunk)>,
+}
+
+impl PlanReader<'_> {
+    fn task(&mut self, index: u32) -> Result<Task, Fault> {
+        let is_here = |(first, chunk): &(u32, Chunk)| (*first..*first + chunk.tasks.len() as u32).contains(&index);
+        if !self.chunk.as_ref().is_some_and(is_here) {
+            let sql = "SELECT first FROM plan WHERE batch = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1";
+            let first = self.connection.prepare_cached(sql)?.query_row((self.no, index), |row| row.get(0))?;
+            self.chunk = Some((first, read_chunk(self.connection, self.no, first)?));
+        }
+        let planned = self.chunk.as_ref().and_then(|(first, chunk)| chunk.tasks.get((index - first) as usize).cloned());
+        Ok(Task { index, planned: planned.ok_or_else(|| damaged("a part of the plan is too short"))? })
+    }
+}
+
+/// Runs and attempts of some tasks; of most there are none.
+pub(super) struct Marks(HashMap<u32, (u32, u32)>);
+
+impl Marks {
+    pub(super) fn read(connection: &Connection, no: i64, first: u32, length: u32) -> Result<Marks, Fault> {
+        let sql = "SELECT task, run, attempts FROM mark WHERE batch = ?1 AND task >= ?2 AND task < ?3";
+        let mut statement = connection.prepare_cached(sql)?;
+        let end = i64::from(first) + i64::from(length);
+        let rows = statement.query_map((no, first, end), |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+        Ok(Marks(rows.collect::<Result<_, _>>()?))
+    }
+
+    pub(super) fn run(&self, task: u32) -> u32 {
+        self.0.get(&task).map_or(0, |(run, _)| *run)
+    }
+
+    pub(super) fn attempts(&self, task: u32) -> u32 {
+        self.0.get(&task).map_or(0, |(_, attempts)| *attempts)
+    }
+}

@@ -1,0 +1,168 @@
+//! [`Ledger`] in SQLite: each call is one function over a connection, in a transaction of its own or shared with others.
+
+mod book;
+mod control;
+mod look;
+mod plan;
+mod tasks;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::SqliteStore;
+use super::rows::after;
+use crate::batch::{BatchId, TaskState, Ticket, Verdict};
+use crate::error::Result;
+use crate::image::Digest;
+use crate::store::{
+    Appended, Batch, Block, Control, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
+    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+};
+
+#[async_trait]
+impl Ledger for SqliteStore {
+    async fn create(&self, batch: NewBatch) -> Result<()> {
+        let now = self.now();
+        self.write(format!("making batch {}", batch.id), move |c| plan::create(c, now, &batch)).await
+    }
+
+    async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
+        let tried = format!("adding {} to batch {batch}", sealed.key);
+        // Packing takes longer than writing: not on the thread that everybody waits for.
+        let packed = super::blocking(move || Ok(plan::Packed::new(sealed))).await?;
+        self.write(tried, move |c| plan::append(c, batch, &packed)).await
+    }
+
+    async fn sealed(&self, batch: BatchId) -> Result<Vec<String>> {
+        self.read(format!("reading batch {batch}"), move |c| plan::sealed(c, batch)).await
+    }
+
+    async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
+        self.write(format!("noting in batch {batch}"), move |c| plan::note_unlisted(c, batch, &unlisted)).await
+    }
+
+    async fn seal_all(&self, batch: BatchId) -> Result<()> {
+        let now = self.now();
+        self.write(format!("sealing batch {batch}"), move |c| plan::seal_all(c, now, batch)).await
+    }
+
+    async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()> {
+        let now = self.now();
+        self.write(format!("counting in batch {batch}"), move |c| plan::spend(c, now, batch, spent)).await
+    }
+
+    async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
+        self.read(format!("reading batch {batch}"), move |c| plan::unpublished(c, batch, from, at_least)).await
+    }
+
+    async fn published(&self, batch: BatchId, tickets: Vec<Ticket>) -> Result<()> {
+        let now = self.now();
+        self.write(format!("marking in batch {batch}"), move |c| plan::published(c, now, batch, &tickets)).await
+    }
+
+    async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start> {
+        let (now, worker) = (self.now(), worker.to_owned());
+        let until = after(now, lease);
+        self.write(starting(ticket), move |c| tasks::start(c, now, ticket, &worker, until)).await
+    }
+
+    async fn renew(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing> {
+        let until = after(self.now(), lease);
+        let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
+        self.write(tried, move |c| tasks::renew(c, ticket, epoch, until)).await
+    }
+
+    async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict, spent: Spent) -> Result<Finished> {
+        let now = self.now();
+        let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
+        self.write(tried, move |c| tasks::finish(c, now, ticket, epoch, &verdict, spent)).await
+    }
+
+    async fn retry_later(
+        &self,
+        ticket: Ticket,
+        epoch: u64,
+        wait: Duration,
+        counts: bool,
+        spent: Spent,
+    ) -> Result<Retried> {
+        let now = self.now();
+        let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
+        self.write(tried, move |c| tasks::retry_later(c, now, ticket, epoch, wait, counts, spent)).await
+    }
+
+    async fn control(&self, batch: BatchId) -> Result<Option<Control>> {
+        self.read(
+            format!("reading batch {batch}"),
+            move |c| Ok(book::Entry::find(c, batch)?.map(|entry| entry.control)),
+        )
+        .await
+    }
+
+    async fn pause(&self, batch: BatchId) -> Result<Control> {
+        let change = move |c: &_| control::change(c, batch, Control::Running, Control::Paused);
+        self.write(format!("pausing batch {batch}"), change).await
+    }
+
+    async fn resume(&self, batch: BatchId) -> Result<Control> {
+        let change = move |c: &_| control::change(c, batch, Control::Paused, Control::Running);
+        self.write(format!("resuming batch {batch}"), change).await
+    }
+
+    async fn cancel(&self, batch: BatchId) -> Result<Control> {
+        let now = self.now();
+        let stop = move |c: &_| control::stop(c, now, batch, Control::Cancelled);
+        self.write(format!("cancelling batch {batch}"), stop).await
+    }
+
+    async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64> {
+        let now = self.now();
+        self.write(format!("requeuing batch {batch}"), move |c| control::requeue(c, now, batch, &filter)).await
+    }
+
+    async fn sweep(&self, batch: BatchId, sweep: Sweep) -> Result<Swept> {
+        let now = self.now();
+        self.write(format!("sweeping batch {batch}"), move |c| control::sweep(c, now, batch, sweep)).await
+    }
+
+    async fn remove_before(&self, time: Timestamp) -> Result<u64> {
+        let (now, time) = (self.now(), time.as_millisecond());
+        self.write("removing old batches", move |c| control::remove_before(c, now, time)).await
+    }
+
+    async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
+        self.read(format!("reading batch {batch}"), move |c| look::batch(c, batch)).await
+    }
+
+    async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
+        self.read("listing batches", move |c| look::batches(c, limit)).await
+    }
+
+    async fn unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {
+        let rules = rules.clone();
+        self.read("looking for an unfinished batch", move |c| look::unfinished(c, &rules)).await
+    }
+
+    async fn find(&self, prefix: &str) -> Result<Vec<BatchId>> {
+        let prefix = prefix.to_ascii_lowercase();
+        self.read("looking for a batch", move |c| look::find(c, &prefix)).await
+    }
+
+    async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {
+        self.read(format!("reading batch {batch}"), move |c| look::unlisted(c, batch)).await
+    }
+
+    async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
+        self.read(format!("reading batch {batch}"), move |c| look::failures(c, batch, from, limit)).await
+    }
+
+    async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>> {
+        self.read(format!("reading batch {batch}"), move |c| look::tasks(c, batch, state, from, limit)).await
+    }
+}
+
+fn starting(ticket: Ticket) -> String {
+    format!("starting task {} of batch {}", ticket.index, ticket.batch)
+}

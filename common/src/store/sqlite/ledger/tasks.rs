@@ -1,0 +1,208 @@
+//! One task: begun, held, ended, put off.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::super::fault::Fault;
+use super::super::rows::{after, number, time};
+use super::book::Book;
+use crate::batch::{Failure, TaskState, Ticket, Verdict};
+use crate::store::{Control, Finished, Retried, Spent, Standing, Start};
+
+/// A row of `held`.
+struct Held {
+    epoch: i64,
+    until: i64,
+    worker: String,
+}
+
+pub(super) fn start(
+    connection: &Connection,
+    now: i64,
+    ticket: Ticket,
+    worker: &str,
+    until: i64,
+) -> Result<Start, Fault> {
+    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Start::Unknown) };
+    let Some(state) = book.state(ticket.index)? else { return Ok(Start::Unknown) };
+    let no = book.entry.no;
+    match state {
+        TaskState::Cancelled => return Ok(Start::Cancelled),
+        TaskState::Copied | TaskState::Unchanged | TaskState::Failed => return Ok(Start::AlreadyDone),
+        TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => {}
+    }
+    let (run, attempts) = mark(connection, no, ticket.index)?;
+    if ticket.run < run {
+        return Ok(Start::StaleRun);
+    }
+    let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
+    let live = held.filter(|held| held.until > now);
+    if book.entry.control.is_stopped() {
+        // Only what was running is left. Its worker ends it, if it lives.
+        if live.is_none() {
+            let_go(connection, no, ticket.index)?;
+            book.set(ticket.index, TaskState::Cancelled)?;
+            book.close(now)?;
+        }
+        return Ok(Start::Cancelled);
+    }
+    if let Some(held) = live {
+        if held.worker != worker {
+            return Ok(Start::HeldBy { until: time(held.until) });
+        }
+        hold(connection, no, ticket.index, held.epoch, until.max(held.until), worker)?;
+        return Ok(Start::Own { epoch: held.epoch.unsigned_abs(), attempts });
+    }
+    if book.entry.control == Control::Paused {
+        let_go(connection, no, ticket.index)?;
+        forget_retry(connection, no, ticket.index)?;
+        book.set(ticket.index, TaskState::New)?;
+        book.close(now)?;
+        return Ok(Start::Paused);
+    }
+    let epoch = book.next_epoch();
+    hold(connection, no, ticket.index, epoch, until, worker)?;
+    if state == TaskState::Retry {
+        forget_retry(connection, no, ticket.index)?;
+    }
+    book.set(ticket.index, TaskState::Running)?;
+    book.close(now)?;
+    Ok(Start::Go { epoch: epoch.unsigned_abs(), attempts })
+}
+
+pub(super) fn renew(connection: &Connection, ticket: Ticket, epoch: u64, until: i64) -> Result<Standing, Fault> {
+    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Standing::Lost) };
+    let no = book.entry.no;
+    if !is_held(&mut book, ticket.index, epoch)? {
+        return Ok(Standing::Lost);
+    }
+    connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
+        no,
+        ticket.index,
+        until,
+    ))?;
+    Ok(if book.entry.control.is_stopped() { Standing::Stop } else { Standing::Held { until: time(until) } })
+}
+
+pub(super) fn finish(
+    connection: &Connection,
+    now: i64,
+    ticket: Ticket,
+    epoch: u64,
+    verdict: &Verdict,
+    spent: Spent,
+) -> Result<Finished, Fault> {
+    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
+    match book.state(ticket.index)? {
+        Some(state) if state.is_terminal() => return Ok(Finished::AlreadyDone),
+        Some(_) if is_held(&mut book, ticket.index, epoch)? => {}
+        _ => return Ok(Finished::Stale),
+    }
+    let no = book.entry.no;
+    let_go(connection, no, ticket.index)?;
+    if let Verdict::Failed(failure) = verdict {
+        note_failure(connection, no, ticket.index, failure)?;
+    }
+    book.set(ticket.index, verdict.outcome().state())?;
+    book.add(spent);
+    book.close(now)?;
+    Ok(Finished::Counted)
+}
+
+pub(super) fn retry_later(
+    connection: &Connection,
+    now: i64,
+    ticket: Ticket,
+    epoch: u64,
+    wait: Duration,
+    counts: bool,
+    spent: Spent,
+) -> Result<Retried, Fault> {
+    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Retried::Stale) };
+    if !is_held(&mut book, ticket.index, epoch)? {
+        return Ok(Retried::Stale);
+    }
+    let no = book.entry.no;
+    let_go(connection, no, ticket.index)?;
+    book.add(spent);
+    if book.entry.control.is_stopped() {
+        book.set(ticket.index, TaskState::Cancelled)?;
+        book.close(now)?;
+        return Ok(Retried::Cancelled);
+    }
+    let (run, mut attempts) = mark(connection, no, ticket.index)?;
+    if counts {
+        attempts += 1;
+        set_mark(connection, no, ticket.index, run, attempts)?;
+    }
+    if wait.is_zero() {
+        book.set(ticket.index, TaskState::Queued)?;
+    } else {
+        connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
+            no,
+            ticket.index,
+            after(now, wait),
+        ))?;
+        book.set(ticket.index, TaskState::Retry)?;
+    }
+    book.close(now)?;
+    Ok(Retried::Waits { attempts })
+}
+
+pub(super) fn note_failure(connection: &Connection, no: i64, task: u32, failure: &Failure) -> Result<(), Fault> {
+    connection
+        .prepare_cached("REPLACE INTO failure (batch, task, class, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute((no, task, failure.class.as_str(), &failure.error, failure.attempts))?;
+    Ok(())
+}
+
+/// A task's run, and the attempts counted in it.
+fn mark(connection: &Connection, no: i64, task: u32) -> Result<(u32, u32), Fault> {
+    let sql = "SELECT run, attempts FROM mark WHERE batch = ?1 AND task = ?2";
+    let mark =
+        connection.prepare_cached(sql)?.query_row((no, task), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    Ok(mark.unwrap_or((0, 0)))
+}
+
+pub(super) fn set_mark(connection: &Connection, no: i64, task: u32, run: u32, attempts: u32) -> Result<(), Fault> {
+    connection
+        .prepare_cached("REPLACE INTO mark (batch, task, run, attempts) VALUES (?1, ?2, ?3, ?4)")?
+        .execute((no, task, run, attempts))?;
+    Ok(())
+}
+
+fn held(connection: &Connection, no: i64, task: u32) -> Result<Option<Held>, Fault> {
+    let sql = "SELECT epoch, until, worker FROM held WHERE batch = ?1 AND task = ?2";
+    let held = connection
+        .prepare_cached(sql)?
+        .query_row((no, task), |row| Ok(Held { epoch: row.get(0)?, until: row.get(1)?, worker: row.get(2)? }))
+        .optional()?;
+    Ok(held)
+}
+
+fn is_held(book: &mut Book<'_>, task: u32, epoch: u64) -> Result<bool, Fault> {
+    if book.state(task)? != Some(TaskState::Running) {
+        return Ok(false);
+    }
+    let held = held(book.connection, book.entry.no, task)?;
+    Ok(held.is_some_and(|held| held.epoch == number(epoch)))
+}
+
+fn hold(connection: &Connection, no: i64, task: u32, epoch: i64, until: i64, worker: &str) -> Result<(), Fault> {
+    connection
+        .prepare_cached("REPLACE INTO held (batch, task, epoch, until, worker) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute((no, task, epoch, until, worker))?;
+    Ok(())
+}
+
+pub(super) fn let_go(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+    connection.prepare_cached("DELETE FROM held WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
+    Ok(())
+}
+
+/// What waits for its time has nobody who holds it.
+pub(super) fn forget_retry(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+    connection.prepare_cached("DELETE FROM retry WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
+    Ok(())
+}

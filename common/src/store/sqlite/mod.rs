@@ -1,0 +1,187 @@
+//! The store of one machine: an SQLite file in the state directory.
+//!
+//! One thread writes (`writer`), several calls to a transaction; readers see what was committed (WAL), also those of
+//! other processes, which may write as well: `batch pause` beside a run. Only who runs tasks takes the [`RunLock`].
+//! Commits outlive the process. A power cut may undo the last of them, which is as if these tasks had not been finished
+//! yet: they are run again and found unchanged.
+
+mod blob_index;
+mod cache;
+mod fault;
+mod leases;
+mod ledger;
+mod lock;
+mod pace;
+mod rows;
+mod schema;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use self::fault::Fault;
+use self::writer::Writer;
+use super::clock::Clock;
+use crate::error::{Class, Error, Result};
+
+pub use lock::RunLock;
+
+/// The file's name in the state directory.
+const FILE: &str = "imgsync.db";
+/// How long to wait for another process that writes.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// A [`Store`](super::Store) in an SQLite file. Cheap to clone; clones are the same store.
+#[derive(Clone, Debug)]
+pub struct SqliteStore(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// None: in memory.
+    folder: Option<PathBuf>,
+    /// For messages.
+    name: Arc<str>,
+    clock: Arc<dyn Clock>,
+    writer: Writer,
+    /// None: in memory, where the writer's connection is the only one.
+    reader: Option<Arc<Mutex<Connection>>>,
+}
+
+impl SqliteStore {
+    /// Opens the store in a state directory; makes both if they are not there. The folder must be on a disk of this
+    /// machine: the file is shared by memory with other processes.
+    pub async fn open(folder: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore> {
+        let folder = folder.to_owned();
+        blocking(move || {
+            make_folder(&folder)?;
+            let path = folder.join(FILE);
+            let name: Arc<str> = path.display().to_string().into();
+            let tried = || format!("opening the store {name}");
+            let open = || -> Result<(Connection, Connection), Fault> {
+                let mut writer = Connection::open(&path)?;
+                configure(&writer)?;
+                writer.pragma_update(None, "journal_mode", "WAL")?;
+                schema::migrate(&mut writer, &name)?;
+                let reader = Connection::open_with_flags(
+                    &path,
+                    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+                )?;
+                configure(&reader)?;
+                reader.pragma_update(None, "query_only", true)?;
+                Ok((writer, reader))
+            };
+            let (writer, reader) = open().map_err(|fault| fault.explain(&tried(), &name))?;
+            let reader = Some(Arc::new(Mutex::new(reader)));
+            Ok(SqliteStore::of(Some(folder), name, clock, writer, reader))
+        })
+        .await
+    }
+
+    /// A store in memory, for tests; it ends with its last clone.
+    pub async fn in_memory(clock: Arc<dyn Clock>) -> Result<SqliteStore> {
+        blocking(move || {
+            let name: Arc<str> = "in memory".into();
+            let open = || -> Result<Connection, Fault> {
+                let mut writer = Connection::open_in_memory()?;
+                configure(&writer)?;
+                schema::migrate(&mut writer, &name)?;
+                Ok(writer)
+            };
+            let writer = open().map_err(|fault| fault.explain("opening a store in memory", &name))?;
+            Ok(SqliteStore::of(None, name, clock, writer, None))
+        })
+        .await
+    }
+
+    fn of(
+        folder: Option<PathBuf>,
+        name: Arc<str>,
+        clock: Arc<dyn Clock>,
+        writer: Connection,
+        reader: Option<Arc<Mutex<Connection>>>,
+    ) -> SqliteStore {
+        let writer = Writer::start(writer, name.clone());
+        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader }))
+    }
+
+    /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with
+    /// the lock, and with the process however that ends. Reading and controlling needs no lock.
+    pub fn lock_for_run(&self) -> Result<RunLock> {
+        match &self.0.folder {
+            Some(folder) => lock::take(folder),
+            None => Ok(RunLock::none()),
+        }
+    }
+
+    /// How many bytes the store has on disk.
+    pub async fn bytes_on_disk(&self) -> Result<u64> {
+        self.read("measuring the store", |connection| {
+            let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+            let size: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+            Ok(pages.unsigned_abs() * size.unsigned_abs())
+        })
+        .await
+    }
+
+    /// Now, in milliseconds since 1970.
+    fn now(&self) -> i64 {
+        self.0.clock.now().as_millisecond()
+    }
+
+    /// Runs in a transaction, and returns when it is committed.
+    async fn write<T: Send + 'static>(
+        &self,
+        tried: impl Into<String>,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.writer.write(tried.into(), work).await
+    }
+
+    /// Runs on what is committed.
+    async fn read<T: Send + 'static>(
+        &self,
+        tried: impl Into<String>,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let Some(reader) = self.0.reader.clone() else { return self.write(tried, work).await };
+        let (tried, name) = (tried.into(), self.0.name.clone());
+        blocking(move || {
+            let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let run = || -> Result<T, Fault> {
+                // One view for all of the work's statements; rolled back when dropped.
+                let _view = connection.unchecked_transaction()?;
+                work(&connection)
+            };
+            run().map_err(|fault| fault.explain(&tried, &name))
+        })
+        .await
+    }
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    connection.pragma_update(None, "cache_size", -8_192)
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| {
+        Error::new(Class::Local, format!("making the state directory {}", folder.display()), error.to_string())
+            .hint("choose another one with --state")
+    })
+}
+
+/// For what may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::new(Class::Local, "using the store", error.to_string())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! How values are kept in rows.
+
+use jiff::Timestamp;
+
+use super::fault::{Fault, damaged};
+use crate::batch::Home;
+use crate::error::Class;
+use crate::image::{Algorithm, Digest};
+
+/// From milliseconds since 1970.
+pub(super) fn time(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or_default()
+}
+
+/// To a number that SQLite can keep.
+pub(super) fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// In milliseconds, from now.
+pub(super) fn after(now: i64, wait: std::time::Duration) -> i64 {
+    now.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn class(text: &str) -> Result<Class, Fault> {
+    serde_json::from_value(text.into()).map_err(|_| damaged("it names a class of failure that there is not").into())
+}
+
+pub(super) fn home(end: &str, repository: &str) -> Result<Home, Fault> {
+    let end = end.parse().map_err(|_| damaged("it names a registry that cannot be"))?;
+    Home::new(end, repository).map_err(|_| damaged("it names a repository that cannot be").into())
+}
+
+/// A digest's own bytes: 32 of a SHA-256, 64 of a SHA-512.
+pub(super) fn digest_bytes(digest: &Digest) -> Vec<u8> {
+    hex::decode(digest.hex()).unwrap_or_default()
+}
+
+pub(super) fn digest(bytes: &[u8]) -> Result<Digest, Fault> {
+    let algorithm = match bytes.len() {
+        32 => Algorithm::Sha256,
+        64 => Algorithm::Sha512,
+        _ => return Err(damaged("a digest has another length").into()),
+    };
+    format!("{}:{}", algorithm.as_str(), hex::encode(bytes))
+        .parse()
+        .map_err(|_| damaged("a digest cannot be read").into())
+}

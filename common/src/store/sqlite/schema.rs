@@ -1,0 +1,175 @@
+//! What the file holds, and how it came to be.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::fault::Fault;
+use crate::error::{Class, Error};
+
+/// Says that a file is ours (`PRAGMA application_id`): "imgs".
+const APPLICATION: i32 = 0x696d_6773;
+
+/// Each takes the file from the version that is its place to the next. Never changed, only added to.
+const MIGRATIONS: &[&str] = &[VERSION_1];
+
+/// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
+/// `chunk.states`, the first in the lower half.
+const VERSION_1: &str = "
+CREATE TABLE batch (
+    no INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    control INTEGER NOT NULL,
+    run INTEGER NOT NULL DEFAULT 0,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    rules TEXT NOT NULL,
+    options TEXT NOT NULL,
+    supersedes BLOB,
+    created INTEGER NOT NULL,
+    sealed INTEGER,
+    ended INTEGER,
+    total INTEGER NOT NULL DEFAULT 0,
+    s0 INTEGER NOT NULL DEFAULT 0, s1 INTEGER NOT NULL DEFAULT 0,
+    s2 INTEGER NOT NULL DEFAULT 0, s3 INTEGER NOT NULL DEFAULT 0,
+    s4 INTEGER NOT NULL DEFAULT 0, s5 INTEGER NOT NULL DEFAULT 0,
+    s6 INTEGER NOT NULL DEFAULT 0, s7 INTEGER NOT NULL DEFAULT 0,
+    copied INTEGER NOT NULL DEFAULT 0,
+    mounted INTEGER NOT NULL DEFAULT 0,
+    reused INTEGER NOT NULL DEFAULT 0,
+    source_requests INTEGER NOT NULL DEFAULT 0,
+    target_requests INTEGER NOT NULL DEFAULT 0,
+    CHECK (s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 = total),
+    CHECK (min(s0, s1, s2, s3, s4, s5, s6, s7) >= 0)
+);
+CREATE TABLE repository (
+    batch INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    PRIMARY KEY (batch, key)
+) WITHOUT ROWID;
+CREATE TABLE unlisted (
+    batch INTEGER NOT NULL,
+    repository TEXT NOT NULL,
+    class TEXT NOT NULL,
+    error TEXT NOT NULL,
+    PRIMARY KEY (batch, repository)
+) WITHOUT ROWID;
+CREATE TABLE chunk (
+    batch INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    fresh INTEGER NOT NULL,
+    states BLOB NOT NULL,
+    PRIMARY KEY (batch, first)
+) WITHOUT ROWID;
+CREATE INDEX unpublished ON chunk (batch, first) WHERE fresh > 0;
+CREATE TABLE plan (
+    batch INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    tasks BLOB NOT NULL,
+    PRIMARY KEY (batch, first)
+) WITHOUT ROWID;
+CREATE TABLE mark (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE held (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE retry (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    due INTEGER NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE failure (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    class TEXT NOT NULL,
+    error TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE scope (
+    no INTEGER PRIMARY KEY,
+    end TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    options TEXT NOT NULL,
+    UNIQUE (end, repository, options)
+);
+CREATE TABLE tag (
+    scope INTEGER NOT NULL,
+    tag TEXT NOT NULL,
+    digests BLOB NOT NULL,
+    seen INTEGER NOT NULL,
+    referrers INTEGER,
+    PRIMARY KEY (scope, tag)
+) WITHOUT ROWID;
+CREATE TABLE home (
+    no INTEGER PRIMARY KEY,
+    end TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    UNIQUE (end, repository)
+);
+CREATE TABLE blob (
+    digest BLOB NOT NULL,
+    end TEXT NOT NULL,
+    home INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (digest, end)
+) WITHOUT ROWID;
+CREATE TABLE pace (
+    registry TEXT NOT NULL,
+    who TEXT NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (registry, who)
+) WITHOUT ROWID;
+CREATE TABLE lease (
+    name TEXT NOT NULL PRIMARY KEY,
+    holder TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    until INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter VALUES ('lease epoch', 0);
+";
+
+/// Brings a file to the version of this program, or refuses it.
+pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
+    let refuse = |detail: String, hint: String| {
+        Err(Fault::Known(Error::new(Class::Local, format!("opening the store {name}"), detail).hint(hint)))
+    };
+    let current = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == current
+        && connection.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0))? == APPLICATION
+    {
+        return Ok(());
+    }
+    // Another process may be about to do the same.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let application: i32 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION && tables > 0 {
+        return refuse("the file is another program's".into(), "choose another directory with --state".into());
+    }
+    if version > current {
+        return refuse(
+            format!("it was written by a newer imgsync (version {version} of the store, this one knows {current})"),
+            "use that imgsync, or another directory with --state".into(),
+        );
+    }
+    for migration in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)) {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", current)?;
+    transaction.commit()?;
+    Ok(())
+}

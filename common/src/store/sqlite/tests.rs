@@ -1,0 +1,351 @@
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::batch::{Failure, Ticket, Verdict};
+use crate::store::contract::{Subject, home, run, steps, tasks};
+use crate::store::{
+    Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Sealed, Spent, Start,
+    Sweep, SystemClock,
+};
+
+async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> Subject {
+    let clock = Arc::new(ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap()));
+    let store = match folder {
+        Some(folder) => SqliteStore::open(folder, clock.clone()).await.unwrap(),
+        None => SqliteStore::in_memory(clock.clone()).await.unwrap(),
+    };
+    let advancing = clock.clone();
+    Subject {
+        store: Arc::new(store),
+        advance: Box::new(move |by| advancing.advance(by)),
+        now: Box::new(move || clock.now()),
+        guard: Box::new(guard),
+    }
+}
+
+mod in_a_file {
+    async fn make() -> super::Subject {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        super::subject(Some(&path), folder).await
+    }
+
+    crate::store_contract_tests!(make);
+}
+
+mod in_memory {
+    async fn make() -> super::Subject {
+        super::subject(None, ()).await
+    }
+
+    crate::store_contract_tests!(make);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_through_queue_and_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    // Smaller than a part of the plan, so that the feeder has to wait.
+    let queue = Arc::new(crate::queue::MemoryQueue::with_window(50));
+    run::a_run_goes_through_queue_and_ledger(subject(Some(&path), folder).await, queue).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn counts_add_up_after_any_calls(steps in prop::collection::vec(any::<[u8; 3]>(), 0..120)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let subject = subject(None, ()).await;
+            steps::counts_add_up_after_any_steps(&subject, &steps).await;
+        });
+    }
+}
+
+async fn open(folder: &Path) -> Result<SqliteStore> {
+    SqliteStore::open(folder, Arc::new(SystemClock)).await
+}
+
+fn sealed(name: &str, number: usize, verdict: Option<Verdict>) -> Sealed {
+    let tasks = tasks(name, number).into_iter().map(|task| (task, verdict.clone())).collect();
+    Sealed { key: name.to_owned(), listed_at: Timestamp::now(), tasks }
+}
+
+fn new_batch(rules: &str) -> NewBatch {
+    let rules = crate::image::Digest::sha256(rules.as_bytes());
+    NewBatch { id: crate::batch::BatchId::generate(), rules, options: "{}".to_owned(), supersedes: None }
+}
+
+async fn batch_of(store: &SqliteStore, number: usize) -> Vec<Ticket> {
+    let batch = new_batch("rules");
+    let id = batch.id;
+    store.create(batch).await.unwrap();
+    assert_eq!(store.append(id, sealed("a", number, None)).await.unwrap(), Appended::At(0));
+    store.seal_all(id).await.unwrap();
+    (0..number as u32).map(|index| Ticket { batch: id, run: 0, index }).collect()
+}
+
+async fn go(store: &SqliteStore, ticket: Ticket) -> u64 {
+    match store.start(ticket, "w", LEASE).await.unwrap() {
+        Start::Go { epoch, .. } => epoch,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The state directory as a kill leaves it: the files as they are while the store is open.
+fn killed(folder: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        // The index of the log is in shared memory, and made anew.
+        if !file.file_name().to_string_lossy().ends_with("-shm") {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
+#[tokio::test]
+async fn what_was_answered_outlives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let tickets = batch_of(&store, 20).await;
+    for ticket in &tickets[..7] {
+        let epoch = go(&store, *ticket).await;
+        store.finish(*ticket, epoch, Verdict::Copied, Spent::default()).await.unwrap();
+    }
+    let epoch = go(&store, tickets[7]).await;
+
+    let after = killed(folder.path());
+    let again = open(after.path()).await.unwrap();
+    let _lock = again.lock_for_run().unwrap();
+    let swept = again.sweep(tickets[0].batch, Sweep::Everything).await.unwrap();
+    assert_eq!((swept.leased, swept.queued), (1, 0));
+    for ticket in &tickets {
+        match again.start(*ticket, "another", LEASE).await.unwrap() {
+            Start::AlreadyDone => assert!(ticket.index < 7),
+            Start::Go { epoch: new, .. } => {
+                assert!(ticket.index >= 7 && new > epoch);
+                again.finish(*ticket, new, Verdict::Copied, Spent::default()).await.unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let found = again.batch(tickets[0].batch).await.unwrap().unwrap();
+    assert_eq!((found.control, found.counts.copied), (Control::Done, 20));
+}
+
+#[tokio::test]
+async fn one_run_at_a_time_and_others_look_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let lock = store.lock_for_run().unwrap();
+    let tickets = batch_of(&store, 3).await;
+    let beside = open(folder.path()).await.unwrap();
+    let refused = beside.lock_for_run().unwrap_err();
+    assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
+    assert!(refused.advice().unwrap().contains("batch watch"));
+
+    // From beside, a batch is seen and controlled.
+    assert_eq!(beside.batches(10).await.unwrap().len(), 1);
+    beside.pause(tickets[0].batch).await.unwrap();
+    assert_eq!(store.control(tickets[0].batch).await.unwrap(), Some(Control::Paused));
+    assert_eq!(store.start(tickets[0], "w", LEASE).await.unwrap(), Start::Paused);
+    drop(lock);
+    beside.lock_for_run().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_gets_its_word_in_while_a_run_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let tickets = batch_of(&store, 4_000).await;
+    let batch = tickets[0].batch;
+    let running: Vec<_> = tickets
+        .chunks(200)
+        .map(|chunk| {
+            let (store, chunk) = (store.clone(), chunk.to_vec());
+            tokio::spawn(async move {
+                for ticket in chunk {
+                    let epoch = match store.start(ticket, "w", LEASE).await.unwrap() {
+                        Start::Go { epoch, .. } => epoch,
+                        Start::Cancelled => return,
+                        other => panic!("{other:?}"),
+                    };
+                    store.finish(ticket, epoch, Verdict::Copied, Spent::default()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let beside = open(folder.path()).await.unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(beside.cancel(batch).await.unwrap(), Control::Cancelled);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    for task in running {
+        task.await.unwrap();
+    }
+    let counts = store.batch(batch).await.unwrap().unwrap().counts;
+    assert_eq!((counts.open(), counts.total), (0, 4_000));
+    assert!(counts.cancelled > 0);
+}
+
+#[tokio::test]
+async fn a_newer_store_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()).await.unwrap());
+    Connection::open(folder.path().join(FILE)).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert_eq!(error.class(), Class::Local);
+    assert!(error.to_string().contains("newer imgsync") && error.to_string().contains("99"), "{error}");
+    assert!(error.advice().is_some());
+}
+
+#[tokio::test]
+async fn a_file_of_another_program_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = Connection::open(folder.path().join(FILE)).unwrap();
+    connection.execute_batch("CREATE TABLE theirs (a)").unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert!(error.to_string().contains("another program"), "{error}");
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+    assert_eq!(tables, 1);
+}
+
+#[tokio::test]
+async fn a_damaged_file_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(FILE), [0x42; 8_192]).unwrap();
+    let error = open(folder.path()).await.unwrap_err();
+    assert_eq!(error.class(), Class::Local);
+    assert!(error.to_string().contains("damaged") && error.advice().unwrap().contains("move"), "{error}");
+
+    // Damage further on is found when it is read.
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let tickets = batch_of(&store, 3_000).await;
+    drop(store);
+    let path = folder.path().join(FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4_096 * 20..].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let error = match open(folder.path()).await {
+        Ok(store) => store.tasks(tickets[0].batch, None, 0, usize::MAX).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.to_string().contains("damaged") && error.advice().unwrap().contains("move"), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let error = open(&folder.path().join("file/state")).await.unwrap_err();
+    assert_eq!((error.class(), error.advice()), (Class::Local, Some("choose another one with --state")));
+}
+
+#[tokio::test]
+async fn a_full_disk_loses_nothing_that_was_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let tickets = batch_of(&store, 10).await;
+    let batch = tickets[0].batch;
+    let epoch = go(&store, tickets[0]).await;
+    store.finish(tickets[0], epoch, Verdict::Copied, Spent::default()).await.unwrap();
+    let limit = |pages: i64| {
+        store.write("limiting the store", move |connection| {
+            // The pragma answers with the limit.
+            connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+            Ok(())
+        })
+    };
+    limit(1).await.unwrap();
+    // What needs no more room goes on.
+    let epoch = go(&store, tickets[1]).await;
+    store.finish(tickets[1], epoch, Verdict::Copied, Spent::default()).await.unwrap();
+    let other = new_batch("others");
+    let id = other.id;
+    store.create(other).await.unwrap();
+    let error = store.append(id, sealed("large", 20_000, None)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Local);
+    assert!(error.to_string().contains("disk is full"), "{error}");
+    assert!(error.advice().unwrap().contains("make room"));
+    assert_eq!(store.batch(batch).await.unwrap().unwrap().counts.copied, 2);
+    assert_eq!(store.batch(id).await.unwrap().unwrap().counts.total, 0);
+
+    limit(1_000_000).await.unwrap();
+    assert_eq!(store.append(id, sealed("large", 20_000, None)).await.unwrap(), Appended::At(0));
+}
+
+fn known(n: usize) -> Known {
+    let source = crate::image::Digest::sha256(&n.to_le_bytes());
+    Known { target: source.clone(), source, seen_at: Timestamp::now(), referrers_at: None }
+}
+
+/// The bytes of a store per tag: what the cache and an unchanged batch take. Printed.
+#[tokio::test]
+async fn a_tag_takes_few_bytes_on_disk() {
+    const REPOSITORIES: usize = 200;
+    const TAGS: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let empty = store.bytes_on_disk().await.unwrap();
+    for repository in 0..REPOSITORIES {
+        let path = format!("gcrxio/gcr.io_some-project_image-{repository}");
+        let scope = CacheScope { home: home("docker.io", &path), options: "".into() };
+        let tags = (0..TAGS).map(|n| (format!("1.{}.{}-debian", n / 10, n % 10).parse().unwrap(), known(n)));
+        store.learn(&scope, tags.collect()).await.unwrap();
+    }
+    let cache = store.bytes_on_disk().await.unwrap() - empty;
+    let before = store.bytes_on_disk().await.unwrap();
+    let batch = new_batch("rules");
+    let id = batch.id;
+    store.create(batch).await.unwrap();
+    for repository in 0..REPOSITORIES {
+        let name = format!("some-project/image-{repository}");
+        store.append(id, sealed(&name, TAGS, Some(Verdict::Unchanged))).await.unwrap();
+    }
+    let unchanged = store.bytes_on_disk().await.unwrap() - before;
+    for repository in 0..REPOSITORIES {
+        store.append(id, sealed(&format!("to-do/image-{repository}"), TAGS, None)).await.unwrap();
+    }
+    let to_do = store.bytes_on_disk().await.unwrap() - before - unchanged;
+    let per_tag = |bytes: u64| bytes as f64 / (REPOSITORIES * TAGS) as f64;
+    let (cache, unchanged, to_do) = (per_tag(cache), per_tag(unchanged), per_tag(to_do));
+    println!("bytes of store per tag: cache {cache:.1}, plan if unchanged {unchanged:.1}, if to do {to_do:.1}");
+    assert!(cache + unchanged < 120.0);
+}
+
+/// How many tasks a second go through. Printed: `cargo test -p imgsync-common --release -- --ignored --nocapture speed`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; takes seconds"]
+async fn speed_of_starting_and_finishing() {
+    const TASKS: usize = 40_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let began = std::time::Instant::now();
+    let tickets = batch_of(&store, TASKS).await;
+    println!("planned: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
+    let began = std::time::Instant::now();
+    let workers: Vec<_> = tickets
+        .chunks(TASKS / 64)
+        .map(|chunk| {
+            let (store, chunk) = (store.clone(), chunk.to_vec());
+            tokio::spawn(async move {
+                for ticket in chunk {
+                    let epoch = go(&store, ticket).await;
+                    let verdict = match ticket.index % 50 {
+                        0 => Verdict::Failed(Failure::new(Class::Refused, "no", 1)),
+                        _ => Verdict::Copied,
+                    };
+                    store.finish(ticket, epoch, verdict, Spent::default()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    println!("started and finished: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
+    assert_eq!(store.batch(tickets[0].batch).await.unwrap().unwrap().counts.open(), 0);
+}

@@ -1,0 +1,169 @@
+//! The one thread that writes: many calls to a transaction, answers after the commit.
+
+use std::fmt;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::fault::{Fault, explain};
+use crate::error::{Class, Error, Result};
+
+/// The most calls that share a transaction.
+const MAX_GROUP: usize = 256;
+/// How long a transaction may go on: other processes wait for it.
+const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
+/// How long others are let in between two groups when calls keep coming.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Sends work to the thread, which ends when this is dropped.
+pub(super) struct Writer {
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A call, in three steps that all happen on the thread.
+trait Job: Send {
+    /// Does the work within the group's transaction. If it failed, with what SQLite said.
+    fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error>;
+    /// The group's transaction failed, so that nothing was done.
+    fn undone(&mut self, error: &rusqlite::Error, store: &str);
+    /// Nothing more can happen to it.
+    fn answer(self: Box<Self>, store: &str);
+}
+
+struct Call<T, W> {
+    tried: String,
+    work: Option<W>,
+    result: Option<Result<T, Fault>>,
+    answer: oneshot::Sender<Result<T>>,
+}
+
+impl<T, W> Job for Call<T, W>
+where
+    T: Send,
+    W: FnOnce(&Connection) -> Result<T, Fault> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error> {
+        let result = self.work.take().map(|work| work(connection));
+        let said = match &result {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(Fault::Sql(rusqlite::Error::SqliteFailure(error, _)))) => Err(*error),
+            _ => Err(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT)),
+        };
+        self.result = result;
+        said
+    }
+
+    fn undone(&mut self, error: &rusqlite::Error, store: &str) {
+        self.result = Some(Err(Fault::Known(explain(error, &self.tried, store))));
+    }
+
+    fn answer(self: Box<Self>, store: &str) {
+        let Call { tried, result, answer, .. } = *self;
+        let result = result.unwrap_or_else(|| Err(Fault::Known(gone(&tried))));
+        // Who asked may have gone away.
+        _ = answer.send(result.map_err(|fault| fault.explain(&tried, store)));
+    }
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection, store: Arc<str>) -> Writer {
+        let (jobs, incoming) = mpsc::channel();
+        let thread = std::thread::spawn(move || write_all(&connection, &incoming, &store));
+        Writer { jobs: Some(jobs), thread: Some(thread) }
+    }
+
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        tried: String,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, result) = oneshot::channel();
+        let error = gone(&tried);
+        let call = Call { tried, work: Some(work), result: None, answer };
+        if let Some(jobs) = &self.jobs
+            && jobs.send(Box::new(call)).is_ok()
+            && let Ok(result) = result.await
+        {
+            return result;
+        }
+        Err(error)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // It ends after what was sent is done; if it panicked, every call has said so.
+            _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+fn gone(tried: &str) -> Error {
+    Error::new(Class::Local, tried, "the store's thread has ended")
+}
+
+fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, store: &str) {
+    while let Ok(first) = incoming.recv() {
+        let mut group = Vec::new();
+        let outcome = write_group(connection, first, incoming, &mut group);
+        if let Err(error) = outcome {
+            if !connection.is_autocommit() {
+                _ = connection.execute_batch("ROLLBACK");
+            }
+            for job in &mut group {
+                job.undone(&error, store);
+            }
+        }
+        let busy = group.len() > 1;
+        for job in group {
+            job.answer(store);
+        }
+        if busy {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Runs what is there in one transaction. What ran is in `group`, and is undone if this fails.
+fn write_group(
+    connection: &Connection,
+    first: Box<dyn Job>,
+    incoming: &mpsc::Receiver<Box<dyn Job>>,
+    group: &mut Vec<Box<dyn Job>>,
+) -> rusqlite::Result<()> {
+    let mut next = Some(first);
+    let run = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
+    if let Err(error) = run("BEGIN IMMEDIATE") {
+        group.extend(next);
+        return Err(error);
+    }
+    let began = Instant::now();
+    while let Some(mut job) = next {
+        run("SAVEPOINT one")?;
+        let said = job.run(connection);
+        group.push(job);
+        if let Err(error) = said {
+            if connection.is_autocommit() {
+                // SQLite itself has given up the whole transaction, as it may when the disk is full.
+                return Err(rusqlite::Error::SqliteFailure(error, None));
+            }
+            run("ROLLBACK TO one")?;
+        }
+        run("RELEASE one")?;
+        let full = group.len() >= MAX_GROUP || began.elapsed() >= MAX_GROUP_TIME;
+        next = if full { None } else { incoming.try_recv().ok() };
+    }
+    run("COMMIT")
+}
