@@ -155,6 +155,8 @@ impl Observer for Progress {
                 self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
             }
             Event::Warning { message } => self.printer.warning(message),
+            // One image has no tasks.
+            Event::TaskStarted { .. } | Event::TaskEnded { .. } => {}
         }
     }
 }

@@ -40,7 +40,7 @@ impl Walk {
             return Ok(self.arrived(blob, Arrival::Reused));
         }
         let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
-        self.known.add_blob(registry, name, &blob.digest);
+        self.known.learn_blob(registry, name, &blob.digest).await;
         Ok(arrival)
     }
 
@@ -92,7 +92,7 @@ impl Walk {
     /// blob is there. A registry that knows no mounts is asked with a HEAD.
     async fn start(&self, target: &Repository, digest: &Digest) -> Result<Begun> {
         let (registry, name) = (target.registry(), target.name());
-        let home = self.known.home_of(registry, digest).filter(|home| home != name);
+        let home = self.known.home_of(registry, digest).await.filter(|home| home != name);
         let next_door = self.source.repository().filter(|source| source.registry() == registry);
         let next_door = next_door.map(|source| source.name().clone());
         let from = home.clone().or(next_door).unwrap_or_else(|| name.clone());
@@ -104,7 +104,7 @@ impl Walk {
             Started::Mounted => Ok(Begun::Done(Arrival::Mounted)),
             Started::Session(session) => {
                 if let Some(home) = home {
-                    self.known.forget_blob(registry, &home, digest);
+                    self.known.forget_blob(registry, &home, digest).await;
                 }
                 Ok(Begun::Session(session))
             }

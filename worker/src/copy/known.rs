@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use imgsync_common::batch::{End, Home};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName};
+use imgsync_common::store::BlobIndex;
 
 /// Entries kept at the most, so that memory does not grow with the number of tags: two generations of half as many.
 const CAPACITY: usize = 100_000;
@@ -14,8 +16,12 @@ type BlobKey = (RegistryName, Digest);
 type PlaceKey = (RegistryName, RepositoryName, Digest);
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<State>);
+#[derive(Default)]
+pub(crate) struct Known {
+    state: Mutex<State>,
+    /// What other processes, and earlier ones, have learnt of blobs.
+    index: Option<Arc<dyn BlobIndex>>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,8 +36,13 @@ struct State {
 }
 
 impl Known {
+    /// What is known to this process, and to others through an index.
+    pub(crate) fn shared(index: Arc<dyn BlobIndex>) -> Known {
+        Known { index: Some(index), ..Known::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn has_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) -> bool {
@@ -39,18 +50,40 @@ impl Known {
     }
 
     /// A repository of the registry that has the blob.
-    pub(crate) fn home_of(&self, registry: &RegistryName, digest: &Digest) -> Option<RepositoryName> {
-        self.state().homes.get(&(registry.clone(), digest.clone()))
+    pub(crate) async fn home_of(&self, registry: &RegistryName, digest: &Digest) -> Option<RepositoryName> {
+        if let Some(home) = self.state().homes.get(&(registry.clone(), digest.clone())) {
+            return Some(home);
+        }
+        // A hint that cannot be had is done without.
+        let end = End::Registry(registry.clone());
+        let found = self.index.as_ref()?.blob_homes(&end, std::slice::from_ref(digest)).await.ok()?;
+        found.into_iter().next().flatten().and_then(|home| home.path().parse().ok())
     }
 
-    pub(crate) fn add_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+    /// The blob is in the repository, for this process and others to know.
+    pub(crate) async fn learn_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        self.add_blob(registry, repository, digest);
+        if let Some(index) = &self.index {
+            let _ =
+                index.learn_blobs(&Home::in_registry(registry.clone(), repository), std::slice::from_ref(digest)).await;
+        }
+    }
+
+    fn add_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
         let mut state = self.state();
         state.homes.insert((registry.clone(), digest.clone()), repository.clone());
         state.blobs.insert((registry.clone(), repository.clone(), digest.clone()), ());
     }
 
     /// What was believed of a blob was wrong.
-    pub(crate) fn forget_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+    pub(crate) async fn forget_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+        self.drop_blob(registry, repository, digest);
+        if let Some(index) = &self.index {
+            let _ = index.forget_blob(&Home::in_registry(registry.clone(), repository), digest).await;
+        }
+    }
+
+    fn drop_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
         let mut state = self.state();
         state.blobs.remove(&(registry.clone(), repository.clone(), digest.clone()));
         let key = (registry.clone(), digest.clone());
@@ -83,6 +116,12 @@ impl Known {
             state.flights.entry((registry.clone(), digest.clone())).or_default().clone()
         };
         lock.lock_owned().await
+    }
+}
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Known")
     }
 }
 
@@ -151,15 +190,15 @@ mod tests {
         assert!(map.get(&1).is_none());
     }
 
-    #[test]
-    fn a_blob_is_found_by_registry_and_forgotten_where_it_was_wrong() {
+    #[tokio::test]
+    async fn a_blob_is_found_by_registry_and_forgotten_where_it_was_wrong() {
         let (registry, one, two) = ("r.example".parse().unwrap(), "a/one".parse().unwrap(), "a/two".parse().unwrap());
         let digest = Digest::sha256(b"x");
         let known = Known::default();
-        known.add_blob(&registry, &one, &digest);
-        assert_eq!(known.home_of(&registry, &digest), Some(one.clone()));
+        known.learn_blob(&registry, &one, &digest).await;
+        assert_eq!(known.home_of(&registry, &digest).await, Some(one.clone()));
         assert!(!known.has_blob(&registry, &two, &digest));
-        known.forget_blob(&registry, &one, &digest);
-        assert_eq!(known.home_of(&registry, &digest), None);
+        known.forget_blob(&registry, &one, &digest).await;
+        assert_eq!(known.home_of(&registry, &digest).await, None);
     }
 }

@@ -19,6 +19,7 @@ use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry;
+use imgsync_common::store::BlobIndex;
 
 pub use ends::Location;
 pub use survey::Survey;
@@ -129,6 +130,15 @@ pub enum Outcome {
     Unchanged,
 }
 
+/// What was seen at both ends of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What the source's tag is.
+    pub source: Digest,
+    /// What the target's is for it: another digest where platforms were chosen.
+    pub target: Digest,
+}
+
 /// Blobs and bytes by how they came to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Moved {
@@ -200,6 +210,11 @@ impl Copier {
         Copier { client, limits, known: Arc::default() }
     }
 
+    /// The same, which shares with other processes what is known of blobs at the targets.
+    pub fn with_index(self, index: Arc<dyn BlobIndex>) -> Copier {
+        Copier { known: Arc::new(Known::shared(index)), ..self }
+    }
+
     /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
     /// were under way are cancelled at the target.
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
@@ -268,6 +283,19 @@ impl Copier {
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
         walk.push(root, place, gate, &source_digest).await?;
         Ok(End { outcome: Outcome::Copied, digest, source_digest })
+    }
+
+    /// What both ends have, if it is the same; found out with as few requests as can be.
+    pub async fn compare(&self, job: &Job, context: &Context) -> Result<Option<Seen>> {
+        let ends = Ends::open(&self.client, &job.source, &job.target, context).await?;
+        let found = find(job, &ends).await?;
+        Ok(match found.root {
+            Root::Unchanged(target) => {
+                let source = found.source_digest.unwrap_or_else(|| target.clone());
+                Some(Seen { source, target })
+            }
+            Root::Changed(_) => None,
+        })
     }
 
     /// Cancels the copy when its time is over. The time grows with what the image is found to hold.

@@ -234,7 +234,7 @@ impl Walk {
         };
         let put = match put().await {
             Err(error) if error.class() == Class::Incomplete => {
-                self.distrust(manifest);
+                self.distrust(manifest).await;
                 self.bring_children_and_blobs(manifest, 0).await?;
                 put().await?
             }
@@ -261,11 +261,11 @@ impl Walk {
         }
     }
 
-    fn distrust(&self, manifest: &Manifest) {
+    async fn distrust(&self, manifest: &Manifest) {
         let Some(target) = self.target.repository() else { return };
         let (registry, name) = (target.registry(), target.name());
         for blob in manifest.blobs() {
-            self.known.forget_blob(registry, name, &blob.digest);
+            self.known.forget_blob(registry, name, &blob.digest).await;
             self.blobs.forget(&blob.digest);
         }
         for child in manifest.children() {

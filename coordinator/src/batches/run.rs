@@ -1,0 +1,267 @@
+//! A batch from its rules to its end, in one process: list and seal, feed, work, watch.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Options, RuleOptions};
+use imgsync_common::config::{Config, Rule};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Events;
+use imgsync_common::image::Digest;
+use imgsync_common::registry::{Client, Context, Tally};
+use imgsync_common::store::{Batch, Control, NewBatch, Sweep};
+use imgsync_worker::copy::Copier;
+use imgsync_worker::runner::{Runner, Settings, Stop};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::feed::feed;
+use super::house::House;
+use super::plan::Slice;
+use super::seal::Sealing;
+use super::settle::Settler;
+
+/// How often the ledger is asked whether the batch has ended, or was stopped by someone else.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How a batch is run.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// Ask everything, and push what is there already.
+    pub force: bool,
+    /// Compare and remember; copy nothing.
+    pub prime: bool,
+    /// A part of the sorted whole.
+    pub slice: Option<Slice>,
+    /// Repositories that are listed at a time.
+    pub query_limit: usize,
+    /// Tasks at a time.
+    pub concurrency: usize,
+    /// Tries of a task that fails in passing.
+    pub attempts: u32,
+    /// How long running tasks may go on after the first signal.
+    pub drain: Duration,
+}
+
+/// What a run works with.
+pub struct Run<'a> {
+    /// Queue and store.
+    pub house: &'a House,
+    /// The rules.
+    pub config: &'a Config,
+    /// Where relative paths of the configuration begin.
+    pub folder: &'a Path,
+    /// Registries.
+    pub client: Client,
+    /// Copies.
+    pub copier: Copier,
+    /// How.
+    pub settings: RunSettings,
+    /// Who is told.
+    pub events: Events,
+    /// The first signal: takes no more, and what runs may end.
+    pub drain: CancellationToken,
+    /// The second: stops at once.
+    pub abort: CancellationToken,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct RunEnd {
+    /// The batch as it stands.
+    pub batch: Batch,
+    /// Whether it was interrupted, and can be resumed.
+    pub interrupted: bool,
+    /// Rules of which nothing could be listed.
+    pub refused: Vec<Error>,
+}
+
+impl Run<'_> {
+    /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
+    pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
+        let rules = fingerprint(self.config);
+        let options = self.options();
+        let written = serde_json::to_string(&options)
+            .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
+        let supersedes = self.house.store.unfinished(&rules).await?;
+        self.house.store.create(NewBatch { id, rules, options: written, supersedes }).await?;
+        self.go(id, Some(options)).await
+    }
+
+    /// Goes on with a batch that was left unfinished, or whose failures were requeued.
+    pub async fn again(&self, id: BatchId) -> Result<RunEnd> {
+        let batch = self.look(id).await?;
+        let tried = format!("resuming batch {id}");
+        if batch.control.is_stopped() {
+            let detail = format!("it is {}", batch.control);
+            return Err(Error::new(Class::Invalid, tried, detail)
+                .hint("run the rules again: what is there is not copied twice"));
+        }
+        let options = match batch.sealed_at {
+            Some(_) => None,
+            None if batch.rules == fingerprint(self.config) => Some(self.options()),
+            None => {
+                let detail = "its listing was not finished, and the configuration now has other rules";
+                return Err(Error::new(Class::Invalid, tried, detail)
+                    .hint("give the configuration that it was run with (-c), or run the rules again"));
+            }
+        };
+        // Whoever ran it before is gone, and so is its queue.
+        self.house.store.sweep(id, Sweep::Everything).await?;
+        if batch.control == Control::Paused {
+            self.house.store.resume(id).await?;
+        }
+        self.go(id, options).await
+    }
+
+    /// Runs a batch: with options, it is to be listed first.
+    async fn go(&self, id: BatchId, options: Option<Options>) -> Result<RunEnd> {
+        let more = Notify::new();
+        let over = CancellationToken::new();
+        let stop = Stop { drain: self.drain.child_token(), abort: self.abort.child_token() };
+        let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+        let settings = Settings {
+            name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
+            slots: self.settings.concurrency,
+            attempts: self.settings.attempts,
+        };
+        let runner = Runner::new(
+            self.house.queue.clone(),
+            self.house.store.clone(),
+            self.house.clock.clone(),
+            (self.client.clone(), self.copier.clone()),
+            settings,
+            self.events.clone(),
+        );
+
+        let list = async {
+            match options {
+                Some(options) => self.list(id, options, &listing, &more).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let work = async {
+            let ended = runner.run(&stop).await;
+            over.cancel();
+            ended
+        };
+        let watch = async {
+            let result = self.watch(id, &over).await;
+            listing.cancel.cancel();
+            stop.drain.cancel();
+            result
+        };
+        let limit = async {
+            stop.drain.cancelled().await;
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.drain) => stop.abort.cancel(),
+                () = over.cancelled() => {}
+            }
+        };
+        let feeding = async {
+            let fed = feed(self.house, id, &more, &stop.drain).await;
+            if fed.is_err() {
+                // Without the ledger there is nothing more to do.
+                stop.drain.cancel();
+            }
+            fed
+        };
+        let (listed, (), watched, (), fed) = tokio::join!(list, work, watch, limit, feeding);
+        let refused = listed?;
+        watched?;
+        fed?;
+        let batch = self.look(id).await?;
+        let interrupted = batch.ended_at.is_none();
+        Ok(RunEnd { batch, interrupted, refused })
+    }
+
+    async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Vec<Error>> {
+        let tallies = (Tally::new(), Tally::new());
+        let settler = Settler::new(self.house, &self.client, context, options, tallies.1.clone());
+        let sealing = Sealing {
+            house: self.house,
+            client: &self.client,
+            context,
+            rules: &self.config.rules,
+            folder: self.folder,
+            batch,
+            slice: self.settings.slice,
+            query_limit: self.settings.query_limit,
+            settler: &settler,
+            tallies,
+            more,
+        };
+        let listed = sealing.run().await;
+        if listed.is_err() {
+            self.drain.cancel();
+        }
+        Ok(listed?.refused)
+    }
+
+    /// Returns when the batch has ended, or when the work is over for another reason.
+    async fn watch(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
+        loop {
+            let batch = self.look(id).await;
+            if batch.as_ref().map_or(true, |batch| batch.ended_at.is_some()) {
+                return batch.map(drop);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = over.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    async fn look(&self, id: BatchId) -> Result<Batch> {
+        self.house.store.batch(id).await?.ok_or_else(|| {
+            Error::new(Class::NotFound, format!("looking for batch {id}"), "the store does not have it")
+                .hint("imgsync batch list shows those that there are")
+        })
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            rules: self.config.rules.iter().map(rule_options).collect(),
+            force: self.settings.force,
+            prime: self.settings.prime,
+            timeout_seconds: self.config.timeout.as_secs(),
+        }
+    }
+}
+
+fn rule_options(rule: &Rule) -> RuleOptions {
+    RuleOptions { platforms: rule.platforms.clone(), verify_every_seconds: rule.verify_every.as_secs() }
+}
+
+/// What tells one set of rules from another.
+pub fn fingerprint(config: &Config) -> Digest {
+    Digest::sha256(format!("{:?}", config.rules).as_bytes())
+}
+
+/// A copier for many tasks, which shares with later runs what it learns of blobs.
+pub fn copier(house: &House, client: &Client, limits: imgsync_worker::copy::Limits) -> Copier {
+    Copier::new(client.clone(), limits).with_index(Arc::new(Index(house.store.clone())))
+}
+
+/// The store, as nothing but an index of blobs.
+struct Index(Arc<dyn imgsync_common::store::Store>);
+
+#[async_trait::async_trait]
+impl imgsync_common::store::BlobIndex for Index {
+    async fn blob_homes(
+        &self,
+        end: &imgsync_common::batch::End,
+        blobs: &[Digest],
+    ) -> Result<Vec<Option<imgsync_common::batch::Home>>> {
+        self.0.blob_homes(end, blobs).await
+    }
+
+    async fn learn_blobs(&self, home: &imgsync_common::batch::Home, blobs: &[Digest]) -> Result<()> {
+        self.0.learn_blobs(home, blobs).await
+    }
+
+    async fn forget_blob(&self, home: &imgsync_common::batch::Home, blob: &Digest) -> Result<()> {
+        self.0.forget_blob(home, blob).await
+    }
+}

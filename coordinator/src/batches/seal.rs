@@ -1,0 +1,307 @@
+//! From rules to a sealed plan: listings are planned, settled, and written into the ledger repository by repository, so
+//! that their tasks can begin while other repositories are still being listed.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use imgsync_common::batch::{BatchId, End, Failure, Home, Place, Planned, Requests, Verdict};
+use imgsync_common::config::{Rule, Source};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::registry::{Client, Context, Tally};
+use imgsync_common::store::{Appended, Sealed, Spent, Unlisted};
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::house::House;
+use super::listings::Listings;
+use super::plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
+use super::settle::Settler;
+use crate::enumerate::{self, Found, Order};
+
+/// Repositories that are settled and written at a time.
+const AT_ONCE: usize = 16;
+/// Tasks of one entry of the ledger, where the plan is a slice of a whole that does not keep to repositories.
+const SLICE_PART: usize = 2000;
+
+/// What to list, and for whom.
+pub(super) struct Sealing<'a> {
+    pub(super) house: &'a House,
+    pub(super) client: &'a Client,
+    pub(super) context: &'a Context,
+    pub(super) rules: &'a [Rule],
+    /// Where relative paths begin.
+    pub(super) folder: &'a Path,
+    pub(super) batch: BatchId,
+    pub(super) slice: Option<Slice>,
+    pub(super) query_limit: usize,
+    pub(super) settler: &'a Settler,
+    pub(super) tallies: (Arc<Tally>, Arc<Tally>),
+    /// Told when there is more to be fed.
+    pub(super) more: &'a Notify,
+}
+
+/// How the listing went.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// Rules of which nothing at all could be listed, each with why.
+    pub(super) refused: Vec<Error>,
+}
+
+impl Sealing<'_> {
+    /// Lists everything and makes the total final. An error is the ledger's; what cannot be listed is noted there.
+    pub(super) async fn run(&self) -> Result<Listed> {
+        let mut listed = Listed::default();
+        let done: HashSet<String> = self.house.store.sealed(self.batch).await?.into_iter().collect();
+        let mut planner = Planner::new();
+        let mut whole: Vec<PlannedTask> = Vec::new();
+        for (number, rule) in self.rules.iter().enumerate() {
+            let order = if self.slice.is_some() { Order::ByName } else { Order::AsTheyEnd };
+            let options = enumerate::Options { query_limit: self.query_limit, order };
+            let listings = Listings::of(rule, self.folder, self.client, options, self.context, &self.tallies.0).await;
+            let mut listings = match listings {
+                Ok(listings) => listings,
+                Err(error) => {
+                    self.refuse(rule, error, &mut listed).await?;
+                    continue;
+                }
+            };
+            let mut under_way = FuturesUnordered::new();
+            loop {
+                if self.context.cancel.is_cancelled() {
+                    return Ok(listed);
+                }
+                while under_way.len() >= AT_ONCE {
+                    under_way.next().await.transpose()?;
+                }
+                let found = {
+                    // Kept going rather than begun again: a listing that is dropped halfway would be lost.
+                    let mut next = std::pin::pin!(listings.next());
+                    loop {
+                        tokio::select! {
+                            found = &mut next => break found,
+                            Some(result) = under_way.next() => result?,
+                        }
+                    }
+                };
+                match found {
+                    Ok(None) => break,
+                    Ok(Some(Found::Unlisted(unlisted))) => {
+                        self.note(unlisted.repository, &unlisted.error).await?;
+                    }
+                    Ok(Some(Found::Listed(listing))) => {
+                        let key = format!("{number} {}/{}", listing.registry, listing.repository);
+                        let now = self.house.clock.now();
+                        // Planned even if it is sealed already: later collisions are found by what was planned.
+                        let plan = planner.plan(number, rule, None, &listing, now);
+                        if let Some(error) = &plan.below_min {
+                            self.note(format!("{}/{}", listing.registry, listing.repository), error).await?;
+                        }
+                        if self.slice.is_some() {
+                            whole.extend(plan.tasks);
+                            for failed in plan.failed {
+                                self.note(failed.source.to_string(), &failed.error).await?;
+                            }
+                        } else if !done.contains(&key) {
+                            under_way.push(self.seal(key, now, rule, number, plan));
+                        }
+                    }
+                    Err(error) => {
+                        if !error.is_cancelled() {
+                            self.refuse(rule, error, &mut listed).await?;
+                        }
+                        break;
+                    }
+                }
+            }
+            while let Some(result) = under_way.next().await {
+                result?;
+            }
+        }
+        if self.context.cancel.is_cancelled() {
+            return Ok(listed);
+        }
+        if let Some(slice) = self.slice {
+            self.seal_slice(whole, slice).await?;
+        }
+        let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
+        self.house.store.spend(self.batch, Spent { requests, ..Spent::default() }).await?;
+        self.house.store.seal_all(self.batch).await?;
+        self.more.notify_one();
+        Ok(listed)
+    }
+
+    async fn seal(&self, key: String, listed_at: Timestamp, rule: &Rule, number: usize, plan: Plan) -> Result<()> {
+        let taken = self.taken(&plan.tasks).await?;
+        let mut tasks = Vec::with_capacity(plan.tasks.len());
+        let mut failed = plan.failed;
+        let mut homes = Homes { folder: self.folder, source: source_end(rule, self.folder), made: HashMap::new() };
+        for task in plan.tasks {
+            let planned = homes.planned(&task)?;
+            match taken.get(&planned.target).filter(|_| task.in_doubt) {
+                None => tasks.push(planned),
+                // Chosen by two rules: one task.
+                Some(source) if *source == planned.source => {}
+                Some(source) => failed.push(Failed::collision(task.source, &task.target, &source.to_string())),
+            }
+        }
+        let mut tasks = self.settler.settle(tasks).await?;
+        for failed in failed {
+            match homes.failed(number, &failed) {
+                Some(planned) => tasks.push((planned, Some(Verdict::Failed(Failure::of(&failed.error, 1))))),
+                // A target that has no name cannot stand in the plan.
+                None => self.note(failed.source.to_string(), &failed.error).await?,
+            }
+        }
+        self.append(key, listed_at, tasks).await
+    }
+
+    async fn seal_slice(&self, whole: Vec<PlannedTask>, slice: Slice) -> Result<()> {
+        let (tasks, failed) = settle(whole, self.rules);
+        for failed in failed {
+            self.note(failed.source.to_string(), &failed.error).await?;
+        }
+        let now = self.house.clock.now();
+        let tasks = cut(tasks, slice);
+        for (part, tasks) in tasks.chunks(SLICE_PART).enumerate() {
+            let mut planned = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                let source = source_end(&self.rules[task.rule], self.folder);
+                planned.push(Homes { folder: self.folder, source, made: HashMap::new() }.planned(task)?);
+            }
+            let planned = self.settler.settle(planned).await?;
+            self.append(format!("slice {part}"), now, planned).await?;
+        }
+        Ok(())
+    }
+
+    async fn append(&self, key: String, listed_at: Timestamp, tasks: Vec<(Planned, Option<Verdict>)>) -> Result<()> {
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        match self.house.store.append(self.batch, Sealed { key, listed_at, tasks }).await? {
+            Appended::At(_) | Appended::Already => {}
+            // Cancelled by someone else: nothing more is to be listed.
+            Appended::Stopped(_) => self.context.cancel.cancel(),
+        }
+        self.more.notify_one();
+        Ok(())
+    }
+
+    /// Which target tags in doubt have a task already, and for which source.
+    async fn taken(&self, tasks: &[PlannedTask]) -> Result<HashMap<Place, Place>> {
+        let mut taken = HashMap::new();
+        if !tasks.iter().any(|task| task.in_doubt) {
+            return Ok(taken);
+        }
+        let mut from = 0;
+        loop {
+            let rows = self.house.store.tasks(self.batch, None, from, 1000).await?;
+            let Some(last) = rows.last() else { return Ok(taken) };
+            from = last.task.index + 1;
+            taken.extend(rows.into_iter().map(|row| (row.task.planned.target, row.task.planned.source)));
+        }
+    }
+
+    async fn note(&self, repository: String, error: &Error) -> Result<()> {
+        let words = match error.advice() {
+            Some(advice) => format!("{error} ({advice})"),
+            None => error.to_string(),
+        };
+        self.context.warn(&words);
+        let unlisted = Unlisted { repository, class: error.class(), error: words };
+        self.house.store.note_unlisted(self.batch, unlisted).await
+    }
+
+    /// A rule of which nothing could be listed.
+    async fn refuse(&self, rule: &Rule, error: Error, listed: &mut Listed) -> Result<()> {
+        let name = match &rule.source {
+            Source::Repositories(pattern) => pattern.to_string(),
+            Source::Layout(path) => format!("oci:{}", path.display()),
+            Source::Preset(name) => format!("preset {name}"),
+        };
+        self.note(name, &error).await?;
+        listed.refused.push(error);
+        Ok(())
+    }
+}
+
+/// The layout that a rule reads from, as an end.
+fn source_end(rule: &Rule, folder: &Path) -> Option<PathBuf> {
+    match &rule.source {
+        Source::Layout(path) => Some(absolute(&folder.join(path))),
+        Source::Repositories(_) | Source::Preset(_) => None,
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Makes places out of planned tasks; those of one repository share it.
+struct Homes<'a> {
+    folder: &'a Path,
+    source: Option<PathBuf>,
+    made: HashMap<(String, String), Arc<Home>>,
+}
+
+impl Homes<'_> {
+    fn planned(&mut self, task: &PlannedTask) -> Result<Planned> {
+        Ok(Planned {
+            rule: task.rule as u32,
+            source: self.source(&task.source)?,
+            digest: task.digest.clone(),
+            target: self.target(&task.target)?,
+        })
+    }
+
+    fn source(&mut self, source: &SourceTag) -> Result<Place> {
+        let (end, path) = match &self.source {
+            None => (End::Registry(source.registry.clone()), source.repository.to_string()),
+            Some(folder) => (layout(folder)?, format!("{}/{}", source.registry, source.repository)),
+        };
+        Ok(Place { home: self.home(end, &path)?, tag: source.tag.clone() })
+    }
+
+    fn target(&mut self, target: &Target) -> Result<Place> {
+        match target {
+            Target::Registry(name) => {
+                let home = self.home(End::Registry(name.registry.clone()), name.repository.as_str())?;
+                Ok(Place { home, tag: name.tag.clone() })
+            }
+            Target::Layout { folder, name, tag } => {
+                let end = layout(&absolute(&self.folder.join(folder)))?;
+                Ok(Place { home: self.home(end, name)?, tag: tag.clone() })
+            }
+        }
+    }
+
+    /// A task that fails as planned, where its target can be named.
+    fn failed(&mut self, number: usize, failed: &Failed) -> Option<Planned> {
+        let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
+        let home = self.home(End::Registry(reference.registry.clone()), reference.repository.as_str()).ok()?;
+        let target = Place { home, tag: reference.tag? };
+        Some(Planned { rule: number as u32, source: self.source(&failed.source).ok()?, digest: None, target })
+    }
+
+    fn home(&mut self, end: End, path: &str) -> Result<Arc<Home>> {
+        let key = (end.to_string(), path.to_owned());
+        if let Some(home) = self.made.get(&key) {
+            return Ok(home.clone());
+        }
+        let home = Home::new(end, path)
+            .map_err(|error| Error::new(Class::Invalid, format!("naming {path}"), error.to_string()))?;
+        let home = Arc::new(home);
+        self.made.insert(key, home.clone());
+        Ok(home)
+    }
+}
+
+fn layout(folder: &Path) -> Result<End> {
+    End::layout(folder).ok_or_else(|| {
+        let tried = format!("using the layout {}", folder.display());
+        Error::new(Class::Invalid, tried, "its path is not text that can be written down")
+    })
+}

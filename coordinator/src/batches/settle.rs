@@ -1,0 +1,221 @@
+//! What needs no worker: tags that the listings, and what is remembered of the target, show to be unchanged.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use imgsync_common::batch::{End, Home, Options, Planned, RuleOptions, Verdict};
+use imgsync_common::error::{Class, Result};
+use imgsync_common::image::{Digest, Tag};
+use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, Tally};
+use imgsync_common::store::{CacheScope, Known};
+use jiff::Timestamp;
+
+use super::house::House;
+use crate::enumerate::list;
+
+/// Tags that a run asks the target for although it believes in them, at the most.
+const CANARIES: usize = 50;
+/// Of one repository, at the most.
+const CANARIES_OF_ONE: usize = 10;
+/// Requests for them at a time.
+const CANARIES_AT_ONCE: usize = 10;
+
+/// Settles what it can, for one run.
+pub(super) struct Settler {
+    house: House,
+    client: Client,
+    context: Context,
+    options: Options,
+    tally: Arc<Tally>,
+    canaries: AtomicUsize,
+    targets: Mutex<HashMap<End, Arc<TargetState>>>,
+}
+
+/// What this run has learnt of a target.
+#[derive(Debug, Default)]
+struct TargetState {
+    /// What was believed of it turned out wrong: everything is asked again.
+    distrusted: AtomicBool,
+    /// Its listings do not say digests.
+    lists_no_digests: AtomicBool,
+}
+
+impl Settler {
+    pub(super) fn new(
+        house: &House,
+        client: &Client,
+        context: &Context,
+        options: Options,
+        tally: Arc<Tally>,
+    ) -> Settler {
+        Settler {
+            house: house.clone(),
+            client: client.clone(),
+            context: context.clone(),
+            options,
+            tally,
+            canaries: AtomicUsize::new(CANARIES),
+            targets: Mutex::default(),
+        }
+    }
+
+    /// The tasks of one source repository, each with its end if it needs no worker.
+    pub(super) async fn settle(&self, tasks: Vec<Planned>) -> Result<Vec<(Planned, Option<Verdict>)>> {
+        let mut settled: Vec<(Planned, Option<Verdict>)> = tasks.into_iter().map(|task| (task, None)).collect();
+        if self.options.force || self.options.prime {
+            return Ok(settled);
+        }
+        let mut groups: HashMap<(u32, Arc<Home>), Vec<usize>> = HashMap::new();
+        for (at, (task, _)) in settled.iter().enumerate() {
+            groups.entry((task.rule, task.target.home.clone())).or_default().push(at);
+        }
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.sort_by(|a, b| a.1.cmp(&b.1));
+        for ((rule, home), members) in groups {
+            let rule = self.options.rules.get(rule as usize).cloned().unwrap_or_default();
+            for at in self.unchanged(&rule, &home, &settled, &members).await? {
+                settled[at].1 = Some(Verdict::Unchanged);
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Which of the tasks to one target repository are unchanged.
+    async fn unchanged(
+        &self,
+        rule: &RuleOptions,
+        home: &Arc<Home>,
+        tasks: &[(Planned, Option<Verdict>)],
+        members: &[usize],
+    ) -> Result<Vec<usize>> {
+        let target = self.target(home.end());
+        let scope = CacheScope { home: (**home).clone(), options: rule.fingerprint().into() };
+        let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
+        let known = self.house.store.known(&scope, &tags).await?;
+        let now = self.house.clock.now();
+        let (mut unchanged, mut doubtful) = (Vec::new(), Vec::new());
+        for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
+            let Some(digest) = &tasks[at].0.digest else { continue };
+            match known {
+                Some(known) if rule.believes(tag.as_str(), age(known.seen_at, now)) && known.source == *digest => {
+                    unchanged.push((at, known));
+                }
+                known => doubtful.push((at, known)),
+            }
+        }
+        if !self.canaries_live(home, tasks, &unchanged).await {
+            target.distrusted.store(true, Ordering::Relaxed);
+            let forgotten = self.house.store.forget_end(home.end()).await?;
+            self.context.warn(format!(
+                "{} does not have what it was believed to have: all of its {forgotten} known tags are asked for again",
+                home.end()
+            ));
+        }
+        if target.distrusted.load(Ordering::Relaxed) {
+            doubtful.extend(unchanged.drain(..).map(|(at, _)| (at, None)));
+        }
+        let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).collect();
+        settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
+        Ok(settled)
+    }
+
+    /// Asks the target for a handful of the tags that are believed in. False: one of them is missing or different.
+    async fn canaries_live(
+        &self,
+        home: &Arc<Home>,
+        tasks: &[(Planned, Option<Verdict>)],
+        believed: &[(usize, Known)],
+    ) -> bool {
+        let Some(repository) = self.repository(home) else { return true };
+        let wanted = (believed.len() / 100).clamp(1, CANARIES_OF_ONE).min(believed.len());
+        let mut granted = 0;
+        let _ = self.canaries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            granted = left.min(wanted);
+            Some(left - granted)
+        });
+        let chosen: Vec<_> = rand::seq::index::sample(&mut rand::rng(), believed.len(), granted)
+            .into_iter()
+            .map(|at| (tasks[believed[at].0].0.target.tag.clone(), believed[at].1.target.clone()))
+            .collect();
+        let asked = futures_util::stream::iter(chosen)
+            .map(|(tag, digest)| {
+                let repository = &repository;
+                async move {
+                    match repository.manifest_head(&ManifestRef::Tag(tag)).await {
+                        Ok(Some(head)) => head.digest == digest,
+                        Ok(None) => false,
+                        // A target that does not answer says nothing about its tags; the tasks will tell.
+                        Err(_) => true,
+                    }
+                }
+            })
+            .buffer_unordered(CANARIES_AT_ONCE)
+            .collect::<Vec<bool>>()
+            .await;
+        asked.into_iter().all(|lives| lives)
+    }
+
+    /// Settles tags by the target's own listing, where that says digests: one request a page.
+    async fn by_listing(
+        &self,
+        rule: &RuleOptions,
+        scope: &CacheScope,
+        target: &TargetState,
+        tasks: &[(Planned, Option<Verdict>)],
+        doubtful: Vec<(usize, Option<Known>)>,
+    ) -> Result<Vec<usize>> {
+        // For one tag a HEAD costs as little, and tells more.
+        if doubtful.len() < 2 || target.lists_no_digests.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        let Some(repository) = self.repository(&scope.home) else { return Ok(Vec::new()) };
+        let listing = match list(&repository).await {
+            Ok(listing) => listing,
+            Err(error) if error.class() == Class::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                self.context.warn(format!("{error}; its tags are asked for one by one"));
+                return Ok(Vec::new());
+            }
+        };
+        if !listing.google {
+            target.lists_no_digests.store(true, Ordering::Relaxed);
+            return Ok(Vec::new());
+        }
+        let seen_at = self.house.clock.now();
+        let (mut settled, mut learnt) = (Vec::new(), Vec::new());
+        for (at, known) in doubtful {
+            let (task, _) = &tasks[at];
+            let (Some(source), Some(there)) = (&task.digest, listing.digest(task.target.tag.as_str())) else {
+                continue;
+            };
+            // What was made by choosing platforms has another digest than its source: it must be remembered.
+            let wanted: Option<&Digest> = match rule.platforms.is_empty() {
+                true => Some(source),
+                false => known.as_ref().filter(|known| known.source == *source).map(|known| &known.target),
+            };
+            if wanted == Some(there) {
+                settled.push(at);
+                let known = Known { source: source.clone(), target: there.clone(), seen_at, referrers_at: None };
+                learnt.push((task.target.tag.clone(), known));
+            }
+        }
+        self.house.store.learn(scope, learnt).await?;
+        Ok(settled)
+    }
+
+    fn repository(&self, home: &Home) -> Option<Repository> {
+        let (registry, path) = home.registry()?;
+        self.client.repository(registry, &path, Access::Push, &self.context, &self.tally).ok()
+    }
+
+    fn target(&self, end: &End) -> Arc<TargetState> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner).entry(end.clone()).or_default().clone()
+    }
+}
+
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
+}

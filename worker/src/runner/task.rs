@@ -1,0 +1,354 @@
+//! One task: held by a lease that is renewed while it runs, copied, and told to the ledger.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::{Event, TaskEnd};
+use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
+use imgsync_common::layout::{ImageName, LayoutRef};
+use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
+use imgsync_common::retry;
+use imgsync_common::store::{Account, CacheScope, Known, LEASE, Spent, Standing, Start};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::gate::TaskGate;
+use super::{Runner, Stop};
+use crate::copy::{Done, Job, Location, Outcome, Platforms, Seen, TargetTag};
+
+/// How often a lease is renewed, which also is how soon a cancelled batch stops.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// A digest that a listing gave is good for so long; then the source is asked once more.
+pub(super) const PLAN_IS_OLD: Duration = Duration::from_secs(600);
+/// A tag that moves again and again while it is copied is tried again later.
+const MOVES: usize = 3;
+
+/// What became of a task.
+pub(super) enum Ended {
+    /// The ledger has it: acknowledge.
+    Done,
+    /// It is to come back, after this wait.
+    Later(Duration),
+}
+
+/// What a task came to.
+enum Came {
+    Copied(Done),
+    /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
+    Equal {
+        seen: Option<Seen>,
+        requests: Requests,
+    },
+    Failed(Error),
+}
+
+impl Runner {
+    /// Does one task of a message. An error is the ledger's, of which nothing is known then.
+    pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
+        let (epoch, attempts) = match self.store.start(ticket, &self.settings.name, LEASE).await? {
+            Start::Go { epoch, attempts } | Start::Own { epoch, attempts } => (epoch, attempts),
+            Start::AlreadyDone | Start::Cancelled | Start::StaleRun | Start::Paused => return Ok(Ended::Done),
+            Start::HeldBy { until } => return Ok(Ended::Later(time_until(until, self.clock.now()))),
+            Start::Unknown => {
+                self.warn(&format!("the store has lost batch {}: run it again", ticket.batch));
+                return Ok(Ended::Done);
+            }
+        };
+        let options = self.options(ticket.batch).await?;
+        self.events.emit(Event::TaskStarted { ticket, source: message.source.to_string(), target: target.to_string() });
+
+        let context = Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() };
+        let lost = AtomicBool::new(false);
+        let result = {
+            let work = AssertUnwindSafe(self.work(message, ticket, epoch, target, &options, &context)).catch_unwind();
+            let keep = self.keep(ticket, epoch, &context.cancel, &lost);
+            tokio::select! {
+                result = work => result.unwrap_or_else(|_| {
+                    let detail = "the program failed at it; please report this";
+                    Came::Failed(Error::new(Class::Local, format!("copying {}", message.source), detail))
+                }),
+                () = keep => unreachable!("a lease is kept until the work has ended"),
+            }
+        };
+        if lost.load(Ordering::Relaxed) {
+            // Another has it, or it has ended: nothing is ours to say.
+            self.emit_end(ticket, TaskEnd::GivenBack);
+            return Ok(Ended::Done);
+        }
+        self.settle(message, ticket, epoch, attempts, target, &options, stop, result).await
+    }
+
+    /// Renews the lease until dropped. Stops the work where the task is another's by now, or its batch was stopped.
+    async fn keep(&self, ticket: Ticket, epoch: u64, cancel: &CancellationToken, lost: &AtomicBool) {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            match self.store.renew(ticket, epoch, LEASE).await {
+                Ok(Standing::Held { .. }) => {}
+                Ok(Standing::Lost) => {
+                    lost.store(true, Ordering::Relaxed);
+                    cancel.cancel();
+                }
+                Ok(Standing::Stop) => cancel.cancel(),
+                // The lease may run out; then the tag will not be put, for that asks once more.
+                Err(error) => self.warn(&format!("a lease could not be renewed: {error}")),
+            }
+        }
+    }
+
+    async fn work(
+        &self,
+        message: &Message,
+        ticket: Ticket,
+        epoch: u64,
+        target: &Place,
+        options: &Options,
+        context: &Context,
+    ) -> Came {
+        match self.copy(message, ticket, epoch, target, options, context).await {
+            Ok(result) => result,
+            Err(error) => Came::Failed(error),
+        }
+    }
+
+    async fn copy(
+        &self,
+        message: &Message,
+        ticket: Ticket,
+        epoch: u64,
+        target: &Place,
+        options: &Options,
+        context: &Context,
+    ) -> Result<Came> {
+        let rule = options.rules.get(message.rule as usize).cloned().unwrap_or_default();
+        let scope = scope(target, &rule);
+        let known = match options.force {
+            true => None,
+            false => self.store.known(&scope, std::slice::from_ref(&target.tag)).await?.pop().flatten(),
+        };
+        let now = self.clock.now();
+        let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
+        let is_old = ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
+        let mut listed = message.digest.clone().filter(|_| !is_old);
+        let tally = Tally::new();
+        if let Some(believed) = &believed {
+            let source = match &listed {
+                Some(listed) => Some(listed.clone()),
+                None => self.ask_source(&message.source, context, &tally).await?,
+            };
+            let requests = Requests { source: tally.read().requests, target: 0 };
+            match source {
+                Some(source) if source == believed.source => return Ok(Came::Equal { seen: None, requests }),
+                source => listed = source.or(listed),
+            }
+        }
+        let mut job = Job {
+            platforms: match rule.platforms.is_empty() {
+                true => Platforms::All,
+                false => Platforms::Some(rule.platforms.clone()),
+            },
+            force: options.force,
+            listed,
+            target_tag: match believed {
+                Some(_) => TargetTag::Outdated,
+                None => TargetTag::Unknown,
+            },
+            ..Job::new(location(&message.source)?, location(target)?)
+        };
+        if options.prime {
+            return self.compare(job, context).await;
+        }
+        let gate = TaskGate::new(self, message, ticket, epoch, target, context, is_old);
+        for _ in 0..MOVES {
+            let copied = self.copier.copy(&job, &gate, context).await;
+            gate.release().await;
+            match copied {
+                // What is copied is not what the tag is any more: once more, with what it is now.
+                Err(_) if gate.moved() => job.listed = None,
+                result => {
+                    let mut done = result?;
+                    done.source.requests += tally.read().requests + gate.requests();
+                    return Ok(Came::Copied(done));
+                }
+            }
+        }
+        Err(Error::new(
+            Class::ServerError,
+            format!("copying {}", message.source),
+            "its tag moves faster than it is copied",
+        ))
+    }
+
+    /// Whether both ends are equal, without copying: what is equal need not be copied later.
+    async fn compare(&self, job: Job, context: &Context) -> Result<Came> {
+        let seen = self.copier.compare(&job, context).await?.ok_or_else(|| {
+            let tried = format!("comparing {} with {}", job.source, job.target);
+            Error::new(Class::NotFound, tried, "the target does not have what the source has")
+                .hint("run without --download-manifests to copy it")
+        })?;
+        Ok(Came::Equal { seen: Some(seen), requests: Requests::default() })
+    }
+
+    /// What a source tag is now.
+    pub(super) async fn ask_source(
+        &self,
+        source: &Place,
+        context: &Context,
+        tally: &Arc<Tally>,
+    ) -> Result<Option<Digest>> {
+        let Location::Registry(reference) = location(source)? else { return Ok(None) };
+        let repository =
+            self.client.repository(&reference.registry, &reference.repository, Access::Pull, context, tally)?;
+        match repository.manifest_head(&ManifestRef::Tag(source.tag.clone())).await? {
+            Some(head) => Ok(Some(head.digest)),
+            None => Err(Error::new(Class::NotFound, format!("reading {source}"), "the tag is gone")),
+        }
+    }
+
+    /// Tells the ledger how a task ended.
+    #[expect(clippy::too_many_arguments, reason = "all of them are the task")]
+    async fn settle(
+        &self,
+        message: &Message,
+        ticket: Ticket,
+        epoch: u64,
+        attempts: u32,
+        target: &Place,
+        options: &Options,
+        stop: &Stop,
+        result: Came,
+    ) -> Result<Ended> {
+        let (verdict, spent, seen) = match result {
+            Came::Equal { seen, requests } => (Verdict::Unchanged, Spent { requests, ..Spent::default() }, seen),
+            Came::Copied(done) => {
+                let verdict = match done.outcome {
+                    Outcome::Copied => Verdict::Copied,
+                    Outcome::Unchanged => Verdict::Unchanged,
+                };
+                let spent = spent(&done);
+                (verdict, spent, Some(Seen { source: done.source_digest, target: done.digest }))
+            }
+            Came::Failed(error) => {
+                return self.settle_failure(message, ticket, epoch, attempts, target, stop, error).await;
+            }
+        };
+        if let Some(Seen { source, target: digest }) = seen {
+            let rule = options.rules.get(message.rule as usize).cloned().unwrap_or_default();
+            let known = Known { source, target: digest, seen_at: self.clock.now(), referrers_at: None };
+            self.store.learn(&scope(target, &rule), vec![(target.tag.clone(), known)]).await?;
+        }
+        let end = match verdict {
+            Verdict::Copied => TaskEnd::Copied { bytes: spent.bytes.copied },
+            _ => TaskEnd::Unchanged,
+        };
+        self.store.finish(ticket, epoch, verdict, spent).await?;
+        self.emit_end(ticket, end);
+        Ok(Ended::Done)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of them are the task")]
+    async fn settle_failure(
+        &self,
+        message: &Message,
+        ticket: Ticket,
+        epoch: u64,
+        attempts: u32,
+        target: &Place,
+        stop: &Stop,
+        error: Error,
+    ) -> Result<Ended> {
+        if error.is_cancelled() && stop.abort.is_cancelled() {
+            // We are leaving, the task is not: anyone may have it.
+            self.store.retry_later(ticket, epoch, Duration::ZERO, false, Spent::default()).await?;
+            self.emit_end(ticket, TaskEnd::GivenBack);
+            return Ok(Ended::Later(Duration::ZERO));
+        }
+        if error.is_cancelled() {
+            self.store.finish(ticket, epoch, Verdict::Cancelled, Spent::default()).await?;
+            self.emit_end(ticket, TaskEnd::Cancelled);
+            return Ok(Ended::Done);
+        }
+        let tries = attempts + error.attempts();
+        if error.class() == Class::RateLimited
+            && let Some(wait) = error.wait()
+        {
+            // Asked to wait longer than a slot should be held for: no attempt is spent on it.
+            self.hold_off(message, target, wait).await?;
+            self.store.retry_later(ticket, epoch, wait, false, Spent::default()).await?;
+            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
+            return Ok(Ended::Later(wait));
+        }
+        if retry::is_passing(&error) && tries < self.settings.attempts {
+            let wait = Duration::from_secs(1 << attempts.min(6));
+            self.store.retry_later(ticket, epoch, wait, true, Spent::default()).await?;
+            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
+            return Ok(Ended::Later(wait));
+        }
+        let failure = Failure::of(&error, tries);
+        self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
+        self.store.finish(ticket, epoch, Verdict::Failed(failure), Spent::default()).await?;
+        Ok(Ended::Done)
+    }
+
+    /// Remembers that a registry wants to be left alone. Which of the two ends it was is not known: both are asked to.
+    async fn hold_off(&self, message: &Message, target: &Place, wait: Duration) -> Result<()> {
+        let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
+        for place in [&message.source, target] {
+            if let Some(account) = Account::at(place.home.end(), "") {
+                self.store.hold_off(&account, until).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
+        self.events.emit(Event::TaskEnded { ticket, end });
+    }
+}
+
+/// The digest cache's name for a target tag.
+pub(super) fn scope(target: &Place, rule: &RuleOptions) -> CacheScope {
+    CacheScope { home: (*target.home).clone(), options: rule.fingerprint().into() }
+}
+
+/// Where a place is, for a copy.
+pub(super) fn location(place: &Place) -> Result<Location> {
+    let invalid = |error: String| Error::new(Class::Invalid, format!("reading the name {place}"), error);
+    match place.home.end() {
+        End::Registry(registry) => {
+            let repository: RepositoryName = place.home.path().parse().map_err(|error| invalid(format!("{error}")))?;
+            let reference =
+                Reference { registry: registry.clone(), repository, tag: Some(place.tag.clone()), digest: None };
+            Ok(Location::Registry(reference))
+        }
+        End::Layout(folder) => {
+            let image = in_layout(place.home.path(), &place.tag).map_err(invalid)?;
+            Ok(Location::Layout(LayoutRef { dir: folder.to_string().into(), image: Some(image) }))
+        }
+    }
+}
+
+/// An image's name in a layout: a full one, or a bare tag where there is no repository.
+fn in_layout(path: &str, tag: &Tag) -> std::result::Result<ImageName, String> {
+    if path.is_empty() {
+        return Ok(ImageName::Tag(tag.clone()));
+    }
+    format!("{path}:{tag}").parse().map(ImageName::Full).map_err(|error| format!("{error}"))
+}
+
+fn spent(done: &Done) -> Spent {
+    let bytes = Bytes { copied: done.bytes.copied, mounted: done.bytes.mounted, reused: done.bytes.reused };
+    Spent { bytes, requests: Requests { source: done.source.requests, target: done.target.requests } }
+}
+
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
+}
+
+fn time_until(until: Timestamp, now: Timestamp) -> Duration {
+    age(now, until).max(Duration::from_millis(100))
+}
