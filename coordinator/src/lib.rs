@@ -3,3 +3,4 @@
 pub mod batches;
 pub mod cli;
 pub mod enumerate;
+pub mod report;

@@ -133,6 +133,20 @@ impl TaskState {
         }
     }
 
+    /// As it is written in JSON and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TaskState::New => "new",
+            TaskState::Queued => "queued",
+            TaskState::Running => "running",
+            TaskState::Retry => "retry",
+            TaskState::Copied => "copied",
+            TaskState::Unchanged => "unchanged",
+            TaskState::Failed => "failed",
+            TaskState::Cancelled => "cancelled",
+        }
+    }
+
     /// As stores keep it, in four bits. Part of their formats: never renumbered.
     pub fn code(self) -> u8 {
         self as u8

@@ -1,5 +1,6 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod dry;
 mod feed;
 mod house;
 mod listings;
@@ -8,6 +9,7 @@ mod run;
 mod seal;
 mod settle;
 
+pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use imgsync_common::image::Platform;
+use imgsync_common::error::Class;
+use imgsync_common::image::{Platform, RegistryName};
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
@@ -38,13 +39,17 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Copy one image, now
-    Sync(SyncArgs),
+    Sync(Box<SyncArgs>),
+    /// Run the rules of the configuration
+    Run(Box<RunArgs>),
+    /// Look at batches and steer them
+    Batch(Box<BatchArgs>),
     /// List tags, as a rule would choose them
     ///
     /// Of one repository each line on stdout is a tag; with a star in the pattern each is REGISTRY/REPOSITORY:TAG, as
     /// `imgsync sync` takes it. Repositories come in the order of their paths, tags from old to new, what is no version
     /// first. What was dropped, and why, is said on stderr. The exit code is 1 if something could not be listed.
-    Tags(TagsArgs),
+    Tags(Box<TagsArgs>),
     /// Look at a configuration
     Config {
         #[command(subcommand)]
@@ -170,6 +175,188 @@ pub(crate) struct SyncArgs {
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) patience: Patience,
+}
+
+/// Runs the rules of the configuration: lists, finds what is new or changed, copies it, and reports.
+///
+/// What the listings and the memory of earlier runs show to be unchanged costs no request. A run that was interrupted or
+/// killed loses nothing: run it again, or `imgsync batch resume`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Only say what would be done, a line per image: action, source, target
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result as one JSON object on stdout (with --dry-run: a line per image)
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print a JSON line per event on stdout while it runs
+    #[arg(long)]
+    pub(crate) events: bool,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+    /// Cut the sorted list of all images into slices of this many, and run one of them
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<std::num::NonZeroUsize>,
+    /// Which slice, from 1
+    #[arg(long, value_name = "K", requires = "batch_size")]
+    pub(crate) batch_number: Option<std::num::NonZeroUsize>,
+    /// Images that are copied at a time [default: the configuration's, else 20]
+    #[arg(long, visible_alias = "process-limit", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) concurrency: Option<u16>,
+    /// Repositories that are listed at a time
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) query_limit: u16,
+    /// What one image is given (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Ask both ends about everything, and push even what is there already
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Compare both ends and remember what is equal, but copy nothing
+    #[arg(long)]
+    pub(crate) download_manifests: bool,
+    /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// The report.
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Write the report: on stdout, or to a file whose name ends with .txt or .json
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = super::run::report_file)]
+    pub(crate) report: Option<Option<PathBuf>>,
+    /// 1 totals, 2 what failed too, 3 every image
+    #[arg(long, value_name = "1..3", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
+    pub(crate) report_level: u8,
+}
+
+/// Looks at batches, and steers them.
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: BatchCommand,
+}
+
+/// A batch's id, or how it begins; the newest where none is given.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Named {
+    /// The batch's id, or its beginning [default: the newest batch]
+    #[arg(value_name = "BATCH")]
+    pub(crate) batch: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BatchCommand {
+    /// List batches, newest first
+    List {
+        /// A JSON object per batch
+        #[arg(long)]
+        json: bool,
+        /// At the most
+        #[arg(long, value_name = "N", default_value = "20")]
+        limit: usize,
+    },
+    /// Show how a batch stands, and what failed
+    Show {
+        #[command(flatten)]
+        id: Named,
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow a batch until it ends
+    Watch {
+        #[command(flatten)]
+        id: Named,
+    },
+    /// Begin no more of its images until it is resumed
+    Pause {
+        #[command(flatten)]
+        id: Named,
+    },
+    /// Go on with a batch that was paused, interrupted or killed, in this process unless another is running it
+    Resume {
+        #[command(flatten)]
+        id: Named,
+        #[command(flatten)]
+        run: Box<Resumed>,
+    },
+    /// Stop a batch for good: what is not done counts as cancelled
+    Cancel {
+        #[command(flatten)]
+        id: Named,
+    },
+    /// Try again what failed, in this process unless another is running the batch
+    Requeue {
+        #[command(flatten)]
+        id: Named,
+        /// Only what failed like this (not_found, denied, unreachable …)
+        #[arg(long, value_name = "CLASS", value_parser = class, conflicts_with = "registry")]
+        class: Option<Class>,
+        /// Only what has this registry at either end
+        #[arg(long, value_name = "REGISTRY")]
+        registry: Option<RegistryName>,
+        #[command(flatten)]
+        run: Box<Resumed>,
+    },
+    /// Write the report of a batch
+    Report {
+        #[command(flatten)]
+        id: Named,
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+}
+
+/// What a resumed run takes.
+#[derive(Debug, Args)]
+pub(crate) struct Resumed {
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+    /// Images that are copied at a time [default: the configuration's, else 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) concurrency: Option<u16>,
+    /// What one image is given (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+impl From<Resumed> for RunArgs {
+    fn from(resumed: Resumed) -> RunArgs {
+        let Resumed { json, report, concurrency, timeout, patience } = resumed;
+        RunArgs {
+            dry_run: false,
+            json,
+            events: false,
+            report,
+            batch_size: None,
+            batch_number: None,
+            concurrency,
+            query_limit: 20,
+            timeout,
+            force: false,
+            download_manifests: false,
+            state: None,
+            patience,
+        }
+    }
+}
+
+/// An error class by its name.
+fn class(text: &str) -> Result<Class, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned()))
+        .map_err(|_| "there is no such class; reports show those that there are".to_owned())
 }
 
 /// How long something that fails is put up with.

@@ -1,14 +1,19 @@
 //! The command line: what was typed → what it means → the command. Commands never read the environment themselves.
 
 mod args;
+mod batch;
 mod config;
+mod dry_run;
 mod exit;
 mod printer;
 mod progress;
+mod run;
 mod settings;
 mod signals;
+mod state;
 mod sync;
 mod tags;
+mod watching;
 
 use std::process::ExitCode;
 
@@ -17,6 +22,9 @@ use clap::{CommandFactory as _, Parser as _};
 use self::args::{Cli, Command};
 use self::exit::Exit;
 use self::printer::Printer;
+
+/// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
+const STACK_BYTES: usize = 8 << 20;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -30,7 +38,8 @@ pub fn main() -> ExitCode {
     };
     let printer = Printer::new(cli.global.quiet);
     logging(cli.global.debug);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             printer.error(&format!("cannot start: {error}"), None);
@@ -39,8 +48,10 @@ pub fn main() -> ExitCode {
     };
     let exit = runtime.block_on(async {
         match cli.command {
-            Some(Command::Sync(args)) => sync::run(args, &cli.global, &printer).await,
-            Some(Command::Tags(args)) => tags::run(args, &cli.global, &printer).await,
+            Some(Command::Run(args)) => run::run(*args, &cli.global, &printer).await,
+            Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
+            Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
+            Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,
             Some(Command::Config { action }) => config::run(action, &cli.global, &printer),
             None => {
                 printer.line(&Cli::command().render_help().to_string());

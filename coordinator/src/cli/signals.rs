@@ -16,6 +16,25 @@ pub(crate) fn cancel_on_signal(cancel: CancellationToken, printer: Printer) {
     });
 }
 
+/// The first signal lets what runs end, the second stops it, the third ends the program.
+pub(crate) fn drain_on_signal(drain: CancellationToken, abort: CancellationToken, printer: Printer) {
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        printer.line("letting the running images end; once more to stop them");
+        drain.cancel();
+        wait_for_signal().await;
+        printer.line("stopping");
+        abort.cancel();
+        tokio::select! {
+            () = wait_for_signal() => {}
+            // Uploads that are being cancelled at the target are waited for no longer.
+            () = tokio::time::sleep(std::time::Duration::from_secs(5)) => {}
+        }
+        #[expect(clippy::exit, reason = "asked for again: nothing is waited for any more")]
+        std::process::exit(4);
+    });
+}
+
 async fn wait_for_signal() {
     #[cfg(unix)]
     {

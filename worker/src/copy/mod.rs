@@ -224,7 +224,7 @@ impl Copier {
         let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
         let late = Arc::new(AtomicBool::new(false));
         let watch = self.deadline(started, sums.clone(), inner.clone(), late.clone());
-        let work = self.run(job, &ends, &sums, gate, &inner);
+        let work = Box::pin(self.run(job, &ends, &sums, gate, &inner));
         let (result, ()) = tokio::join!(
             async {
                 let result = work.await;
@@ -281,7 +281,7 @@ impl Copier {
         let digest = root.digest().clone();
         let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
-        walk.push(root, place, gate, &source_digest).await?;
+        Box::pin(walk.push(root, place, gate, &source_digest)).await?;
         Ok(End { outcome: Outcome::Copied, digest, source_digest })
     }
 

@@ -146,7 +146,7 @@ impl Walk {
         let children = futures_util::stream::iter(index.children().into_iter().cloned())
             .map(|child| async move {
                 let digest = child.digest.clone();
-                self.manifests.get(&digest, self.bring_child(child, depth)).await
+                self.manifests.get(&digest, Box::pin(self.bring_child(child, depth))).await
             })
             .buffer_unordered(CHILDREN_AT_ONCE);
         self.all(children).await
@@ -207,7 +207,7 @@ impl Walk {
 
     /// A blob, brought to the target once for the whole image.
     async fn blob(&self, blob: &Descriptor) -> Result<Arrival> {
-        self.blobs.get(&blob.digest, self.bring_blob(blob)).await
+        self.blobs.get(&blob.digest, Box::pin(self.bring_blob(blob))).await
     }
 
     /// Waits for all of them, even after one has failed, so that each can tidy up behind itself. The first real error is

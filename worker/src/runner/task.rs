@@ -65,7 +65,9 @@ impl Runner {
         let context = Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() };
         let lost = AtomicBool::new(false);
         let result = {
-            let work = AssertUnwindSafe(self.work(message, ticket, epoch, target, &options, &context)).catch_unwind();
+            // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
+            let work = Box::pin(self.work(message, ticket, epoch, target, &options, &context));
+            let work = AssertUnwindSafe(work).catch_unwind();
             let keep = self.keep(ticket, epoch, &context.cancel, &lost);
             tokio::select! {
                 result = work => result.unwrap_or_else(|_| {
@@ -164,7 +166,7 @@ impl Runner {
         }
         let gate = TaskGate::new(self, message, ticket, epoch, target, context, is_old);
         for _ in 0..MOVES {
-            let copied = self.copier.copy(&job, &gate, context).await;
+            let copied = Box::pin(self.copier.copy(&job, &gate, context)).await;
             gate.release().await;
             match copied {
                 // What is copied is not what the tag is any more: once more, with what it is now.

@@ -1,0 +1,118 @@
+//! The plan of a run, without ledger and without writing anything.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use imgsync_common::config::{Rule, Source};
+use imgsync_common::error::{Error, Result};
+use imgsync_common::image::Reference;
+use imgsync_common::layout::{ImageName, LayoutRef};
+use imgsync_common::registry::{Client, Context, Tally};
+use imgsync_worker::copy::Location;
+use jiff::Timestamp;
+
+use super::listings::Listings;
+use super::plan::{PlannedTask, Planner, Slice, cut, settle};
+use crate::enumerate::{self, Found, Order};
+
+/// What to plan.
+#[derive(Debug)]
+pub struct Dry<'a> {
+    /// Registries.
+    pub client: &'a Client,
+    /// On whose behalf.
+    pub context: &'a Context,
+    /// The rules.
+    pub rules: &'a [Rule],
+    /// Where relative paths begin.
+    pub folder: &'a Path,
+    /// A part of the sorted whole.
+    pub slice: Option<Slice>,
+    /// Repositories that are listed at a time.
+    pub query_limit: usize,
+}
+
+/// What would be done.
+#[derive(Debug, Default)]
+pub struct DryPlan {
+    /// Tasks, sorted.
+    pub tasks: Vec<PlannedTask>,
+    /// Tags that were chosen and would fail: source, target, why.
+    pub failed: Vec<(String, String, Error)>,
+    /// What could not be listed.
+    pub unlisted: Vec<(String, Error)>,
+}
+
+impl Dry<'_> {
+    /// Lists and plans. What cannot be listed is warned of.
+    pub async fn plan(&self, tally: &Arc<Tally>) -> Result<DryPlan> {
+        let mut dry = DryPlan::default();
+        let mut planner = Planner::new();
+        let now = Timestamp::now();
+        let mut tasks = Vec::new();
+        for (number, rule) in self.rules.iter().enumerate() {
+            let options = enumerate::Options { query_limit: self.query_limit, order: Order::ByName };
+            let mut listings = match Listings::of(rule, self.folder, self.client, options, self.context, tally).await {
+                Ok(listings) => listings,
+                Err(error) => {
+                    self.unlisted(&mut dry, format!("the rule in line {}", rule.line), error)?;
+                    continue;
+                }
+            };
+            loop {
+                match listings.next().await {
+                    Ok(None) => break,
+                    Ok(Some(Found::Unlisted(unlisted))) => {
+                        self.unlisted(&mut dry, unlisted.repository, unlisted.error)?;
+                    }
+                    Ok(Some(Found::Listed(listing))) => {
+                        let plan = planner.plan(number, rule, None, &listing, now);
+                        tasks.extend(plan.tasks);
+                        let failed = plan.failed.into_iter();
+                        dry.failed
+                            .extend(failed.map(|failed| (failed.source.to_string(), failed.target, failed.error)));
+                        if let Some(error) = plan.below_min {
+                            self.unlisted(&mut dry, format!("{}/{}", listing.registry, listing.repository), error)?;
+                        }
+                    }
+                    Err(error) => {
+                        self.unlisted(&mut dry, format!("the rule in line {}", rule.line), error)?;
+                        break;
+                    }
+                }
+            }
+        }
+        let (tasks, failed) = settle(tasks, self.rules);
+        dry.failed.extend(failed.into_iter().map(|failed| (failed.source.to_string(), failed.target, failed.error)));
+        dry.tasks = match self.slice {
+            Some(slice) => cut(tasks, slice),
+            None => tasks,
+        };
+        Ok(dry)
+    }
+
+    fn unlisted(&self, dry: &mut DryPlan, what: String, error: Error) -> Result<()> {
+        if error.is_cancelled() {
+            return Err(error);
+        }
+        self.context.warn(error.to_string());
+        dry.unlisted.push((what, error));
+        Ok(())
+    }
+
+    /// Where a task's source is.
+    pub fn source_of(&self, task: &PlannedTask) -> Location {
+        let reference = Reference {
+            registry: task.source.registry.clone(),
+            repository: task.source.repository.clone(),
+            tag: Some(task.source.tag.clone()),
+            digest: None,
+        };
+        match &self.rules[task.rule].source {
+            Source::Layout(path) => {
+                Location::Layout(LayoutRef { dir: self.folder.join(path), image: Some(ImageName::Full(reference)) })
+            }
+            Source::Repositories(_) | Source::Preset(_) => Location::Registry(reference),
+        }
+    }
+}

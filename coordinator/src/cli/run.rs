@@ -1,0 +1,220 @@
+//! `imgsync run`: the rules of a configuration, in this process.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Events;
+use imgsync_common::registry::Client;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::retry::Policy;
+use imgsync_worker::copy::Limits;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{Global, ReportArgs, RunArgs};
+use super::exit::{self, Exit};
+use super::printer::Printer;
+use super::settings::Settings;
+use super::watching::Watching;
+use super::{signals, state};
+use crate::batches::{House, Run, RunEnd, RunSettings, Slice, copier};
+use crate::report::{self, Level, Report};
+
+/// How long running tasks may go on after the first signal.
+const DRAIN: Duration = Duration::from_secs(30);
+/// A longer Retry-After is not slept out with a slot held: the task is given back.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// Runs the command.
+pub(crate) async fn run(args: RunArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if settings.config.rules.is_empty() {
+        let hint = "write some in imgsync.yaml, or name a file with -c; examples/quickstart.yaml is one";
+        printer.error("there are no rules to run", Some(hint));
+        return Exit::Usage;
+    }
+    if args.dry_run {
+        return match super::dry_run::run(&args, &settings, printer).await {
+            Ok(exit) => exit,
+            Err(error) => fail(&error, printer),
+        };
+    }
+    match start(&args, &settings, printer).await {
+        Ok(exit) => exit,
+        Err(error) => fail(&error, printer),
+    }
+}
+
+/// An error before, or instead of, an end with counts.
+pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
+    printer.failure(error);
+    match error.class() {
+        // The store, mostly: nothing could be begun.
+        Class::Local => Exit::CouldNotStart,
+        _ => exit::of_error(error),
+    }
+}
+
+async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let house = state::open(args.state.as_ref()).await?;
+    let _lock = house.lock()?;
+    let keep = jiff::SignedDuration::try_from(settings.config.keep).unwrap_or(jiff::SignedDuration::MAX);
+    if let Ok(before) = house.clock.now().checked_sub(keep) {
+        house.store.remove_before(before).await?;
+    }
+    let id = BatchId::generate();
+    let work = Work::new(args, settings, &house, printer)?;
+    let ended = work.follow(id, async |run| run.fresh(id).await).await?;
+    work.report(&ended, &args.report, args.json, printer).await
+}
+
+/// A run with all that it needs, for `run` and for `batch resume` and `batch requeue`.
+pub(crate) struct Work<'a> {
+    settings: &'a Settings,
+    house: &'a House,
+    client: Client,
+    watching: Arc<Watching>,
+    run: RunSettings,
+    limits: Limits,
+    printer: Printer,
+}
+
+impl<'a> Work<'a> {
+    pub(crate) fn new(args: &RunArgs, settings: &'a Settings, house: &'a House, printer: &Printer) -> Result<Work<'a>> {
+        let mut client = settings.client()?;
+        let first_delay = args.patience.retry_delay;
+        client.retry = Policy {
+            attempts: args.patience.attempts,
+            first_delay,
+            max_delay: client.retry.max_delay.max(first_delay),
+            max_wait: LONGEST_SLEEP,
+        };
+        client.stall = args.patience.stall_timeout;
+        let time = args.timeout.unwrap_or(settings.config.timeout);
+        let slice = match (args.batch_size, args.batch_number) {
+            (Some(size), Some(number)) => Some(Slice { size, number }),
+            (Some(size), None) => Some(Slice { size, number: NonZeroUsize::MIN }),
+            _ => None,
+        };
+        Ok(Work {
+            settings,
+            house,
+            client: Client::new(client, Environment::from_process()),
+            watching: Watching::new(printer, args.events),
+            run: RunSettings {
+                force: args.force,
+                prime: args.download_manifests,
+                slice,
+                query_limit: args.query_limit.into(),
+                concurrency: args.concurrency.map_or(settings.config.concurrency, usize::from),
+                attempts: args.patience.attempts,
+                drain: DRAIN,
+            },
+            limits: Limits { time, time_is_exact: args.timeout.is_some(), ..Limits::default() },
+            printer: printer.clone(),
+        })
+    }
+
+    /// Does it, with progress shown and signals minded.
+    pub(crate) async fn follow(
+        &self,
+        id: BatchId,
+        work: impl AsyncFnOnce(&Run<'_>) -> Result<RunEnd>,
+    ) -> Result<RunEnd> {
+        let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
+        signals::drain_on_signal(drain.clone(), abort.clone(), self.printer.clone());
+        let run = Run {
+            house: self.house,
+            config: &self.settings.config,
+            folder: folder(self.settings),
+            client: self.client.clone(),
+            copier: copier(self.house, &self.client, self.limits),
+            settings: self.run.clone(),
+            events: Events::to(self.watching.clone()),
+            drain,
+            abort,
+        };
+        self.printer.line(&format!("batch {id}"));
+        let ended = tokio::select! {
+            ended = work(&run) => ended,
+            () = self.watching.keep_going(&*self.house.store, id) => unreachable!("it goes on until dropped"),
+        };
+        self.watching.finish();
+        ended
+    }
+
+    /// Says how it ended: the report, or JSON, and the exit code.
+    pub(crate) async fn report(
+        &self,
+        ended: &RunEnd,
+        args: &ReportArgs,
+        json: bool,
+        printer: &Printer,
+    ) -> Result<Exit> {
+        let id = ended.batch.id;
+        let report = Report::of(&*self.house.store, id, report::title(&self.settings.config)).await?;
+        let file = args.report.clone().flatten().or_else(|| {
+            self.settings.config.report.as_ref().filter(|_| args.report.is_none()).map(|report| report.file.clone())
+        });
+        let level = Level::from_number(args.report_level);
+        if json {
+            let mut text = Vec::new();
+            report::write_json(&report, &mut text).await?;
+            printer.data(String::from_utf8_lossy(&text).trim_end());
+        }
+        if let Some(file) = &file {
+            report::write_file(&report, level, file).await?;
+            printer.line(&format!("the report is in {}", file.display()));
+        }
+        let mut text = Vec::new();
+        // Who asked for the report has it on stdout; others see the totals, and what failed.
+        let shown = if args.report.is_some() { level } else { Level::Failures };
+        report::write_text(&report, shown, &mut text).await?;
+        let text = String::from_utf8_lossy(&text);
+        match matches!(args.report, Some(None)) && !json {
+            true => _ = printer.data(text.trim_end()),
+            false => printer.line(text.trim_end()),
+        }
+        if ended.interrupted {
+            printer
+                .line(&format!("interrupted: `imgsync batch resume {id}` goes on; running the rules again does too"));
+        }
+        Ok(exit_of(ended, report.unlisted.is_empty()))
+    }
+}
+
+/// How a run ends by its counts.
+fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
+    let counts = &ended.batch.counts;
+    match () {
+        () if ended.interrupted => Exit::Interrupted,
+        () if counts.total == 0
+            && !ended.refused.is_empty()
+            && ended.refused.iter().all(|error| error.class() == Class::Unreachable) =>
+        {
+            Exit::CouldNotStart
+        }
+        () if counts.failed > 0 || counts.cancelled > 0 || !all_listed => Exit::Failed,
+        () => Exit::Done,
+    }
+}
+
+/// Where relative paths of the configuration begin.
+pub(crate) fn folder(settings: &Settings) -> &Path {
+    settings.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
+}
+
+/// A report's file, which `--report=FILE` names.
+pub(crate) fn report_file(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("txt" | "json") => Ok(path),
+        _ => Err("a report's name ends with .txt or .json".to_owned()),
+    }
+}

@@ -1,0 +1,172 @@
+//! How a batch is going: a line per running task and a total on a terminal, a line every so often elsewhere, or a JSON
+//! line per event.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use imgsync_common::batch::{BatchId, Ticket};
+use imgsync_common::event::{Event, Observer, TaskEnd};
+use imgsync_common::retry::seconds;
+use imgsync_common::store::{Batch, Store};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::printer::Printer;
+
+/// How often the ledger is looked at for a terminal.
+const TICK: Duration = Duration::from_millis(500);
+/// How often a line is written where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Lines for more running tasks than this would fill a terminal.
+const MOST_LINES: usize = 20;
+
+/// Follows a batch.
+pub(crate) struct Watching {
+    printer: Printer,
+    /// A JSON line per event on stdout.
+    as_json: bool,
+    total: Option<ProgressBar>,
+    running: Mutex<HashMap<Ticket, Option<ProgressBar>>>,
+}
+
+impl Watching {
+    pub(crate) fn new(printer: &Printer, as_json: bool) -> Arc<Watching> {
+        let total = (printer.shows_bars() && !as_json).then(|| {
+            let style = "{wide_bar} {pos}/{len}  {msg}";
+            printer.bars().add(ProgressBar::new(0).with_style(styled(style)))
+        });
+        Arc::new(Watching { printer: printer.clone(), as_json, total, running: Mutex::default() })
+    }
+
+    /// Keeps the display going until dropped.
+    pub(crate) async fn keep_going(&self, store: &dyn Store, id: BatchId) {
+        let started = Instant::now();
+        let every = if self.total.is_some() { TICK } else { LINE_EVERY };
+        loop {
+            tokio::time::sleep(every).await;
+            let Ok(Some(batch)) = store.batch(id).await else { continue };
+            let line = progress_line(&batch, started.elapsed());
+            match &self.total {
+                Some(total) => {
+                    total.set_length(batch.counts.total);
+                    total.set_position(batch.counts.ended());
+                    total.set_message(line);
+                }
+                None if self.as_json => {}
+                None => self.printer.line(&format!("{} of {}: {line}", batch.counts.ended(), of(&batch))),
+            }
+        }
+    }
+
+    /// Takes the display away.
+    pub(crate) fn finish(&self) {
+        for bar in self.running().values().flatten() {
+            bar.finish_and_clear();
+        }
+        self.total.iter().for_each(ProgressBar::finish_and_clear);
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, Option<ProgressBar>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(&self, value: &serde_json::Value) {
+        if self.as_json {
+            self.printer.data(&value.to_string());
+        }
+    }
+}
+
+/// The total, and whether it may still grow.
+fn of(batch: &Batch) -> String {
+    match batch.sealed_at {
+        Some(_) => batch.counts.total.to_string(),
+        None => format!("{} so far", batch.counts.total),
+    }
+}
+
+/// Outcomes, rate and time left.
+pub(crate) fn progress_line(batch: &Batch, elapsed: Duration) -> String {
+    let counts = &batch.counts;
+    let mut line = format!("{} copied, {} unchanged, {} failed", counts.copied, counts.unchanged, counts.failed);
+    if counts.cancelled > 0 {
+        line.push_str(&format!(", {} cancelled", counts.cancelled));
+    }
+    let rate = batch.spent.bytes.copied as f64 / elapsed.as_secs_f64().max(0.001);
+    if batch.spent.bytes.copied > 0 {
+        line.push_str(&format!(", {}, {}/s", ByteSize(batch.spent.bytes.copied), ByteSize(rate as u64)));
+    }
+    let done = counts.ended() as f64 / elapsed.as_secs_f64().max(0.001);
+    if batch.sealed_at.is_some() && counts.open() > 0 && done > 0.0 {
+        let left = (counts.open() as f64 / done).min(1e9);
+        line.push_str(&format!(", {} left", seconds(Duration::from_secs_f64(left))));
+    }
+    line
+}
+
+impl Observer for Watching {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::TaskStarted { ticket, source, target } => {
+                self.event(&json!({"event": "started", "task": ticket.index, "source": source, "target": target}));
+                let mut running = self.running();
+                let room = running.values().flatten().count() < MOST_LINES;
+                let bar = (self.total.is_some() && room).then(|| {
+                    let bar = ProgressBar::new_spinner().with_style(styled("{spinner} {wide_msg} {elapsed}"));
+                    let bar = self.printer.bars().insert_from_back(1, bar);
+                    bar.set_message(source.clone());
+                    bar.enable_steady_tick(Duration::from_millis(200));
+                    bar
+                });
+                running.insert(*ticket, bar);
+            }
+            Event::TaskEnded { ticket, end } => {
+                if let Some(Some(bar)) = self.running().remove(ticket) {
+                    bar.finish_and_clear();
+                }
+                self.event(&ended(ticket.index, end));
+                match end {
+                    TaskEnd::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
+                    TaskEnd::Later { error, wait } => {
+                        self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
+                    }
+                    TaskEnd::Copied { .. } | TaskEnd::Unchanged | TaskEnd::Cancelled | TaskEnd::GivenBack => {}
+                }
+            }
+            Event::Retrying { error, class, attempt, wait } => {
+                tracing::info!("{error}; trying again in {}", seconds(*wait));
+                self.event(&json!({
+                    "event": "retrying", "error": error, "class": class, "attempt": attempt, "seconds": wait.as_secs_f64()
+                }));
+            }
+            Event::Warning { message } => {
+                self.event(&json!({"event": "warning", "message": message}));
+                self.printer.warning(message);
+            }
+            Event::BlobStarted { .. }
+            | Event::BlobDone { .. }
+            | Event::BlobFailed { .. }
+            | Event::ManifestRead { .. }
+            | Event::ManifestPut { .. } => {}
+        }
+    }
+}
+
+fn ended(task: u32, end: &TaskEnd) -> serde_json::Value {
+    match end {
+        TaskEnd::Copied { bytes } => json!({"event": "copied", "task": task, "bytes": bytes}),
+        TaskEnd::Unchanged => json!({"event": "unchanged", "task": task}),
+        TaskEnd::Failed { class, error } => json!({"event": "failed", "task": task, "class": class, "error": error}),
+        TaskEnd::Cancelled => json!({"event": "cancelled", "task": task}),
+        TaskEnd::Later { error, wait } => {
+            json!({"event": "later", "task": task, "error": error, "seconds": wait.as_secs_f64()})
+        }
+        TaskEnd::GivenBack => json!({"event": "given_back", "task": task}),
+    }
+}
+
+fn styled(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}

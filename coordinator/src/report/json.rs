@@ -1,0 +1,124 @@
+//! The report as one JSON object: what `run --json` prints and `--report=FILE.json` writes.
+
+use std::io::Write;
+
+use imgsync_common::batch::{Bytes, Counts, Requests};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::store::Unlisted;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Report;
+
+/// The object, but for its failures, which are written page by page.
+#[derive(Debug, Serialize)]
+pub struct Json<'a> {
+    batch: String,
+    state: &'static str,
+    counts: &'a Counts,
+    bytes: &'a Bytes,
+    requests: &'a Requests,
+    seconds: f64,
+    unlisted: &'a [Unlisted],
+}
+
+#[derive(Serialize)]
+struct Failed {
+    source: String,
+    target: String,
+    class: Class,
+    error: String,
+    attempts: u32,
+}
+
+/// Writes the report as one JSON object on one line.
+pub async fn write_json(report: &Report<'_>, out: &mut (dyn Write + Send)) -> Result<()> {
+    let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
+    let head = Json {
+        batch: report.batch.id.to_string(),
+        state: report.batch.control.as_str(),
+        counts: &report.batch.counts,
+        bytes: &report.batch.spent.bytes,
+        requests: &report.batch.spent.requests,
+        seconds: report.seconds(),
+        unlisted: &report.unlisted,
+    };
+    let head = serde_json::to_string(&head).map_err(|error| failed(error.into()))?;
+    // The head without its closing brace, and the failures after it, however many there are.
+    out.write_all(&head.as_bytes()[..head.len() - 1]).map_err(failed)?;
+    out.write_all(b",\"failures\":[").map_err(failed)?;
+    let (mut from, mut first) = (0, true);
+    loop {
+        let page = report.failures(from).await?;
+        let Some(last) = page.last() else { break };
+        from = last.task.index + 1;
+        for row in page {
+            if !std::mem::take(&mut first) {
+                out.write_all(b",").map_err(failed)?;
+            }
+            let failure = Failed {
+                source: row.task.planned.source.to_string(),
+                target: row.task.planned.target.to_string(),
+                class: row.failure.class,
+                error: row.failure.error,
+                attempts: row.failure.attempts,
+            };
+            let text = serde_json::to_string(&failure).map_err(|error| failed(error.into()))?;
+            out.write_all(text.as_bytes()).map_err(failed)?;
+        }
+    }
+    out.write_all(b"]}\n").map_err(failed)
+}
+
+/// The JSON Schema of the object.
+pub fn json_schema() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let object = |names: &[&str]| {
+        let properties: serde_json::Map<String, Value> =
+            names.iter().map(|name| ((*name).to_owned(), count.clone())).collect();
+        json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false})
+    };
+    let text = json!({"type": "string"});
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A batch of imgsync, as `run --json` prints it",
+        "type": "object",
+        "properties": {
+            "batch": {"type": "string", "description": "the batch's id, a UUIDv7"},
+            "state": {"enum": ["running", "paused", "cancelled", "superseded", "done"]},
+            "counts": object(&["total", "waiting", "running", "copied", "unchanged", "failed", "cancelled"]),
+            "bytes": object(&["copied", "mounted", "reused"]),
+            "requests": object(&["source", "target"]),
+            "seconds": {"type": "number", "minimum": 0},
+            "unlisted": {"type": "array", "items": {
+                "type": "object",
+                "properties": {"repository": text, "class": text, "error": text},
+                "required": ["repository", "class", "error"],
+                "additionalProperties": false
+            }},
+            "failures": {"type": "array", "items": {
+                "type": "object",
+                "properties": {"source": text, "target": text, "class": text, "error": text, "attempts": count},
+                "required": ["source", "target", "class", "error", "attempts"],
+                "additionalProperties": false
+            }}
+        },
+        "required": ["batch", "state", "counts", "bytes", "requests", "seconds", "unlisted", "failures"],
+        "additionalProperties": false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_in_the_repository_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/report.schema.json");
+        let text = format!("{}\n", serde_json::to_string_pretty(&json_schema()).unwrap());
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text, "UPDATE_SCHEMA=1 cargo test writes it anew");
+    }
+}

@@ -1,0 +1,99 @@
+//! The report as text, with the lines that the original had.
+
+use std::io::Write;
+
+use bytesize::ByteSize;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::retry::seconds;
+
+use super::{Level, Report};
+
+const BANNER: &str = "========================================";
+
+/// Writes the report as text.
+pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write + Send)) -> Result<()> {
+    let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
+    let text = totals(report);
+    out.write_all(text.as_bytes()).map_err(failed)?;
+    if level >= Level::Failures {
+        let mut from = 0;
+        let mut first = true;
+        loop {
+            let page = report.failures(from).await?;
+            let Some(last) = page.last() else { break };
+            from = last.task.index + 1;
+            let mut text = String::new();
+            if std::mem::take(&mut first) {
+                text.push_str("Failed images:\n");
+            }
+            for row in &page {
+                let planned = &row.task.planned;
+                text.push_str(&format!("  {} -> {}\n", planned.source, planned.target));
+                let times = match row.failure.attempts {
+                    0 | 1 => String::new(),
+                    n => format!(", {n} tries"),
+                };
+                text.push_str(&format!("    {}{times}: {}\n", row.failure.class, row.failure.error));
+            }
+            out.write_all(text.as_bytes()).map_err(failed)?;
+        }
+        if !report.unlisted.is_empty() {
+            let mut text = "Not listed:\n".to_owned();
+            for unlisted in &report.unlisted {
+                text.push_str(&format!("  {}\n    {}: {}\n", unlisted.repository, unlisted.class, unlisted.error));
+            }
+            out.write_all(text.as_bytes()).map_err(failed)?;
+        }
+    }
+    if level >= Level::Everything {
+        out.write_all(b"All images:\n").map_err(failed)?;
+        let mut from = 0;
+        loop {
+            let page = report.tasks(None, from).await?;
+            let Some(last) = page.last() else { break };
+            from = last.task.index + 1;
+            let mut text = String::new();
+            for row in &page {
+                let planned = &row.task.planned;
+                text.push_str(&format!("  {:<9} {} -> {}\n", row.state.as_str(), planned.source, planned.target));
+            }
+            out.write_all(text.as_bytes()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn totals(report: &Report<'_>) -> String {
+    let (counts, spent) = (&report.batch.counts, &report.batch.spent);
+    let mut lines = vec![
+        BANNER.to_owned(),
+        format!("Batch: {} ({})", report.batch.id, report.batch.control),
+        format!("Sync Repo: {}", report.title),
+        format!("Sync Total: {}", counts.total),
+        format!("Sync Failed: {}", counts.failed),
+        format!("Sync Success: {}", counts.copied + counts.unchanged),
+        format!("Manifests CacheHit: {}", counts.unchanged),
+        format!("Copied: {} images, {}", counts.copied, ByteSize(spent.bytes.copied)),
+    ];
+    if spent.bytes.mounted + spent.bytes.reused > 0 {
+        lines.push(format!(
+            "Not moved: {} mounted, {} there already",
+            ByteSize(spent.bytes.mounted),
+            ByteSize(spent.bytes.reused)
+        ));
+    }
+    if counts.cancelled > 0 {
+        lines.push(format!("Cancelled: {}", counts.cancelled));
+    }
+    if counts.open() > 0 {
+        lines.push(format!("Not done: {} waiting, {} running", counts.waiting, counts.running));
+    }
+    if !report.unlisted.is_empty() {
+        lines.push(format!("Not listed: {}", report.unlisted.len()));
+    }
+    lines.push(format!("Requests: {} to sources, {} to targets", spent.requests.source, spent.requests.target));
+    lines.push(format!("Time: {}", seconds(std::time::Duration::from_secs_f64(report.seconds().max(0.0)))));
+    lines.push(BANNER.to_owned());
+    lines.push(String::new());
+    lines.join("\n")
+}
