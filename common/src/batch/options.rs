@@ -10,6 +10,9 @@ use crate::image::Platform;
 /// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
+    /// What is copied, in a few words, for reports.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub title: String,
     /// By the rules' numbers.
     pub rules: Vec<RuleOptions>,
     /// Ask everything, and push what is there already.

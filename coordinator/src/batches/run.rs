@@ -123,6 +123,7 @@ impl Run<'_> {
         let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
         let settings = Settings {
             name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
+            holds_tags_as: "the one run of this store".to_owned(),
             slots: self.settings.concurrency,
             attempts: self.settings.attempts,
         };
@@ -222,6 +223,7 @@ impl Run<'_> {
 
     fn options(&self) -> Options {
         Options {
+            title: crate::report::title(self.config),
             rules: self.config.rules.iter().map(rule_options).collect(),
             force: self.settings.force,
             prime: self.settings.prime,

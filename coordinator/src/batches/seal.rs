@@ -236,8 +236,13 @@ fn source_end(rule: &Rule, folder: &Path) -> Option<PathBuf> {
     }
 }
 
+/// One name for a folder however it was written, so that the same layout is the same end. It need not be there yet.
 fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    let canonical = std::fs::canonicalize(path).or_else(|error| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => std::fs::canonicalize(parent).map(|parent| parent.join(name)),
+        _ => Err(error),
+    });
+    canonical.or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Makes places out of planned tasks; those of one repository share it.

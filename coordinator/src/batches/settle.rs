@@ -96,17 +96,14 @@ impl Settler {
         let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
         let known = self.house.store.known(&scope, &tags).await?;
         let now = self.house.clock.now();
-        let (mut unchanged, mut doubtful) = (Vec::new(), Vec::new());
+        let (mut believed, mut doubtful) = (Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
-            let Some(digest) = &tasks[at].0.digest else { continue };
             match known {
-                Some(known) if rule.believes(tag.as_str(), age(known.seen_at, now)) && known.source == *digest => {
-                    unchanged.push((at, known));
-                }
+                Some(known) if rule.believes(tag.as_str(), age(known.seen_at, now)) => believed.push((at, known)),
                 known => doubtful.push((at, known)),
             }
         }
-        if !self.canaries_live(home, tasks, &unchanged).await {
+        if !self.canaries_live(home, tasks, &believed).await {
             target.distrusted.store(true, Ordering::Relaxed);
             let forgotten = self.house.store.forget_end(home.end()).await?;
             self.context.warn(format!(
@@ -115,8 +112,12 @@ impl Settler {
             ));
         }
         if target.distrusted.load(Ordering::Relaxed) {
-            doubtful.extend(unchanged.drain(..).map(|(at, _)| (at, None)));
+            doubtful.extend(believed.drain(..).map(|(at, _)| (at, None)));
         }
+        // What the listing gives another digest than is known is to be copied; what it gives none is asked by its task.
+        let unchanged: Vec<_> =
+            believed.into_iter().filter(|(at, known)| tasks[*at].0.digest.as_ref() == Some(&known.source)).collect();
+        doubtful.retain(|(at, _)| tasks[*at].0.digest.is_some());
         let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).collect();
         settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
         Ok(settled)

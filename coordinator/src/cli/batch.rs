@@ -58,7 +58,7 @@ async fn work(args: BatchArgs, global: &Global, printer: &Printer) -> Result<Exi
                 _ => resume(&house, &Named { batch: Some(id.to_string()) }, (*run).into(), global, printer).await,
             }
         }
-        BatchCommand::Report { id, report } => write_report(&house, &id, &report, global, printer).await,
+        BatchCommand::Report { id, report } => write_report(&house, &id, &report, printer).await,
     }
 }
 
@@ -128,7 +128,7 @@ fn to_json(batch: &Batch) -> serde_json::Value {
 
 async fn show(house: &House, id: &Named, json: bool, printer: &Printer) -> Result<Exit> {
     let id = resolve(house, id).await?;
-    let report = Report::of(&*house.store, id, String::new()).await?;
+    let report = Report::of(&*house.store, id).await?;
     if json {
         printer.data(&to_json(&report.batch).to_string());
         return Ok(Exit::Done);
@@ -178,17 +178,9 @@ async fn resume(house: &House, id: &Named, run: RunArgs, global: &Global, printe
     work.report(&ended, &run.report, run.json, printer).await
 }
 
-async fn write_report(
-    house: &House,
-    id: &Named,
-    args: &ReportArgs,
-    global: &Global,
-    printer: &Printer,
-) -> Result<Exit> {
+async fn write_report(house: &House, id: &Named, args: &ReportArgs, printer: &Printer) -> Result<Exit> {
     let id = resolve(house, id).await?;
-    let title =
-        Settings::load(global, printer).map_or_else(|_| String::new(), |settings| report::title(&settings.config));
-    let report = Report::of(&*house.store, id, title).await?;
+    let report = Report::of(&*house.store, id).await?;
     let level = Level::from_number(args.report_level);
     match args.report.clone().flatten() {
         Some(file) => {

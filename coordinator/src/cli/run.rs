@@ -158,7 +158,7 @@ impl<'a> Work<'a> {
         printer: &Printer,
     ) -> Result<Exit> {
         let id = ended.batch.id;
-        let report = Report::of(&*self.house.store, id, report::title(&self.settings.config)).await?;
+        let report = Report::of(&*self.house.store, id).await?;
         let file = args.report.clone().flatten().or_else(|| {
             self.settings.config.report.as_ref().filter(|_| args.report.is_none()).map(|report| report.file.clone())
         });

@@ -6,7 +6,7 @@ mod text;
 use std::io::Write;
 use std::path::Path;
 
-use imgsync_common::batch::{BatchId, TaskState};
+use imgsync_common::batch::{BatchId, Options, TaskState};
 use imgsync_common::config::{Config, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::store::{Batch, FailedTask, Store, TaskRow, Unlisted};
@@ -53,13 +53,14 @@ pub struct Report<'a> {
 
 impl<'a> Report<'a> {
     /// Reads how a batch stands.
-    pub async fn of(store: &'a dyn Store, id: BatchId, title: String) -> Result<Report<'a>> {
+    pub async fn of(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
         let tried = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
             Error::new(Class::NotFound, tried, "the store does not have it")
                 .hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.unlisted(id).await?;
+        let title = serde_json::from_str::<Options>(&batch.options).map(|options| options.title).unwrap_or_default();
         Ok(Report { store, batch, unlisted, title })
     }
 

@@ -68,7 +68,7 @@ fn totals(report: &Report<'_>) -> String {
     let mut lines = vec![
         BANNER.to_owned(),
         format!("Batch: {} ({})", report.batch.id, report.batch.control),
-        format!("Sync Repo: {}", report.title),
+        format!("Sync Repo: {}", if report.title.is_empty() { "-" } else { &report.title }),
         format!("Sync Total: {}", counts.total),
         format!("Sync Failed: {}", counts.failed),
         format!("Sync Success: {}", counts.copied + counts.unchanged),

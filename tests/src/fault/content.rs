@@ -85,6 +85,11 @@ impl FaultRegistry {
         store.repositories.get(repository).into_iter().flat_map(|here| here.tags.keys().cloned()).collect()
     }
 
+    /// How many tags there are in all repositories.
+    pub fn tags_in_all(&self) -> usize {
+        self.repositories().iter().map(|repository| self.tags(repository).len()).sum()
+    }
+
     /// The repositories, sorted.
     pub fn repositories(&self) -> Vec<String> {
         self.inner.store().repositories.keys().cloned().collect()

@@ -45,3 +45,6 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
     let about = |record: &Record| record.kind == Kind::Tags && record.repository.as_deref() == Some(repository);
     registry.count_where(about)
 }
+mod kill;
+mod trouble;
+mod whole;

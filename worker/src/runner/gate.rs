@@ -72,7 +72,7 @@ impl<'a> TaskGate<'a> {
     }
 
     fn holder(&self) -> String {
-        format!("{}/{}/{}", self.runner.settings.name, self.ticket.batch, self.ticket.index)
+        self.runner.settings.holds_tags_as.clone()
     }
 
     async fn ask(&self, source: &Digest) -> Result<()> {
