@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use imgsync_common::error::Class;
-use imgsync_common::image::{Platform, RegistryName};
+use imgsync_common::image::{Platform, Reference, RegistryName};
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Look at batches and steer them
     Batch(Box<BatchArgs>),
+    /// Say why a tag was, or was not, copied
+    Explain(ExplainArgs),
     /// List tags, as a rule would choose them
     ///
     /// Of one repository each line on stdout is a tag; with a star in the pattern each is REGISTRY/REPOSITORY:TAG, as
@@ -312,6 +314,18 @@ pub(crate) enum BatchCommand {
         #[command(flatten)]
         report: ReportArgs,
     },
+}
+
+/// Says why a tag was, or was not, copied: what the rules say of it, how it went in the newest batch that had it, and
+/// what is remembered of it.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The tag, at the source or at the target: gcr.io/distroless/static:nonroot
+    #[arg(value_name = "REF")]
+    pub(crate) reference: Reference,
+    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 /// What a resumed run takes.

@@ -5,6 +5,7 @@ mod batch;
 mod config;
 mod dry_run;
 mod exit;
+mod explain;
 mod printer;
 mod progress;
 mod run;
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match cli.command {
             Some(Command::Run(args)) => run::run(*args, &cli.global, &printer).await,
+            Some(Command::Explain(args)) => explain::run(args, &cli.global, &printer).await,
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,

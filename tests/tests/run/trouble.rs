@@ -321,3 +321,33 @@ async fn a_blob_that_many_images_want_is_read_once() {
     assert_eq!(read, 1, "{}", source.describe_requests());
     assert!(json["bytes"]["mounted"].as_u64().unwrap() >= 4 * (3 << 20), "{json}");
 }
+
+#[tokio::test]
+async fn explain_says_why_a_tag_was_or_was_not_copied() {
+    let (source, target) = pair().await;
+    for tag in ["1.20.0", "1.21.0-rc1", "1.22.0"] {
+        source.push("a", tag, &images::single(&format!("explain-{tag}")));
+    }
+    source.on(Match::kind(Kind::ManifestGet).reference("1.22.0")).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+    let program = configured(&format!(
+        "rules:\n- from: {}/a\n  to: {}/m\n  name: keep\n  tags: {{exclude: [\"*-rc*\"]}}\n",
+        source.host(),
+        target.host()
+    ));
+    run(&program, &[]).await.assert_code(1);
+    let file = program.work().join("imgsync.yaml");
+    let explain = |reference: String| {
+        let program = program.again().args(["explain", &reference, "-c"]).arg(&file);
+        async move { program.run().await }
+    };
+    let host = source.host();
+    let copied = explain(format!("{host}/a:1.20.0")).await.assert_code(0).stdout;
+    assert!(copied.contains("selected") && copied.contains(": copied") && copied.contains("remembered"), "{copied}");
+    let dropped = explain(format!("{host}/a:1.21.0-rc1")).await.assert_code(0).stdout;
+    assert!(dropped.contains("not copied: excluded by *-rc*"), "{dropped}");
+    let failed = explain(format!("{}/m/a:1.22.0", target.host())).await.assert_code(0).stdout;
+    assert!(failed.contains(": failed") && failed.contains("not_found"), "{failed}");
+    let unlisted = explain(format!("{host}/a:9")).await.assert_code(0).stdout;
+    assert!(unlisted.contains("does not list the tag 9"), "{unlisted}");
+    explain(format!("{host}/other:1")).await.assert_code(1);
+}

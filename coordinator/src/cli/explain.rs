@@ -1,0 +1,138 @@
+//! `imgsync explain REF`: why a tag was, or was not, copied: what the rules say of it, what is remembered of it, and how it
+//! went in the newest batches.
+
+use imgsync_common::batch::{Home, Options, Place};
+use imgsync_common::config::{Config, Source};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Reference, Tag};
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Access, Client, Context, Tally};
+use imgsync_common::select::Candidate;
+use imgsync_common::store::CacheScope;
+use jiff::Timestamp;
+
+use super::args::{ExplainArgs, Global};
+use super::exit::Exit;
+use super::printer::Printer;
+use super::run::fail;
+use super::settings::Settings;
+use super::state;
+use crate::batches::House;
+use crate::enumerate::list;
+
+/// Batches that are looked through, newest first.
+const BATCHES: usize = 5;
+const PAGE: usize = 5000;
+
+/// Runs the command.
+pub(crate) async fn run(args: ExplainArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match explain(&args, &settings, printer).await {
+        Ok(true) => Exit::Done,
+        Ok(false) => {
+            printer.error(
+                &format!("nothing is known of {}", args.reference),
+                Some("no rule names it, and no batch had it"),
+            );
+            Exit::Failed
+        }
+        Err(error) => fail(&error, printer),
+    }
+}
+
+async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> Result<bool> {
+    let tag = args.reference.tag_or_latest().ok_or_else(|| {
+        Error::new(Class::Invalid, format!("explaining {}", args.reference), "a tag is explained, not a digest")
+    })?;
+    let by_rules = by_rules(&args.reference, &tag, settings, printer).await?;
+    let house = state::open(args.state.as_ref()).await?;
+    let by_batches = by_batches(&args.reference, &tag, &house, printer).await?;
+    Ok(by_rules || by_batches)
+}
+
+/// What each rule that names the repository says of the tag.
+async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer: &Printer) -> Result<bool> {
+    let mut told = false;
+    let Config { rules, .. } = &settings.config;
+    for (number, rule) in rules.iter().enumerate() {
+        let Source::Repositories(pattern) = &rule.source else { continue };
+        if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
+            continue;
+        }
+        told = true;
+        let place = format!("rule {} (line {}, from {pattern})", number + 1, rule.line);
+        let client = Client::new(settings.client()?, Environment::from_process());
+        let (context, tally) = (Context::default(), Tally::new());
+        let repository =
+            client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
+        let listing = list(&repository).await?;
+        if listing.get(tag.as_str()).is_none() {
+            printer.data(&format!("{place}: the source does not list the tag {tag}"));
+            continue;
+        }
+        let candidates =
+            listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+        let evaluation = rule.selection.evaluate(candidates, Timestamp::now());
+        if let Some(min) = evaluation.below_min {
+            printer.data(&format!(
+                "{place}: not copied: only {} tags are left, and `min` is {min}",
+                evaluation.kept.len()
+            ));
+        } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str()) {
+            printer.data(&format!("{place}: not copied: {reason}"));
+        } else {
+            printer.data(&format!("{place}: selected"));
+        }
+    }
+    Ok(told)
+}
+
+/// How it went in the newest batches, whether it is named as a source or as a target.
+async fn by_batches(reference: &Reference, tag: &Tag, house: &House, printer: &Printer) -> Result<bool> {
+    let home = Home::in_registry(reference.registry.clone(), &reference.repository);
+    let is_it = |place: &Place| *place.home == home && place.tag == *tag;
+    let mut told = false;
+    for batch in house.store.batches(BATCHES).await? {
+        let started = batch.created_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+        let mut from = 0;
+        loop {
+            let rows = house.store.tasks(batch.id, None, from, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            from = last.task.index + 1;
+            for row in rows {
+                let planned = &row.task.planned;
+                if !is_it(&planned.source) && !is_it(&planned.target) {
+                    continue;
+                }
+                told = true;
+                let state = row.state.as_str();
+                printer.data(&format!(
+                    "batch {} of {started}: {} -> {}: {state}",
+                    batch.id, planned.source, planned.target
+                ));
+                let failures = house.store.failures(batch.id, row.task.index, 1).await?;
+                if let Some(failed) = failures.iter().find(|failed| failed.task.index == row.task.index) {
+                    printer.data(&format!("  {}: {}", failed.failure.class, failed.failure.error));
+                }
+                let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+                let rule = options.rules.get(planned.rule as usize).cloned().unwrap_or_default();
+                let scope = CacheScope { home: (*planned.target.home).clone(), options: rule.fingerprint().into() };
+                let known = house.store.known(&scope, std::slice::from_ref(&planned.target.tag)).await?;
+                if let Some(known) = known.into_iter().next().flatten() {
+                    printer.data(&format!(
+                        "  remembered: source {}, seen at the target {}",
+                        known.source,
+                        known.seen_at.strftime("%Y-%m-%d %H:%M:%S UTC")
+                    ));
+                }
+            }
+        }
+        if told {
+            break;
+        }
+    }
+    Ok(told)
+}
