@@ -5,9 +5,9 @@ mod task;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Options};
+use imgsync_common::batch::{BatchId, Lane, Options};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::queue::{Delivery, Lanes, TaskQueue};
@@ -21,6 +21,9 @@ use crate::copy::Copier;
 
 /// How long to wait before asking a queue again that failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long it waits for a task before it looks at the lanes again.
+const LANES_HOLD: Duration = Duration::from_secs(3600);
 
 /// What a worker is.
 #[derive(Debug, Clone)]
@@ -56,6 +59,8 @@ pub struct Runner {
     settings: Settings,
     events: Events,
     options: Arc<Mutex<HashMap<BatchId, Arc<Options>>>>,
+    /// Lanes of registries that asked to be left alone, and until when.
+    parked: Arc<Mutex<HashMap<Lane, Instant>>>,
 }
 
 impl Runner {
@@ -68,7 +73,17 @@ impl Runner {
         settings: Settings,
         events: Events,
     ) -> Runner {
-        Runner { queue, store, clock, client, copier, settings, events, options: Arc::default() }
+        Runner {
+            queue,
+            store,
+            clock,
+            client,
+            copier,
+            settings,
+            events,
+            options: Arc::default(),
+            parked: Arc::default(),
+        }
     }
 
     /// Works until told to stop. Returns when nothing runs any more.
@@ -77,7 +92,16 @@ impl Runner {
         let running = TaskTracker::new();
         // A slot first, then a delivery: nothing is taken that has to wait.
         while let Some(slot) = free_slot(&slots, stop).await {
-            match self.queue.take(&Lanes::All, &stop.drain).await {
+            let (lanes, until) = self.lanes();
+            let taken = tokio::select! {
+                taken = self.queue.take(&lanes, &stop.drain) => taken,
+                // A lane may be taken from again.
+                () = tokio::time::sleep_until(until.into()) => {
+                    drop(slot);
+                    continue;
+                }
+            };
+            match taken {
                 Ok(Some(delivery)) => {
                     let (runner, stop) = (self.clone(), stop.clone());
                     running.spawn(async move {
@@ -111,6 +135,11 @@ impl Runner {
                     left.push(target);
                     wait = wait.max(time);
                 }
+                Ok(task::Ended::Throttled(time)) => {
+                    self.parked().insert(delivery.lane.clone(), Instant::now() + time);
+                    left.push(target);
+                    wait = wait.max(time);
+                }
                 // The ledger does not answer: the message comes back, and nothing was counted twice.
                 Err(error) => {
                     self.warn(&format!("the ledger does not answer: {error}"));
@@ -130,6 +159,23 @@ impl Runner {
             // It will be delivered again, and the ledger knows what was done.
             self.warn(&format!("the queue does not answer: {error}"));
         }
+    }
+
+    /// The lanes to take from now, and until when that holds: those of a registry that asked to be left alone are not
+    /// among them.
+    fn lanes(&self) -> (Lanes, Instant) {
+        let mut parked = self.parked();
+        let now = Instant::now();
+        parked.retain(|_, until| *until > now);
+        let until = parked.values().min().copied().unwrap_or(now + LANES_HOLD);
+        match parked.is_empty() {
+            true => (Lanes::All, until),
+            false => (Lanes::Except(parked.keys().cloned().collect()), until),
+        }
+    }
+
+    fn parked(&self) -> std::sync::MutexGuard<'_, HashMap<Lane, Instant>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The options of a batch, read once.

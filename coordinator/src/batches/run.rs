@@ -80,7 +80,7 @@ pub struct RunEnd {
 impl Run<'_> {
     /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
     pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
-        let rules = fingerprint(self.config);
+        let rules = fingerprint(self.config, self.settings.slice);
         let options = self.options();
         let written = serde_json::to_string(&options)
             .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
@@ -100,7 +100,7 @@ impl Run<'_> {
         }
         let options = match batch.sealed_at {
             Some(_) => None,
-            None if batch.rules == fingerprint(self.config) => Some(self.options()),
+            None if batch.rules == fingerprint(self.config, self.settings.slice) => Some(self.options()),
             None => {
                 let detail = "its listing was not finished, and the configuration now has other rules";
                 return Err(Error::new(Class::Invalid, tried, detail)
@@ -236,9 +236,16 @@ fn rule_options(rule: &Rule) -> RuleOptions {
     RuleOptions { platforms: rule.platforms.clone(), verify_every_seconds: rule.verify_every.as_secs() }
 }
 
-/// What tells one set of rules from another.
-pub fn fingerprint(config: &Config) -> Digest {
-    Digest::sha256(format!("{:?}", config.rules).as_bytes())
+/// What tells one set of rules, and one slice of them, from another: what the rules mean, not how they are written.
+pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
+    let yaml = config.to_yaml_redacted();
+    let rules = yaml.lines().skip_while(|line| *line != "rules:");
+    let mut text: String =
+        rules.take_while(|line| *line == "rules:" || line.starts_with(' ')).flat_map(|line| [line, "\n"]).collect();
+    if let Some(slice) = slice {
+        text.push_str(&format!("slice {} of {}", slice.number, slice.size));
+    }
+    Digest::sha256(text.as_bytes())
 }
 
 /// A copier for many tasks, which shares with later runs what it learns of blobs.

@@ -39,6 +39,13 @@ pub(crate) async fn run(args: RunArgs, global: &Global, printer: &Printer) -> Ex
         printer.error("there are no rules to run", Some(hint));
         return Exit::Usage;
     }
+    if settings.config.cluster.is_some() {
+        printer.error(
+            "this version has no cluster yet",
+            Some("leave out `cluster:`: all the work is done in this process"),
+        );
+        return Exit::Usage;
+    }
     if args.dry_run {
         return match super::dry_run::run(&args, &settings, printer).await {
             Ok(exit) => exit,

@@ -351,3 +351,36 @@ async fn explain_says_why_a_tag_was_or_was_not_copied() {
     assert!(unlisted.contains("does not list the tag 9"), "{unlisted}");
     explain(format!("{host}/other:1")).await.assert_code(1);
 }
+
+#[tokio::test]
+async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
+    let (source, target) = pair().await;
+    let other = FaultRegistry::start().await;
+    for n in 0..30 {
+        source.push("a", &format!("v{n:02}"), &images::single(&format!("throttled-{n}")));
+        other.push("b", &format!("v{n:02}"), &images::single(&format!("free-{n}")));
+    }
+    // More than a worker sleeps out with a slot held.
+    let limit = source.on(Kind::ManifestGet).always().act(Action::too_many("31"));
+    let program = configured(&format!(
+        "defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/a\n- from: {}/b\n",
+        target.host(),
+        source.host(),
+        other.host()
+    ));
+    let file = program.work().join("imgsync.yaml");
+    let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
+    target.wait_until(|target| target.tags("m/b").len() == 30, LIMIT).await;
+    // Those that were on their way were refused; then the lane was left alone.
+    let refused = limit.hits();
+    assert!((1..=8).contains(&refused), "{refused} requests were refused");
+    running.signal(Signal::INT);
+    let json = running.wait().await.assert_code(4).json();
+    assert_adds_up(&json);
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&30.into(), &0.into()));
+    assert_eq!(limit.hits(), refused);
+    // Nobody's attempts were spent.
+    limit.remove();
+    let resumed = program.again().args(["batch", "resume", "--json", "-c"]).arg(&file).run().await;
+    assert_eq!(resumed.assert_code(0).json()["counts"]["copied"], 60);
+}

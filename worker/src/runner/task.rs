@@ -34,6 +34,8 @@ pub(super) enum Ended {
     Done,
     /// It is to come back, after this wait.
     Later(Duration),
+    /// The same, and so is all of its lane: a registry asked to be left alone for so long.
+    Throttled(Duration),
 }
 
 /// What a task came to.
@@ -282,7 +284,7 @@ impl Runner {
             self.hold_off(message, target, wait).await?;
             self.store.retry_later(ticket, epoch, wait, false, Spent::default()).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
-            return Ok(Ended::Later(wait));
+            return Ok(Ended::Throttled(wait));
         }
         if retry::is_passing(&error) && tries < self.settings.attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
