@@ -180,7 +180,7 @@ pub(crate) struct Patience {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) attempts: u32,
     /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub(crate) retry_delay: Duration,
     /// Give up on an answer or a stream in which no byte has come or gone for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
