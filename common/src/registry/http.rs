@@ -10,6 +10,11 @@ use crate::error::{Class, Error, Result};
 /// What we call ourselves.
 const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
 
+/// What may be on its way to us on one HTTP/2 stream, in bytes: enough for a long line, little enough for many streams.
+const STREAM_WINDOW: u32 = 512 << 10;
+/// So many streams that stand still, each with its window full, leave the others of their connection alone.
+const STREAMS: u32 = 128;
+
 /// All in which two connections can differ.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Shape {
@@ -70,9 +75,8 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         // A connection that was given up because it stood still may still hold a body: the kernel ends it.
         .tcp_user_timeout(settings.stall * 2)
         .tcp_nodelay(true)
-        // Enough for a long fat line, little enough for twenty streams at once.
-        .http2_initial_stream_window_size(1 << 20)
-        .http2_initial_connection_window_size(4 << 20)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(STREAM_WINDOW * STREAMS)
         .http2_max_header_list_size(64 << 10)
         .tls_danger_accept_invalid_certs(shape.insecure);
     let mut roots = system_roots().to_vec();

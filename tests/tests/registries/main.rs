@@ -1,7 +1,9 @@
 //! Images between registries: what arrives, at what cost.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
+mod client;
 mod cost;
 mod login;
 mod real;
 mod referrers;
+mod streams;
