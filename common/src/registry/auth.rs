@@ -250,11 +250,11 @@ impl Repository {
         let home = self.reach().await;
         let realm =
             hop::check(&self.registry.base, realm, home, self.registry.settings.allow_private, "token service")?;
-        // Where the registry itself is spoken to without TLS, that was decided for this network already; but not for
-        // sending a password through it to another host.
+        // Where the registry itself is spoken to without TLS, that was decided for this host; but not for sending a
+        // password in clear to another. What stays on this machine is seen by nobody.
         let elsewhere = realm.host() != self.registry.base.host();
-        let there_is_private = hop::reach_of(&realm).await != hop::Reach::Public;
-        if realm.scheme() == "http" && elsewhere && !there_is_private {
+        let stays_here = home == hop::Reach::Loopback && hop::reach_of(&realm).await == hop::Reach::Loopback;
+        if realm.scheme() == "http" && elsewhere && !stays_here {
             return Err(Error::new(
                 Class::Insecure,
                 &tried,

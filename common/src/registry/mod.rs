@@ -43,7 +43,7 @@ pub use uploads::{Part, Started, Upload};
 
 use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
-use self::http::HttpClients;
+use self::http::{HttpClients, Toward};
 use crate::error::Result;
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
@@ -70,6 +70,8 @@ struct Registry {
     base: Url,
     settings: RegistrySettings,
     http: reqwest::Client,
+    /// For where it sends us.
+    http_elsewhere: reqwest::Client,
     /// For where it sends us, if it is public.
     http_public_only: reqwest::Client,
     reach: tokio::sync::OnceCell<hop::Reach>,
@@ -133,13 +135,15 @@ impl Client {
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
         let base = base_of(name, &settings);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
-        let http = self.0.http.get(&self.0.settings, &settings, loopback, false)?;
-        let http_public_only = self.0.http.get(&self.0.settings, &settings, loopback, true)?;
+        let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
+        let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
+        let http_public_only = client(Toward::Public)?;
         let registry = Arc::new(Registry {
             name: name.clone(),
             base,
             settings,
             http,
+            http_elsewhere,
             http_public_only,
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),

@@ -213,12 +213,13 @@ impl Repository {
 
     /// The client for a URL: where a public registry sends us elsewhere, one that connects to public addresses only.
     pub(crate) async fn http_for(&self, url: &Url) -> reqwest::Client {
-        let guarded = !hop::same_origin(url, &self.registry.base)
-            && !self.registry.settings.allow_private
-            && self.reach().await == hop::Reach::Public;
+        if hop::same_origin(url, &self.registry.base) {
+            return self.registry.http.clone();
+        }
+        let guarded = !self.registry.settings.allow_private && self.reach().await == hop::Reach::Public;
         match guarded {
             true => self.registry.http_public_only.clone(),
-            false => self.registry.http.clone(),
+            false => self.registry.http_elsewhere.clone(),
         }
     }
 

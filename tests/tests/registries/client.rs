@@ -24,11 +24,7 @@ pub(crate) fn settings(registry: &FaultRegistry, authority: Option<&Authority>) 
         ..RegistrySettings::default()
     };
     let retry = Policy { first_delay: std::time::Duration::from_millis(10), ..Policy::default() };
-    ClientSettings {
-        registries: [(registry.host().parse().unwrap(), one)].into(),
-        retry,
-        ..ClientSettings::default()
-    }
+    ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), retry, ..ClientSettings::default() }
 }
 
 /// A client with these settings.
