@@ -3,7 +3,9 @@
 
 mod client;
 mod cost;
+mod helpers;
 mod login;
 mod real;
 mod referrers;
 mod streams;
+mod tokens_of_age;
