@@ -14,6 +14,7 @@ mod hop;
 mod http;
 pub mod link;
 mod manifests;
+mod mounts;
 mod paged;
 pub mod range;
 pub mod ratelimit;
@@ -25,7 +26,7 @@ mod transport;
 mod uploads;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ pub use uploads::{Part, Started, Upload};
 use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
+use self::mounts::Mounts;
 use crate::error::Result;
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
@@ -76,7 +78,7 @@ struct Registry {
     http_public_only: reqwest::Client,
     reach: tokio::sync::OnceCell<hop::Reach>,
     auth: Auth,
-    refuses_mounts: AtomicBool,
+    mounts: Mounts,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
 }
@@ -147,7 +149,7 @@ impl Client {
             http_public_only,
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),
-            refuses_mounts: AtomicBool::new(false),
+            mounts: Mounts::default(),
             warned: AtomicBool::new(false),
         });
         registries.insert(name.clone(), registry.clone());
@@ -221,7 +223,7 @@ impl Repository {
 
     /// Whether it is worth asking this registry to mount blobs.
     pub fn takes_mounts(&self) -> bool {
-        !self.registry.refuses_mounts.load(Ordering::Relaxed)
+        !self.registry.mounts.are_unknown()
     }
 
     /// Bytes of each PATCH, where blobs are to be uploaded in several.

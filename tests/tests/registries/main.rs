@@ -5,6 +5,7 @@ mod client;
 mod cost;
 mod helpers;
 mod login;
+mod odd;
 mod real;
 mod referrers;
 mod streams;
