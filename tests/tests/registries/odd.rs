@@ -17,6 +17,81 @@ async fn both() -> (FaultRegistry, FaultRegistry) {
     tokio::join!(FaultRegistry::start(), FaultRegistry::start())
 }
 
+#[tokio::test]
+async fn a_target_that_refuses_to_show_what_is_missing_is_pushed_to() {
+    // Artifactory answers 403 for a tag, GitLab 401 for a repository, that is not there yet.
+    for status in [401, 403] {
+        let (source, target) = both().await;
+        let image = images::multi_platform("hidden");
+        source.push("a", "1", &image);
+        target.on(Kind::ManifestHead).always().act(Action::error(status, "DENIED"));
+        sync(&source, &target, &[]).await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_lets_nobody_in_ends_with_how_to_log_in() {
+    for registry in [
+        FaultRegistry::builder().basic("other", "secret"),
+        FaultRegistry::builder().bearer(Bearer::user("other", "secret")),
+    ] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), registry.start());
+        source.push("a", "1", &images::single("nobody"));
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(1);
+        assert_eq!(output.json()["class"], "denied", "{output:?}");
+        assert!(output.stderr.contains(&format!("docker login {}", target.host())), "{}", output.stderr);
+        // With a login that is wrong, the same.
+        let output = sync(&source, &target, &[]).await.assert_code(1);
+        assert_eq!(output.json()["class"], "denied", "{output:?}");
+        assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);
+        assert_eq!(target.repositories().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_source_whose_heads_find_nothing_is_asked_with_a_get() {
+    let (source, target) = both().await;
+    let image = images::multi_platform("headless");
+    source.push("a", "1", &image);
+    target.push("b", "1", &image);
+    source.on(Kind::ManifestHead).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+    let output = sync(&source, &target, &[]).await.assert_code(0).json();
+    assert_eq!(output["outcome"], "unchanged");
+    assert_eq!((source.total(), source.count(Kind::ManifestGet)), (2, 1), "{}", source.describe_requests());
+    source.delete_tag("a", "1");
+    let output = sync(&source, &target, &[]).await.assert_code(1).json();
+    assert_eq!(output["class"], "not_found");
+}
+
+#[tokio::test]
+async fn a_tag_that_cannot_be_moved_and_is_right_already_counts_as_done() {
+    for (status, code) in [(400, "TAG_INVALID"), (409, "TAG_IMMUTABLE"), (403, "DENIED")] {
+        let (source, target) = both().await;
+        let image = images::single("immutable");
+        source.push("a", "1", &image);
+        target.push("b", "1", &image);
+        target.on(Match::kind(Kind::ManifestPut).reference("1")).always().act(Action::error(status, code));
+        sync(&source, &target, &["--force"]).await.assert_code(0);
+        source.push("a", "1", &images::single("moved"));
+        let output = sync(&source, &target, &[]).await.assert_code(1);
+        assert!(output.stderr.contains(code), "{}", output.stderr);
+        target.assert_holds("b", "1", &image);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_oci_alone_is_said_so_for_an_image_of_docker() {
+    for (image, hinted) in [(images::single_docker("docker"), true), (images::single("oci"), false)] {
+        let (source, target) = both().await;
+        source.push("a", "1", &image);
+        target.on(Kind::ManifestPut).always().act(Action::error(415, "MANIFEST_INVALID"));
+        let output = sync(&source, &target, &[]).await.assert_code(1);
+        assert_eq!(output.stderr.contains("docker2s2"), hinted, "{}", output.stderr);
+    }
+}
+
 fn is_mount_from_elsewhere(request: &Record) -> bool {
     request.parameter("from").is_some_and(|from| from != "b")
 }
