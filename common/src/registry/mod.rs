@@ -46,6 +46,7 @@ use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
 use self::mounts::Mounts;
+use self::referrers::FallbackLocks;
 use crate::error::Result;
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
@@ -63,6 +64,7 @@ struct Shared {
     credentials: CredentialStore,
     http: HttpClients,
     registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
+    fallbacks: FallbackLocks,
 }
 
 /// One registry, and what was learnt of it.
@@ -92,6 +94,7 @@ impl Client {
             credentials: CredentialStore::new(Default::default(), environment),
             http: HttpClients::default(),
             registries: Mutex::default(),
+            fallbacks: FallbackLocks::default(),
         }))
     }
 
