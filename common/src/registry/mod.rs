@@ -54,6 +54,9 @@ use crate::retry::{Policy, Retry};
 /// Where Docker Hub's API is; `docker.io` itself is a web site.
 const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
 
+/// Bytes of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
+const AZURE_CHUNK: u64 = 16 << 20;
+
 /// Speaks to registries. Cheap to clone; clones share connections, tokens and what was learnt of registries.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Shared>);
@@ -160,6 +163,11 @@ impl Client {
     }
 }
 
+/// Azure's registries.
+fn is_azure(name: &RegistryName) -> bool {
+    name.host().ends_with(".azurecr.io")
+}
+
 fn is_loopback(host: &str) -> bool {
     host.parse::<RegistryName>().is_ok_and(|name| name.is_loopback())
 }
@@ -231,7 +239,7 @@ impl Repository {
 
     /// Bytes of each PATCH, where blobs are to be uploaded in several.
     pub fn chunk(&self) -> Option<u64> {
-        self.registry.settings.chunk
+        self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK))
     }
 
     /// How trying again begins for one request.
@@ -282,6 +290,21 @@ mod tests {
         assert_eq!(base("10.0.0.1:5000", &off), "http://10.0.0.1:5000/");
         let on = RegistrySettings { plain_http: Some(false), ..Default::default() };
         assert_eq!(base("localhost:5000", &on), "https://localhost:5000/");
+    }
+
+    #[test]
+    fn azure_is_sent_blobs_in_pieces_unless_the_settings_say_how_large() {
+        let chunk = |name: &str, chunk| {
+            let name: RegistryName = name.parse().unwrap();
+            let one = RegistrySettings { chunk, ..Default::default() };
+            let settings = ClientSettings { registries: [(name.clone(), one)].into(), ..Default::default() };
+            let client = Client::new(settings, Environment::default());
+            let (repository, context) = ("a".parse().unwrap(), Context::default());
+            client.repository(&name, &repository, Access::Push, &context, &Tally::new()).unwrap().chunk()
+        };
+        assert_eq!(chunk("team.azurecr.io", None), Some(16 << 20));
+        assert_eq!(chunk("team.azurecr.io", Some(1 << 20)), Some(1 << 20));
+        assert_eq!(chunk("azurecr.io.example.com", None), None);
     }
 
     #[test]
