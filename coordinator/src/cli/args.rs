@@ -156,8 +156,11 @@ pub(crate) struct SyncArgs {
     /// The user at the target's registry
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
-    /// The user's password or token; visible to others on this machine: prefer IMGSYNC_PASSWORD or --password-stdin
-    #[arg(long, value_name = "PASSWORD", env = "IMGSYNC_PASSWORD", hide_env_values = true, requires = "user")]
+    /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
+    ///
+    /// The variable is used where --user stands and none of the two options does.
+    // Not by clap: for it a variable that is set is an option that was typed, and needs --user as that does.
+    #[arg(long, value_name = "PASSWORD", requires = "user")]
     pub(crate) password: Option<String>,
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
