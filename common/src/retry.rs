@@ -61,15 +61,15 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             attempts: 5,
-            first_delay: Duration::from_millis(500),
+            first_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
             max_wait: Duration::from_secs(300),
         }
     }
 }
 
-/// The retries that a whole task may still spend, shared by all its requests so that nested retries do not multiply.
-/// A retry takes one; when what was retried succeeds, its retries are given back.
+/// The retries that a whole task may still spend, shared by all its requests so that nested retries do not multiply. It
+/// bounds what goes wrong without end, not what an image of many blobs may need. A retry takes one; when what was retried succeeds, its retries are given back.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<AtomicU32>);
 
@@ -90,7 +90,7 @@ impl Budget {
 
 impl Default for Budget {
     fn default() -> Budget {
-        Budget::new(20)
+        Budget::new(200)
     }
 }
 
@@ -257,6 +257,17 @@ mod tests {
         assert!(one.next_delay(failure()).is_err());
         other.progressed();
         assert!(Retry::new(Policy::default(), &budget).next_delay(failure()).is_ok());
+    }
+
+    #[test]
+    fn an_image_of_many_blobs_that_all_fail_at_once_has_retries_enough() {
+        let budget = Budget::default();
+        let mut blobs: Vec<Retry> = (0..40).map(|_| Retry::new(Policy::default(), &budget)).collect();
+        for blob in &mut blobs {
+            for _ in 0..4 {
+                blob.next_delay(failure()).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -102,6 +102,8 @@ enum Known {
 pub(crate) struct Authorization {
     pub header: HeaderValue,
     pub since: Instant,
+    /// Whether it says who we are; a token can be anonymous.
+    pub with_credentials: bool,
 }
 
 #[derive(Debug)]
@@ -224,7 +226,8 @@ impl Repository {
     async fn basic(&self) -> Result<Option<Authorization>> {
         match self.credential().await? {
             Some(Credential::Basic { username, password }) => {
-                Ok(Some(Authorization { header: basic_header(&username, &password)?, since: Instant::now() }))
+                let header = basic_header(&username, &password)?;
+                Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
             }
             _ => Ok(None),
         }
@@ -250,11 +253,11 @@ impl Repository {
         let home = self.reach().await;
         let realm =
             hop::check(&self.registry.base, realm, home, self.registry.settings.allow_private, "token service")?;
-        // Where the registry itself is spoken to without TLS, that was decided for this network already; but not for
-        // sending a password through it to another host.
+        // Where the registry itself is spoken to without TLS, that was decided for this host; but not for sending a
+        // password in clear to another. What stays on this machine is seen by nobody.
         let elsewhere = realm.host() != self.registry.base.host();
-        let there_is_private = hop::reach_of(&realm).await != hop::Reach::Public;
-        if realm.scheme() == "http" && elsewhere && !there_is_private {
+        let stays_here = home == hop::Reach::Loopback && hop::reach_of(&realm).await == hop::Reach::Loopback;
+        if realm.scheme() == "http" && elsewhere && !stays_here {
             return Err(Error::new(
                 Class::Insecure,
                 &tried,
@@ -294,7 +297,7 @@ impl Repository {
         let margin = (lifetime / 4).min(Duration::from_secs(30));
         let lifetime = lifetime.min(Duration::from_secs(24 * 3600));
         Ok(Token {
-            authorization: Authorization { header, since },
+            authorization: Authorization { header, since, with_credentials: credential.is_some() },
             renew_at: since + (lifetime - margin.min(lifetime)),
             scopes,
         })
@@ -377,10 +380,6 @@ impl Repository {
                 "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
             ),
         }
-    }
-
-    pub(crate) async fn has_credentials(&self) -> bool {
-        matches!(self.credential().await, Ok(Some(_)))
     }
 
     /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured

@@ -4,7 +4,7 @@ use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
 
 use super::transport::{Answer, Outgoing};
-use super::{Repository, range};
+use super::{Access, Repository, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
 
@@ -42,10 +42,11 @@ impl Repository {
         format!("reading blob {}@{digest}", self.label())
     }
 
-    /// Whether a blob is there.
+    /// Whether a blob is there. Some registries answer 401 or 403 for what is missing: who is to push hears from the push
+    /// whether that was meant.
     pub async fn blob_head(&self, digest: &Digest) -> Result<bool> {
         let tried = format!("asking for blob {}@{digest}", self.label());
-        self.with_retries(|| async {
+        let asked = self.with_retries(|| async {
             let url = self.url(&format!("blobs/{digest}"));
             let answer = self.send(Outgoing::new(Method::HEAD, url, &tried)).await?;
             match answer.status() {
@@ -53,8 +54,11 @@ impl Repository {
                 StatusCode::NOT_FOUND => Ok(false),
                 _ => Err(self.refusal(answer, &tried).await),
             }
-        })
-        .await
+        });
+        match asked.await {
+            Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(false),
+            asked => asked,
+        }
     }
 
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry

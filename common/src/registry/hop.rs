@@ -61,9 +61,14 @@ pub(crate) async fn reach_of(url: &Url) -> Reach {
     let Some(Host::Domain(name)) = url.host() else { return Reach::Public };
     let port = url.port_or_known_default().unwrap_or(443);
     match tokio::net::lookup_host((name, port)).await {
-        Ok(addresses) => addresses.map(|address| reach(address.ip())).max().unwrap_or(Reach::Public),
+        Ok(addresses) => reach_of_all(addresses.map(|address| address.ip())),
         Err(_) => Reach::Public,
     }
+}
+
+/// One public address makes a host public: whoever answers there may not lead inside.
+fn reach_of_all(addresses: impl Iterator<Item = IpAddr>) -> Reach {
+    addresses.map(reach).min().unwrap_or(Reach::Public)
 }
 
 /// Whether two URLs are of one origin: scheme, host and port.
@@ -81,7 +86,8 @@ pub(crate) fn check(from: &Url, to: Url, home: Reach, allow_private: bool, what:
     }
     if from.scheme() == "https" && to.scheme() == "http" {
         // A proxy that ends TLS and forgets to say so makes its registry answer with its own name and http.
-        if from.host() == to.host() && matches!(to.port(), None | Some(80 | 443)) {
+        let same_port = to.port().is_some() && to.port() == from.port();
+        if from.host() == to.host() && (same_port || matches!(to.port(), None | Some(80 | 443))) {
             let _ = next.set_scheme("https");
             let _ = next.set_port(from.port());
         } else {
@@ -115,9 +121,14 @@ pub(crate) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// Resolves names and gives public addresses only, so that a name cannot lead where a literal address may not.
+/// Resolves names and gives public addresses only, so that a name cannot lead where a literal address may not. Proxies
+/// are excepted: they were chosen by the user, and mostly stand on private addresses. What a proxy resolves itself is
+/// not seen here: then the literal check alone holds.
 #[derive(Debug)]
-pub(crate) struct PublicOnly;
+pub(crate) struct PublicOnly {
+    /// The hosts of the proxies, in lower case.
+    pub proxies: Vec<String>,
+}
 
 /// Why [`PublicOnly`] gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -128,11 +139,12 @@ pub(crate) struct NotPublic {
 
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
+        let is_proxy = self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
             let name = name.as_str().to_owned();
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let public: Vec<SocketAddr> =
-                found.iter().copied().filter(|address| reach(address.ip()) == Reach::Public).collect();
+                found.iter().copied().filter(|address| is_proxy || reach(address.ip()) == Reach::Public).collect();
             if public.is_empty() && !found.is_empty() {
                 return Err(NotPublic { name }.into());
             }
@@ -179,8 +191,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_resolves_inside_is_refused_where_public_addresses_alone_are_allowed() {
-        let error = PublicOnly.resolve("localhost".parse().unwrap()).await.err().unwrap();
+        let resolver = PublicOnly { proxies: vec!["proxy.corp".to_owned()] };
+        let error = resolver.resolve("localhost".parse().unwrap()).await.err().unwrap();
         assert!(error.downcast_ref::<NotPublic>().is_some(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_may_stand_on_a_private_address() {
+        let resolver = PublicOnly { proxies: vec!["localhost".to_owned()] };
+        assert!(resolver.resolve("LocalHost".parse().unwrap()).await.unwrap().count() > 0);
+    }
+
+    #[test]
+    fn one_public_address_makes_a_host_public() {
+        let of = |addresses: &[&str]| reach_of_all(addresses.iter().map(|address| address.parse().unwrap()));
+        assert_eq!(of(&["10.0.0.1", "93.184.215.14"]), Reach::Public);
+        assert_eq!(of(&["127.0.0.1", "10.0.0.1"]), Reach::Private);
+        assert_eq!(of(&["::1", "127.0.0.1"]), Reach::Loopback);
+        assert_eq!(of(&[]), Reach::Public);
     }
 
     #[test]
@@ -197,6 +225,16 @@ mod tests {
         assert_eq!(class(from, "http://cdn.example.com/x", Reach::Public), Some(Class::Insecure));
         let same = check(&url(from), url("http://registry.example.com/v2/x?y=1"), Reach::Public, false, "redirect");
         assert_eq!(same.unwrap().as_str(), "https://registry.example.com/v2/x?y=1");
+        let other_port = "https://registry.example.com:5443/v2/";
+        let same = check(
+            &url(other_port),
+            url("http://registry.example.com:5443/v2/x?y=1"),
+            Reach::Public,
+            false,
+            "upload location",
+        );
+        assert_eq!(same.unwrap().as_str(), "https://registry.example.com:5443/v2/x?y=1");
+        assert_eq!(class(other_port, "http://registry.example.com:5000/x", Reach::Public), Some(Class::Insecure));
         assert_eq!(class(from, "ftp://registry.example.com/x", Reach::Public), Some(Class::Insecure));
     }
 

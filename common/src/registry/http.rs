@@ -3,12 +3,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use url::Url;
+
 use super::hop::PublicOnly;
 use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
 
 /// What we call ourselves.
 const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
+
+/// What may be on its way to us on one HTTP/2 stream, in bytes: enough for a long line, little enough for many streams.
+const STREAM_WINDOW: u32 = 512 << 10;
+/// So many streams that stand still, each with its window full, leave the others of their connection alone.
+const STREAMS: u32 = 128;
 
 /// All in which two connections can differ.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,28 +29,43 @@ struct Shape {
     public_only: bool,
 }
 
+/// What a client is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Toward {
+    /// The registry itself.
+    Home,
+    /// Where it sends us: without our certificate, which is for the registry alone.
+    Elsewhere,
+    /// The same, and to public addresses only.
+    Public,
+}
+
 /// The clients made so far.
 #[derive(Debug, Default)]
 pub(crate) struct HttpClients(Mutex<HashMap<Shape, reqwest::Client>>);
 
 impl HttpClients {
-    /// A client for a registry. `public_only` refuses to connect to private addresses: for where it sends us.
+    /// A client for a registry, or for where it sends us.
     pub(crate) fn get(
         &self,
         settings: &ClientSettings,
         registry: &RegistrySettings,
         loopback: bool,
-        public_only: bool,
+        toward: Toward,
     ) -> Result<reqwest::Client> {
         let shape = Shape {
             ca: registry.ca.clone(),
-            identity: registry.identity.as_ref().map(|secret| secret.expose().to_owned()),
+            identity: registry
+                .identity
+                .as_ref()
+                .filter(|_| toward == Toward::Home)
+                .map(|secret| secret.expose().to_owned()),
             insecure: registry.insecure,
             http1: registry.http1,
             proxy: registry.proxy.as_ref().map(ToString::to_string),
             // As docker and Go do: what is on this machine is not asked for through the environment's proxy.
             direct: loopback && registry.proxy.is_none(),
-            public_only,
+            public_only: toward == Toward::Public,
         };
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&shape) {
@@ -65,14 +87,14 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .retry(reqwest::retry::never())
-        .connect_timeout(settings.connect_timeout)
+        // Sooner than the limit of the whole answer, so that it is clear which of the two was not kept.
+        .connect_timeout(settings.connect_timeout.min(settings.stall.mul_f32(0.9)))
         .tcp_keepalive(std::time::Duration::from_secs(30))
         // A connection that was given up because it stood still may still hold a body: the kernel ends it.
         .tcp_user_timeout(settings.stall * 2)
         .tcp_nodelay(true)
-        // Enough for a long fat line, little enough for twenty streams at once.
-        .http2_initial_stream_window_size(1 << 20)
-        .http2_initial_connection_window_size(4 << 20)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(STREAM_WINDOW * STREAMS)
         .http2_max_header_list_size(64 << 10)
         .tls_danger_accept_invalid_certs(shape.insecure);
     let mut roots = system_roots().to_vec();
@@ -99,9 +121,34 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?);
     }
     if shape.public_only {
-        builder = builder.dns_resolver(PublicOnly);
+        let proxies = match (&shape.proxy, shape.direct) {
+            (Some(proxy), _) => vec![proxy.clone()],
+            (None, true) => Vec::new(),
+            (None, false) => environment_proxies(),
+        };
+        let proxies = proxies.iter().filter_map(|proxy| proxy_host(proxy)).collect();
+        builder = builder.dns_resolver(PublicOnly { proxies });
     }
     builder.build().map_err(|error| invalid("TLS", error))
+}
+
+/// The proxies that reqwest takes from the environment.
+fn environment_proxies() -> Vec<String> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].into_iter();
+    names
+        .flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()])
+        .filter_map(|name| std::env::var(name).ok())
+        .collect()
+}
+
+/// The host of a proxy as it is asked for at the resolver; the scheme may be missing.
+fn proxy_host(written: &str) -> Option<String> {
+    let url = match written.contains("://") {
+        true => Url::parse(written.trim()),
+        false => Url::parse(&format!("http://{}", written.trim())),
+    };
+    // The host of a scheme that URLs do not know (socks5) is left in the case in which it was written.
+    url.ok()?.host_str().map(str::to_ascii_lowercase)
 }
 
 /// Chooses the TLS implementation of the whole process; the only place that names it.
@@ -139,4 +186,22 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         next = error.source();
     }
     parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_a_proxy_is_found_however_it_is_written() {
+        for (written, host) in [
+            ("http://proxy.corp:3128", Some("proxy.corp")),
+            ("proxy.corp:3128", Some("proxy.corp")),
+            ("user:p%40ss@Proxy.corp:3128/", Some("proxy.corp")),
+            ("socks5h://u:p@Inside:1080", Some("inside")),
+            ("", None),
+        ] {
+            assert_eq!(proxy_host(written).as_deref(), host, "{written}");
+        }
+    }
 }

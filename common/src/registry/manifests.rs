@@ -3,9 +3,9 @@
 
 use ::http::{Method, StatusCode, header};
 
-use super::Repository;
 use super::context::Counted;
 use super::transport::{Outgoing, Payload};
+use super::{Access, Repository};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, Manifest, ManifestError, MediaType, Tag};
 
@@ -18,6 +18,9 @@ const ACCEPT: [&str; 6] = [
     "application/vnd.docker.distribution.manifest.v1+prettyjws;q=0.1",
     "*/*;q=0.1",
 ];
+/// What to do where Docker's manifests are refused.
+const OCI_ONLY: &str = "the registry may take OCI images alone (zot: set `\"compat\": [\"docker2s2\"]` under `http`); the \
+                        image is not converted, as that would change its digest";
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// How a manifest is asked for.
@@ -64,8 +67,16 @@ impl Repository {
     }
 
     /// The digest of a manifest, without its body; `None` where it is not there. A registry that does not answer HEADs
-    /// properly is asked with a GET.
+    /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
+    /// takes it for that, and hears from the push whether it was meant.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        match self.manifest_asked(reference).await {
+            Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(None),
+            asked => asked,
+        }
+    }
+
+    async fn manifest_asked(&self, reference: &ManifestRef) -> Result<Option<Head>> {
         let tried = format!("asking for {}", self.place(reference));
         let head = self
             .with_retries(|| async {
@@ -83,9 +94,11 @@ impl Repository {
             })
             .await?;
         match head {
-            Asked::Missing => Ok(None),
+            // Where it is only asked whether to write, a wrong "no" costs a request and no image.
+            Asked::Missing if self.access == Access::Push => Ok(None),
             Asked::There(Some(head)) => Ok(Some(head)),
-            Asked::There(None) => match self.manifest_get(reference).await {
+            // Some answer HEADs with 404 whatever is there, or with less than they should.
+            Asked::Missing | Asked::There(None) => match self.manifest_get(reference).await {
                 Ok(manifest) => {
                     Ok(Some(Head { digest: manifest.digest().clone(), media_type: manifest.media_type().clone() }))
                 }
@@ -159,14 +172,15 @@ impl Repository {
         counted: Counted,
     ) -> Result<ManifestPut> {
         let tried = format!("writing {}", self.place(reference));
-        self.with_retries(|| async {
+        let put = self.with_retries(|| async {
             let request = Outgoing::new(Method::PUT, self.url(&format!("manifests/{reference}")), &tried)
                 .header(header::CONTENT_TYPE, manifest.media_type().as_str())
                 .payload(Payload::Bytes(manifest.bytes().clone()))
                 .counted(counted);
             let answer = self.send(request).await?;
             if !answer.status().is_success() {
-                return Err(self.refusal(answer, &tried).await);
+                let error = self.refusal(answer, &tried).await;
+                return Err(if wants_oci(&error, manifest) { error.hint(OCI_ONLY) } else { error });
             }
             let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
             let subject_kept = answer.headers().contains_key("oci-subject");
@@ -182,8 +196,21 @@ impl Repository {
                 ));
             }
             Ok(ManifestPut { subject_kept })
-        })
-        .await
+        });
+        match put.await {
+            // An immutable tag is refused even to who writes what it has. Whoever wrote it first saw to its subject.
+            Err(error)
+                if matches!(reference, ManifestRef::Tag(_))
+                    && counted == Counted::Request
+                    && matches!(error.class(), Class::Refused | Class::Denied) =>
+            {
+                match self.manifest_head(reference).await {
+                    Ok(Some(head)) if head.digest == *manifest.digest() => Ok(ManifestPut { subject_kept: true }),
+                    _ => Err(error),
+                }
+            }
+            put => put,
+        }
     }
 
     fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, tried: &'a str) -> Outgoing<'a> {
@@ -194,6 +221,12 @@ impl Repository {
                 request.header(header::ACCEPT, accept)
             })
     }
+}
+
+/// Whether a manifest may have been refused for being one of Docker's.
+fn wants_oci(error: &Error, manifest: &Manifest) -> bool {
+    let is_docker = manifest.media_type().as_str().starts_with("application/vnd.docker.");
+    is_docker && (error.status() == Some(415) || error.code() == Some("MANIFEST_INVALID"))
 }
 
 enum Asked {

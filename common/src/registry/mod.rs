@@ -14,6 +14,7 @@ mod hop;
 mod http;
 pub mod link;
 mod manifests;
+mod mounts;
 mod paged;
 pub mod range;
 pub mod ratelimit;
@@ -25,7 +26,7 @@ mod transport;
 mod uploads;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,13 +44,18 @@ pub use uploads::{Part, Started, Upload};
 
 use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
-use self::http::HttpClients;
+use self::http::{HttpClients, Toward};
+use self::mounts::Mounts;
+use self::referrers::FallbackLocks;
 use crate::error::Result;
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
 
 /// Where Docker Hub's API is; `docker.io` itself is a web site.
 const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
+
+/// Bytes of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
+const AZURE_CHUNK: u64 = 16 << 20;
 
 /// Speaks to registries. Cheap to clone; clones share connections, tokens and what was learnt of registries.
 #[derive(Debug, Clone)]
@@ -61,6 +67,7 @@ struct Shared {
     credentials: CredentialStore,
     http: HttpClients,
     registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
+    fallbacks: FallbackLocks,
 }
 
 /// One registry, and what was learnt of it.
@@ -70,11 +77,13 @@ struct Registry {
     base: Url,
     settings: RegistrySettings,
     http: reqwest::Client,
+    /// For where it sends us.
+    http_elsewhere: reqwest::Client,
     /// For where it sends us, if it is public.
     http_public_only: reqwest::Client,
     reach: tokio::sync::OnceCell<hop::Reach>,
     auth: Auth,
-    refuses_mounts: AtomicBool,
+    mounts: Mounts,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
 }
@@ -88,6 +97,7 @@ impl Client {
             credentials: CredentialStore::new(Default::default(), environment),
             http: HttpClients::default(),
             registries: Mutex::default(),
+            fallbacks: FallbackLocks::default(),
         }))
     }
 
@@ -133,22 +143,29 @@ impl Client {
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
         let base = base_of(name, &settings);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
-        let http = self.0.http.get(&self.0.settings, &settings, loopback, false)?;
-        let http_public_only = self.0.http.get(&self.0.settings, &settings, loopback, true)?;
+        let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
+        let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
+        let http_public_only = client(Toward::Public)?;
         let registry = Arc::new(Registry {
             name: name.clone(),
             base,
             settings,
             http,
+            http_elsewhere,
             http_public_only,
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),
-            refuses_mounts: AtomicBool::new(false),
+            mounts: Mounts::default(),
             warned: AtomicBool::new(false),
         });
         registries.insert(name.clone(), registry.clone());
         Ok(registry)
     }
+}
+
+/// Azure's registries.
+fn is_azure(name: &RegistryName) -> bool {
+    name.host().ends_with(".azurecr.io")
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -217,12 +234,12 @@ impl Repository {
 
     /// Whether it is worth asking this registry to mount blobs.
     pub fn takes_mounts(&self) -> bool {
-        !self.registry.refuses_mounts.load(Ordering::Relaxed)
+        !self.registry.mounts.are_unknown()
     }
 
     /// Bytes of each PATCH, where blobs are to be uploaded in several.
     pub fn chunk(&self) -> Option<u64> {
-        self.registry.settings.chunk
+        self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK))
     }
 
     /// How trying again begins for one request.
@@ -273,6 +290,21 @@ mod tests {
         assert_eq!(base("10.0.0.1:5000", &off), "http://10.0.0.1:5000/");
         let on = RegistrySettings { plain_http: Some(false), ..Default::default() };
         assert_eq!(base("localhost:5000", &on), "https://localhost:5000/");
+    }
+
+    #[test]
+    fn azure_is_sent_blobs_in_pieces_unless_the_settings_say_how_large() {
+        let chunk = |name: &str, chunk| {
+            let name: RegistryName = name.parse().unwrap();
+            let one = RegistrySettings { chunk, ..Default::default() };
+            let settings = ClientSettings { registries: [(name.clone(), one)].into(), ..Default::default() };
+            let client = Client::new(settings, Environment::default());
+            let (repository, context) = ("a".parse().unwrap(), Context::default());
+            client.repository(&name, &repository, Access::Push, &context, &Tally::new()).unwrap().chunk()
+        };
+        assert_eq!(chunk("team.azurecr.io", None), Some(16 << 20));
+        assert_eq!(chunk("team.azurecr.io", Some(1 << 20)), Some(1 << 20));
+        assert_eq!(chunk("azurecr.io.example.com", None), None);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, and by the fallback tag where a registry
 //! lacks it. Requests made here are counted apart from those of a copy.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+
 use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::context::Counted;
@@ -18,14 +21,32 @@ const MAX_PAGE_BYTES: usize = 8 << 20;
 /// More pages than this are not a listing that ends.
 const MAX_PAGES: usize = 1000;
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Deserialize)]
 struct Index {
-    schema_version: u8,
-    #[serde(default)]
-    media_type: MediaType,
     #[serde(default)]
     manifests: Vec<Descriptor>,
+}
+
+/// So many fallback indexes can be written at once in this process.
+const FALLBACK_LOCKS: usize = 64;
+
+/// One writer at a time for each fallback index, which is read, changed and written back: of two at once one would be
+/// lost. A few indexes share a lock, so that their number does not matter.
+#[derive(Debug)]
+pub(super) struct FallbackLocks(Box<[tokio::sync::Mutex<()>]>);
+
+impl Default for FallbackLocks {
+    fn default() -> FallbackLocks {
+        FallbackLocks((0..FALLBACK_LOCKS).map(|_| tokio::sync::Mutex::default()).collect())
+    }
+}
+
+impl FallbackLocks {
+    fn of(&self, index: impl Hash) -> &tokio::sync::Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        index.hash(&mut hasher);
+        &self.0[(hasher.finish() % FALLBACK_LOCKS as u64) as usize]
+    }
 }
 
 impl Repository {
@@ -102,10 +123,17 @@ impl Repository {
     }
 
     /// Adds a referrer to the index under its subject's fallback tag, for registries that do not keep referrers by
-    /// themselves. Adding what is there already changes nothing.
+    /// themselves. Adding what is there already changes nothing, and what the index holds besides is kept.
     pub async fn add_to_fallback(&self, subject: &Digest, referrer: &Manifest) -> Result<()> {
-        let mut manifests = self.fallback_referrers(subject).await?;
-        if manifests.iter().any(|known| known.digest == *referrer.digest()) {
+        let tried = "writing an index of referrers";
+        let invalid = |error: String| Error::new(Class::Invalid, tried, error);
+        let lock = self.client.0.fallbacks.of((&self.registry.name, &self.name, subject));
+        let _alone = tokio::select! {
+            alone = lock.lock() => alone,
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
+        };
+        let found = self.fallback_index(subject).await?.filter(|found| matches!(found.kind(), Kind::Index { .. }));
+        if found.iter().flat_map(Manifest::children).any(|known| known.digest == *referrer.digest()) {
             return Ok(());
         }
         let mut descriptor = referrer.descriptor();
@@ -115,13 +143,24 @@ impl Repository {
             _ => None,
         });
         descriptor.annotations = parsed.annotations.clone();
-        manifests.push(descriptor);
-        let index = Index { schema_version: 2, media_type: MediaType::OciIndex, manifests };
-        let bytes = serde_json::to_vec(&index)
-            .map_err(|error| Error::new(Class::Invalid, "writing an index of referrers", error.to_string()))?;
-        let invalid = |error: String| Error::new(Class::Invalid, "writing an index of referrers", error);
-        let index =
-            Manifest::parse(Bytes::from(bytes), &MediaType::OciIndex).map_err(|error| invalid(error.to_string()))?;
+        let descriptor = serde_json::to_value(&descriptor).map_err(|error| invalid(error.to_string()))?;
+        // As JSON, not as what we know of it: others write fields there that are not ours to lose.
+        let (mut index, media_type) = match &found {
+            Some(found) => {
+                let index = serde_json::from_slice(found.bytes()).map_err(|error| invalid(error.to_string()))?;
+                (index, found.media_type().clone())
+            }
+            None => (
+                json!({"schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": []}),
+                MediaType::OciIndex,
+            ),
+        };
+        match index.get_mut("manifests").and_then(Value::as_array_mut) {
+            Some(manifests) => manifests.push(descriptor),
+            None => return Err(invalid("the index there has no list of manifests".to_owned())),
+        }
+        let bytes = serde_json::to_vec(&index).map_err(|error| invalid(error.to_string()))?;
+        let index = Manifest::parse(Bytes::from(bytes), &media_type).map_err(|error| invalid(error.to_string()))?;
         let tag: Tag = subject
             .fallback_tag()
             .parse()

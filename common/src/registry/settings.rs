@@ -46,6 +46,8 @@ pub struct ClientSettings {
     pub connect_timeout: Duration,
     /// How long an answer, or a stream, may stand still.
     pub stall: Duration,
+    /// A token this old may have run out in spite of what its answer said: a 400 or 403 may then mean that.
+    pub doubtful_age: Duration,
 }
 
 impl Default for ClientSettings {
@@ -55,6 +57,7 @@ impl Default for ClientSettings {
             retry: Policy::default(),
             connect_timeout: Duration::from_secs(15),
             stall: Duration::from_secs(60),
+            doubtful_age: Duration::from_secs(30),
         }
     }
 }

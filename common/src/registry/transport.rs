@@ -20,9 +20,6 @@ use crate::retry::{self, Retry};
 const MAX_REDIRECTS: usize = 10;
 /// As much of an error's body as is looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// A token this old may have run out in spite of what its answer said.
-const DOUBTFUL_AGE: Duration = Duration::from_secs(30);
-
 /// What a request carries.
 #[derive(Debug)]
 pub(crate) enum Payload {
@@ -106,6 +103,11 @@ impl Repository {
             if let Some(authorization) = &authorization {
                 with_login.insert(header::AUTHORIZATION, authorization.header.clone());
             }
+            // Before it is sent: after an upload of minutes every token is old.
+            let doubtful = self.uses_tokens()
+                && authorization
+                    .as_ref()
+                    .is_some_and(|used| used.since.elapsed() > self.client.0.settings.doubtful_age);
             let (body, once) = match &mut payload {
                 Payload::Nothing => (None, false),
                 Payload::Bytes(bytes) => (Some(Body::from(bytes.clone())), false),
@@ -117,14 +119,18 @@ impl Repository {
                 false => self.exchange(&http, method.clone(), url.clone(), with_login, body, tried).await?,
             };
             let status = sent.status();
-            if is_home && !renewed && self.wants_login(&sent, authorization.as_ref()) {
-                let fresh = if status == StatusCode::UNAUTHORIZED {
-                    self.challenged(sent.headers(), &scope, authorization.as_ref()).await?
-                } else {
-                    if let Some(used) = &authorization {
-                        self.forget(&scope, used).await;
+            if is_home && !renewed {
+                let fresh = match status {
+                    StatusCode::UNAUTHORIZED => self.challenged(sent.headers(), &scope, authorization.as_ref()).await?,
+                    // Some registries answer so to a token that has run out. Whether it was that, only a second try
+                    // can tell; what cannot be sent twice ends with the registry's own words.
+                    StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN if doubtful => {
+                        if let Some(used) = &authorization {
+                            self.forget(&scope, used).await;
+                        }
+                        if once { None } else { self.authorization(&scope).await? }
                     }
-                    self.authorization(&scope).await?
+                    _ => None,
                 };
                 if let Some(fresh) = fresh {
                     if once {
@@ -139,24 +145,13 @@ impl Repository {
                     continue;
                 }
             }
-            let with_credentials = authorization.is_some() && self.has_credentials().await;
+            let with_credentials = authorization.as_ref().is_some_and(|used| used.with_credentials);
             let sent = Answer { with_credentials, ..sent };
             let may_follow = matches!(method, Method::GET | Method::HEAD);
             if may_follow && matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return self.follow(sent, &method, &headers, authorization, tried).await;
             }
             return Ok(sent);
-        }
-    }
-
-    /// 401; or, at some registries, 400 or 403 with a token that may have run out.
-    fn wants_login(&self, answer: &Answer, used: Option<&Authorization>) -> bool {
-        match answer.status() {
-            StatusCode::UNAUTHORIZED => true,
-            StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN => {
-                self.uses_tokens() && used.is_some_and(|used| used.since.elapsed() > DOUBTFUL_AGE)
-            }
-            _ => false,
         }
     }
 
@@ -213,12 +208,13 @@ impl Repository {
 
     /// The client for a URL: where a public registry sends us elsewhere, one that connects to public addresses only.
     pub(crate) async fn http_for(&self, url: &Url) -> reqwest::Client {
-        let guarded = !hop::same_origin(url, &self.registry.base)
-            && !self.registry.settings.allow_private
-            && self.reach().await == hop::Reach::Public;
+        if hop::same_origin(url, &self.registry.base) {
+            return self.registry.http.clone();
+        }
+        let guarded = !self.registry.settings.allow_private && self.reach().await == hop::Reach::Public;
         match guarded {
             true => self.registry.http_public_only.clone(),
-            false => self.registry.http.clone(),
+            false => self.registry.http_elsewhere.clone(),
         }
     }
 
@@ -447,8 +443,8 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     if error.is_builder() {
         return Error::new(Class::Invalid, tried, text).because(error);
     }
-    if error.is_timeout() {
-        return Error::new(Class::TimedOut, tried, format!("no connection in time: {text}")).because(error);
+    if error.is_timeout() && !error.is_connect() {
+        return Error::new(Class::TimedOut, tried, format!("the connection stood still: {text}")).because(error);
     }
     let failed = Error::new(Class::Unreachable, tried, &text);
     let failed = match () {

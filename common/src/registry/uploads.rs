@@ -2,7 +2,6 @@
 //!
 //! An upload's `Location` is opaque: it is followed as it came, with nothing but `digest` added.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::http::{Method, StatusCode, header};
@@ -61,13 +60,23 @@ impl Repository {
 
     /// Asks for a session. With `mount`, the target takes the blob from that repository if it has it there; where that
     /// is the repository itself, the same request tells whether the blob is there already.
+    ///
+    /// A mount saves bytes and must never cost an image: what cannot work between two repositories is tried within this
+    /// one, and what cannot work at all is replaced by a HEAD and a plain session.
     pub async fn upload_start(&self, digest: &Digest, mount: Option<&RepositoryName>) -> Result<Started> {
         let tried = self.writing(digest);
-        let mount = mount.filter(|_| self.takes_mounts());
-        if let Some(from) = mount
-            && let Some(started) = self.with_retries(|| self.mount_once(digest, from, &tried)).await?
-        {
-            return Ok(started);
+        if let Some(from) = mount.filter(|_| self.takes_mounts()) {
+            let home = Some(&self.name).filter(|home| *home != from);
+            for from in [Some(from), home].into_iter().flatten() {
+                if self.registry.mounts.may_work(from, &self.name)
+                    && let Some(started) = self.mount(digest, from, &tried).await?
+                {
+                    return Ok(started);
+                }
+            }
+            if self.is_there_after_all(digest).await? {
+                return Ok(Started::Mounted);
+            }
         }
         self.with_retries(|| async {
             let answer = self.send(self.start_request(None, &tried)).await?;
@@ -88,8 +97,46 @@ impl Repository {
         .await
     }
 
-    /// `None`: no mount here, a plain session has to be asked for.
-    async fn mount_once(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Option<Started>> {
+    /// `None`: no mount between these two, which is remembered.
+    async fn mount(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Option<Started>> {
+        match self.with_retries(|| self.mount_once(digest, from, tried)).await {
+            Ok(started) => Ok(Some(started)),
+            Err(error) => match error.class() {
+                // The token service may refuse a second scope, or the registry the repository to mount from; nothing of
+                // that is said of a plain session.
+                Class::Denied
+                | Class::NotFound
+                | Class::Refused
+                | Class::Incomplete
+                | Class::Unsupported
+                | Class::BadAnswer
+                | Class::ServerError => {
+                    self.registry.mounts.refuse(from, &self.name);
+                    Ok(None)
+                }
+                Class::TokenExpired
+                | Class::RateLimited
+                | Class::Unreachable
+                | Class::TimedOut
+                | Class::Corrupt
+                | Class::Insecure
+                | Class::Invalid
+                | Class::Local
+                | Class::Collision
+                | Class::Cancelled => Err(error),
+            },
+        }
+    }
+
+    /// Asked in place of a mount. What goes wrong here is no reason not to upload.
+    async fn is_there_after_all(&self, digest: &Digest) -> Result<bool> {
+        match self.blob_head(digest).await {
+            Err(error) if error.is_cancelled() => Err(error),
+            found => Ok(found.unwrap_or(false)),
+        }
+    }
+
+    async fn mount_once(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Started> {
         let mut request = self.start_request(Some((digest, from)), tried);
         if *from != self.name {
             request.from = Some(from);
@@ -102,20 +149,23 @@ impl Repository {
                 if said.is_some_and(|said| said.algorithm() == digest.algorithm() && said != *digest) {
                     return Err(Error::new(Class::Corrupt, tried, "the registry mounted another blob"));
                 }
-                Ok(Some(Started::Mounted))
+                Ok(Started::Mounted)
             }
-            StatusCode::ACCEPTED => Ok(Some(Started::Session(self.session(answer, digest, tried).await?))),
-            StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-                // It does not know mounts at all: no request is to be wasted on the next one.
-                self.registry.refuses_mounts.store(true, Ordering::Relaxed);
-                answer.drain().await;
-                Ok(None)
+            StatusCode::ACCEPTED => Ok(Started::Session(self.session(answer, digest, tried).await?)),
+            status => {
+                let error = self.refusal(answer, tried).await;
+                // A 400 can be about the other repository; about this one it is about mounts.
+                let unknown = match status {
+                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => true,
+                    StatusCode::BAD_REQUEST => *from == self.name && error.class() != Class::RateLimited,
+                    _ => false,
+                };
+                if unknown {
+                    // No request is to be wasted on the next one.
+                    self.registry.mounts.set_unknown();
+                }
+                Err(error)
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-                let error = answer.into_error(tried).await;
-                if error.class() == Class::RateLimited { Err(error) } else { Ok(None) }
-            }
-            _ => Err(self.refusal(answer, tried).await),
         }
     }
 

@@ -163,8 +163,11 @@ pub(crate) struct SyncArgs {
     /// The user at the target's registry
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
-    /// The user's password or token; visible to others on this machine: prefer IMGSYNC_PASSWORD or --password-stdin
-    #[arg(long, value_name = "PASSWORD", env = "IMGSYNC_PASSWORD", hide_env_values = true, requires = "user")]
+    /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
+    ///
+    /// The variable is used where --user stands and none of the two options does.
+    // Not by clap: for it a variable that is set is an option that was typed, and needs --user as that does.
+    #[arg(long, value_name = "PASSWORD", requires = "user")]
     pub(crate) password: Option<String>,
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
@@ -381,7 +384,7 @@ pub(crate) struct Patience {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) attempts: u32,
     /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub(crate) retry_delay: Duration,
     /// Give up on an answer or a stream in which no byte has come or gone for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]

@@ -31,7 +31,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// How a command about one image ends with this error.
+/// How a copy of one image ends with this error. `moved`: something had come to the target by then, so that a connection
+/// that fails is no reason to say that nothing could start.
+pub(crate) fn of_copy(error: &Error, moved: bool) -> Exit {
+    match of_error(error) {
+        Exit::CouldNotStart if moved => Exit::Failed,
+        exit => exit,
+    }
+}
+
+/// How a command ends that could do nothing for this error.
 pub(crate) fn of_error(error: &Error) -> Exit {
     match error.class() {
         Class::Invalid => Exit::Usage,
@@ -51,5 +60,18 @@ pub(crate) fn of_error(error: &Error) -> Exit {
         | Class::Insecure
         | Class::Local
         | Class::Collision => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_reach_could_not_start_unless_something_was_moved() {
+        let lost = Error::new(Class::Unreachable, "reading x", "reset");
+        assert_eq!(of_copy(&lost, false), Exit::CouldNotStart);
+        assert_eq!(of_copy(&lost, true), Exit::Failed);
+        assert_eq!(of_copy(&Error::cancelled("copying x"), true), Exit::Interrupted);
     }
 }

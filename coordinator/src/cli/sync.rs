@@ -1,11 +1,13 @@
 //! `imgsync sync`: one image, now.
 
 use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::event::Events;
+use imgsync_common::event::{Event, Events, Observer};
 use imgsync_common::image::{Digest, Reference};
 use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
@@ -20,6 +22,9 @@ use super::printer::Printer;
 use super::progress::Progress;
 use super::settings::Settings;
 use super::signals;
+
+/// The password of `--user`, where it was not given otherwise.
+const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -71,7 +76,8 @@ pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> E
         Err(exit) => return exit,
     };
     let mut target = None;
-    match work(&args, &settings, printer, &mut target).await {
+    let watch = Arc::new(Watch::new(printer));
+    match work(&args, &settings, printer, &watch, &mut target).await {
         Ok(()) => Exit::Done,
         Err(error) => {
             if args.json {
@@ -87,12 +93,50 @@ pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> E
                 print(printer, &Output { source: &args.source, target: target.as_ref(), result });
             }
             printer.failure(&error);
-            exit::of_error(&error)
+            exit::of_copy(&error, watch.saw_something_move())
         }
     }
 }
 
-async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &mut Option<Location>) -> Result<()> {
+/// Shows how the copy is going, and sees whether anything came to the target.
+struct Watch {
+    progress: Arc<Progress>,
+    arrived: AtomicBool,
+    /// Of the blobs that were begun: bytes that went out so far.
+    begun: Mutex<Vec<Arc<AtomicU64>>>,
+}
+
+impl Watch {
+    fn new(printer: &Printer) -> Watch {
+        Watch { progress: Progress::new(printer), arrived: AtomicBool::new(false), begun: Mutex::default() }
+    }
+
+    fn saw_something_move(&self) -> bool {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        self.arrived.load(Ordering::Relaxed) || begun.iter().any(|moved| moved.load(Ordering::Relaxed) > 0)
+    }
+}
+
+impl Observer for Watch {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::BlobStarted { moved, .. } => {
+                self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(moved.clone());
+            }
+            Event::BlobDone { .. } | Event::ManifestPut { .. } => self.arrived.store(true, Ordering::Relaxed),
+            _ => {}
+        }
+        self.progress.on(event);
+    }
+}
+
+async fn work(
+    args: &SyncArgs,
+    settings: &Settings,
+    printer: &Printer,
+    watch: &Arc<Watch>,
+    named: &mut Option<Location>,
+) -> Result<()> {
     let mut client = settings.client()?;
     let password = password(args)?;
     client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
@@ -101,8 +145,8 @@ async fn work(args: &SyncArgs, settings: &Settings, printer: &Printer, named: &m
     let target = target(args, &mut client, password).await?;
     *named = Some(target.clone());
 
-    let progress = Progress::new(printer);
-    let context = Context { events: Events::to(progress.clone()), ..Context::default() };
+    let progress = &watch.progress;
+    let context = Context { events: Events::to(watch.clone()), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let defaults = Limits::default();
     let limits = Limits {
@@ -177,7 +221,9 @@ fn hub() -> imgsync_common::image::RegistryName {
 
 fn password(args: &SyncArgs) -> Result<Option<Secret>> {
     if !args.password_stdin {
-        return Ok(args.password.clone().map(Secret::new));
+        let typed = args.password.clone();
+        let variable = || std::env::var(PASSWORD_VARIABLE).ok().filter(|text| args.user.is_some() && !text.is_empty());
+        return Ok(typed.or_else(variable).map(Secret::new));
     }
     let mut text = String::new();
     std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {

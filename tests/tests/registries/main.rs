@@ -1,7 +1,12 @@
 //! Images between registries: what arrives, at what cost.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
+mod client;
 mod cost;
+mod helpers;
 mod login;
+mod odd;
 mod real;
 mod referrers;
+mod streams;
+mod tokens_of_age;

@@ -1,6 +1,6 @@
 //! Referrers by the API and by the fallback tag, at registries that have the one or only the other.
 
-use imgsync_common::image::Digest;
+use imgsync_common::image::{Digest, MediaType};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Access, Client, ClientSettings, Context, Repository, Tally};
 use imgsync_tests::fault::{FaultRegistry, Kind};
@@ -49,6 +49,56 @@ async fn an_artifact_that_refers_to_an_image_is_listed_under_it_at_the_target() 
         wanted.sort();
         assert_eq!(found, wanted, "{host}");
     }
+}
+
+#[tokio::test]
+async fn several_at_once_are_all_kept_and_so_is_what_others_wrote_into_the_index() {
+    let registry =
+        FaultRegistry::builder().without_referrers().latency(std::time::Duration::from_millis(20)).start().await;
+    let image = images::single("signed-often");
+    registry.push("a", "1", &image);
+    let subject: Digest = image.root.parse().unwrap();
+    let earlier = images::referrer("earlier", &image);
+    registry.push_untagged("a", &earlier);
+    let mut descriptor = earlier.descriptor();
+    descriptor["x-ours"] = "kept".into();
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": images::media::OCI_INDEX, "manifests": [descriptor],
+        "annotations": {"who": "somebody"}, "x-more": {"a": [1, 2]},
+    });
+    let bytes = index.to_string();
+    let digest = images::sha256(bytes.as_bytes());
+    let manifest = images::Manifest { media_type: images::media::OCI_INDEX.to_owned(), bytes: bytes.into() };
+    registry.push_manifest("a", &digest, manifest);
+    let fallback = image.root.replace(':', "-");
+    registry.move_tag("a", &fallback, &digest);
+
+    let client = Client::new(ClientSettings::default(), Environment::default());
+    let (host, name) = (registry.host().parse().unwrap(), "a".parse().unwrap());
+    let open = || client.repository(&host, &name, Access::Push, &Context::default(), &Tally::new()).unwrap();
+    let signatures: Vec<_> = (0..8).map(|n| images::referrer(&format!("at-once-{n}"), &image)).collect();
+    for signature in &signatures {
+        registry.push_untagged("a", signature);
+    }
+    let added = signatures.iter().map(|signature| {
+        let (repository, subject, root) = (open(), subject.clone(), signature.root_manifest().clone());
+        async move {
+            let manifest = imgsync_common::image::Manifest::parse(root.bytes, &MediaType::new(&root.media_type));
+            repository.add_to_fallback(&subject, &manifest.unwrap()).await
+        }
+    });
+    for result in futures_util::future::join_all(added).await {
+        result.unwrap();
+    }
+    let index = registry.manifest("a", &fallback).unwrap().json();
+    let mut wanted: Vec<_> = signatures.iter().map(|signature| signature.root.clone()).chain([earlier.root]).collect();
+    let mut found = images::children(&index);
+    wanted.sort();
+    found.sort();
+    assert_eq!(found, wanted);
+    assert_eq!(index["annotations"]["who"], "somebody");
+    assert_eq!(index["x-more"]["a"][1], 2);
+    assert_eq!(index["manifests"][0]["x-ours"], "kept");
 }
 
 #[tokio::test]

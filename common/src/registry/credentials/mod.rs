@@ -25,6 +25,8 @@ use crate::{printable::printable, secret::Secret};
 const HELPER_LIMIT: Duration = Duration::from_secs(30);
 /// How long an answer is used before files and helpers are asked again: what they give may expire, and users log in.
 const KEEP_FOR: Duration = Duration::from_secs(5 * 60);
+/// How long a failure is: a helper that is broken would else be asked before nearly every request, and may take its time.
+const KEEP_FAILURE_FOR: Duration = Duration::from_secs(2 * 60);
 /// The largest file of credentials that is read, in bytes.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
 
@@ -156,13 +158,14 @@ impl Environment {
 /// (`credHelpers`, else `credsStore`) goes before `auths`, and there the longest namespace before the whole registry.
 ///
 /// All of Docker Hub's names are one. What was found for a registry is used for five minutes, and many who ask for the
-/// same registry at once wait for one answer. A failure is shared by those who waited for it, and not kept.
+/// same registry at once wait for one answer. A failure is used for two minutes.
 #[derive(Debug)]
 pub struct CredentialStore {
     configured: BTreeMap<String, Vec<Credential>>,
     env: Environment,
     helper_limit: Duration,
     keep_for: Duration,
+    keep_failure_for: Duration,
     known: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
@@ -194,7 +197,14 @@ impl CredentialStore {
         for (registry, credentials) in configured {
             by_name.entry(normalise(&registry)).or_default().extend(credentials);
         }
-        Self { configured: by_name, env, helper_limit: HELPER_LIMIT, keep_for: KEEP_FOR, known: Mutex::default() }
+        Self {
+            configured: by_name,
+            env,
+            helper_limit: HELPER_LIMIT,
+            keep_for: KEEP_FOR,
+            keep_failure_for: KEEP_FAILURE_FOR,
+            known: Mutex::default(),
+        }
     }
 
     /// With another time limit for helpers than 30 seconds.
@@ -208,6 +218,13 @@ impl CredentialStore {
     #[must_use]
     pub fn keep_for(mut self, time: Duration) -> Self {
         self.keep_for = time;
+        self
+    }
+
+    /// With another time for which failures are used than 2 minutes.
+    #[must_use]
+    pub fn keep_failure_for(mut self, time: Duration) -> Self {
+        self.keep_failure_for = time;
         self
     }
 
@@ -240,7 +257,8 @@ impl CredentialStore {
         };
         let mut known = slot.lock().await;
         if let Some(known) = known.as_ref() {
-            let is_fresh = known.found.failed.is_none() && known.at.elapsed() < self.keep_for;
+            let keep_for = if known.found.failed.is_none() { self.keep_for } else { self.keep_failure_for };
+            let is_fresh = known.at.elapsed() < keep_for;
             if is_fresh || known.at >= arrived {
                 return known.found.clone();
             }

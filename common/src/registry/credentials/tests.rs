@@ -203,16 +203,18 @@ async fn many_who_ask_at_once_wait_for_one_answer() {
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_by_who_waited_and_not_kept() {
+async fn a_failure_is_shared_by_who_waited_and_kept_for_a_while() {
     let home = Home::new();
     home.helper("all", "sleep 0.2; exit 3");
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let store = home.store();
     let found = join_all((0..20).map(|_| store.lookup("r.example", "app"))).await;
     assert!(found.iter().all(Result::is_err));
+    assert!(store.lookup("r.example", "other").await.is_err());
     assert_eq!(home.asked().len(), 1);
 
     home.helper("all", GIVES);
+    let store = store.keep_failure_for(Duration::ZERO);
     let found = store.lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
 }

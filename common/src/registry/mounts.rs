@@ -1,0 +1,73 @@
+//! What was learnt of mounts at a registry: that it knows none, or refuses them between two repositories.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::image::RepositoryName;
+
+/// How long a refusal is believed: rights change, and a registry that failed recovers.
+const BELIEVED_FOR: Duration = Duration::from_secs(10 * 60);
+/// Pairs that are remembered at the most.
+const MOST: usize = 1024;
+
+/// From where to where.
+type Pair = (RepositoryName, RepositoryName);
+
+/// One registry's mounts.
+#[derive(Debug, Default)]
+pub(crate) struct Mounts {
+    unknown: AtomicBool,
+    refused: Mutex<HashMap<Pair, Instant>>,
+}
+
+impl Mounts {
+    /// The registry knows no mounts at all.
+    pub(crate) fn are_unknown(&self) -> bool {
+        self.unknown.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unknown(&self) {
+        self.unknown.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is worth asking for a mount between these two.
+    pub(crate) fn may_work(&self, from: &RepositoryName, to: &RepositoryName) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let pair = (from.clone(), to.clone());
+        !self.are_unknown() && refused.get(&pair).is_none_or(|at| at.elapsed() >= BELIEVED_FOR)
+    }
+
+    pub(crate) fn refuse(&self, from: &RepositoryName, to: &RepositoryName) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= MOST {
+            refused.retain(|_, at| at.elapsed() < BELIEVED_FOR);
+        }
+        if refused.len() >= MOST {
+            // A few requests more for those that come again.
+            refused.clear();
+        }
+        refused.insert((from.clone(), to.clone()), Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_of_one_pair_in_one_direction_and_memory_is_bounded() {
+        let mounts = Mounts::default();
+        let name = |n: usize| format!("a/n{n}").parse::<RepositoryName>().unwrap();
+        mounts.refuse(&name(1), &name(2));
+        assert!(!mounts.may_work(&name(1), &name(2)));
+        assert!(mounts.may_work(&name(2), &name(1)) && mounts.may_work(&name(1), &name(3)));
+        for n in 0..5000 {
+            mounts.refuse(&name(n), &name(0));
+        }
+        assert!(mounts.refused.lock().unwrap().len() <= MOST);
+        mounts.set_unknown();
+        assert!(!mounts.may_work(&name(7), &name(8)));
+    }
+}

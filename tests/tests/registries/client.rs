@@ -1,0 +1,46 @@
+//! A client of the library's own at the fault registry, for what a whole program shows badly.
+
+use std::sync::Arc;
+
+use imgsync_common::registry::credentials::{Credential, Environment};
+use imgsync_common::registry::{
+    Access, Client, ClientSettings, Context, RegistrySettings, Repository, Tally, install_tls_provider,
+};
+use imgsync_common::retry::Policy;
+use imgsync_common::secret::Secret;
+use imgsync_tests::fault::FaultRegistry;
+use imgsync_tests::tls::Authority;
+
+/// The user and password of these tests.
+pub(crate) const LOGIN: (&str, &str) = ("me", "secret");
+
+/// Settings for one registry: a user, an authority where there is one, and little patience.
+pub(crate) fn settings(registry: &FaultRegistry, authority: Option<&Authority>) -> ClientSettings {
+    let password = Secret::new(LOGIN.1);
+    let one = RegistrySettings {
+        credentials: vec![Credential::Basic { username: LOGIN.0.to_owned(), password }],
+        ca: authority.iter().map(|authority| authority.pem().as_bytes().to_vec()).collect(),
+        plain_http: Some(authority.is_none()),
+        ..RegistrySettings::default()
+    };
+    let retry = Policy { first_delay: std::time::Duration::from_millis(10), ..Policy::default() };
+    ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), retry, ..ClientSettings::default() }
+}
+
+/// A client with these settings.
+pub(crate) fn client(settings: ClientSettings) -> Client {
+    install_tls_provider();
+    Client::new(settings, Environment::default())
+}
+
+/// A repository of a registry.
+pub(crate) fn repository(client: &Client, registry: &FaultRegistry, name: &str, access: Access) -> Repository {
+    let (host, name) = (registry.host().parse().unwrap(), name.parse().unwrap());
+    client.repository(&host, &name, access, &Context::default(), &Tally::new()).unwrap()
+}
+
+/// A registry behind TLS, and its authority.
+pub(crate) async fn behind_tls() -> (FaultRegistry, Arc<Authority>) {
+    let authority = Arc::new(Authority::new());
+    (FaultRegistry::builder().tls(authority.clone()).start().await, authority)
+}
