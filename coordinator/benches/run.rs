@@ -77,8 +77,7 @@ async fn cold() {
                 known.here.extend([shared("amd64"), shared("arm64")]);
             }
             let least = floor(&image, &known);
-            // What the target repository has from an earlier tag is not read again either.
-            least_source += least.source - known.here.len() as u64;
+            least_source += least.source;
             least_target += least.target;
         }
         rules.push_str(&format!("- from: {}/r{repository}\n", source.host()));

@@ -16,6 +16,7 @@ pub struct Descriptor {
     /// What the content hashes to.
     pub digest: Digest,
     /// Its size in bytes.
+    #[serde(deserialize_with = "size")]
     pub size: u64,
     /// What an index's child is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +47,32 @@ impl Descriptor {
     }
 }
 
+/// No content is larger than this, in bytes; sums of sizes that lie cannot overflow.
+const MAX_SIZE: u64 = 1 << 50;
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        size if size > MAX_SIZE => Err(serde::de::Error::custom(format!("a size of {size} bytes cannot be"))),
+        size => Ok(size),
+    }
+}
+
 /// Some tools write `null` for a list or a map that they leave empty.
 fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_cannot_be_is_refused_and_null_is_nothing() {
+        let text = |size: u64| {
+            format!(r#"{{"digest":"{}","size":{size},"urls":null,"annotations":null}}"#, Digest::sha256(b"x"))
+        };
+        assert!(serde_json::from_str::<Descriptor>(&text(u64::MAX)).is_err());
+        let descriptor: Descriptor = serde_json::from_str(&text(7)).unwrap();
+        assert_eq!((descriptor.size, descriptor.urls.len(), descriptor.media_type), (7, 0, MediaType::Missing));
+    }
 }
