@@ -147,7 +147,7 @@ async fn watch(house: &House, id: &Named, printer: &Printer) -> Result<Exit> {
         let batch = house.store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))?;
         if before != Some(batch.counts) || batch.ended_at.is_some() {
             let elapsed = Duration::try_from(house.clock.now().duration_since(batch.created_at)).unwrap_or_default();
-            let line = progress_line(&batch, elapsed);
+            let line = progress_line(&batch, batch.spent.bytes.copied, elapsed);
             printer.data(&format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total));
         }
         if batch.ended_at.is_some() {

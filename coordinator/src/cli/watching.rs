@@ -2,12 +2,14 @@
 //! line per event.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use imgsync_common::batch::{BatchId, Ticket};
-use imgsync_common::event::{Event, Observer, TaskEnd};
+use imgsync_common::event::{Arrival, Event, Observer, TaskEnd};
+use imgsync_common::image::Digest;
 use imgsync_common::retry::seconds;
 use imgsync_common::store::{Batch, Store};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,6 +31,20 @@ pub(crate) struct Watching {
     as_json: bool,
     total: Option<ProgressBar>,
     running: Mutex<HashMap<Ticket, Option<ProgressBar>>>,
+    moved: Mutex<Moved>,
+}
+
+/// Bytes that have gone over the line, in flight ones included.
+#[derive(Default)]
+struct Moved {
+    done: u64,
+    in_flight: HashMap<Digest, Arc<AtomicU64>>,
+}
+
+impl Moved {
+    fn bytes(&self) -> u64 {
+        self.done + self.in_flight.values().map(|moved| moved.load(Ordering::Relaxed)).sum::<u64>()
+    }
 }
 
 impl Watching {
@@ -37,7 +53,13 @@ impl Watching {
             let style = "{wide_bar} {pos}/{len}  {msg}";
             printer.bars().add(ProgressBar::new(0).with_style(styled(style)))
         });
-        Arc::new(Watching { printer: printer.clone(), as_json, total, running: Mutex::default() })
+        Arc::new(Watching {
+            printer: printer.clone(),
+            as_json,
+            total,
+            running: Mutex::default(),
+            moved: Mutex::default(),
+        })
     }
 
     /// Keeps the display going until dropped.
@@ -47,7 +69,7 @@ impl Watching {
         loop {
             tokio::time::sleep(every).await;
             let Ok(Some(batch)) = store.batch(id).await else { continue };
-            let line = progress_line(&batch, started.elapsed());
+            let line = progress_line(&batch, self.moved().bytes(), started.elapsed());
             match &self.total {
                 Some(total) => {
                     total.set_length(batch.counts.total);
@@ -72,6 +94,10 @@ impl Watching {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn moved(&self) -> std::sync::MutexGuard<'_, Moved> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn event(&self, value: &serde_json::Value) {
         if self.as_json {
             self.printer.data(&value.to_string());
@@ -87,16 +113,16 @@ fn of(batch: &Batch) -> String {
     }
 }
 
-/// Outcomes, rate and time left.
-pub(crate) fn progress_line(batch: &Batch, elapsed: Duration) -> String {
+/// Outcomes, bytes with their rate, and time left.
+pub(crate) fn progress_line(batch: &Batch, moved: u64, elapsed: Duration) -> String {
     let counts = &batch.counts;
     let mut line = format!("{} copied, {} unchanged, {} failed", counts.copied, counts.unchanged, counts.failed);
     if counts.cancelled > 0 {
         line.push_str(&format!(", {} cancelled", counts.cancelled));
     }
-    let rate = batch.spent.bytes.copied as f64 / elapsed.as_secs_f64().max(0.001);
-    if batch.spent.bytes.copied > 0 {
-        line.push_str(&format!(", {}, {}/s", ByteSize(batch.spent.bytes.copied), ByteSize(rate as u64)));
+    let rate = moved as f64 / elapsed.as_secs_f64().max(0.001);
+    if moved > 0 {
+        line.push_str(&format!(", {}, {}/s", ByteSize(moved), ByteSize(rate as u64)));
     }
     let done = counts.ended() as f64 / elapsed.as_secs_f64().max(0.001);
     if batch.sealed_at.is_some() && counts.open() > 0 && done > 0.0 {
@@ -145,11 +171,18 @@ impl Observer for Watching {
                 self.event(&json!({"event": "warning", "message": message}));
                 self.printer.warning(message);
             }
-            Event::BlobStarted { .. }
-            | Event::BlobDone { .. }
-            | Event::BlobFailed { .. }
-            | Event::ManifestRead { .. }
-            | Event::ManifestPut { .. } => {}
+            Event::BlobStarted { digest, moved, .. } => {
+                self.moved().in_flight.insert(digest.clone(), moved.clone());
+            }
+            Event::BlobDone { digest, size, arrival } => {
+                let mut moved = self.moved();
+                moved.in_flight.remove(digest);
+                if *arrival == Arrival::Copied {
+                    moved.done += size;
+                }
+            }
+            Event::BlobFailed { digest } => _ = self.moved().in_flight.remove(digest),
+            Event::ManifestRead { .. } | Event::ManifestPut { .. } => {}
         }
     }
 }
