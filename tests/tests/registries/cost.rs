@@ -6,7 +6,9 @@ use imgsync_tests::program::{Imgsync, Output};
 
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str, to: &str) -> Output {
     let (from, to) = (format!("{}/{from}", source.host()), format!("{}/{to}", target.host()));
-    Imgsync::new().args(["sync", &from, &to, "--json"]).run().await
+    let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await;
+    target.assert_order_was_kept();
+    output
 }
 
 #[tokio::test]
