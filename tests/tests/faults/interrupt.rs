@@ -100,3 +100,32 @@ async fn whatever_moment_it_is_killed_at_no_tag_is_incomplete_and_the_next_run_c
 async fn whatever_moment_it_is_killed_at_no_tag_is_incomplete_where_a_registry_takes_anything() {
     kill_at_every_request(true).await;
 }
+
+#[tokio::test]
+async fn whatever_moment_it_is_killed_at_a_tagged_artifact_is_listed_under_its_subject() {
+    let image = images::single("killed-subject");
+    let signature = images::referrer("killed-signature", &image);
+    let source = FaultRegistry::start().await;
+    source.push("a", "sig", &signature);
+    let from = format!("{}/a:sig", source.host());
+    let fallback = image.root.replace(':', "-");
+    let listed = |target: &FaultRegistry| {
+        target.manifest("b", &fallback).is_some_and(|index| images::children(&index.json()) == [signature.root.clone()])
+    };
+    let mut requests = 0;
+    loop {
+        let target = FaultRegistry::builder().without_referrers().start().await;
+        let to = format!("{}/b:sig", target.host());
+        let was_running = kill_after(&target, requests, &from, &to).await;
+        if target.tag_digest("b", "sig").is_some() {
+            assert!(listed(&target), "killed after {requests}: {}", target.describe_requests());
+        }
+        Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+        target.assert_holds("b", "sig", &signature);
+        assert!(listed(&target), "{}", target.describe_requests());
+        if !was_running {
+            break;
+        }
+        requests += 1;
+    }
+}

@@ -5,3 +5,4 @@ mod cost;
 mod login;
 mod real;
 mod referrers;
+mod subjects;

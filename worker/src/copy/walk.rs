@@ -101,6 +101,13 @@ impl Walk {
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
+        let refers = root.parsed().subject.is_some() && self.target.repository().is_some();
+        if refers && matches!(place, ManifestRef::Tag(_)) {
+            // A tag says that all is done: what refers to another manifest is listed under that first.
+            self.put(&root, &ManifestRef::Digest(root.digest().clone()), false).await?;
+            gate.before_tag(source_digest).await?;
+            return self.target.manifest_put(&place, &root).await.map(drop);
+        }
         gate.before_tag(source_digest).await?;
         self.put(&root, &place, true).await
     }
@@ -164,8 +171,12 @@ impl Walk {
             && self.blob(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?
         {
-            self.learn_manifest(&child.digest);
-            return Ok(());
+            if manifest.parsed().subject.is_none() {
+                self.learn_manifest(&child.digest);
+                return Ok(());
+            }
+            // Whether its subject lists it is told by putting it once more.
+            return self.put(&manifest, &ManifestRef::Digest(child.digest), false).await;
         }
         self.bring_children_and_blobs(&manifest, depth + 1).await?;
         self.put(&manifest, &ManifestRef::Digest(child.digest), false).await
@@ -225,8 +236,9 @@ impl Walk {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Puts a manifest whose children and blobs are at the target. Where the target misses some of them after all, what
-    /// was believed of it is dropped and they are brought once more.
+    /// Puts a manifest whose children and blobs are at the target, and lists it under its subject where the registry does
+    /// not do that by itself. Where the target misses what it needs after all, what was believed of that is dropped, and
+    /// it is brought once more.
     async fn put(&self, manifest: &Manifest, place: &ManifestRef, is_root: bool) -> Result<()> {
         let put = async || match place {
             ManifestRef::Digest(_) if is_root => self.target.manifest_put_untagged(manifest).await,
@@ -240,14 +252,14 @@ impl Walk {
             }
             put => put?,
         };
-        self.learn_manifest(manifest.digest());
-        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         if let Some(subject) = &manifest.parsed().subject
             && !put.subject_kept
         {
             self.target.add_to_fallback(&subject.digest, manifest).await?;
         }
+        self.learn_manifest(manifest.digest());
+        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         Ok(())
     }
 
