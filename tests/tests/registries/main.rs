@@ -3,6 +3,7 @@
 
 mod cost;
 mod login;
+mod platforms;
 mod real;
 mod referrers;
 mod subjects;

@@ -341,7 +341,8 @@ enum Root {
 }
 
 /// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
-/// there yet costs the source no HEAD.
+/// there yet costs the source no HEAD. Where platforms are chosen, what the source's tag is says nothing of what the
+/// target's should be: the source's manifest is read, and what is chosen of it compared.
 async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let there = match &ends.target_ref {
         Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
@@ -354,7 +355,8 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
         Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
         _ => None,
     });
-    let reference = match (&there, known) {
+    let comparable = there.as_ref().filter(|_| job.platforms == Platforms::All);
+    let reference = match (comparable, known) {
         (Some(there), Some(known)) if *there == known => return unchanged(known, None),
         (_, Some(known)) => Some(ManifestRef::Digest(known)),
         (None, None) => ends.source_ref.clone(),
