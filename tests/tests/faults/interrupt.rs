@@ -129,3 +129,23 @@ async fn whatever_moment_it_is_killed_at_a_tagged_artifact_is_listed_under_its_s
         requests += 1;
     }
 }
+
+#[tokio::test]
+async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &images::single("slow-survey"));
+    target.on(Kind::BlobHead).always().act(Action::StallForever);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let asked = Instant::now();
+    let dry = ["sync", &from, &to, "--dry-run", "--json", "--timeout", "1s"];
+    let output = Imgsync::new().args(dry).run().await.assert_code(1);
+    assert_eq!(output.json()["class"], "timed_out");
+    assert!(output.stderr.contains("--timeout"), "{}", output.stderr);
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+
+    target.clear_requests();
+    let mut running = Imgsync::new().args(["sync", &from, &to, "--dry-run"]).spawn();
+    target.wait_until(|target| target.count(Kind::BlobHead) > 0, LIMIT).await;
+    running.signal(Signal::INT);
+    running.wait().await.assert_code(4);
+}

@@ -222,26 +222,9 @@ impl Copier {
         let sums = Arc::new(Sums::default());
         let inner = context.child();
         let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
-        let late = Arc::new(AtomicBool::new(false));
-        let watch = self.deadline(started, sums.clone(), inner.clone(), late.clone());
         let work = self.run(job, &ends, &sums, gate, &inner);
-        let (result, ()) = tokio::join!(
-            async {
-                let result = work.await;
-                // Ends the watch too.
-                inner.cancel.cancel();
-                result
-            },
-            watch
-        );
-        let End { outcome, digest, source_digest } = match result {
-            Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
-                let tried = format!("copying {} to {}", job.source, job.target);
-                let detail = format!("not done within {}", retry::seconds(started.elapsed()));
-                return Err(Error::new(Class::TimedOut, tried, detail).hint("allow more with --timeout"));
-            }
-            result => result?,
-        };
+        let what = || format!("copying {} to {}", job.source, job.target);
+        let End { outcome, digest, source_digest } = self.in_time(started, &sums, &inner, what, work).await?;
         Ok(Done {
             outcome,
             digest,
@@ -255,10 +238,42 @@ impl Copier {
         })
     }
 
-    /// What copying an image would do, found out by reading alone.
+    /// What copying an image would do, found out by reading alone, within the time that a copy has.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
-        let ends = Ends::open(&self.client, &job.source, &job.target, context).await?;
-        survey::survey(job, &ends).await
+        let inner = context.child();
+        let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
+        let work = survey::survey(job, &ends, &inner);
+        let what = || format!("comparing {} with {}", job.source, job.target);
+        self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
+    }
+
+    /// Does it, unless it takes longer than it may.
+    async fn in_time<T>(
+        &self,
+        started: Instant,
+        sums: &Arc<Sums>,
+        context: &Context,
+        what: impl Fn() -> String,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = Arc::new(AtomicBool::new(false));
+        let watch = self.deadline(started, sums.clone(), context.clone(), late.clone());
+        let (result, ()) = tokio::join!(
+            async {
+                let result = work.await;
+                // Ends the watch too.
+                context.cancel.cancel();
+                result
+            },
+            watch
+        );
+        match result {
+            Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
+                let detail = format!("not done within {}", retry::seconds(started.elapsed()));
+                Err(Error::new(Class::TimedOut, what(), detail).hint("allow more with --timeout"))
+            }
+            result => result,
+        }
     }
 
     async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
