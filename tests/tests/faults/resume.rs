@@ -171,3 +171,25 @@ async fn a_tag_that_moves_during_the_copy_gives_one_whole_image() {
     running.await.unwrap().assert_code(0);
     target.assert_holds("b", "1", &before);
 }
+
+#[tokio::test]
+async fn thirty_blobs_at_once_that_the_source_cuts_once_each_are_all_resumed() {
+    for size in [2 * MIB, MIB / 2] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
+        let image = Image::single("thirty-cuts");
+        let image = (0..30).fold(image, |image, _| image.layer(imgsync_tests::images::Layer::Synthetic(size))).build();
+        source.push("a", "1", &image);
+        for layer in image.layers() {
+            source.on(Match::kind(Kind::BlobGet).reference(&layer)).act(Action::CutAfter { bytes: size / 2 });
+        }
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let output = Imgsync::new()
+            .args(["sync", &from, &to, "--json", "--retry-delay", "20ms", "--concurrency", "30"])
+            .run()
+            .await
+            .assert_code(0);
+        assert_eq!(output.json()["traffic"]["source"]["retries"], 30);
+        target.assert_holds("b", "1", &image);
+        assert_eq!(target.open_uploads(), 0);
+    }
+}

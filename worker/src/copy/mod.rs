@@ -18,7 +18,7 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
-use imgsync_common::retry;
+use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::BlobIndex;
 
 pub use ends::Location;
@@ -30,6 +30,9 @@ use self::walk::Walk;
 
 /// The slowest line on which an image is still waited for when no time limit was given, in bytes a second.
 const SLOWEST_RATE: u64 = 64 << 10;
+
+/// The retries that a context has of itself; more blobs in flight than half of them have two each.
+const RETRIES: u32 = 20;
 
 /// How much is done at once, and how long it may take.
 #[derive(Debug, Clone, Copy)]
@@ -220,7 +223,7 @@ impl Copier {
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
         let started = Instant::now();
         let sums = Arc::new(Sums::default());
-        let inner = context.child();
+        let inner = self.inner(context);
         let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
         let work = self.run(job, &ends, &sums, gate, &inner);
         let what = || format!("copying {} to {}", job.source, job.target);
@@ -240,11 +243,22 @@ impl Copier {
 
     /// What copying an image would do, found out by reading alone, within the time that a copy has.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
-        let inner = context.child();
+        let inner = self.inner(context);
         let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
         let work = survey::survey(job, &ends, &inner);
         let what = || format!("comparing {} with {}", job.source, job.target);
         self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
+    }
+
+    /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all
+    /// blobs in flight have in common.
+    fn inner(&self, context: &Context) -> Context {
+        let at_once = u32::try_from(self.limits.blobs).unwrap_or(u32::MAX);
+        let budget = match at_once.saturating_mul(2) {
+            retries if retries <= RETRIES => context.budget.clone(),
+            retries => Budget::new(retries),
+        };
+        Context { budget, ..context.child() }
     }
 
     /// Does it, unless it takes longer than it may.
