@@ -20,7 +20,7 @@ use super::ends::{BlobStream, Source};
 
 /// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
 const PIECE: usize = 64 << 10;
-/// Kept states of the hash: at the most this many, and never nearer than [`SNAPSHOT_INTERVAL`].
+/// Kept states of the hash: at the most this many, at multiples of at least [`SNAPSHOT_INTERVAL`].
 const SNAPSHOTS: u64 = 1024;
 const SNAPSHOT_INTERVAL: u64 = 1 << 20;
 
@@ -261,16 +261,14 @@ impl State {
             let detail = format!("it has more than the {} bytes that the manifest gives it", self.blob.size);
             return Err(Error::new(Class::Corrupt, self.tried(), detail));
         }
-        self.hasher.update(&chunk);
-        let before = std::mem::replace(&mut self.hashed, after);
+        let before = self.hashed;
+        self.hash(&chunk);
         if after == self.blob.size {
             self.stream = None;
             let found = self.hasher.clone().finish();
             if found != self.blob.digest {
                 return Err(Error::new(Class::Corrupt, self.tried(), format!("its bytes have the digest {found}")));
             }
-        } else if after - self.snapshots.last().map_or(0, |(offset, _)| *offset) >= self.interval() {
-            self.snapshots.push((after, self.hasher.clone()));
         }
         if after > self.send_from {
             let known = usize::try_from(self.send_from.saturating_sub(before)).unwrap_or(usize::MAX);
@@ -282,6 +280,21 @@ impl State {
 
     fn tried(&self) -> String {
         self.source.reading(&self.blob.digest)
+    }
+
+    /// Hashes what comes next, and keeps the state at each multiple of the interval.
+    fn hash(&mut self, mut chunk: &[u8]) {
+        let interval = self.interval();
+        while !chunk.is_empty() {
+            let to_next = usize::try_from(interval - self.hashed % interval).unwrap_or(usize::MAX);
+            let (now, later) = chunk.split_at(to_next.min(chunk.len()));
+            self.hasher.update(now);
+            self.hashed += now.len() as u64;
+            if self.hashed.is_multiple_of(interval) {
+                self.snapshots.push((self.hashed, self.hasher.clone()));
+            }
+            chunk = later;
+        }
     }
 
     fn interval(&self) -> u64 {
@@ -394,5 +407,19 @@ mod tests {
         assert!(feed.gauge().waiting_for_source());
         drop(pieces);
         assert!(!feed.gauge().waiting_for_source());
+    }
+
+    #[tokio::test]
+    async fn states_of_the_hash_are_kept_at_every_mib() {
+        let (feed, listener, bytes) = feed(&Budget::default()).await;
+        let mut pieces = Box::pin(feed.pieces(SIZE).await);
+        let read = async {
+            while let Some(piece) = pieces.next().await {
+                piece.unwrap();
+            }
+        };
+        let _ = tokio::join!(answer(&listener, &bytes, 0), read);
+        let kept: Vec<u64> = feed.state.lock().await.snapshots.iter().map(|(at, _)| *at >> 20).collect();
+        assert_eq!(kept, [0, 1, 2, 3]);
     }
 }
