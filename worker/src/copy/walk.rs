@@ -40,6 +40,7 @@ pub(crate) struct Walk {
     counted: Seen,
     /// Whether part of the image may be at the target, so that asking can pay.
     may_be_there: bool,
+    blobs_at_once: usize,
     force: bool,
 }
 
@@ -72,13 +73,15 @@ impl Walk {
     ) -> Walk {
         // A token of its own, so that the first error stops what else is under way for this image.
         let context = context.child();
+        let blobs_at_once = copier.limits.blobs.max(1);
         Walk {
             source: ends.source.within(&context),
             source_tally: ends.source_tally.clone(),
             target: ends.target.within(&context),
             known: copier.known.clone(),
             sums,
-            slots: Semaphore::new(copier.limits.blobs.max(1)),
+            slots: Semaphore::new(blobs_at_once),
+            blobs_at_once,
             context,
             manifests: Memo::new(),
             blobs: Memo::new(),
@@ -212,7 +215,7 @@ impl Walk {
     async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
         let blobs = futures_util::stream::iter(blobs.into_iter().cloned())
             .map(|blob| async move { self.blob(&blob).await.map(drop) })
-            .buffer_unordered(self.slots.available_permits().max(1) * 2);
+            .buffer_unordered(self.blobs_at_once * 2);
         self.all(blobs).await
     }
 
