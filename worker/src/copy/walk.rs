@@ -2,7 +2,7 @@
 //! manifest, what is shared once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -12,6 +12,7 @@ use imgsync_common::image::{Descriptor, Digest, Kind, Manifest};
 use imgsync_common::registry::{Context, ManifestRef, Tally};
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::blob::is_large;
 use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
 use super::{Copier, Gate, Sums};
@@ -40,6 +41,8 @@ pub(crate) struct Walk {
     counted: Seen,
     /// Whether part of the image may be at the target, so that asking can pay.
     may_be_there: bool,
+    /// A blob that the target repository is known to have.
+    pub(super) present: OnceLock<Digest>,
     blobs_at_once: usize,
     force: bool,
 }
@@ -81,6 +84,7 @@ impl Walk {
             known: copier.known.clone(),
             sums,
             slots: Semaphore::new(blobs_at_once),
+            present: OnceLock::new(),
             blobs_at_once,
             context,
             manifests: Memo::new(),
@@ -129,6 +133,11 @@ impl Walk {
         let Some(tell_tale) = tell_tale(&leaf) else { return Ok(false) };
         match self.blob(tell_tale).await? {
             Arrival::Reused => self.has_manifest(root.digest()).await,
+            // It was sent, but that says nothing at a registry that takes what it has already. Asking pays where there
+            // is much to be sent.
+            Arrival::Copied if leaf.blobs().into_iter().any(is_large) => {
+                Ok(!self.mounts_tell().await? && self.has_manifest(root.digest()).await?)
+            }
             // The blob came from the source's own repository, next door: nothing is known of the rest.
             Arrival::Mounted | Arrival::Copied => Ok(false),
         }
