@@ -189,9 +189,7 @@ impl Walk {
             let sent = within(target.stall(), &blob.digest, sent).await;
             let Err(error) = sent else { return Ok(Arrival::Copied) };
             let error = session_lost(error, &mut sessions_lost);
-            if error.class() != Class::Unreachable {
-                target.upload_cancel(upload).await;
-            }
+            target.upload_cancel(upload).await;
             target.pause(&mut retry, error).await?;
         }
     }
@@ -240,8 +238,16 @@ impl Walk {
         moved: Arc<AtomicU64>,
     ) -> Result<Arrival> {
         let feed = Feed::new(&self.source, &self.source_tally, blob, moved);
-        let mut state =
-            Sending { retry: target.retry(), chunk: target.chunk(), held: 0, sessions_lost: 0, read_again: false };
+        let mut state = Sending {
+            retry: target.retry(),
+            chunk: target.chunk(),
+            held: 0,
+            resumed: false,
+            sessions_lost: 0,
+            out_of_step: 0,
+            read_again: false,
+            sent_again: false,
+        };
         let mut upload = session;
         loop {
             let Err(error) = self.send_from_here(target, &feed, blob, &mut upload, &mut state).await else {
@@ -273,6 +279,10 @@ impl Walk {
                 }
                 let end = (offset + chunk).min(blob.size);
                 self.send_part(target, feed, blob, upload, (end, false)).await?;
+                if feed.gauge().handed() < end {
+                    let detail = "the target answered before it had all of a chunk";
+                    return Err(Error::new(Class::ServerError, self.writing(blob), detail));
+                }
                 state.held = end;
                 state.retry.progressed();
             }
@@ -340,19 +350,26 @@ impl Walk {
             // The line may have changed a byte: once more from the start, then it is believed.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
-                target.upload_cancel(upload).await;
-                feed.rewind(0).await;
-                return self.start(target, blob).await;
+                return self.begin_again(target, feed, blob, upload, state).await;
             }
             return give_up(cause, upload).await;
         }
         if error.status() == Some(413) && state.chunk.is_none() {
             state.chunk = Some(CHUNK);
-            target.upload_cancel(upload).await;
-            feed.rewind(0).await;
-            return self.start(target, blob).await;
+            return self.begin_again(target, feed, blob, upload, state).await;
         }
-        let error = session_lost(error, &mut state.sessions_lost);
+        let mut error = session_lost(error, &mut state.sessions_lost);
+        if error.status() == Some(416) && state.out_of_step < 2 {
+            // The session holds more or less than was thought: it is asked.
+            state.out_of_step += 1;
+            error = error.as_class(Class::ServerError);
+        }
+        if state.resumed && !state.sent_again && matches!(error.class(), Class::Refused | Class::Corrupt) {
+            // It may be the going on that the registry got wrong, and not the blob.
+            state.sent_again = true;
+            return self.begin_again(target, feed, blob, upload, state).await;
+        }
+        feed.let_go().await;
         if let Err(error) = target.pause(&mut state.retry, error).await {
             return give_up(error, upload).await;
         }
@@ -362,16 +379,28 @@ impl Walk {
                     state.held = held;
                     state.retry.progressed();
                 }
+                state.resumed = held > 0;
                 feed.rewind(held).await;
                 Ok(Begun::Session(upload))
             }
-            Ok(None) => {
-                state.held = 0;
-                feed.rewind(0).await;
-                self.start(target, blob).await
-            }
+            Ok(None) => self.begin_again(target, feed, blob, upload, state).await,
             Err(error) => give_up(error, upload).await,
         }
+    }
+
+    /// From the first byte, in another session.
+    async fn begin_again(
+        &self,
+        target: &Repository,
+        feed: &Feed,
+        blob: &Descriptor,
+        upload: Upload,
+        state: &mut Sending,
+    ) -> Result<Begun> {
+        (state.held, state.resumed) = (0, false);
+        feed.rewind(0).await;
+        target.upload_cancel(upload).await;
+        self.start(target, blob).await
     }
 }
 
@@ -381,8 +410,13 @@ struct Sending {
     chunk: Option<u64>,
     /// Bytes that the target was last known to hold.
     held: u64,
+    /// Whether the session went on after a break, so that what is wrong may be how.
+    resumed: bool,
     sessions_lost: u32,
+    /// How often the session was found to be elsewhere than was thought.
+    out_of_step: u32,
     read_again: bool,
+    sent_again: bool,
 }
 
 enum Begun {

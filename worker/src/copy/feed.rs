@@ -151,6 +151,12 @@ impl Feed {
         })
     }
 
+    /// Lets go of the source until bytes are wanted again, which it is then asked for from there on. A stream that nobody
+    /// reads holds back others on the same connection.
+    pub(crate) async fn let_go(&self) {
+        self.locked().await.stream = None;
+    }
+
     /// Goes back, or not, to an offset that was handed out already.
     pub(crate) async fn rewind(&self, offset: u64) {
         self.locked().await.rewind(offset);
