@@ -1,7 +1,7 @@
 //! Content, put in and looked at directly.
 
-use super::FaultRegistry;
 use super::state::{Held, Stored, now};
+use super::{FaultRegistry, Kind};
 use crate::images::{Blob, Image, Manifest};
 
 impl FaultRegistry {
@@ -171,6 +171,16 @@ impl FaultRegistry {
     pub fn assert_holds_untagged(&self, repository: &str, image: &Image) {
         let differences = self.tree_differences(repository, image);
         assert!(differences.is_empty(), "{}/{repository}: {}", self.host(), differences.join("; "));
+    }
+
+    /// Demands that no manifest came before what it names: a registry that is not lenient refuses it then.
+    ///
+    /// # Panics
+    /// With the requests, if one did.
+    #[track_caller]
+    pub fn assert_order_was_kept(&self) {
+        let refused = self.count_where(|request| request.kind == Kind::ManifestPut && request.status == Some(400));
+        assert_eq!(refused, 0, "{}", self.describe_requests());
     }
 
     /// Demands that no tag points at an image that is not complete here.

@@ -48,7 +48,7 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     };
 
     let mut store = inner.store();
-    if let Some(missing) = missing(&store, repository, &json) {
+    if let Some(missing) = missing(&store, repository, &json).filter(|_| !inner.options.lenient) {
         return bad("MANIFEST_BLOB_UNKNOWN", &missing);
     }
     let here = store.repository(repository);

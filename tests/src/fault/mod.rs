@@ -166,6 +166,11 @@ impl FaultRegistry {
         self.inner.peak.load(Ordering::SeqCst)
     }
 
+    /// Requests that are being answered now, their bodies included.
+    pub fn in_flight(&self) -> u64 {
+        self.inner.in_flight()
+    }
+
     /// Connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.inner.connections.load(Ordering::SeqCst)

@@ -155,6 +155,7 @@ pub struct Builder {
     pub(super) referrers: bool,
     pub(super) immutable_tags: bool,
     pub(super) digest_header: bool,
+    pub(super) lenient: bool,
     pub(super) port: u16,
 }
 
@@ -180,6 +181,7 @@ impl Default for Builder {
             referrers: true,
             immutable_tags: false,
             digest_header: true,
+            lenient: false,
             port: 0,
         }
     }
@@ -229,6 +231,8 @@ impl Builder {
         immutable_tags(immutable_tags = true);
         /// No `Docker-Content-Digest` on manifests.
         without_digest_header(digest_header = false);
+        /// Manifests are taken whether or not what they name is here: what is pushed in a wrong order shows.
+        lenient(lenient = true);
         /// A chosen port.
         port(port = port, port: u16);
     }

@@ -142,6 +142,10 @@ impl Inner {
         self.tokens_since.load(Ordering::SeqCst)
     }
 
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
     pub(super) fn enter(self: &Arc<Self>) -> InFlight {
         let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.peak.fetch_max(now, Ordering::SeqCst);

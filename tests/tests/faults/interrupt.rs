@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use rustix::process::Signal;
@@ -44,25 +44,108 @@ async fn ctrl_c_ends_while_a_registry_does_not_answer() {
     assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
 }
 
+/// Runs `sync` and kills it when the target has answered so many requests. Whether it was still running then: the next
+/// request had come, and waits.
+async fn kill_after(target: &FaultRegistry, requests: u64, from: &str, to: &str) -> bool {
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let waiting = target.on(Match::any()).skip(requests).always().act(Action::Gate(gate));
+    let tag = to.rsplit_once(':').unwrap().1;
+    let mut running = Imgsync::new().args(["sync", from, to]).spawn();
+    let over = |target: &FaultRegistry| {
+        waiting.hits() > 0
+            || target.count_where(|request| {
+                request.kind == Kind::ManifestPut && request.reference.as_deref() == Some(tag) && request.done
+            }) > 0
+    };
+    target.wait_until(over, LIMIT).await;
+    let was_running = waiting.hits() > 0;
+    running.signal(Signal::KILL);
+    running.wait().await;
+    target.clear_rules();
+    was_running
+}
+
+async fn kill_at_every_request(lenient: bool) {
+    let image = images::nested("killed");
+    let source = FaultRegistry::start().await;
+    source.push("a", "1", &image);
+    let from = format!("{}/a:1", source.host());
+    let least = images::floor(&image, &images::Known::nothing()).target;
+    let mut requests = 0;
+    loop {
+        let builder = FaultRegistry::builder();
+        let target = if lenient { builder.lenient() } else { builder }.start().await;
+        let to = format!("{}/b:1", target.host());
+        let was_running = kill_after(&target, requests, &from, &to).await;
+        target.assert_tags_complete();
+        target.assert_order_was_kept();
+        assert_eq!(target.tags("b").is_empty(), requests < least, "after {requests}: {}", target.describe_requests());
+        Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+        target.assert_order_was_kept();
+        if !was_running {
+            break;
+        }
+        requests += 1;
+    }
+    assert_eq!(requests, least, "it was killed after every request but the last");
+}
+
 #[tokio::test]
 async fn whatever_moment_it_is_killed_at_no_tag_is_incomplete_and_the_next_run_completes() {
-    let image = images::nested("killed");
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    source.push("a", "1", &image);
-    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    // After the first request to the target, after the second, and so on to the last.
-    for requests in (1..40).step_by(4) {
-        target.clear_requests();
-        let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-        target.on(imgsync_tests::fault::Match::any()).skip(requests).always().act(Action::Gate(gate.clone()));
-        let mut running = Imgsync::new().args(["sync", &from, &to]).spawn();
-        target.wait_until(|target| target.total() > requests || target.tags("b") == ["1"], LIMIT).await;
-        running.signal(Signal::KILL);
-        running.wait().await;
-        target.clear_rules();
-        gate.add_permits(10_000);
-        target.assert_tags_complete();
+    kill_at_every_request(false).await;
+}
+
+#[tokio::test]
+async fn whatever_moment_it_is_killed_at_no_tag_is_incomplete_where_a_registry_takes_anything() {
+    kill_at_every_request(true).await;
+}
+
+#[tokio::test]
+async fn whatever_moment_it_is_killed_at_a_tagged_artifact_is_listed_under_its_subject() {
+    let image = images::single("killed-subject");
+    let signature = images::referrer("killed-signature", &image);
+    let source = FaultRegistry::start().await;
+    source.push("a", "sig", &signature);
+    let from = format!("{}/a:sig", source.host());
+    let fallback = image.root.replace(':', "-");
+    let listed = |target: &FaultRegistry| {
+        target.manifest("b", &fallback).is_some_and(|index| images::children(&index.json()) == [signature.root.clone()])
+    };
+    let mut requests = 0;
+    loop {
+        let target = FaultRegistry::builder().without_referrers().start().await;
+        let to = format!("{}/b:sig", target.host());
+        let was_running = kill_after(&target, requests, &from, &to).await;
+        if target.tag_digest("b", "sig").is_some() {
+            assert!(listed(&target), "killed after {requests}: {}", target.describe_requests());
+        }
+        Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+        target.assert_holds("b", "sig", &signature);
+        assert!(listed(&target), "{}", target.describe_requests());
+        if !was_running {
+            break;
+        }
+        requests += 1;
     }
-    Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
-    target.assert_holds("b", "1", &image);
+}
+
+#[tokio::test]
+async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &images::single("slow-survey"));
+    target.on(Kind::BlobHead).always().act(Action::StallForever);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let asked = Instant::now();
+    let dry = ["sync", &from, &to, "--dry-run", "--json", "--timeout", "1s"];
+    let output = Imgsync::new().args(dry).run().await.assert_code(1);
+    assert_eq!(output.json()["class"], "timed_out");
+    assert!(output.stderr.contains("--timeout"), "{}", output.stderr);
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+
+    target.clear_requests();
+    let mut running = Imgsync::new().args(["sync", &from, &to, "--dry-run"]).spawn();
+    target.wait_until(|target| target.count(Kind::BlobHead) > 0, LIMIT).await;
+    running.signal(Signal::INT);
+    running.wait().await.assert_code(4);
 }

@@ -17,6 +17,18 @@ fn large_blob(image: &Image) -> Match {
     Match::kind(Kind::BlobGet).reference(&image.largest_blob())
 }
 
+/// A PUT that carries a large blob, or a large part of one.
+fn large_put() -> Match {
+    Match::kind(Kind::UploadPut).when(|request| {
+        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > MIB)
+    })
+}
+
+/// The same, where it goes on with what the session holds.
+fn resumed_put() -> Match {
+    large_put().when(|request| request.header("content-range").is_some())
+}
+
 #[tokio::test]
 async fn a_source_that_breaks_three_times_is_read_little_more_than_once() {
     let size = 256 * MIB;
@@ -72,22 +84,30 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
     let image = images::big("target-breaks", size);
     source.push("a", "1", &image);
-    let large = Match::kind(Kind::UploadPut).when(move |request| {
-        request
-            .header("content-length")
-            .and_then(|length| length.parse::<u64>().ok())
-            .is_some_and(|length| length > MIB)
-    });
-    target.on(large).act(Action::CutUploadAfter { bytes: 100 * MIB });
-    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.on(large_put()).act(Action::CutUploadAfter { bytes: 100 * MIB });
+    let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0).json();
     assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
     let puts: Vec<_> = target.requests_of(Kind::UploadPut).into_iter().filter(|put| put.received > MIB).collect();
     assert_eq!(puts.len(), 2, "{}", target.describe_requests());
     let received: u64 = puts.iter().map(|put| put.received).sum();
     assert_eq!(received, size, "every byte was taken once");
-    // The source pays for what was on the way, and no more: what two connections hold on loopback, some MiB each.
-    let read: u64 = source.requests_of(Kind::BlobGet).iter().map(|request| request.sent).sum();
-    assert!(read <= size + 40 * MIB, "{read}");
+    // The source is read again from the kept state of the hash below what the target held: there is one at every MiB.
+    let first_of = |range: Option<&str>| -> u64 {
+        range.unwrap().trim_start_matches("bytes=").split('-').next().unwrap().parse().unwrap()
+    };
+    let held = first_of(puts[1].header("content-range"));
+    let gets: Vec<_> = source.requests_of(Kind::BlobGet).into_iter().filter(|get| get.sent > MIB).collect();
+    assert_eq!(gets.len(), 2, "{}", source.describe_requests());
+    let again_from = first_of(gets[1].header("range"));
+    assert_eq!(again_from, held / MIB * MIB);
+    // What was received is what the first stream had given to the first PUT, and the second stream: no byte more than
+    // one chunk, which was read and not handed on.
+    let small = image.blob_bytes() - size;
+    let received = output["traffic"]["source"]["received"].as_u64().unwrap();
+    let handed = output["traffic"]["target"]["sent"].as_u64().unwrap() - small - (size - held);
+    let read_first = received - small - (size - again_from);
+    assert!(handed >= held, "{handed} {held}");
+    assert!((handed..=handed + MIB).contains(&read_first), "{read_first} bytes were read to hand on {handed}");
     assert_eq!(target.open_uploads(), 0);
 }
 
@@ -117,6 +137,7 @@ async fn an_answer_that_is_lost_after_the_last_byte_costs_no_second_upload() {
     target.assert_holds("b", "1", &image);
     let puts = target.requests_of(Kind::UploadPut).len();
     assert_eq!(puts, image.blobs.len(), "{}", target.describe_requests());
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
 }
 
 #[tokio::test]
@@ -138,6 +159,8 @@ async fn a_storm_of_passing_errors_is_weathered() {
     sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
     target.assert_holds("b", "1", &image);
     target.assert_tags_complete();
+    target.assert_order_was_kept();
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
 }
 
 #[tokio::test]
@@ -170,4 +193,131 @@ async fn a_tag_that_moves_during_the_copy_gives_one_whole_image() {
     gate.add_permits(1000);
     running.await.unwrap().assert_code(0);
     target.assert_holds("b", "1", &before);
+}
+
+#[tokio::test]
+async fn thirty_blobs_at_once_that_the_source_cuts_once_each_are_all_resumed() {
+    for size in [2 * MIB, MIB / 2] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
+        let image = Image::single("thirty-cuts");
+        let image = (0..30).fold(image, |image, _| image.layer(imgsync_tests::images::Layer::Synthetic(size))).build();
+        source.push("a", "1", &image);
+        for layer in image.layers() {
+            source.on(Match::kind(Kind::BlobGet).reference(&layer)).act(Action::CutAfter { bytes: size / 2 });
+        }
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let output = Imgsync::new()
+            .args(["sync", &from, &to, "--json", "--retry-delay", "20ms", "--concurrency", "30"])
+            .run()
+            .await
+            .assert_code(0);
+        assert_eq!(output.json()["traffic"]["source"]["retries"], 30);
+        target.assert_holds("b", "1", &image);
+        assert_eq!(target.open_uploads(), 0);
+    }
+}
+
+#[tokio::test]
+async fn while_a_target_is_asked_how_far_it_is_no_stream_of_the_source_is_held_open() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("not-held", 64 * MIB);
+    source.push("a", "1", &image);
+    target.on(large_put()).act(Action::CutUploadAfter { bytes: 4 * MIB });
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    target.on(Kind::UploadStatus).act(Action::Gate(gate.clone()));
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let running = tokio::spawn(async move { sync(&from, &to).await });
+    let limit = std::time::Duration::from_secs(20);
+    target.wait_until(|target| target.count(Kind::UploadStatus) > 0, limit).await;
+    source.wait_until(|source| source.in_flight() == 0, limit).await;
+    gate.add_permits(1000);
+    running.await.unwrap().assert_code(0);
+    target.assert_holds("b", "1", &image);
+}
+
+#[tokio::test]
+async fn a_resumed_part_that_the_target_refuses_is_sent_once_more_from_the_start() {
+    for refusal in [Action::error(400, "DIGEST_INVALID"), Action::error(416, "RANGE_INVALID"), Action::status(405)] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        let image = images::big("bad-resume", 16 * MIB);
+        source.push("a", "1", &image);
+        target.on(large_put()).act(Action::CutUploadAfter { bytes: 5 * MIB });
+        target.on(resumed_put()).always().act(refusal);
+        sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+        assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_refuses_every_part_is_sent_the_blob_twice_and_no_more() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("bad-always", 16 * MIB);
+    source.push("a", "1", &image);
+    target.on(large_put()).act(Action::CutUploadAfter { bytes: 5 * MIB });
+    target.on(large_put()).always().act(Action::error(400, "DIGEST_INVALID"));
+    let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(1);
+    assert_eq!(output.json()["class"], "refused");
+    // Cut, refused where it was resumed, refused from the start.
+    let puts = target.requests_of(Kind::UploadPut).into_iter().filter(|put| put.received > MIB).count();
+    assert_eq!(puts, 3, "{}", target.describe_requests());
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
+    assert!(target.tags("b").is_empty());
+}
+
+#[tokio::test]
+async fn a_session_that_is_elsewhere_than_was_thought_is_asked_again() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("out-of-step", 16 * MIB);
+    source.push("a", "1", &image);
+    target.on(large_put()).act(Action::CutUploadAfter { bytes: 5 * MIB });
+    target.on(resumed_put()).act(Action::error(416, "RANGE_INVALID"));
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.count(Kind::UploadStatus), 2, "{}", target.describe_requests());
+    let sessions: std::collections::HashSet<_> = target
+        .requests_of(Kind::UploadPut)
+        .into_iter()
+        .filter(|put| put.reference.as_ref() == Some(&image.largest_blob()))
+        .map(|put| put.path)
+        .collect();
+    assert_eq!(sessions.len(), 1, "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_say_how_far_it_is_is_ended_before_another_begins() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("says-nothing", 8 * MIB);
+    source.push("a", "1", &image);
+    target.on(large_put()).act(Action::CutUploadAfter { bytes: 3 * MIB });
+    target.on(Kind::UploadStatus).act(Action::RemoveHeader("range".into()));
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_small_blob_whose_upload_was_cut_leaves_no_session_behind() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::single("small-cut");
+    source.push("a", "1", &image);
+    target.on(Kind::UploadPut).times(2).act(Action::CutBefore);
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn a_chunk_of_which_less_was_taken_is_gone_on_with_from_there() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("short-chunk", 40 * MIB);
+    source.push("a", "1", &image);
+    let whole = Match::kind(Kind::UploadPut).when(|request| {
+        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > 20 * MIB)
+    });
+    target.on(whole).always().act(Action::status(413));
+    target.on(Kind::UploadPatch).act(Action::AnswerUploadEarly { after: 3 * MIB, status: 202 });
+    sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
 }

@@ -1,12 +1,17 @@
 //! What a copy costs in requests, against the floor that is computed from the image.
 
+use axum::http::StatusCode;
 use imgsync_tests::fault::{FaultRegistry, Kind, MountPolicy};
-use imgsync_tests::images::{self, Image, Known, floor};
+use imgsync_tests::images::{self, Image, Known, Layer, floor};
 use imgsync_tests::program::{Imgsync, Output};
+
+const MIB: u64 = 1 << 20;
 
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str, to: &str) -> Output {
     let (from, to) = (format!("{}/{from}", source.host()), format!("{}/{to}", target.host()));
-    Imgsync::new().args(["sync", &from, &to, "--json"]).run().await
+    let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await;
+    target.assert_order_was_kept();
+    output
 }
 
 #[tokio::test]
@@ -91,20 +96,86 @@ async fn an_image_that_is_there_under_another_tag_becomes_one_put() {
     assert_eq!(source.count(Kind::BlobGet), 0);
 }
 
+/// A registry that tells nothing by mounts.
+const WITHOUT_MOUNTS: [MountPolicy; 4] = [
+    MountPolicy::Ignore,
+    MountPolicy::Refuse(StatusCode::METHOD_NOT_ALLOWED),
+    MountPolicy::Refuse(StatusCode::BAD_REQUEST),
+    MountPolicy::Refuse(StatusCode::NOT_FOUND),
+];
+
+/// An index of two platforms with a layer of 3 MiB each, and one of 2 MiB that versions have in common.
+fn large(version: &str) -> Image {
+    let child = |platform: &str| {
+        let name = format!("{version}/{platform}");
+        let base = Layer::Shared("large-base".to_owned(), 2 * MIB);
+        Image::single(&name).platform(platform).layer(base).layer(Layer::Synthetic(3 * MIB)).build()
+    };
+    let index = Image::index(version).child(&child("linux/amd64"), "linux/amd64");
+    index.child(&child("linux/arm64"), "linux/arm64").build()
+}
+
 #[tokio::test]
-async fn a_target_that_knows_no_mounts_is_asked_for_blobs_and_gets_the_missing_ones() {
-    for policy in [
-        MountPolicy::Ignore,
-        MountPolicy::Refuse(status(405)),
-        MountPolicy::Refuse(status(400)),
-        MountPolicy::Refuse(status(404)),
-    ] {
+async fn a_target_that_knows_no_mounts_is_not_sent_again_what_it_has_under_another_tag() {
+    for policy in WITHOUT_MOUNTS {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().mounts(policy).start());
-        let image = images::multi_platform("no-mounts");
-        source.push("a", "1", &image);
-        sync(&source, &target, "a:1", "b:1").await.assert_code(0);
-        target.assert_holds("b", "1", &image);
+        let image = large("no-mounts");
+        source.push("a", "latest", &image);
+        target.push("b", "1.0", &image);
+        let output = sync(&source, &target, "a:latest", "b:latest").await.assert_code(0).json();
+        target.assert_holds("b", "latest", &image);
+        // One config is what it takes to learn how the registry is.
+        assert!(output["bytes"]["copied"].as_u64().unwrap() < 4096, "{policy:?}: {}", output["bytes"]);
+        assert_eq!(source.count(Kind::BlobGet), 1, "{policy:?}: {}", source.describe_requests());
+        assert_eq!(target.count(Kind::ManifestPut), 1, "{policy:?}: {}", target.describe_requests());
+        assert_eq!(target.open_uploads(), 0, "{policy:?}: {}", target.describe_requests());
     }
+}
+
+#[tokio::test]
+async fn a_target_that_knows_no_mounts_is_sent_of_a_new_version_what_is_new() {
+    for policy in WITHOUT_MOUNTS {
+        for tag in ["old", "new"] {
+            let (source, target) =
+                tokio::join!(FaultRegistry::start(), FaultRegistry::builder().mounts(policy).start());
+            let (before, after) = (large("before"), large("after"));
+            source.push("a", "new", &after);
+            target.push("b", tag, &before);
+            let output = sync(&source, &target, "a:new", "b:new").await.assert_code(0).json();
+            target.assert_holds("b", "new", &after);
+            let new = after.blobs.iter().filter(|(digest, _)| !before.blobs.contains_key(*digest));
+            let new: u64 = new.map(|(_, blob)| blob.size()).sum();
+            assert_eq!(output["bytes"]["copied"], new, "{policy:?} {tag}: {}", target.describe_requests());
+            assert_eq!(target.open_uploads(), 0, "{policy:?}: {}", target.describe_requests());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_knows_no_mounts_gets_a_fresh_image() {
+    for policy in WITHOUT_MOUNTS {
+        for image in [images::multi_platform("fresh-small"), large("fresh-large")] {
+            let (source, target) =
+                tokio::join!(FaultRegistry::start(), FaultRegistry::builder().mounts(policy).start());
+            source.push("a", "1", &image);
+            sync(&source, &target, "a:1", "b:1").await.assert_code(0);
+            target.assert_holds("b", "1", &image);
+            assert_eq!(target.open_uploads(), 0, "{policy:?}: {}", target.describe_requests());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_large_blob_at_a_registry_costs_one_question_whether_it_knows_mounts() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = large("first-large");
+    source.push("a", "1", &image);
+    sync(&source, &target, "a:1", "b:1").await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    let least = floor(&image, &Known::nothing());
+    assert_eq!(source.total(), least.source, "{}", source.describe_requests());
+    assert_eq!(target.total(), least.target + 1, "{}", target.describe_requests());
+    assert_eq!(target.count(Kind::BlobHead), 0);
 }
 
 #[tokio::test]
@@ -121,8 +192,4 @@ async fn an_image_of_which_one_platform_changed_moves_that_one_alone() {
     assert_eq!(output["bytes"]["copied"], new.blob_bytes());
     let read = source.requests_of(Kind::BlobGet);
     assert!(read.iter().all(|request| new.blobs.contains_key(request.reference.as_deref().unwrap())), "{read:?}");
-}
-
-fn status(code: u16) -> axum::http::StatusCode {
-    axum::http::StatusCode::from_u16(code).expect("a status")
 }

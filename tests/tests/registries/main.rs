@@ -1,12 +1,17 @@
 //! Images between registries: what arrives, at what cost.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
+mod at_once;
 mod client;
 mod cost;
 mod helpers;
 mod login;
 mod odd;
+mod platforms;
+mod real;
 mod real;
 mod referrers;
+mod referrers;
 mod streams;
+mod subjects;
 mod tokens_of_age;

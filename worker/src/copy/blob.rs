@@ -23,12 +23,18 @@ const SLOWEST_COMMIT: u64 = 20 << 20;
 /// The size of PATCHes for a registry that does not take a blob in one piece.
 const CHUNK: u64 = 16 << 20;
 
+/// Whether a blob is worth a question more to save sending it.
+pub(super) fn is_large(blob: &Descriptor) -> bool {
+    blob.size > SMALL
+}
+
 impl Walk {
     /// Brings a blob to the target, by the cheapest way that works.
     pub(super) async fn bring_blob(&self, blob: &Descriptor) -> Result<Arrival> {
         let Some(target) = self.target.repository() else { return self.bring_to_layout(blob).await };
         let (registry, name) = (target.registry(), target.name());
         if self.known.has_blob(registry, name, &blob.digest) {
+            let _ = self.present.set(blob.digest.clone());
             return Ok(self.arrived(blob, Arrival::Reused));
         }
         // Whoever else wants it waits here, holding nothing, and then finds it known.
@@ -37,10 +43,12 @@ impl Walk {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
         };
         if self.known.has_blob(registry, name, &blob.digest) {
+            let _ = self.present.set(blob.digest.clone());
             return Ok(self.arrived(blob, Arrival::Reused));
         }
         let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
         self.known.learn_blob(registry, name, &blob.digest).await;
+        let _ = self.present.set(blob.digest.clone());
         Ok(arrival)
     }
 
@@ -76,32 +84,46 @@ impl Walk {
     }
 
     async fn mount_or_move(&self, target: &Repository, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<Arrival> {
-        let started = self.start(target, &blob.digest).await?;
+        let started = self.start(target, blob).await?;
         let session = match started {
             Begun::Done(arrival) => return Ok(arrival),
             Begun::Session(session) => session,
         };
-        match blob.size <= SMALL {
-            true => self.send_small(target, blob, session).await,
-            false => self.send_large(target, blob, session, moved).await,
+        match is_large(blob) {
+            false => self.send_small(target, blob, session).await,
+            true => self.send_large(target, blob, session, moved).await,
         }
     }
 
     /// Asks for a session in the way that may make one unnecessary: by mounting from where the blob is known to be, from
     /// the source where that is the same registry, or else from the target repository itself, which tells whether the
-    /// blob is there. A registry that knows no mounts is asked with a HEAD.
-    async fn start(&self, target: &Repository, digest: &Digest) -> Result<Begun> {
-        let (registry, name) = (target.registry(), target.name());
+    /// blob is there. A registry whose mounts tell nothing is asked with a HEAD.
+    async fn start(&self, target: &Repository, blob: &Descriptor) -> Result<Begun> {
+        let (registry, name, digest) = (target.registry(), target.name(), &blob.digest);
         let home = self.known.home_of(registry, digest).await.filter(|home| home != name);
         let next_door = self.source.repository().filter(|source| source.registry() == registry);
         let next_door = next_door.map(|source| source.name().clone());
-        let from = home.clone().or(next_door).unwrap_or_else(|| name.clone());
-        if !target.takes_mounts() && target.blob_head(digest).await? {
-            return Ok(Begun::Done(Arrival::Reused));
+        let mut from = home.clone().or(next_door).or_else(|| Some(name.clone()));
+        let mounts = self.known.mounts(registry);
+        let tells = match is_large(blob) {
+            true => self.mounts_tell().await?,
+            // A small one is sent sooner than that is found out.
+            false => target.takes_mounts() && mounts.get() != Some(&false),
+        };
+        if !tells {
+            if target.blob_head(digest).await? {
+                return Ok(Begun::Done(Arrival::Reused));
+            }
+            from = from.filter(|from| from != name);
         }
-        match target.upload_start(digest, Some(&from)).await? {
-            Started::Mounted if from == *name => Ok(Begun::Done(Arrival::Reused)),
-            Started::Mounted => Ok(Begun::Done(Arrival::Mounted)),
+        match target.upload_start(digest, from.as_ref()).await? {
+            Started::Mounted => {
+                let _ = mounts.set(true);
+                Ok(Begun::Done(match from.as_ref() == Some(name) {
+                    true => Arrival::Reused,
+                    false => Arrival::Mounted,
+                }))
+            }
             Started::Session(session) => {
                 if let Some(home) = home {
                     self.known.forget_blob(registry, &home, digest).await;
@@ -109,6 +131,32 @@ impl Walk {
                 Ok(Begun::Session(session))
             }
         }
+    }
+
+    /// Whether the registry answers a mount of what it has with 201, as it should: some open a session whatever they
+    /// have, and would be sent all of it with every tag.
+    ///
+    /// One that has answered a mount with 201 is known to. Of any other this is found out once, when the first large blob
+    /// is to be sent to it: by mounting a blob that has just come to the repository. So a fresh image of small blobs costs
+    /// no request for it, and of all images with large ones the first to a registry costs one. Until there is a blob to
+    /// ask with, the registry is given the benefit of the doubt.
+    pub(super) async fn mounts_tell(&self) -> Result<bool> {
+        let Some(target) = self.target.repository() else { return Ok(true) };
+        if !target.takes_mounts() {
+            return Ok(false);
+        }
+        let mounts = self.known.mounts(target.registry());
+        let Some(present) = self.present.get() else { return Ok(mounts.get() != Some(&false)) };
+        let ask = || async {
+            Ok(match target.upload_start(present, Some(target.name())).await? {
+                Started::Mounted => true,
+                Started::Session(session) => {
+                    target.upload_cancel(session).await;
+                    false
+                }
+            })
+        };
+        mounts.get_or_try_init(ask).await.copied()
     }
 
     pub(super) fn writing(&self, blob: &Descriptor) -> String {
@@ -132,7 +180,7 @@ impl Walk {
         loop {
             let mut upload = match session.take() {
                 Some(session) => session,
-                None => match self.start(target, &blob.digest).await? {
+                None => match self.start(target, blob).await? {
                     Begun::Done(_) => return Ok(Arrival::Copied),
                     Begun::Session(session) => session,
                 },
@@ -141,9 +189,7 @@ impl Walk {
             let sent = within(target.stall(), &blob.digest, sent).await;
             let Err(error) = sent else { return Ok(Arrival::Copied) };
             let error = session_lost(error, &mut sessions_lost);
-            if error.class() != Class::Unreachable {
-                target.upload_cancel(upload).await;
-            }
+            target.upload_cancel(upload).await;
             target.pause(&mut retry, error).await?;
         }
     }
@@ -192,8 +238,16 @@ impl Walk {
         moved: Arc<AtomicU64>,
     ) -> Result<Arrival> {
         let feed = Feed::new(&self.source, &self.source_tally, blob, moved);
-        let mut state =
-            Sending { retry: target.retry(), chunk: target.chunk(), held: 0, sessions_lost: 0, read_again: false };
+        let mut state = Sending {
+            retry: target.retry(),
+            chunk: target.chunk(),
+            held: 0,
+            resumed: false,
+            sessions_lost: 0,
+            out_of_step: 0,
+            read_again: false,
+            sent_again: false,
+        };
         let mut upload = session;
         loop {
             let Err(error) = self.send_from_here(target, &feed, blob, &mut upload, &mut state).await else {
@@ -225,6 +279,10 @@ impl Walk {
                 }
                 let end = (offset + chunk).min(blob.size);
                 self.send_part(target, feed, blob, upload, (end, false)).await?;
+                if feed.gauge().handed() < end {
+                    let detail = "the target answered before it had all of a chunk";
+                    return Err(Error::new(Class::ServerError, self.writing(blob), detail));
+                }
                 state.held = end;
                 state.retry.progressed();
             }
@@ -292,19 +350,26 @@ impl Walk {
             // The line may have changed a byte: once more from the start, then it is believed.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
-                target.upload_cancel(upload).await;
-                feed.rewind(0).await;
-                return self.start(target, &blob.digest).await;
+                return self.begin_again(target, feed, blob, upload, state).await;
             }
             return give_up(cause, upload).await;
         }
         if error.status() == Some(413) && state.chunk.is_none() {
             state.chunk = Some(CHUNK);
-            target.upload_cancel(upload).await;
-            feed.rewind(0).await;
-            return self.start(target, &blob.digest).await;
+            return self.begin_again(target, feed, blob, upload, state).await;
         }
-        let error = session_lost(error, &mut state.sessions_lost);
+        let mut error = session_lost(error, &mut state.sessions_lost);
+        if error.status() == Some(416) && state.out_of_step < 2 {
+            // The session holds more or less than was thought: it is asked.
+            state.out_of_step += 1;
+            error = error.as_class(Class::ServerError);
+        }
+        if state.resumed && !state.sent_again && matches!(error.class(), Class::Refused | Class::Corrupt) {
+            // It may be the going on that the registry got wrong, and not the blob.
+            state.sent_again = true;
+            return self.begin_again(target, feed, blob, upload, state).await;
+        }
+        feed.let_go().await;
         if let Err(error) = target.pause(&mut state.retry, error).await {
             return give_up(error, upload).await;
         }
@@ -314,16 +379,28 @@ impl Walk {
                     state.held = held;
                     state.retry.progressed();
                 }
+                state.resumed = held > 0;
                 feed.rewind(held).await;
                 Ok(Begun::Session(upload))
             }
-            Ok(None) => {
-                state.held = 0;
-                feed.rewind(0).await;
-                self.start(target, &blob.digest).await
-            }
+            Ok(None) => self.begin_again(target, feed, blob, upload, state).await,
             Err(error) => give_up(error, upload).await,
         }
+    }
+
+    /// From the first byte, in another session.
+    async fn begin_again(
+        &self,
+        target: &Repository,
+        feed: &Feed,
+        blob: &Descriptor,
+        upload: Upload,
+        state: &mut Sending,
+    ) -> Result<Begun> {
+        (state.held, state.resumed) = (0, false);
+        feed.rewind(0).await;
+        target.upload_cancel(upload).await;
+        self.start(target, blob).await
     }
 }
 
@@ -333,8 +410,13 @@ struct Sending {
     chunk: Option<u64>,
     /// Bytes that the target was last known to hold.
     held: u64,
+    /// Whether the session went on after a break, so that what is wrong may be how.
+    resumed: bool,
     sessions_lost: u32,
+    /// How often the session was found to be elsewhere than was thought.
+    out_of_step: u32,
     read_again: bool,
+    sent_again: bool,
 }
 
 enum Begun {

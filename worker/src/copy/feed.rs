@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use futures_util::Stream;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Hasher};
 use imgsync_common::registry::Tally;
@@ -19,7 +20,7 @@ use super::ends::{BlobStream, Source};
 
 /// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
 const PIECE: usize = 64 << 10;
-/// Kept states of the hash: at the most this many, and never nearer than [`SNAPSHOT_INTERVAL`].
+/// Kept states of the hash: at the most this many, at multiples of at least [`SNAPSHOT_INTERVAL`].
 const SNAPSHOTS: u64 = 1024;
 const SNAPSHOT_INTERVAL: u64 = 1 << 20;
 
@@ -72,6 +73,22 @@ struct State {
 #[error("the source of the blob ended")]
 struct Ended;
 
+/// Says that it is the source that is waited for, for as long as it is: also where whoever waits is dropped.
+struct Waiting(Arc<Gauge>);
+
+impl Waiting {
+    fn begin(gauge: &Arc<Gauge>) -> Waiting {
+        gauge.waiting_for_source.store(true, Ordering::Relaxed);
+        Waiting(gauge.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting_for_source.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Feed {
     /// A feed at the beginning of a blob. `handed` shows how far it is.
     pub(crate) fn new(source: &Source, tally: &Arc<Tally>, blob: &Descriptor, handed: Arc<AtomicU64>) -> Feed {
@@ -105,32 +122,39 @@ impl Feed {
     /// A body with the bytes from where the feed stands to before `end`. It ends with an error once the feed has been
     /// rewound, or a later body made: a connection that stands still can hold on to a body for long.
     pub(crate) async fn body(&self, end: u64) -> reqwest::Body {
+        reqwest::Body::wrap_stream(self.pieces(end).await)
+    }
+
+    async fn pieces(&self, end: u64) -> impl Stream<Item = std::result::Result<Bytes, Ended>> + Send + use<> {
         let abort = self.locked().await.renew();
         let state = self.state.clone();
-        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(
-            (state, abort),
-            move |(shared, abort)| async move {
-                let mut state = tokio::select! {
-                    biased;
-                    () = abort.cancelled() => return Err(Ended),
-                    state = shared.clone().lock_owned() => state,
-                };
-                // What is given up here is given up between two chunks: nothing that was read is lost.
-                let next = tokio::select! {
-                    biased;
-                    () = abort.cancelled() => return Err(Ended),
-                    next = state.next(end) => next,
-                };
-                match next {
-                    Ok(Some(piece)) => Ok(Some((piece, (shared, abort)))),
-                    Ok(None) => Ok(None),
-                    Err(error) => {
-                        state.failure = Some(error);
-                        Err(Ended)
-                    }
+        futures_util::stream::try_unfold((state, abort), move |(shared, abort)| async move {
+            let mut state = tokio::select! {
+                biased;
+                () = abort.cancelled() => return Err(Ended),
+                state = shared.clone().lock_owned() => state,
+            };
+            // What is given up here is given up between two chunks: nothing that was read is lost.
+            let next = tokio::select! {
+                biased;
+                () = abort.cancelled() => return Err(Ended),
+                next = state.next(end) => next,
+            };
+            match next {
+                Ok(Some(piece)) => Ok(Some((piece, (shared, abort)))),
+                Ok(None) => Ok(None),
+                Err(error) => {
+                    state.failure = Some(error);
+                    Err(Ended)
                 }
-            },
-        ))
+            }
+        })
+    }
+
+    /// Lets go of the source until bytes are wanted again, which it is then asked for from there on. A stream that nobody
+    /// reads holds back others on the same connection.
+    pub(crate) async fn let_go(&self) {
+        self.locked().await.stream = None;
     }
 
     /// Goes back, or not, to an offset that was handed out already.
@@ -188,10 +212,8 @@ impl State {
             return Ok(None);
         }
         if self.pending.is_empty() {
-            self.gauge.waiting_for_source.store(true, Ordering::Relaxed);
-            let filled = self.fill().await;
-            self.gauge.waiting_for_source.store(false, Ordering::Relaxed);
-            filled?;
+            let _waiting = Waiting::begin(&self.gauge);
+            self.fill().await?;
         }
         let length = self.pending.len().min(PIECE).min(usize::try_from(end - self.handed).unwrap_or(PIECE));
         let piece = self.pending.split_to(length);
@@ -205,14 +227,18 @@ impl State {
     async fn fill(&mut self) -> Result<()> {
         loop {
             match self.read().await {
-                Ok(()) if !self.pending.is_empty() => return Ok(()),
-                Ok(()) => {}
-                Err(error) => {
-                    self.stream = None;
+                Ok(()) => {
+                    // At once: other blobs are waiting for what this one has spent of the budget.
                     if self.hashed > self.hashed_at_failure {
-                        self.hashed_at_failure = self.hashed;
                         self.retry.progressed();
                     }
+                    if !self.pending.is_empty() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    self.stream = None;
+                    self.hashed_at_failure = self.hashed;
                     let source = self.source.clone();
                     source.pause(&mut self.retry, error).await?;
                 }
@@ -229,10 +255,9 @@ impl State {
             self.stream = Some(stream);
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };
-        let tried = || self.source.reading(&self.blob.digest);
         let Some(mut chunk) = stream.chunk().await? else {
             let detail = format!("the stream ended after {} of {} bytes", self.hashed, self.blob.size);
-            return Err(Error::new(Class::Unreachable, tried(), detail));
+            return Err(Error::new(Class::Unreachable, self.tried(), detail));
         };
         let skipped = chunk.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
         let _ = chunk.split_to(skipped);
@@ -240,18 +265,16 @@ impl State {
         let after = self.hashed + chunk.len() as u64;
         if after > self.blob.size {
             let detail = format!("it has more than the {} bytes that the manifest gives it", self.blob.size);
-            return Err(Error::new(Class::Corrupt, tried(), detail));
+            return Err(Error::new(Class::Corrupt, self.tried(), detail));
         }
-        self.hasher.update(&chunk);
-        let before = std::mem::replace(&mut self.hashed, after);
+        let before = self.hashed;
+        self.hash(&chunk);
         if after == self.blob.size {
             self.stream = None;
             let found = self.hasher.clone().finish();
             if found != self.blob.digest {
-                return Err(Error::new(Class::Corrupt, tried(), format!("its bytes have the digest {found}")));
+                return Err(Error::new(Class::Corrupt, self.tried(), format!("its bytes have the digest {found}")));
             }
-        } else if after - self.snapshots.last().map_or(0, |(offset, _)| *offset) >= self.interval() {
-            self.snapshots.push((after, self.hasher.clone()));
         }
         if after > self.send_from {
             let known = usize::try_from(self.send_from.saturating_sub(before)).unwrap_or(usize::MAX);
@@ -261,12 +284,32 @@ impl State {
         Ok(())
     }
 
+    fn tried(&self) -> String {
+        self.source.reading(&self.blob.digest)
+    }
+
+    /// Hashes what comes next, and keeps the state at each multiple of the interval.
+    fn hash(&mut self, mut chunk: &[u8]) {
+        let interval = self.interval();
+        while !chunk.is_empty() {
+            let to_next = usize::try_from(interval - self.hashed % interval).unwrap_or(usize::MAX);
+            let (now, later) = chunk.split_at(to_next.min(chunk.len()));
+            self.hasher.update(now);
+            self.hashed += now.len() as u64;
+            if self.hashed.is_multiple_of(interval) {
+                self.snapshots.push((self.hashed, self.hasher.clone()));
+            }
+            chunk = later;
+        }
+    }
+
     fn interval(&self) -> u64 {
         (self.blob.size / SNAPSHOTS).max(SNAPSHOT_INTERVAL)
     }
 
     fn rewind(&mut self, offset: u64) {
-        if offset == self.handed {
+        // Unless more was hashed than can be handed out: of what proved to be wrong in the end, all is read again.
+        if offset == self.handed && self.hashed <= self.handed + self.pending.len() as u64 {
             return;
         }
         while self.snapshots.len() > 1 && self.snapshots.last().is_some_and(|(at, _)| *at > offset) {
@@ -281,5 +324,108 @@ impl State {
         self.send_from = offset;
         self.handed = offset;
         self.gauge.handed.store(offset, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::StreamExt as _;
+    use imgsync_common::image::{Digest, MediaType};
+    use imgsync_common::registry::credentials::Environment;
+    use imgsync_common::registry::{Access, Client, ClientSettings, Context};
+    use imgsync_common::retry::{Budget, Policy};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const SIZE: u64 = 3 << 20;
+
+    /// A feed from a registry that is played by hand.
+    async fn feed(budget: &Budget) -> (Feed, TcpListener, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let context = Context { budget: budget.clone(), ..Context::default() };
+        let tally = Tally::new();
+        let policy = Policy { first_delay: Duration::from_millis(1), ..Policy::default() };
+        let client = Client::new(ClientSettings { retry: policy, ..ClientSettings::default() }, Environment::default());
+        let source = client.repository(&registry, &"a".parse().unwrap(), Access::Pull, &context, &tally).unwrap();
+        let bytes: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
+        let blob = Descriptor::new(MediaType::new("application/octet-stream"), Digest::sha256(&bytes), SIZE);
+        (Feed::new(&Source::Registry(source), &tally, &blob, Arc::default()), listener, bytes)
+    }
+
+    /// Takes a request, and answers with these bytes of the blob from `from` on.
+    async fn answer(listener: &TcpListener, bytes: &[u8], from: u64) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        let head = match from {
+            0 => format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n"),
+            from => format!(
+                "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{SIZE}\r\n\r\n",
+                SIZE - from,
+                SIZE - 1
+            ),
+        };
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
+    fn spends(budget: &Budget) -> bool {
+        let failure = Error::new(Class::ServerError, "reading x", "503");
+        imgsync_common::retry::Retry::new(Policy::default(), budget).next_delay(failure).is_ok()
+    }
+
+    #[tokio::test]
+    async fn what_was_spent_of_the_budget_is_given_back_with_the_first_bytes_after_a_break() {
+        let budget = Budget::new(1);
+        let (feed, listener, bytes) = feed(&budget).await;
+        let mut pieces = std::pin::pin!(feed.pieces(SIZE).await);
+        let play = async {
+            drop(answer(&listener, &bytes[..1000], 0).await);
+            let stream = answer(&listener, &[], 1000).await;
+            assert!(!spends(&budget), "a break costs a retry until it is mended");
+            stream
+        };
+        let read = async {
+            assert_eq!(pieces.next().await.unwrap().unwrap().len(), 1000);
+            pieces.next().await.unwrap().unwrap()
+        };
+        let play = async {
+            let mut stream = play.await;
+            stream.write_all(&bytes[1000..1500]).await.unwrap();
+            stream
+        };
+        let (_stream, piece) = tokio::join!(play, read);
+        assert_eq!(piece, bytes[1000..1000 + piece.len()]);
+        assert!(spends(&budget), "it is not kept until the blob is done");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_dropped_while_it_waits_does_not_leave_the_source_waited_for() {
+        let (feed, _listener, _) = feed(&Budget::default()).await;
+        let mut pieces = Box::pin(feed.pieces(SIZE).await);
+        assert!(tokio::time::timeout(Duration::from_millis(50), pieces.next()).await.is_err());
+        assert!(feed.gauge().waiting_for_source());
+        drop(pieces);
+        assert!(!feed.gauge().waiting_for_source());
+    }
+
+    #[tokio::test]
+    async fn states_of_the_hash_are_kept_at_every_mib() {
+        let (feed, listener, bytes) = feed(&Budget::default()).await;
+        let mut pieces = Box::pin(feed.pieces(SIZE).await);
+        let read = async {
+            while let Some(piece) = pieces.next().await {
+                piece.unwrap();
+            }
+        };
+        let _ = tokio::join!(answer(&listener, &bytes, 0), read);
+        let kept: Vec<u64> = feed.state.lock().await.snapshots.iter().map(|(at, _)| *at >> 20).collect();
+        assert_eq!(kept, [0, 1, 2, 3]);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use imgsync_common::batch::{End, Home};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName};
 use imgsync_common::store::BlobIndex;
+use tokio::sync::OnceCell;
 
 /// Entries kept at the most, so that memory does not grow with the number of tags: two generations of half as many.
 const CAPACITY: usize = 100_000;
@@ -31,6 +32,8 @@ struct State {
     blobs: Aging<PlaceKey, ()>,
     /// Manifests that are in a repository, with all that they need.
     manifests: Aging<PlaceKey, ()>,
+    /// Whether a registry answers a mount of a blob that it has with 201.
+    mounts: HashMap<RegistryName, Arc<OnceCell<bool>>>,
     /// Blobs that are on their way to a registry.
     flights: HashMap<BlobKey, Arc<tokio::sync::Mutex<()>>>,
 }
@@ -90,6 +93,11 @@ impl Known {
         if state.homes.get(&key).as_ref() == Some(repository) {
             state.homes.remove(&key);
         }
+    }
+
+    /// Whether mounts tell what the registry has: filled by whoever finds out first, and never changed.
+    pub(crate) fn mounts(&self, registry: &RegistryName) -> Arc<OnceCell<bool>> {
+        self.state().mounts.entry(registry.clone()).or_default().clone()
     }
 
     pub(crate) fn has_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) -> bool {

@@ -18,7 +18,7 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
-use imgsync_common::retry;
+use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::BlobIndex;
 
 pub use ends::Location;
@@ -30,6 +30,9 @@ use self::walk::Walk;
 
 /// The slowest line on which an image is still waited for when no time limit was given, in bytes a second.
 const SLOWEST_RATE: u64 = 64 << 10;
+
+/// The retries that a context has of itself; more blobs in flight than half of them have two each.
+const RETRIES: u32 = 20;
 
 /// How much is done at once, and how long it may take.
 #[derive(Debug, Clone, Copy)]
@@ -220,28 +223,11 @@ impl Copier {
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
         let started = Instant::now();
         let sums = Arc::new(Sums::default());
-        let inner = context.child();
+        let inner = self.inner(context);
         let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
-        let late = Arc::new(AtomicBool::new(false));
-        let watch = self.deadline(started, sums.clone(), inner.clone(), late.clone());
         let work = Box::pin(self.run(job, &ends, &sums, gate, &inner));
-        let (result, ()) = tokio::join!(
-            async {
-                let result = work.await;
-                // Ends the watch too.
-                inner.cancel.cancel();
-                result
-            },
-            watch
-        );
-        let End { outcome, digest, source_digest } = match result {
-            Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
-                let tried = format!("copying {} to {}", job.source, job.target);
-                let detail = format!("not done within {}", retry::seconds(started.elapsed()));
-                return Err(Error::new(Class::TimedOut, tried, detail).hint("allow more with --timeout"));
-            }
-            result => result?,
-        };
+        let what = || format!("copying {} to {}", job.source, job.target);
+        let End { outcome, digest, source_digest } = self.in_time(started, &sums, &inner, what, work).await?;
         Ok(Done {
             outcome,
             digest,
@@ -255,10 +241,53 @@ impl Copier {
         })
     }
 
-    /// What copying an image would do, found out by reading alone.
+    /// What copying an image would do, found out by reading alone, within the time that a copy has.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
-        let ends = Ends::open(&self.client, &job.source, &job.target, context).await?;
-        survey::survey(job, &ends).await
+        let inner = self.inner(context);
+        let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
+        let work = survey::survey(job, &ends, &inner);
+        let what = || format!("comparing {} with {}", job.source, job.target);
+        self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
+    }
+
+    /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all
+    /// blobs in flight have in common.
+    fn inner(&self, context: &Context) -> Context {
+        let at_once = u32::try_from(self.limits.blobs).unwrap_or(u32::MAX);
+        let budget = match at_once.saturating_mul(2) {
+            retries if retries <= RETRIES => context.budget.clone(),
+            retries => Budget::new(retries),
+        };
+        Context { budget, ..context.child() }
+    }
+
+    /// Does it, unless it takes longer than it may.
+    async fn in_time<T>(
+        &self,
+        started: Instant,
+        sums: &Arc<Sums>,
+        context: &Context,
+        what: impl Fn() -> String,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = Arc::new(AtomicBool::new(false));
+        let watch = self.deadline(started, sums.clone(), context.clone(), late.clone());
+        let (result, ()) = tokio::join!(
+            async {
+                let result = work.await;
+                // Ends the watch too.
+                context.cancel.cancel();
+                result
+            },
+            watch
+        );
+        match result {
+            Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
+                let detail = format!("not done within {}", retry::seconds(started.elapsed()));
+                Err(Error::new(Class::TimedOut, what(), detail).hint("allow more with --timeout"))
+            }
+            result => result,
+        }
     }
 
     async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
@@ -341,7 +370,8 @@ enum Root {
 }
 
 /// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
-/// there yet costs the source no HEAD.
+/// there yet costs the source no HEAD. Where platforms are chosen, what the source's tag is says nothing of what the
+/// target's should be: the source's manifest is read, and what is chosen of it compared.
 async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let there = match &ends.target_ref {
         Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
@@ -354,7 +384,8 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
         Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
         _ => None,
     });
-    let reference = match (&there, known) {
+    let comparable = there.as_ref().filter(|_| job.platforms == Platforms::All);
+    let reference = match (comparable, known) {
         (Some(there), Some(known)) if *there == known => return unchanged(known, None),
         (_, Some(known)) => Some(ManifestRef::Digest(known)),
         (None, None) => ends.source_ref.clone(),

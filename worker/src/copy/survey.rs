@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use super::ends::Ends;
 use super::{Job, Outcome, Root, find};
-use imgsync_common::error::Result;
+use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Digest, Manifest};
+use imgsync_common::registry::Context;
 
 /// What a copy would do.
 #[derive(Debug, Clone)]
@@ -24,7 +25,7 @@ pub struct Survey {
     pub bytes_there: u64,
 }
 
-pub(super) async fn survey(job: &Job, ends: &Ends) -> Result<Survey> {
+pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<Survey> {
     let root = match find(job, ends).await?.root {
         Root::Unchanged(digest) => {
             return Ok(Survey {
@@ -49,6 +50,10 @@ pub(super) async fn survey(job: &Job, ends: &Ends) -> Result<Survey> {
     let mut seen: HashSet<Digest> = HashSet::new();
     let mut waiting: Vec<Manifest> = vec![root];
     while let Some(manifest) = waiting.pop() {
+        // Layouts do not look.
+        if context.cancel.is_cancelled() {
+            return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
+        }
         survey.manifests += 1;
         for blob in manifest.blobs() {
             if !seen.insert(blob.digest.clone()) {

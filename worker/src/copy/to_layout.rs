@@ -7,6 +7,7 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::Descriptor;
 use imgsync_common::layout::{BlobWriter, Layout};
+use imgsync_common::retry::Retry;
 
 use super::ends::Target;
 use super::walk::Walk;
@@ -36,18 +37,20 @@ impl Walk {
     async fn fill(&self, mut writer: BlobWriter, blob: &Descriptor, moved: &AtomicU64) -> Result<()> {
         let mut retry = self.source.retry();
         while writer.offset() < blob.size {
-            let before = writer.offset();
-            if let Err(error) = self.read_into(&mut writer, blob, moved).await {
-                if writer.offset() > before {
-                    retry.progressed();
-                }
+            if let Err(error) = self.read_into(&mut writer, blob, moved, &mut retry).await {
                 self.source.pause(&mut retry, error).await?;
             }
         }
         writer.commit().await
     }
 
-    async fn read_into(&self, writer: &mut BlobWriter, blob: &Descriptor, moved: &AtomicU64) -> Result<()> {
+    async fn read_into(
+        &self,
+        writer: &mut BlobWriter,
+        blob: &Descriptor,
+        moved: &AtomicU64,
+        retry: &mut Retry,
+    ) -> Result<()> {
         let (mut stream, begins) = self.source.blob_open(blob, writer.offset(), &self.source_tally).await?;
         let mut skip = writer.offset() - begins;
         loop {
@@ -67,6 +70,7 @@ impl Walk {
             skip -= skipped as u64;
             if !chunk.is_empty() {
                 writer.write(chunk).await?;
+                retry.progressed();
                 moved.store(writer.offset(), Ordering::Relaxed);
             }
         }

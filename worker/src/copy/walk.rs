@@ -2,7 +2,7 @@
 //! manifest, what is shared once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -12,6 +12,7 @@ use imgsync_common::image::{Descriptor, Digest, Kind, Manifest};
 use imgsync_common::registry::{Context, ManifestRef, Tally};
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::blob::is_large;
 use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
 use super::{Copier, Gate, Sums};
@@ -40,6 +41,9 @@ pub(crate) struct Walk {
     counted: Seen,
     /// Whether part of the image may be at the target, so that asking can pay.
     may_be_there: bool,
+    /// A blob that the target repository is known to have.
+    pub(super) present: OnceLock<Digest>,
+    blobs_at_once: usize,
     force: bool,
 }
 
@@ -72,13 +76,16 @@ impl Walk {
     ) -> Walk {
         // A token of its own, so that the first error stops what else is under way for this image.
         let context = context.child();
+        let blobs_at_once = copier.limits.blobs.max(1);
         Walk {
             source: ends.source.within(&context),
             source_tally: ends.source_tally.clone(),
             target: ends.target.within(&context),
             known: copier.known.clone(),
             sums,
-            slots: Semaphore::new(copier.limits.blobs.max(1)),
+            slots: Semaphore::new(blobs_at_once),
+            present: OnceLock::new(),
+            blobs_at_once,
             context,
             manifests: Memo::new(),
             blobs: Memo::new(),
@@ -101,6 +108,13 @@ impl Walk {
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
+        let refers = root.parsed().subject.is_some() && self.target.repository().is_some();
+        if refers && matches!(place, ManifestRef::Tag(_)) {
+            // A tag says that all is done: what refers to another manifest is listed under that first.
+            self.put(&root, &ManifestRef::Digest(root.digest().clone()), false).await?;
+            gate.before_tag(source_digest).await?;
+            return self.target.manifest_put(&place, &root).await.map(drop);
+        }
         gate.before_tag(source_digest).await?;
         self.put(&root, &place, true).await
     }
@@ -119,6 +133,11 @@ impl Walk {
         let Some(tell_tale) = tell_tale(&leaf) else { return Ok(false) };
         match self.blob(tell_tale).await? {
             Arrival::Reused => self.has_manifest(root.digest()).await,
+            // It was sent, but that says nothing at a registry that takes what it has already. Asking pays where there
+            // is much to be sent.
+            Arrival::Copied if leaf.blobs().into_iter().any(is_large) => {
+                Ok(!self.mounts_tell().await? && self.has_manifest(root.digest()).await?)
+            }
             // The blob came from the source's own repository, next door: nothing is known of the rest.
             Arrival::Mounted | Arrival::Copied => Ok(false),
         }
@@ -164,8 +183,12 @@ impl Walk {
             && self.blob(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?
         {
-            self.learn_manifest(&child.digest);
-            return Ok(());
+            if manifest.parsed().subject.is_none() {
+                self.learn_manifest(&child.digest);
+                return Ok(());
+            }
+            // Whether its subject lists it is told by putting it once more.
+            return self.put(&manifest, &ManifestRef::Digest(child.digest), false).await;
         }
         self.bring_children_and_blobs(&manifest, depth + 1).await?;
         self.put(&manifest, &ManifestRef::Digest(child.digest), false).await
@@ -201,7 +224,7 @@ impl Walk {
     async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
         let blobs = futures_util::stream::iter(blobs.into_iter().cloned())
             .map(|blob| async move { self.blob(&blob).await.map(drop) })
-            .buffer_unordered(self.slots.available_permits().max(1) * 2);
+            .buffer_unordered(self.blobs_at_once * 2);
         self.all(blobs).await
     }
 
@@ -225,8 +248,9 @@ impl Walk {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Puts a manifest whose children and blobs are at the target. Where the target misses some of them after all, what
-    /// was believed of it is dropped and they are brought once more.
+    /// Puts a manifest whose children and blobs are at the target, and lists it under its subject where the registry does
+    /// not do that by itself. Where the target misses what it needs after all, what was believed of that is dropped, and
+    /// it is brought once more.
     async fn put(&self, manifest: &Manifest, place: &ManifestRef, is_root: bool) -> Result<()> {
         let put = async || match place {
             ManifestRef::Digest(_) if is_root => self.target.manifest_put_untagged(manifest).await,
@@ -240,14 +264,14 @@ impl Walk {
             }
             put => put?,
         };
-        self.learn_manifest(manifest.digest());
-        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         if let Some(subject) = &manifest.parsed().subject
             && !put.subject_kept
         {
             self.target.add_to_fallback(&subject.digest, manifest).await?;
         }
+        self.learn_manifest(manifest.digest());
+        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         Ok(())
     }
 
