@@ -124,9 +124,9 @@ async fn a_target_that_knows_no_mounts_is_not_sent_again_what_it_has_under_anoth
         target.push("b", "1.0", &image);
         let output = sync(&source, &target, "a:latest", "b:latest").await.assert_code(0).json();
         target.assert_holds("b", "latest", &image);
-        // One config is what it takes to learn how the registry is.
+        // One config at the most is what it takes to learn how the registry is.
         assert!(output["bytes"]["copied"].as_u64().unwrap() < 4096, "{policy:?}: {}", output["bytes"]);
-        assert_eq!(source.count(Kind::BlobGet), 1, "{policy:?}: {}", source.describe_requests());
+        assert!(source.count(Kind::BlobGet) <= 1, "{policy:?}: {}", source.describe_requests());
         assert_eq!(target.count(Kind::ManifestPut), 1, "{policy:?}: {}", target.describe_requests());
         assert_eq!(target.open_uploads(), 0, "{policy:?}: {}", target.describe_requests());
     }
@@ -166,16 +166,20 @@ async fn a_target_that_knows_no_mounts_gets_a_fresh_image() {
 }
 
 #[tokio::test]
-async fn the_first_large_blob_at_a_registry_costs_one_question_whether_it_knows_mounts() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let image = large("first-large");
-    source.push("a", "1", &image);
-    sync(&source, &target, "a:1", "b:1").await.assert_code(0);
-    target.assert_holds("b", "1", &image);
-    let least = floor(&image, &Known::nothing());
-    assert_eq!(source.total(), least.source, "{}", source.describe_requests());
-    assert_eq!(target.total(), least.target + 1, "{}", target.describe_requests());
-    assert_eq!(target.count(Kind::BlobHead), 0);
+async fn the_first_large_image_at_a_registry_costs_at_most_one_question_whether_it_knows_mounts() {
+    let few = Image::single("few-large").layer(Layer::Synthetic(3 * MIB)).layer(Layer::Synthetic(2 * MIB)).build();
+    for (image, questions) in [(large("first-large"), 1), (few, 0)] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &image);
+        sync(&source, &target, "a:1", "b:1").await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+        let least = floor(&image, &Known::nothing());
+        assert_eq!(source.total(), least.source, "{}", source.describe_requests());
+        assert_eq!(target.total(), least.target + questions, "{}", target.describe_requests());
+        assert_eq!(target.count(Kind::BlobHead), 0);
+        let (all, floor) = ((source.total() + target.total()) as f64, (least.source + least.target) as f64);
+        assert!(all / floor <= 1.05, "{all} of {floor}");
+    }
 }
 
 #[tokio::test]

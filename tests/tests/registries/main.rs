@@ -9,8 +9,6 @@ mod login;
 mod odd;
 mod platforms;
 mod real;
-mod real;
-mod referrers;
 mod referrers;
 mod streams;
 mod subjects;

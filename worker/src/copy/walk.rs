@@ -2,6 +2,7 @@
 //! manifest, what is shared once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
@@ -21,6 +22,10 @@ use super::{Copier, Gate, Sums};
 const CHILDREN_AT_ONCE: usize = 4;
 /// Indexes within indexes; real ones have two.
 const MAX_DEPTH: usize = 16;
+/// Requests of a child with one layer, at both ends.
+const CHILD_COSTS: usize = 8;
+/// A question that may turn out to be for nothing is asked of images that cost at least this many requests.
+const WORTH_A_QUESTION: usize = 20;
 /// Every artifact without a config of its own has this one: that it is there says nothing.
 const EMPTY_CONFIG: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
@@ -39,6 +44,8 @@ pub(crate) struct Walk {
     /// Read while looking for what is there, and not to be read again.
     read: Mutex<HashMap<Digest, Manifest>>,
     counted: Seen,
+    /// Requests that the image is known to cost by now, at the least.
+    cost: AtomicUsize,
     /// Whether part of the image may be at the target, so that asking can pay.
     may_be_there: bool,
     /// A blob that the target repository is known to have.
@@ -91,6 +98,7 @@ impl Walk {
             blobs: Memo::new(),
             read: Mutex::default(),
             counted: Seen::default(),
+            cost: AtomicUsize::new(0),
             may_be_there,
             force,
         }
@@ -217,8 +225,21 @@ impl Walk {
             blobs += 1;
             blob_bytes += blob.size;
         }
-        self.sums.expected.fetch_add(blob_bytes, std::sync::atomic::Ordering::Relaxed);
+        self.sums.expected.fetch_add(blob_bytes, Ordering::Relaxed);
+        // A blob is read, and written in two requests; a manifest is read and put. Of children that are not read yet the
+        // least is reckoned: a config and a layer.
+        let itself = match manifest.kind() {
+            Kind::Index { .. } => 2 + CHILD_COSTS * manifest.children().len(),
+            Kind::Image { .. } => 2 + 3 * blobs,
+        };
+        let reckoned = if self.cost.load(Ordering::Relaxed) == 0 { 0 } else { CHILD_COSTS };
+        self.cost.fetch_add(itself.saturating_sub(reckoned), Ordering::Relaxed);
         self.context.events.emit(Event::ManifestRead { digest: manifest.digest().clone(), blobs, blob_bytes });
+    }
+
+    /// Whether a request more that may be for nothing hardly matters for this image, or may save much.
+    pub(super) fn is_worth_a_question(&self) -> bool {
+        self.may_be_there || self.cost.load(Ordering::Relaxed) >= WORTH_A_QUESTION
     }
 
     async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
@@ -270,7 +291,7 @@ impl Walk {
             self.target.add_to_fallback(&subject.digest, manifest).await?;
         }
         self.learn_manifest(manifest.digest());
-        self.sums.manifests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.sums.manifests.fetch_add(1, Ordering::Relaxed);
         self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
         Ok(())
     }
