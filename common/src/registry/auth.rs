@@ -312,6 +312,7 @@ impl Repository {
         tried: &str,
     ) -> Result<TokenAnswer> {
         let http = self.http_for(realm).await;
+        self.paced(tried).await?;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));

@@ -26,10 +26,12 @@ mod transport;
 mod uploads;
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use url::Url;
 
 pub use auth::Access;
@@ -86,6 +88,8 @@ struct Registry {
     mounts: Mounts,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
+    /// Lets so many requests a second through, and no more than a second's worth at once.
+    pace: Option<DefaultDirectRateLimiter>,
 }
 
 impl Client {
@@ -142,6 +146,7 @@ impl Client {
         }
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
         let base = base_of(name, &settings);
+        let pace = settings.requests_per_second.and_then(pace);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
         let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
@@ -157,6 +162,7 @@ impl Client {
             auth: Auth::default(),
             mounts: Mounts::default(),
             warned: AtomicBool::new(false),
+            pace,
         });
         registries.insert(name.clone(), registry.clone());
         Ok(registry)
@@ -166,6 +172,13 @@ impl Client {
 /// Azure's registries.
 fn is_azure(name: &RegistryName) -> bool {
     name.host().ends_with(".azurecr.io")
+}
+
+fn pace(per_second: f64) -> Option<DefaultDirectRateLimiter> {
+    let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
+    // A number of requests that is no number of requests a person could mean ends at the edge of what can be told apart.
+    let burst = NonZeroU32::new(per_second.clamp(1.0, 1e6) as u32)?;
+    Some(RateLimiter::direct(Quota::with_period(period)?.allow_burst(burst)))
 }
 
 fn is_loopback(host: &str) -> bool {

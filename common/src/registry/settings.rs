@@ -31,6 +31,8 @@ pub struct RegistrySettings {
     pub allow_private: bool,
     /// Credentials that go before those of docker and containers.
     pub credentials: Vec<Credential>,
+    /// Requests a second that it accepts, all kinds together; none: as many as there are.
+    pub requests_per_second: Option<f64>,
     /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
 }

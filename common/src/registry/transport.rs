@@ -113,6 +113,7 @@ impl Repository {
                 Payload::Bytes(bytes) => (Some(Body::from(bytes.clone())), false),
                 Payload::Stream(body) => (Some(std::mem::take(body)), true),
             };
+            self.paced(tried).await?;
             self.tally.count(counted);
             let sent = match once {
                 true => self.exchange_stream(&http, method.clone(), url.clone(), with_login, body, tried).await?,
@@ -215,6 +216,15 @@ impl Repository {
         match guarded {
             true => self.registry.http_public_only.clone(),
             false => self.registry.http_elsewhere.clone(),
+        }
+    }
+
+    /// Waits until the registry's pace allows one more request.
+    pub(crate) async fn paced(&self, tried: &str) -> Result<()> {
+        let Some(pace) = &self.registry.pace else { return Ok(()) };
+        tokio::select! {
+            () = pace.until_ready() => Ok(()),
+            () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
         }
     }
 

@@ -89,6 +89,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         proxy: written.proxy.as_ref().map(|proxy| proxy.expose().clone()),
         allow_private: written.allow_private,
         credentials: written.credential.iter().chain(&written.pull_credentials).map(credential).collect(),
+        requests_per_second: written.requests_per_second,
         chunk: written.chunk,
     })
 }

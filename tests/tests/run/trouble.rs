@@ -384,3 +384,24 @@ async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
     let resumed = program.again().args(["batch", "resume", "--json", "-c"]).arg(&file).run().await;
     assert_eq!(resumed.assert_code(0).json()["counts"]["copied"], 60);
 }
+
+#[tokio::test]
+async fn a_registry_gets_no_more_requests_a_second_than_its_entry_says() {
+    let (source, target) = pair().await;
+    for n in 0..20 {
+        source.push("a", &format!("v{n:02}"), &images::single(&format!("paced-{n}")));
+    }
+    let program = configured(&format!(
+        "registries: {{\"{0}\": {{requests_per_second: 40}}}}\nrules:\n- {{from: {0}/a, to: {1}/m, name: keep}}\n",
+        source.host(),
+        target.host()
+    ));
+    run(&program, &[]).await.assert_code(0);
+    let times: Vec<_> = source.requests().iter().map(|request| request.at).collect();
+    assert!(times.len() > 80, "{}", times.len());
+    // From the first request on, never more than a second's worth at once and what has come due since; one is on its way.
+    for (number, at) in times.iter().enumerate() {
+        let due = 40.0 + at.duration_since(times[0]).as_secs_f64() * 40.0 + 2.0;
+        assert!(number as f64 <= due, "request {number} after {:?}", at.duration_since(times[0]));
+    }
+}
