@@ -1,6 +1,6 @@
 //! A batch from its rules to its end, in one process: list and seal, feed, work, watch.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct RunSettings {
     pub force: bool,
     /// Compare and remember; copy nothing.
     pub prime: bool,
+    /// The original's folder of manifests, as a hint of what was synced.
+    pub manifests: Option<PathBuf>,
     /// A part of the sorted whole.
     pub slice: Option<Slice>,
     /// Repositories that are listed at a time.
@@ -179,7 +181,14 @@ impl Run<'_> {
 
     async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Vec<Error>> {
         let tallies = (Tally::new(), Tally::new());
-        let settler = Settler::new(self.house, &self.client, context, options, tallies.1.clone());
+        let settler = Settler::new(
+            self.house,
+            &self.client,
+            context,
+            options,
+            self.settings.manifests.clone(),
+            tallies.1.clone(),
+        );
         let sealing = Sealing {
             house: self.house,
             client: &self.client,

@@ -1,6 +1,7 @@
 //! What needs no worker: tags that the listings, and what is remembered of the target, show to be unchanged.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct Settler {
     context: Context,
     options: Options,
     tally: Arc<Tally>,
+    /// The original's folder of manifests.
+    manifests: Option<PathBuf>,
     canaries: AtomicUsize,
     targets: Mutex<HashMap<End, Arc<TargetState>>>,
 }
@@ -49,6 +52,7 @@ impl Settler {
         client: &Client,
         context: &Context,
         options: Options,
+        manifests: Option<PathBuf>,
         tally: Arc<Tally>,
     ) -> Settler {
         Settler {
@@ -57,6 +61,7 @@ impl Settler {
             context: context.clone(),
             options,
             tally,
+            manifests,
             canaries: AtomicUsize::new(CANARIES),
             targets: Mutex::default(),
         }
@@ -94,7 +99,10 @@ impl Settler {
         let target = self.target(home.end());
         let scope = CacheScope { home: (**home).clone(), options: rule.fingerprint().into() };
         let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
-        let known = self.house.store.known(&scope, &tags).await?;
+        let mut known = self.house.store.known(&scope, &tags).await?;
+        if rule.platforms.is_empty() {
+            self.take_hints(&scope, tasks, members, &mut known).await?;
+        }
         let now = self.house.clock.now();
         let (mut believed, mut doubtful) = (Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
@@ -121,6 +129,32 @@ impl Settler {
         let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).collect();
         settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
         Ok(settled)
+    }
+
+    /// What the original has left of tags that nothing is known of: a file for each, under the source's name, with the
+    /// manifest that was synced last. Where its bytes were kept as they came, their digest says what the target has.
+    async fn take_hints(
+        &self,
+        scope: &CacheScope,
+        tasks: &[(Planned, Option<Verdict>)],
+        members: &[usize],
+        known: &mut [Option<Known>],
+    ) -> Result<()> {
+        let Some(folder) = &self.manifests else { return Ok(()) };
+        let mut learnt = Vec::new();
+        for (at, known) in members.iter().zip(known).filter(|(_, known)| known.is_none()) {
+            let (task, _) = &tasks[*at];
+            let Some((registry, path)) = task.source.home.registry() else { continue };
+            let file = folder.join(registry.as_str()).join(path.as_str()).join(format!("{}.json", task.source.tag));
+            let Ok(bytes) = tokio::fs::read(&file).await else { continue };
+            let synced = tokio::fs::metadata(&file).await.ok().and_then(|metadata| metadata.modified().ok());
+            let Some(seen_at) = synced.and_then(|time| Timestamp::try_from(time).ok()) else { continue };
+            let digest = Digest::sha256(&bytes);
+            let hint = Known { source: digest.clone(), target: digest, seen_at, referrers_at: None };
+            learnt.push((task.target.tag.clone(), hint.clone()));
+            *known = Some(hint);
+        }
+        self.house.store.learn(scope, learnt).await
     }
 
     /// Asks the target for a handful of the tags that are believed in. False: one of them is missing or different.

@@ -220,6 +220,9 @@ pub(crate) struct RunArgs {
     /// Compare both ends and remember what is equal, but copy nothing
     #[arg(long)]
     pub(crate) download_manifests: bool,
+    /// Take the folder of manifests of imgsync 2.1 as a hint of what the target has
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
     /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -364,6 +367,7 @@ impl From<Resumed> for RunArgs {
             timeout,
             force: false,
             download_manifests: false,
+            manifests: None,
             state: None,
             patience,
         }

@@ -117,6 +117,7 @@ impl<'a> Work<'a> {
             run: RunSettings {
                 force: args.force,
                 prime: args.download_manifests,
+                manifests: args.manifests.clone(),
                 slice,
                 query_limit: args.query_limit.into(),
                 concurrency: args.concurrency.map_or(settings.config.concurrency, usize::from),

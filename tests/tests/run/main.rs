@@ -46,5 +46,6 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
     registry.count_where(about)
 }
 mod kill;
+mod layouts;
 mod trouble;
 mod whole;

@@ -241,3 +241,27 @@ async fn a_dry_run_tells_a_line_per_image_and_writes_nothing() {
     assert_eq!(writes.iter().map(|kind| target.count(*kind)).sum::<u64>(), 0);
     assert!(!program.state().join("imgsync").exists(), "no state was made");
 }
+
+#[tokio::test]
+async fn the_originals_folder_of_manifests_is_a_hint() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for n in 0..10 {
+        let image = images::single(&format!("hint-{n}"));
+        source.push("ns/a", &format!("v{n}"), &image);
+        target.push("m/ns/a", &format!("v{n}"), &image);
+    }
+    let program =
+        configured(&format!("rules:\n- {{from: {}/ns/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+    let folder = program.work().join("manifests").join(source.host()).join("ns/a");
+    std::fs::create_dir_all(&folder).unwrap();
+    for n in 0..9 {
+        let bytes = images::single(&format!("hint-{n}")).root_manifest().bytes.clone();
+        std::fs::write(folder.join(format!("v{n}.json")), bytes).unwrap();
+    }
+    let manifests = program.work().join("manifests");
+    let json = run(&program, &["--manifests", manifests.to_str().unwrap()]).await.assert_code(0).json();
+    assert_eq!(counts(&json), (0, 10, 0));
+    // One of the nine as the run's handful, and the one that there is no hint of.
+    assert!(target.count(Kind::ManifestHead) <= 2, "{}", target.describe_requests());
+    assert_eq!(target.count(Kind::ManifestPut), 0);
+}
