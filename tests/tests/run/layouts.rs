@@ -83,9 +83,12 @@ async fn a_full_disk_under_the_store_is_said_and_nothing_is_lost() {
         return imgsync_tests::skipped("a full disk under the store: a tmpfs cannot be mounted here");
     };
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    for n in 0..3000 {
-        source.move_tag("a", &format!("v{n}"), &images::sha256(format!("{n}").as_bytes()));
-        target.move_tag("m/a", &format!("v{n}"), &images::sha256(format!("{n}").as_bytes()));
+    let image = images::single("full-disk");
+    source.push("a", "v0", &image);
+    target.push("m/a", "v0", &image);
+    for n in 1..3000 {
+        source.move_tag("a", &format!("v{n}"), &image.root);
+        target.move_tag("m/a", &format!("v{n}"), &image.root);
     }
     let program =
         configured(&format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
