@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Refresh, TokenField};
+use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match, Refresh, TokenField};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 
@@ -57,10 +57,15 @@ async fn a_token_that_is_revoked_in_the_middle_is_replaced_and_the_copy_goes_on(
         headers: vec![("www-authenticate".into(), format!("Bearer realm=\"{realm}\",service=\"registry\""))],
         body: Default::default(),
     };
-    target.on(Kind::UploadPut).act(unauthorized(target.token_url()));
+    let large = Match::kind(Kind::UploadPut).when(|request| {
+        request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > 1 << 20)
+    });
+    let met = target.on(large).act(unauthorized(target.token_url()));
     source.on(Kind::BlobGet).skip(1).act(unauthorized(source.token_url()));
     sync(&source, &target).await.assert_code(0);
     target.assert_holds("b", "1", &image);
+    assert_eq!(met.hits(), 1);
+    assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
     assert!(target.count(Kind::Token) >= 2 && source.count(Kind::Token) >= 2);
 }
 
