@@ -10,6 +10,8 @@ use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepositor
 use imgsync_common::registry::{self, Access, Client, Context, Head, ManifestPut, ManifestRef, Repository, Tally};
 use imgsync_common::retry::{Budget, Policy, Retry};
 
+use super::Job;
+
 /// Where an image is, or shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -134,17 +136,17 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    pub(crate) async fn open(client: &Client, source: &Location, target: &Location, context: &Context) -> Result<Ends> {
-        let (source_tally, target_tally) = (Tally::new(), Tally::new());
+    pub(crate) async fn open(client: &Client, job: &Job, context: &Context) -> Result<Ends> {
+        let Job { source, target, tallies: (source_tally, target_tally), .. } = job;
         let open = |reference: &Reference, access, tally| {
             client.repository(&reference.registry, &reference.repository, access, context, tally)
         };
         let source_end = match source {
-            Location::Registry(reference) => Source::Registry(open(reference, Access::Pull, &source_tally)?),
+            Location::Registry(reference) => Source::Registry(open(reference, Access::Pull, source_tally)?),
             Location::Layout(image) => Source::Layout(Layout::open(&image.dir).await?.repository(image.repository())),
         };
         let target_end = match target {
-            Location::Registry(reference) => Target::Registry(open(reference, Access::Push, &target_tally)?),
+            Location::Registry(reference) => Target::Registry(open(reference, Access::Push, target_tally)?),
             Location::Layout(image) => {
                 // A layout as a whole takes images under the full names that they have at their source.
                 let name = image.repository().or_else(|| match (&image.image, source) {
@@ -169,8 +171,8 @@ impl Ends {
             source_ref: source.manifest(),
             target: target_end,
             target_ref: tag.map(ManifestRef::Tag),
-            source_tally,
-            target_tally,
+            source_tally: source_tally.clone(),
+            target_tally: target_tally.clone(),
         })
     }
 }

@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
-use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
+use imgsync_common::registry::{Client, Context, ManifestRef, Tally, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::BlobIndex;
 
@@ -66,6 +66,8 @@ pub struct Job {
     pub listed: Option<Digest>,
     /// What is known of the target's tag.
     pub target_tag: TargetTag,
+    /// What counts the requests to source and target, of a copy that fails too.
+    pub tallies: (Arc<Tally>, Arc<Tally>),
 }
 
 /// Which platforms of an index are wanted.
@@ -102,6 +104,7 @@ impl Job {
             force: false,
             listed: None,
             target_tag: TargetTag::Unknown,
+            tallies: (Tally::new(), Tally::new()),
         }
     }
 }
@@ -224,7 +227,7 @@ impl Copier {
         let started = Instant::now();
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
+        let ends = Ends::open(&self.client, job, &inner).await?;
         let work = Box::pin(self.run(job, &ends, &sums, gate, &inner));
         let what = || format!("copying {} to {}", job.source, job.target);
         let End { outcome, digest, source_digest } = self.in_time(started, &sums, &inner, what, work).await?;
@@ -244,7 +247,7 @@ impl Copier {
     /// What copying an image would do, found out by reading alone, within the time that a copy has.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, &job.source, &job.target, &inner).await?;
+        let ends = Ends::open(&self.client, job, &inner).await?;
         let work = survey::survey(job, &ends, &inner);
         let what = || format!("comparing {} with {}", job.source, job.target);
         self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
@@ -316,7 +319,7 @@ impl Copier {
 
     /// What both ends have, if it is the same; found out with as few requests as can be.
     pub async fn compare(&self, job: &Job, context: &Context) -> Result<Option<Seen>> {
-        let ends = Ends::open(&self.client, &job.source, &job.target, context).await?;
+        let ends = Ends::open(&self.client, job, context).await?;
         let found = find(job, &ends).await?;
         Ok(match found.root {
             Root::Unchanged(target) => {

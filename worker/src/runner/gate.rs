@@ -1,18 +1,16 @@
 //! What is asked right before a tag is put: whether the task still is ours, whether somebody else is writing that tag, and
 //! whether an old plan still says what the source has.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use imgsync_common::batch::{Message, Place, Ticket};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::Digest;
-use imgsync_common::registry::{Context, Tally};
 use imgsync_common::store::{LEASE, Named, Standing, target_tag};
 
 use super::Runner;
+use super::task::Held;
 use crate::copy::Gate;
 
 /// How often a tag that another is writing is looked at again.
@@ -20,28 +18,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(super) struct TaskGate<'a> {
     runner: &'a Runner,
-    message: &'a Message,
-    ticket: Ticket,
-    epoch: u64,
-    target: &'a Place,
-    context: &'a Context,
+    held: &'a Held<'a>,
     plan_is_old: bool,
     moved: AtomicBool,
-    tally: Arc<Tally>,
 }
 
 impl<'a> TaskGate<'a> {
-    pub(super) fn new(
-        runner: &'a Runner,
-        message: &'a Message,
-        ticket: Ticket,
-        epoch: u64,
-        target: &'a Place,
-        context: &'a Context,
-        plan_is_old: bool,
-    ) -> TaskGate<'a> {
-        let (moved, tally) = (AtomicBool::new(false), Tally::new());
-        TaskGate { runner, message, ticket, epoch, target, context, plan_is_old, moved, tally }
+    pub(super) fn new(runner: &'a Runner, held: &'a Held<'a>, plan_is_old: bool) -> TaskGate<'a> {
+        TaskGate { runner, held, plan_is_old, moved: AtomicBool::new(false) }
     }
 
     /// Whether the tag was not put because the source's had moved. Asking forgets it.
@@ -49,23 +33,19 @@ impl<'a> TaskGate<'a> {
         self.moved.swap(false, Ordering::Relaxed)
     }
 
-    pub(super) fn requests(&self) -> u64 {
-        self.tally.read().requests
-    }
-
     fn tried(&self) -> String {
-        format!("writing {}", self.target)
+        format!("writing {}", self.held.target)
     }
 
     /// One writes a tag at a time, so that a later batch never loses to an earlier one.
     async fn hold_tag(&self) -> Result<()> {
-        let (name, holder) = (target_tag(self.target), self.holder());
+        let (name, holder) = (target_tag(self.held.target), self.holder());
         loop {
             match self.runner.store.acquire(&name, &holder, LEASE).await? {
                 Named::Yours { .. } => return Ok(()),
                 Named::Others { .. } => tokio::select! {
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
-                    () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.tried())),
+                    () = self.held.context.cancel.cancelled() => return Err(Error::cancelled(self.tried())),
                 },
             }
         }
@@ -77,12 +57,12 @@ impl<'a> TaskGate<'a> {
 
     async fn ask(&self, source: &Digest) -> Result<()> {
         self.hold_tag().await?;
-        match self.runner.store.check(self.ticket, self.epoch, LEASE).await? {
+        match self.runner.store.check(self.held.ticket, self.held.epoch, LEASE).await? {
             Standing::Held { .. } => {}
             Standing::Lost | Standing::Stop => return Err(Error::cancelled(self.tried())),
         }
         if self.plan_is_old
-            && let Some(now) = self.runner.ask_source(&self.message.source, self.context, &self.tally).await?
+            && let Some(now) = self.runner.ask_source(self.held).await?
             && now != *source
         {
             self.moved.store(true, Ordering::Relaxed);
@@ -93,7 +73,7 @@ impl<'a> TaskGate<'a> {
 
     pub(super) async fn release(&self) {
         // A lease that is not let go runs out.
-        let _ = self.runner.store.release(&target_tag(self.target), &self.holder()).await;
+        let _ = self.runner.store.release(&target_tag(self.held.target), &self.holder()).await;
     }
 }
 

@@ -15,16 +15,15 @@ use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
 use imgsync_common::retry;
 use imgsync_common::store::{Account, CacheScope, Known, LEASE, Spent, Standing, Start};
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Done, Job, Location, Outcome, Platforms, Seen, TargetTag};
+use crate::copy::{Done, Job, Location, Moved, Outcome, Platforms, Seen, TargetTag};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// A digest that a listing gave is good for so long; then the source is asked once more.
-pub(super) const PLAN_IS_OLD: Duration = Duration::from_secs(600);
+const PLAN_IS_OLD: Duration = Duration::from_secs(600);
 /// A tag that moves again and again while it is copied is tried again later.
 const MOVES: usize = 3;
 
@@ -42,11 +41,35 @@ pub(super) enum Ended {
 enum Came {
     Copied(Done),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
-    Equal {
-        seen: Option<Seen>,
-        requests: Requests,
-    },
+    Equal(Option<Seen>),
     Failed(Error),
+}
+
+/// A task that this worker holds.
+pub(super) struct Held<'a> {
+    pub(super) message: &'a Message,
+    pub(super) ticket: Ticket,
+    pub(super) target: &'a Place,
+    pub(super) epoch: u64,
+    attempts: u32,
+    options: &'a Options,
+    rule: RuleOptions,
+    pub(super) context: Context,
+    /// What counts the requests to source and target.
+    pub(super) tallies: (Arc<Tally>, Arc<Tally>),
+}
+
+impl Held<'_> {
+    /// The digest cache's name for the target tag.
+    fn scope(&self) -> CacheScope {
+        CacheScope { home: (*self.target.home).clone(), options: self.rule.fingerprint().into() }
+    }
+
+    /// What was spent on it, whatever it came to.
+    fn spent(&self, bytes: Bytes) -> Spent {
+        let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
+        Spent { bytes, requests }
+    }
 }
 
 impl Runner {
@@ -63,20 +86,31 @@ impl Runner {
         };
         let options = self.options(ticket.batch).await?;
         self.events.emit(Event::TaskStarted { ticket, source: message.source.to_string(), target: target.to_string() });
-
-        let context = Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() };
+        let held = Held {
+            message,
+            ticket,
+            target,
+            epoch,
+            attempts,
+            rule: options.rules.get(message.rule as usize).cloned().unwrap_or_default(),
+            options: &options,
+            context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
+            tallies: (Tally::new(), Tally::new()),
+        };
         let lost = AtomicBool::new(false);
-        let result = {
+        let came = {
             // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
-            let work = Box::pin(self.work(message, ticket, epoch, target, &options, &context));
-            let work = AssertUnwindSafe(work).catch_unwind();
-            let keep = self.keep(ticket, epoch, &context.cancel, &lost);
+            let work = AssertUnwindSafe(Box::pin(self.copy(&held))).catch_unwind();
             tokio::select! {
-                result = work => result.unwrap_or_else(|_| {
-                    let detail = "the program failed at it; please report this";
-                    Came::Failed(Error::new(Class::Local, format!("copying {}", message.source), detail))
-                }),
-                () = keep => unreachable!("a lease is kept until the work has ended"),
+                came = work => match came {
+                    Ok(Ok(came)) => came,
+                    Ok(Err(error)) => Came::Failed(error),
+                    Err(_) => {
+                        let detail = "the program failed at it; please report this";
+                        Came::Failed(Error::new(Class::Local, format!("copying {}", message.source), detail))
+                    }
+                },
+                () = self.keep(&held, &lost) => unreachable!("a lease is kept until the work has ended"),
             }
         };
         if lost.load(Ordering::Relaxed) {
@@ -84,14 +118,15 @@ impl Runner {
             self.emit_end(ticket, TaskEnd::GivenBack);
             return Ok(Ended::Done);
         }
-        self.settle(message, ticket, epoch, attempts, target, &options, stop, result).await
+        self.settle(&held, stop, came).await
     }
 
     /// Renews the lease until dropped. Stops the work where the task is another's by now, or its batch was stopped.
-    async fn keep(&self, ticket: Ticket, epoch: u64, cancel: &CancellationToken, lost: &AtomicBool) {
+    async fn keep(&self, held: &Held<'_>, lost: &AtomicBool) {
+        let cancel = &held.context.cancel;
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            match self.store.renew(ticket, epoch, LEASE).await {
+            match self.store.renew(held.ticket, held.epoch, LEASE).await {
                 Ok(Standing::Held { .. }) => {}
                 Ok(Standing::Lost) => {
                     lost.store(true, Ordering::Relaxed);
@@ -104,49 +139,23 @@ impl Runner {
         }
     }
 
-    async fn work(
-        &self,
-        message: &Message,
-        ticket: Ticket,
-        epoch: u64,
-        target: &Place,
-        options: &Options,
-        context: &Context,
-    ) -> Came {
-        match self.copy(message, ticket, epoch, target, options, context).await {
-            Ok(result) => result,
-            Err(error) => Came::Failed(error),
-        }
-    }
-
-    async fn copy(
-        &self,
-        message: &Message,
-        ticket: Ticket,
-        epoch: u64,
-        target: &Place,
-        options: &Options,
-        context: &Context,
-    ) -> Result<Came> {
-        let rule = options.rules.get(message.rule as usize).cloned().unwrap_or_default();
-        let scope = scope(target, &rule);
+    async fn copy(&self, held: &Held<'_>) -> Result<Came> {
+        let Held { message, target, options, rule, context, tallies, .. } = held;
         let known = match options.force {
             true => None,
-            false => self.store.known(&scope, std::slice::from_ref(&target.tag)).await?.pop().flatten(),
+            false => self.store.known(&held.scope(), std::slice::from_ref(&target.tag)).await?.pop().flatten(),
         };
         let now = self.clock.now();
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
-        let is_old = ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
+        let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
         let mut listed = message.digest.clone().filter(|_| !is_old);
-        let tally = Tally::new();
         if let Some(believed) = &believed {
             let source = match &listed {
                 Some(listed) => Some(listed.clone()),
-                None => self.ask_source(&message.source, context, &tally).await?,
+                None => self.ask_source(held).await?,
             };
-            let requests = Requests { source: tally.read().requests, target: 0 };
             match source {
-                Some(source) if source == believed.source => return Ok(Came::Equal { seen: None, requests }),
+                Some(source) if source == believed.source => return Ok(Came::Equal(None)),
                 source => listed = source.or(listed),
             }
         }
@@ -161,30 +170,24 @@ impl Runner {
                 Some(_) => TargetTag::Outdated,
                 None => TargetTag::Unknown,
             },
+            tallies: tallies.clone(),
             ..Job::new(location(&message.source)?, location(target)?)
         };
         if options.prime {
             return self.compare(job, context).await;
         }
-        let gate = TaskGate::new(self, message, ticket, epoch, target, context, is_old);
+        let gate = TaskGate::new(self, held, is_old);
         for _ in 0..MOVES {
             let copied = Box::pin(self.copier.copy(&job, &gate, context)).await;
             gate.release().await;
             match copied {
                 // What is copied is not what the tag is any more: once more, with what it is now.
                 Err(_) if gate.moved() => job.listed = None,
-                result => {
-                    let mut done = result?;
-                    done.source.requests += tally.read().requests + gate.requests();
-                    return Ok(Came::Copied(done));
-                }
+                result => return Ok(Came::Copied(result?)),
             }
         }
-        Err(Error::new(
-            Class::ServerError,
-            format!("copying {}", message.source),
-            "its tag moves faster than it is copied",
-        ))
+        let detail = "its tag moves faster than it is copied";
+        Err(Error::new(Class::ServerError, format!("copying {}", message.source), detail))
     }
 
     /// Whether both ends are equal, without copying: what is equal need not be copied later.
@@ -194,19 +197,15 @@ impl Runner {
             Error::new(Class::NotFound, tried, "the target does not have what the source has")
                 .hint("run without --download-manifests to copy it")
         })?;
-        Ok(Came::Equal { seen: Some(seen), requests: Requests::default() })
+        Ok(Came::Equal(Some(seen)))
     }
 
-    /// What a source tag is now.
-    pub(super) async fn ask_source(
-        &self,
-        source: &Place,
-        context: &Context,
-        tally: &Arc<Tally>,
-    ) -> Result<Option<Digest>> {
-        let Location::Registry(reference) = location(source)? else { return Ok(None) };
+    /// What the source's tag is now; none where it is in a layout, which nobody moves.
+    pub(super) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
+        let source = &held.message.source;
+        let Location::Registry(Reference { registry, repository, .. }) = location(source)? else { return Ok(None) };
         let repository =
-            self.client.repository(&reference.registry, &reference.repository, Access::Pull, context, tally)?;
+            self.client.repository(&registry, &repository, Access::Pull, &held.context, &held.tallies.0)?;
         match repository.manifest_head(&ManifestRef::Tag(source.tag.clone())).await? {
             Some(head) => Ok(Some(head.digest)),
             None => Err(Error::new(Class::NotFound, format!("reading {source}"), "the tag is gone")),
@@ -214,65 +213,44 @@ impl Runner {
     }
 
     /// Tells the ledger how a task ended.
-    #[expect(clippy::too_many_arguments, reason = "all of them are the task")]
-    async fn settle(
-        &self,
-        message: &Message,
-        ticket: Ticket,
-        epoch: u64,
-        attempts: u32,
-        target: &Place,
-        options: &Options,
-        stop: &Stop,
-        result: Came,
-    ) -> Result<Ended> {
-        let (verdict, spent, seen) = match result {
-            Came::Equal { seen, requests } => (Verdict::Unchanged, Spent { requests, ..Spent::default() }, seen),
+    async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
+        let (verdict, bytes, seen) = match came {
+            Came::Failed(error) => return self.settle_failure(held, stop, error).await,
+            Came::Equal(seen) => (Verdict::Unchanged, Bytes::default(), seen),
             Came::Copied(done) => {
                 let verdict = match done.outcome {
                     Outcome::Copied => Verdict::Copied,
                     Outcome::Unchanged => Verdict::Unchanged,
                 };
-                let spent = spent(&done);
-                (verdict, spent, Some(Seen { source: done.source_digest, target: done.digest }))
-            }
-            Came::Failed(error) => {
-                return self.settle_failure(message, ticket, epoch, attempts, target, stop, error).await;
+                let Moved { copied, mounted, reused } = done.bytes;
+                let seen = Seen { source: done.source_digest, target: done.digest };
+                (verdict, Bytes { copied, mounted, reused }, Some(seen))
             }
         };
-        if let Some(Seen { source, target: digest }) = seen {
-            let rule = options.rules.get(message.rule as usize).cloned().unwrap_or_default();
-            let known = Known { source, target: digest, seen_at: self.clock.now(), referrers_at: None };
-            self.store.learn(&scope(target, &rule), vec![(target.tag.clone(), known)]).await?;
+        if let Some(Seen { source, target }) = seen {
+            let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
+            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await?;
         }
         let end = match verdict {
-            Verdict::Copied => TaskEnd::Copied { bytes: spent.bytes.copied },
+            Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied },
             _ => TaskEnd::Unchanged,
         };
-        self.store.finish(ticket, epoch, verdict, spent).await?;
-        self.emit_end(ticket, end);
+        self.store.finish(held.ticket, held.epoch, verdict, held.spent(bytes)).await?;
+        self.emit_end(held.ticket, end);
         Ok(Ended::Done)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all of them are the task")]
-    async fn settle_failure(
-        &self,
-        message: &Message,
-        ticket: Ticket,
-        epoch: u64,
-        attempts: u32,
-        target: &Place,
-        stop: &Stop,
-        error: Error,
-    ) -> Result<Ended> {
+    async fn settle_failure(&self, held: &Held<'_>, stop: &Stop, error: Error) -> Result<Ended> {
+        let Held { ticket, epoch, attempts, .. } = *held;
+        let spent = held.spent(Bytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
             // We are leaving, the task is not: anyone may have it.
-            self.store.retry_later(ticket, epoch, Duration::ZERO, false, Spent::default()).await?;
+            self.store.retry_later(ticket, epoch, Duration::ZERO, false, spent).await?;
             self.emit_end(ticket, TaskEnd::GivenBack);
             return Ok(Ended::Later(Duration::ZERO));
         }
         if error.is_cancelled() {
-            self.store.finish(ticket, epoch, Verdict::Cancelled, Spent::default()).await?;
+            self.store.finish(ticket, epoch, Verdict::Cancelled, spent).await?;
             self.emit_end(ticket, TaskEnd::Cancelled);
             return Ok(Ended::Done);
         }
@@ -281,27 +259,27 @@ impl Runner {
             && let Some(wait) = error.wait()
         {
             // Asked to wait longer than a slot should be held for: no attempt is spent on it.
-            self.hold_off(message, target, wait).await?;
-            self.store.retry_later(ticket, epoch, wait, false, Spent::default()).await?;
+            self.hold_off(held, wait).await?;
+            self.store.retry_later(ticket, epoch, wait, false, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
             return Ok(Ended::Throttled(wait));
         }
         if retry::is_passing(&error) && tries < self.settings.attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            self.store.retry_later(ticket, epoch, wait, true, Spent::default()).await?;
+            self.store.retry_later(ticket, epoch, wait, true, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
             return Ok(Ended::Later(wait));
         }
         let failure = Failure::of(&error, tries);
         self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
-        self.store.finish(ticket, epoch, Verdict::Failed(failure), Spent::default()).await?;
+        self.store.finish(ticket, epoch, Verdict::Failed(failure), spent).await?;
         Ok(Ended::Done)
     }
 
     /// Remembers that a registry wants to be left alone. Which of the two ends it was is not known: both are asked to.
-    async fn hold_off(&self, message: &Message, target: &Place, wait: Duration) -> Result<()> {
+    async fn hold_off(&self, held: &Held<'_>, wait: Duration) -> Result<()> {
         let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
-        for place in [&message.source, target] {
+        for place in [&held.message.source, held.target] {
             if let Some(account) = Account::at(place.home.end(), "") {
                 self.store.hold_off(&account, until).await?;
             }
@@ -314,13 +292,8 @@ impl Runner {
     }
 }
 
-/// The digest cache's name for a target tag.
-pub(super) fn scope(target: &Place, rule: &RuleOptions) -> CacheScope {
-    CacheScope { home: (*target.home).clone(), options: rule.fingerprint().into() }
-}
-
 /// Where a place is, for a copy.
-pub(super) fn location(place: &Place) -> Result<Location> {
+fn location(place: &Place) -> Result<Location> {
     let invalid = |error: String| Error::new(Class::Invalid, format!("reading the name {place}"), error);
     match place.home.end() {
         End::Registry(registry) => {
@@ -342,11 +315,6 @@ fn in_layout(path: &str, tag: &Tag) -> std::result::Result<ImageName, String> {
         return Ok(ImageName::Tag(tag.clone()));
     }
     format!("{path}:{tag}").parse().map(ImageName::Full).map_err(|error| format!("{error}"))
-}
-
-fn spent(done: &Done) -> Spent {
-    let bytes = Bytes { copied: done.bytes.copied, mounted: done.bytes.mounted, reused: done.bytes.reused };
-    Spent { bytes, requests: Requests { source: done.source.requests, target: done.target.requests } }
 }
 
 fn age(then: Timestamp, now: Timestamp) -> Duration {
