@@ -426,7 +426,7 @@ fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait:
 pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     // Without the URL: its query may hold a signature.
     let error = error.without_url();
-    let text = words(&error);
+    let text = plain(&words(&error));
     if let Some(tls) = find::<rustls::Error>(&error) {
         return match tls {
             rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, tried, format!("no TLS there: {text}"))
@@ -467,6 +467,17 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
         () => failed,
     };
     failed.because(error)
+}
+
+/// Without what the HTTP client says of its own insides.
+fn plain(words: &str) -> String {
+    let mut text = words;
+    for inside in
+        ["error sending request: ", "client error (Connect): ", "client error (SendRequest): ", "tcp connect error: "]
+    {
+        text = text.strip_prefix(inside).unwrap_or(text);
+    }
+    text.to_owned()
 }
 
 /// An error and all below it in one line.

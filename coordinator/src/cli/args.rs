@@ -31,7 +31,7 @@ pub(crate) struct Global {
     /// Say nothing on stderr but errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Read registries and credentials from this file
+    /// Read the configuration from this file [default: ./imgsync.yaml, if it is there]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }

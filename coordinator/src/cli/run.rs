@@ -193,7 +193,19 @@ impl<'a> Work<'a> {
             printer
                 .line(&format!("interrupted: `imgsync batch resume {id}` goes on; running the rules again does too"));
         }
-        Ok(exit_of(ended, report.unlisted.is_empty()))
+        let exit = exit_of(ended, report.unlisted.is_empty());
+        if exit == Exit::Failed {
+            let counts = &ended.batch.counts;
+            let (failed, cancelled, unlisted) = (counts.failed, counts.cancelled, report.unlisted.len());
+            let parts = [(failed, "failed"), (cancelled, "cancelled"), (unlisted as u64, "not listed")];
+            let parts: Vec<String> =
+                parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+            printer.error(
+                &format!("not all is done: {}", parts.join(", ")),
+                Some(&format!("imgsync batch report {id} --report-level 2 names them; `imgsync explain REF` says why")),
+            );
+        }
+        Ok(exit)
     }
 }
 

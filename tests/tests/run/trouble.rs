@@ -407,3 +407,23 @@ async fn a_registry_gets_no_more_requests_a_second_than_its_entry_says() {
         assert!(number as f64 <= due, "request {number} after {:?}", at.duration_since(times[0]));
     }
 }
+
+#[tokio::test]
+async fn a_quiet_run_says_nothing_unless_something_failed() {
+    let (source, target) = pair().await;
+    source.push("a", "1", &images::single("quiet"));
+    let program = keep(&source, &target, "a");
+    let file = program.work().join("imgsync.yaml");
+    let quiet = program.again().args(["run", "-q", "-c"]).arg(&file);
+    let output = quiet.run().await.assert_code(0);
+    assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("", ""));
+    source.push("a", "2", &images::single("quiet-2"));
+    source.on(Match::kind(Kind::ManifestGet)).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+    let output = quiet.run().await.assert_code(1);
+    assert_eq!(output.stdout, "");
+    assert!(
+        output.stderr.starts_with("error: not all is done: 1 failed\nhint: imgsync batch report "),
+        "{}",
+        output.stderr
+    );
+}
