@@ -255,7 +255,7 @@ async fn a_later_run_supersedes_an_unfinished_one() {
 }
 
 #[tokio::test]
-async fn a_damaged_store_and_one_of_another_version_are_said_and_left_alone() {
+async fn a_damaged_store_is_said_and_left_alone() {
     let (source, target) = pair().await;
     source.push("a", "1", &images::single("store"));
     let program = keep(&source, &target, "a");
