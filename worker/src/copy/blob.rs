@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
-use imgsync_common::image::{Descriptor, Digest};
-use imgsync_common::registry::{Part, Repository, Started, Upload};
+use imgsync_common::image::{Descriptor, Digest, RepositoryName};
+use imgsync_common::registry::{Context, Part, Repository, Started, Upload};
 use imgsync_common::retry::{self, Retry};
+use tokio_util::sync::CancellationToken;
 
 use super::ends::Target;
 use super::feed::Feed;
 use super::walk::Walk;
 
+/// How long the answer to a request for a session is waited for after the image was given up.
+const LATE_SESSION: Duration = Duration::from_millis(200);
 /// Blobs up to this size are held in memory, in bytes.
 const SMALL: u64 = 1 << 20;
 /// A registry that checks or moves what it was sent is given time for it, at this rate in bytes a second.
@@ -116,7 +119,7 @@ impl Walk {
             }
             from = from.filter(|from| from != name);
         }
-        match target.upload_start(digest, from.as_ref()).await? {
+        match self.ask_for_session(target, blob, from.as_ref()).await? {
             Started::Mounted => {
                 let _ = mounts.set(true);
                 Ok(Begun::Done(match from.as_ref() == Some(name) {
@@ -131,6 +134,28 @@ impl Walk {
                 Ok(Begun::Session(session))
             }
         }
+    }
+
+    /// Asks for a session. Where the image is given up meanwhile, the answer is waited for a moment longer: a session that
+    /// nobody knows of could not be cancelled.
+    async fn ask_for_session(
+        &self,
+        target: &Repository,
+        blob: &Descriptor,
+        from: Option<&RepositoryName>,
+    ) -> Result<Started> {
+        let context = Context { cancel: CancellationToken::new(), ..self.context.clone() };
+        let shielded = target.within(&context);
+        let mut starting = std::pin::pin!(shielded.upload_start(&blob.digest, from));
+        tokio::select! {
+            biased;
+            started = &mut starting => return started,
+            () = self.context.cancel.cancelled() => {}
+        }
+        if let Ok(Ok(Started::Session(session))) = tokio::time::timeout(LATE_SESSION, starting).await {
+            target.upload_cancel(session).await;
+        }
+        Err(Error::cancelled(self.writing(blob)))
     }
 
     /// Whether the registry answers a mount of what it has with 201, as it should: some open a session whatever they
