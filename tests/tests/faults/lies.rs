@@ -161,6 +161,22 @@ async fn a_blob_that_the_source_lost_fails_the_image_and_names_it() {
 }
 
 #[tokio::test]
+async fn a_session_whose_answer_comes_after_a_neighbour_has_failed_is_cancelled() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = Image::single("late-session").layers(3, 5000).build();
+    source.push("a", "1", &image);
+    let (lost, late) = (image.layers()[0].clone(), image.layers()[1].clone());
+    source.delete_blob("a", &lost);
+    // The neighbour fails while the target has opened a session for this one and has not said so yet.
+    let asked = Match::kind(Kind::UploadMount).when(move |request| request.parameter("mount").as_ref() == Some(&late));
+    target.on(asked).act(Action::Delay(std::time::Duration::from_millis(100)));
+    let unanswered = Match::kind(Kind::BlobGet).reference(&lost);
+    source.on(unanswered).act(Action::Delay(std::time::Duration::from_millis(50)));
+    sync(&source, &target).await.assert_code(1);
+    assert_nothing_was_tagged(&target);
+}
+
+#[tokio::test]
 async fn a_target_that_refuses_the_manifest_is_quoted() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("refused"));
