@@ -40,15 +40,17 @@ pub struct Place {
 }
 
 /// What is queued, slowed down and parked together: two ends, and the names of the credentials that are used there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lane {
     /// Where is read.
     pub source: End,
     /// The name of the credential there; none is anonymous. Never a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_credential: Option<Box<str>>,
     /// Where is written.
     pub target: End,
     /// The name of the credential there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_credential: Option<Box<str>>,
 }
 

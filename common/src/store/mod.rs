@@ -1,8 +1,8 @@
 //! The second seam: what is remembered.
 //!
-//! Five traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
-//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, and [`Leases`] by name. A
-//! [`Store`] is all of them. [`SqliteStore`] serves one machine.
+//! Six traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
+//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, and the
+//! [`Roster`] of workers and lanes. A [`Store`] is all of them. [`SqliteStore`] serves one machine.
 
 mod blob_index;
 mod cache;
@@ -12,6 +12,7 @@ pub mod contract;
 mod leases;
 mod ledger;
 mod pace;
+mod roster;
 mod sqlite;
 
 pub use blob_index::{BLOB_GENERATION, BlobIndex};
@@ -23,9 +24,10 @@ pub use ledger::{
     Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 pub use pace::{Account, Pace};
+pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use sqlite::{RunLock, SqliteStore};
 
 /// All that is remembered.
-pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases {}
+pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster {}
 
-impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases> Store for T {}
+impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster> Store for T {}

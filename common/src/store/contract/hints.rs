@@ -1,4 +1,4 @@
-//! Cache, blob index, pace and leases.
+//! Cache, blob index, pace, leases and roster.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,8 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Subject, end, home};
+use crate::batch::Lane;
 use crate::image::{Algorithm, Digest, Tag};
-use crate::store::{Account, BLOB_GENERATION, CacheScope, DigestCache, Known, Named, export_cache, import_cache};
+use crate::store::{
+    Account, BLOB_GENERATION, CacheScope, DigestCache, HEARTBEAT, Heartbeat, Known, LANE_KEPT, Named, Unserved,
+    export_cache, import_cache,
+};
 
 fn scope(path: &str, options: &str) -> CacheScope {
     CacheScope { home: home("target.example", path), options: options.into() }
@@ -172,4 +176,49 @@ pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: Subject) {
     (subject.advance)(Duration::from_secs(31));
     let Named::Yours { epoch: third } = ask("one").await else { panic!("it has run out") };
     assert!(first < second && second < third);
+}
+
+fn heartbeat(worker: &str, slots: u32) -> Heartbeat {
+    Heartbeat {
+        worker: worker.into(),
+        host: "here".into(),
+        version: "3.0.0".into(),
+        started_at: Timestamp::from_second(1_767_225_600).unwrap(),
+        slots,
+        draining: false,
+        running: Vec::new(),
+        unserved: vec![Unserved { lane: lane("gcr.io"), reason: "no way there".into() }],
+        refused: 0,
+        refused_why: None,
+    }
+}
+
+fn lane(source: &str) -> Lane {
+    Lane { target_credential: Some("robot".into()), ..Lane::anonymous(end(source), end("target.example")) }
+}
+
+pub async fn a_worker_lives_as_long_as_it_says_so(subject: Subject) {
+    let beat = async |heartbeat: Heartbeat| subject.store.beat(heartbeat, HEARTBEAT).await.unwrap();
+    let workers = async || subject.store.workers().await.unwrap();
+    assert_eq!(workers().await, []);
+    beat(heartbeat("two", 1)).await;
+    beat(heartbeat("one", 1)).await;
+    assert_eq!(workers().await, [heartbeat("one", 1), heartbeat("two", 1)]);
+    (subject.advance)(HEARTBEAT / 2);
+    beat(heartbeat("one", 5)).await;
+    (subject.advance)(HEARTBEAT / 2 + Duration::from_secs(1));
+    assert_eq!(workers().await, [heartbeat("one", 5)]);
+    subject.store.leave("one").await.unwrap();
+    assert_eq!(workers().await, []);
+}
+
+pub async fn lanes_are_remembered(subject: Subject) {
+    assert_eq!(subject.store.lanes().await.unwrap(), []);
+    subject.store.note_lanes(&[lane("quay.io"), lane("gcr.io")]).await.unwrap();
+    subject.store.note_lanes(&[lane("gcr.io")]).await.unwrap();
+    assert_eq!(subject.store.lanes().await.unwrap(), [lane("gcr.io"), lane("quay.io")]);
+    (subject.advance)(LANE_KEPT / 2);
+    subject.store.note_lanes(&[lane("gcr.io")]).await.unwrap();
+    (subject.advance)(LANE_KEPT / 2 + Duration::from_secs(1));
+    assert!(subject.store.lanes().await.unwrap().contains(&lane("gcr.io")));
 }

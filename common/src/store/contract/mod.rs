@@ -61,6 +61,7 @@ macro_rules! store_contract_tests {
             failed_tasks_are_requeued_and_their_old_messages_ignored,
             only_the_failures_that_are_meant_are_requeued,
             a_sweep_puts_back_what_was_lost,
+            a_task_that_ends_its_workers_fails_unless_one_is_at_it,
             what_nobody_knows_is_said_to_be_unknown
         );
         $crate::store_contract_tests!($make: hints:
@@ -70,7 +71,9 @@ macro_rules! store_contract_tests {
             an_import_keeps_what_was_seen_later_and_says_what_it_refused,
             a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age,
             the_latest_wait_holds_until_it_is_over,
-            one_holds_a_name_at_a_time_and_epochs_grow
+            one_holds_a_name_at_a_time_and_epochs_grow,
+            a_worker_lives_as_long_as_it_says_so,
+            lanes_are_remembered
         );
         // One of its own, for it takes seconds.
         $crate::store_contract_tests!($make: storm:

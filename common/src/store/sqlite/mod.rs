@@ -12,6 +12,7 @@ mod leases;
 mod ledger;
 mod lock;
 mod pace;
+mod roster;
 mod rows;
 mod schema;
 mod writer;
@@ -48,6 +49,7 @@ struct Shared {
     writer: Writer,
     /// None: in memory, where the writer's connection is the only one.
     reader: Option<Arc<Mutex<Connection>>>,
+    present: Mutex<roster::Present>,
 }
 
 impl SqliteStore {
@@ -104,7 +106,8 @@ impl SqliteStore {
         reader: Option<Arc<Mutex<Connection>>>,
     ) -> SqliteStore {
         let writer = Writer::start(writer, name.clone());
-        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader }))
+        let present = Mutex::default();
+        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present }))
     }
 
     /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with

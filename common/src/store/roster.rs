@@ -1,0 +1,92 @@
+//! Who works, on what, and which lanes there are. See [`Roster`].
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{BatchId, Lane};
+use crate::error::Result;
+
+/// How long a heartbeat holds. Beat three times as often.
+pub const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long a lane is remembered after messages were last published in it.
+pub const LANE_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its name, of this process alone.
+    pub worker: String,
+    /// The machine that it runs on.
+    pub host: String,
+    /// The program's version.
+    pub version: String,
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// Tasks at once.
+    pub slots: u32,
+    /// Whether it takes no more, and ends when what runs has ended.
+    #[serde(default)]
+    pub draining: bool,
+    /// What it is doing.
+    #[serde(default)]
+    pub running: Vec<Doing>,
+    /// Lanes that it leaves alone, and why.
+    #[serde(default)]
+    pub unserved: Vec<Unserved>,
+    /// Messages that it refused: not signed with its key, or not to be understood.
+    #[serde(default)]
+    pub refused: u64,
+    /// Why it refused the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_why: Option<String>,
+}
+
+/// A task that a worker is at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doing {
+    /// Of which batch.
+    pub batch: BatchId,
+    /// Its index there.
+    pub index: u32,
+    /// The source tag.
+    pub source: String,
+    /// The target tag.
+    pub target: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A lane that a worker leaves alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unserved {
+    /// Which.
+    pub lane: Lane,
+    /// Why, in words, safe to print.
+    pub reason: String,
+}
+
+/// Knows the living workers, and the lanes that have, or had, messages.
+///
+/// # Contract
+/// A heartbeat is forgotten when it has not been renewed for as long as it was to hold. A lane is remembered for
+/// [`LANE_KEPT`] after it was last noted, and may be for longer. By the store's clock.
+#[async_trait]
+pub trait Roster: Send + Sync {
+    /// A worker lives, and will say so again before this time is over. The last word stays.
+    async fn beat(&self, heartbeat: Heartbeat, holds: Duration) -> Result<()>;
+
+    /// A worker has ended.
+    async fn leave(&self, worker: &str) -> Result<()>;
+
+    /// The living workers, by name.
+    async fn workers(&self) -> Result<Vec<Heartbeat>>;
+
+    /// Messages are published in these lanes.
+    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()>;
+
+    /// The lanes that there are, in order.
+    async fn lanes(&self) -> Result<Vec<Lane>>;
+}

@@ -1,0 +1,60 @@
+//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::SqliteStore;
+use super::rows::after;
+use crate::batch::Lane;
+use crate::error::Result;
+use crate::store::{Heartbeat, LANE_KEPT, Roster};
+
+/// Times are in milliseconds since 1970.
+#[derive(Debug, Default)]
+pub(super) struct Present {
+    workers: BTreeMap<String, (i64, Heartbeat)>,
+    lanes: BTreeMap<Lane, i64>,
+}
+
+impl SqliteStore {
+    fn present(&self) -> std::sync::MutexGuard<'_, Present> {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Roster for SqliteStore {
+    async fn beat(&self, heartbeat: Heartbeat, holds: Duration) -> Result<()> {
+        let until = after(self.now(), holds);
+        self.present().workers.insert(heartbeat.worker.clone(), (until, heartbeat));
+        Ok(())
+    }
+
+    async fn leave(&self, worker: &str) -> Result<()> {
+        self.present().workers.remove(worker);
+        Ok(())
+    }
+
+    async fn workers(&self) -> Result<Vec<Heartbeat>> {
+        let now = self.now();
+        let mut present = self.present();
+        present.workers.retain(|_, (until, _)| *until > now);
+        Ok(present.workers.values().map(|(_, heartbeat)| heartbeat.clone()).collect())
+    }
+
+    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()> {
+        let until = after(self.now(), LANE_KEPT);
+        self.present().lanes.extend(lanes.iter().map(|lane| (lane.clone(), until)));
+        Ok(())
+    }
+
+    async fn lanes(&self) -> Result<Vec<Lane>> {
+        let now = self.now();
+        let mut present = self.present();
+        present.lanes.retain(|_, until| *until > now);
+        Ok(present.lanes.keys().cloned().collect())
+    }
+}
