@@ -88,6 +88,9 @@ pub enum Start {
         epoch: u64,
         /// How many attempts were counted before.
         attempts: u32,
+        /// How often it was lost in this run: its lease ran out under a worker, and another took it over or a sweep put
+        /// it back. A task that ends its workers is known by that.
+        losses: u32,
     },
     /// You hold it already, under this epoch: an older delivery of it is lost. If you are at work on it, acknowledge this
     /// delivery when it ends; else go on with it as with `Go`.
@@ -186,7 +189,7 @@ pub enum Sweep {
         /// How long.
         grace: Duration,
     },
-    /// All that has not ended: nobody else works with this store, and the queue is gone.
+    /// All that has not ended: nobody else works with this store, and the queue is gone. None of it counts as lost.
     Everything,
 }
 

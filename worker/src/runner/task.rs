@@ -76,7 +76,7 @@ impl Runner {
     /// Does one task of a message. An error is the ledger's, of which nothing is known then.
     pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
         let (epoch, attempts) = match self.store.start(ticket, &self.settings.name, LEASE).await? {
-            Start::Go { epoch, attempts } | Start::Own { epoch, attempts } => (epoch, attempts),
+            Start::Go { epoch, attempts, .. } | Start::Own { epoch, attempts } => (epoch, attempts),
             Start::AlreadyDone | Start::Cancelled | Start::StaleRun | Start::Paused => return Ok(Ended::Done),
             Start::HeldBy { until } => return Ok(Ended::Later(time_until(until, self.clock.now()))),
             Start::Unknown => {

@@ -95,7 +95,7 @@ pub async fn attempts_are_counted_where_they_count(subject: Subject) {
     assert_eq!(put_off(true, SECOND * 10).await, Retried::Waits { attempts: 2 });
     let counts = subject.look(batch).await.counts;
     assert_eq!((counts.waiting, counts.running), (1, 0));
-    let Start::Go { epoch, attempts: 2 } = subject.start(ticket, "w").await else { panic!("two were counted") };
+    let Start::Go { epoch, attempts: 2, .. } = subject.start(ticket, "w").await else { panic!("two were counted") };
     subject.finish(ticket, epoch, Verdict::Copied).await;
     let found = subject.look(batch).await;
     assert_eq!((found.control, found.spent), (Control::Done, bytes(4)));
@@ -181,7 +181,7 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
     let again = subject.publish(batch).await;
     assert_eq!(again, [1, 2].map(|index| Ticket { batch, run: 1, index }));
     for ticket in again {
-        let Start::Go { epoch, attempts: 0 } = subject.start(ticket, "w").await else { panic!("a run of its own") };
+        let Start::Go { epoch, attempts: 0, .. } = subject.start(ticket, "w").await else { panic!("a run of its own") };
         assert_eq!(subject.finish(ticket, epoch, Verdict::Copied).await, Finished::Counted);
     }
     assert_eq!(subject.look(batch).await.control, Control::Done);
@@ -225,7 +225,7 @@ pub async fn a_sweep_puts_back_what_was_lost(subject: Subject) {
         Swept { leased: 0, queued: 3 }
     );
     assert_eq!(subject.publish(batch).await.len(), 4);
-    let Start::Go { epoch, attempts: 1 } = subject.start(tickets[1], "w").await else { panic!("attempts stay") };
+    let Start::Go { epoch, attempts: 1, .. } = subject.start(tickets[1], "w").await else { panic!("attempts stay") };
     assert_eq!(subject.store.sweep(batch, Sweep::Everything).await.unwrap(), Swept { leased: 2, queued: 3 });
     assert_eq!(subject.finish(tickets[1], epoch, Verdict::Copied).await, Finished::Stale);
     assert_eq!(subject.look(batch).await.counts.waiting, 5);
@@ -287,4 +287,31 @@ pub async fn a_task_that_ends_its_workers_fails_unless_one_is_at_it(subject: Sub
     assert_eq!(condemn(tickets[3]).await, Finished::Counted);
     assert_eq!(subject.finish(tickets[3], epoch, Verdict::Copied).await, Finished::AlreadyDone);
     assert_eq!(subject.look(batch).await.counts.cancelled, 4);
+}
+
+pub async fn a_task_that_was_lost_is_known_by_it(subject: Subject) {
+    let batch = subject.batch_of(1).await;
+    let ticket = subject.publish(batch).await[0];
+    let losses = async |ticket: Ticket| match subject.start(ticket, "w").await {
+        Start::Go { losses, .. } => losses,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(losses(ticket).await, 0);
+    (subject.advance)(LEASE + SECOND);
+    assert_eq!(losses(ticket).await, 1, "taken over");
+    (subject.advance)(LEASE + SECOND);
+    let swept = subject.store.sweep(batch, Sweep::Leases { grace: Duration::ZERO }).await.unwrap();
+    assert_eq!(swept, Swept { leased: 1, queued: 0 });
+    subject.publish(batch).await;
+    let Start::Go { epoch, losses: 2, .. } = subject.start(ticket, "w").await else { panic!("swept") };
+    subject.store.retry_later(ticket, epoch, Duration::ZERO, false, Spent::default()).await.unwrap();
+    let Start::Go { epoch, losses: 2, .. } = subject.start(ticket, "w").await else { panic!("given back is not lost") };
+    let failure = Failure { class: Class::Local, error: "no".into(), attempts: 1 };
+    subject.finish(ticket, epoch, Verdict::Failed(failure)).await;
+    subject.store.requeue(batch, RequeueFilter::All).await.unwrap();
+    let ticket = subject.publish(batch).await[0];
+    assert_eq!(losses(ticket).await, 0, "a new run has a clean slate");
+    subject.store.sweep(batch, Sweep::Everything).await.unwrap();
+    let ticket = subject.publish(batch).await[0];
+    assert_eq!(losses(ticket).await, 0, "who ended the only process knows why");
 }

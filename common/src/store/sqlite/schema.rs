@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -138,6 +138,16 @@ CREATE TABLE lease (
 ) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter VALUES ('lease epoch', 0);
+";
+
+/// How often tasks were lost by their workers.
+const VERSION_2: &str = "
+CREATE TABLE lost (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    losses INTEGER NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
 ";
 
 /// Brings a file to the version of this program, or refuses it.

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::super::fault::Fault;
 use super::book::{Book, Entry};
 use super::look::{failures, page};
-use super::tasks::{forget_retry, let_go, set_mark};
+use super::tasks::{forget_losses, forget_retry, let_go, note_loss, set_mark};
 use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
 use crate::store::{Control, RequeueFilter, Sweep, Swept};
@@ -65,6 +65,7 @@ pub(super) fn requeue(connection: &Connection, now: i64, batch: BatchId, filter:
                     .prepare_cached("DELETE FROM failure WHERE batch = ?1 AND task = ?2")?
                     .execute((no, index))?;
                 set_mark(connection, no, index, run, 0)?;
+                forget_losses(connection, no, index)?;
                 book.set(index, TaskState::New)?;
                 requeued += 1;
             }
@@ -91,6 +92,9 @@ pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sw
     };
     for task in page(connection, "SELECT task FROM held WHERE batch = ?1 AND until <= ?2", no, dead_before)? {
         let_go(connection, no, task)?;
+        if sweep != Sweep::Everything {
+            note_loss(connection, no, task)?;
+        }
         book.set(task, back)?;
         swept.leased += 1;
     }
@@ -122,7 +126,7 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
     )?;
     let old: Vec<i64> = statement.query_map((before, now), |row| row.get(0))?.collect::<Result<_, _>>()?;
     for no in &old {
-        for table in ["repository", "unlisted", "chunk", "plan", "mark", "held", "retry", "failure"] {
+        for table in ["repository", "unlisted", "chunk", "plan", "mark", "lost", "held", "retry", "failure"] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }
         connection.prepare_cached("DELETE FROM batch WHERE no = ?1")?.execute([no])?;

@@ -37,6 +37,7 @@ pub(super) fn start(
         return Ok(Start::StaleRun);
     }
     let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
+    let was_held = held.is_some();
     let live = held.filter(|held| held.until > now);
     if book.entry.control.is_stopped() {
         // Only what was running is left. Its worker ends it, if it lives.
@@ -61,6 +62,10 @@ pub(super) fn start(
         book.close(now)?;
         return Ok(Start::Paused);
     }
+    if was_held {
+        note_loss(connection, no, ticket.index)?;
+    }
+    let losses = losses(connection, no, ticket.index)?;
     let epoch = book.next_epoch();
     hold(connection, no, ticket.index, epoch, until, worker)?;
     if state == TaskState::Retry {
@@ -68,7 +73,7 @@ pub(super) fn start(
     }
     book.set(ticket.index, TaskState::Running)?;
     book.close(now)?;
-    Ok(Start::Go { epoch: epoch.unsigned_abs(), attempts })
+    Ok(Start::Go { epoch: epoch.unsigned_abs(), attempts, losses })
 }
 
 pub(super) fn renew(connection: &Connection, ticket: Ticket, epoch: u64, until: i64) -> Result<Standing, Fault> {
@@ -194,6 +199,26 @@ pub(super) fn set_mark(connection: &Connection, no: i64, task: u32, run: u32, at
     connection
         .prepare_cached("REPLACE INTO mark (batch, task, run, attempts) VALUES (?1, ?2, ?3, ?4)")?
         .execute((no, task, run, attempts))?;
+    Ok(())
+}
+
+fn losses(connection: &Connection, no: i64, task: u32) -> Result<u32, Fault> {
+    let sql = "SELECT losses FROM lost WHERE batch = ?1 AND task = ?2";
+    Ok(connection.prepare_cached(sql)?.query_row((no, task), |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+/// Its lease ran out under a worker.
+pub(super) fn note_loss(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+    connection
+        .prepare_cached(
+            "INSERT INTO lost (batch, task, losses) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET losses = losses + 1",
+        )?
+        .execute((no, task))?;
+    Ok(())
+}
+
+pub(super) fn forget_losses(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+    connection.prepare_cached("DELETE FROM lost WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }
 
