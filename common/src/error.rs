@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::RegistryName;
 use crate::printable::printable;
 
 /// What kind of failure it is: the same words in reports, JSON and the ledger.
@@ -90,6 +91,8 @@ struct Inner {
     tried: String,
     detail: String,
     hint: Option<String>,
+    registry: Option<RegistryName>,
+    unconnected: bool,
     status: Option<u16>,
     code: Option<String>,
     retry_after: Option<Duration>,
@@ -110,6 +113,8 @@ impl Error {
             tried: printable(tried.as_ref()).into_owned(),
             detail: printable(detail.as_ref()).into_owned(),
             hint: None,
+            registry: None,
+            unconnected: false,
             status: None,
             code: None,
             retry_after: None,
@@ -128,6 +133,20 @@ impl Error {
     #[must_use]
     pub fn hint(mut self, hint: impl AsRef<str>) -> Error {
         self.0.hint = Some(printable(hint.as_ref()).into_owned());
+        self
+    }
+
+    /// Adds which registry's request failed, where that is not known yet.
+    #[must_use]
+    pub fn at(mut self, registry: &RegistryName) -> Error {
+        self.0.registry.get_or_insert_with(|| registry.clone());
+        self
+    }
+
+    /// Adds that no connection could be made at all.
+    #[must_use]
+    pub fn unconnected(mut self) -> Error {
+        self.0.unconnected = true;
         self
     }
 
@@ -171,6 +190,16 @@ impl Error {
     /// What kind of failure it is.
     pub fn class(&self) -> Class {
         self.0.class
+    }
+
+    /// Which registry's request failed, where it was one.
+    pub fn registry(&self) -> Option<&RegistryName> {
+        self.0.registry.as_ref()
+    }
+
+    /// Whether no connection could be made at all: there is no way from here, or nobody there.
+    pub fn is_unconnected(&self) -> bool {
+        self.0.unconnected
     }
 
     /// The HTTP status, where there was an answer.

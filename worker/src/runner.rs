@@ -1,29 +1,38 @@
 //! Takes tasks from the queue, copies, and tells the ledger: take → start → copy → finish → acknowledge.
 
 mod gate;
+mod insist;
+mod lanes;
 mod task;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Lane, Options};
+use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
-use imgsync_common::queue::{Delivery, Lanes, TaskQueue};
+use imgsync_common::queue::{Delivery, TaskQueue};
 use imgsync_common::registry::Client;
-use imgsync_common::store::{Clock, Store};
-use tokio::sync::Semaphore;
+use imgsync_common::store::{Clock, Doing, Store};
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use self::lanes::{Allowed, Serving};
 
 use crate::copy::Copier;
 
 /// How long to wait before asking a queue again that failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long it waits for a task before it looks at the lanes again.
-const LANES_HOLD: Duration = Duration::from_secs(3600);
+/// How long a delivery is held. Brokers end the channel of who holds one for too long (30 minutes is common): before that
+/// the message goes back for later, and the lease alone says who is at the task.
+const LONGEST_HELD: Duration = Duration::from_secs(10 * 60);
+/// When such a message comes back, should its worker have died meanwhile.
+const COMES_BACK: Duration = Duration::from_secs(5 * 60);
+/// How long a message waits that its worker has no way for: another may have one.
+const OUT_OF_REACH_WAIT: Duration = Duration::from_secs(1);
 
 /// What a worker is.
 #[derive(Debug, Clone)]
@@ -37,6 +46,8 @@ pub struct Settings {
     pub slots: usize,
     /// Tries of a task that fails in passing, those within it counted.
     pub attempts: u32,
+    /// Whether others may reach a registry that this worker cannot: then its tasks go back, and no attempt is spent.
+    pub others_may_reach: bool,
 }
 
 /// When a worker ends.
@@ -58,9 +69,11 @@ pub struct Runner {
     copier: Copier,
     settings: Settings,
     events: Events,
+    serving: Serving,
     options: Arc<Mutex<HashMap<BatchId, Arc<Options>>>>,
-    /// Lanes of registries that asked to be left alone, and until when.
-    parked: Arc<Mutex<HashMap<Lane, Instant>>>,
+    running: Arc<Mutex<HashMap<Ticket, Doing>>>,
+    /// Held by all tasks that run, and alone by one that ended its workers before.
+    alone: Arc<RwLock<()>>,
 }
 
 impl Runner {
@@ -71,6 +84,7 @@ impl Runner {
         clock: Arc<dyn Clock>,
         (client, copier): (Client, Copier),
         settings: Settings,
+        serving: Serving,
         events: Events,
     ) -> Runner {
         Runner {
@@ -81,30 +95,32 @@ impl Runner {
             copier,
             settings,
             events,
+            serving,
             options: Arc::default(),
-            parked: Arc::default(),
+            running: Arc::default(),
+            alone: Arc::default(),
         }
     }
 
     /// Works until told to stop. Returns when nothing runs any more.
     pub async fn run(&self, stop: &Stop) {
         let slots = Arc::new(Semaphore::new(self.settings.slots.max(1)));
-        let running = TaskTracker::new();
+        let tasks = TaskTracker::new();
+        let mut changes = self.serving.changes();
         // A slot first, then a delivery: nothing is taken that has to wait.
         while let Some(slot) = free_slot(&slots, stop).await {
-            let (lanes, until) = self.lanes();
+            changes.mark_unchanged();
+            let (lanes, until) = self.serving.lanes();
             let taken = tokio::select! {
                 taken = self.queue.take(&lanes, &stop.drain) => taken,
-                // A lane may be taken from again.
-                () = tokio::time::sleep_until(until.into()) => {
-                    drop(slot);
-                    continue;
-                }
+                // There are other lanes to take from.
+                _ = changes.changed() => continue,
+                () = tokio::time::sleep_until(until.into()) => continue,
             };
             match taken {
                 Ok(Some(delivery)) => {
                     let (runner, stop) = (self.clone(), stop.clone());
-                    running.spawn(async move {
+                    tasks.spawn(async move {
                         runner.deliver(delivery, &stop).await;
                         drop(slot);
                     });
@@ -119,35 +135,32 @@ impl Runner {
                 }
             }
         }
-        running.close();
-        running.wait().await;
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// What it is doing.
+    pub fn doing(&self) -> Vec<Doing> {
+        let mut doing: Vec<Doing> = self.running().values().cloned().collect();
+        doing.sort_by_key(|doing| (doing.since, doing.index));
+        doing
     }
 
     /// Does what a message asks for, and lets go of it.
     async fn deliver(&self, mut delivery: Delivery, stop: &Stop) {
-        let tickets: Vec<_> = delivery.message.tickets().collect();
-        let mut left = Vec::new();
-        let mut wait = Duration::ZERO;
-        for (ticket, target) in tickets.into_iter().zip(delivery.message.targets.clone()) {
-            match self.task(&delivery.message, ticket, &target.place, stop).await {
-                Ok(task::Ended::Done) => {}
-                Ok(task::Ended::Later(time)) => {
-                    left.push(target);
-                    wait = wait.max(time);
+        let (message, lane) = (delivery.message.clone(), delivery.lane.clone());
+        let mut work = std::pin::pin!(self.work(&message, &lane, stop));
+        let (left, wait) = tokio::select! {
+            left = &mut work => left,
+            () = tokio::time::sleep(LONGEST_HELD) => {
+                if let Err(error) = delivery.give_back_after(COMES_BACK).await {
+                    self.warn(&format!("the queue does not answer: {error}"));
                 }
-                Ok(task::Ended::Throttled(time)) => {
-                    self.parked().insert(delivery.lane.clone(), Instant::now() + time);
-                    left.push(target);
-                    wait = wait.max(time);
-                }
-                // The ledger does not answer: the message comes back, and nothing was counted twice.
-                Err(error) => {
-                    self.warn(&format!("the ledger does not answer: {error}"));
-                    left.push(target);
-                    wait = wait.max(QUEUE_PAUSE);
-                }
+                // What is left comes back with the message.
+                work.await;
+                return;
             }
-        }
+        };
         let let_go = match left.is_empty() {
             true => delivery.acknowledge().await,
             false => {
@@ -161,21 +174,37 @@ impl Runner {
         }
     }
 
-    /// The lanes to take from now, and until when that holds: those of a registry that asked to be left alone are not
-    /// among them.
-    fn lanes(&self) -> (Lanes, Instant) {
-        let mut parked = self.parked();
-        let now = Instant::now();
-        parked.retain(|_, until| *until > now);
-        let until = parked.values().min().copied().unwrap_or(now + LANES_HOLD);
-        match parked.is_empty() {
-            true => (Lanes::All, until),
-            false => (Lanes::Except(parked.keys().cloned().collect()), until),
+    /// Does the tasks of a message. Says which are to come back, and after how long.
+    async fn work(&self, message: &Message, lane: &Lane, stop: &Stop) -> (Vec<MessageTarget>, Duration) {
+        let mut left = Vec::new();
+        let mut wait = Duration::ZERO;
+        for (ticket, target) in message.tickets().zip(&message.targets) {
+            let time = match self.task(message, ticket, &target.place, stop).await {
+                Ok(task::Ended::Done) => continue,
+                Ok(task::Ended::Later(time)) => time,
+                Ok(task::Ended::Throttled { registry, wait: time }) => {
+                    let who = registry.map_or_else(|| "a registry".to_owned(), |registry| registry.to_string());
+                    self.serving.park(lane, time, &format!("{who} asked to be left alone"));
+                    time
+                }
+                Ok(task::Ended::OutOfReach { registry, why }) => {
+                    self.serving.lost_reach(&registry, lane, &why);
+                    OUT_OF_REACH_WAIT
+                }
+                // The ledger does not answer: the message comes back, and nothing was counted twice.
+                Err(error) => {
+                    self.warn(&format!("the ledger does not answer: {error}"));
+                    QUEUE_PAUSE
+                }
+            };
+            left.push(target.clone());
+            wait = wait.max(time);
         }
+        (left, wait)
     }
 
-    fn parked(&self) -> std::sync::MutexGuard<'_, HashMap<Lane, Instant>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, Doing>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The options of a batch, read once.
@@ -184,7 +213,7 @@ impl Runner {
             return Ok(options.clone());
         }
         let tried = format!("reading the options of batch {batch}");
-        let Some(found) = self.store.batch(batch).await? else {
+        let Some(found) = self.insist(|| self.store.batch(batch)).await? else {
             return Err(Error::new(Class::NotFound, tried, "the store does not have the batch"));
         };
         let options: Options = serde_json::from_str(&found.options)

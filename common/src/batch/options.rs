@@ -1,10 +1,12 @@
 //! What workers need to know of a batch beside its tasks: the rules' options, by the rules' numbers. Kept with the batch,
 //! never in messages, and without secrets.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{End, Lane};
 use crate::image::Platform;
 
 /// The options of a batch.
@@ -23,6 +25,13 @@ pub struct Options {
     pub prime: bool,
     /// What an image is given at the least, in seconds.
     pub timeout_seconds: u64,
+    /// Whether that is all it gets, however large it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timeout_is_exact: bool,
+    /// The names of the credentials that are used, by registry; those that are not named are anonymous, or left to who
+    /// runs the task.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub accounts: BTreeMap<String, String>,
 }
 
 /// The options of one rule.
@@ -33,6 +42,22 @@ pub struct RuleOptions {
     pub platforms: Vec<Platform>,
     /// How long a target tag is believed in, in seconds.
     pub verify_every_seconds: u64,
+}
+
+impl Options {
+    /// The lane of a task from one end to another.
+    pub fn lane(&self, source: &End, target: &End) -> Lane {
+        let account = |end: &End| {
+            let name = end.registry().and_then(|registry| self.accounts.get(registry.as_str()));
+            name.map(|name| name.as_str().into())
+        };
+        Lane {
+            source: source.clone(),
+            source_credential: account(source),
+            target: target.clone(),
+            target_credential: account(target),
+        }
+    }
 }
 
 impl RuleOptions {

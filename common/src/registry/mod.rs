@@ -49,7 +49,7 @@ use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
 use self::mounts::Mounts;
 use self::referrers::FallbackLocks;
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
 
@@ -137,6 +137,21 @@ impl Client {
             Some(Credential::IdentityToken { username, .. }) => username,
             None => None,
         })
+    }
+
+    /// Whether a registry can be reached from here: any answer will do. Tried once, for as long as a connection may take.
+    pub async fn ping(&self, registry: &RegistryName, context: &Context) -> Result<()> {
+        let registry = self.registry(registry)?;
+        let tried = format!("reaching {}", registry.name);
+        let url = registry.base.join("v2/").map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
+        let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
+        tokio::select! {
+            answer = request.send() => match answer {
+                Ok(_) => Ok(()),
+                Err(error) => Err(transport::transport_error(error, &tried).at(&registry.name)),
+            },
+            () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
+        }
     }
 
     fn registry(&self, name: &RegistryName) -> Result<Arc<Registry>> {

@@ -241,7 +241,10 @@ impl Repository {
         let stall = self.stall();
         match tokio::time::timeout(stall, self.exchange_stream(http, method, url, headers, body, tried)).await {
             Ok(result) => result,
-            Err(_) => Err(Error::new(Class::TimedOut, tried, format!("no answer within {}", retry::seconds(stall)))),
+            Err(_) => {
+                let detail = format!("no answer within {}", retry::seconds(stall));
+                Err(Error::new(Class::TimedOut, tried, detail).at(&self.registry.name))
+            }
         }
     }
 
@@ -261,7 +264,7 @@ impl Repository {
         let response = tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
-            response = request.send() => response.map_err(|error| transport_error(error, tried))?,
+            response = request.send() => response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?,
         };
         Ok(Answer { response, url, stall: self.stall(), with_credentials: false })
     }
@@ -298,7 +301,7 @@ impl Repository {
     /// The error of an answer that is not what was asked for, with what to do about it.
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let with_credentials = answer.with_credentials;
-        let error = answer.into_error(tried).await;
+        let error = answer.into_error(tried).await.at(&self.registry.name);
         match error.class() {
             Class::Denied => {
                 let hint = self.login_hint(with_credentials);
@@ -466,7 +469,10 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
         }
         () => failed,
     };
-    failed.because(error)
+    match error.is_connect() {
+        true => failed.unconnected().because(error),
+        false => failed.because(error),
+    }
 }
 
 /// Without what the HTTP client says of its own insides.

@@ -221,6 +221,11 @@ impl Copier {
         Copier { known: Arc::new(Known::shared(index)), ..self }
     }
 
+    /// The same, which gives images another time.
+    pub fn within(&self, time: Duration, time_is_exact: bool) -> Copier {
+        Copier { limits: Limits { time, time_is_exact, ..self.limits }, ..self.clone() }
+    }
+
     /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
     /// were under way are cancelled at the target.
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {

@@ -9,11 +9,11 @@ use futures_util::FutureExt as _;
 use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
-use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
+use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
 use imgsync_common::retry;
-use imgsync_common::store::{Account, CacheScope, Known, LEASE, Spent, Standing, Start};
+use imgsync_common::store::{Account, CacheScope, Doing, Finished, Known, LEASE, Retried, Spent, Standing, Start};
 use jiff::Timestamp;
 
 use super::gate::TaskGate;
@@ -26,6 +26,15 @@ const RENEW_EVERY: Duration = Duration::from_secs(3);
 const PLAN_IS_OLD: Duration = Duration::from_secs(600);
 /// A tag that moves again and again while it is copied is tried again later.
 const MOVES: usize = 3;
+/// How long a message waits whose task another is at: not until the lease must have ended, but so that whoever has it
+/// next is there soon after.
+const HELD_WAIT: Duration = Duration::from_secs(10);
+/// How long a task waits whose registry cannot be reached from here.
+const OUT_OF_REACH: Duration = Duration::from_secs(1);
+/// A task that was lost so often runs alone: it may be what ended its workers, or one that ran beside that.
+const LOSSES_ALONE: u32 = 3;
+/// A task that was lost so often is what ended its workers.
+const LOSSES_FAIL: u32 = 6;
 
 /// What became of a task.
 pub(super) enum Ended {
@@ -34,7 +43,9 @@ pub(super) enum Ended {
     /// It is to come back, after this wait.
     Later(Duration),
     /// The same, and so is all of its lane: a registry asked to be left alone for so long.
-    Throttled(Duration),
+    Throttled { registry: Option<RegistryName>, wait: Duration },
+    /// No connection to this registry can be made from here.
+    OutOfReach { registry: RegistryName, why: String },
 }
 
 /// What a task came to.
@@ -75,17 +86,43 @@ impl Held<'_> {
 impl Runner {
     /// Does one task of a message. An error is the ledger's, of which nothing is known then.
     pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
-        let (epoch, attempts) = match self.store.start(ticket, &self.settings.name, LEASE).await? {
-            Start::Go { epoch, attempts, .. } | Start::Own { epoch, attempts } => (epoch, attempts),
+        let started = self.insist(|| self.store.start(ticket, &self.settings.name, LEASE)).await?;
+        let (epoch, attempts, losses) = match started {
+            Start::Go { epoch, attempts, losses } => (epoch, attempts, losses),
+            // Delivered again while it runs here: the broker thought that it was lost.
+            Start::Own { .. } if self.running().contains_key(&ticket) => return Ok(Ended::Later(HELD_WAIT)),
+            Start::Own { epoch, attempts } => (epoch, attempts, 0),
             Start::AlreadyDone | Start::Cancelled | Start::StaleRun | Start::Paused => return Ok(Ended::Done),
-            Start::HeldBy { until } => return Ok(Ended::Later(time_until(until, self.clock.now()))),
+            Start::HeldBy { until } => return Ok(Ended::Later(time_until(until, self.clock.now()).min(HELD_WAIT))),
             Start::Unknown => {
                 self.warn(&format!("the store has lost batch {}: run it again", ticket.batch));
                 return Ok(Ended::Done);
             }
         };
+        let doing = Doing {
+            batch: ticket.batch,
+            index: ticket.index,
+            source: message.source.to_string(),
+            target: target.to_string(),
+            since: self.clock.now(),
+        };
+        self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
+        self.running().insert(ticket, doing);
+        let ended = self.hold(message, ticket, target, (epoch, attempts, losses), stop).await;
+        self.running().remove(&ticket);
+        ended
+    }
+
+    /// Does a task of which the ledger says that it is ours.
+    async fn hold(
+        &self,
+        message: &Message,
+        ticket: Ticket,
+        target: &Place,
+        (epoch, attempts, losses): (u64, u32, u32),
+        stop: &Stop,
+    ) -> Result<Ended> {
         let options = self.options(ticket.batch).await?;
-        self.events.emit(Event::TaskStarted { ticket, source: message.source.to_string(), target: target.to_string() });
         let held = Held {
             message,
             ticket,
@@ -97,10 +134,17 @@ impl Runner {
             context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
             tallies: (Tally::new(), Tally::new()),
         };
+        if losses >= LOSSES_FAIL {
+            let detail = format!("the worker that ran it ended {losses} times, the last ones with nothing else to do");
+            let error = Error::new(Class::Local, format!("copying {}", message.source), detail);
+            return self
+                .settle(&held, stop, Came::Failed(error.hint("please report this, with the image's name")))
+                .await;
+        }
         let lost = AtomicBool::new(false);
         let came = {
             // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
-            let work = AssertUnwindSafe(Box::pin(self.copy(&held))).catch_unwind();
+            let work = AssertUnwindSafe(Box::pin(self.in_company(&held, losses))).catch_unwind();
             tokio::select! {
                 came = work => match came {
                     Ok(Ok(came)) => came,
@@ -119,6 +163,24 @@ impl Runner {
             return Ok(Ended::Done);
         }
         self.settle(&held, stop, came).await
+    }
+
+    /// Copies beside others; or with nothing else in this process, what was lost too often.
+    async fn in_company(&self, held: &Held<'_>, losses: u32) -> Result<Came> {
+        let cancelled = || Error::cancelled(format!("copying {}", held.message.source));
+        if losses < LOSSES_ALONE {
+            let _beside = tokio::select! {
+                guard = self.alone.read() => guard,
+                () = held.context.cancel.cancelled() => return Err(cancelled()),
+            };
+            return self.copy(held).await;
+        }
+        self.warn(&format!("{} was lost by its workers {losses} times: it runs alone now", held.message.source));
+        let _alone = tokio::select! {
+            guard = self.alone.write() => guard,
+            () = held.context.cancel.cancelled() => return Err(cancelled()),
+        };
+        self.copy(held).await
     }
 
     /// Renews the lease until dropped. Stops the work where the task is another's by now, or its batch was stopped.
@@ -141,9 +203,11 @@ impl Runner {
 
     async fn copy(&self, held: &Held<'_>) -> Result<Came> {
         let Held { message, target, options, rule, context, tallies, .. } = held;
+        self.serving.check_target(target)?;
         let known = match options.force {
             true => None,
-            false => self.store.known(&held.scope(), std::slice::from_ref(&target.tag)).await?.pop().flatten(),
+            // A hint that cannot be had is done without.
+            false => self.known(held).await.unwrap_or_default(),
         };
         let now = self.clock.now();
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
@@ -177,8 +241,12 @@ impl Runner {
             return self.compare(job, context).await;
         }
         let gate = TaskGate::new(self, held, is_old);
+        let copier = match options.timeout_seconds {
+            0 => self.copier.clone(),
+            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
+        };
         for _ in 0..MOVES {
-            let copied = Box::pin(self.copier.copy(&job, &gate, context)).await;
+            let copied = Box::pin(copier.copy(&job, &gate, context)).await;
             gate.release().await;
             match copied {
                 // What is copied is not what the tag is any more: once more, with what it is now.
@@ -188,6 +256,11 @@ impl Runner {
         }
         let detail = "its tag moves faster than it is copied";
         Err(Error::new(Class::ServerError, format!("copying {}", message.source), detail))
+    }
+
+    /// What is known of the target tag.
+    async fn known(&self, held: &Held<'_>) -> Result<Option<Known>> {
+        Ok(self.store.known(&held.scope(), std::slice::from_ref(&held.target.tag)).await?.pop().flatten())
     }
 
     /// Whether both ends are equal, without copying: what is equal need not be copied later.
@@ -229,14 +302,17 @@ impl Runner {
         };
         if let Some(Seen { source, target }) = seen {
             let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
-            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await?;
+            let scope = held.scope();
+            let learnt = || self.store.learn(&scope, vec![(held.target.tag.clone(), known.clone())]);
+            self.insist(learnt).await?;
         }
         let end = match verdict {
             Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied },
             _ => TaskEnd::Unchanged,
         };
-        self.store.finish(held.ticket, held.epoch, verdict, held.spent(bytes)).await?;
-        self.emit_end(held.ticket, end);
+        let spent = held.spent(bytes);
+        let finished = self.insist(|| self.store.finish(held.ticket, held.epoch, verdict.clone(), spent)).await?;
+        self.emit_end(held.ticket, if finished == Finished::Stale { TaskEnd::GivenBack } else { end });
         Ok(Ended::Done)
     }
 
@@ -245,12 +321,12 @@ impl Runner {
         let spent = held.spent(Bytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
             // We are leaving, the task is not: anyone may have it.
-            self.store.retry_later(ticket, epoch, Duration::ZERO, false, spent).await?;
+            self.put_off(held, Duration::ZERO, false, spent).await?;
             self.emit_end(ticket, TaskEnd::GivenBack);
             return Ok(Ended::Later(Duration::ZERO));
         }
         if error.is_cancelled() {
-            self.store.finish(ticket, epoch, Verdict::Cancelled, spent).await?;
+            self.insist(|| self.store.finish(ticket, epoch, Verdict::Cancelled, spent)).await?;
             self.emit_end(ticket, TaskEnd::Cancelled);
             return Ok(Ended::Done);
         }
@@ -259,29 +335,48 @@ impl Runner {
             && let Some(wait) = error.wait()
         {
             // Asked to wait longer than a slot should be held for: no attempt is spent on it.
-            self.hold_off(held, wait).await?;
-            self.store.retry_later(ticket, epoch, wait, false, spent).await?;
+            self.hold_off(held, error.registry(), wait).await?;
+            self.put_off(held, wait, false, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
-            return Ok(Ended::Throttled(wait));
+            return Ok(Ended::Throttled { registry: error.registry().cloned(), wait });
+        }
+        if self.settings.others_may_reach
+            && error.is_unconnected()
+            && let Some(registry) = error.registry()
+        {
+            // What this machine cannot reach, another may: no attempt is spent on it.
+            let (registry, why) = (registry.clone(), error.detail().to_owned());
+            self.put_off(held, OUT_OF_REACH, false, spent).await?;
+            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait: OUT_OF_REACH });
+            return Ok(Ended::OutOfReach { registry, why });
         }
         if retry::is_passing(&error) && tries < self.settings.attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            self.store.retry_later(ticket, epoch, wait, true, spent).await?;
+            self.put_off(held, wait, true, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
             return Ok(Ended::Later(wait));
         }
         let failure = Failure::of(&error, tries);
         self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
-        self.store.finish(ticket, epoch, Verdict::Failed(failure), spent).await?;
+        self.insist(|| self.store.finish(ticket, epoch, Verdict::Failed(failure.clone()), spent)).await?;
         Ok(Ended::Done)
     }
 
-    /// Remembers that a registry wants to be left alone. Which of the two ends it was is not known: both are asked to.
-    async fn hold_off(&self, held: &Held<'_>, wait: Duration) -> Result<()> {
+    /// The ledger lets it wait.
+    async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
+        self.insist(|| self.store.retry_later(held.ticket, held.epoch, wait, counts, spent)).await
+    }
+
+    /// Remembers that a registry wants to be left alone, for this worker and others. An error that does not say which it
+    /// was holds for both ends.
+    async fn hold_off(&self, held: &Held<'_>, registry: Option<&RegistryName>, wait: Duration) -> Result<()> {
         let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
-        for place in [&held.message.source, held.target] {
-            if let Some(account) = Account::at(place.home.end(), "") {
-                self.store.hold_off(&account, until).await?;
+        let lane = held.options.lane(held.message.source.home.end(), held.target.home.end());
+        for (end, who) in [(lane.source, lane.source_credential), (lane.target, lane.target_credential)] {
+            if registry.is_none_or(|registry| end.registry() == Some(registry))
+                && let Some(account) = Account::at(&end, who.as_deref().unwrap_or_default())
+            {
+                self.insist(|| self.store.hold_off(&account, until)).await?;
             }
         }
         Ok(())

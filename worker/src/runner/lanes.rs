@@ -1,0 +1,328 @@
+//! Which lanes a worker takes from: those that it is allowed and able to serve, and that no registry asked to leave alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::{End, Lane, Place};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::RegistryName;
+use imgsync_common::naming::Base;
+use imgsync_common::queue::Lanes;
+use imgsync_common::registry::{Client, Context};
+use imgsync_common::retry::seconds;
+use imgsync_common::store::{Account, Store, Unserved};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+/// How often the lanes that there are, and what registries asked for, are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a registry that cannot be reached is left alone at first; doubled each time it still cannot, up to the last.
+const OUT_OF_REACH: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(120)];
+/// Where nothing says when to look again.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// What a worker may do.
+#[derive(Debug, Clone, Default)]
+pub struct Allowed {
+    /// Lanes with one of these at either end only; all lanes where there is none.
+    pub registries: BTreeSet<RegistryName>,
+    /// Targets below one of these only; all targets where there is none.
+    pub targets: Vec<Base>,
+}
+
+/// Which lanes a worker serves. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Serving(Arc<Inner>);
+
+struct Inner {
+    allowed: Allowed,
+    state: Mutex<State>,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Lanes of registries that asked to be left alone: until when, and why.
+    parked: HashMap<Lane, (Instant, String)>,
+    /// Registries to which no connection could be made.
+    out_of_reach: HashMap<RegistryName, OutOfReach>,
+    /// Lanes that this worker may not, or cannot, serve, and why.
+    unserved: BTreeMap<Lane, String>,
+}
+
+struct OutOfReach {
+    why: String,
+    wait: Duration,
+    ask_at: Instant,
+}
+
+impl Serving {
+    /// What may be served, as far as it can be.
+    pub fn new(allowed: Allowed) -> Serving {
+        Serving(Arc::new(Inner { allowed, state: Mutex::default(), changed: watch::Sender::new(0) }))
+    }
+
+    /// The lanes to take from now, and until when that holds.
+    pub(super) fn lanes(&self) -> (Lanes, Instant) {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.parked.retain(|_, (until, _)| *until > now);
+        let until = state.parked.values().map(|(until, _)| *until).min().unwrap_or(now + FAR);
+        let except: BTreeSet<Lane> = state.parked.keys().chain(state.unserved.keys()).cloned().collect();
+        match except.is_empty() {
+            true => (Lanes::All, until),
+            false => (Lanes::Except(except), until),
+        }
+    }
+
+    /// Told when the lanes have changed.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Leaves a lane alone for so long.
+    pub(super) fn park(&self, lane: &Lane, wait: Duration, why: &str) {
+        let until = Instant::now() + wait;
+        let mut state = self.state();
+        let parked = state.parked.entry(lane.clone()).or_insert_with(|| (until, why.to_owned()));
+        if parked.0 < until {
+            *parked = (until, why.to_owned());
+        }
+        drop(state);
+        self.tell();
+    }
+
+    /// No connection to a registry could be made: its lanes are left alone until one can be.
+    pub(super) fn lost_reach(&self, registry: &RegistryName, lane: &Lane, why: &str) {
+        let why = format!("{registry} cannot be reached from here: {why}");
+        let mut state = self.state();
+        state.unserved.insert(lane.clone(), why.clone());
+        let wait = OUT_OF_REACH[0];
+        state.out_of_reach.entry(registry.clone()).or_insert_with(|| OutOfReach {
+            why,
+            wait,
+            ask_at: Instant::now() + wait,
+        });
+        drop(state);
+        self.tell();
+    }
+
+    /// The lanes that are left alone, and why.
+    pub fn unserved(&self) -> Vec<Unserved> {
+        let state = self.state();
+        let now = Instant::now();
+        let parked = state.parked.iter().filter(|(_, (until, _))| *until > now).map(|(lane, (until, why))| Unserved {
+            lane: lane.clone(),
+            reason: format!("{why}; left alone for {}", seconds(*until - now)),
+        });
+        let unserved = state.unserved.iter().map(|(lane, why)| Unserved { lane: lane.clone(), reason: why.clone() });
+        let mut all: Vec<Unserved> = unserved.chain(parked).collect();
+        all.sort_by(|a, b| a.lane.cmp(&b.lane));
+        all
+    }
+
+    /// Whether a target tag may be written by this worker.
+    pub(super) fn check_target(&self, target: &Place) -> Result<()> {
+        let targets = &self.0.allowed.targets;
+        if targets.is_empty() || targets.iter().any(|base| is_below(target, base)) {
+            return Ok(());
+        }
+        let bases: Vec<String> = targets.iter().map(Base::to_string).collect();
+        let detail = format!("the configuration of this worker allows pushing below {} only", bases.join(", "));
+        Err(Error::new(Class::Denied, format!("writing {target}"), detail)
+            .hint("add the target to the worker's configuration (`defaults: {to: …}`), or leave all targets out of it"))
+    }
+
+    /// Keeps what is known of the lanes up to date until dropped.
+    pub async fn keep(&self, store: &dyn Store, client: &Client) {
+        loop {
+            // A store that does not answer changes nothing.
+            if let Ok(lanes) = store.lanes().await {
+                let unserved = self.look(&lanes, client).await;
+                self.follow_pace(&lanes, store).await;
+                let mut state = self.state();
+                if state.unserved != unserved {
+                    state.unserved = unserved;
+                    drop(state);
+                    self.tell();
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Which of the lanes are not to be served, and why.
+    async fn look(&self, lanes: &[Lane], client: &Client) -> BTreeMap<Lane, String> {
+        let mut users: HashMap<RegistryName, Option<String>> = HashMap::new();
+        let mut unserved = BTreeMap::new();
+        self.ask_those_out_of_reach(client).await;
+        for lane in lanes {
+            let mut reason = self.forbidden(lane).or_else(|| self.out_of_reach(lane));
+            let ends = [(&lane.source, &lane.source_credential), (&lane.target, &lane.target_credential)];
+            for (end, wanted) in ends {
+                let (Some(registry), Some(wanted), None) = (end.registry(), wanted, &reason) else { continue };
+                if !users.contains_key(registry) {
+                    let user = client.user_of(registry).await;
+                    users.insert(registry.clone(), user.ok().flatten());
+                }
+                if users[registry].as_deref() != Some(&**wanted) {
+                    reason = Some(format!("there is no credential of `{wanted}` for {registry} here"));
+                }
+            }
+            if let Some(reason) = reason {
+                unserved.insert(lane.clone(), reason);
+            }
+        }
+        unserved
+    }
+
+    fn forbidden(&self, lane: &Lane) -> Option<String> {
+        let Allowed { registries, targets } = &self.0.allowed;
+        let ends = [lane.source.registry(), lane.target.registry()];
+        let (Some(_), Some(target)) = (ends[0], ends[1]) else {
+            return Some("image layouts are on the machine that lists them".to_owned());
+        };
+        if !registries.is_empty() && !ends.iter().flatten().any(|registry| registries.contains(registry)) {
+            return Some("not among its --registries".to_owned());
+        }
+        if !targets.is_empty() && !targets.iter().any(|base| base.registry == *target) {
+            return Some(format!("its configuration does not allow pushing to {target}"));
+        }
+        None
+    }
+
+    fn out_of_reach(&self, lane: &Lane) -> Option<String> {
+        let state = self.state();
+        let ends = [lane.source.registry(), lane.target.registry()];
+        ends.into_iter().flatten().find_map(|end| state.out_of_reach.get(end)).map(|out| out.why.clone())
+    }
+
+    /// Asks registries that could not be reached whether they can be now, those whose time has come.
+    async fn ask_those_out_of_reach(&self, client: &Client) {
+        let now = Instant::now();
+        let due: Vec<RegistryName> = {
+            let state = self.state();
+            let due = state.out_of_reach.iter().filter(|(_, out)| out.ask_at <= now);
+            due.map(|(registry, _)| registry.clone()).collect()
+        };
+        for registry in due {
+            let answer = client.ping(&registry, &Context::default()).await;
+            let mut state = self.state();
+            match answer {
+                Ok(()) => _ = state.out_of_reach.remove(&registry),
+                Err(error) => {
+                    if let Some(out) = state.out_of_reach.get_mut(&registry) {
+                        out.wait = (out.wait * 2).min(OUT_OF_REACH[1]);
+                        out.ask_at = Instant::now() + out.wait;
+                        out.why = format!("{registry} cannot be reached from here: {}", error.detail());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Parks the lanes of registries that asked others to be left alone.
+    async fn follow_pace(&self, lanes: &[Lane], store: &dyn Store) {
+        let mut accounts: Vec<(Account, &Lane)> = Vec::new();
+        for lane in lanes {
+            let ends = [(&lane.source, &lane.source_credential), (&lane.target, &lane.target_credential)];
+            for (end, who) in ends {
+                accounts.extend(Account::at(end, who.as_deref().unwrap_or_default()).map(|account| (account, lane)));
+            }
+        }
+        let asked: Vec<Account> = accounts.iter().map(|(account, _)| account.clone()).collect();
+        let Ok(until) = store.not_before(&asked).await else { return };
+        let now = Timestamp::now();
+        for ((account, lane), until) in accounts.iter().zip(until) {
+            let wait = until.and_then(|until| Duration::try_from(until.duration_since(now)).ok());
+            // A short wait is slept out by who holds a task.
+            if let Some(wait) = wait.filter(|wait| *wait > LOOK_EVERY) {
+                self.park(lane, wait, &format!("{} asked to be left alone", account.registry));
+            }
+        }
+    }
+
+    fn tell(&self) {
+        self.0.changed.send_modify(|changes| *changes += 1);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_below(target: &Place, base: &Base) -> bool {
+    let End::Registry(registry) = target.home.end() else { return false };
+    let below = base.prefix.as_ref().is_none_or(|prefix| {
+        let rest = target.home.path().strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    });
+    *registry == base.registry && below
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Serving")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(source: &str, target: &str) -> Lane {
+        Lane::anonymous(source.parse().unwrap(), target.parse().unwrap())
+    }
+
+    fn base(text: &str) -> Base {
+        let (registry, prefix) = text.split_once('/').map_or((text, None), |(registry, rest)| (registry, Some(rest)));
+        Base { registry: registry.parse().unwrap(), prefix: prefix.map(|prefix| prefix.parse().unwrap()) }
+    }
+
+    fn place(path: &str) -> Place {
+        let home = imgsync_common::batch::Home::new("r.example".parse().unwrap(), path).unwrap();
+        Place { home: Arc::new(home), tag: "v1".parse().unwrap() }
+    }
+
+    #[test]
+    fn a_worker_serves_the_lanes_of_its_registries() {
+        let registries = BTreeSet::from(["gcr.io".parse().unwrap()]);
+        let serving = Serving::new(Allowed { registries, ..Allowed::default() });
+        assert_eq!(serving.forbidden(&lane("gcr.io", "r.example")), None);
+        assert_eq!(serving.forbidden(&lane("r.example", "gcr.io")), None, "at either end");
+        assert!(serving.forbidden(&lane("quay.io", "r.example")).unwrap().contains("--registries"));
+        assert!(serving.forbidden(&lane("oci:/srv", "r.example")).unwrap().contains("layouts"));
+    }
+
+    #[test]
+    fn a_worker_pushes_below_what_its_configuration_names() {
+        let serving = Serving::new(Allowed { targets: vec![base("r.example/mirror")], ..Allowed::default() });
+        assert!(serving.check_target(&place("mirror/a")).is_ok());
+        for outside in ["mirrors/a", "other/a", "mirror"] {
+            let error = serving.check_target(&place(outside)).unwrap_err();
+            assert_eq!(error.class(), Class::Denied, "{outside}");
+            assert!(error.to_string().contains("r.example/mirror"), "{error}");
+        }
+        assert!(serving.forbidden(&lane("gcr.io", "elsewhere.example")).unwrap().contains("elsewhere.example"));
+        assert_eq!(serving.forbidden(&lane("gcr.io", "r.example")), None);
+    }
+
+    #[test]
+    fn what_is_parked_is_left_alone_until_then() {
+        let serving = Serving::new(Allowed::default());
+        let mut changes = serving.changes();
+        assert_eq!(serving.lanes().0, Lanes::All);
+        serving.park(&lane("gcr.io", "r.example"), Duration::from_secs(60), "gcr.io asked to be left alone");
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        let (lanes, until) = serving.lanes();
+        assert!(!lanes.contains(&lane("gcr.io", "r.example")));
+        assert!(lanes.contains(&lane("quay.io", "r.example")));
+        assert!(until <= Instant::now() + Duration::from_secs(60));
+        assert!(serving.unserved()[0].reason.contains("asked to be left alone; left alone for 60 s"));
+        serving.park(&lane("gcr.io", "r.example"), Duration::ZERO, "shorter");
+        assert!(!serving.lanes().0.contains(&lane("gcr.io", "r.example")), "the longer wait holds");
+    }
+}
