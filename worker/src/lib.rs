@@ -2,3 +2,15 @@
 
 pub mod copy;
 pub mod runner;
+pub mod settings;
+
+/// The name of the machine; `localhost` where it has none that is text.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("localhost").to_owned()
+}
+
+/// This process, for people and for leases: no other has its name, were it on the same machine under the same number.
+pub fn process_name() -> String {
+    let random: u32 = rand::random();
+    format!("{}-{}-{random:08x}", host_name(), std::process::id())
+}

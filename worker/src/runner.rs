@@ -1,7 +1,6 @@
 //! Takes tasks from the queue, copies, and tells the ledger: take → start → copy → finish → acknowledge.
 
 mod gate;
-mod insist;
 mod lanes;
 mod task;
 
@@ -213,7 +212,7 @@ impl Runner {
             return Ok(options.clone());
         }
         let tried = format!("reading the options of batch {batch}");
-        let Some(found) = self.insist(|| self.store.batch(batch)).await? else {
+        let Some(found) = self.store.batch(batch).await? else {
             return Err(Error::new(Class::NotFound, tried, "the store does not have the batch"));
         };
         let options: Options = serde_json::from_str(&found.options)

@@ -82,6 +82,12 @@ pub trait TaskQueue: Send + Sync {
     /// not counted.
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>>;
 
+    /// The next message that the broker gave up on: it was delivered too often without being acknowledged. None where
+    /// there is none now, or ever.
+    async fn take_dead(&self, _cancel: &CancellationToken) -> Result<Option<Dead>> {
+        Ok(None)
+    }
+
     /// Drops messages of a batch that are not with workers, as far as the queue can, and says how many. What remains is
     /// delivered, and the ledger says that it is not wanted.
     async fn purge(&self, batch: BatchId) -> Result<u64>;
@@ -96,6 +102,29 @@ pub struct Delivery {
     /// Whether it may have been delivered before. A hint: the ledger's lease decides.
     pub redelivered: bool,
     receipt: Box<dyn Receipt>,
+}
+
+/// A message that the broker gave up on. Dropped, it is given out again.
+pub struct Dead {
+    /// In which lane it was.
+    pub lane: Lane,
+    /// What was to be done.
+    pub message: Message,
+    /// What the broker says of it, in words.
+    pub why: String,
+    receipt: Box<dyn Receipt>,
+}
+
+impl Dead {
+    /// By a queue, for what it gave up on.
+    pub fn new(lane: Lane, message: Message, why: String, receipt: Box<dyn Receipt>) -> Dead {
+        Dead { lane, message, why, receipt }
+    }
+
+    /// It was seen to.
+    pub async fn acknowledge(self) -> Result<()> {
+        self.receipt.acknowledge().await
+    }
 }
 
 /// A queue's side of a [`Delivery`]. Dropped without a call, the message is delivered again.

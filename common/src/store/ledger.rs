@@ -225,6 +225,10 @@ pub struct Batch {
     pub ended_at: Option<Timestamp>,
     /// Its tasks.
     pub counts: Counts,
+    /// Of those that wait, how many are with the queue.
+    pub queued: u64,
+    /// Of those that wait, how many wait for their time to be tried again.
+    pub retrying: u64,
     /// What it cost.
     pub spent: Spent,
 }

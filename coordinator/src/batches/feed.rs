@@ -1,8 +1,9 @@
 //! Gives the plan to the queue, part by part, and notes what the queue has confirmed.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Lane, Message, Ticket};
+use imgsync_common::batch::{BatchId, Message, Options, Ticket};
 use imgsync_common::error::Result;
 use imgsync_common::store::Block;
 use tokio::sync::Notify;
@@ -11,58 +12,95 @@ use tokio_util::sync::CancellationToken;
 use super::house::House;
 
 /// Tasks that are read from the plan at a time.
-const AT_ONCE: usize = 1000;
-/// How long to wait for more where nothing tells of it: a requeue or a resume by another process.
+const AT_ONCE: usize = 500;
+/// How long to wait for more where nothing tells of it: a requeue or a resume by another process, or room in the window.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Feeds one batch until told to stop.
-pub(super) async fn feed(house: &House, batch: BatchId, more: &Notify, stop: &CancellationToken) -> Result<()> {
-    let mut from = 0;
-    while !stop.is_cancelled() {
-        let blocks = house.store.unpublished(batch, from, AT_ONCE).await?;
-        if blocks.is_empty() {
-            if std::mem::take(&mut from) == 0 {
+/// Feeds one batch.
+pub(super) struct Feeder<'a> {
+    house: &'a House,
+    batch: BatchId,
+}
+
+impl<'a> Feeder<'a> {
+    pub(super) fn new(house: &'a House, batch: BatchId) -> Feeder<'a> {
+        Feeder { house, batch }
+    }
+
+    /// Feeds until told to stop.
+    pub(super) async fn feed(&self, more: &Notify, stop: &CancellationToken) -> Result<()> {
+        let mut options = None;
+        let mut from = 0;
+        while !stop.is_cancelled() {
+            if !self.has_room().await? {
+                self.wait(more, stop).await;
+                continue;
+            }
+            let blocks = self.house.store.unpublished(self.batch, from, AT_ONCE).await?;
+            if blocks.is_empty() {
+                if std::mem::take(&mut from) == 0 {
+                    self.wait(more, stop).await;
+                }
+                continue;
+            }
+            let options = match &options {
+                Some(options) => options,
+                None => options.insert(self.options().await?),
+            };
+            for block in blocks {
+                from = block.first + 1;
+                self.publish(block, options, stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait(&self, more: &Notify, stop: &CancellationToken) {
+        tokio::select! {
+            () = more.notified() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Whether fewer of the batch's tasks are with the queue than may be: a queue that is shared by many batches is not to
+    /// be filled by one, and what is not with the queue can be paused and cancelled at once.
+    async fn has_room(&self) -> Result<bool> {
+        let Some(window) = self.house.window else { return Ok(true) };
+        Ok(self.house.store.batch(self.batch).await?.is_none_or(|batch| batch.queued < window))
+    }
+
+    async fn options(&self) -> Result<Options> {
+        let batch = self.house.store.batch(self.batch).await?;
+        Ok(batch.and_then(|batch| serde_json::from_str(&batch.options).ok()).unwrap_or_default())
+    }
+
+    /// Publishes a part of the plan. What there is no room for waits for room.
+    async fn publish(&self, block: Block, options: &Options, stop: &CancellationToken) -> Result<()> {
+        let lane_of = |task: &imgsync_common::batch::Task| {
+            options.lane(task.planned.source.home.end(), task.planned.target.home.end())
+        };
+        let mut waiting = Message::for_tasks(self.batch, block.listed_at, block.tasks, lane_of);
+        while !waiting.is_empty() {
+            let published = self.house.queue.publish(&waiting).await?;
+            let refused: HashSet<usize> = published.refused.into_iter().collect();
+            let (mut left, mut confirmed): (Vec<_>, Vec<Ticket>) = (Vec::new(), Vec::new());
+            for (at, (lane, message)) in waiting.into_iter().enumerate() {
+                match refused.contains(&at) {
+                    true => left.push((lane, message)),
+                    false => confirmed.extend(message.tickets()),
+                }
+            }
+            self.house.store.published(self.batch, confirmed).await?;
+            waiting = left;
+            if !waiting.is_empty() {
                 tokio::select! {
-                    () = more.notified() => {}
-                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                    () = self.house.queue.room() => {}
+                    // What was not published stays in the plan.
                     () = stop.cancelled() => return Ok(()),
                 }
             }
-            continue;
         }
-        for block in blocks {
-            from = block.first + 1;
-            publish(house, batch, block, stop).await?;
-        }
+        Ok(())
     }
-    Ok(())
-}
-
-/// Publishes a part of the plan. What there is no room for waits for room.
-async fn publish(house: &House, batch: BatchId, block: Block, stop: &CancellationToken) -> Result<()> {
-    let lane_of = |task: &imgsync_common::batch::Task| {
-        Lane::anonymous(task.planned.source.home.end().clone(), task.planned.target.home.end().clone())
-    };
-    let mut waiting = Message::for_tasks(batch, block.listed_at, block.tasks, lane_of);
-    while !waiting.is_empty() {
-        let published = house.queue.publish(&waiting).await?;
-        let refused: std::collections::HashSet<usize> = published.refused.into_iter().collect();
-        let (mut left, mut confirmed): (Vec<_>, Vec<Ticket>) = (Vec::new(), Vec::new());
-        for (at, (lane, message)) in waiting.into_iter().enumerate() {
-            match refused.contains(&at) {
-                true => left.push((lane, message)),
-                false => confirmed.extend(message.tickets()),
-            }
-        }
-        house.store.published(batch, confirmed).await?;
-        waiting = left;
-        if !waiting.is_empty() {
-            tokio::select! {
-                () = house.queue.room() => {}
-                // What was not published stays in the plan.
-                () = stop.cancelled() => return Ok(()),
-            }
-        }
-    }
-    Ok(())
 }

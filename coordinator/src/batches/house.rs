@@ -1,5 +1,5 @@
 //! What a batch needs around it: a queue, a store, a clock. Chosen here, and nowhere else: the memory queue and SQLite in
-//! one process.
+//! one process; RabbitMQ and Redis in a cluster.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +7,9 @@ use std::sync::Arc;
 use imgsync_common::error::Result;
 use imgsync_common::queue::{MemoryQueue, TaskQueue};
 use imgsync_common::store::{Clock, RunLock, SqliteStore, Store, SystemClock};
+
+/// How many tasks of a batch are with the brokers' queues at a time.
+const WINDOW: u64 = 2_000;
 
 /// Queue, store and clock.
 #[derive(Clone)]
@@ -17,7 +20,10 @@ pub struct House {
     pub store: Arc<dyn Store>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
-    sqlite: SqliteStore,
+    /// How many tasks of a batch may be with the queue; none where the queue itself sees to that.
+    pub(super) window: Option<u64>,
+    /// None in a cluster.
+    sqlite: Option<SqliteStore>,
 }
 
 impl House {
@@ -25,17 +31,23 @@ impl House {
     pub async fn embedded(state: &Path) -> Result<House> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let sqlite = SqliteStore::open(state, clock.clone()).await?;
-        Ok(House { queue: Arc::new(MemoryQueue::new()), store: Arc::new(sqlite.clone()), clock, sqlite })
+        let (queue, store) = (Arc::new(MemoryQueue::new()), Arc::new(sqlite.clone()));
+        Ok(House { queue, store, clock, window: None, sqlite: Some(sqlite) })
     }
 
-    /// The right to run tasks with this store; one process has it at a time.
-    pub fn lock(&self) -> Result<RunLock> {
-        self.sqlite.lock_for_run()
+    /// Shared with workers and other coordinators.
+    pub fn of_cluster(queue: Arc<dyn TaskQueue>, store: Arc<dyn Store>) -> House {
+        House { queue, store, clock: Arc::new(SystemClock), window: Some(WINDOW), sqlite: None }
     }
 
-    /// How many bytes the store has on disk.
-    pub async fn store_bytes(&self) -> Result<u64> {
-        self.sqlite.bytes_on_disk().await
+    /// Whether others work on it too.
+    pub fn is_cluster(&self) -> bool {
+        self.sqlite.is_none()
+    }
+
+    /// The right to run tasks with this store, which one process has at a time; none in a cluster, where all may.
+    pub fn lock(&self) -> Result<Option<RunLock>> {
+        self.sqlite.as_ref().map(SqliteStore::lock_for_run).transpose()
     }
 }
 

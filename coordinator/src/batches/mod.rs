@@ -3,6 +3,7 @@
 mod dry;
 mod feed;
 mod house;
+mod lead;
 mod listings;
 mod plan;
 mod run;
@@ -11,5 +12,14 @@ mod settle;
 
 pub use dry::{Dry, DryPlan};
 pub use house::House;
+pub use lead::{Care, Leader};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
-pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
+pub use run::{Run, RunEnd, RunSettings, copier, fingerprint, has_leader};
+
+/// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.
+pub const SERVE: &str = "all batches";
+
+/// This process, for people and for leases: the machine and the process's number there.
+pub fn coordinator_name() -> String {
+    imgsync_worker::process_name()
+}

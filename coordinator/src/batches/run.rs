@@ -1,27 +1,30 @@
-//! A batch from its rules to its end, in one process: list and seal, feed, work, watch.
+//! A batch from its rules to its end: list and seal, feed, watch; and in one process, work.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, RuleOptions};
-use imgsync_common::config::{Config, Rule};
+use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
 use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_common::store::{Batch, Control, NewBatch, Sweep};
+use imgsync_common::store::{Batch, Control, NewBatch, Sweep, leader};
 use imgsync_worker::copy::Copier;
-use imgsync_worker::runner::{Runner, Settings, Stop};
+use imgsync_worker::runner::{Allowed, Runner, Serving, Settings, Stop};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::feed;
 use super::house::House;
+use super::lead::{Care, Leader};
 use super::plan::Slice;
 use super::seal::Sealing;
 use super::settle::Settler;
 
+/// How the one process that works with a store is called.
+const THE_ONE: &str = "the one run of this store";
 /// How often the ledger is asked whether the batch has ended, or was stopped by someone else.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -42,8 +45,14 @@ pub struct RunSettings {
     pub concurrency: usize,
     /// Tries of a task that fails in passing.
     pub attempts: u32,
+    /// What an image is given at the least, and whether that is all it gets.
+    pub time: (Duration, bool),
     /// How long running tasks may go on after the first signal.
     pub drain: Duration,
+    /// Whether to leave a batch to another coordinator once it is listed.
+    pub detach: bool,
+    /// How the batch is looked after.
+    pub care: Care,
 }
 
 /// What a run works with.
@@ -83,7 +92,7 @@ impl Run<'_> {
     /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
     pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
         let rules = fingerprint(self.config, self.settings.slice);
-        let options = self.options();
+        let options = self.options().await;
         let written = serde_json::to_string(&options)
             .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
         let supersedes = self.house.store.unfinished(&rules).await?;
@@ -102,15 +111,17 @@ impl Run<'_> {
         }
         let options = match batch.sealed_at {
             Some(_) => None,
-            None if batch.rules == fingerprint(self.config, self.settings.slice) => Some(self.options()),
+            None if batch.rules == fingerprint(self.config, self.settings.slice) => Some(self.options().await),
             None => {
                 let detail = "its listing was not finished, and the configuration now has other rules";
                 return Err(Error::new(Class::Invalid, tried, detail)
                     .hint("give the configuration that it was run with (-c), or run the rules again"));
             }
         };
-        // Whoever ran it before is gone, and so is its queue.
-        self.house.store.sweep(id, Sweep::Everything).await?;
+        if !self.house.is_cluster() {
+            // Whoever ran it before is gone, and so is its queue.
+            self.house.store.sweep(id, Sweep::Everything).await?;
+        }
         if batch.control == Control::Paused {
             self.house.store.resume(id).await?;
         }
@@ -123,31 +134,23 @@ impl Run<'_> {
         let over = CancellationToken::new();
         let stop = Stop { drain: self.drain.child_token(), abort: self.abort.child_token() };
         let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
-        let settings = Settings {
-            name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
-            holds_tags_as: "the one run of this store".to_owned(),
-            slots: self.settings.concurrency,
-            attempts: self.settings.attempts,
-        };
-        let runner = Runner::new(
-            self.house.queue.clone(),
-            self.house.store.clone(),
-            self.house.clock.clone(),
-            (self.client.clone(), self.copier.clone()),
-            settings,
-            self.events.clone(),
-        );
-
         let list = async {
-            match options {
+            let listed = match options {
                 Some(options) => self.list(id, options, &listing, &more).await,
                 None => Ok(Vec::new()),
+            };
+            if self.settings.detach {
+                stop.drain.cancel();
             }
+            listed
         };
         let work = async {
-            let ended = runner.run(&stop).await;
+            match self.house.is_cluster() {
+                // Workers do.
+                true => stop.drain.cancelled().await,
+                false => self.worker(id).run(&stop).await,
+            }
             over.cancel();
-            ended
         };
         let watch = async {
             let result = self.watch(id, &over).await;
@@ -162,21 +165,60 @@ impl Run<'_> {
                 () = over.cancelled() => {}
             }
         };
-        let feeding = async {
-            let fed = feed(self.house, id, &more, &stop.drain).await;
-            if fed.is_err() {
-                // Without the ledger there is nothing more to do.
-                stop.drain.cancel();
+        let lead = async {
+            if self.settings.detach {
+                return Ok(());
             }
-            fed
+            let leader = Leader::new(self.house, &self.name(id), self.settings.care, self.events.clone());
+            let (led, ()) = tokio::join!(
+                async {
+                    let led = leader.lead(id, &more, &stop.drain).await;
+                    if led.is_err() {
+                        // Without the ledger there is nothing more to do.
+                        stop.drain.cancel();
+                    }
+                    led
+                },
+                leader.mind_the_dead(&stop.drain)
+            );
+            led
         };
-        let (listed, (), watched, (), fed) = tokio::join!(list, work, watch, limit, feeding);
+        let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
         let refused = listed?;
         watched?;
-        fed?;
+        led?;
         let batch = self.look(id).await?;
         let interrupted = batch.ended_at.is_none();
         Ok(RunEnd { batch, interrupted, refused })
+    }
+
+    /// The one worker where all is done in this process.
+    fn worker(&self, id: BatchId) -> Runner {
+        let settings = Settings {
+            name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
+            holds_tags_as: THE_ONE.to_owned(),
+            slots: self.settings.concurrency,
+            attempts: self.settings.attempts,
+            others_may_reach: false,
+        };
+        Runner::new(
+            self.house.queue.clone(),
+            self.house.store.clone(),
+            self.house.clock.clone(),
+            (self.client.clone(), self.copier.clone()),
+            settings,
+            Serving::new(Allowed::default()),
+            self.events.clone(),
+        )
+    }
+
+    /// Under which name this process leads: where one at a time works with a store, always the same, so that what a killed
+    /// one held is not waited for.
+    fn name(&self, id: BatchId) -> String {
+        match self.house.is_cluster() {
+            true => format!("run {id} on {}", super::coordinator_name()),
+            false => THE_ONE.to_owned(),
+        }
     }
 
     async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Vec<Error>> {
@@ -230,15 +272,44 @@ impl Run<'_> {
         })
     }
 
-    fn options(&self) -> Options {
+    async fn options(&self) -> Options {
+        let (time, timeout_is_exact) = self.settings.time;
         Options {
             title: crate::report::title(self.config),
             rules: self.config.rules.iter().map(rule_options).collect(),
             force: self.settings.force,
             prime: self.settings.prime,
-            timeout_seconds: self.config.timeout.as_secs(),
+            timeout_seconds: time.as_secs().max(1),
+            timeout_is_exact,
+            accounts: self.accounts().await,
         }
     }
+
+    /// The names of the credentials that are used here, of the registries that the rules name.
+    async fn accounts(&self) -> BTreeMap<String, String> {
+        let mut accounts = BTreeMap::new();
+        let rules = self.config.rules.iter();
+        let sources = rules.clone().filter_map(|rule| match &rule.source {
+            Source::Repositories(pattern) => Some(pattern.registry().clone()),
+            Source::Layout(_) | Source::Preset(_) => None,
+        });
+        let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| match to {
+            Destination::Registry(base) => Some(base.registry.clone()),
+            Destination::Layout(_) => None,
+        });
+        for registry in sources.chain(targets) {
+            // What cannot be found out here is left to who runs the tasks.
+            if let Ok(Some(user)) = self.client.user_of(&registry).await {
+                accounts.insert(registry.to_string(), user);
+            }
+        }
+        accounts
+    }
+}
+
+/// Whether a coordinator that stays is there to feed what others leave to it.
+pub async fn has_leader(house: &House) -> Result<bool> {
+    Ok(house.store.held(&leader(super::SERVE)).await?.is_some())
 }
 
 fn rule_options(rule: &Rule) -> RuleOptions {

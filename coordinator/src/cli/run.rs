@@ -20,7 +20,7 @@ use super::printer::Printer;
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
-use crate::batches::{House, Run, RunEnd, RunSettings, Slice, copier};
+use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, copier};
 use crate::report::{self, Level, Report};
 
 /// How long running tasks may go on after the first signal.
@@ -122,7 +122,10 @@ impl<'a> Work<'a> {
                 query_limit: args.query_limit.into(),
                 concurrency: args.concurrency.map_or(settings.config.concurrency, usize::from),
                 attempts: args.patience.attempts,
+                time: (time, args.timeout.is_some()),
                 drain: DRAIN,
+                detach: false,
+                care: Care::default(),
             },
             limits: Limits { time, time_is_exact: args.timeout.is_some(), ..Limits::default() },
             printer: printer.clone(),

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use imgsync_common::config::{self, Config, File, Pem};
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::registry::credentials::Credential;
-use imgsync_common::registry::{ClientSettings, RegistrySettings};
-use imgsync_common::secret::Secret;
+use imgsync_common::config::{Config, File};
+use imgsync_common::error::Result;
+use imgsync_common::registry::ClientSettings;
+use imgsync_worker::settings::client_settings;
 
 use super::args::Global;
 use super::exit::Exit;
@@ -57,54 +56,7 @@ impl Settings {
     /// How registries are spoken to.
     pub(crate) fn client(&self) -> Result<ClientSettings> {
         let folder = self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-        let mut client = ClientSettings::default();
-        for (name, written) in &self.config.registries {
-            client.registries.insert(name.clone(), registry(written, folder)?);
-        }
-        Ok(client)
-    }
-}
-
-fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<RegistrySettings> {
-    let credential = |written: &config::Credential| match written.clone() {
-        config::Credential::Basic { username, password } => Credential::Basic { username, password },
-        config::Credential::IdentityToken(token) => Credential::IdentityToken { username: None, token },
-    };
-    let identity = match &written.client_identity {
-        None => None,
-        Some(identity) => {
-            let mut pem = read(&identity.certificate, folder)?;
-            pem.push(b'\n');
-            pem.extend(read(&identity.key, folder)?);
-            Some(Secret::new(String::from_utf8_lossy(&pem).into_owned()))
-        }
-    };
-    Ok(RegistrySettings {
-        endpoint: written.endpoint.clone(),
-        plain_http: written.plain_http,
-        ca: written.ca.iter().map(|pem| read(pem, folder)).collect::<Result<_>>()?,
-        identity,
-        insecure: written.insecure,
-        http1: written.http1,
-        proxy: written.proxy.as_ref().map(|proxy| proxy.expose().clone()),
-        allow_private: written.allow_private,
-        credentials: written.credential.iter().chain(&written.pull_credentials).map(credential).collect(),
-        requests_per_second: written.requests_per_second,
-        chunk: written.chunk,
-    })
-}
-
-/// The text of a certificate or key; a relative path begins where the configuration is.
-fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
-    match pem {
-        Pem::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
-        Pem::File(path) => {
-            let path = folder.join(path);
-            std::fs::read(&path).map_err(|error| {
-                let tried = format!("reading {}, named in the configuration", path.display());
-                Error::new(Class::Invalid, tried, error.to_string()).because(error)
-            })
-        }
+        client_settings(&self.config, folder)
     }
 }
 

@@ -41,7 +41,7 @@ impl<'a> TaskGate<'a> {
     async fn hold_tag(&self) -> Result<()> {
         let (name, holder) = (target_tag(self.held.target), self.holder());
         loop {
-            match self.runner.insist(|| self.runner.store.acquire(&name, &holder, LEASE)).await? {
+            match self.runner.store.acquire(&name, &holder, LEASE).await? {
                 Named::Yours { .. } => return Ok(()),
                 Named::Others { .. } => tokio::select! {
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
@@ -57,7 +57,7 @@ impl<'a> TaskGate<'a> {
 
     async fn ask(&self, source: &Digest) -> Result<()> {
         self.hold_tag().await?;
-        match self.runner.insist(|| self.runner.store.check(self.held.ticket, self.held.epoch, LEASE)).await? {
+        match self.runner.store.check(self.held.ticket, self.held.epoch, LEASE).await? {
             Standing::Held { .. } => {}
             Standing::Lost | Standing::Stop => return Err(Error::cancelled(self.tried())),
         }

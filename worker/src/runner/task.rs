@@ -86,7 +86,7 @@ impl Held<'_> {
 impl Runner {
     /// Does one task of a message. An error is the ledger's, of which nothing is known then.
     pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
-        let started = self.insist(|| self.store.start(ticket, &self.settings.name, LEASE)).await?;
+        let started = self.store.start(ticket, &self.settings.name, LEASE).await?;
         let (epoch, attempts, losses) = match started {
             Start::Go { epoch, attempts, losses } => (epoch, attempts, losses),
             // Delivered again while it runs here: the broker thought that it was lost.
@@ -302,16 +302,14 @@ impl Runner {
         };
         if let Some(Seen { source, target }) = seen {
             let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
-            let scope = held.scope();
-            let learnt = || self.store.learn(&scope, vec![(held.target.tag.clone(), known.clone())]);
-            self.insist(learnt).await?;
+            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await?;
         }
         let end = match verdict {
             Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied },
             _ => TaskEnd::Unchanged,
         };
         let spent = held.spent(bytes);
-        let finished = self.insist(|| self.store.finish(held.ticket, held.epoch, verdict.clone(), spent)).await?;
+        let finished = self.store.finish(held.ticket, held.epoch, verdict.clone(), spent).await?;
         self.emit_end(held.ticket, if finished == Finished::Stale { TaskEnd::GivenBack } else { end });
         Ok(Ended::Done)
     }
@@ -326,7 +324,7 @@ impl Runner {
             return Ok(Ended::Later(Duration::ZERO));
         }
         if error.is_cancelled() {
-            self.insist(|| self.store.finish(ticket, epoch, Verdict::Cancelled, spent)).await?;
+            self.store.finish(ticket, epoch, Verdict::Cancelled, spent).await?;
             self.emit_end(ticket, TaskEnd::Cancelled);
             return Ok(Ended::Done);
         }
@@ -358,13 +356,13 @@ impl Runner {
         }
         let failure = Failure::of(&error, tries);
         self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
-        self.insist(|| self.store.finish(ticket, epoch, Verdict::Failed(failure.clone()), spent)).await?;
+        self.store.finish(ticket, epoch, Verdict::Failed(failure), spent).await?;
         Ok(Ended::Done)
     }
 
     /// The ledger lets it wait.
     async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
-        self.insist(|| self.store.retry_later(held.ticket, held.epoch, wait, counts, spent)).await
+        self.store.retry_later(held.ticket, held.epoch, wait, counts, spent).await
     }
 
     /// Remembers that a registry wants to be left alone, for this worker and others. An error that does not say which it
@@ -376,7 +374,7 @@ impl Runner {
             if registry.is_none_or(|registry| end.registry() == Some(registry))
                 && let Some(account) = Account::at(&end, who.as_deref().unwrap_or_default())
             {
-                self.insist(|| self.store.hold_off(&account, until)).await?;
+                self.store.hold_off(&account, until).await?;
             }
         }
         Ok(())

@@ -51,6 +51,8 @@ fn read_batch(row: &Row<'_>) -> Result<Batch, Fault> {
         sealed_at: row.get::<_, Option<i64>>(7)?.map(time),
         ended_at: row.get::<_, Option<i64>>(8)?.map(time),
         counts: Counts::of(|state| in_state[usize::from(state.code())]),
+        queued: in_state[usize::from(TaskState::Queued.code())],
+        retrying: in_state[usize::from(TaskState::Retry.code())],
         spent: Spent {
             bytes: Bytes { copied: amount(17)?, mounted: amount(18)?, reused: amount(19)? },
             requests: Requests { source: amount(20)?, target: amount(21)? },

@@ -1,0 +1,203 @@
+//! Leading a batch: one coordinator at a time feeds it, and puts back what was lost between.
+//!
+//! Who leads holds the name [`leader`] of the batch. It may lose it at any moment: all that it does is safe to be done by
+//! two at a time for a while.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
+use imgsync_common::error::Result;
+use imgsync_common::event::{Event, Events};
+use imgsync_common::retry::{is_passing, seconds};
+use imgsync_common::store::{Batch, Named, Sweep, Swept, leader};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::feed::Feeder;
+use super::house::House;
+
+/// How long a coordinator leads unless it says so again; it does three times as often.
+const LEADS: Duration = Duration::from_secs(15);
+/// How long to wait where another leads, or the broker is away.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How many queued tasks are looked at to find the lanes that they are in.
+const SAMPLE: usize = 1_000;
+
+/// How a batch is looked after.
+#[derive(Debug, Clone, Copy)]
+pub struct Care {
+    /// How often what was lost is looked for.
+    pub sweep_every: Duration,
+    /// How long after its time something counts as lost.
+    pub grace: Duration,
+}
+
+impl Default for Care {
+    fn default() -> Care {
+        Care { sweep_every: Duration::from_secs(15), grace: Duration::from_secs(30) }
+    }
+}
+
+/// Leads batches, one call a batch.
+#[derive(Clone)]
+pub struct Leader {
+    house: House,
+    /// Of this process alone in a cluster.
+    name: Arc<str>,
+    care: Care,
+    events: Events,
+}
+
+impl Leader {
+    /// One who leads under this name.
+    pub fn new(house: &House, name: &str, care: Care, events: Events) -> Leader {
+        Leader { house: house.clone(), name: name.into(), care, events }
+    }
+
+    /// Leads a batch until it has ended or this is told to stop; while another leads it, waits. `more` tells of an addition
+    /// to the plan. An error is the store's, and no passing one.
+    pub async fn lead(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<()> {
+        let name = leader(&id.to_string());
+        let mut said = false;
+        while !stop.is_cancelled() {
+            match self.house.store.acquire(&name, &self.name, LEADS).await {
+                Ok(Named::Yours { .. }) => {
+                    let led = self.led(id, &name, more, stop).await;
+                    // Who comes next need not wait.
+                    let _ = self.house.store.release(&name, &self.name).await;
+                    match led {
+                        Ok(Led::Ended | Led::Stopped) => return Ok(()),
+                        Ok(Led::Lost) => {}
+                        Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(Named::Others { holder, .. }) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::info!("batch {id} is led by {holder}");
+                    }
+                }
+                Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
+                Err(error) => return Err(error),
+            }
+            pause(LOOK_AGAIN, stop).await;
+        }
+        Ok(())
+    }
+
+    /// Everything that leading is, at the same time, until the first of it ends.
+    async fn led(&self, id: BatchId, name: &str, more: &Notify, stop: &CancellationToken) -> Result<Led> {
+        let feeder = Feeder::new(&self.house, id);
+        tokio::select! {
+            fed = feeder.feed(more, stop) => fed.map(|()| Led::Stopped),
+            swept = self.sweep(id) => swept,
+            held = self.hold(name) => held,
+        }
+    }
+
+    /// Says again and again that this one leads. Ends when it does not.
+    async fn hold(&self, name: &str) -> Result<Led> {
+        loop {
+            tokio::time::sleep(LEADS / 3).await;
+            if let Named::Others { .. } = self.house.store.acquire(name, &self.name, LEADS).await? {
+                return Ok(Led::Lost);
+            }
+        }
+    }
+
+    /// Puts back what was lost, every so often. Ends when the batch has.
+    async fn sweep(&self, id: BatchId) -> Result<Led> {
+        let grace = self.care.grace;
+        loop {
+            tokio::time::sleep(self.care.sweep_every).await;
+            let Some(batch) = self.house.store.batch(id).await? else { return Ok(Led::Ended) };
+            if batch.ended_at.is_some() {
+                return Ok(Led::Ended);
+            }
+            let mut swept = self.house.store.sweep(id, Sweep::Leases { grace }).await?;
+            let Ok(empty) = self.queue_is_empty(&batch).await else { continue };
+            if empty {
+                let also = self.house.store.sweep(id, Sweep::QueueIsEmpty { grace }).await?;
+                swept = Swept { leased: swept.leased + also.leased, queued: swept.queued + also.queued };
+            }
+            if swept != Swept::default() {
+                let Swept { leased, queued } = swept;
+                tracing::info!(
+                    "batch {id}: put back {leased} that their workers lost and {queued} that the queue lost"
+                );
+            }
+        }
+    }
+
+    /// Whether the queue has lost what the ledger thinks it has: nothing waits in the lanes of what is queued, and still
+    /// does not after a while, in which no worker has taken any of it either.
+    async fn queue_is_empty(&self, batch: &Batch) -> Result<bool> {
+        if batch.queued + batch.retrying == 0 {
+            return Ok(false);
+        }
+        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        let mut lanes: BTreeSet<Lane> = BTreeSet::new();
+        for state in [TaskState::Queued, TaskState::Retry] {
+            for row in self.house.store.tasks(batch.id, Some(state), 0, SAMPLE).await? {
+                let planned = row.task.planned;
+                lanes.insert(options.lane(planned.source.home.end(), planned.target.home.end()));
+            }
+        }
+        let lanes: Vec<Lane> = lanes.into_iter().collect();
+        if self.house.queue.waiting(&lanes).await?.iter().any(|waiting| *waiting > 0) {
+            return Ok(false);
+        }
+        // What a worker has just taken is queued until it says that it has begun.
+        tokio::time::sleep(self.care.grace.min(Duration::from_secs(5))).await;
+        let now = self.house.store.batch(batch.id).await?;
+        let stands_still = now.is_some_and(|now| now.counts == batch.counts && now.control == batch.control);
+        let waiting = self.house.queue.waiting(&lanes).await?;
+        Ok(stands_still && waiting.iter().all(|waiting| *waiting == 0))
+    }
+
+    /// Gives another life to messages that the broker gave up on: how often a task is lost is counted by the ledger, which
+    /// lets it fail. Goes on until told to stop.
+    pub async fn mind_the_dead(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            match self.house.queue.take_dead(stop).await {
+                Ok(Some(dead)) => {
+                    self.warn(&format!("the broker gave up on {} ({}): it is put back", dead.message.source, dead.why));
+                    let again = [(dead.lane.clone(), dead.message.clone())];
+                    let put_back = self.house.queue.publish(&again).await;
+                    if put_back.is_ok_and(|published| published.refused.is_empty()) {
+                        let _ = dead.acknowledge().await;
+                    }
+                }
+                Ok(None) => pause(LOOK_AGAIN, stop).await,
+                Err(error) => {
+                    tracing::info!("{error}; looking again in {}", seconds(LOOK_AGAIN));
+                    pause(LOOK_AGAIN, stop).await;
+                }
+            }
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        tracing::info!("{message}");
+        self.events.emit(Event::Warning { message: message.to_owned() });
+    }
+}
+
+/// Why a batch is not led any more.
+enum Led {
+    /// It has ended.
+    Ended,
+    /// Another leads it.
+    Lost,
+    /// This one was told to stop.
+    Stopped,
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = stop.cancelled() => {}
+    }
+}
