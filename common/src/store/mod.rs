@@ -2,7 +2,7 @@
 //!
 //! Six traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
 //! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, and the
-//! [`Roster`] of workers and lanes. A [`Store`] is all of them. [`SqliteStore`] serves one machine.
+//! [`Roster`] of workers and lanes. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
 
 mod blob_index;
 mod cache;
@@ -12,9 +12,11 @@ pub mod contract;
 mod leases;
 mod ledger;
 mod pace;
+mod redis;
 mod roster;
 mod sqlite;
 
+pub use self::redis::{RedisOptions, RedisStore};
 pub use blob_index::{BLOB_GENERATION, BlobIndex};
 pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
 pub use clock::{Clock, ManualClock, SystemClock};

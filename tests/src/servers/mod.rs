@@ -4,10 +4,12 @@ mod access_log;
 mod docker_engine;
 mod docker_registry;
 mod process;
+mod redis;
 mod token;
 
 pub use access_log::LoggedRequest;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{Auth, DockerRegistry, Options};
 pub use process::{find_program, free_port};
+pub use redis::{RedisOptions, RedisServer};
 pub use token::{TokenRequest, TokenServer};

@@ -1,0 +1,216 @@
+//! [`DigestCache`] in Redis: hashes of few enough tags to be packed, for each scope.
+
+use std::sync::PoisonError;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Call, RedisStore, damaged, is_after};
+use crate::batch::{End, Home};
+use crate::error::Result;
+use crate::image::{Algorithm, Digest, Tag};
+use crate::store::{CacheEntry, CacheScope, DigestCache, Known};
+
+/// How long what was learnt of a scope is kept, in seconds: 180 days.
+const KEPT: u64 = 180 * 24 * 60 * 60;
+/// Tags that a script is given at a time.
+const AT_ONCE: usize = 500;
+/// Between the parts of a scope's name.
+const PART: char = '\u{1}';
+
+/// A scope that is being exported: its name, and its entries in order.
+pub(super) struct Page {
+    name: String,
+    entries: Vec<CacheEntry>,
+}
+
+#[async_trait]
+impl DigestCache for RedisStore {
+    async fn known(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<Known>>> {
+        let tried = format!("reading what is known of {}", scope.home);
+        let key = self.scope_key(&name(scope));
+        let mut known = Vec::with_capacity(tags.len());
+        for tags in tags.chunks(AT_ONCE) {
+            let mut call = Call::on(&key);
+            for tag in tags {
+                call = with_buckets(call, tag.as_str());
+            }
+            let found: Vec<Vec<u8>> = self.script(&tried, &self.0.scripts.cache_known, call).await?;
+            for bytes in found {
+                known.push(if bytes.is_empty() { None } else { Some(unpack(&tried, &bytes)?) });
+            }
+        }
+        Ok(known)
+    }
+
+    async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()> {
+        let tried = format!("remembering tags of {}", scope.home);
+        let name = name(scope);
+        for tags in tags.chunks(AT_ONCE) {
+            let mut call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name).arg(KEPT);
+            for (tag, known) in tags {
+                call = with_buckets(call, tag.as_str()).bytes(pack(known));
+            }
+            self.script::<i64>(&tried, &self.0.scripts.cache_learn, call).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
+        let tried = format!("forgetting tags of {}", scope.home);
+        let name = name(scope);
+        for tags in tags.chunks(AT_ONCE) {
+            let mut call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
+            for tag in tags {
+                call = with_buckets(call, tag.as_str());
+            }
+            self.script::<i64>(&tried, &self.0.scripts.cache_forget, call).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget_repository(&self, home: &Home) -> Result<u64> {
+        self.forget_below(&format!("{}{PART}{}{PART}", home.end(), home.path())).await
+    }
+
+    async fn forget_end(&self, end: &End) -> Result<u64> {
+        self.forget_below(&format!("{end}{PART}")).await
+    }
+
+    async fn entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
+        let mut from = match after {
+            Some(entry) => format!("[{}{PART}{}{PART}{}", entry.registry, entry.repository, entry.options),
+            None => "-".to_owned(),
+        };
+        let mut entries: Vec<CacheEntry> = Vec::new();
+        while entries.len() < limit {
+            let mut pipe = redis::pipe();
+            pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(&from).arg("+").arg("LIMIT").arg(0).arg(100);
+            let (names,): (Vec<String>,) = self.query("reading the cache", &pipe).await?;
+            let Some(last) = names.last() else { break };
+            from = format!("({last}");
+            for name in &names {
+                let room = limit - entries.len();
+                if room == 0 {
+                    break;
+                }
+                let here = self.scope_entries(name).await?;
+                entries.extend(here.into_iter().filter(|entry| is_after(entry, after)).take(room));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl RedisStore {
+    fn scope_key(&self, name: &str) -> String {
+        // A scope's name is long, and stands in its entry of the index.
+        self.key(&format!("t:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
+    }
+
+    async fn forget_below(&self, prefix: &str) -> Result<u64> {
+        let tried = "forgetting what is known of a target";
+        let mut forgotten = 0;
+        let mut pipe = redis::pipe();
+        pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(format!("[{prefix}")).arg(format!("({prefix}\u{7f}"));
+        let (names,): (Vec<String>,) = self.query(tried, &pipe).await?;
+        for name in names {
+            let call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
+            forgotten += self.script::<u64>(tried, &self.0.scripts.cache_forget, call).await?;
+        }
+        Ok(forgotten)
+    }
+
+    /// All that is known of a scope, in the order of its tags.
+    async fn scope_entries(&self, scope: &str) -> Result<Vec<CacheEntry>> {
+        {
+            let page = self.0.page.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(page) = page.as_ref().filter(|page| page.name == scope) {
+                return Ok(page.entries.clone());
+            }
+        }
+        let tried = "reading the cache";
+        let mut parts = scope.split(PART);
+        let (Some(end), Some(path), Some(options)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(damaged(tried, "a scope has no name"));
+        };
+        let end = end.parse().map_err(|_| damaged(tried, "it names a registry that cannot be"))?;
+        let home = Home::new(end, path).map_err(|_| damaged(tried, "it names a repository that cannot be"))?;
+        let its = CacheScope { home, options: options.into() };
+        let key = self.scope_key(scope);
+        let mut pipe = redis::pipe();
+        pipe.hgetall(&key);
+        (0..16).for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket:x}")));
+        (0..256).for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket:02x}")));
+        let found: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
+        let mut entries = Vec::new();
+        for (tag, bytes) in found.into_iter().flatten() {
+            let tag = tag.parse().map_err(|_| damaged(tried, "it names a tag that cannot be"))?;
+            entries.push(CacheEntry::new(&its, &tag, &unpack(tried, &bytes)?));
+        }
+        entries.sort_by(|a, b| a.tag.cmp(&b.tag));
+        // An export comes back for more of the same.
+        let page = Page { name: scope.to_owned(), entries: entries.clone() };
+        *self.0.page.lock().unwrap_or_else(PoisonError::into_inner) = (entries.len() > 1_000).then_some(page);
+        Ok(entries)
+    }
+}
+
+fn name(scope: &CacheScope) -> String {
+    format!("{}{PART}{}{PART}{}", scope.home.end(), scope.home.path(), scope.options)
+}
+
+/// A tag with the names of its buckets.
+fn with_buckets(call: Call, tag: &str) -> Call {
+    // FNV-1a: any hash that is the same on every machine.
+    let hash = tag.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    call.arg(tag).arg(format!("{:x}", hash & 0xf)).arg(format!("{:02x}", (hash >> 4) & 0xff))
+}
+
+/// When it was seen and when referrers were asked for, as seconds of 4 bytes; the length of the source's digest; the
+/// digests' own bytes, the target's only where it is another.
+fn pack(known: &Known) -> Vec<u8> {
+    let second = |time: Timestamp| u32::try_from(time.as_second()).unwrap_or_default();
+    let bytes_of = |digest: &Digest| hex::decode(digest.hex()).unwrap_or_default();
+    let source = bytes_of(&known.source);
+    let mut bytes = vec![source.len() as u8 | if known.referrers_at.is_some() { 0x80 } else { 0 }];
+    bytes.extend(second(known.seen_at).to_be_bytes());
+    bytes.extend(known.referrers_at.map(second).map(u32::to_be_bytes).into_iter().flatten());
+    bytes.extend(&source);
+    if known.target != known.source {
+        bytes.extend(bytes_of(&known.target));
+    }
+    bytes
+}
+
+fn unpack(tried: &str, bytes: &[u8]) -> Result<Known> {
+    let read = || {
+        let (head, rest) = bytes.split_first()?;
+        let time = |rest: &[u8]| {
+            let (four, rest) = rest.split_first_chunk::<4>()?;
+            Some((Timestamp::from_second(u32::from_be_bytes(*four).into()).ok()?, rest.len()))
+        };
+        let (seen_at, left) = time(rest)?;
+        let mut rest = &rest[rest.len() - left..];
+        let mut referrers_at = None;
+        if head & 0x80 != 0 {
+            let (at, left) = time(rest)?;
+            referrers_at = Some(at);
+            rest = &rest[rest.len() - left..];
+        }
+        let (source, target) = rest.split_at_checked(usize::from(head & 0x7f))?;
+        let source = digest(source)?;
+        let target = if target.is_empty() { source.clone() } else { digest(target)? };
+        Some(Known { source, target, seen_at, referrers_at })
+    };
+    read().ok_or_else(|| damaged(tried, "what is known of a tag cannot be read"))
+}
+
+fn digest(bytes: &[u8]) -> Option<Digest> {
+    let algorithm = match bytes.len() {
+        32 => Algorithm::Sha256,
+        64 => Algorithm::Sha512,
+        _ => return None,
+    };
+    format!("{}:{}", algorithm.as_str(), hex::encode(bytes)).parse().ok()
+}

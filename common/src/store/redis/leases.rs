@@ -1,0 +1,44 @@
+//! [`Leases`] in Redis.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Call, RedisStore, millis, time};
+use crate::error::Result;
+use crate::printable::printable;
+use crate::store::{Leases, Named};
+
+#[async_trait]
+impl Leases for RedisStore {
+    async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named> {
+        let tried = format!("leasing {}", printable(name));
+        let call = Call::on(self.lease(name)).key(self.key("epoch")).arg(holder).arg(millis(lease));
+        let (answer, one, two): (i64, String, String) = self.script(&tried, &self.0.scripts.acquire, call).await?;
+        Ok(match answer {
+            0 => Named::Yours { epoch: one.parse().unwrap_or_default() },
+            _ => Named::Others { holder: one, until: time(two.parse().unwrap_or_default()) },
+        })
+    }
+
+    async fn held(&self, name: &str) -> Result<Option<String>> {
+        let tried = format!("looking who holds {}", printable(name));
+        let mut pipe = redis::pipe();
+        pipe.hget(self.lease(name), "holder").hget(self.lease(name), "ends");
+        let (holder, ends): (Option<String>, Option<i64>) = self.query(&tried, &pipe).await?;
+        let now = self.now(&tried).await?;
+        Ok(holder.filter(|_| ends.is_some_and(|ends| ends > now)))
+    }
+
+    async fn release(&self, name: &str, holder: &str) -> Result<()> {
+        let tried = format!("letting go of {}", printable(name));
+        let call = Call::on(self.lease(name)).arg(holder);
+        self.script::<i64>(&tried, &self.0.scripts.release, call).await.map(drop)
+    }
+}
+
+impl RedisStore {
+    fn lease(&self, name: &str) -> String {
+        self.key(&format!("lk:{name}"))
+    }
+}

@@ -1,0 +1,397 @@
+//! [`Ledger`] in Redis: each change is one script.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Call, RedisStore, damaged, millis, time};
+use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict, encode_chunk};
+use crate::error::{Class, Error, Result};
+use crate::image::Digest;
+use crate::store::{
+    Appended, Batch, Block, Control, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
+    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+};
+
+/// Tickets or indexes that a script is given at a time.
+const AT_ONCE: usize = 1_000;
+
+#[async_trait]
+impl Ledger for RedisStore {
+    async fn create(&self, batch: NewBatch) -> Result<()> {
+        let tried = format!("making batch {}", batch.id);
+        let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
+        let mut call = Call::on(self.base(batch.id)).key(self.key("batches"));
+        if let Some(before) = batch.supersedes {
+            call = call.key(self.base(before));
+        }
+        let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before);
+        self.script::<i64>(&tried, &self.0.scripts.create, call).await.map(drop)
+    }
+
+    async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
+        let tried = format!("adding {} to batch {batch}", sealed.key);
+        let base = self.base(batch);
+        let call = tokio::task::spawn_blocking(move || packed(base, sealed))
+            .await
+            .map_err(|error| Error::new(Class::Local, &tried, error.to_string()))?;
+        let (answer, value): (i64, i64) = self.script(&tried, &self.0.scripts.append, call).await?;
+        match answer {
+            0 => Ok(Appended::At(u32::try_from(value).map_err(|_| damaged(&tried, "no such index"))?)),
+            1 => Ok(Appended::Already),
+            2 => Ok(Appended::Stopped(control(&tried, value)?)),
+            _ => Err(gone(&tried)),
+        }
+    }
+
+    async fn sealed(&self, batch: BatchId) -> Result<Vec<String>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hkeys(format!("{}:k", self.base(batch)));
+        let (there, mut keys): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        if !there {
+            return Err(gone(&tried));
+        }
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
+        let tried = format!("noting in batch {batch}");
+        let text = serde_json::to_string(&unlisted).unwrap_or_default();
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hset(format!("{}:u", self.base(batch)), &unlisted.repository, text).ignore();
+        match self.query(&tried, &pipe).await? {
+            (true,) => Ok(()),
+            (false,) => Err(gone(&tried)),
+        }
+    }
+
+    async fn seal_all(&self, batch: BatchId) -> Result<()> {
+        let tried = format!("sealing batch {batch}");
+        done(&tried, self.script(&tried, &self.0.scripts.seal, Call::on(self.base(batch))).await?)
+    }
+
+    async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()> {
+        let tried = format!("counting in batch {batch}");
+        done(&tried, self.script(&tried, &self.0.scripts.spend, with(Call::on(self.base(batch)), spent)).await?)
+    }
+
+    async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
+        self.look_unpublished(batch, from, at_least).await
+    }
+
+    async fn published(&self, batch: BatchId, tickets: Vec<Ticket>) -> Result<()> {
+        let tried = format!("marking in batch {batch}");
+        for tickets in tickets.chunks(AT_ONCE) {
+            let mut call = Call::on(self.base(batch));
+            for ticket in tickets.iter().filter(|ticket| ticket.batch == batch) {
+                call = call.arg(ticket.index).arg(ticket.run);
+            }
+            done(&tried, self.script(&tried, &self.0.scripts.published, call).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start> {
+        let tried = format!("starting task {} of batch {}", ticket.index, ticket.batch);
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(ticket.run).arg(worker).arg(millis(lease));
+        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.start, call).await?;
+        let value = |at: usize| answer.get(at).copied().unwrap_or_default();
+        let small = |at| u32::try_from(value(at)).unwrap_or_default();
+        Ok(match answer.first() {
+            Some(0) => Start::Go { epoch: value(1).unsigned_abs(), attempts: small(2), losses: small(3) },
+            Some(1) => Start::Own { epoch: value(1).unsigned_abs(), attempts: small(2) },
+            Some(2) => Start::AlreadyDone,
+            Some(3) => Start::Cancelled,
+            Some(4) => Start::HeldBy { until: time(value(1)) },
+            Some(5) => Start::StaleRun,
+            Some(6) => Start::Paused,
+            _ => Start::Unknown,
+        })
+    }
+
+    async fn renew(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing> {
+        let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(millis(lease));
+        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.renew, call).await?;
+        Ok(match answer.as_slice() {
+            [0, until] => Standing::Held { until: time(*until) },
+            [2, ..] => Standing::Stop,
+            _ => Standing::Lost,
+        })
+    }
+
+    async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict, spent: Spent) -> Result<Finished> {
+        let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
+        let failure = match &verdict {
+            Verdict::Failed(failure) => kept(failure),
+            _ => Vec::new(),
+        };
+        let state = verdict.outcome().state().code();
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(state).bytes(failure);
+        Ok(finished(self.script(&tried, &self.0.scripts.finish, with(call, spent)).await?))
+    }
+
+    async fn retry_later(
+        &self,
+        ticket: Ticket,
+        epoch: u64,
+        wait: Duration,
+        counts: bool,
+        spent: Spent,
+    ) -> Result<Retried> {
+        let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
+        // Less than a millisecond is a wait, too.
+        let wait = if wait.is_zero() { 0 } else { millis(wait).max(1) };
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(wait).arg(u8::from(counts));
+        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.retry, with(call, spent)).await?;
+        Ok(match answer.as_slice() {
+            [0, attempts] => Retried::Waits { attempts: u32::try_from(*attempts).unwrap_or_default() },
+            [1, ..] => Retried::Cancelled,
+            _ => Retried::Stale,
+        })
+    }
+
+    async fn condemn(&self, ticket: Ticket, failure: Failure) -> Result<Finished> {
+        let tried = format!("failing task {} of batch {}", ticket.index, ticket.batch);
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(ticket.run).bytes(kept(&failure));
+        Ok(finished(self.script(&tried, &self.0.scripts.condemn, call).await?))
+    }
+
+    async fn control(&self, batch: BatchId) -> Result<Option<Control>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.hget(self.base(batch), "control");
+        let (code,): (Option<i64>,) = self.query(&tried, &pipe).await?;
+        code.map(|code| control(&tried, code)).transpose()
+    }
+
+    async fn pause(&self, batch: BatchId) -> Result<Control> {
+        self.change(format!("pausing batch {batch}"), batch, Control::Running, Control::Paused).await
+    }
+
+    async fn resume(&self, batch: BatchId) -> Result<Control> {
+        self.change(format!("resuming batch {batch}"), batch, Control::Paused, Control::Running).await
+    }
+
+    async fn cancel(&self, batch: BatchId) -> Result<Control> {
+        let tried = format!("cancelling batch {batch}");
+        let code: i64 = self.script(&tried, &self.0.scripts.cancel, Call::on(self.base(batch))).await?;
+        match code {
+            -1 => Err(gone(&tried)),
+            code => control(&tried, code),
+        }
+    }
+
+    async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64> {
+        let tried = format!("requeuing batch {batch}");
+        let entry = self.batch(batch).await?.ok_or_else(|| gone(&tried))?;
+        if entry.control.is_stopped() {
+            return Err(stopped(&tried, entry.control));
+        }
+        let run = entry.run + 1;
+        let (mut from, mut requeued) = (0, 0);
+        loop {
+            let failed = self.failures(batch, from, AT_ONCE).await?;
+            let Some(last) = failed.last() else { return Ok(requeued) };
+            from = last.task.index.saturating_add(1);
+            let mut call = Call::on(self.base(batch)).arg(run);
+            for failed in failed.iter().filter(|failed| is_meant(&filter, failed)) {
+                call = call.arg(failed.task.index);
+            }
+            match self.script::<i64>(&tried, &self.0.scripts.requeue, call).await? {
+                -1 => return Err(gone(&tried)),
+                -2 => return Err(stopped(&tried, Control::Cancelled)),
+                more => requeued += more.unsigned_abs(),
+            }
+        }
+    }
+
+    async fn sweep(&self, batch: BatchId, sweep: Sweep) -> Result<Swept> {
+        let tried = format!("sweeping batch {batch}");
+        let (what, grace) = match sweep {
+            Sweep::Leases { grace } => (0, grace),
+            Sweep::QueueIsEmpty { grace } => (1, grace),
+            Sweep::Everything => (2, Duration::ZERO),
+        };
+        let call = Call::on(self.base(batch)).arg(what).arg(millis(grace));
+        let (leased, queued): (i64, i64) = self.script(&tried, &self.0.scripts.sweep, call).await?;
+        match leased {
+            -1 => Err(gone(&tried)),
+            leased => Ok(Swept { leased: leased.unsigned_abs(), queued: queued.unsigned_abs() }),
+        }
+    }
+
+    async fn remove_before(&self, before: Timestamp) -> Result<u64> {
+        let tried = "removing old batches";
+        let mut pipe = redis::pipe();
+        pipe.zrange(self.key("batches"), 0, -1);
+        // Their ids are in the order in which they were made.
+        let (ids,): (Vec<String>,) = self.query(tried, &pipe).await?;
+        let mut removed = 0;
+        for id in ids {
+            let Ok(batch) = id.parse::<BatchId>() else { continue };
+            let call = Call::on(self.base(batch)).key(self.key("batches")).arg(&id).arg(before.as_millisecond());
+            match self.script::<i64>(tried, &self.0.scripts.remove, call).await? {
+                1 => {
+                    self.0.chunks().remove(&batch);
+                    removed += 1;
+                }
+                2 => break,
+                _ => {}
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
+        Ok(self.look_batches(&[batch]).await?.pop())
+    }
+
+    async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
+        let mut pipe = redis::pipe();
+        let last = isize::try_from(limit).unwrap_or(isize::MAX) - 1;
+        pipe.zrevrange(self.key("batches"), 0, last);
+        let (ids,): (Vec<String>,) = self.query("listing batches", &pipe).await?;
+        let ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        self.look_batches(&ids).await
+    }
+
+    async fn unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {
+        let mut pipe = redis::pipe();
+        pipe.smembers(self.key(&format!("live:{rules}")));
+        let (ids,): (Vec<String>,) = self.query("looking for an unfinished batch", &pipe).await?;
+        let mut ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        ids.sort_unstable();
+        let live = self.look_batches(&ids).await?.into_iter().rev().find(|batch| batch.control.is_live());
+        Ok(live.map(|batch| batch.id))
+    }
+
+    async fn find(&self, prefix: &str) -> Result<Vec<BatchId>> {
+        let prefix = prefix.to_ascii_lowercase();
+        let mut pipe = redis::pipe();
+        pipe.cmd("ZRANGE")
+            .arg(self.key("batches"))
+            .arg(format!("[{prefix}\u{7f}"))
+            .arg(format!("[{prefix}"))
+            .arg("BYLEX")
+            .arg("REV")
+            .arg("LIMIT")
+            .arg(0)
+            .arg(10);
+        let (ids,): (Vec<String>,) = self.query("looking for a batch", &pipe).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hvals(format!("{}:u", self.base(batch)));
+        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        if !there {
+            return Err(gone(&tried));
+        }
+        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
+        let mut unlisted: Vec<Unlisted> = texts.iter().map(read).collect::<Result<_>>()?;
+        unlisted.sort_by(|a, b| a.repository.cmp(&b.repository));
+        Ok(unlisted)
+    }
+
+    async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
+        self.look_failures(batch, from, limit).await
+    }
+
+    async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>> {
+        self.look_tasks(batch, state, from, limit).await
+    }
+}
+
+impl RedisStore {
+    async fn change(&self, tried: String, batch: BatchId, from: Control, to: Control) -> Result<Control> {
+        let call = Call::on(self.base(batch)).arg(from as u8).arg(to as u8);
+        match self.script::<i64>(&tried, &self.0.scripts.change, call).await? {
+            -1 => Err(gone(&tried)),
+            code => control(&tried, code),
+        }
+    }
+}
+
+/// A repository's tasks as the script takes them.
+fn packed(base: String, sealed: Sealed) -> Call {
+    let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
+    let state = |verdict: &Option<Verdict>| match verdict {
+        None => TaskState::New,
+        Some(verdict) => verdict.outcome().state(),
+    };
+    let failures: Vec<(usize, &Failure)> = verdicts
+        .iter()
+        .enumerate()
+        .filter_map(|(at, verdict)| match verdict {
+            Some(Verdict::Failed(failure)) => Some((at, failure)),
+            _ => None,
+        })
+        .collect();
+    let mut call = Call::on(base).arg(&sealed.key).arg(tasks.len().div_ceil(MAX_CHUNK_TASKS)).arg(failures.len());
+    for (tasks, verdicts) in tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)) {
+        let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
+        let states: Vec<u8> = verdicts.iter().map(|verdict| b'0' + state(verdict).code()).collect();
+        call = call.arg(tasks.len()).bytes(plan).bytes(states);
+    }
+    for (at, failure) in failures {
+        call = call.arg(at).bytes(kept(failure));
+    }
+    call
+}
+
+/// What is kept of a failure.
+fn kept(failure: &Failure) -> Vec<u8> {
+    format!("{}|{}|{}", failure.class, failure.attempts, failure.error).into_bytes()
+}
+
+fn with(call: Call, spent: Spent) -> Call {
+    let Spent { bytes, requests } = spent;
+    call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target)
+}
+
+fn finished(answer: i64) -> Finished {
+    match answer {
+        0 => Finished::Counted,
+        2 => Finished::AlreadyDone,
+        _ => Finished::Stale,
+    }
+}
+
+fn is_meant(filter: &RequeueFilter, failed: &FailedTask) -> bool {
+    let planned = &failed.task.planned;
+    match filter {
+        RequeueFilter::All => true,
+        RequeueFilter::Class(class) => failed.failure.class == *class,
+        RequeueFilter::Registry(registry) => {
+            let ends = [planned.source.home.end(), planned.target.home.end()];
+            ends.into_iter().any(|end| end.registry() == Some(registry))
+        }
+    }
+}
+
+pub(super) fn control(tried: &str, code: i64) -> Result<Control> {
+    let control = usize::try_from(code).ok().and_then(|code| Control::ALL.get(code)).copied();
+    control.ok_or_else(|| damaged(tried, "a batch has a state that there is not"))
+}
+
+fn done(tried: &str, answer: i64) -> Result<()> {
+    match answer {
+        0 => Err(gone(tried)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn gone(tried: &str) -> Error {
+    Error::new(Class::NotFound, tried, "there is no such batch")
+        .hint("imgsync batch list shows those that there are; if the store was emptied, run the rules again")
+}
+
+fn stopped(tried: &str, control: Control) -> Error {
+    Error::new(Class::Invalid, tried, format!("it was {control}")).hint("run its rules again")
+}

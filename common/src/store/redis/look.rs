@@ -1,0 +1,254 @@
+//! Reading of batches and tasks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::ledger::{control, gone};
+use super::{RedisStore, damaged, time};
+use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState, decode_chunk};
+use crate::error::Result;
+use crate::store::{Batch, Block, Control, FailedTask, Spent, TaskRow};
+
+/// Bytes of states that are read at a time, two tasks to a byte.
+const STATES: u32 = 32 << 10;
+
+impl RedisStore {
+    /// How these batches stand, those that are there.
+    pub(super) async fn look_batches(&self, ids: &[BatchId]) -> Result<Vec<Batch>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for id in ids {
+            pipe.hgetall(self.base(*id));
+        }
+        let tried = "reading batches";
+        let found: Vec<HashMap<String, String>> = self.query(tried, &pipe).await?;
+        let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("control"));
+        found.map(|(id, fields)| read_batch(tried, *id, &fields)).collect()
+    }
+
+    pub(super) async fn look_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
+        let tried = format!("reading batch {id}");
+        let batch = self.look_batches(&[id]).await?.pop().ok_or_else(|| gone(&tried))?;
+        let is_new = batch.counts.waiting > batch.queued + batch.retrying;
+        if batch.control != Control::Running || !is_new {
+            return Ok(Vec::new());
+        }
+        let mut plan = Plan::open(self, id, tried, &batch).await?;
+        let (mut blocks, mut found, mut from) = (Vec::new(), 0, from);
+        while found < at_least.max(1)
+            && let Some(index) = plan.next(Some(TaskState::New), from).await?
+        {
+            let (first, end) = plan.chunk_of(index)?;
+            let began = std::mem::replace(&mut from, end);
+            // Whole parts, named by where they begin.
+            if first < began {
+                continue;
+            }
+            let chunk = plan.read(first).await?;
+            let mut new = Vec::new();
+            for index in first..end {
+                if plan.state(index).await? == TaskState::New {
+                    new.push(index);
+                }
+            }
+            let marks = plan.marks(&new).await?;
+            let mut tasks = Vec::with_capacity(new.len());
+            for (index, (run, _)) in new.into_iter().zip(marks) {
+                tasks.push((run, plan.task(&chunk, first, index)?));
+            }
+            found += tasks.len();
+            blocks.push(Block { first, listed_at: chunk.listed_at, tasks });
+        }
+        Ok(blocks)
+    }
+
+    pub(super) async fn look_tasks(
+        &self,
+        id: BatchId,
+        wanted: Option<TaskState>,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<TaskRow>> {
+        let tried = format!("reading batch {id}");
+        let batch = self.look_batches(&[id]).await?.pop().ok_or_else(|| gone(&tried))?;
+        let mut plan = Plan::open(self, id, tried, &batch).await?;
+        let (mut rows, mut from) = (Vec::new(), from);
+        while rows.len() < limit
+            && let Some(index) = plan.next(wanted, from).await?
+        {
+            let (first, end) = plan.chunk_of(index)?;
+            let chunk = plan.read(first).await?;
+            let mut here = Vec::new();
+            for index in index..end {
+                let state = plan.state(index).await?;
+                if wanted.is_none_or(|wanted| wanted == state) && rows.len() + here.len() < limit {
+                    here.push((index, state));
+                }
+            }
+            let indexes: Vec<u32> = here.iter().map(|(index, _)| *index).collect();
+            let marks = plan.marks(&indexes).await?;
+            for ((index, state), (run, attempts)) in here.into_iter().zip(marks) {
+                rows.push(TaskRow { task: plan.task(&chunk, first, index)?, state, run, attempts });
+            }
+            from = end;
+        }
+        Ok(rows)
+    }
+
+    pub(super) async fn look_failures(&self, id: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
+        let rows = self.look_tasks(id, Some(TaskState::Failed), from, limit).await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tried = format!("reading batch {id}");
+        let mut pipe = redis::pipe();
+        let command = pipe.cmd("HMGET").arg(format!("{}:f", self.base(id)));
+        for row in &rows {
+            command.arg(row.task.index);
+        }
+        let (kept,): (Vec<Option<String>>,) = self.query(&tried, &pipe).await?;
+        // What was requeued meanwhile has no failure any more.
+        let failed = rows.into_iter().zip(kept).filter_map(|(row, kept)| Some((row, kept?)));
+        failed.map(|(row, kept)| Ok(FailedTask { task: row.task, failure: read_failure(&tried, &kept)? })).collect()
+    }
+
+    /// At which indexes the chunks of a plan begin, up to a total.
+    async fn chunks(&self, id: BatchId, tried: &str, total: u32) -> Result<Arc<Vec<u32>>> {
+        let known = self.0.chunks().get(&id).cloned().unwrap_or_default();
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(format!("{}:c", self.base(id))).arg(known.len() * 4).arg(-1);
+        let (more,): (Vec<u8>,) = self.query(tried, &pipe).await?;
+        let mut all: Vec<u32> = (*known).clone();
+        all.extend(more.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])));
+        all.retain(|first| *first < total || total == 0);
+        let all = Arc::new(all);
+        let mut kept = self.0.chunks();
+        if kept.len() > 64 {
+            kept.clear();
+        }
+        kept.insert(id, all.clone());
+        Ok(all)
+    }
+}
+
+/// The plan of a batch and the states of its tasks, read piece by piece.
+struct Plan<'a> {
+    store: &'a RedisStore,
+    id: BatchId,
+    tried: String,
+    total: u32,
+    firsts: Arc<Vec<u32>>,
+    /// The index of the first task of a piece of states, and these.
+    states: Option<(u32, Vec<u8>)>,
+}
+
+impl<'a> Plan<'a> {
+    async fn open(store: &'a RedisStore, id: BatchId, tried: String, batch: &Batch) -> Result<Plan<'a>> {
+        let total = u32::try_from(batch.counts.total).unwrap_or(u32::MAX);
+        let firsts = store.chunks(id, &tried, total).await?;
+        Ok(Plan { store, id, tried, total, firsts, states: None })
+    }
+
+    /// The next task in this state, from an index on.
+    async fn next(&mut self, wanted: Option<TaskState>, from: u32) -> Result<Option<u32>> {
+        for index in from..self.total {
+            let state = self.state(index).await?;
+            if wanted.is_none_or(|wanted| wanted == state) {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn state(&mut self, index: u32) -> Result<TaskState> {
+        let start = index / (2 * STATES) * (2 * STATES);
+        if self.states.as_ref().is_none_or(|(first, _)| *first != start) {
+            let mut pipe = redis::pipe();
+            let key = format!("{}:s", self.store.base(self.id));
+            pipe.cmd("GETRANGE").arg(key).arg(start / 2).arg(start / 2 + STATES - 1);
+            let (bytes,): (Vec<u8>,) = self.store.query(&self.tried, &pipe).await?;
+            self.states = Some((start, bytes));
+        }
+        let at = (index - start) as usize;
+        let byte = self.states.as_ref().and_then(|(_, bytes)| bytes.get(at / 2)).copied().unwrap_or(0);
+        let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf };
+        TaskState::from_code(code).ok_or_else(|| damaged(&self.tried, "a task has a state that there is not"))
+    }
+
+    /// Where the chunk of a task begins and ends.
+    fn chunk_of(&self, index: u32) -> Result<(u32, u32)> {
+        let after = self.firsts.partition_point(|first| *first <= index);
+        let first = after.checked_sub(1).and_then(|at| self.firsts.get(at)).copied();
+        let first = first.ok_or_else(|| damaged(&self.tried, "a part of the plan is missing"))?;
+        Ok((first, self.firsts.get(after).copied().unwrap_or(self.total)))
+    }
+
+    async fn read(&self, first: u32) -> Result<Chunk> {
+        let number = self.firsts.partition_point(|other| *other < first);
+        let mut pipe = redis::pipe();
+        pipe.hget(format!("{}:p", self.store.base(self.id)), number);
+        let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.tried, &pipe).await?;
+        let bytes = bytes.ok_or_else(|| damaged(&self.tried, "a part of the plan is missing"))?;
+        decode_chunk(&bytes).map_err(|error| damaged(&self.tried, &error.to_string()))
+    }
+
+    fn task(&self, chunk: &Chunk, first: u32, index: u32) -> Result<Task> {
+        let planned = chunk.tasks.get((index - first) as usize).cloned();
+        Ok(Task { index, planned: planned.ok_or_else(|| damaged(&self.tried, "a part of the plan is too short"))? })
+    }
+
+    /// Run and attempts of some tasks; of most there are none.
+    async fn marks(&self, indexes: &[u32]) -> Result<Vec<(u32, u32)>> {
+        if indexes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        let command = pipe.cmd("HMGET").arg(format!("{}:m", self.store.base(self.id)));
+        for index in indexes {
+            command.arg(*index);
+        }
+        let (marks,): (Vec<Option<String>>,) = self.store.query(&self.tried, &pipe).await?;
+        let read = |mark: &str| {
+            let (run, attempts) = mark.split_once('|')?;
+            Some((run.parse().ok()?, attempts.parse().ok()?))
+        };
+        Ok(marks.iter().map(|mark| mark.as_deref().and_then(read).unwrap_or((0, 0))).collect())
+    }
+}
+
+fn read_batch(tried: &str, id: BatchId, fields: &HashMap<String, String>) -> Result<Batch> {
+    let number = |name: &str| fields.get(name).and_then(|text| text.parse::<i64>().ok());
+    let amount = |name: &str| number(name).unwrap_or_default().unsigned_abs();
+    let in_state = |state: TaskState| amount(&format!("s{}", state.code()));
+    let rules = fields.get("rules").and_then(|text| text.parse().ok());
+    Ok(Batch {
+        id,
+        control: control(tried, number("control").unwrap_or(-1))?,
+        run: u32::try_from(amount("run")).unwrap_or(u32::MAX),
+        rules: rules.ok_or_else(|| damaged(tried, "a batch has rules without a digest"))?,
+        options: fields.get("options").cloned().unwrap_or_default(),
+        supersedes: fields.get("supersedes").and_then(|text| text.parse().ok()),
+        created_at: time(number("created").unwrap_or_default()),
+        sealed_at: number("sealed").map(time),
+        ended_at: number("ended").map(time),
+        counts: Counts::of(in_state),
+        queued: in_state(TaskState::Queued),
+        retrying: in_state(TaskState::Retry),
+        spent: Spent {
+            bytes: Bytes { copied: amount("copied"), mounted: amount("mounted"), reused: amount("reused") },
+            requests: Requests { source: amount("source"), target: amount("target") },
+        },
+    })
+}
+
+fn read_failure(tried: &str, kept: &str) -> Result<Failure> {
+    let read = || {
+        let (class, rest) = kept.split_once('|')?;
+        let (attempts, error) = rest.split_once('|')?;
+        let class = serde_json::from_value(class.into()).ok()?;
+        Some(Failure { class, error: error.into(), attempts: attempts.parse().ok()? })
+    };
+    read().ok_or_else(|| damaged(tried, "what is kept of a failure cannot be read"))
+}

@@ -1,0 +1,13 @@
+-- KEYS: the name, the counter of epochs. ARGV: holder, lease. The first answer: 0 yours, 1 another's.
+local time = now()
+local found = redis.call('HMGET', b, 'holder', 'epoch', 'ends')
+local epoch
+if found[1] and tonumber(found[3]) > time then
+    if found[1] ~= ARGV[2] then return {1, found[1], found[3]} end
+    epoch = found[2]
+else
+    epoch = redis.call('INCR', KEYS[2])
+end
+redis.call('HSET', b, 'holder', ARGV[2], 'epoch', epoch, 'ends', text(time + tonumber(ARGV[3])))
+redis.call('PEXPIRE', b, tonumber(ARGV[3]) + 60000)
+return {0, tostring(epoch), ''}

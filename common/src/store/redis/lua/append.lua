@@ -1,0 +1,44 @@
+-- ARGV: key, number of chunks, number of failures; for each chunk its tasks and plan, and its states as digits; for each
+-- failure its place and what is kept of it.
+if redis.call('EXISTS', b) == 0 then return {-1, 0} end
+if redis.call('HEXISTS', b .. ':k', ARGV[2]) == 1 then return {1, 0} end
+local control, sealed = number(b, 'control'), redis.call('HEXISTS', b, 'sealed') == 1
+if not is_live(control) or sealed then return {2, control} end
+local first = number(b, 'total')
+local at, index = 5, first
+local counts = {}
+for code = 0, 7 do counts[code] = 0 end
+local number_of = math.floor(redis.call('STRLEN', b .. ':c') / 4)
+for chunk = 1, tonumber(ARGV[3]) do
+    local length, plan, states = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    at = at + 3
+    redis.call('HSET', b .. ':p', number_of, plan)
+    redis.call('APPEND', b .. ':c', struct.pack('>I4', index))
+    number_of = number_of + 1
+    local sets = {}
+    for task = 1, length do
+        local code = string.byte(states, task) - 48
+        counts[code] = counts[code] + 1
+        if code ~= NEW then
+            sets[#sets + 1] = 'SET'
+            sets[#sets + 1] = 'u4'
+            sets[#sets + 1] = '#' .. (index + task - 1)
+            sets[#sets + 1] = code
+        end
+    end
+    if #sets > 0 then redis.call('BITFIELD', b .. ':s', unpack(sets)) end
+    index = index + length
+end
+local bytes = math.ceil(index / 2)
+if bytes > 0 and redis.call('STRLEN', b .. ':s') < bytes then redis.call('SETRANGE', b .. ':s', bytes - 1, '\0') end
+for failure = 1, tonumber(ARGV[4]) do
+    redis.call('HSET', b .. ':f', first + tonumber(ARGV[at]), ARGV[at + 1])
+    at = at + 2
+end
+for code = 0, 7 do
+    if counts[code] > 0 then redis.call('HINCRBY', b, 's' .. code, counts[code]) end
+end
+redis.call('HSET', b, 'total', index)
+redis.call('HSET', b .. ':k', ARGV[2], first)
+close(b, now())
+return {0, first}

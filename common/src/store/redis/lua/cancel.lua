@@ -1,0 +1,1 @@
+return stop(b, C_CANCELLED, now()) or -1

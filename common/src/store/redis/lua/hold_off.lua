@@ -1,0 +1,5 @@
+-- ARGV: until.
+local ends, time = tonumber(ARGV[2]), now()
+if ends <= time or ends <= tonumber(redis.call('GET', b) or '0') then return 0 end
+redis.call('SET', b, text(ends), 'PX', text(ends - time + 1000))
+return 1

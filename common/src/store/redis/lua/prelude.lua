@@ -1,0 +1,151 @@
+-- What all scripts begin with. ARGV[1] is what time it is, in milliseconds since 1970; empty: by this server's clock.
+-- A batch's keys begin with its base, `b`:
+--   b    hash    control, run, epoch, rules, options, …, total, s0 … s7 (tasks by state), what was spent
+--   b:s  u4 × n  states by index, the first in the upper half of a byte
+--   b:l  hash    of running tasks: epoch|until|worker
+--   b:m  hash    of tasks that were tried or requeued: run|attempts
+--   b:x  hash    of tasks that were lost: how often
+--   b:r  zset    of tasks that wait for their time: when that is
+--   b:f  hash    of failed tasks: class|attempts|error
+--   b:p  hash    chunks of the plan by their numbers;  b:c  u32 × n  the index at which each begins
+--   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
+local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
+local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
+local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u'}
+-- 30 days, in seconds.
+local KEPT = 2592000
+
+local function text(number)
+    return string.format('%.0f', number)
+end
+
+local function now()
+    if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function number(b, field)
+    return tonumber(redis.call('HGET', b, field) or '0') or 0
+end
+
+local function state(b, index)
+    return redis.call('BITFIELD', b .. ':s', 'GET', 'u4', '#' .. index)[1]
+end
+
+local function move(b, index, from, to)
+    redis.call('BITFIELD', b .. ':s', 'SET', 'u4', '#' .. index, to)
+    redis.call('HINCRBY', b, 's' .. from, -1)
+    redis.call('HINCRBY', b, 's' .. to, 1)
+end
+
+-- The run of a task, and the attempts counted in it.
+local function mark(b, index)
+    local found = redis.call('HGET', b .. ':m', index)
+    if not found then return 0, 0 end
+    local run, attempts = string.match(found, '^(%d+)|(%d+)$')
+    return tonumber(run), tonumber(attempts)
+end
+
+-- Epoch, end and holder of a lease.
+local function lease(b, index)
+    local found = redis.call('HGET', b .. ':l', index)
+    if not found then return nil end
+    local epoch, ends, worker = string.match(found, '^(%d+)|(%d+)|(.*)$')
+    return tonumber(epoch), tonumber(ends), worker
+end
+
+local function hold(b, index, epoch, ends, worker)
+    redis.call('HSET', b .. ':l', index, text(epoch) .. '|' .. text(ends) .. '|' .. worker)
+end
+
+local function is_stopped(control)
+    return control == C_CANCELLED or control == C_SUPERSEDED
+end
+
+local function is_live(control)
+    return control == C_RUNNING or control == C_PAUSED
+end
+
+local function spend(b, from)
+    local fields = {'copied', 'mounted', 'reused', 'source', 'target'}
+    for at, field in ipairs(fields) do
+        if ARGV[from + at - 1] ~= '0' then redis.call('HINCRBY', b, field, ARGV[from + at - 1]) end
+    end
+end
+
+-- Ends a batch whose last task has ended, and wakes one that has tasks again.
+local function close(b, time)
+    local found = redis.call('HMGET', b, 'control', 'sealed', 'ended', 's0', 's1', 's2', 's3', 'rules', 'id')
+    local control = tonumber(found[1])
+    local open = tonumber(found[4]) + tonumber(found[5]) + tonumber(found[6]) + tonumber(found[7])
+    local has_ended = open == 0 and ((found[2] and true) or is_stopped(control))
+    local live = string.match(b, '^(.*){') .. 'live:' .. found[8]
+    if has_ended and not found[3] then
+        if is_live(control) then redis.call('HSET', b, 'control', C_DONE) end
+        redis.call('HSET', b, 'ended', text(time))
+        redis.call('SREM', live, found[9])
+        for _, part in ipairs(PARTS) do redis.call('EXPIRE', b .. part, KEPT) end
+    elseif not has_ended then
+        if control == C_DONE then redis.call('HSET', b, 'control', C_RUNNING) end
+        if found[3] then
+            redis.call('HDEL', b, 'ended')
+            redis.call('SADD', live, found[9])
+            for _, part in ipairs(PARTS) do redis.call('PERSIST', b .. part) end
+        end
+    end
+end
+
+-- Moves all tasks as `to` says, by state. Says how many of each state moved.
+local function move_all(b, to)
+    local total = number(b, 'total')
+    local bytes = redis.call('GET', b .. ':s') or ''
+    local moved, pieces, map = {}, {}, {}
+    for code = 0, 7 do moved[code] = 0 end
+    for byte = 0, 255 do
+        local high, low = math.floor(byte / 16), byte % 16
+        map[byte] = string.char((to[high] or high) * 16 + (to[low] or low))
+    end
+    local whole = math.floor(total / 2)
+    local piece = {}
+    for at = 1, whole do
+        local byte = string.byte(bytes, at) or 0
+        local high, low = math.floor(byte / 16), byte % 16
+        if to[high] then moved[high] = moved[high] + 1 end
+        if to[low] then moved[low] = moved[low] + 1 end
+        piece[#piece + 1] = map[byte]
+        if #piece == 4096 then
+            pieces[#pieces + 1] = table.concat(piece)
+            piece = {}
+        end
+    end
+    if total % 2 == 1 then
+        local high = math.floor((string.byte(bytes, whole + 1) or 0) / 16)
+        if to[high] then moved[high] = moved[high] + 1 end
+        piece[#piece + 1] = string.char((to[high] or high) * 16)
+    end
+    pieces[#pieces + 1] = table.concat(piece)
+    local any = 0
+    for code = 0, 7 do
+        if moved[code] > 0 then
+            any = any + moved[code]
+            redis.call('HINCRBY', b, 's' .. code, -moved[code])
+            redis.call('HINCRBY', b, 's' .. to[code], moved[code])
+        end
+    end
+    if any > 0 then redis.call('SETRANGE', b .. ':s', 0, table.concat(pieces)) end
+    return moved, any
+end
+
+local function stop(b, how, time)
+    local control = number(b, 'control')
+    if redis.call('EXISTS', b) == 0 then return nil end
+    if not is_live(control) then return control end
+    redis.call('HSET', b, 'control', how)
+    move_all(b, {[NEW] = CANCELLED, [QUEUED] = CANCELLED, [RETRY] = CANCELLED})
+    redis.call('DEL', b .. ':r')
+    close(b, time)
+    return how
+end
+
+local b = KEYS[1]

@@ -1,0 +1,16 @@
+-- KEYS: the batch, the index of batches. ARGV: id, before. Answers: 1 removed, 0 not, 2 nor any that was made later.
+local found = redis.call('HMGET', b, 'created', 'ended', 'rules')
+if not found[1] then
+    redis.call('ZREM', KEYS[2], ARGV[2])
+    return 0
+end
+local before, time = tonumber(ARGV[3]), now()
+if tonumber(found[1]) >= before then return 2 end
+if tonumber(found[2] or found[1]) >= before then return 0 end
+for _, held in ipairs(redis.call('HVALS', b .. ':l')) do
+    if tonumber(string.match(held, '^%d+|(%d+)|')) > time then return 0 end
+end
+for _, part in ipairs(PARTS) do redis.call('UNLINK', b .. part) end
+redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('SREM', string.match(b, '^(.*){') .. 'live:' .. found[3], ARGV[2])
+return 1

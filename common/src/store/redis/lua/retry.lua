@@ -1,0 +1,24 @@
+-- ARGV: index, epoch, wait, whether it counts, what was spent. The first answer: 0 waits, 1 cancelled, 2 stale.
+local index, epoch, wait = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('EXISTS', b) == 0 or state(b, index) ~= RUNNING or lease(b, index) ~= epoch then return {2} end
+local time = now()
+redis.call('HDEL', b .. ':l', index)
+spend(b, 6)
+if is_stopped(number(b, 'control')) then
+    move(b, index, RUNNING, CANCELLED)
+    close(b, time)
+    return {1}
+end
+local run, attempts = mark(b, index)
+if ARGV[5] == '1' then
+    attempts = attempts + 1
+    redis.call('HSET', b .. ':m', index, run .. '|' .. attempts)
+end
+if wait == 0 then
+    move(b, index, RUNNING, QUEUED)
+else
+    redis.call('ZADD', b .. ':r', text(time + wait), index)
+    move(b, index, RUNNING, RETRY)
+end
+close(b, time)
+return {0, attempts}

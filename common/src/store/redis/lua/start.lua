@@ -1,0 +1,41 @@
+-- ARGV: index, run, worker, lease. The first answer: 0 go, 1 own, 2 done, 3 cancelled, 4 held, 5 stale, 6 paused, 7 unknown.
+local index, run, worker = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local found = redis.call('HMGET', b, 'control', 'total')
+if not found[1] or index >= tonumber(found[2]) then return {7} end
+local control = tonumber(found[1])
+local is = state(b, index)
+if is == CANCELLED then return {3} end
+if is >= COPIED then return {2} end
+local its_run, attempts = mark(b, index)
+if run < its_run then return {5} end
+local time = now()
+local epoch, ends, holder
+if is == RUNNING then epoch, ends, holder = lease(b, index) end
+local live = epoch and ends > time
+if is_stopped(control) then
+    if not live then
+        redis.call('HDEL', b .. ':l', index)
+        move(b, index, is, CANCELLED)
+        close(b, time)
+    end
+    return {3}
+end
+if live then
+    if holder ~= worker then return {4, text(ends)} end
+    hold(b, index, epoch, math.max(ends, time + tonumber(ARGV[5])), worker)
+    return {1, text(epoch), attempts}
+end
+if control == C_PAUSED then
+    redis.call('HDEL', b .. ':l', index)
+    redis.call('ZREM', b .. ':r', index)
+    move(b, index, is, NEW)
+    return {6}
+end
+if epoch then redis.call('HINCRBY', b .. ':x', index, 1) end
+local losses = tonumber(redis.call('HGET', b .. ':x', index) or '0')
+epoch = redis.call('HINCRBY', b, 'epoch', 1)
+hold(b, index, epoch, time + tonumber(ARGV[5]), worker)
+if is == RETRY then redis.call('ZREM', b .. ':r', index) end
+if is ~= RUNNING then move(b, index, is, RUNNING) end
+close(b, time)
+return {0, text(epoch), attempts, losses}

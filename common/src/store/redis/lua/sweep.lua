@@ -1,0 +1,32 @@
+-- ARGV: what (0 leases, 1 the queue is empty too, 2 everything), grace. Answers how many were leased, and queued.
+if redis.call('EXISTS', b) == 0 then return {-1, 0} end
+local what, time = tonumber(ARGV[2]), now()
+local back = NEW
+if is_stopped(number(b, 'control')) then back = CANCELLED end
+local before = time - tonumber(ARGV[3])
+local leased, queued = 0, 0
+local held = redis.call('HGETALL', b .. ':l')
+for at = 1, #held, 2 do
+    local ends = tonumber(string.match(held[at + 1], '^%d+|(%d+)|'))
+    if what == 2 or ends <= before then
+        redis.call('HDEL', b .. ':l', held[at])
+        if what ~= 2 then redis.call('HINCRBY', b .. ':x', held[at], 1) end
+        move(b, held[at], RUNNING, back)
+        leased = leased + 1
+    end
+end
+if what > 0 then
+    local limit = '+inf'
+    if what == 1 then limit = text(before) end
+    for _, index in ipairs(redis.call('ZRANGEBYSCORE', b .. ':r', '-inf', limit)) do
+        redis.call('ZREM', b .. ':r', index)
+        move(b, index, RETRY, back)
+        queued = queued + 1
+    end
+    if number(b, 's' .. QUEUED) > 0 then
+        local _, moved = move_all(b, {[QUEUED] = back})
+        queued = queued + moved
+    end
+end
+if leased + queued > 0 then close(b, time) end
+return {leased, queued}

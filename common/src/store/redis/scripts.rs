@@ -1,0 +1,49 @@
+//! The scripts, each with what all begin with.
+
+use ::redis::Script;
+
+const PRELUDE: &str = include_str!("lua/prelude.lua");
+
+macro_rules! scripts {
+    ($($name:ident),+) => {
+        pub(super) struct Scripts {
+            $(pub(super) $name: Script,)+
+        }
+
+        impl Scripts {
+            pub(super) fn new() -> Scripts {
+                Scripts {
+                    $($name: Script::new(&format!(
+                        "{PRELUDE}\n{}",
+                        include_str!(concat!("lua/", stringify!($name), ".lua"))
+                    )),)+
+                }
+            }
+        }
+    };
+}
+
+scripts!(
+    acquire,
+    append,
+    blobs_forget,
+    cache_forget,
+    cache_known,
+    cache_learn,
+    cancel,
+    change,
+    condemn,
+    create,
+    finish,
+    hold_off,
+    published,
+    release,
+    remove,
+    renew,
+    requeue,
+    retry,
+    seal,
+    spend,
+    start,
+    sweep
+);

@@ -1,0 +1,4 @@
+//! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod store;

@@ -1,0 +1,38 @@
+//! The store on a real Redis: the contract of all stores, and what only a server can do: restart, forget, run full.
+//!
+//! `IMGSYNC_TEST_STORE=redis://…` runs the contract against that server in place of one of its own.
+
+use std::sync::Arc;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::config::SecretUrl;
+use imgsync_common::store::contract::Subject;
+use imgsync_common::store::{Clock as _, ManualClock, RedisOptions, RedisStore};
+use imgsync_tests::RedisServer;
+
+pub(crate) fn secret(url: &str) -> SecretUrl {
+    SecretUrl::new(url.parse().unwrap())
+}
+
+async fn make() -> Subject {
+    let (url, server) = match std::env::var("IMGSYNC_TEST_STORE") {
+        Ok(url) => (url, None),
+        Err(_) => {
+            let server = RedisServer::start();
+            (server.url(), Some(server))
+        }
+    };
+    let clock = Arc::new(ManualClock::at(jiff::Timestamp::now()));
+    let prefix = format!("{}:", BatchId::generate());
+    let options = RedisOptions { prefix, clock: Some(clock.clone()), ..RedisOptions::default() };
+    let store = RedisStore::connect(&secret(&url), options).await.unwrap();
+    let moved = clock.clone();
+    Subject {
+        store: Arc::new(store),
+        advance: Box::new(move |time| moved.advance(time)),
+        now: Box::new(move || clock.now()),
+        guard: Box::new(server),
+    }
+}
+
+imgsync_common::store_contract_tests!(make);
