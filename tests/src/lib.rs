@@ -21,7 +21,7 @@ mod tree;
 pub use fault::FaultRegistry;
 pub use images::{Blob, Image};
 pub use program::Imgsync;
-pub use servers::{DockerEngine, DockerRegistry, RedisServer};
+pub use servers::{DockerEngine, DockerRegistry, RabbitMq, RedisServer};
 pub use tree::Tree;
 
 /// Says loudly that a test could not be run. `scripts/test` repeats such lines at its end.

@@ -6,6 +6,7 @@
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod memory;
+mod rabbitmq;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::batch::{BatchId, Lane, Message};
 use crate::error::Result;
 
 pub use memory::{MemoryQueue, WINDOW};
+pub use rabbitmq::{RabbitQueue, RabbitSettings};
 
 /// The waits that every queue offers before a message comes back, shortest first.
 pub const RETRY_DELAYS: [Duration; 4] =

@@ -4,6 +4,7 @@ mod access_log;
 mod docker_engine;
 mod docker_registry;
 mod process;
+mod rabbitmq;
 mod redis;
 mod token;
 
@@ -11,5 +12,6 @@ pub use access_log::LoggedRequest;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{Auth, DockerRegistry, Options};
 pub use process::{find_program, free_port};
+pub use rabbitmq::RabbitMq;
 pub use redis::{RedisOptions, RedisServer};
 pub use token::{TokenRequest, TokenServer};

@@ -1,4 +1,5 @@
 //! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod queue;
 mod store;

@@ -1,0 +1,196 @@
+//! The queue of a cluster: RabbitMQ (3.10 and later).
+//!
+//! A quorum queue for each lane, four for messages that wait, one for those that the broker gave up on, one for those that
+//! were refused. All are declared by whoever needs them; their arguments never change, for a broker refuses to declare a
+//! queue again with others.
+//!
+//! Two connections: one publishes, one takes and acknowledges, for a broker that runs out of memory stops connections that
+//! publish. Whatever breaks, a connection, a channel, a queue, is made anew by the next call that needs it.
+
+mod line;
+mod publish;
+mod take;
+mod topology;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use tokio_util::sync::CancellationToken;
+
+use self::line::Line;
+use super::{Dead, Delivery, Lanes, Published, RETRY_DELAYS, TaskQueue};
+use crate::batch::{BatchId, Lane, Message, SigningKey};
+use crate::config::SecretUrl;
+use crate::error::{Class, Error, Result};
+use crate::store::Roster;
+
+/// How long the lanes that the roster has are good for.
+const LANES_HOLD: Duration = Duration::from_secs(1);
+/// How long to wait for room in a queue that is full.
+const ROOM: Duration = Duration::from_millis(500);
+
+/// How a queue is used.
+#[derive(Clone)]
+pub struct RabbitSettings {
+    /// Who connects, for those who look at the broker.
+    pub name: String,
+    /// Messages are signed with it, and others refused.
+    pub key: Option<SigningKey>,
+    /// A certificate to trust besides the system's, as PEM.
+    pub ca: Option<String>,
+    /// The waits that are offered, shortest first.
+    pub retry_delays: [Duration; 4],
+    /// The most messages in a lane. Must be the same for all that use a broker.
+    pub lane_length: u32,
+}
+
+impl Default for RabbitSettings {
+    fn default() -> RabbitSettings {
+        RabbitSettings {
+            name: "imgsync".to_owned(),
+            key: None,
+            ca: None,
+            retry_delays: RETRY_DELAYS,
+            lane_length: 100_000,
+        }
+    }
+}
+
+/// A [`TaskQueue`] in RabbitMQ. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct RabbitQueue(Arc<Shared>);
+
+struct Shared {
+    roster: Arc<dyn Roster>,
+    settings: RabbitSettings,
+    publishing: Line,
+    taking: Line,
+    lanes: Mutex<Known>,
+    refused: Mutex<(u64, Option<String>)>,
+}
+
+/// The lanes by the names of their queues.
+#[derive(Default)]
+struct Known {
+    lanes: BTreeMap<String, Lane>,
+    read_at: Option<Instant>,
+    /// Where to begin the next turn.
+    turn: usize,
+    /// Lanes that this process has noted, and when.
+    noted: HashMap<Lane, Instant>,
+}
+
+impl RabbitQueue {
+    /// Connects. An error says what is wrong with the address, the user or the virtual host.
+    pub async fn connect(url: &SecretUrl, roster: Arc<dyn Roster>, settings: RabbitSettings) -> Result<RabbitQueue> {
+        crate::registry::install_tls_provider();
+        let queue = RabbitQueue(Arc::new(Shared {
+            roster,
+            publishing: Line::new(url, &settings, true),
+            taking: Line::new(url, &settings, false),
+            settings,
+            lanes: Mutex::default(),
+            refused: Mutex::default(),
+        }));
+        queue.0.taking.live().await?;
+        queue.0.publishing.live().await?;
+        Ok(queue)
+    }
+
+    /// Whether the broker answers now.
+    pub async fn is_alive(&self) -> bool {
+        self.0.taking.live().await.is_ok()
+    }
+
+    /// How many messages were refused, and why the last was: not signed with our key, or not to be understood.
+    pub fn refused(&self) -> (u64, Option<String>) {
+        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lanes that there are.
+    async fn read_lanes(&self) -> Result<()> {
+        let is_fresh = self.known().read_at.is_some_and(|at| at.elapsed() < LANES_HOLD);
+        if is_fresh {
+            return Ok(());
+        }
+        let lanes = self.0.roster.lanes().await?;
+        let mut known = self.known();
+        known.lanes = lanes.into_iter().map(|lane| (topology::queue_of(&lane), lane)).collect();
+        known.read_at = Some(Instant::now());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TaskQueue for RabbitQueue {
+    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
+        self.publish_block(block).await
+    }
+
+    async fn room(&self) {
+        tokio::time::sleep(ROOM).await;
+    }
+
+    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        // In a task of its own: who drops this call does not drop what the broker is about to give. It is given back then.
+        let stop = cancel.child_token();
+        let _stops = stop.clone().drop_guard();
+        let (queue, lanes) = (self.clone(), lanes.clone());
+        let taking = tokio::spawn(async move { queue.take_one(&lanes, &stop).await });
+        taking.await.unwrap_or_else(|error| Err(Error::new(Class::Local, "taking a task", error.to_string())))
+    }
+
+    async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
+        let mut waiting = Vec::with_capacity(lanes.len());
+        let mut channel = None;
+        for lane in lanes {
+            let here = match channel.take() {
+                Some(channel) => channel,
+                None => self.0.taking.live().await?.channel("looking at queues").await?,
+            };
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+            let name = topology::queue_of(lane);
+            match here.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
+                Ok(queue) => {
+                    waiting.push(u64::from(queue.message_count()));
+                    channel = Some(here);
+                }
+                // The broker closes a channel that asks for a queue that is not there.
+                Err(error) if line::is_missing(&error) => waiting.push(0),
+                Err(error) => return Err(self.0.taking.explain("looking at queues", &error)),
+            }
+        }
+        if let Some(channel) = channel {
+            let _ = channel.close(200, "done".into()).await;
+        }
+        Ok(waiting)
+    }
+
+    async fn take_dead(&self, _cancel: &CancellationToken) -> Result<Option<Dead>> {
+        self.next_dead().await
+    }
+
+    /// A broker cannot choose by batch: what remains is delivered, and the ledger says that it is not wanted.
+    async fn purge(&self, _batch: BatchId) -> Result<u64> {
+        Ok(0)
+    }
+}
+
+impl fmt::Debug for RabbitQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RabbitQueue({})", self.0.taking.name())
+    }
+}
+
+fn unreachable(tried: &str, detail: &str) -> Error {
+    Error::new(Class::Unreachable, tried, detail)
+}

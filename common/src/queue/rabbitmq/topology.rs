@@ -1,0 +1,127 @@
+//! Exchanges and queues, and their arguments, which are the same for ever.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+
+use super::RabbitSettings;
+use crate::batch::Lane;
+use crate::image::Digest;
+
+/// Messages go in here, each with the name of its lane's queue.
+pub(super) const WORK: &str = "sync.work";
+/// What the broker gave up on.
+pub(super) const DEAD: &str = "sync.dead";
+/// What workers refused, for people to look at.
+pub(super) const REFUSED: &str = "sync.refused";
+
+/// How often a message is delivered without being acknowledged before the broker gives up on it.
+const DELIVERIES: i32 = 20;
+/// The most messages that wait for their time, of each wait.
+const RETRIES: i32 = 1_000_000;
+/// The most messages that are kept for people to look at.
+const KEPT: i32 = 10_000;
+/// A broker takes names of up to 255 bytes.
+const LONGEST: usize = 200;
+
+/// The name of a lane's queue.
+pub(super) fn queue_of(lane: &Lane) -> String {
+    let name = format!("w.{lane}");
+    match name.len() <= LONGEST {
+        true => name,
+        false => format!("w.{}", &Digest::sha256(name.as_bytes()).hex()[..40]),
+    }
+}
+
+/// The name of the queue of messages that wait for so long: `sync.retry.10s`, `sync.retry.5m`.
+pub(super) fn retry_queue(wait: Duration) -> String {
+    match (wait.as_millis(), wait.as_secs()) {
+        (millis, _) if millis % 1000 != 0 => format!("sync.retry.{millis}ms"),
+        (_, seconds) if seconds >= 300 && seconds.is_multiple_of(60) => format!("sync.retry.{}m", seconds / 60),
+        (_, seconds) => format!("sync.retry.{seconds}s"),
+    }
+}
+
+fn quorum(more: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    for (name, value) in more {
+        arguments.insert((*name).into(), value.clone());
+    }
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// Declares all that is not a lane's.
+pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lapin::Result<()> {
+    let exchange = |name: &str, kind| {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        channel.exchange_declare(name.into(), kind, options, FieldTable::default())
+    };
+    exchange(WORK, ExchangeKind::Direct).await?;
+    exchange(DEAD, ExchangeKind::Fanout).await?;
+    declare_queue(channel, DEAD, quorum(&[])).await?;
+    bind(channel, DEAD, DEAD, "").await?;
+    let kept = [("x-max-length", AMQPValue::LongInt(KEPT)), ("x-overflow", text("drop-head"))];
+    declare_queue(channel, REFUSED, quorum(&kept)).await?;
+    for wait in settings.retry_delays {
+        let name = retry_queue(wait);
+        exchange(&name, ExchangeKind::Fanout).await?;
+        let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        let arguments = quorum(&[
+            ("x-message-ttl", AMQPValue::LongInt(millis)),
+            ("x-dead-letter-exchange", text(WORK)),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+            ("x-max-length", AMQPValue::LongInt(RETRIES)),
+        ]);
+        declare_queue(channel, &name, arguments).await?;
+        bind(channel, &name, &name, "").await?;
+    }
+    Ok(())
+}
+
+/// Declares a lane's queue.
+pub(super) async fn declare_lane(channel: &Channel, name: &str, settings: &RabbitSettings) -> lapin::Result<()> {
+    let length = i32::try_from(settings.lane_length).unwrap_or(i32::MAX);
+    let arguments = quorum(&[
+        ("x-delivery-limit", AMQPValue::LongInt(DELIVERIES)),
+        ("x-dead-letter-exchange", text(DEAD)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-max-length", AMQPValue::LongInt(length)),
+    ]);
+    declare_queue(channel, name, arguments).await?;
+    bind(channel, name, WORK, name).await
+}
+
+async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> lapin::Result<()> {
+    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await.map(drop)
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> lapin::Result<()> {
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::RETRY_DELAYS;
+
+    #[test]
+    fn queues_are_named_by_their_lanes_and_waits() {
+        let lane = Lane::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        assert_eq!(queue_of(&lane), "w.gcr.io>docker.io");
+        let long = Lane { source_credential: Some("x".repeat(300).into()), ..lane };
+        assert_eq!(queue_of(&long).len(), 42);
+        let names = RETRY_DELAYS.map(retry_queue);
+        assert_eq!(names, ["sync.retry.10s", "sync.retry.60s", "sync.retry.5m", "sync.retry.30m"]);
+        assert_eq!(retry_queue(Duration::from_millis(300)), "sync.retry.300ms");
+    }
+}

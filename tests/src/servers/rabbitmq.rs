@@ -1,0 +1,206 @@
+//! Debian's `rabbitmq-server`: a node of a test's own, with an `epmd` of its own.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+
+use super::process::{Process, find_program, free_port};
+
+/// How long a node may take to come up on a machine that is busy.
+const UP: Duration = Duration::from_secs(90);
+
+/// The broker. Its processes and data end when it is dropped.
+#[derive(Debug)]
+pub struct RabbitMq {
+    process: Option<Process>,
+    _epmd: Process,
+    epmd_port: u16,
+    port: u16,
+    dist_port: u16,
+    folder: TempDir,
+    config: String,
+}
+
+impl RabbitMq {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts one with more lines of `rabbitmq.conf`.
+    ///
+    /// # Panics
+    /// When `rabbitmq-server` is not installed, or does not come up.
+    pub fn start_with(config: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("rabbitmq-").tempdir().expect("a folder can be made");
+        let cookie = folder.path().join(".erlang.cookie");
+        fs::write(&cookie, "ATESTSCOOKIE").expect("the folder can be written to");
+        let only_ours = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+        fs::set_permissions(&cookie, only_ours).expect("the folder is ours");
+        let epmd_port = free_port();
+        let mut epmd = Command::new(find_program("epmd").expect("epmd is installed (Debian: erlang-base)"));
+        epmd.arg("-port").arg(epmd_port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let epmd = Process::spawn(&mut epmd, Duration::ZERO).expect("epmd can be started");
+        let mut broker = Self {
+            process: None,
+            _epmd: epmd,
+            epmd_port,
+            port: free_port(),
+            dist_port: free_port(),
+            folder,
+            config: config.to_owned(),
+        };
+        broker.launch();
+        broker
+    }
+
+    fn launch(&mut self) {
+        let at = self.folder.path();
+        let config = format!("listeners.tcp.1 = 127.0.0.1:{}\nlog.console.level = info\n{}", self.port, self.config);
+        fs::write(at.join("rabbitmq.conf"), config).expect("the folder can be written to");
+        fs::write(at.join("enabled_plugins"), "[].\n").expect("the folder can be written to");
+        let log = File::options().create(true).append(true).open(at.join("log")).expect("a log");
+        let mut command = self.command("rabbitmq-server");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
+        let mut process = Process::spawn(&mut command, Duration::ZERO).expect("rabbitmq-server can be started");
+        let limit = Instant::now() + UP;
+        while !self.answers() {
+            assert!(
+                Instant::now() < limit && !process.has_ended(),
+                "rabbitmq-server did not come up; its log is:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.process = Some(process);
+    }
+
+    /// A program of RabbitMQ's, set up for this node. Not the wrappers on PATH, which change user and folder.
+    fn command(&self, program: &str) -> Command {
+        let at = self.folder.path();
+        let mut command = Command::new(programs().join(program));
+        let folder = |name: &str| at.join(name).display().to_string();
+        command
+            .env("HOME", at)
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("RABBITMQ_NODENAME", self.node())
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", folder("data"))
+            .env("RABBITMQ_LOG_BASE", folder("logs"))
+            .env("RABBITMQ_LOGS", "-")
+            .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("enabled_plugins"))
+            .env("RABBITMQ_CONF_ENV_FILE", folder("none"))
+            .env("RABBITMQ_PID_FILE", folder("pid"))
+            // A small node on a machine with few processors: no busy waiting.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none");
+        command
+    }
+
+    fn node(&self) -> String {
+        format!("imgsync-{}@localhost", self.port)
+    }
+
+    /// Whether it speaks AMQP.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        let mut answer = [0; 1];
+        stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok()
+    }
+
+    /// `amqp://guest:guest@127.0.0.1:PORT/%2f`.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it wrote.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&mut self) {
+        // The script that started the node waits for it, and would leave it behind.
+        if let Some(node) = self.node_process() {
+            let _ = kill_process(node, Signal::KILL);
+            let limit = Instant::now() + Duration::from_secs(10);
+            while test_kill_process(node).is_ok() && Instant::now() < limit {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.process = None;
+    }
+
+    /// The node itself.
+    fn node_process(&self) -> Option<Pid> {
+        let pid = fs::read_to_string(self.folder.path().join("pid")).ok()?.trim().parse().ok()?;
+        // A number that was left in the file may be another's by now.
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        command.contains(&*self.folder.path().to_string_lossy()).then(|| Pid::from_raw(pid)).flatten()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(node) = self.node_process() {
+            let _ = kill_process(node, signal);
+        }
+    }
+
+    /// Starts it again, with the port and the data that it had.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_again(&mut self) {
+        self.kill();
+        self.launch();
+    }
+
+    /// Stops it from answering.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Runs `rabbitmqctl` and gives what it prints.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().expect("rabbitmqctl runs");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {text}");
+        text
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The folder with RabbitMQ's own programs.
+fn programs() -> PathBuf {
+    let versions =
+        fs::read_dir("/usr/lib/rabbitmq/lib").expect("rabbitmq-server is installed (Debian: rabbitmq-server)");
+    let mut found: Vec<PathBuf> = versions.flatten().map(|entry| entry.path().join("sbin")).collect();
+    found.sort();
+    found.pop().expect("rabbitmq-server has its programs")
+}
