@@ -1,7 +1,11 @@
 //! The worker of imgsync: moves manifests and blobs from registry to registry.
 
+pub mod cluster;
 pub mod copy;
+pub mod health;
+pub mod log;
 pub mod runner;
+pub mod service;
 pub mod settings;
 
 /// The name of the machine; `localhost` where it has none that is text.

@@ -22,6 +22,8 @@ pub use self::lanes::{Allowed, Serving};
 
 use crate::copy::Copier;
 
+/// How many ask the queue at the same time: over a long line an answer takes as long as a small task.
+const TAKERS: usize = 4;
 /// How long to wait before asking a queue again that failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -105,9 +107,17 @@ impl Runner {
     pub async fn run(&self, stop: &Stop) {
         let slots = Arc::new(Semaphore::new(self.settings.slots.max(1)));
         let tasks = TaskTracker::new();
+        let takers = TAKERS.min(self.settings.slots.max(1));
+        futures_util::future::join_all((0..takers).map(|_| self.take(&slots, &tasks, stop))).await;
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// Takes until told to stop, one at a time.
+    async fn take(&self, slots: &Arc<Semaphore>, tasks: &TaskTracker, stop: &Stop) {
         let mut changes = self.serving.changes();
         // A slot first, then a delivery: nothing is taken that has to wait.
-        while let Some(slot) = free_slot(&slots, stop).await {
+        while let Some(slot) = free_slot(slots, stop).await {
             changes.mark_unchanged();
             let (lanes, until) = self.serving.lanes();
             let taken = tokio::select! {
@@ -134,8 +144,6 @@ impl Runner {
                 }
             }
         }
-        tasks.close();
-        tasks.wait().await;
     }
 
     /// What it is doing.

@@ -81,6 +81,11 @@ pub(super) static CLUSTER: Section = Section {
         key("broker", Kind::Url, "RabbitMQ: amqp:// or amqps://."),
         key("store", Kind::Url, "Redis or Valkey: redis:// or rediss://."),
         key("key", Kind::Secret, "Messages are signed with it; workers refuse others."),
+        key(
+            "ca",
+            Kind::Several(&Kind::Text),
+            "Certificates to trust for amqps and rediss besides the system's: files or PEM.",
+        ),
     ],
 };
 

@@ -85,6 +85,8 @@ pub struct Cluster {
     pub store: Option<SecretUrl>,
     /// Messages are signed with it.
     pub key: Option<Secret>,
+    /// Certificates to trust besides the system's, for both.
+    pub ca: Vec<Pem>,
 }
 
 /// `report:`.
@@ -191,6 +193,7 @@ fn cluster(reader: &Reader, node: &Node) -> Cluster {
         broker: fields.get("broker").and_then(|node| reader.secret_url(node, &["amqp", "amqps"])),
         store: fields.get("store").and_then(|node| reader.secret_url(node, &["redis", "rediss"])),
         key: fields.get("key").and_then(|node| reader.secret(node)),
+        ca: fields.get("ca").map(|node| registry::certificates(reader, node)).unwrap_or_default(),
     }
 }
 

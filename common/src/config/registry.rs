@@ -99,10 +99,7 @@ pub(super) fn read(reader: &Reader, node: &Node) -> RegistrySettings {
         api: url("api"),
         proxy: fields.get("proxy").and_then(|node| reader.secret_url(node, &["http", "https", "socks5", "socks5h"])),
         plain_http: flag("tls").map(|tls| !tls),
-        ca: match fields.get("ca") {
-            Some(node) => reader.several(node).iter().filter_map(|node| pem(reader, node, "CERTIFICATE")).collect(),
-            None => Vec::new(),
-        },
+        ca: fields.get("ca").map(|node| certificates(reader, node)).unwrap_or_default(),
         client_identity: client_identity(reader, &fields),
         insecure: flag("insecure").unwrap_or_default(),
         http1: flag("http1").unwrap_or_default(),
@@ -195,6 +192,11 @@ fn client_identity(reader: &Reader, fields: &Fields<'_>) -> Option<ClientIdentit
             None
         }
     }
+}
+
+/// Certificates to trust.
+pub(super) fn certificates(reader: &Reader, node: &Node) -> Vec<Pem> {
+    reader.several(node).iter().filter_map(|node| pem(reader, node, "CERTIFICATE")).collect()
 }
 
 fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {

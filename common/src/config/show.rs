@@ -17,6 +17,7 @@ impl Config {
             yaml.option("broker", cluster.broker.as_ref());
             yaml.option("store", cluster.store.as_ref());
             yaml.option("key", cluster.key.as_ref());
+            yaml.list("ca", cluster.ca.iter().map(pem));
             yaml.close();
         }
         if !self.registries.is_empty() {

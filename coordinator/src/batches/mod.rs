@@ -1,5 +1,6 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod crew;
 mod dry;
 mod feed;
 mod house;
@@ -8,13 +9,16 @@ mod listings;
 mod plan;
 mod run;
 mod seal;
+mod serve;
 mod settle;
 
+pub use crew::Crew;
 pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use lead::{Care, Leader};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint, has_leader};
+pub use serve::serve;
 
 /// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.
 pub const SERVE: &str = "all batches";

@@ -34,6 +34,12 @@ pub(crate) struct Global {
     /// Read the configuration from this file [default: ./imgsync.yaml, if it is there]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// RabbitMQ of a cluster (amqp:// or amqps://) [default: the configuration's]
+    #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true)]
+    pub(crate) broker: Option<String>,
+    /// Redis of a cluster (redis:// or rediss://) [default: the configuration's]
+    #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true)]
+    pub(crate) store: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,8 +50,15 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Look at batches and steer them
     Batch(Box<BatchArgs>),
+    /// Lead the batches of a cluster that no `run` leads
+    ///
+    /// Feeds their tasks to the workers and puts back what was lost, until it is told to stop. Of several, one leads and
+    /// the others stand by.
+    Serve(ServeArgs),
     /// Say why a tag was, or was not, copied
     Explain(ExplainArgs),
+    /// Carry what is known of target tags from one store to another
+    Cache(CacheArgs),
     /// List tags, as a rule would choose them
     ///
     /// Of one repository each line on stdout is a tag; with a star in the pattern each is REGISTRY/REPOSITORY:TAG, as
@@ -197,6 +210,9 @@ pub(crate) struct RunArgs {
     /// Print a JSON line per event on stdout while it runs
     #[arg(long)]
     pub(crate) events: bool,
+    /// In a cluster: list, print the batch's id, and leave the rest to `imgsync serve`
+    #[arg(long, conflicts_with_all = ["dry_run", "json", "events", "report"])]
+    pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
     /// Cut the sorted list of all images into slices of this many, and run one of them
@@ -228,6 +244,40 @@ pub(crate) struct RunArgs {
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+}
+
+/// The coordinator that stays.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Answer /healthz and /readyz on this address
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: std::net::SocketAddr,
+}
+
+/// What is known of target tags: what each is a copy of, and when it was last seen.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// The state in this folder, also where a cluster is configured [default: the cluster's, else this machine's]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) action: CacheAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheAction {
+    /// Write it as lines of JSON
+    Export {
+        /// To this file [default: stdout]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Read what `export` wrote; what is known already and was seen later stays
+    Import {
+        /// From this file [default: stdin]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 /// The report.
@@ -359,6 +409,7 @@ impl From<Resumed> for RunArgs {
             dry_run: false,
             json,
             events: false,
+            detach: false,
             report,
             batch_size: None,
             batch_number: None,

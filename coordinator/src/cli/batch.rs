@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{Batch, Control, RequeueFilter};
+use imgsync_common::store::{Batch, Control, RequeueFilter, Store, leader};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::args::{BatchArgs, BatchCommand, Global, Named, ReportArgs, RunArgs};
@@ -14,59 +15,75 @@ use super::run::{Work, fail};
 use super::settings::Settings;
 use super::state;
 use super::watching::progress_line;
-use crate::batches::House;
+use crate::batches::{Crew, House, SERVE};
 use crate::report::{self, Level, Report};
 
+/// Running tasks that are shown, at the most.
+const MOST_AT_WORK: usize = 50;
 /// How often `watch` looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the command.
 pub(crate) async fn run(args: BatchArgs, global: &Global, printer: &Printer) -> Exit {
-    match work(args, global, printer).await {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match work(args, &settings, printer).await {
         Ok(exit) => exit,
         Err(error) => fail(&error, printer),
     }
 }
 
-async fn work(args: BatchArgs, global: &Global, printer: &Printer) -> Result<Exit> {
-    let house = state::open(args.state.as_ref()).await?;
+async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let store = async || state::store(settings, args.state.as_ref()).await;
     match args.command {
-        BatchCommand::List { json, limit } => list(&house, json, limit, printer).await,
-        BatchCommand::Show { id, json } => show(&house, &id, json, printer).await,
-        BatchCommand::Watch { id } => watch(&house, &id, printer).await,
+        BatchCommand::List { json, limit } => list(&*store().await?, json, limit, printer).await,
+        BatchCommand::Show { id, json } => {
+            let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
+            show(&*store().await?, &id, (json, is_cluster), printer).await
+        }
+        BatchCommand::Watch { id } => watch(&*store().await?, &id, printer).await,
         BatchCommand::Pause { id } => {
-            let id = resolve(&house, &id).await?;
-            say(printer, id, house.store.pause(id).await?, Control::Paused)
+            let store = store().await?;
+            let id = resolve(&*store, &id).await?;
+            say(printer, id, store.pause(id).await?, Control::Paused)
         }
         BatchCommand::Cancel { id } => {
-            let id = resolve(&house, &id).await?;
-            say(printer, id, house.store.cancel(id).await?, Control::Cancelled)
+            let store = store().await?;
+            let id = resolve(&*store, &id).await?;
+            say(printer, id, store.cancel(id).await?, Control::Cancelled)
         }
-        BatchCommand::Resume { id, run } => resume(&house, &id, (*run).into(), global, printer).await,
+        BatchCommand::Resume { id, run } => {
+            let house = state::open(settings, args.state.as_ref()).await?;
+            let id = resolve(&*house.store, &id).await?;
+            resume(&house, id, (*run).into(), settings, printer).await
+        }
         BatchCommand::Requeue { id, class, registry, run } => {
             let filter = match (class, registry) {
                 (Some(class), _) => RequeueFilter::Class(class),
                 (None, Some(registry)) => RequeueFilter::Registry(registry),
                 (None, None) => RequeueFilter::All,
             };
-            let id = resolve(&house, &id).await?;
+            let house = state::open(settings, args.state.as_ref()).await?;
+            let id = resolve(&*house.store, &id).await?;
             let requeued = house.store.requeue(id, filter).await?;
             printer.line(&format!("{requeued} failed images go back into the plan of batch {id}"));
             match requeued {
                 0 => Ok(Exit::Done),
                 // Where a run goes on, it takes them up; else they are run here.
-                _ => resume(&house, &Named { batch: Some(id.to_string()) }, (*run).into(), global, printer).await,
+                _ => resume(&house, id, (*run).into(), settings, printer).await,
             }
         }
-        BatchCommand::Report { id, report } => write_report(&house, &id, &report, printer).await,
+        BatchCommand::Report { id, report } => write_report(&*store().await?, &id, &report, printer).await,
     }
 }
 
 /// The batch that was named, by its id or the beginning of it; the newest where none was.
-async fn resolve(house: &House, id: &Named) -> Result<BatchId> {
+async fn resolve(store: &dyn Store, id: &Named) -> Result<BatchId> {
     match &id.batch {
-        Some(prefix) => house.store.resolve(prefix).await,
-        None => house.store.batches(1).await?.first().map(|batch| batch.id).ok_or_else(|| {
+        Some(prefix) => store.resolve(prefix).await,
+        None => store.batches(1).await?.first().map(|batch| batch.id).ok_or_else(|| {
             Error::new(Class::NotFound, "looking for the newest batch", "there is none yet")
                 .hint("`imgsync run` makes one")
         }),
@@ -83,8 +100,8 @@ fn say(printer: &Printer, id: BatchId, now: Control, wanted: Control) -> Result<
     }
 }
 
-async fn list(house: &House, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
-    let batches = house.store.batches(limit).await?;
+async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
+    let batches = store.batches(limit).await?;
     if !json && !batches.is_empty() {
         printer.line(&format!(
             "{:<36}  {:<10}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
@@ -126,27 +143,52 @@ fn to_json(batch: &Batch) -> serde_json::Value {
     })
 }
 
-async fn show(house: &House, id: &Named, json: bool, printer: &Printer) -> Result<Exit> {
-    let id = resolve(house, id).await?;
-    let report = Report::of(&*house.store, id).await?;
+async fn show(store: &dyn Store, id: &Named, (json, is_cluster): (bool, bool), printer: &Printer) -> Result<Exit> {
+    let id = resolve(store, id).await?;
+    let report = Report::of(store, id).await?;
+    let crew = match is_cluster {
+        true => Some(Crew::of(store, &report.batch).await?),
+        false => None,
+    };
     if json {
-        printer.data(&to_json(&report.batch).to_string());
+        let mut shown = to_json(&report.batch);
+        if let Some(crew) = &crew {
+            shown["workers"] = json!(crew.workers);
+            shown["complaints"] = json!(crew.complaints());
+        }
+        printer.data(&shown.to_string());
         return Ok(Exit::Done);
     }
     let mut text = Vec::new();
     report::write_text(&report, Level::Failures, &mut text).await?;
     printer.data(String::from_utf8_lossy(&text).trim_end());
+    if let Some(crew) = crew {
+        show_crew(id, &crew, printer);
+    }
     Ok(Exit::Done)
 }
 
-async fn watch(house: &House, id: &Named, printer: &Printer) -> Result<Exit> {
-    let id = resolve(house, id).await?;
+/// Who works, on what, and what keeps the batch from going on.
+fn show_crew(id: BatchId, crew: &Crew, printer: &Printer) {
+    let slots: u32 = crew.workers.iter().map(|worker| worker.slots).sum();
+    let running: usize = crew.workers.iter().map(|worker| worker.running.len()).sum();
+    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", crew.workers.len()));
+    for (worker, source, target) in crew.at_work(id).take(MOST_AT_WORK) {
+        printer.data(&format!("  {worker}: {source} -> {target}"));
+    }
+    for complaint in crew.complaints() {
+        printer.data(&format!("Attention: {complaint}"));
+    }
+}
+
+async fn watch(store: &dyn Store, id: &Named, printer: &Printer) -> Result<Exit> {
+    let id = resolve(store, id).await?;
     let mut before = None;
     loop {
         let tried = format!("watching batch {id}");
-        let batch = house.store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))?;
+        let batch = store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))?;
         if before != Some(batch.counts) || batch.ended_at.is_some() {
-            let elapsed = Duration::try_from(house.clock.now().duration_since(batch.created_at)).unwrap_or_default();
+            let elapsed = Duration::try_from(Timestamp::now().duration_since(batch.created_at)).unwrap_or_default();
             let line = progress_line(&batch, batch.spent.bytes.copied, elapsed);
             printer.data(&format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total));
         }
@@ -158,8 +200,7 @@ async fn watch(house: &House, id: &Named, printer: &Printer) -> Result<Exit> {
     }
 }
 
-async fn resume(house: &House, id: &Named, run: RunArgs, global: &Global, printer: &Printer) -> Result<Exit> {
-    let id = resolve(house, id).await?;
+async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
     let _lock = match house.lock() {
         Ok(lock) => lock,
         // A run goes on in another process: it will take up what is resumed.
@@ -169,18 +210,28 @@ async fn resume(house: &House, id: &Named, run: RunArgs, global: &Global, printe
             return Ok(Exit::Done);
         }
     };
-    let settings = match Settings::load(global, printer) {
-        Ok(settings) => settings,
-        Err(exit) => return Ok(exit),
-    };
-    let work = Work::new(&run, &settings, house, printer)?;
+    if house.is_cluster() {
+        // What is listed is left to whoever leads already; a listing that was broken off is gone on with here.
+        let batch = house.store.batch(id).await?;
+        let is_sealed = batch.is_some_and(|batch| batch.sealed_at.is_some());
+        let led_by = match house.store.held(&leader(&id.to_string())).await? {
+            Some(holder) => Some(holder),
+            None => house.store.held(&leader(SERVE)).await?,
+        };
+        if let Some(holder) = led_by.filter(|_| is_sealed) {
+            let now = house.store.resume(id).await?;
+            printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
+            return Ok(Exit::Done);
+        }
+    }
+    let work = Work::new(&run, settings, house, printer)?;
     let ended = work.follow(id, async |run| run.again(id).await).await?;
     work.report(&ended, &run.report, run.json, printer).await
 }
 
-async fn write_report(house: &House, id: &Named, args: &ReportArgs, printer: &Printer) -> Result<Exit> {
-    let id = resolve(house, id).await?;
-    let report = Report::of(&*house.store, id).await?;
+async fn write_report(store: &dyn Store, id: &Named, args: &ReportArgs, printer: &Printer) -> Result<Exit> {
+    let id = resolve(store, id).await?;
+    let report = Report::of(store, id).await?;
     let level = Level::from_number(args.report_level);
     match args.report.clone().flatten() {
         Some(file) => {

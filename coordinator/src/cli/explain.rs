@@ -8,7 +8,7 @@ use imgsync_common::image::{Reference, Tag};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Access, Client, Context, Tally};
 use imgsync_common::select::Candidate;
-use imgsync_common::store::CacheScope;
+use imgsync_common::store::{CacheScope, Store};
 use jiff::Timestamp;
 
 use super::args::{ExplainArgs, Global};
@@ -17,7 +17,6 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
 use super::state;
-use crate::batches::House;
 use crate::enumerate::list;
 
 /// Batches that are looked through, newest first.
@@ -48,8 +47,8 @@ async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> 
         Error::new(Class::Invalid, format!("explaining {}", args.reference), "a tag is explained, not a digest")
     })?;
     let by_rules = by_rules(&args.reference, &tag, settings, printer).await?;
-    let house = state::open(args.state.as_ref()).await?;
-    let by_batches = by_batches(&args.reference, &tag, &house, printer).await?;
+    let store = state::store(settings, args.state.as_ref()).await?;
+    let by_batches = by_batches(&args.reference, &tag, &*store, printer).await?;
     Ok(by_rules || by_batches)
 }
 
@@ -91,15 +90,15 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
 }
 
 /// How it went in the newest batches, whether it is named as a source or as a target.
-async fn by_batches(reference: &Reference, tag: &Tag, house: &House, printer: &Printer) -> Result<bool> {
+async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer: &Printer) -> Result<bool> {
     let home = Home::in_registry(reference.registry.clone(), &reference.repository);
     let is_it = |place: &Place| *place.home == home && place.tag == *tag;
     let mut told = false;
-    for batch in house.store.batches(BATCHES).await? {
+    for batch in store.batches(BATCHES).await? {
         let started = batch.created_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
         let mut from = 0;
         loop {
-            let rows = house.store.tasks(batch.id, None, from, PAGE).await?;
+            let rows = store.tasks(batch.id, None, from, PAGE).await?;
             let Some(last) = rows.last() else { break };
             from = last.task.index + 1;
             for row in rows {
@@ -113,14 +112,14 @@ async fn by_batches(reference: &Reference, tag: &Tag, house: &House, printer: &P
                     "batch {} of {started}: {} -> {}: {state}",
                     batch.id, planned.source, planned.target
                 ));
-                let failures = house.store.failures(batch.id, row.task.index, 1).await?;
+                let failures = store.failures(batch.id, row.task.index, 1).await?;
                 if let Some(failed) = failures.iter().find(|failed| failed.task.index == row.task.index) {
                     printer.data(&format!("  {}: {}", failed.failure.class, failed.failure.error));
                 }
                 let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
                 let rule = options.rules.get(planned.rule as usize).cloned().unwrap_or_default();
                 let scope = CacheScope { home: (*planned.target.home).clone(), options: rule.fingerprint().into() };
-                let known = house.store.known(&scope, std::slice::from_ref(&planned.target.tag)).await?;
+                let known = store.known(&scope, std::slice::from_ref(&planned.target.tag)).await?;
                 if let Some(known) = known.into_iter().next().flatten() {
                     printer.data(&format!(
                         "  remembered: source {}, seen at the target {}",

@@ -2,6 +2,7 @@
 
 mod args;
 mod batch;
+mod cache;
 mod config;
 mod dry_run;
 mod exit;
@@ -9,6 +10,7 @@ mod explain;
 mod printer;
 mod progress;
 mod run;
+mod serve;
 mod settings;
 mod signals;
 mod state;
@@ -50,6 +52,8 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match cli.command {
             Some(Command::Run(args)) => run::run(*args, &cli.global, &printer).await,
+            Some(Command::Serve(args)) => serve::run(args, &cli.global, &printer).await,
+            Some(Command::Cache(args)) => cache::run(args, &cli.global, &printer).await,
             Some(Command::Explain(args)) => explain::run(args, &cli.global, &printer).await,
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,

@@ -1,4 +1,4 @@
-//! `imgsync run`: the rules of a configuration, in this process.
+//! `imgsync run`: the rules of a configuration, in this process or by the cluster.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
+use imgsync_common::config::{Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::registry::Client;
@@ -20,7 +21,7 @@ use super::printer::Printer;
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
-use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, copier};
+use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, copier, has_leader};
 use crate::report::{self, Level, Report};
 
 /// How long running tasks may go on after the first signal.
@@ -37,13 +38,6 @@ pub(crate) async fn run(args: RunArgs, global: &Global, printer: &Printer) -> Ex
     if settings.config.rules.is_empty() {
         let hint = "write some in imgsync.yaml, or name a file with -c; examples/quickstart.yaml is one";
         printer.error("there are no rules to run", Some(hint));
-        return Exit::Usage;
-    }
-    if settings.config.cluster.is_some() {
-        printer.error(
-            "this version has no cluster yet",
-            Some("leave out `cluster:`: all the work is done in this process"),
-        );
         return Exit::Usage;
     }
     if args.dry_run {
@@ -69,8 +63,14 @@ pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
 }
 
 async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
-    let house = state::open(args.state.as_ref()).await?;
+    let house = state::open(settings, args.state.as_ref()).await?;
     let _lock = house.lock()?;
+    if house.is_cluster() {
+        refuse_layouts(settings)?;
+    }
+    if args.detach {
+        check_leader(&house).await?;
+    }
     let keep = jiff::SignedDuration::try_from(settings.config.keep).unwrap_or(jiff::SignedDuration::MAX);
     if let Ok(before) = house.clock.now().checked_sub(keep) {
         house.store.remove_before(before).await?;
@@ -78,7 +78,44 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     let id = BatchId::generate();
     let work = Work::new(args, settings, &house, printer)?;
     let ended = work.follow(id, async |run| run.fresh(id).await).await?;
+    if args.detach {
+        printer.data(&id.to_string());
+        return Ok(match ended.refused.is_empty() {
+            true => Exit::Done,
+            false => Exit::Failed,
+        });
+    }
     work.report(&ended, &args.report, args.json, printer).await
+}
+
+/// A layout is on one machine, and the tasks are done on others.
+fn refuse_layouts(settings: &Settings) -> Result<()> {
+    let is_layout = |rule: &&Rule| {
+        matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
+    };
+    match settings.config.rules.iter().find(is_layout) {
+        Some(rule) => {
+            let tried = format!("running the rule of line {}", rule.line);
+            let detail = "an image layout works in one process only, and a cluster is configured";
+            Err(Error::new(Class::Invalid, tried, detail)
+                .hint("run it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What is left to another must have another.
+async fn check_leader(house: &House) -> Result<()> {
+    let tried = "leaving a batch to another coordinator";
+    if !house.is_cluster() {
+        let detail = "there is no cluster: all is done in this process";
+        return Err(Error::new(Class::Invalid, tried, detail).hint("leave out --detach, or configure a cluster"));
+    }
+    match has_leader(house).await? {
+        true => Ok(()),
+        false => Err(Error::new(Class::Unreachable, tried, "none is there that would feed it to the workers")
+            .hint("start `imgsync serve` somewhere, or leave out --detach")),
+    }
 }
 
 /// A run with all that it needs, for `run` and for `batch resume` and `batch requeue`.
@@ -124,7 +161,7 @@ impl<'a> Work<'a> {
                 attempts: args.patience.attempts,
                 time: (time, args.timeout.is_some()),
                 drain: DRAIN,
-                detach: false,
+                detach: args.detach,
                 care: Care::default(),
             },
             limits: Limits { time, time_is_exact: args.timeout.is_some(), ..Limits::default() },
@@ -154,7 +191,7 @@ impl<'a> Work<'a> {
         self.printer.line(&format!("batch {id}"));
         let ended = tokio::select! {
             ended = work(&run) => ended,
-            () = self.watching.keep_going(&*self.house.store, id) => unreachable!("it goes on until dropped"),
+            () = self.watching.keep_going(&*self.house.store, id, self.house.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.watching.finish();
         ended
@@ -195,6 +232,11 @@ impl<'a> Work<'a> {
         if ended.interrupted {
             printer
                 .line(&format!("interrupted: `imgsync batch resume {id}` goes on; running the rules again does too"));
+            if self.house.is_cluster() {
+                printer.line(&format!(
+                    "workers go on with what they were given; `imgsync batch cancel {id}` stops that too"
+                ));
+            }
         }
         let exit = exit_of(ended, report.unlisted.is_empty());
         if exit == Exit::Failed {
@@ -230,7 +272,7 @@ fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
 
 /// Where relative paths of the configuration begin.
 pub(crate) fn folder(settings: &Settings) -> &Path {
-    settings.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
+    settings.folder()
 }
 
 /// A report's file, which `--report=FILE` names.

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use imgsync_common::config::{Config, File};
 use imgsync_common::error::Result;
 use imgsync_common::registry::ClientSettings;
+use imgsync_common::secret::Secret;
+use imgsync_worker::cluster::{Addresses, Given};
 use imgsync_worker::settings::client_settings;
 
 use super::args::Global;
@@ -21,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
+    /// The cluster, as far as flags and the environment name it.
+    given: Given,
 }
 
 impl Settings {
@@ -50,13 +54,24 @@ impl Settings {
         if config.has_secrets_inline() && others_can_read(&path) {
             printer.warning(&format!("{name} holds secrets and others can read it: chmod 600 {name}"));
         }
-        Ok(Settings { config, file: text.map(|_| path) })
+        let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
+        let given = Given { broker: global.broker.clone(), store: global.store.clone(), key };
+        Ok(Settings { config, file: text.map(|_| path), given })
+    }
+
+    /// Where the cluster is, if there is one.
+    pub(crate) fn cluster(&self) -> Result<Option<Addresses>> {
+        Addresses::resolve(self.config.cluster.as_ref(), &self.given, self.folder())
+    }
+
+    /// Where relative paths of the configuration begin.
+    pub(crate) fn folder(&self) -> &Path {
+        self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
     /// How registries are spoken to.
     pub(crate) fn client(&self) -> Result<ClientSettings> {
-        let folder = self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-        client_settings(&self.config, folder)
+        client_settings(&self.config, self.folder())
     }
 }
 

@@ -1,10 +1,13 @@
 //! Where state lives, and opening it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::store::{RedisOptions, Store};
 
-use crate::batches::House;
+use super::settings::Settings;
+use crate::batches::{House, coordinator_name};
 
 /// `--state`, else `$XDG_STATE_HOME/imgsync`, else `~/.local/state/imgsync`.
 pub(crate) fn folder(given: Option<&PathBuf>) -> Result<PathBuf> {
@@ -21,7 +24,21 @@ pub(crate) fn folder(given: Option<&PathBuf>) -> Result<PathBuf> {
         })
 }
 
-/// Opens the state of this machine.
-pub(crate) async fn open(given: Option<&PathBuf>) -> Result<House> {
-    House::embedded(&folder(given)?).await
+/// Queue and store: of the cluster, if one is configured; else of this machine.
+pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result<House> {
+    match settings.cluster()? {
+        Some(addresses) => {
+            let cluster = addresses.connect(&coordinator_name()).await?;
+            Ok(House::of_cluster(Arc::new(cluster.queue), Arc::new(cluster.store)))
+        }
+        None => House::embedded(&folder(given)?).await,
+    }
+}
+
+/// The store alone, for looking and steering: a folder that was named, else the cluster's, else this machine's.
+pub(crate) async fn store(settings: &Settings, given: Option<&PathBuf>) -> Result<Arc<dyn Store>> {
+    match settings.cluster()?.filter(|_| given.is_none()) {
+        Some(addresses) => Ok(Arc::new(addresses.store(RedisOptions::default()).await?)),
+        None => Ok(House::embedded(&folder(given)?).await?.store),
+    }
 }

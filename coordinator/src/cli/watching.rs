@@ -16,11 +16,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::printer::Printer;
+use crate::batches::Crew;
 
 /// How often the ledger is looked at for a terminal.
 const TICK: Duration = Duration::from_millis(500);
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is looked whether workers serve the batch.
+const COMPLAIN_AFTER: Duration = Duration::from_secs(5);
 /// Lines for more running tasks than this would fill a terminal.
 const MOST_LINES: usize = 20;
 
@@ -63,13 +66,23 @@ impl Watching {
     }
 
     /// Keeps the display going until dropped.
-    pub(crate) async fn keep_going(&self, store: &dyn Store, id: BatchId) {
+    pub(crate) async fn keep_going(&self, store: &dyn Store, id: BatchId, is_cluster: bool) {
         let started = Instant::now();
+        let mut complained = (Vec::new(), Instant::now());
         let every = if self.total.is_some() { TICK } else { LINE_EVERY };
         loop {
             tokio::time::sleep(every).await;
             let Ok(Some(batch)) = store.batch(id).await else { continue };
-            let line = progress_line(&batch, self.moved().bytes(), started.elapsed());
+            if is_cluster && complained.1.elapsed() > COMPLAIN_AFTER {
+                let complaints = Crew::of(store, &batch).await.map(|crew| crew.complaints()).unwrap_or_default();
+                if complaints != complained.0 {
+                    complaints.iter().for_each(|complaint| self.printer.warning(complaint));
+                }
+                complained = (complaints, Instant::now());
+            }
+            // Here, or by the workers.
+            let moved = self.moved().bytes().max(batch.spent.bytes.copied);
+            let line = progress_line(&batch, moved, started.elapsed());
             match &self.total {
                 Some(total) => {
                     total.set_length(batch.counts.total);

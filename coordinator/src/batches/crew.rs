@@ -1,0 +1,117 @@
+//! Who works for a batch: the living workers, and lanes that none of them serves.
+
+use std::collections::BTreeSet;
+
+use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
+use imgsync_common::error::Result;
+use imgsync_common::store::{Batch, Heartbeat, Store};
+
+/// Open tasks that are looked at to find the lanes that they are in, of each state.
+const SAMPLE: usize = 1_000;
+
+/// The workers of a cluster, and what a batch cannot do with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crew {
+    /// Those that live.
+    pub workers: Vec<Heartbeat>,
+    /// Lanes that the batch has something in and no living worker serves, with what each says of it.
+    pub unserved: Vec<(Lane, Vec<String>)>,
+}
+
+impl Crew {
+    /// Looks who works for a batch.
+    pub async fn of(store: &dyn Store, batch: &Batch) -> Result<Crew> {
+        let workers = store.workers().await?;
+        let mut unserved = Vec::new();
+        if batch.control.is_live() && batch.counts.waiting > 0 {
+            for lane in open_lanes(store, batch).await? {
+                if let Some(why) = whether_unserved(&workers, &lane) {
+                    unserved.push((lane, why));
+                }
+            }
+        }
+        Ok(Crew { workers, unserved })
+    }
+
+    /// What they are at of a batch: worker, source, target.
+    pub fn at_work(&self, batch: BatchId) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.workers.iter().flat_map(move |worker| {
+            let its = worker.running.iter().filter(move |doing| doing.batch == batch);
+            its.map(|doing| (worker.worker.as_str(), doing.source.as_str(), doing.target.as_str()))
+        })
+    }
+
+    /// What keeps the batch from going on, in words; nothing where all is well.
+    pub fn complaints(&self) -> Vec<String> {
+        if self.workers.is_empty() && !self.unserved.is_empty() {
+            return vec!["no worker lives: start some (imgsync-worker)".to_owned()];
+        }
+        let unserved =
+            self.unserved.iter().map(|(lane, why)| format!("no living worker serves {lane}: {}", why.join("; ")));
+        let refused = self.workers.iter().filter(|worker| worker.refused > 0).map(|worker| {
+            let why = worker.refused_why.as_deref().unwrap_or("no reason was given");
+            format!("{} has refused {} messages; the last: {why}", worker.worker, worker.refused)
+        });
+        unserved.chain(refused).collect()
+    }
+}
+
+/// The lanes that a batch has something waiting in.
+async fn open_lanes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Lane>> {
+    let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+    let mut lanes = BTreeSet::new();
+    for state in [TaskState::Queued, TaskState::Retry, TaskState::New] {
+        for row in store.tasks(batch.id, Some(state), 0, SAMPLE).await? {
+            let planned = row.task.planned;
+            lanes.insert(options.lane(planned.source.home.end(), planned.target.home.end()));
+        }
+    }
+    Ok(lanes)
+}
+
+/// Why none of the workers serves a lane; none where one does.
+fn whether_unserved(workers: &[Heartbeat], lane: &Lane) -> Option<Vec<String>> {
+    let mut reasons = Vec::new();
+    for worker in workers.iter().filter(|worker| !worker.draining) {
+        let unserved = worker.unserved.iter().find(|unserved| unserved.lane == *lane)?;
+        reasons.push(format!("{}: {}", worker.worker, unserved.reason));
+    }
+    Some(reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use imgsync_common::store::Unserved;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn worker(name: &str, unserved: &[&Lane]) -> Heartbeat {
+        Heartbeat {
+            worker: name.into(),
+            host: "here".into(),
+            version: "3".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            slots: 1,
+            draining: false,
+            running: Vec::new(),
+            unserved: unserved.iter().map(|lane| Unserved { lane: (*lane).clone(), reason: "no way".into() }).collect(),
+            refused: 0,
+            refused_why: None,
+        }
+    }
+
+    #[test]
+    fn a_lane_is_unserved_when_every_living_worker_says_so() {
+        let lane = Lane::anonymous("gcr.io".parse().unwrap(), "r.example".parse().unwrap());
+        assert_eq!(whether_unserved(&[], &lane), Some(vec![]));
+        assert_eq!(whether_unserved(&[worker("a", &[&lane]), worker("b", &[])], &lane), None);
+        let reasons = whether_unserved(&[worker("a", &[&lane]), worker("b", &[&lane])], &lane).unwrap();
+        assert_eq!(reasons, ["a: no way", "b: no way"]);
+        let leaving = Heartbeat { draining: true, ..worker("b", &[]) };
+        assert!(whether_unserved(&[worker("a", &[&lane]), leaving], &lane).is_some());
+        let crew = Crew { workers: vec![worker("a", &[&lane])], unserved: vec![(lane, vec!["a: no way".into()])] };
+        assert_eq!(crew.complaints(), ["no living worker serves gcr.io>r.example: a: no way"]);
+        assert!(Crew { workers: vec![], ..crew }.complaints()[0].contains("no worker lives"));
+    }
+}

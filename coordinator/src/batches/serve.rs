@@ -1,0 +1,114 @@
+//! The coordinator that stays: leads every batch that no `run` does. Of several such, one leads, and the others wait.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::event::{Event, Events};
+use imgsync_common::store::{Named, leader};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::house::House;
+use super::lead::{Care, Leader};
+use super::{SERVE, coordinator_name};
+
+/// How long it leads unless it says so again.
+const LEADS: Duration = Duration::from_secs(15);
+/// How often it looks for new batches, and says that it leads.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Of how many batches, the newest, it looks whether they are alive.
+const BATCHES: usize = 1_000;
+/// How often old batches are removed.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+
+/// Leads until told to stop.
+pub async fn serve(house: &House, care: Care, keep: Duration, events: &Events, stop: &CancellationToken) {
+    let name = format!("serve on {}", coordinator_name());
+    let lease = leader(SERVE);
+    let leads = Leader::new(house, &name, care, events.clone());
+    let mut stood_by = false;
+    while !stop.is_cancelled() {
+        match house.store.acquire(&lease, &name, LEADS).await {
+            Ok(Named::Yours { .. }) => {
+                stood_by = false;
+                say(events, "leads");
+                let over = stop.child_token();
+                tokio::select! {
+                    () = lead_all(house, &leads, keep, &over) => {}
+                    () = leads.mind_the_dead(&over) => {}
+                    () = keep_lead(house, &lease, &name, events, &over) => {}
+                }
+                over.cancel();
+                let _ = house.store.release(&lease, &name).await;
+            }
+            Ok(Named::Others { holder, .. }) => {
+                if !std::mem::replace(&mut stood_by, true) {
+                    say(events, &format!("stands by: {holder} leads"));
+                }
+            }
+            Err(error) => say(events, &error.to_string()),
+        }
+        pause(LOOK_EVERY, stop).await;
+    }
+}
+
+/// Says again and again that it leads. Ends when another does, or it was told to stop.
+async fn keep_lead(house: &House, lease: &str, name: &str, events: &Events, stop: &CancellationToken) {
+    while !stop.is_cancelled() {
+        pause(LEADS / 3, stop).await;
+        match house.store.acquire(lease, name, LEADS).await {
+            Ok(Named::Yours { .. }) => {}
+            Ok(Named::Others { holder, .. }) => return say(events, &format!("leads no more: {holder} does")),
+            // Should another lead by now, both do no harm.
+            Err(error) => say(events, &error.to_string()),
+        }
+    }
+}
+
+/// Leads each batch that is alive, in a task of its own.
+async fn lead_all(house: &House, leads: &Leader, keep: Duration, stop: &CancellationToken) {
+    let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
+    let mut tidied: Option<tokio::time::Instant> = None;
+    while !stop.is_cancelled() {
+        led.retain(|_, task| !task.is_finished());
+        match house.store.batches(BATCHES).await {
+            Ok(batches) => {
+                for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
+                    led.entry(batch.id).or_insert_with(|| {
+                        let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
+                        tokio::spawn(async move { leads.lead(id, &Notify::new(), &stop).await })
+                    });
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+        if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
+            tidied = Some(tokio::time::Instant::now());
+            let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
+            if let Ok(before) = house.clock.now().checked_sub(keep)
+                && let Err(error) = house.store.remove_before(before).await
+            {
+                tracing::warn!("{error}");
+            }
+        }
+        pause(LOOK_EVERY, stop).await;
+    }
+    for (_, task) in led {
+        let _ = task.await;
+    }
+}
+
+fn say(events: &Events, what: &str) {
+    tracing::info!("{what}");
+    events.emit(Event::Warning { message: what.to_owned() });
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = stop.cancelled() => {}
+    }
+}

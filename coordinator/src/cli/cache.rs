@@ -1,0 +1,69 @@
+//! `imgsync cache export|import`: what is known of target tags, from one store to another.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::store::{DigestCache, export_cache, import_cache};
+
+use super::args::{CacheAction, CacheArgs, Global};
+use super::exit::Exit;
+use super::printer::Printer;
+use super::run::fail;
+use super::settings::Settings;
+use super::state;
+
+/// Runs the command.
+pub(crate) async fn run(args: CacheArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match work(&args, &settings, printer).await {
+        Ok(exit) => exit,
+        Err(error) => fail(&error, printer),
+    }
+}
+
+async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let store = state::store(settings, args.state.as_ref()).await?;
+    let cache: &dyn DigestCache = &*store;
+    match &args.action {
+        CacheAction::Export { file } => {
+            let tags = match file.as_deref().filter(|file| *file != Path::new("-")) {
+                Some(file) => {
+                    let failed = |error: std::io::Error| {
+                        Error::new(Class::Local, format!("writing {}", file.display()), error.to_string())
+                    };
+                    // Beside its place until it is whole, so that an export that fails loses no earlier one.
+                    let part = PathBuf::from(format!("{}.part", file.display()));
+                    let mut out = BufWriter::new(File::create(&part).map_err(failed)?);
+                    let tags = export_cache(cache, &mut out).await?;
+                    out.flush().map_err(failed)?;
+                    std::fs::rename(&part, file).map_err(failed)?;
+                    tags
+                }
+                None => export_cache(cache, &mut std::io::stdout()).await?,
+            };
+            printer.line(&format!("{tags} tags"));
+            Ok(Exit::Done)
+        }
+        CacheAction::Import { file } => {
+            let imported = match file.as_deref().filter(|file| *file != Path::new("-")) {
+                Some(file) => {
+                    let open = File::open(file).map_err(|error| {
+                        Error::new(Class::Invalid, format!("reading {}", file.display()), error.to_string())
+                    })?;
+                    import_cache(cache, &mut BufReader::new(open)).await?
+                }
+                None => import_cache(cache, &mut BufReader::new(std::io::stdin())).await?,
+            };
+            printer.line(&format!("{} tags", imported.tags));
+            for (line, reason) in &imported.refused {
+                printer.warning(&format!("line {line} was not understood: {reason}"));
+            }
+            Ok(if imported.refused.is_empty() { Exit::Done } else { Exit::Failed })
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The way into a cluster: broker and store, from the configuration, flags and the environment.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use imgsync_common::batch::SigningKey;
+use imgsync_common::config::{self, SecretUrl};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::queue::{RabbitQueue, RabbitSettings};
+use imgsync_common::secret::Secret;
+use imgsync_common::store::{RedisOptions, RedisStore};
+
+use crate::settings;
+
+/// What was given beside the configuration, which it goes before.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// The broker's URL.
+    pub broker: Option<String>,
+    /// The store's URL.
+    pub store: Option<String>,
+    /// What messages are signed with.
+    pub key: Option<Secret>,
+}
+
+/// Where a cluster is.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// RabbitMQ.
+    pub broker: SecretUrl,
+    /// Redis.
+    pub store: SecretUrl,
+    /// What messages are signed with.
+    pub key: Option<Secret>,
+    /// Certificates to trust besides the system's, as PEM.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// Broker and store, connected.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// The queue.
+    pub queue: RabbitQueue,
+    /// The store.
+    pub store: RedisStore,
+}
+
+impl Addresses {
+    /// Puts together what was written and what was given; none where neither names a cluster. Relative paths begin in
+    /// `folder`.
+    pub fn resolve(written: Option<&config::Cluster>, given: &Given, folder: &Path) -> Result<Option<Addresses>> {
+        let written_url =
+            |pick: fn(&config::Cluster) -> &Option<SecretUrl>| written.and_then(|written| pick(written).clone());
+        let broker = match &given.broker {
+            Some(text) => Some(url(text, "the broker", &["amqp", "amqps"])?),
+            None => written_url(|cluster| &cluster.broker),
+        };
+        let store = match &given.store {
+            Some(text) => Some(url(text, "the store", &["redis", "rediss"])?),
+            None => written_url(|cluster| &cluster.store),
+        };
+        let missing = |what: &str, how: &str| {
+            Error::new(Class::Invalid, "reading where the cluster is", format!("{what} is missing")).hint(how)
+        };
+        let (broker, store) = match (broker, store) {
+            (Some(broker), Some(store)) => (broker, store),
+            (None, None) if written.is_none() => return Ok(None),
+            (None, None) => {
+                return Err(missing(
+                    "where broker and store are",
+                    "`cluster:` takes `broker:` and `store:`, or leave it out",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(missing(
+                    "the broker",
+                    "name it by `cluster: {broker: amqp://…}`, --broker or IMGSYNC_BROKER",
+                ));
+            }
+            (Some(_), None) => {
+                return Err(missing("the store", "name it by `cluster: {store: redis://…}`, --store or IMGSYNC_STORE"));
+            }
+        };
+        let key = given.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
+        let mut ca = Vec::new();
+        for pem in written.iter().flat_map(|written| &written.ca) {
+            ca.extend(settings::read(pem, folder)?);
+            ca.push(b'\n');
+        }
+        Ok(Some(Addresses { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
+    }
+
+    /// Connects to the store alone.
+    pub async fn store(&self, options: RedisOptions) -> Result<RedisStore> {
+        RedisStore::connect(&self.store, RedisOptions { ca: self.ca.clone(), ..options }).await
+    }
+
+    /// Connects to both. `name` is shown to those who look at the broker.
+    pub async fn connect(&self, name: &str) -> Result<Cluster> {
+        let store = self.store(RedisOptions::patient()).await?;
+        let settings = RabbitSettings {
+            name: format!("imgsync {name}"),
+            key: self.key.as_ref().map(SigningKey::new),
+            ca: self.ca.as_ref().map(|ca| String::from_utf8_lossy(ca).into_owned()),
+            ..RabbitSettings::default()
+        };
+        let queue = RabbitQueue::connect(&self.broker, Arc::new(store.clone()), settings).await?;
+        Ok(Cluster { queue, store })
+    }
+}
+
+/// What is refused is not shown: it could hold a password.
+fn url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
+    let url: Option<url::Url> = text.parse().ok();
+    match url.filter(|url: &url::Url| schemes.contains(&url.scheme()) && url.has_host()) {
+        Some(url) => Ok(SecretUrl::new(url)),
+        None => {
+            let wanted = schemes.iter().map(|scheme| format!("{scheme}://host")).collect::<Vec<_>>().join(" or ");
+            let tried = format!("reading the URL of {what}");
+            Err(Error::new(Class::Invalid, tried, format!("it is none: it begins with {wanted}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(broker: Option<&str>, store: Option<&str>) -> Given {
+        Given { broker: broker.map(str::to_owned), store: store.map(str::to_owned), key: None }
+    }
+
+    fn resolve(given: &Given) -> Result<Option<Addresses>> {
+        Addresses::resolve(None, given, Path::new(""))
+    }
+
+    #[test]
+    fn a_cluster_has_both_or_there_is_none() {
+        assert!(resolve(&given(None, None)).unwrap().is_none());
+        let both = resolve(&given(Some("amqp://u:hunter2@b"), Some("redis://s"))).unwrap().unwrap();
+        assert_eq!(both.broker.to_string(), "amqp://u:***@b");
+        assert!(!format!("{both:?}").contains("hunter2"));
+        assert!(resolve(&given(Some("amqp://b"), None)).unwrap_err().advice().unwrap().contains("IMGSYNC_STORE"));
+        assert!(resolve(&given(None, Some("redis://s"))).unwrap_err().advice().unwrap().contains("IMGSYNC_BROKER"));
+        let error = resolve(&given(Some("http://u:hunter2@b"), Some("redis://s"))).unwrap_err();
+        assert!(error.to_string().contains("amqp://host") && !error.to_string().contains("hunter2"));
+    }
+}

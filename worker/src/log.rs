@@ -1,0 +1,54 @@
+//! What a worker does, as lines of its log.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use imgsync_common::batch::Ticket;
+use imgsync_common::event::{Event, Observer, TaskEnd};
+use imgsync_common::retry::seconds;
+
+/// Writes a line for each task that ended, and for what is tried again.
+#[derive(Debug, Default)]
+pub struct Log {
+    running: Mutex<HashMap<Ticket, (String, Instant)>>,
+}
+
+impl Log {
+    /// One that has written nothing yet.
+    pub fn new() -> Arc<Log> {
+        Arc::default()
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, (String, Instant)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Log {
+    fn on(&self, event: &Event) {
+        match event {
+            Event::TaskStarted { ticket, source, target } => {
+                tracing::debug!("begins {source} to {target}");
+                self.running().insert(*ticket, (format!("{source} to {target}"), Instant::now()));
+            }
+            Event::TaskEnded { ticket, end } => {
+                let Some((what, began)) = self.running().remove(ticket) else { return };
+                let time = seconds(began.elapsed());
+                match end {
+                    TaskEnd::Copied { bytes } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
+                    TaskEnd::Unchanged => tracing::info!("unchanged {what}"),
+                    TaskEnd::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),
+                    TaskEnd::Cancelled => tracing::info!("cancelled {what}"),
+                    TaskEnd::Later { error, wait } => {
+                        tracing::info!("put off {what} for {}: {error}", seconds(*wait));
+                    }
+                    TaskEnd::GivenBack => tracing::info!("gave back {what}"),
+                }
+            }
+            Event::Retrying { error, wait, .. } => tracing::info!("{error}; trying again in {}", seconds(*wait)),
+            Event::Warning { message } => tracing::warn!("{message}"),
+            _ => {}
+        }
+    }
+}

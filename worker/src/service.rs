@@ -1,0 +1,114 @@
+//! A worker of a cluster: takes tasks, says that it lives and what it does, and ends in an orderly way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::event::Events;
+use imgsync_common::registry::Client;
+use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Roster as _, SystemClock};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::copy::{Copier, Limits};
+use crate::health::Ready;
+use crate::runner::{Allowed, Runner, Serving, Settings, Stop};
+
+/// How often a worker says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// What a worker is.
+pub struct Worker {
+    cluster: Cluster,
+    client: Client,
+    serving: Serving,
+    runner: Runner,
+    name: String,
+    slots: usize,
+    started_at: Timestamp,
+}
+
+impl Worker {
+    /// A worker that has not begun. `name` is of this process alone.
+    pub fn new(
+        name: &str,
+        cluster: &Cluster,
+        client: &Client,
+        (slots, attempts): (usize, u32),
+        allowed: Allowed,
+        events: Events,
+    ) -> Worker {
+        let store = Arc::new(cluster.store.clone());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let index: Arc<dyn BlobIndex> = store.clone();
+        let copier = Copier::new(client.clone(), Limits::default()).with_index(index);
+        let settings =
+            Settings { name: name.to_owned(), holds_tags_as: name.to_owned(), slots, attempts, others_may_reach: true };
+        let serving = Serving::new(allowed);
+        let runner = Runner::new(
+            Arc::new(cluster.queue.clone()),
+            store,
+            clock,
+            (client.clone(), copier),
+            settings,
+            serving.clone(),
+            events,
+        );
+        let (cluster, client, started_at) = (cluster.clone(), client.clone(), Timestamp::now());
+        Worker { cluster, client, serving, runner, name: name.to_owned(), slots, started_at }
+    }
+
+    /// Works until told to stop. Returns when nothing runs any more.
+    pub async fn run(&self, stop: &Stop) {
+        // Which lanes cannot be served is known before the first is taken from.
+        let keep = self.serving.keep(&self.cluster.store, &self.client);
+        tokio::select! {
+            () = self.runner.run(stop) => {}
+            () = keep => unreachable!("it goes on until dropped"),
+            () = self.beat(&stop.drain) => unreachable!("it goes on until dropped"),
+        }
+        // A store that is away forgets by itself.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.cluster.store.leave(&self.name)).await;
+    }
+
+    async fn beat(&self, drain: &CancellationToken) {
+        loop {
+            if let Err(error) = self.cluster.store.beat(self.heartbeat(drain.is_cancelled()), HEARTBEAT).await {
+                tracing::warn!("{error}");
+            }
+            tokio::time::sleep(BEAT_EVERY).await;
+        }
+    }
+
+    fn heartbeat(&self, draining: bool) -> Heartbeat {
+        let (refused, refused_why) = self.cluster.queue.refused();
+        Heartbeat {
+            worker: self.name.clone(),
+            host: crate::host_name(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
+            draining,
+            running: self.runner.doing(),
+            unserved: self.serving.unserved(),
+            refused,
+            refused_why,
+        }
+    }
+}
+
+/// Whether broker and store answer, and the process is not about to end.
+pub fn ready(cluster: &Cluster, drain: &CancellationToken) -> Ready {
+    let (cluster, drain) = (cluster.clone(), drain.clone());
+    Arc::new(move || {
+        let (cluster, drain) = (cluster.clone(), drain.clone());
+        Box::pin(async move {
+            match () {
+                () if drain.is_cancelled() => Err("it is about to end".to_owned()),
+                () if !cluster.store.is_alive().await => Err("the store does not answer".to_owned()),
+                () if !cluster.queue.is_alive().await => Err("the broker does not answer".to_owned()),
+                () => Ok(()),
+            }
+        })
+    })
+}
