@@ -7,6 +7,7 @@
     reason = "a test harness: a failure of the harness itself is a failure of the test"
 )]
 
+pub mod cluster;
 pub mod fault;
 pub mod images;
 pub mod program;
@@ -18,6 +19,7 @@ pub mod tls;
 
 mod tree;
 
+pub use cluster::Cluster;
 pub use fault::FaultRegistry;
 pub use images::{Blob, Image};
 pub use program::Imgsync;
