@@ -1,5 +1,7 @@
 //! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod broker;
+mod messages;
 mod queue;
 mod store;

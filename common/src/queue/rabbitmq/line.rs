@@ -20,6 +20,10 @@ use crate::error::{Class, Error, Result};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a peer may be silent, in seconds, before it counts as gone; named in the URL, that holds.
 const HEARTBEAT: u16 = 20;
+/// How long a queue that can be used may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// A broker that is killed moments after a queue was declared forgets the half of it, and gives it no leader ever after.
+pub(super) const LEADERLESS: &str = "if `rabbitmq-queues quorum_status` says that the queue has no leader, and none comes back, delete the queue: what was in it is planned again";
 /// What a broker's URL looks like.
 const URL: &str = "amqp://user:password@host:5672/vhost";
 /// Channels that take from one queue: each waits for the answer to one question at a time.
@@ -170,33 +174,42 @@ impl Live {
     }
 
     /// The next message of a queue, if one waits. A queue that is not there is declared.
-    pub(super) async fn get(&self, queue: &str) -> lapin::Result<Option<BasicGetMessage>> {
+    pub(super) async fn get(&self, queue: &str, tried: &str) -> Result<Option<BasicGetMessage>> {
         let row = lock(&self.rows).entry(queue.to_owned()).or_default().clone();
         let mut seat = free_seat(&row).await;
         let mut again = true;
         loop {
+            // Out of its seat: should this end early, the channel ends, and what it may still be given is given back.
             let channel = match seat.take().filter(|channel| channel.status().connected()) {
-                Some(channel) => channel,
-                None => self.connection.create_channel().await?,
+                Some(channel) => Ok(channel),
+                None => self.connection.create_channel().await,
             };
+            let channel = channel.map_err(|error| explain(tried, &error))?;
             let got = async {
                 self.declare_once(&channel, queue).await?;
                 channel.basic_get(queue.into(), BasicGetOptions::default()).await
             };
-            match got.await {
-                Ok(got) => {
+            match tokio::time::timeout(ANSWER, got).await {
+                Ok(Ok(got)) => {
                     *seat = Some(channel);
                     return Ok(got);
                 }
                 // Deleted since it was declared; or the channel ended meanwhile.
-                Err(error) if again && self.connection.status().connected() => {
+                Ok(Err(error)) if again && self.connection.status().connected() => {
                     tracing::debug!("taking from {queue}: {error}");
                     self.note_declared(queue, false);
                     again = false;
                 }
-                Err(error) => return Err(error),
+                Ok(Err(error)) => return Err(explain(tried, &error)),
+                Err(_) => return Err(unreachable(tried, "the queue does not answer").hint(LEADERLESS)),
             }
         }
+    }
+
+    /// Whether the broker answers at all.
+    pub(super) async fn answers(&self) -> bool {
+        let channel = tokio::time::timeout(ANSWER, self.connection.create_channel()).await;
+        matches!(channel, Ok(Ok(_)))
     }
 
     /// Declares a queue, if that was not done on this connection.

@@ -33,6 +33,8 @@ use crate::store::Roster;
 const LANES_HOLD: Duration = Duration::from_secs(1);
 /// How long a broker may take to confirm.
 const CONFIRM: Duration = Duration::from_secs(30);
+/// How long a queue that fails is left alone: at first, and at the most.
+const RESTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
 /// How long a taker that is told to stop waits for the broker's answer.
 const STOPS: Duration = Duration::from_secs(2);
 /// How long to wait for room in a queue that is full.
@@ -92,8 +94,29 @@ struct Known {
     noted: HashMap<Lane, Instant>,
     /// Held by those who look for all who wait for the same lanes.
     watches: Vec<(Lanes, Weak<tokio::sync::Mutex<()>>)>,
+    /// Queues that failed: how often in a row, and when they may be asked again.
+    resting: HashMap<String, (u32, Instant)>,
     /// The version of messages that was last left for a newer worker.
     newer: Option<u64>,
+}
+
+impl Known {
+    /// Whether a queue has failed too recently to be asked again.
+    fn rests(&self, queue: &str) -> bool {
+        self.resting.get(queue).is_some_and(|(_, until)| *until > Instant::now())
+    }
+
+    /// A queue has failed.
+    fn let_rest(&mut self, queue: &str) {
+        let (times, until) = self.resting.entry(queue.to_owned()).or_insert((0, Instant::now()));
+        *until = Instant::now() + (RESTS[0] * 2_u32.saturating_pow(*times)).min(RESTS[1]);
+        *times = (*times + 1).min(10);
+    }
+
+    /// A queue has answered.
+    fn note_answer(&mut self, queue: &str) {
+        self.resting.remove(queue);
+    }
 }
 
 impl RabbitQueue {

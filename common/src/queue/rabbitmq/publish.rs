@@ -1,13 +1,14 @@
 //! Handing messages over, and knowing that they were.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 
-use super::line::{Live, explain};
+use super::line::{LEADERLESS, Live, explain};
 use super::topology::{self, REFUSED, WORK};
 use super::{RabbitQueue, unreachable};
 use crate::batch::{Lane, Message};
@@ -59,18 +60,28 @@ impl RabbitQueue {
         let mut published = Published::default();
         for (part, window) in block.chunks(WINDOW).enumerate() {
             let live = self.0.publishing.live().await?;
-            let sent = self.publish_window(&live, window, &tried);
+            let at = AtomicUsize::new(0);
+            let sent = self.publish_window(&live, window, &at, &tried);
             let refused = match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
                 Ok(refused) => refused?,
-                Err(_) => return Err(unconfirmed(&live, &tried)),
+                Err(_) => {
+                    let queue = topology::queue_of(&window[at.into_inner()].0);
+                    return Err(unconfirmed(&live, &format!("{tried}, to {queue}")));
+                }
             };
             published.refused.extend(refused.into_iter().map(|at| part * WINDOW + at));
         }
         Ok(published)
     }
 
-    /// Publishes some messages and says which there was no room for.
-    async fn publish_window(&self, live: &Live, window: &[(Lane, Message)], tried: &str) -> Result<Vec<usize>> {
+    /// Publishes some messages and says which there was no room for, and meanwhile, which is waited for.
+    async fn publish_window(
+        &self,
+        live: &Live,
+        window: &[(Lane, Message)],
+        waits_for: &AtomicUsize,
+        tried: &str,
+    ) -> Result<Vec<usize>> {
         let channel = live.first().await;
         let mut left: Vec<usize> = (0..window.len()).collect();
         let mut refused = Vec::new();
@@ -87,6 +98,7 @@ impl RabbitQueue {
             }
             left.clear();
             for (at, confirm) in confirms {
+                waits_for.store(at, Ordering::Relaxed);
                 match confirm.await.map_err(|error| explain(tried, &error))? {
                     Confirmation::Ack(None) => {}
                     // Nobody has that queue any more.
@@ -180,6 +192,6 @@ fn unconfirmed(live: &Live, tried: &str) -> Error {
     match live.is_blocked() {
         true => unreachable(tried, "it takes no messages now: it is short of memory or disk")
             .hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
-        false => unreachable(tried, "it does not confirm"),
+        false => unreachable(tried, "it does not confirm").hint(LEADERLESS),
     }
 }

@@ -12,7 +12,7 @@ use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
 
 use super::RabbitQueue;
-use super::line::{Live, explain};
+use super::line::Live;
 use super::publish::{Address, SIGNATURE};
 use super::topology::{self, DEAD};
 use crate::batch::{Decoded, Lane, Message};
@@ -73,9 +73,17 @@ impl RabbitQueue {
                 return Ok(None);
             }
             match self.get(&live, &queue, &lane).await {
-                Ok(None) => {}
-                Err(error) if live.is_whole() => trouble = Some(error),
-                ended => return ended,
+                Ok(None) => self.known().note_answer(&queue),
+                Ok(delivery) => {
+                    self.known().note_answer(&queue);
+                    return Ok(delivery);
+                }
+                Err(error) if live.answers().await => {
+                    self.known().let_rest(&queue);
+                    tracing::warn!("{error}; the lane is left alone for a while");
+                    trouble = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         trouble.map_or(Ok(None), Err)
@@ -100,7 +108,7 @@ impl RabbitQueue {
         let mut lanes: Vec<(String, Lane)> = known
             .lanes
             .iter()
-            .filter(|(_, lane)| wanted.contains(lane))
+            .filter(|(queue, lane)| wanted.contains(lane) && !known.rests(queue))
             .map(|(queue, lane)| (queue.clone(), lane.clone()))
             .collect();
         known.turn = known.turn.wrapping_add(1);
@@ -112,7 +120,7 @@ impl RabbitQueue {
     /// The next message of a lane that is a task's, if any waits.
     async fn get(&self, live: &Live, queue: &str, lane: &Lane) -> Result<Option<Delivery>> {
         let tried = format!("taking from {queue} at the broker {}", self.0.taking.name());
-        while let Some(got) = live.get(queue).await.map_err(|error| explain(&tried, &error))? {
+        while let Some(got) = live.get(queue, &tried).await? {
             let redelivered = got.redelivered;
             let receipt = RabbitReceipt { queue: self.clone(), name: queue.to_owned(), acker: Some(got.acker.clone()) };
             if let Some((message, receipt)) = self.sort_out(&got, receipt).await? {
@@ -126,7 +134,7 @@ impl RabbitQueue {
     pub(super) async fn next_dead(&self) -> Result<Option<Dead>> {
         let tried = format!("taking from {DEAD} at the broker {}", self.0.taking.name());
         let live = self.0.taking.live().await?;
-        while let Some(got) = live.get(DEAD).await.map_err(|error| explain(&tried, &error))? {
+        while let Some(got) = live.get(DEAD, &tried).await? {
             // The key under which it was published is kept: its lane's queue.
             let name = got.routing_key.to_string();
             let why = format!("{} in {name}", death(&got, &name));
