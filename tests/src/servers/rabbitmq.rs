@@ -168,6 +168,18 @@ impl RabbitMq {
         self.launch();
     }
 
+    /// Has it write down which queues it has. It does so by itself after some seconds; one that is killed before has
+    /// forgotten who leads them when it is started again, and what was in them.
+    pub fn settle(&self) {
+        self.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]);
+    }
+
+    /// Stops one queue from answering, or lets it go on. For the default virtual host.
+    pub fn suspend(&self, queue: &str, suspend: bool) {
+        let what = if suspend { "suspend" } else { "resume" };
+        self.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
+    }
+
     /// Stops it from answering.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);

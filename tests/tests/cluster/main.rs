@@ -1,6 +1,8 @@
 //! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod broker;
 mod fleet;
+mod messages;
 mod queue;
 mod store;

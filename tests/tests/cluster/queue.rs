@@ -4,32 +4,112 @@
 //! of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use imgsync_common::queue::contract::{self, Subject};
-use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::store::{SqliteStore, SystemClock};
+use imgsync_common::batch::{BatchId, Lane, Message};
+use imgsync_common::error::Result;
+use imgsync_common::queue::contract::{self, Subject, message};
+use imgsync_common::queue::{Delivery, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
+use imgsync_common::store::{Roster, SqliteStore, SystemClock};
 use imgsync_tests::RabbitMq;
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio_util::sync::CancellationToken;
 
 use crate::store::secret;
 
-/// A queue with a roster of its own, its waits short.
-async fn queue(url: &str, settings: RabbitSettings) -> RabbitQueue {
-    let roster = Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap());
-    RabbitQueue::connect(&secret(url), roster, settings).await.unwrap()
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) async fn roster() -> Arc<dyn Roster> {
+    Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap())
 }
 
-/// Deletes queues.
-async fn delete(url: &str, queues: &[&str]) {
-    let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    for queue in queues {
-        channel.queue_delete((*queue).into(), lapin::options::QueueDeleteOptions::default()).await.unwrap();
+pub(crate) async fn connect(url: &str, settings: RabbitSettings) -> Result<RabbitQueue> {
+    RabbitQueue::connect(&secret(url), roster().await, settings).await
+}
+
+pub(crate) fn block(source: &str, number: u32) -> Vec<(Lane, Message)> {
+    let batch = BatchId::generate();
+    (0..number).map(|index| message(source, batch, index)).collect()
+}
+
+pub(crate) fn only(block: &[(Lane, Message)]) -> Lanes {
+    Lanes::Only(block.iter().map(|(lane, _)| lane.clone()).collect())
+}
+
+pub(crate) fn index(message: &Message) -> u32 {
+    message.targets[0].index
+}
+
+/// The next message of these lanes, however often the queue fails before.
+pub(crate) async fn take(queue: &RabbitQueue, lanes: &Lanes) -> Delivery {
+    let never = CancellationToken::new();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match tokio::time::timeout(PATIENCE, queue.take(lanes, &never)).await.expect("a delivery") {
+            Ok(delivery) => return delivery.unwrap(),
+            Err(error) if Instant::now() > until => panic!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
-    connection.close(200, "done".into()).await.unwrap();
 }
 
-fn settings() -> RabbitSettings {
+/// Publishes until all is taken, however often the queue fails before.
+pub(crate) async fn publish(queue: &RabbitQueue, block: &[(Lane, Message)]) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match queue.publish(block).await {
+            Ok(published) if published.refused.is_empty() => return,
+            failed if Instant::now() > until => panic!("{failed:?}"),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+pub(crate) async fn is_silent(queue: &RabbitQueue, lanes: &Lanes) -> bool {
+    tokio::time::timeout(Duration::from_millis(700), queue.take(lanes, &CancellationToken::new())).await.is_err()
+}
+
+/// Waits for something to become true.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < limit, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A look at the broker past the queue.
+pub(crate) struct Aside(pub(crate) Connection, pub(crate) Channel);
+
+impl Aside {
+    pub(crate) async fn new(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self(connection, channel)
+    }
+
+    pub(crate) async fn put(&self, queue: &str, body: &[u8], headers: FieldTable) {
+        let properties = BasicProperties::default().with_headers(headers);
+        let options = BasicPublishOptions::default();
+        self.1.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap().await.unwrap();
+    }
+
+    /// Body and headers of the next message of a queue.
+    pub(crate) async fn get(&self, queue: &str) -> Option<(Vec<u8>, FieldTable)> {
+        let got = self.1.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+        Some((got.data.clone(), got.properties.headers().clone().unwrap_or_default()))
+    }
+
+    pub(crate) async fn delete(&self, queue: &str) {
+        self.1.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+}
+
+/// Short waits, small queues.
+pub(crate) fn settings() -> RabbitSettings {
     let retry_delays = [300, 2_000, 5_000, 10_000].map(Duration::from_millis);
     RabbitSettings { retry_delays, lane_length: 600, ..RabbitSettings::default() }
 }
@@ -43,17 +123,20 @@ async fn the_contract_of_queues_holds() {
             (broker.url(), Some(broker))
         }
     };
+    let aside = Aside::new(&broker.0).await;
     macro_rules! hold {
         ($($test:ident),+) => {$(
             eprintln!("{}", stringify!($test));
             let subject = Subject {
-                queue: Arc::new(queue(&broker.0, settings()).await),
+                queue: Arc::new(connect(&broker.0, settings()).await.unwrap()),
                 room: 1_200,
                 shortest_wait: Duration::from_millis(300),
                 guard: Box::new(()),
             };
             contract::$test(subject).await;
-            delete(&broker.0, &["w.gcr.io>target.example", "w.quay.io>target.example"]).await;
+            for lane in ["w.gcr.io>target.example", "w.quay.io>target.example"] {
+                aside.delete(lane).await;
+            }
         )+};
     }
     hold!(
@@ -68,4 +151,33 @@ async fn the_contract_of_queues_holds() {
         a_purged_batch_leaves_others_alone,
         many_takers_share_the_work
     );
+}
+
+/// How many messages a second go in, and how many are taken and acknowledged by several takers that do nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; asserts nothing"]
+async fn how_fast_it_is() {
+    const NUMBER: u32 = 20_000;
+    let broker = RabbitMq::start();
+    let queue = connect(&broker.url(), RabbitSettings { lane_length: 100_000, ..settings() }).await.unwrap();
+    let began = Instant::now();
+    publish(&queue, &block("gcr.io", NUMBER)).await;
+    let published = began.elapsed();
+    for takers in [1, 4, 8] {
+        let began = Instant::now();
+        let takers_of = (0..takers).map(|_| {
+            let queue = queue.clone();
+            tokio::spawn(async move {
+                for _ in 0..NUMBER / 4 / takers {
+                    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+                }
+            })
+        });
+        for taker in takers_of.collect::<Vec<_>>() {
+            taker.await.unwrap();
+        }
+        let rate = f64::from(NUMBER / 4) / began.elapsed().as_secs_f64();
+        eprintln!("{takers} takers: {rate:.0} messages a second taken and acknowledged");
+    }
+    eprintln!("{:.0} messages a second published", f64::from(NUMBER) / published.as_secs_f64());
 }

@@ -14,7 +14,7 @@ mod topology;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -31,6 +31,12 @@ use crate::store::Roster;
 
 /// How long the lanes that the roster has are good for.
 const LANES_HOLD: Duration = Duration::from_secs(1);
+/// How long a broker may take to confirm.
+const CONFIRM: Duration = Duration::from_secs(30);
+/// How long a queue that fails is left alone: at first, and at the most.
+const RESTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
+/// How long a taker that is told to stop waits for the broker's answer.
+const STOPS: Duration = Duration::from_secs(2);
 /// How long to wait for room in a queue that is full.
 const ROOM: Duration = Duration::from_millis(500);
 
@@ -47,6 +53,8 @@ pub struct RabbitSettings {
     pub retry_delays: [Duration; 4],
     /// The most messages in a lane. Must be the same for all that use a broker.
     pub lane_length: u32,
+    /// How long a broker may take to confirm what is published. One that is short of memory takes as long as it is.
+    pub confirm_within: Duration,
 }
 
 impl Default for RabbitSettings {
@@ -57,6 +65,7 @@ impl Default for RabbitSettings {
             ca: None,
             retry_delays: RETRY_DELAYS,
             lane_length: 100_000,
+            confirm_within: CONFIRM,
         }
     }
 }
@@ -83,6 +92,31 @@ struct Known {
     turn: usize,
     /// Lanes that this process has noted, and when.
     noted: HashMap<Lane, Instant>,
+    /// Held by those who look for all who wait for the same lanes.
+    watches: Vec<(Lanes, Weak<tokio::sync::Mutex<()>>)>,
+    /// Queues that failed: how often in a row, and when they may be asked again.
+    resting: HashMap<String, (u32, Instant)>,
+    /// The version of messages that was last left for a newer worker.
+    newer: Option<u64>,
+}
+
+impl Known {
+    /// Whether a queue has failed too recently to be asked again.
+    fn rests(&self, queue: &str) -> bool {
+        self.resting.get(queue).is_some_and(|(_, until)| *until > Instant::now())
+    }
+
+    /// A queue has failed.
+    fn let_rest(&mut self, queue: &str) {
+        let (times, until) = self.resting.entry(queue.to_owned()).or_insert((0, Instant::now()));
+        *until = Instant::now() + (RESTS[0] * 2_u32.saturating_pow(*times)).min(RESTS[1]);
+        *times = (*times + 1).min(10);
+    }
+
+    /// A queue has answered.
+    fn note_answer(&mut self, queue: &str) {
+        self.resting.remove(queue);
+    }
 }
 
 impl RabbitQueue {
@@ -145,12 +179,23 @@ impl TaskQueue for RabbitQueue {
         let stop = cancel.child_token();
         let _stops = stop.clone().drop_guard();
         let (queue, lanes) = (self.clone(), lanes.clone());
-        let taking = tokio::spawn(async move { queue.take_one(&lanes, &stop).await });
-        taking.await.unwrap_or_else(|error| Err(Error::new(Class::Local, "taking a task", error.to_string())))
+        let mut taking = tokio::spawn(async move { queue.take_one(&lanes, &stop).await });
+        let stopped = async {
+            cancel.cancelled().await;
+            tokio::time::sleep(STOPS).await;
+        };
+        tokio::select! {
+            taken = &mut taking => {
+                taken.unwrap_or_else(|error| Err(Error::new(Class::Local, "taking a task", error.to_string())))
+            }
+            // The broker does not answer: what it may still give is given back.
+            () = stopped => Ok(None),
+        }
     }
 
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
         let mut waiting = Vec::with_capacity(lanes.len());
+        let tried = format!("looking at queues at the broker {}", self.0.taking.name());
         let mut channel = None;
         for lane in lanes {
             let here = match channel.take() {
@@ -166,12 +211,14 @@ impl TaskQueue for RabbitQueue {
                 }
                 // The broker closes a channel that asks for a queue that is not there.
                 Err(error) if line::is_missing(&error) => waiting.push(0),
-                Err(error) => return Err(self.0.taking.explain("looking at queues", &error)),
+                Err(error) => return Err(line::explain(&tried, &error)),
             }
         }
         if let Some(channel) = channel {
             let _ = channel.close(200, "done".into()).await;
         }
+        // Should the store have lost a lane that is not empty, nobody would take from it.
+        self.note(lanes.iter().zip(&waiting).filter(|(_, waiting)| **waiting > 0).map(|(lane, _)| lane)).await?;
         Ok(waiting)
     }
 

@@ -1,51 +1,72 @@
 //! Handing messages over, and knowing that they were.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lapin::options::BasicPublishOptions;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 
-use super::line::{Live, explain};
-use super::topology::{self, WORK};
+use super::line::{LEADERLESS, Live, explain};
+use super::topology::{self, REFUSED, WORK};
 use super::{RabbitQueue, unreachable};
 use crate::batch::{Lane, Message};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::queue::Published;
-use crate::store::LANE_KEPT;
 
 /// Messages whose confirmations are waited for at a time. A queue that is full is known to be so only then.
 const WINDOW: usize = 250;
-/// How long a broker may take to confirm a window.
-const CONFIRM: Duration = Duration::from_secs(30);
+/// How often those who take are told that there are messages in a lane: the store that knows it may lose it.
+const NOTED: Duration = Duration::from_secs(20);
 /// The header with a message's signature.
 pub(super) const SIGNATURE: &str = "signature";
 
 /// Where a message goes.
-pub(super) struct Address {
-    pub(super) exchange: String,
-    /// The name of a lane's queue, which is kept on the way.
-    pub(super) key: String,
+pub(super) enum Address {
+    /// To a lane, named by its queue.
+    Lane(String),
+    /// To a queue where messages wait for their time, and on to the lane then.
+    Retry { queue: String, lane: String },
+    /// To those that people should look at.
+    Refused,
+}
+
+impl Address {
+    /// The exchange and the routing key.
+    fn route(&self) -> (&str, &str) {
+        match self {
+            Address::Lane(lane) => (WORK, lane),
+            Address::Retry { queue, lane } => (queue, lane),
+            Address::Refused => ("", REFUSED),
+        }
+    }
+
+    /// The queue that it ends in.
+    fn queue(&self) -> &str {
+        match self {
+            Address::Lane(lane) => lane,
+            Address::Retry { queue, .. } => queue,
+            Address::Refused => REFUSED,
+        }
+    }
 }
 
 impl RabbitQueue {
     pub(super) async fn publish_block(&self, block: &[(Lane, Message)]) -> Result<Published> {
         let lanes: BTreeSet<&Lane> = block.iter().map(|(lane, _)| lane).collect();
-        self.note(&lanes).await?;
+        self.note(lanes).await?;
         let tried = format!("publishing at the broker {}", self.0.publishing.name());
         let mut published = Published::default();
         for (part, window) in block.chunks(WINDOW).enumerate() {
             let live = self.0.publishing.live().await?;
-            let sent = self.publish_window(&live, window, &tried);
-            let refused = match tokio::time::timeout(CONFIRM, sent).await {
+            let at = AtomicUsize::new(0);
+            let sent = self.publish_window(&live, window, &at, &tried);
+            let refused = match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
                 Ok(refused) => refused?,
                 Err(_) => {
-                    return Err(match live.is_blocked() {
-                        true => unreachable(&tried, "it takes no messages now: it is short of memory or disk")
-                            .hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
-                        false => unreachable(&tried, "it does not confirm"),
-                    });
+                    let queue = topology::queue_of(&window[at.into_inner()].0);
+                    return Err(unconfirmed(&live, &format!("{tried}, to {queue}")));
                 }
             };
             published.refused.extend(refused.into_iter().map(|at| part * WINDOW + at));
@@ -53,9 +74,15 @@ impl RabbitQueue {
         Ok(published)
     }
 
-    /// Publishes some messages and says which there was no room for.
-    async fn publish_window(&self, live: &Live, window: &[(Lane, Message)], tried: &str) -> Result<Vec<usize>> {
-        let channel = live.channels()[0].lock().await;
+    /// Publishes some messages and says which there was no room for, and meanwhile, which is waited for.
+    async fn publish_window(
+        &self,
+        live: &Live,
+        window: &[(Lane, Message)],
+        waits_for: &AtomicUsize,
+        tried: &str,
+    ) -> Result<Vec<usize>> {
+        let channel = live.first().await;
         let mut left: Vec<usize> = (0..window.len()).collect();
         let mut refused = Vec::new();
         // Once more for queues that turn out to be gone, and once again should that happen meanwhile.
@@ -64,17 +91,14 @@ impl RabbitQueue {
             for at in &left {
                 let (lane, message) = &window[*at];
                 let queue = topology::queue_of(lane);
-                if !live.is_declared(&queue) {
-                    let declared = topology::declare_lane(&channel, &queue, &self.0.settings).await;
-                    declared.map_err(|error| explain(tried, &error))?;
-                    live.note_declared(&queue, true);
-                }
-                let address = Address { exchange: WORK.to_owned(), key: queue };
+                live.declare_once(&channel, &queue).await.map_err(|error| explain(tried, &error))?;
+                let address = Address::Lane(queue);
                 let confirm = self.send(&channel, &address, &message.encode(), None).await;
                 confirms.push((*at, confirm.map_err(|error| explain(tried, &error))?));
             }
             left.clear();
             for (at, confirm) in confirms {
+                waits_for.store(at, Ordering::Relaxed);
                 match confirm.await.map_err(|error| explain(tried, &error))? {
                     Confirmation::Ack(None) => {}
                     // Nobody has that queue any more.
@@ -96,30 +120,28 @@ impl RabbitQueue {
 
     /// Publishes one message, and returns when it is confirmed.
     pub(super) async fn publish_one(&self, address: &Address, body: &[u8], reason: Option<&str>) -> Result<()> {
-        let tried = format!("publishing at the broker {}", self.0.publishing.name());
-        let live = self.0.publishing.live().await?;
-        let sent = async {
-            // The channel is not held while the confirmation is waited for.
-            let confirm = {
-                let channel = live.channels()[0].lock().await;
-                if address.exchange == WORK && !live.is_declared(&address.key) {
-                    topology::declare_lane(&channel, &address.key, &self.0.settings).await?;
-                    live.note_declared(&address.key, true);
-                }
-                self.send(&channel, address, body, reason).await?
+        let tried = format!("publishing to {} at the broker {}", address.queue(), self.0.publishing.name());
+        // Once more for a queue that turns out to be gone.
+        for _ in 0..2 {
+            let live = self.0.publishing.live().await?;
+            let sent = async {
+                // The channel is not held while the confirmation is waited for.
+                let confirm = {
+                    let channel = live.first().await;
+                    live.declare_once(&channel, address.queue()).await?;
+                    self.send(&channel, address, body, reason).await?
+                };
+                confirm.await
             };
-            confirm.await
-        };
-        match tokio::time::timeout(CONFIRM, sent).await {
-            Ok(Ok(Confirmation::Ack(None))) => Ok(()),
-            Ok(Ok(Confirmation::Ack(Some(_)))) => {
-                live.note_declared(&address.key, false);
-                Err(unreachable(&tried, "a queue is gone"))
+            match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
+                Ok(Ok(Confirmation::Ack(None))) => return Ok(()),
+                Ok(Ok(Confirmation::Ack(Some(_)))) => live.note_declared(address.queue(), false),
+                Ok(Ok(_)) => return Err(unreachable(&tried, "the queue is full")),
+                Ok(Err(error)) => return Err(explain(&tried, &error)),
+                Err(_) => return Err(unconfirmed(&live, &tried)),
             }
-            Ok(Ok(_)) => Err(unreachable(&tried, "a queue is full")),
-            Ok(Err(error)) => Err(explain(&tried, &error)),
-            Err(_) => Err(unreachable(&tried, "it does not confirm")),
         }
+        Err(unreachable(&tried, "the queue is deleted again and again"))
     }
 
     async fn send(
@@ -130,7 +152,8 @@ impl RabbitQueue {
         reason: Option<&str>,
     ) -> lapin::Result<lapin::PublisherConfirm> {
         let mut headers = FieldTable::default();
-        if let Some(key) = &self.0.settings.key {
+        // What is refused is not ours: a signature would make it so for whoever puts it back.
+        if let Some(key) = self.0.settings.key.as_ref().filter(|_| reason.is_none()) {
             headers.insert(SIGNATURE.into(), AMQPValue::LongString(key.sign(body).into()));
         }
         if let Some(reason) = reason {
@@ -141,18 +164,16 @@ impl RabbitQueue {
             .with_delivery_mode(2)
             .with_headers(headers);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, key): (ShortString, ShortString) =
-            (address.exchange.as_str().into(), address.key.as_str().into());
-        channel.basic_publish(exchange, key, options, body, properties).await
+        let (exchange, key) = address.route();
+        channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
     /// Lets those who take know of these lanes.
-    async fn note(&self, lanes: &BTreeSet<&Lane>) -> Result<()> {
-        let stale = |at: &Instant| at.elapsed() > LANE_KEPT / 30;
+    pub(super) async fn note(&self, lanes: impl IntoIterator<Item = &Lane>) -> Result<()> {
         let new: Vec<Lane> = {
             let known = self.known();
-            let is_new = |lane: &&&Lane| known.noted.get(**lane).is_none_or(stale);
-            lanes.iter().filter(is_new).map(|lane| (*lane).clone()).collect()
+            let is_new = |lane: &&Lane| known.noted.get(*lane).is_none_or(|at| at.elapsed() > NOTED);
+            lanes.into_iter().filter(is_new).cloned().collect()
         };
         if new.is_empty() {
             return Ok(());
@@ -164,5 +185,13 @@ impl RabbitQueue {
             known.noted.insert(lane, Instant::now());
         }
         Ok(())
+    }
+}
+
+fn unconfirmed(live: &Live, tried: &str) -> Error {
+    match live.is_blocked() {
+        true => unreachable(tried, "it takes no messages now: it is short of memory or disk")
+            .hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
+        false => unreachable(tried, "it does not confirm").hint(LEADERLESS),
     }
 }

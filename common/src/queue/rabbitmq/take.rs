@@ -1,21 +1,20 @@
 //! Taking messages, one by one, and letting go of them.
 
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::Acker;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::AMQPValue;
 use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
 
 use super::RabbitQueue;
-use super::line::{Live, explain};
+use super::line::Live;
 use super::publish::{Address, SIGNATURE};
-use super::topology::{self, DEAD, REFUSED, WORK};
+use super::topology::{self, DEAD};
 use crate::batch::{Decoded, Lane, Message};
 use crate::error::Result;
 use crate::printable::printable;
@@ -40,20 +39,19 @@ impl RabbitQueue {
     /// Waits for a message of these lanes. Never to be dropped before it ends: the broker would believe that we have what
     /// it was about to give.
     pub(super) async fn take_one(&self, wanted: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        if let Some(delivery) = self.look(wanted, cancel).await? {
+            return Ok(Some(delivery));
+        }
+        // While there is nothing, one of those who wait for the same looks for all.
+        let watch = self.watch(wanted);
+        let _watches = tokio::select! {
+            watches = watch.lock() => watches,
+            () = cancel.cancelled() => return Ok(None),
+        };
         let mut idle = IDLE[0];
         loop {
-            self.read_lanes().await?;
-            let lanes = self.lanes_in_turn(wanted);
-            let live = self.0.taking.live().await?;
-            let own = NEXT.fetch_add(1, Ordering::Relaxed);
-            for (queue, lane) in lanes {
-                if cancel.is_cancelled() {
-                    return Ok(None);
-                }
-                if let Some(delivery) = self.get(&live, own, &queue, &lane).await? {
-                    return Ok(Some(delivery));
-                }
+            if let Some(delivery) = self.look(wanted, cancel).await? {
+                return Ok(Some(delivery));
             }
             // Many that wait do not ask at the same moment.
             let pause = rand::rng().random_range(idle / 2..=idle);
@@ -65,13 +63,52 @@ impl RabbitQueue {
         }
     }
 
+    /// The next message of these lanes, if any waits. A lane whose queue fails holds up no other.
+    async fn look(&self, wanted: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        self.read_lanes().await?;
+        let live = self.0.taking.live().await?;
+        let mut trouble = None;
+        for (queue, lane) in self.lanes_in_turn(wanted) {
+            if cancel.is_cancelled() {
+                return Ok(None);
+            }
+            match self.get(&live, &queue, &lane).await {
+                Ok(None) => self.known().note_answer(&queue),
+                Ok(delivery) => {
+                    self.known().note_answer(&queue);
+                    return Ok(delivery);
+                }
+                Err(error) if live.answers().await => {
+                    self.known().let_rest(&queue);
+                    tracing::warn!("{error}; the lane is left alone for a while");
+                    trouble = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        trouble.map_or(Ok(None), Err)
+    }
+
+    /// What those hold who look for messages of these lanes while there is none.
+    fn watch(&self, wanted: &Lanes) -> Arc<tokio::sync::Mutex<()>> {
+        let mut known = self.known();
+        known.watches.retain(|(_, watch)| watch.strong_count() > 0);
+        let same = known.watches.iter().find(|(lanes, _)| lanes == wanted);
+        if let Some(watch) = same.and_then(|(_, watch)| watch.upgrade()) {
+            return watch;
+        }
+        let watch = Arc::default();
+        known.watches.push((wanted.clone(), Arc::downgrade(&watch)));
+        watch
+    }
+
     /// The lanes that are wanted, beginning with another one each time.
     fn lanes_in_turn(&self, wanted: &Lanes) -> Vec<(String, Lane)> {
         let mut known = self.known();
         let mut lanes: Vec<(String, Lane)> = known
             .lanes
             .iter()
-            .filter(|(_, lane)| wanted.contains(lane))
+            .filter(|(queue, lane)| wanted.contains(lane) && !known.rests(queue))
             .map(|(queue, lane)| (queue.clone(), lane.clone()))
             .collect();
         known.turn = known.turn.wrapping_add(1);
@@ -81,57 +118,59 @@ impl RabbitQueue {
     }
 
     /// The next message of a lane that is a task's, if any waits.
-    async fn get(&self, live: &Live, own: usize, queue: &str, lane: &Lane) -> Result<Option<Delivery>> {
+    async fn get(&self, live: &Live, queue: &str, lane: &Lane) -> Result<Option<Delivery>> {
         let tried = format!("taking from {queue} at the broker {}", self.0.taking.name());
-        loop {
-            let channel = live.channels()[own % live.channels().len()].lock().await;
-            if !live.is_declared(queue) {
-                let declared = topology::declare_lane(&channel, queue, &self.0.settings).await;
-                declared.map_err(|error| explain(&tried, &error))?;
-                live.note_declared(queue, true);
-            }
-            let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await;
-            drop(channel);
-            let Some(got) = got.map_err(|error| explain(&tried, &error))? else { return Ok(None) };
+        while let Some(got) = live.get(queue, &tried).await? {
             let redelivered = got.redelivered;
             let receipt = RabbitReceipt { queue: self.clone(), name: queue.to_owned(), acker: Some(got.acker.clone()) };
-            match self.open(&got) {
-                Opened::Message(message) => {
-                    return Ok(Some(Delivery::new(lane.clone(), *message, redelivered, Box::new(receipt))));
-                }
-                Opened::Newer(version) => {
-                    self.note_refusal(format!("a message of version {version} is left for a newer worker"), false);
-                    receipt.move_to(&self.retry_address(queue, NEWER), &got.data, None).await?;
-                }
-                Opened::Refused(reason) => self.refuse(receipt, &got.data, reason).await?,
+            if let Some((message, receipt)) = self.sort_out(&got, receipt).await? {
+                return Ok(Some(Delivery::new(lane.clone(), message, redelivered, Box::new(receipt))));
             }
         }
+        Ok(None)
     }
 
     /// The next message that the broker gave up on.
     pub(super) async fn next_dead(&self) -> Result<Option<Dead>> {
         let tried = format!("taking from {DEAD} at the broker {}", self.0.taking.name());
-        loop {
-            let live = self.0.taking.live().await?;
-            let channel = live.channels()[0].lock().await;
-            let got = channel.basic_get(DEAD.into(), BasicGetOptions::default()).await;
-            drop(channel);
-            let Some(got) = got.map_err(|error| explain(&tried, &error))? else { return Ok(None) };
-            let (why, queue) = death(&got);
-            let receipt = RabbitReceipt { queue: self.clone(), name: queue.clone(), acker: Some(got.acker.clone()) };
-            match self.open(&got) {
-                Opened::Message(message) => {
-                    self.read_lanes().await?;
-                    let lane = self.known().lanes.get(&queue).cloned().unwrap_or_else(|| {
-                        let target = message.targets[0].place.home.end().clone();
-                        Lane::anonymous(message.source.home.end().clone(), target)
-                    });
-                    return Ok(Some(Dead::new(lane, *message, why, Box::new(receipt))));
-                }
-                Opened::Newer(_) => receipt.move_to(&self.retry_address(&queue, NEWER), &got.data, None).await?,
-                Opened::Refused(reason) => self.refuse(receipt, &got.data, reason).await?,
+        let live = self.0.taking.live().await?;
+        while let Some(got) = live.get(DEAD, &tried).await? {
+            // The key under which it was published is kept: its lane's queue.
+            let name = got.routing_key.to_string();
+            let why = format!("{} in {name}", death(&got, &name));
+            let receipt = RabbitReceipt { queue: self.clone(), name: name.clone(), acker: Some(got.acker.clone()) };
+            if let Some((message, receipt)) = self.sort_out(&got, receipt).await? {
+                self.read_lanes().await?;
+                let lane = self.known().lanes.get(&name).cloned().unwrap_or_else(|| {
+                    let target = message.targets[0].place.home.end().clone();
+                    Lane::anonymous(message.source.home.end().clone(), target)
+                });
+                return Ok(Some(Dead::new(lane, message, why, Box::new(receipt))));
             }
         }
+        Ok(None)
+    }
+
+    /// Gives the message, if it is a task's. Any other is put where it belongs.
+    async fn sort_out(
+        &self,
+        got: &BasicGetMessage,
+        receipt: RabbitReceipt,
+    ) -> Result<Option<(Message, RabbitReceipt)>> {
+        match self.open(got) {
+            Opened::Message(message) => return Ok(Some((*message, receipt))),
+            Opened::Newer(version) => {
+                self.note_newer(version);
+                let address = self.retry_address(&receipt.name, NEWER);
+                receipt.move_to(&address, &got.data, None).await?;
+            }
+            Opened::Refused(reason) => {
+                let reason = printable(&reason).into_owned();
+                self.note_refusal(format!("a message was refused: {reason}"));
+                receipt.move_to(&Address::Refused, &got.data, Some(&reason)).await?;
+            }
+        }
+        Ok(None)
     }
 
     fn open(&self, got: &BasicGetMessage) -> Opened {
@@ -152,18 +191,17 @@ impl RabbitQueue {
         }
     }
 
-    async fn refuse(&self, receipt: RabbitReceipt, body: &[u8], reason: String) -> Result<()> {
-        let reason = printable(&reason).into_owned();
-        self.note_refusal(format!("a message was refused: {reason}"), true);
-        let address = Address { exchange: String::new(), key: REFUSED.to_owned() };
-        receipt.move_to(&address, body, Some(&reason)).await
+    fn note_refusal(&self, what: String) {
+        tracing::warn!("{what}");
+        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused = (refused.0 + 1, Some(what));
     }
 
-    fn note_refusal(&self, what: String, counts: bool) {
-        tracing::warn!("{what}");
-        if counts {
-            let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            *refused = (refused.0 + 1, Some(what));
+    /// Says once of each version that it is not known here.
+    fn note_newer(&self, version: u64) {
+        let is_new = self.known().newer.replace(version) != Some(version);
+        if is_new {
+            tracing::warn!("messages of version {version} are left for a newer worker");
         }
     }
 
@@ -171,17 +209,23 @@ impl RabbitQueue {
     fn retry_address(&self, queue: &str, wait: Duration) -> Address {
         let delays = &self.0.settings.retry_delays;
         let delay = delays.iter().find(|delay| **delay >= wait).unwrap_or(&delays[delays.len() - 1]);
-        Address { exchange: topology::retry_queue(*delay), key: queue.to_owned() }
+        Address::Retry { queue: topology::retry_queue(*delay), lane: queue.to_owned() }
     }
 }
 
-/// Why a message is dead, and from which queue.
-fn death(got: &BasicGetMessage) -> (String, String) {
-    let headers = got.properties.headers().as_ref().map(|headers| headers.inner().clone()).unwrap_or_default();
-    let text = |name: &str| headers.get(name).and_then(as_text);
-    let reason = text("x-first-death-reason").unwrap_or_else(|| "dead".to_owned());
-    let queue = text("x-first-death-queue").unwrap_or_else(|| got.routing_key.to_string());
-    (format!("{reason} in {queue}"), queue)
+/// Why a message died in a queue: `delivery_limit`, `rejected`. It may have been in others before, where its time was over.
+fn death(got: &BasicGetMessage, queue: &str) -> String {
+    let headers = got.properties.headers().as_ref();
+    let deaths = match headers.and_then(|headers| headers.inner().get("x-death")) {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
+        _ => &[],
+    };
+    let of_queue = deaths.iter().find_map(|death| {
+        let AMQPValue::FieldTable(death) = death else { return None };
+        let word = |name: &str| death.inner().get(name).and_then(as_text);
+        word("queue").filter(|name| name == queue).and(word("reason"))
+    });
+    of_queue.unwrap_or_else(|| "dead".to_owned())
 }
 
 fn as_text(value: &AMQPValue) -> Option<String> {
@@ -229,7 +273,7 @@ impl Receipt for RabbitReceipt {
     /// Published anew rather than given back, which would count as a delivery that failed.
     async fn give_back(self: Box<Self>, message: Message, after: Duration) -> Result<()> {
         let address = match after.is_zero() {
-            true => Address { exchange: WORK.to_owned(), key: self.name.clone() },
+            true => Address::Lane(self.name.clone()),
             false => self.queue.retry_address(&self.name, after),
         };
         (*self).move_to(&address, &message.encode(), None).await

@@ -21,6 +21,8 @@ pub(super) const REFUSED: &str = "sync.refused";
 const DELIVERIES: i32 = 20;
 /// The most messages that wait for their time, of each wait.
 const RETRIES: i32 = 1_000_000;
+/// The most messages that wait for a coordinator to see to them.
+const DEATHS: i32 = 100_000;
 /// The most messages that are kept for people to look at.
 const KEPT: i32 = 10_000;
 /// A broker takes names of up to 255 bytes.
@@ -33,6 +35,11 @@ pub(super) fn queue_of(lane: &Lane) -> String {
         true => name,
         false => format!("w.{}", &Digest::sha256(name.as_bytes()).hex()[..40]),
     }
+}
+
+/// Whether a queue is a lane's.
+pub(super) fn is_of_lane(queue: &str) -> bool {
+    queue.starts_with("w.")
 }
 
 /// The name of the queue of messages that wait for so long: `sync.retry.10s`, `sync.retry.5m`.
@@ -57,6 +64,12 @@ fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
+/// The queues that are not a lane's.
+pub(super) fn standing(settings: &RabbitSettings) -> Vec<String> {
+    let retries = settings.retry_delays.map(retry_queue);
+    [DEAD.to_owned(), REFUSED.to_owned()].into_iter().chain(retries).collect()
+}
+
 /// Declares all that is not a lane's.
 pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lapin::Result<()> {
     let exchange = |name: &str, kind| {
@@ -65,7 +78,9 @@ pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lap
     };
     exchange(WORK, ExchangeKind::Direct).await?;
     exchange(DEAD, ExchangeKind::Fanout).await?;
-    declare_queue(channel, DEAD, quorum(&[])).await?;
+    // Full, it leaves what died where it was.
+    let dead = [("x-max-length", AMQPValue::LongInt(DEATHS)), ("x-overflow", text("reject-publish"))];
+    declare_queue(channel, DEAD, quorum(&dead)).await?;
     bind(channel, DEAD, DEAD, "").await?;
     let kept = [("x-max-length", AMQPValue::LongInt(KEPT)), ("x-overflow", text("drop-head"))];
     declare_queue(channel, REFUSED, quorum(&kept)).await?;

@@ -1,0 +1,317 @@
+//! What a broker does to those who use it, and what they make of it.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use imgsync_common::error::{Class, Error};
+use imgsync_common::queue::{Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
+use imgsync_tests::RabbitMq;
+use imgsync_tests::relay::Relay;
+use imgsync_tests::servers::free_port;
+use imgsync_tests::tls::Authority;
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{block, connect, index, is_silent, only, publish, roster, settings, take, until};
+use crate::store::secret;
+
+/// Takes all that comes until told to stop, and says what it was.
+async fn take_all(queue: RabbitQueue, stop: CancellationToken) -> Vec<(String, u32)> {
+    let mut done = Vec::new();
+    loop {
+        match queue.take(&Lanes::All, &stop).await {
+            Ok(Some(delivery)) => {
+                // As long as a small task takes.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let what = (delivery.lane.to_string(), index(&delivery.message));
+                delivery.acknowledge().await.unwrap();
+                done.push(what);
+            }
+            Ok(None) => return done,
+            Err(error) => {
+                assert_eq!(error.class(), Class::Unreachable, "{error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_killed_loses_nothing_that_it_confirmed() {
+    let mut broker = RabbitMq::start();
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let (first, second) = (block("gcr.io", 500), block("quay.io", 100));
+    publish(&queue, &first).await;
+    let held = take(&queue, &Lanes::All).await;
+    let stop = CancellationToken::new();
+    let takers: Vec<_> = (0..4).map(|_| tokio::spawn(take_all(queue.clone(), stop.clone()))).collect();
+    let lanes = [first[0].0.clone(), second[0].0.clone()];
+    until("some are taken", async || queue.waiting(&lanes).await.unwrap()[0] < 490).await;
+
+    tokio::task::block_in_place(|| {
+        broker.settle();
+        broker.kill();
+    });
+    let began = Instant::now();
+    let error = queue.publish(&second).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unreachable, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5), "it says so at once: {:?}", began.elapsed());
+    // Too late: it comes again.
+    let again = index(&held.message);
+    held.acknowledge().await.unwrap();
+
+    tokio::task::block_in_place(|| broker.start_again());
+    publish(&queue, &second).await;
+    until("all are taken", async || queue.waiting(&lanes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
+    // The same without a restart: the broker ends all connections.
+    let third = block("mcr.example", 50);
+    publish(&queue, &third).await;
+    tokio::task::block_in_place(|| broker.ctl(&["close_all_connections", "bye"]));
+    let fourth = block("ghcr.example", 50);
+    publish(&queue, &fourth).await;
+    let lanes = [third[0].0.clone(), fourth[0].0.clone()];
+    until("these, too", async || queue.waiting(&lanes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
+    assert!(queue.is_alive().await);
+
+    stop.cancel();
+    let mut done = BTreeSet::new();
+    for taker in takers {
+        done.extend(taker.await.unwrap());
+    }
+    // What a taker held when it was told to stop it has acknowledged.
+    assert_eq!(done.len(), 700);
+    assert!(done.contains(&(first[0].0.to_string(), again)));
+    assert!(is_silent(&queue, &Lanes::All).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_cannot_be_heard_is_given_up_and_found_again() {
+    let broker = RabbitMq::start();
+    let relay = Relay::start(&format!("127.0.0.1:{}", broker.port())).await;
+    let url = format!("amqp://guest:guest@{}/%2f?heartbeat=2", relay.host());
+    let queue = connect(&url, settings()).await.unwrap();
+    let block = block("gcr.io", 2);
+    publish(&queue, &block).await;
+    let held = take(&queue, &Lanes::All).await;
+    assert!(queue.is_alive().await);
+
+    relay.freeze(true);
+    let began = Instant::now();
+    let error = queue.publish(&block[..1]).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unreachable, "{error}");
+    let error = queue.take(&Lanes::All, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unreachable, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert!(!queue.is_alive().await);
+    // Who is told to stop does not wait for it.
+    let told = CancellationToken::new();
+    told.cancel();
+    let began = Instant::now();
+    assert!(queue.take(&Lanes::All, &told).await.map_or(true, |taken| taken.is_none()));
+    assert!(began.elapsed() < Duration::from_secs(3));
+
+    relay.cut_all();
+    relay.freeze(false);
+    let mut seen = BTreeSet::new();
+    while seen.len() < 2 {
+        let delivery = take(&queue, &Lanes::All).await;
+        seen.insert(index(&delivery.message));
+        delivery.acknowledge().await.unwrap();
+    }
+    held.acknowledge().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_for_too_long_is_delivered_again() {
+    let broker = RabbitMq::start_with("consumer_timeout = 2000\n");
+    tokio::task::block_in_place(|| broker.ctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]));
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let (slow, other) = (block("slow.example", 1), block("other.example", 2));
+    publish(&queue, &slow).await;
+    publish(&queue, &other).await;
+    let held = take(&queue, &only(&slow)).await;
+    let again = take(&queue, &only(&slow)).await;
+    assert!(again.redelivered);
+    assert!(broker.log().contains("timed out"), "the broker has ended the channel");
+    held.acknowledge().await.unwrap();
+    again.acknowledge().await.unwrap();
+    assert!(is_silent(&queue, &only(&slow)).await);
+    for _ in 0..2 {
+        let delivery = take(&queue, &only(&other)).await;
+        assert!(!delivery.redelivered);
+        delivery.acknowledge().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
+    let broker = RabbitMq::start();
+    let patient = connect(&broker.url(), settings()).await.unwrap();
+    let short = RabbitSettings { confirm_within: Duration::from_secs(2), ..settings() };
+    let queue = RabbitQueue::connect(&secret(&broker.url()), roster().await, short).await.unwrap();
+    let (before, later) = (block("gcr.io", 3), block("quay.io", 3));
+    publish(&queue, &before).await;
+    let held = take(&queue, &Lanes::All).await;
+    tokio::task::block_in_place(|| broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]));
+    until("the alarm is on", async || broker.log().contains("resource limit alarm set")).await;
+
+    let error = queue.publish(&later).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unreachable);
+    assert!(error.to_string().contains("short of memory"), "{error}");
+    assert!(error.advice().unwrap().contains("rabbitmq-diagnostics"), "{error}");
+    let waits = tokio::spawn({
+        let (patient, later) = (patient.clone(), later.clone());
+        async move { patient.publish(&later).await }
+    });
+    let began = Instant::now();
+    held.acknowledge().await.unwrap();
+    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    until("they arrive", async || queue.waiting(&[before[0].0.clone()]).await.unwrap() == [1]).await;
+    // What cannot be put elsewhere comes back by itself.
+    let kept = take(&queue, &Lanes::All).await;
+    assert_eq!(kept.give_back().await.unwrap_err().class(), Class::Unreachable);
+    let kept = take(&queue, &Lanes::All).await;
+    assert!(kept.redelivered);
+    assert!(!waits.is_finished());
+
+    tokio::task::block_in_place(|| broker.ctl(&["set_vm_memory_high_watermark", "0.8"]));
+    let published = tokio::time::timeout(Duration::from_secs(30), waits).await.expect("it goes on").unwrap().unwrap();
+    assert!(published.refused.is_empty());
+    kept.give_back().await.unwrap();
+}
+
+/// All that an error shows.
+fn shown(error: &Error) -> String {
+    let text = format!("{error} {error:?} {}", error.advice().unwrap_or_default());
+    assert!(!text.contains("hunter2"), "{text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_the_way_to_the_broker_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let identity = authority.server(&["localhost"]);
+    let at = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let tls = free_port();
+    let broker = RabbitMq::start_with(&format!(
+        "listeners.ssl.1 = 0.0.0.0:{tls}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+         ssl_options.cacertfile = {}\nssl_options.verify = verify_none\n",
+        at("cert.pem", &identity.certificate_pem),
+        at("key.pem", &identity.key_pem),
+        at("ca.pem", authority.pem()),
+    ));
+    tokio::task::block_in_place(|| {
+        broker.ctl(&["add_user", "limited", "hunter2"]);
+        broker.ctl(&["set_permissions", "limited", "^$", "^$", "^$"]);
+    });
+    let plain = broker.port();
+    let fails = async |url: String, ca: Option<String>| {
+        let error = connect(&url, RabbitSettings { ca, ..settings() }).await.unwrap_err();
+        assert!(shown(&error).contains("127.0.0.") || shown(&error).contains("localhost"), "{error}");
+        error
+    };
+
+    let error = fails(format!("amqp://guest:hunter2@127.0.0.1:{}/", free_port()), None).await;
+    assert_eq!(error.class(), Class::Unreachable, "{error}");
+    assert!(shown(&error).contains("RabbitMQ is running"), "{error:?}");
+    let error = fails(format!("amqp://guest:hunter2@127.0.0.1:{plain}/%2f"), None).await;
+    assert_eq!(error.class(), Class::Denied, "{error}");
+    assert!(shown(&error).contains("password"), "{error:?}");
+    let error = fails(format!("amqp://guest:guest@127.0.0.1:{plain}/nowhere"), None).await;
+    assert_eq!(error.class(), Class::Denied, "{error}");
+    assert!(shown(&error).contains("virtual host"), "{error:?}");
+    let error = fails(format!("amqp://limited:hunter2@127.0.0.1:{plain}/%2f"), None).await;
+    assert_eq!(error.class(), Class::Denied, "{error}");
+    assert!(shown(&error).contains("configure"), "{error:?}");
+
+    let other = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = other.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        if let Ok((mut stream, _)) = other.accept() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let error = fails(format!("amqp://guest:hunter2@127.0.0.1:{port}/"), None).await;
+    assert!(shown(&error).contains("port"), "{error:?}");
+
+    let error = fails(format!("amqps://guest:guest@localhost:{tls}/%2f"), None).await;
+    assert_eq!(error.class(), Class::Insecure, "{error}");
+    assert!(shown(&error).contains("ca: FILE"), "{error:?}");
+    let ca = Some(authority.pem().to_owned());
+    let error = fails(format!("amqps://guest:guest@127.0.0.2:{tls}/%2f"), ca.clone()).await;
+    assert_eq!(error.class(), Class::Insecure, "another name than the certificate's: {error}");
+    for wrong in
+        [format!("amqps://guest:guest@localhost:{plain}/%2f"), format!("amqp://guest:guest@localhost:{tls}/%2f")]
+    {
+        assert!(shown(&fails(wrong, ca.clone()).await).contains("port"));
+    }
+    let settled = RabbitSettings { ca, ..settings() };
+    let queue = connect(&format!("amqps://guest:guest@localhost:{tls}/%2f"), settled).await.unwrap();
+    assert!(!format!("{queue:?}").contains("guest:guest"), "{queue:?}");
+    let block = block("gcr.io", 1);
+    publish(&queue, &block).await;
+    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_with_other_arguments_is_named_and_stops_its_lane_alone() {
+    let broker = RabbitMq::start();
+    let roster = roster().await;
+    let (theirs, ours) = (block("theirs.example", 1), block("ours.example", 2));
+    let other = RabbitSettings { lane_length: 7, ..settings() };
+    let other = RabbitQueue::connect(&secret(&broker.url()), roster.clone(), other).await.unwrap();
+    publish(&other, &theirs).await;
+    let queue = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
+    publish(&queue, &ours).await;
+
+    let never = CancellationToken::new();
+    let error = queue.take(&only(&theirs), &never).await.unwrap_err();
+    assert_eq!(error.class(), Class::Invalid, "{error}");
+    let error = queue.publish(&theirs).await.unwrap_err();
+    assert_eq!(error.class(), Class::Invalid, "{error}");
+    assert!(error.to_string().contains(&format!("w.{}", theirs[0].0)), "{error}");
+    assert!(error.advice().unwrap().contains("delete it"), "{error:?}");
+    let held = take(&queue, &Lanes::All).await;
+    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+    held.acknowledge().await.unwrap();
+    assert!(is_silent(&queue, &only(&ours)).await, "what was held was not delivered again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_does_not_answer_holds_up_no_other_and_is_asked_again() {
+    let broker = RabbitMq::start();
+    let settled = RabbitSettings { confirm_within: Duration::from_secs(2), ..settings() };
+    let queue = connect(&broker.url(), settled).await.unwrap();
+    let (dumb, other) = (block("dumb.example", 2), block("other.example", 20));
+    publish(&queue, &dumb[..1]).await;
+    publish(&queue, &other).await;
+    let name = format!("w.{}", dumb[0].0);
+    tokio::task::block_in_place(|| broker.suspend(&name, true));
+
+    let error = queue.publish(&dumb[1..]).await.unwrap_err();
+    assert!(error.to_string().contains(&name), "{error}");
+    assert!(error.advice().unwrap().contains("quorum_status"), "{error:?}");
+    // At most one answer is waited for once.
+    let began = Instant::now();
+    for _ in 0..20 {
+        let delivery = take(&queue, &Lanes::All).await;
+        assert_eq!(delivery.lane, other[0].0);
+        delivery.acknowledge().await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(queue.is_alive().await);
+
+    tokio::task::block_in_place(|| broker.suspend(&name, false));
+    let mut seen = BTreeSet::new();
+    while seen.len() < 2 {
+        let delivery = take(&queue, &Lanes::All).await;
+        seen.insert(index(&delivery.message));
+        delivery.acknowledge().await.unwrap();
+    }
+}

@@ -1,0 +1,190 @@
+//! What a message must be to be worked on, and where it goes otherwise; queues that are gone.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::{BatchId, Lane, SigningKey};
+use imgsync_common::queue::contract::message;
+use imgsync_common::queue::{Dead, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
+use imgsync_common::secret::Secret;
+use imgsync_tests::RabbitMq;
+use lapin::types::FieldTable;
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{Aside, PATIENCE, block, connect, index, is_silent, only, publish, roster, settings, take};
+use crate::store::secret;
+
+fn keyed(key: &str) -> RabbitSettings {
+    RabbitSettings { key: Some(SigningKey::new(&Secret::new(key))), ..settings() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
+    let broker = RabbitMq::start();
+    let url = broker.url();
+    let roster = roster().await;
+    let with = async |settings| RabbitQueue::connect(&secret(&url), roster.clone(), settings).await.unwrap();
+    let (ours, theirs, nobodys) = (with(keyed("ours")).await, with(keyed("theirs")).await, with(settings()).await);
+    let block = block("gcr.io", 3);
+    publish(&ours, &block[..1]).await;
+    publish(&theirs, &block[1..2]).await;
+    publish(&nobodys, &block[2..]).await;
+
+    let mine = take(&ours, &Lanes::All).await;
+    assert_eq!(mine.message, block[0].1);
+    // What comes back after a wait is still signed.
+    mine.give_back_after(Duration::from_millis(300)).await.unwrap();
+    let again = take(&ours, &Lanes::All).await;
+    assert_eq!(again.message, block[0].1);
+    again.acknowledge().await.unwrap();
+    assert!(is_silent(&ours, &Lanes::All).await);
+    let (number, why) = ours.refused();
+    assert_eq!(number, 2);
+    assert!(why.as_ref().unwrap().contains("cluster.key"), "{why:?}");
+
+    // Put back by hand, they are refused again: nothing that refuses them makes them ours.
+    let aside = Aside::new(&url).await;
+    let mut reasons = BTreeSet::new();
+    for _ in 0..2 {
+        let (body, headers) = aside.get("sync.refused").await.expect("kept for people to look at");
+        reasons.insert(format!("{:?}", headers.inner().get("reason")));
+        aside.put(&format!("w.{}", block[0].0), &body, headers).await;
+    }
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert!(is_silent(&ours, &Lanes::All).await);
+    assert_eq!(ours.refused().0, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
+    let broker = RabbitMq::start();
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let block = block("gcr.io", 1);
+    publish(&queue, &block).await;
+    let lane = format!("w.{}", block[0].0);
+    let aside = Aside::new(&broker.url()).await;
+    let newer = br#"{"version":2,"all":"new"}"#;
+    aside.put(&lane, b"\x1b[31m garbage", FieldTable::default()).await;
+    aside.put(&lane, newer, FieldTable::default()).await;
+
+    let delivery = take(&queue, &Lanes::All).await;
+    assert_eq!(delivery.message, block[0].1);
+    delivery.acknowledge().await.unwrap();
+    assert!(is_silent(&queue, &Lanes::All).await);
+    let (number, why) = queue.refused();
+    assert_eq!(number, 1, "the newer one is not refused: {why:?}");
+    let (body, headers) = aside.get("sync.refused").await.unwrap();
+    assert_eq!(body, b"\x1b[31m garbage");
+    assert!(headers.inner().contains_key("reason"));
+    // It waits for its time, as long as it is not for us.
+    let (body, _) = aside.get("sync.retry.10s").await.expect("the longest of the waits here");
+    assert_eq!(body, newer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_that_are_deleted_come_back_and_other_lanes_notice_nothing() {
+    let broker = RabbitMq::start();
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let aside = Aside::new(&broker.url()).await;
+    let (gone, kept) = (block("gone.example", 3), block("kept.example", 2));
+    publish(&queue, &gone).await;
+    publish(&queue, &kept).await;
+    let held = take(&queue, &only(&kept)).await;
+    let lost = take(&queue, &only(&gone)).await;
+
+    aside.delete(&format!("w.{}", gone[0].0)).await;
+    // Those who take find it missing, and declare it again.
+    assert!(is_silent(&queue, &only(&gone)).await);
+    lost.acknowledge().await.unwrap();
+    // Unroutable is noticed by those who publish.
+    aside.delete(&format!("w.{}", gone[0].0)).await;
+    publish(&queue, &gone).await;
+    assert_eq!(queue.waiting(&[gone[0].0.clone(), kept[0].0.clone()]).await.unwrap(), [3, 1]);
+
+    // The delivery that was held meanwhile has kept its channel.
+    assert_eq!(index(&held.message), 0);
+    held.acknowledge().await.unwrap();
+    let other = take(&queue, &only(&kept)).await;
+    assert_eq!((index(&other.message), other.redelivered), (1, false));
+    assert!(is_silent(&queue, &only(&kept)).await, "nothing came back");
+
+    // The others, too.
+    for name in ["sync.dead", "sync.refused", "sync.retry.300ms"] {
+        aside.delete(name).await;
+    }
+    other.give_back_after(Duration::from_millis(300)).await.unwrap();
+    let again = take(&queue, &only(&kept)).await;
+    assert_eq!(index(&again.message), 1);
+    again.acknowledge().await.unwrap();
+    assert!(queue.take_dead(&CancellationToken::new()).await.unwrap().is_none());
+    aside.put(&format!("w.{}", kept[0].0), b"garbage", FieldTable::default()).await;
+    assert!(is_silent(&queue, &only(&kept)).await);
+    assert!(aside.get("sync.refused").await.is_some());
+    assert_eq!(queue.waiting(&[message("never.example", BatchId::generate(), 0).0]).await.unwrap(), [0]);
+    aside.0.close(200, "done".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_delivered_too_often_is_dead_and_given_to_a_coordinator() {
+    let broker = RabbitMq::start();
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let never = CancellationToken::new();
+    // A lane with a credential, which its message does not tell.
+    let (lane, message) = message("gcr.io", BatchId::generate(), 0);
+    let lane = Lane { target_credential: Some("robot".into()), ..lane };
+    publish(&queue, &[(lane.clone(), message.clone())]).await;
+    // It had to wait once: that its time there was over is no reason to be dead.
+    take(&queue, &Lanes::All).await.give_back_after(Duration::from_millis(300)).await.unwrap();
+    for delivery in 0..=20 {
+        assert!(queue.take_dead(&never).await.unwrap().is_none());
+        let taken = take(&queue, &Lanes::All).await;
+        assert_eq!(taken.redelivered, delivery > 0);
+        drop(taken);
+    }
+    assert!(is_silent(&queue, &Lanes::All).await, "nobody gets it any more");
+
+    let dead = queue.take_dead(&never).await.unwrap().expect("given up on");
+    assert_eq!((&dead.lane, &dead.message), (&lane, &message));
+    assert!(dead.why.contains("delivery_limit") && dead.why.contains(&lane.to_string()), "{}", dead.why);
+    // Dropped, it is given again; put back, it is as fresh as any.
+    drop(dead);
+    let dead = until_dead(&queue).await;
+    publish(&queue, &[(dead.lane.clone(), dead.message.clone())]).await;
+    dead.acknowledge().await.unwrap();
+    let taken = take(&queue, &Lanes::All).await;
+    assert_eq!((&taken.lane, &taken.message, taken.redelivered), (&lane, &message, false));
+    taken.acknowledge().await.unwrap();
+
+    // What makes no sense is for people, not for coordinators.
+    Aside::new(&broker.url()).await.put("sync.dead", b"garbage", FieldTable::default()).await;
+    assert!(queue.take_dead(&never).await.unwrap().is_none());
+    assert_eq!(queue.refused().0, 1);
+}
+
+async fn until_dead(queue: &RabbitQueue) -> Dead {
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        if let Some(dead) = queue.take_dead(&CancellationToken::new()).await.unwrap() {
+            return dead;
+        }
+        assert!(Instant::now() < limit, "nothing is dead");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_the_store_has_forgotten_is_found_again() {
+    let broker = RabbitMq::start();
+    let (roster, emptied) = (roster().await, roster().await);
+    let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
+    // What was published is known to a store that has lost it since.
+    let before = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
+    let block = block("gcr.io", 1);
+    publish(&before, &block).await;
+    let worker = RabbitQueue::connect(&secret(&broker.url()), emptied, settings()).await.unwrap();
+    assert!(is_silent(&worker, &Lanes::All).await);
+    assert_eq!(coordinator.waiting(&[block[0].0.clone()]).await.unwrap(), [1]);
+    let taken = take(&worker, &Lanes::All).await;
+    assert_eq!(taken.message, block[0].1);
+    taken.acknowledge().await.unwrap();
+}
