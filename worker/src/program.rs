@@ -108,7 +108,9 @@ pub(crate) fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<()> {
     let (config, folder) = read_config(cli.config.as_deref())?;
     let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-    let given = Given { broker: cli.broker, store: cli.store, key };
+    // A variable that is set to nothing names nothing.
+    let named = |url: Option<String>| url.filter(|url| !url.is_empty());
+    let given = Given { broker: named(cli.broker), store: named(cli.store), key };
     let Some(addresses) = Addresses::resolve(config.cluster.as_ref(), &given, &folder)? else {
         let detail = "neither broker nor store is named";
         return Err(Error::new(Class::Invalid, "reading where the cluster is", detail).hint(
@@ -241,7 +243,9 @@ fn logging(debug: bool) {
         "imgsync_common=info,imgsync_worker=info,warn"
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let _ = log.try_init();
 }
 
 #[expect(clippy::print_stderr, reason = "the one place where this program speaks, beside its log")]

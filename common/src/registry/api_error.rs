@@ -13,13 +13,16 @@ const LONGEST_MESSAGE: usize = 300;
 const LONGEST_CODE: usize = 60;
 /// What is looked at of a body, in bytes. A longer JSON document cannot be read and is quoted as a text.
 const LOOKED_AT: usize = 256 * 1024;
+/// What says that a manifest names content that is not there.
+const MISSING: &str = "MANIFEST_BLOB_UNKNOWN";
 /// How many of several errors are quoted.
 const QUOTED_ERRORS: usize = 3;
 
 /// What went wrong, in the server's words. Both texts are safe to print and short.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ApiError {
-    /// The specification's code (`MANIFEST_UNKNOWN`) or what stands in its place; of several errors, the first's.
+    /// The specification's code (`MANIFEST_UNKNOWN`) or what stands in its place; of several errors, the first's, unless one says that
+    /// content is missing.
     pub code: Option<String>,
     /// The message, on one line; empty if the body said nothing.
     pub message: String,
@@ -83,7 +86,8 @@ fn of_several(errors: &[Value]) -> Found {
     let mut found = Found::default();
     for (n, error) in errors.iter().take(QUOTED_ERRORS).enumerate() {
         let error = of_json(error);
-        if n == 0 {
+        // That content is missing tells what to do, whatever else is said of it.
+        if n == 0 || error.code.as_deref() == Some(MISSING) {
             found.code = error.code;
         }
         if error.message.is_empty() || found.message.contains(&error.message) {
@@ -229,6 +233,12 @@ mod tests {
             r#"{"errors":[{"code":"DENIED","message":"denied","detail":"quota exceeded"},{"code":"X","message":"other"}]}"#,
             Some("DENIED"),
             "denied: quota exceeded; other",
+        );
+        // distribution 2.8, while another worker sends it the same blob.
+        check(
+            r#"{"errors":[{"code":"DIGEST_INVALID","message":"a"},{"code":"MANIFEST_BLOB_UNKNOWN","message":"b"}]}"#,
+            Some("MANIFEST_BLOB_UNKNOWN"),
+            "a; b",
         );
         check(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#, Some("UNAUTHORIZED"), "");
     }

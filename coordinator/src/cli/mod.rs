@@ -74,5 +74,7 @@ fn logging(debug: bool) {
     use tracing_subscriber::EnvFilter;
     let default = if debug { "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,warn" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let _ = log.try_init();
 }

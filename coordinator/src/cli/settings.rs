@@ -55,7 +55,9 @@ impl Settings {
             printer.warning(&format!("{name} holds secrets and others can read it: chmod 600 {name}"));
         }
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-        let given = Given { broker: global.broker.clone(), store: global.store.clone(), key };
+        // A variable that is set to nothing names nothing.
+        let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
+        let given = Given { broker: named(&global.broker), store: named(&global.store), key };
         Ok(Settings { config, file: text.map(|_| path), given })
     }
 

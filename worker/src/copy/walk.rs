@@ -18,6 +18,9 @@ use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
 use super::{Copier, Gate, Sums};
 
+/// How often what a target says it misses is brought to it.
+const MISSING_ROUNDS: usize = 3;
+
 /// Children of one index that are walked at once; blobs have a limit of their own.
 const CHILDREN_AT_ONCE: usize = 4;
 /// Indexes within indexes; real ones have two.
@@ -277,13 +280,17 @@ impl Walk {
             ManifestRef::Digest(_) if is_root => self.target.manifest_put_untagged(manifest).await,
             _ => self.target.manifest_put(place, manifest).await,
         };
-        let put = match put().await {
-            Err(error) if error.class() == Class::Incomplete => {
-                self.distrust(manifest).await;
-                self.bring_children_and_blobs(manifest, 0).await?;
-                put().await?
+        let mut rounds = 0;
+        let put = loop {
+            match put().await {
+                // More than once: a registry may for a moment not see a blob that another worker sends it as well.
+                Err(error) if error.class() == Class::Incomplete && rounds < MISSING_ROUNDS => {
+                    rounds += 1;
+                    self.distrust(manifest).await;
+                    self.bring_children_and_blobs(manifest, 0).await?;
+                }
+                put => break put?,
             }
-            put => put?,
         };
         if let Some(subject) = &manifest.parsed().subject
             && !put.subject_kept
