@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use imgsync_common::event::Events;
 use imgsync_common::registry::Client;
-use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Roster as _, SystemClock};
+use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Leases, Roster as _, SystemClock};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +40,8 @@ impl Worker {
     ) -> Worker {
         let store = Arc::new(cluster.store.clone());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let index: Arc<dyn BlobIndex> = store.clone();
-        let copier = Copier::new(client.clone(), Limits::default()).with_index(index);
+        let (index, leases): (Arc<dyn BlobIndex>, Arc<dyn Leases>) = (store.clone(), store.clone());
+        let copier = Copier::new(client.clone(), Limits::default()).among_workers(index, leases, name);
         let settings =
             Settings { name: name.to_owned(), holds_tags_as: name.to_owned(), slots, attempts, others_may_reach: true };
         let serving = Serving::new(allowed);

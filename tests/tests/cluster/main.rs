@@ -3,6 +3,7 @@
 
 mod broker;
 mod fleet;
+mod flight;
 mod messages;
 mod queue;
 mod store;

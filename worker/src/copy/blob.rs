@@ -49,6 +49,11 @@ impl Walk {
             let _ = self.present.set(blob.digest.clone());
             return Ok(self.arrived(blob, Arrival::Reused));
         }
+        // Nor by another worker, if it is worth waiting for. It is let go when the others can know of it.
+        let _held = match is_large(blob) {
+            true => self.known.hold(registry, &blob.digest, &self.context.cancel).await,
+            false => None,
+        };
         let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
         self.known.learn_blob(registry, name, &blob.digest).await;
         let _ = self.present.set(blob.digest.clone());

@@ -4,12 +4,17 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use imgsync_common::batch::{End, Home};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName};
-use imgsync_common::store::BlobIndex;
+use imgsync_common::store::{BlobIndex, LEASE, Leases, Named};
+use rand::Rng as _;
 use tokio::sync::OnceCell;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+/// When to look again at a blob that another worker is moving: between these.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(800));
 /// Entries kept at the most, so that memory does not grow with the number of tags: two generations of half as many.
 const CAPACITY: usize = 100_000;
 
@@ -22,6 +27,8 @@ pub(crate) struct Known {
     state: Mutex<State>,
     /// What other processes, and earlier ones, have learnt of blobs.
     index: Option<Arc<dyn BlobIndex>>,
+    /// Who moves what, and under which name this process does.
+    leases: Option<(Arc<dyn Leases>, Arc<str>)>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +49,11 @@ impl Known {
     /// What is known to this process, and to others through an index.
     pub(crate) fn shared(index: Arc<dyn BlobIndex>) -> Known {
         Known { index: Some(index), ..Known::default() }
+    }
+
+    /// The same, where others work at the same time: what is moved by one is waited for by all.
+    pub(crate) fn among_workers(index: Arc<dyn BlobIndex>, leases: Arc<dyn Leases>, holder: &str) -> Known {
+        Known { index: Some(index), leases: Some((leases, holder.into())), ..Known::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -112,6 +124,34 @@ impl Known {
         self.state().manifests.remove(&(registry.clone(), repository.clone(), digest.clone()));
     }
 
+    /// Waits until no other worker is moving the blob to the registry, or one has done so: then it need not be held. Holding
+    /// it tells the others to wait. A store that does not answer keeps nobody: to move a blob twice does no harm.
+    pub(crate) async fn hold(
+        &self,
+        registry: &RegistryName,
+        digest: &Digest,
+        cancel: &CancellationToken,
+    ) -> Option<HeldBlob> {
+        let (index, (leases, holder)) = (self.index.as_ref()?, self.leases.as_ref()?);
+        let end = End::Registry(registry.clone());
+        let name = format!("blob:{registry}/{digest}");
+        loop {
+            let homes = index.blob_homes(&end, std::slice::from_ref(digest)).await.ok()?;
+            if homes.into_iter().flatten().next().is_some() {
+                return None;
+            }
+            match leases.acquire(&name, holder, LEASE).await.ok()? {
+                Named::Yours { .. } => return Some(HeldBlob::keep(leases.clone(), name, holder.clone())),
+                Named::Others { .. } => {}
+            }
+            let pause = rand::rng().random_range(LOOK_AGAIN.0..LOOK_AGAIN.1);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return None,
+            }
+        }
+    }
+
     /// Waits until nobody else in this process is moving the blob to the registry, and keeps others waiting until the
     /// guard is dropped. Never take a second one while holding one.
     pub(crate) async fn flight(&self, registry: &RegistryName, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
@@ -124,6 +164,30 @@ impl Known {
             state.flights.entry((registry.clone(), digest.clone())).or_default().clone()
         };
         lock.lock_owned().await
+    }
+}
+
+/// A blob that this worker is moving, for others to know; until it is dropped.
+pub(crate) struct HeldBlob {
+    _ends: DropGuard,
+}
+
+impl HeldBlob {
+    fn keep(leases: Arc<dyn Leases>, name: String, holder: Arc<str>) -> HeldBlob {
+        let over = CancellationToken::new();
+        let ends = over.clone().drop_guard();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = over.cancelled() => break,
+                    // One that is lost meanwhile is another's upload as well, and no harm.
+                    () = tokio::time::sleep(LEASE / 4) => drop(leases.acquire(&name, &holder, LEASE).await),
+                }
+            }
+            // A lease that is not let go runs out.
+            let _ = leases.release(&name, &holder).await;
+        });
+        HeldBlob { _ends: ends }
     }
 }
 

@@ -19,7 +19,7 @@ use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
 use imgsync_common::registry::{Client, Context, ManifestRef, Tally, Traffic};
 use imgsync_common::retry::{self, Budget};
-use imgsync_common::store::BlobIndex;
+use imgsync_common::store::{BlobIndex, Leases};
 
 pub use ends::Location;
 pub use survey::Survey;
@@ -219,6 +219,12 @@ impl Copier {
     /// The same, which shares with other processes what is known of blobs at the targets.
     pub fn with_index(self, index: Arc<dyn BlobIndex>) -> Copier {
         Copier { known: Arc::new(Known::shared(index)), ..self }
+    }
+
+    /// The same, among other workers under this name, of this process alone: a large blob that several want is moved by
+    /// one, and mounted by the others.
+    pub fn among_workers(self, index: Arc<dyn BlobIndex>, leases: Arc<dyn Leases>, name: &str) -> Copier {
+        Copier { known: Arc::new(Known::among_workers(index, leases, name)), ..self }
     }
 
     /// The same, which gives images another time.

@@ -1,0 +1,109 @@
+//! A blob that several workers want is moved by one (fault rows 26 to 29).
+
+use std::time::Duration;
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match, MountPolicy};
+use imgsync_tests::images::{Image, Layer};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Images in so many repositories, all with the same large layer.
+fn fill(source: &FaultRegistry, repositories: usize, tags: usize, size: u64) -> (Vec<(String, String, Image)>, String) {
+    let image = |tag| {
+        let image = Image::single(&format!("flight-{tag}"));
+        image.layer(Layer::Shared("large".into(), size)).layer(Layer::File(300)).build()
+    };
+    let made: Vec<Image> = (0..tags).map(image).collect();
+    let mut images = Vec::new();
+    for repository in 0..repositories {
+        for (tag, image) in made.iter().enumerate() {
+            let image = image.clone();
+            let (repository, tag) = (format!("r{repository:02}"), format!("v{tag}"));
+            source.push(&repository, &tag, &image);
+            images.push((repository, tag, image));
+        }
+    }
+    let large = images[0].2.largest_blob();
+    (images, large)
+}
+
+fn rules(source: &FaultRegistry, target: &FaultRegistry) -> String {
+    format!("defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/**\n", target.host(), source.host())
+}
+
+/// Whole uploads of a blob.
+fn uploads(target: &FaultRegistry, digest: &str) -> usize {
+    let puts = target.requests_of(Kind::UploadPut);
+    let whole = puts.iter().filter(|put| put.status.is_some_and(|status| status == 201));
+    whole.filter(|put| put.parameter("digest").as_deref() == Some(digest)).count()
+}
+
+fn reads(source: &FaultRegistry, digest: &str) -> u64 {
+    source.count_where(|request| request.kind == Kind::BlobGet && request.reference.as_deref() == Some(digest))
+}
+
+#[tokio::test]
+async fn a_layer_of_200_images_in_50_repositories_leaves_the_source_once() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (images, large) = fill(&source, 50, 4, 64 << 20);
+    let _workers = cluster.workers(4, 4).await;
+    let json = cluster.imgsync(&rules(&source, &target)).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/copied"), 200, "{json}");
+    assert_eq!((reads(&source, &large), uploads(&target, &large)), (1, 1));
+    for (repository, tag, image) in &images {
+        target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_killed_at_a_layer_that_all_wait_for_is_followed_by_another() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (images, large) = fill(&source, 8, 2, 4 << 20);
+    // The first upload stands still until its worker is killed.
+    source.on(Match::kind(Kind::BlobGet).reference(&large)).times(1).act(Action::StallAfter { bytes: 1 << 20 });
+    let workers = cluster.workers(3, 4).await;
+    let program = cluster.imgsync(&rules(&source, &target)).args(["run", "--json"]);
+    let mut run = program.spawn();
+    source.wait_until(|source| reads(source, &large) == 1, PATIENCE).await;
+    // Who moves it has an upload open: the one of the three whose connection to the source goes on. Each is asked.
+    let holder = cluster.store.command(&["HGET", &format!("imgsync:lk:blob:{}/{large}", target.host()), "holder"]);
+    let name = holder.lines().nth(1).expect("somebody holds it").to_owned();
+    let worker = workers.iter().find(|worker| name.contains(&format!("-{}-", worker.pid()))).expect("one of ours");
+    worker.signal(imgsync_tests::program::Signal::KILL);
+    let output = tokio::time::timeout(PATIENCE, run.wait()).await.expect("another goes on").assert_code(0);
+    assert_eq!(number(&output.json(), "/counts/copied"), 16);
+    assert_eq!((reads(&source, &large), uploads(&target, &large)), (2, 1));
+    for (repository, tag, image) in &images {
+        target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+}
+
+#[tokio::test]
+async fn a_target_without_mounts_or_that_lost_a_blob_has_it_sent_again() {
+    let cluster = Cluster::start();
+    let source = FaultRegistry::start().await;
+    let (images, large) = fill(&source, 3, 1, 2 << 20);
+    let _workers = cluster.workers(2, 2).await;
+    for mounts in [MountPolicy::Ignore, MountPolicy::Mount] {
+        let target = FaultRegistry::builder().mounts(mounts).start().await;
+        let json = cluster.imgsync(&rules(&source, &target)).args(["run", "--json"]).run().await.assert_code(0).json();
+        assert_eq!(number(&json, "/counts/copied"), 3, "{json}");
+        if mounts == MountPolicy::Ignore {
+            assert_eq!(uploads(&target, &large), 3, "once for each repository");
+            continue;
+        }
+        // What the index believes in is gone from the target; it is asked for, not found, and sent once.
+        images.iter().for_each(|(repository, ..)| target.delete_repository(&format!("m/{repository}")));
+        target.clear_requests();
+        let program = cluster.imgsync(&rules(&source, &target)).args(["run", "--force", "--json"]);
+        let json = program.run().await.assert_code(0).json();
+        assert_eq!(number(&json, "/counts/copied"), 3, "{json}");
+        for (repository, tag, image) in &images {
+            target.assert_holds(&format!("m/{repository}"), tag, image);
+        }
+        assert!(uploads(&target, &large) <= 2, "by each of the workers at the most");
+    }
+}
