@@ -2,7 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod broker;
+mod coordinators;
 mod fleet;
+mod lanes;
 mod messages;
 mod queue;
+mod scene;
 mod store;
+mod stores;
+mod storm;
+mod workers;
