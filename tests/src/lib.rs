@@ -17,6 +17,7 @@ pub mod servers;
 pub mod skopeo;
 pub mod tls;
 
+mod sockets;
 mod tree;
 
 pub use cluster::Cluster;

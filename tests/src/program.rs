@@ -326,6 +326,17 @@ impl Running {
         }
     }
 
+    /// Whether it is the client that a server sees at this port of this machine.
+    pub fn has_connection_from(&self, port: u16) -> bool {
+        crate::sockets::has_connection_from(self.pid, port)
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    }
+
     /// What it has written to standard error so far.
     pub fn stderr(&self) -> String {
         self.lines.text.lock().expect("the text is whole").clone()

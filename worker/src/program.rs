@@ -70,6 +70,9 @@ struct Cli {
     /// Give up on an answer or a stream in which no byte has come or gone for so many seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stall_timeout: u64,
+    /// How long a task is held without word from its worker
+    #[arg(long, value_name = "SECONDS", default_value = "30", hide = true, value_parser = clap::value_parser!(u64).range(5..=600))]
+    lease: u64,
     /// Say in detail what is done
     #[arg(long)]
     debug: bool,
@@ -134,7 +137,8 @@ async fn run(cli: Cli) -> Result<()> {
     let client = Client::new(client, Environment::from_process());
     let allowed = Allowed { registries: BTreeSet::from_iter(cli.registries), targets: targets(&config) };
     let slots = usize::from(cli.concurrency);
-    let worker = Worker::new(&name, &cluster, &client, (slots, cli.attempts), allowed, Events::to(Log::new()));
+    let worker = Worker::new(&name, &cluster, &client, (slots, cli.attempts), allowed, Events::to(Log::new()))
+        .with_lease(Duration::from_secs(cli.lease));
     let over = tokio_util::sync::CancellationToken::new();
     let answering = listener
         .map(|listener| tokio::spawn(health::answer(listener, service::ready(&cluster, &stop.drain), over.clone())));

@@ -13,7 +13,7 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::queue::{Delivery, TaskQueue};
 use imgsync_common::registry::Client;
-use imgsync_common::store::{Clock, Doing, Store};
+use imgsync_common::store::{Clock, Doing, LEASE, Store};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,12 +69,16 @@ pub struct Runner {
     client: Client,
     copier: Copier,
     settings: Settings,
+    /// How long a task is held without word from its worker.
+    lease: Duration,
     events: Events,
     serving: Serving,
     options: Arc<Mutex<HashMap<BatchId, Arc<Options>>>>,
     running: Arc<Mutex<HashMap<Ticket, Doing>>>,
     /// Held by all tasks that run, and alone by one that ended its workers before.
     alone: Arc<RwLock<()>>,
+    /// Held by the one that is to run alone.
+    suspect: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Runner {
@@ -95,12 +99,20 @@ impl Runner {
             client,
             copier,
             settings,
+            lease: LEASE,
             events,
             serving,
             options: Arc::default(),
             running: Arc::default(),
             alone: Arc::default(),
+            suspect: Arc::default(),
         }
+    }
+
+    /// Holds tasks for so long without word from it, in place of [`LEASE`].
+    #[must_use]
+    pub fn with_lease(self, lease: Duration) -> Runner {
+        Runner { lease, ..self }
     }
 
     /// Works until told to stop. Returns when nothing runs any more.

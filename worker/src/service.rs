@@ -58,6 +58,13 @@ impl Worker {
         Worker { cluster, client, serving, runner, name: name.to_owned(), slots, started_at }
     }
 
+    /// Holds tasks for so long without word from it, in place of the usual half minute.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Worker {
+        self.runner = self.runner.with_lease(lease);
+        self
+    }
+
     /// Works until told to stop. Returns when nothing runs any more.
     pub async fn run(&self, stop: &Stop) {
         // Which lanes cannot be served is known before the first is taken from.

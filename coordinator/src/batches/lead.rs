@@ -185,6 +185,23 @@ impl Leader {
     }
 }
 
+/// Who leads under this name and says so: one that was killed holds the name for a while, and leads nothing. To tell, one
+/// must see it say so again, which takes some seconds.
+pub async fn living_leader(house: &House, name: &str, asks: &str) -> Result<Option<String>> {
+    let mut seen = None;
+    loop {
+        match house.store.acquire(name, asks, LEADS).await? {
+            Named::Yours { .. } => {
+                house.store.release(name, asks).await?;
+                return Ok(None);
+            }
+            Named::Others { holder, until } if seen.is_some_and(|seen| until > seen) => return Ok(Some(holder)),
+            Named::Others { until, .. } => seen = Some(until),
+        }
+        tokio::time::sleep(LEADS / 30).await;
+    }
+}
+
 /// Why a batch is not led any more.
 enum Led {
     /// It has ended.

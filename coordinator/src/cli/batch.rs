@@ -15,7 +15,7 @@ use super::run::{Work, fail};
 use super::settings::Settings;
 use super::state;
 use super::watching::progress_line;
-use crate::batches::{Crew, House, SERVE};
+use crate::batches::{Crew, House, SERVE, coordinator_name, living_leader};
 use crate::report::{self, Level, Report};
 
 /// Running tasks that are shown, at the most.
@@ -210,15 +210,14 @@ async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, p
             return Ok(Exit::Done);
         }
     };
-    if house.is_cluster() {
-        // What is listed is left to whoever leads already; a listing that was broken off is gone on with here.
-        let batch = house.store.batch(id).await?;
-        let is_sealed = batch.is_some_and(|batch| batch.sealed_at.is_some());
-        let led_by = match house.store.held(&leader(&id.to_string())).await? {
+    // What is listed is left to whoever leads already; a listing that was broken off is gone on with here.
+    if house.is_cluster() && house.store.batch(id).await?.is_some_and(|batch| batch.sealed_at.is_some()) {
+        let asks = format!("resume on {}", coordinator_name());
+        let led_by = match living_leader(house, &leader(&id.to_string()), &asks).await? {
             Some(holder) => Some(holder),
-            None => house.store.held(&leader(SERVE)).await?,
+            None => living_leader(house, &leader(SERVE), &asks).await?,
         };
-        if let Some(holder) = led_by.filter(|_| is_sealed) {
+        if let Some(holder) = led_by {
             let now = house.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
             return Ok(Exit::Done);

@@ -2,8 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod broker;
+mod coordinators;
 mod fleet;
 mod flight;
+mod lanes;
 mod messages;
 mod queue;
+mod scene;
 mod store;
+mod stores;
+mod storm;
+mod workers;

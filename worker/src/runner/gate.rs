@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::Digest;
-use imgsync_common::store::{LEASE, Named, Standing, target_tag};
+use imgsync_common::store::{Named, Standing, target_tag};
 
 use super::Runner;
 use super::task::Held;
@@ -41,7 +41,7 @@ impl<'a> TaskGate<'a> {
     async fn hold_tag(&self) -> Result<()> {
         let (name, holder) = (target_tag(self.held.target), self.holder());
         loop {
-            match self.runner.store.acquire(&name, &holder, LEASE).await? {
+            match self.runner.store.acquire(&name, &holder, self.runner.lease).await? {
                 Named::Yours { .. } => return Ok(()),
                 Named::Others { .. } => tokio::select! {
                     () = tokio::time::sleep(LOOK_AGAIN) => {}
@@ -57,7 +57,7 @@ impl<'a> TaskGate<'a> {
 
     async fn ask(&self, source: &Digest) -> Result<()> {
         self.hold_tag().await?;
-        match self.runner.store.check(self.held.ticket, self.held.epoch, LEASE).await? {
+        match self.runner.store.check(self.held.ticket, self.held.epoch, self.runner.lease).await? {
             Standing::Held { .. } => {}
             Standing::Lost | Standing::Stop => return Err(Error::cancelled(self.tried())),
         }

@@ -13,8 +13,9 @@ use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
 use imgsync_common::retry;
-use imgsync_common::store::{Account, CacheScope, Doing, Finished, Known, LEASE, Retried, Spent, Standing, Start};
+use imgsync_common::store::{Account, CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
 use jiff::Timestamp;
+use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
@@ -86,7 +87,12 @@ impl Held<'_> {
 impl Runner {
     /// Does one task of a message. An error is the ledger's, of which nothing is known then.
     pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
-        let started = self.store.start(ticket, &self.settings.name, LEASE).await?;
+        // Waited for before the task is ours: what ends the one that runs alone must not count as a loss of those that wait.
+        let beside = tokio::select! {
+            guard = self.alone.read() => guard,
+            () = stop.abort.cancelled() => return Ok(Ended::Later(Duration::ZERO)),
+        };
+        let started = self.store.start(ticket, &self.settings.name, self.lease).await?;
         let (epoch, attempts, losses) = match started {
             Start::Go { epoch, attempts, losses } => (epoch, attempts, losses),
             // Delivered again while it runs here: the broker thought that it was lost.
@@ -108,7 +114,7 @@ impl Runner {
         };
         self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
         self.running().insert(ticket, doing);
-        let ended = self.hold(message, ticket, target, (epoch, attempts, losses), stop).await;
+        let ended = self.hold(message, ticket, target, (epoch, attempts, losses), beside, stop).await;
         self.running().remove(&ticket);
         ended
     }
@@ -120,6 +126,7 @@ impl Runner {
         ticket: Ticket,
         target: &Place,
         (epoch, attempts, losses): (u64, u32, u32),
+        beside: RwLockReadGuard<'_, ()>,
         stop: &Stop,
     ) -> Result<Ended> {
         let options = self.options(ticket.batch).await?;
@@ -141,10 +148,22 @@ impl Runner {
                 .settle(&held, stop, Came::Failed(error.hint("please report this, with the image's name")))
                 .await;
         }
+        let _suspect = match losses >= LOSSES_ALONE {
+            true => match self.suspect.try_lock() {
+                Ok(guard) => Some(guard),
+                // Another waits to run alone, or does. Waiting with it would be dying with it.
+                Err(_) => {
+                    self.put_off(&held, HELD_WAIT, false, held.spent(Bytes::default())).await?;
+                    self.emit_end(ticket, TaskEnd::GivenBack);
+                    return Ok(Ended::Later(HELD_WAIT));
+                }
+            },
+            false => None,
+        };
         let lost = AtomicBool::new(false);
         let came = {
             // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
-            let work = AssertUnwindSafe(Box::pin(self.in_company(&held, losses))).catch_unwind();
+            let work = AssertUnwindSafe(Box::pin(self.in_company(&held, losses, beside))).catch_unwind();
             tokio::select! {
                 came = work => match came {
                     Ok(Ok(came)) => came,
@@ -166,19 +185,19 @@ impl Runner {
     }
 
     /// Copies beside others; or with nothing else in this process, what was lost too often.
-    async fn in_company(&self, held: &Held<'_>, losses: u32) -> Result<Came> {
-        let cancelled = || Error::cancelled(format!("copying {}", held.message.source));
+    async fn in_company(&self, held: &Held<'_>, losses: u32, beside: RwLockReadGuard<'_, ()>) -> Result<Came> {
         if losses < LOSSES_ALONE {
-            let _beside = tokio::select! {
-                guard = self.alone.read() => guard,
-                () = held.context.cancel.cancelled() => return Err(cancelled()),
-            };
-            return self.copy(held).await;
+            let came = self.copy(held).await;
+            drop(beside);
+            return came;
         }
+        drop(beside);
         self.warn(&format!("{} was lost by its workers {losses} times: it runs alone now", held.message.source));
         let _alone = tokio::select! {
             guard = self.alone.write() => guard,
-            () = held.context.cancel.cancelled() => return Err(cancelled()),
+            () = held.context.cancel.cancelled() => {
+                return Err(Error::cancelled(format!("copying {}", held.message.source)));
+            }
         };
         self.copy(held).await
     }
@@ -188,7 +207,7 @@ impl Runner {
         let cancel = &held.context.cancel;
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            match self.store.renew(held.ticket, held.epoch, LEASE).await {
+            match self.store.renew(held.ticket, held.epoch, self.lease).await {
                 Ok(Standing::Held { .. }) => {}
                 Ok(Standing::Lost) => {
                     lost.store(true, Ordering::Relaxed);

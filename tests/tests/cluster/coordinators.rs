@@ -1,0 +1,195 @@
+//! Coordinators that die, wait for their turn, cancel, and try again.
+
+use std::time::{Duration, Instant};
+
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::program::Running;
+
+use crate::scene::{PATIENCE, Scene, assert_sums, kill, until};
+
+/// A coordinator that stays, once it leads or stands by.
+async fn serve(scene: &Scene) -> Running {
+    let serving = scene.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    let is_up = |line: &str| line.ends_with("leads") || line.contains("stands by");
+    serving.wait_for_line(is_up, PATIENCE).await;
+    serving
+}
+
+/// Row 17, while listing.
+#[tokio::test]
+async fn a_run_killed_while_it_lists_is_resumed_with_each_image_once() {
+    let scene = Scene::new(6, 20).await;
+    let _workers = scene.cluster.workers(2, 4).await;
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    for late in ["r04", "r05"] {
+        let listing = Match::kind(Kind::Tags).repository(late);
+        scene.source.on(listing).always().act(Action::Gate(gate.clone()));
+    }
+    let mut run = scene.run();
+    scene.target.wait_until(|target| target.tags_in_all() > 10, PATIENCE).await;
+    kill(&mut run).await;
+    gate.add_permits(100);
+    let resumed = scene.cluster.imgsync(&scene.config).args(["batch", "resume", "--json"]).run().await;
+    scene.assert_ended_whole(&resumed);
+    for (repository, tag, _) in &scene.images {
+        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    }
+}
+
+/// Row 17, while feeding: the plan is larger than what is with the queue at a time.
+#[tokio::test]
+async fn a_run_killed_while_it_feeds_is_resumed_with_each_image_once() {
+    let mut scene = Scene::new(1, 0).await;
+    let image = Image::single("same").layer(Layer::File(300)).build();
+    for tag in 0..3_000 {
+        scene.source.push("r00", &format!("t{tag}"), &image);
+        scene.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
+    }
+    let mut run = scene.run();
+    let sealed = scene.cluster.wait_for(|shown| !shown["sealed"].is_null(), PATIENCE).await;
+    assert_eq!(number(&sealed, "/counts/total"), 3_000);
+    kill(&mut run).await;
+    let _workers = scene.cluster.workers(2, 8).await;
+    let resume = scene.cluster.imgsync(&scene.config).args(["batch", "resume", "--json"]);
+    let resumed = resume.limit(Duration::from_secs(200)).run().await;
+    scene.assert_ended_whole(&resumed);
+    assert_eq!(number(&resumed.json(), "/counts/copied"), 3_000);
+}
+
+/// Row 18.
+#[tokio::test]
+async fn of_two_that_serve_one_leads_and_the_other_takes_over_when_it_is_killed() {
+    let scene = Scene::new(4, 25).await;
+    let detach = || scene.cluster.imgsync(&scene.config).args(["run", "--detach"]);
+    let alone = detach().run().await.assert_code(3);
+    assert!(alone.stderr.contains("imgsync serve"), "{}", alone.stderr);
+    assert_eq!(scene.source.total(), 0, "nothing is listed in vain");
+
+    let mut leads = serve(&scene).await;
+    let stands_by = serve(&scene).await;
+    assert!(stands_by.stderr().contains("stands by: serve on "), "{}", stands_by.stderr());
+    let gate = scene.hold_tags_after(20);
+    let _workers = scene.cluster.workers(2, 4).await;
+    let detached = detach().run().await.assert_code(0);
+    let id = detached.stdout.trim().to_owned();
+    gate.wait_for(8).await;
+    kill(&mut leads).await;
+    let killed = Instant::now();
+    stands_by.wait_for_line(|line| line.ends_with("leads") && !line.contains("stands by"), PATIENCE).await;
+    assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+    gate.open();
+    let shown = scene.cluster.wait_for(|shown| shown["state"] == "done", PATIENCE).await;
+    assert_eq!(shown["batch"], *id);
+    scene.assert_whole(&shown);
+}
+
+/// Row 31.
+#[tokio::test]
+async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {
+    let mut scene = Scene::new(1, 0).await;
+    let blob = scene.add_large("r00", "huge", 1 << 30);
+    let slow = Match::kind(Kind::BlobGet).reference(&blob);
+    scene.source.on(slow).always().act(Action::Throttle { bytes_per_second: 1 << 20 });
+    let _workers = scene.cluster.workers(1, 4).await;
+    let mut run = scene.run();
+    scene.target.wait_until(|target| target.open_uploads() == 1, PATIENCE).await;
+    scene.source.wait_until(|source| source.bytes_sent() > 1 << 20, PATIENCE).await;
+    let cancelled = Instant::now();
+    scene.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
+    until("no upload is open and nothing is read", PATIENCE, || {
+        scene.target.open_uploads() == 0 && scene.source.in_flight() == 0
+    })
+    .await;
+    assert!(cancelled.elapsed() < Duration::from_secs(5), "{:?}", cancelled.elapsed());
+    assert_eq!(scene.target.count(Kind::UploadDelete), 1, "{}", scene.target.describe_requests());
+    let ended = run.wait().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let json = ended.json();
+    assert_eq!((number(&json, "/counts/cancelled"), number(&json, "/counts/failed")), (1, 0), "{json}");
+    assert_sums(&json);
+    assert_eq!(scene.target.tag_digest("m/r00", "huge"), None);
+}
+
+/// Row 34.
+#[tokio::test]
+async fn a_small_batch_beside_a_large_one_does_not_wait_for_it() {
+    let mut scene = Scene::new(1, 0).await;
+    let image = Image::single("same").layer(Layer::File(300)).build();
+    for tag in 0..3_000 {
+        scene.source.push("r00", &format!("t{tag}"), &image);
+        scene.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
+    }
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut large = scene.run();
+    scene.target.wait_until(|target| target.tags_in_all() > 100, PATIENCE).await;
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    crate::fleet::fill(&source, 1, 10);
+    let config = crate::fleet::rules(&source, &target, 1);
+    let small = scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&small, "/counts/copied"), 10, "{small}");
+    let put = scene.target.tags_in_all();
+    assert!(put < 750, "the large one was at {put} of 3000");
+    let ended = large.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+/// Row 32.
+#[tokio::test]
+async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_once() {
+    let scene = Scene::new(4, 10).await;
+    let writes_to = |repository: &'static str| {
+        Match::any().when(move |request| {
+            request.repository.as_deref() == Some(repository) && !matches!(request.method.as_str(), "GET" | "HEAD")
+        })
+    };
+    let held = scene.target.on(writes_to("m/r00")).always().act(Action::StallForever);
+    let refused = scene.target.on(writes_to("m/r01")).always().act(Action::error(403, "DENIED"));
+    let worker = || scene.cluster.worker("").args(["--concurrency", "20", "--lease", "6"]).spawn();
+    let mut lost = worker();
+    let mut run = scene.run();
+    let is_stuck = |shown: &serde_json::Value| {
+        number(shown, "/counts/copied") == 20 && number(shown, "/counts/failed") == 10
+    };
+    scene.cluster.wait_for(|shown| is_stuck(shown) && number(shown, "/counts/running") == 10, PATIENCE).await;
+    kill(&mut lost).await;
+    held.remove();
+    refused.remove();
+    // What the lost one held waits until its leases must have ended.
+    let _next = worker();
+    let requeued = scene.cluster.imgsync(&scene.config).args(["batch", "requeue"]).run().await.assert_code(0);
+    assert!(requeued.stderr.contains("10 failed images go back"), "{}", requeued.stderr);
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    for (repository, tag, _) in &scene.images {
+        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    }
+}
+
+/// A target that is mended.
+#[tokio::test]
+async fn a_requeue_copies_what_failed_and_nothing_else() {
+    let scene = Scene::new(6, 10).await;
+    let refuse = |repository: &'static str| {
+        let writes = Match::any().when(move |request| {
+            request.repository.as_deref() == Some(repository) && !matches!(request.method.as_str(), "GET" | "HEAD")
+        });
+        scene.target.on(writes).always().act(Action::error(403, "DENIED"))
+    };
+    let refused = [refuse("m/r01"), refuse("m/r04")];
+    let _workers = scene.cluster.workers(2, 4).await;
+    let ended = scene.run().wait().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let json = ended.json();
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (40, 20), "{json}");
+    refused.iter().for_each(imgsync_tests::fault::RuleHandle::remove);
+    scene.target.clear_requests();
+    let requeued = scene.cluster.imgsync(&scene.config).args(["batch", "requeue", "--json"]).run().await;
+    scene.assert_ended_whole(&requeued);
+    assert_eq!(number(&requeued.json(), "/counts/copied"), 60);
+    let touched = scene.target.count_where(|request| {
+        request.kind == Kind::ManifestPut && !matches!(request.repository.as_deref(), Some("m/r01" | "m/r04"))
+    });
+    assert_eq!(touched, 0, "{}", scene.target.describe_requests());
+}

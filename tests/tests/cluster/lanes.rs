@@ -1,0 +1,158 @@
+//! Registries that fail, and workers that may not, or cannot, serve a lane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::program::Running;
+use imgsync_tests::servers::free_port;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::fleet::{fill, rules};
+use crate::scene::{PATIENCE, Scene, assert_sums, kill};
+
+async fn worker(scene: &Scene, config: &str, key: &str, arguments: &[&str]) -> Running {
+    let worker = scene.cluster.worker(config).env("IMGSYNC_KEY", key).args(["--concurrency", "4"]);
+    let worker = worker.args(arguments).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker
+}
+
+/// Whether `batch show` complains of this.
+fn complains(shown: &Value, of: &str) -> bool {
+    let complaints = shown["complaints"].as_array().expect("a cluster's batch has them");
+    complaints.iter().any(|complaint| complaint.as_str().is_some_and(|complaint| complaint.contains(of)))
+}
+
+/// Row 24.
+#[tokio::test]
+async fn a_source_that_only_fails_is_asked_a_bounded_number_of_times() {
+    let scene = Scene::new(3, 10).await;
+    let broken = |request: &imgsync_tests::fault::Record| {
+        request.repository.as_deref() == Some("r00") && request.kind != Kind::Tags
+    };
+    scene
+        .source
+        .on(Match::any().when(move |request| broken(request) && request.n % 2 == 0))
+        .always()
+        .act(Action::error(503, "UNAVAILABLE"));
+    scene.source.on(Match::any().when(broken)).always().act(Action::CutBefore);
+    let _workers =
+        [worker(&scene, "", "", &["--attempts", "3"]).await, worker(&scene, "", "", &["--attempts", "3"]).await];
+    let ended = scene.run().wait().await;
+    let json = ended.json();
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (20, 10), "{json}");
+    assert_sums(&json);
+    let asked = scene.source.count_where(broken);
+    assert!((10 * 3..=10 * 3 * 2).contains(&asked), "{asked} requests for 10 images, 3 tries each");
+    assert!(json["failures"][0]["attempts"].as_u64().is_some_and(|attempts| attempts >= 3), "{json}");
+}
+
+/// Row 25.
+#[tokio::test]
+async fn a_blob_that_is_corrupt_fails_its_image_which_is_never_tagged() {
+    let mut scene = Scene::new(1, 3).await;
+    let blob = scene.add_large("r00", "corrupt", 3 << 20);
+    scene.images.pop();
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).always().act(Action::Corrupt { at: 2 << 20 });
+    let _workers = scene.cluster.workers(2, 4).await;
+    let json = scene.run().wait().await.assert_code(1).json();
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (3, 1), "{json}");
+    assert_eq!(scene.target.tag_digest("m/r00", "corrupt"), None);
+    assert!(!scene.target.has_blob("m/r00", &blob));
+    assert!(json["failures"][0]["error"].as_str().is_some_and(|error| error.contains(&blob[..19])), "{json}");
+    scene.assert_target();
+}
+
+/// Row 30.
+#[tokio::test]
+async fn a_tag_that_moves_during_the_copy_is_one_image_at_the_target() {
+    let mut scene = Scene::new(1, 2).await;
+    let blob = scene.add_large("r00", "moving", 3 << 20);
+    let (_, _, before) = scene.images.pop().expect("it was added just now");
+    let gate = Arc::new(Semaphore::new(0));
+    let held = scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::Gate(gate.clone()));
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    scene.source.wait_until(|_| held.hits() == 1, PATIENCE).await;
+    let after = Image::single("moved").layer(Layer::File(5_000)).build();
+    scene.source.push("r00", "moving", &after);
+    gate.add_permits(1);
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/copied"), 3, "{json}");
+    scene.target.assert_tags_complete();
+    let differs = [&before, &after].map(|image| scene.target.differences("m/r00", "moving", image).len());
+    assert!(differs.contains(&0), "it is one of the two, whole: {differs:?}");
+    // Whichever it was, the next run sees that the source has moved on.
+    scene.run().wait().await.assert_code(0);
+    scene.target.assert_holds("m/r00", "moving", &after);
+}
+
+#[tokio::test]
+async fn a_lane_that_no_worker_may_serve_is_said_and_served_when_one_comes() {
+    let scene = Scene::new(1, 4).await;
+    let other = FaultRegistry::start().await;
+    let images = fill(&other, 2, 4);
+    let lane = format!("{}>{}", other.host(), scene.target.host());
+    let config = format!("{}- from: {}/r01\n", scene.config, other.host());
+    let _picky = worker(&scene, "", "", &["--registries", &scene.source.host()]).await;
+    let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    let shown =
+        scene.cluster.wait_for(|shown| complains(shown, &lane) && number(shown, "/counts/copied") == 4, PATIENCE);
+    let shown = shown.await;
+    assert!(complains(&shown, "not among its --registries"), "{shown:#}");
+    assert_eq!(number(&shown, "/counts/waiting"), 4, "the rest goes on: {shown:#}");
+    let words = scene.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0);
+    assert!(words.stdout.contains(&format!("Attention: no living worker serves {lane}")), "{}", words.stdout);
+    let _broad = worker(&scene, "", "", &[]).await;
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/copied"), 8, "{json}");
+    for (repository, tag, image) in images.iter().filter(|(repository, _, _)| repository == "r01") {
+        scene.target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+    scene.assert_target();
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_reach_a_registry_spends_no_attempts_on_it() {
+    let scene = Scene::new(2, 4).await;
+    // Nobody listens there.
+    let nowhere =
+        format!("registries:\n  \"{}\": {{endpoint: \"http://127.0.0.1:{}\"}}\n", scene.source.host(), free_port());
+    let _cut_off = worker(&scene, &nowhere, "", &["--attempts", "1"]).await;
+    let mut run = scene.run();
+    let shown = scene.cluster.wait_for(|shown| complains(shown, "cannot be reached from here"), PATIENCE).await;
+    assert_eq!(number(&shown, "/counts/waiting") + number(&shown, "/counts/running"), 8, "{shown:#}");
+    let _able = worker(&scene, "", "", &["--attempts", "1"]).await;
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+#[tokio::test]
+async fn what_is_not_signed_with_a_workers_key_is_refused_and_said_and_done_by_another() {
+    let scene = Scene::new(2, 4).await;
+    let mut wrong = worker(&scene, "", "another key", &[]).await;
+    let run = scene.cluster.imgsync(&scene.config).env("IMGSYNC_KEY", "the key").args(["run", "--json"]);
+    let mut run = run.spawn();
+    let shown = scene.cluster.wait_for(|shown| complains(shown, "has refused "), PATIENCE).await;
+    assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
+    assert_eq!(scene.target.total(), 0, "{}", scene.target.describe_requests());
+    kill(&mut wrong).await;
+    let _right = worker(&scene, "", "the key", &[]).await;
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+#[tokio::test]
+async fn what_is_not_signed_at_all_is_refused_by_a_worker_with_a_key() {
+    let scene = Scene::new(1, 2).await;
+    let _strict = worker(&scene, "", "the key", &[]).await;
+    let config = rules(&scene.source, &scene.target, 1);
+    let _run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    let shown = scene.cluster.wait_for(|shown| complains(shown, "has refused "), Duration::from_secs(30)).await;
+    assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
+    assert_eq!(scene.target.total(), 0, "{}", scene.target.describe_requests());
+}

@@ -1,0 +1,113 @@
+//! Broker and store that go away, come back, and forget.
+
+use std::time::Duration;
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::Kind;
+use imgsync_tests::servers::RedisOptions;
+
+use crate::scene::{PATIENCE, Scene, assert_sums};
+
+/// Rows 8 and 9.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_ends_by_itself() {
+    let mut scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(30);
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    gate.wait_for(8).await;
+    scene.cluster.broker.kill();
+    // What is at work ends while nobody can be told, and is delivered again later.
+    gate.open();
+    scene.target.wait_until(|target| target.tags_in_all() >= 38, PATIENCE).await;
+    scene.cluster.broker.start_again();
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 100);
+    for (repository, tag, _) in &scene.images {
+        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    }
+}
+
+/// Row 12.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_missing() {
+    let scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(20);
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    gate.wait_for(8).await;
+    let queues = scene.cluster.broker.ctl(&["list_queues", "name", "--no-table-headers"]);
+    let lanes: Vec<&str> = queues.lines().filter(|line| line.starts_with("w.")).collect();
+    assert_eq!(lanes.len(), 1, "{queues}");
+    scene.cluster.broker.ctl(&["delete_queue", lanes[0]]);
+    gate.open();
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+/// Row 19.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_are_exact() {
+    let mut scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(30);
+    let workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    gate.wait_for(8).await;
+    scene.cluster.store.kill();
+    // What is at work is written, and cannot be counted before the store is back.
+    gate.open();
+    scene.target.wait_until(|target| target.tags_in_all() >= 38, PATIENCE).await;
+    scene.cluster.store.start_again();
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 100);
+    for worker in &workers {
+        assert!(worker.is_running(), "{}", worker.stderr());
+    }
+}
+
+/// Row 20.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total() {
+    let options = RedisOptions { loses_a_second: true, ..RedisOptions::default() };
+    let mut scene = Scene::with(Cluster::start_with("", options), 4, 50).await;
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    for tags in [30, 90, 150] {
+        scene.target.wait_until(|target| target.tags_in_all() >= tags, PATIENCE).await;
+        scene.cluster.store.kill();
+        scene.cluster.store.start_again();
+    }
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+/// Row 21.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice() {
+    let mut scene = Scene::new(4, 10).await;
+    let large = scene.add_large("r00", "large", 4 << 20);
+    let gate = scene.hold_tags_after(20);
+    let workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    gate.wait_for(8).await;
+    scene.cluster.store.command(&["FLUSHALL"]);
+    gate.open();
+    let ended = run.wait().await;
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the store does not have it"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("run the rules again"), "what to do is said: {}", ended.stderr);
+    let again = scene.run().wait().await;
+    scene.assert_ended_whole(&again);
+    for (repository, tag, _) in &scene.images {
+        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    }
+    let uploads = scene.target.requests_of(Kind::UploadPut);
+    let large = uploads.iter().filter(|put| put.status == Some(201) && put.reference.as_deref() == Some(&large));
+    assert_eq!(large.count(), 1);
+    let later = scene.cluster.wait_for(|shown| shown["state"] == "done", Duration::from_secs(10)).await;
+    assert_sums(&later);
+    let lost: usize = workers.iter().map(|worker| worker.stderr().matches("has lost batch").count()).sum();
+    assert!(lost > 0, "the workers say so too");
+}

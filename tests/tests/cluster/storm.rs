@@ -1,0 +1,256 @@
+//! The storm: everything fails at random for a while, then nothing does, and all must be right.
+//!
+//! `IMGSYNC_STORM_SECONDS` says for how long (20 if not chosen), `IMGSYNC_SEED` which storm: it prints the one that it had.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::program::Running;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::Value;
+
+use crate::scene::{assert_sums, kill};
+
+const WORKERS: usize = 4;
+const SLOTS: usize = 6;
+const REPOSITORIES: usize = 10;
+const TAGS: usize = 100;
+/// One image in so many has a layer that is worth not moving twice.
+const LARGE_EVERY: usize = 25;
+const LARGE: u64 = 2 << 20;
+/// How long the calm may take to put all in order.
+const CALM: Duration = Duration::from_secs(240);
+
+/// What was done to it.
+#[derive(Debug, Default)]
+struct Done {
+    workers_killed: usize,
+    coordinators_killed: usize,
+    brokers_restarted: usize,
+    stores_restarted: usize,
+}
+
+/// A batch, and what it copies.
+struct Part {
+    id: String,
+    config: String,
+    images: Vec<(String, String, Image)>,
+}
+
+struct Storm {
+    cluster: Cluster,
+    source: FaultRegistry,
+    target: FaultRegistry,
+    workers: Vec<Running>,
+    coordinator: Running,
+    parts: Vec<Part>,
+    random: StdRng,
+    done: Done,
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn chosen<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_storm_every_tag_is_right_and_every_count_adds_up() {
+    let length = Duration::from_secs(chosen("IMGSYNC_STORM_SECONDS").unwrap_or(20));
+    let seed: u64 = chosen("IMGSYNC_SEED").unwrap_or_else(rand::random);
+    say(&format!("a storm of {} s; again by IMGSYNC_SEED={seed}", length.as_secs()));
+    let stormy = Arc::new(AtomicBool::new(true));
+    let mut storm = Storm::rise(seed, &stormy).await;
+    let began = Instant::now();
+    while began.elapsed() < length {
+        storm.feed().await;
+        storm.strike().await;
+        let pause = storm.random.random_range(300..2_500);
+        tokio::time::sleep(Duration::from_millis(pause).min(length.saturating_sub(began.elapsed()))).await;
+    }
+    stormy.store(false, Ordering::SeqCst);
+    say(&format!("calm after {:?} and {} batches", storm.done, storm.parts.len()));
+    storm.settle().await;
+}
+
+impl Storm {
+    async fn rise(seed: u64, stormy: &Arc<AtomicBool>) -> Storm {
+        let cluster = Cluster::start();
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        for (salt, registry) in [(1, &source), (2, &target)] {
+            misbehave(registry, seed.wrapping_add(salt), stormy);
+        }
+        let mut workers = Vec::new();
+        for _ in 0..WORKERS {
+            workers.push(worker(&cluster));
+        }
+        let coordinator = coordinator(&cluster);
+        let coordinator_leads = coordinator.wait_for_line(|line| line.ends_with("leads"), Duration::from_secs(60));
+        coordinator_leads.await;
+        let (random, done) = (StdRng::seed_from_u64(seed), Done::default());
+        Storm { cluster, source, target, workers, coordinator, parts: Vec::new(), random, done }
+    }
+
+    /// Sees to it that there is work: two batches are alive.
+    async fn feed(&mut self) {
+        let listed = self.cluster.imgsync("").args(["batch", "list", "--json"]).run().await;
+        if listed.code != Some(0) {
+            return;
+        }
+        let alive = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|batch| batch["ended"].is_null());
+        for _ in listed.stdout.lines().filter(alive).count()..2 {
+            let part = self.parts.len();
+            let images = fill(&self.source, part);
+            let rules: String =
+                (0..REPOSITORIES).map(|n| format!("- from: {}/p{part}/r{n}\n", self.source.host())).collect();
+            let config = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", self.target.host());
+            // The coordinator may have been killed a moment ago: then there is none to leave a batch to.
+            let run = self.cluster.imgsync(&config).args(["run", "--detach", "--attempts", "50"]).run().await;
+            let id = run.stdout.trim().to_owned();
+            match run.code {
+                Some(0) => self.parts.push(Part { id, config, images }),
+                Some(3) => return,
+                code => panic!("{code:?}: {}", run.stderr),
+            }
+        }
+    }
+
+    /// Breaks something.
+    async fn strike(&mut self) {
+        match self.random.random_range(0..10) {
+            0..5 => {
+                let victim = self.random.random_range(0..WORKERS);
+                kill(&mut self.workers[victim]).await;
+                self.workers[victim] = worker(&self.cluster);
+                self.done.workers_killed += 1;
+            }
+            5 | 6 => {
+                kill(&mut self.coordinator).await;
+                self.coordinator = coordinator(&self.cluster);
+                self.done.coordinators_killed += 1;
+            }
+            7 | 8 => {
+                tokio::task::block_in_place(|| self.cluster.store.start_again());
+                self.done.stores_restarted += 1;
+            }
+            _ => {
+                tokio::task::block_in_place(|| self.cluster.broker.start_again());
+                self.done.brokers_restarted += 1;
+            }
+        }
+    }
+
+    /// Waits for the end of all batches, and looks whether all is right.
+    async fn settle(mut self) {
+        // Who was killed last may have been so before it was up.
+        for worker in &mut self.workers {
+            if !worker.is_running() {
+                *worker = self::worker(&self.cluster);
+            }
+        }
+        if !self.coordinator.is_running() {
+            self.coordinator = coordinator(&self.cluster);
+        }
+        assert!(!self.parts.is_empty(), "there was no work");
+        for part in &self.parts {
+            let shown = self.ended(part).await;
+            assert_sums(&shown);
+            assert_eq!(number(&shown, "/counts/total"), part.images.len() as u64, "{shown}");
+            if number(&shown, "/counts/failed") > 0 {
+                say(&format!("{} failed in passing, and go again", number(&shown, "/counts/failed")));
+                let again = self.cluster.imgsync(&part.config).args(["batch", "requeue", &part.id]).run().await;
+                again.assert_code(0);
+            }
+            let shown = self.ended(part).await;
+            assert_sums(&shown);
+            let done = number(&shown, "/counts/copied") + number(&shown, "/counts/unchanged");
+            assert_eq!(done, part.images.len() as u64, "{shown}");
+            for (repository, tag, image) in &part.images {
+                self.target.assert_holds(&format!("m/{repository}"), tag, image);
+            }
+        }
+        self.target.assert_tags_complete();
+        self.target.assert_order_was_kept();
+        self.assert_large_moved_once();
+    }
+
+    async fn ended(&self, part: &Part) -> Value {
+        let started = Instant::now();
+        loop {
+            let shown = self.cluster.imgsync("").args(["batch", "show", &part.id, "--json"]).run().await;
+            let shown = shown.assert_code(0).json();
+            if !shown["ended"].is_null() {
+                return shown;
+            }
+            let coordinator = self.coordinator.stderr();
+            assert!(started.elapsed() < CALM, "it does not end: {shown:#}\n--- the coordinator\n{coordinator}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// A large blob is uploaded once, except where a kill or a break lies between that and the word of it.
+    fn assert_large_moved_once(&self) {
+        let mut uploads: HashMap<String, usize> = HashMap::new();
+        for put in self.target.requests_of(Kind::UploadPut) {
+            if put.status == Some(201) && put.received >= LARGE {
+                *uploads.entry(put.reference.unwrap_or_default()).or_default() += 1;
+            }
+        }
+        let again: usize = uploads.values().map(|times| times - 1).sum();
+        let explained = self.done.workers_killed * SLOTS;
+        say(&format!("{} large blobs, {again} uploads more than those", uploads.len()));
+        assert!(again <= explained, "{again} uploads were done again, {explained} can be explained: {uploads:?}");
+    }
+}
+
+fn worker(cluster: &Cluster) -> Running {
+    let slots = SLOTS.to_string();
+    let arguments = ["--concurrency", &slots, "--attempts", "20", "--wait", "120"];
+    cluster.worker("").args(arguments).spawn()
+}
+
+fn coordinator(cluster: &Cluster) -> Running {
+    // It does not wait for broker and store at its start, as a service that is started again and again.
+    cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn()
+}
+
+/// Some answers are errors, and some connections break, while it is stormy. Which ones follows from the seed.
+fn misbehave(registry: &FaultRegistry, seed: u64, stormy: &Arc<AtomicBool>) {
+    let chance = |salt: u64, per_mille: u64| {
+        let stormy = stormy.clone();
+        Match::any().when(move |request| {
+            let number = request.n.wrapping_add(salt << 40).wrapping_add(seed);
+            let mixed = StdRng::seed_from_u64(number).random_range(0..1000);
+            mixed < per_mille && stormy.load(Ordering::SeqCst)
+        })
+    };
+    registry.on(chance(1, 15)).always().act(Action::error(500, "UNKNOWN"));
+    registry.on(chance(2, 10)).always().act(Action::too_many("1"));
+    registry.on(chance(3, 10)).always().act(Action::CutBefore);
+    registry.on(chance(4, 10)).always().act(Action::CutInsteadOfAnswer);
+}
+
+fn fill(source: &FaultRegistry, part: usize) -> Vec<(String, String, Image)> {
+    let mut images = Vec::new();
+    for repository in 0..REPOSITORIES {
+        for tag in 0..TAGS {
+            let image = Image::single(&format!("storm-{part}-{repository}-{tag}"))
+                .layer(Layer::Shared(format!("base-{}", repository % 3), 5_000))
+                .layer(if tag % LARGE_EVERY == 0 { Layer::Synthetic(LARGE) } else { Layer::File(200) })
+                .build();
+            let (repository, tag) = (format!("p{part}/r{repository}"), format!("v{tag}"));
+            source.push(&repository, &tag, &image);
+            images.push((repository, tag, image));
+        }
+    }
+    images
+}

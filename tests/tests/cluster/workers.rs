@@ -1,0 +1,174 @@
+//! Workers that die, freeze, lose their line, and are told to leave.
+
+use std::time::{Duration, Instant};
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, Kind, Match};
+use imgsync_tests::program::{Running, Signal};
+use imgsync_tests::relay::Relay;
+
+use crate::scene::{PATIENCE, Scene, kill, reader_of, readers, until};
+
+const MIB: u64 = 1 << 20;
+
+/// Starts a worker that speaks to broker and store by these URLs.
+async fn worker_by(cluster: &Cluster, broker: &str, store: &str, arguments: &[&str]) -> Running {
+    let worker = cluster.worker("").env("IMGSYNC_BROKER", broker).env("IMGSYNC_STORE", store);
+    let worker = worker.args(["--concurrency", "4"]).args(arguments).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker
+}
+
+/// Row 1.
+#[tokio::test]
+async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_counted_once() {
+    let mut scene = Scene::new(2, 5).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    let victim = reader_of(&scene.source, &blob, 1, &workers).await;
+    kill(&mut workers[victim]).await;
+    let killed = Instant::now();
+    scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
+    assert!(killed.elapsed() < Duration::from_secs(45), "{:?}", killed.elapsed());
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 11);
+}
+
+/// Rows 2 and 3.
+#[tokio::test]
+async fn a_worker_killed_between_its_tag_and_its_word_of_it_moves_nothing_twice() {
+    let mut scene = Scene::new(1, 0).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    // The tag is written, and the answer never comes.
+    let put = Match::kind(Kind::ManifestPut).reference("large");
+    let put = scene.target.on(put).act(Action::CutInsteadOfAnswer);
+    // Nor does one to what the worker asks then.
+    let silence = scene.target.on(Match::any().when(move |_| put.hits() > 0)).act(Action::StallForever);
+    let mut workers = scene.cluster.workers(1, 4).await;
+    let mut run = scene.run();
+    until("the tag is put, and more is asked", PATIENCE, || silence.hits() > 0).await;
+    assert!(scene.target.tag_digest("m/r00", "large").is_some());
+    kill(&mut workers[0]).await;
+    let _another = scene.cluster.workers(1, 4).await;
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/unchanged"), 1, "{}", ended.stdout);
+    assert_eq!(readers(&scene.source, &blob).len(), 1, "what is there is not read again");
+}
+
+/// Row 5.
+#[tokio::test]
+async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
+    let mut scene = Scene::new(1, 3).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::Gate(gate.clone()));
+    let broker = format!("{}?heartbeat=5", scene.cluster.broker.url());
+    let frozen = worker_by(&scene.cluster, &broker, &scene.cluster.store.url(), &["--lease", "6"]).await;
+    let mut run = scene.run();
+    scene.source.wait_until(|source| readers(source, &blob).len() == 1, PATIENCE).await;
+    let _other = worker_by(&scene.cluster, &broker, &scene.cluster.store.url(), &["--lease", "6"]).await;
+    frozen.signal(Signal::STOP);
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 4);
+    let puts = scene.target.count(Kind::ManifestPut);
+    gate.add_permits(1);
+    frozen.signal(Signal::CONT);
+    frozen.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), PATIENCE).await;
+    assert_eq!(scene.puts("r00", "large"), 1);
+    assert_eq!(scene.target.count(Kind::ManifestPut), puts, "{}", frozen.stderr());
+    let shown = scene.cluster.show().await.expect("the store answers");
+    assert_eq!(number(&shown, "/counts/copied"), 4, "counted once");
+}
+
+/// Row 6.
+#[tokio::test]
+async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within_90_seconds() {
+    let mut scene = Scene::new(1, 3).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::Gate(gate.clone()));
+    let broker = Relay::start(&format!("127.0.0.1:{}", scene.cluster.broker.port())).await;
+    let store = Relay::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
+    let (to_broker, to_store) =
+        (format!("amqp://guest:guest@{}/%2f?heartbeat=5", broker.host()), format!("redis://{}", store.host()));
+    let lost = worker_by(&scene.cluster, &to_broker, &to_store, &[]).await;
+    let mut run = scene.run();
+    scene.source.wait_until(|source| readers(source, &blob).len() == 1, PATIENCE).await;
+    let _other = scene.cluster.workers(1, 4).await;
+    broker.freeze(true);
+    store.freeze(true);
+    let cut = Instant::now();
+    scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
+    assert!(cut.elapsed() < Duration::from_secs(90), "{:?}", cut.elapsed());
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    // The line is mended: the one that was lost has nothing to say, and goes on to live.
+    gate.add_permits(1);
+    broker.freeze(false);
+    store.freeze(false);
+    lost.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), PATIENCE).await;
+    assert_eq!(scene.puts("r00", "large"), 1);
+    let shown = scene.cluster.wait_for(|shown| shown["workers"].as_array().unwrap().len() == 2, PATIENCE).await;
+    scene.assert_whole(&shown);
+}
+
+/// Row 7.
+#[tokio::test]
+async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
+    let mut scene = Scene::new(2, 20).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    // It would not end within the half minute that it is given.
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    let leaving = reader_of(&scene.source, &blob, 1, &workers).await;
+    let told = Instant::now();
+    workers[leaving].signal(Signal::TERM);
+    let left = workers[leaving].wait().await.assert_code(0);
+    assert!(told.elapsed() < Duration::from_secs(45), "{:?}", told.elapsed());
+    assert!(left.stderr.contains("gave back "), "{}", left.stderr);
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 41);
+    assert!(told.elapsed() < Duration::from_secs(60), "what was given back is taken at once: {:?}", told.elapsed());
+    assert_eq!(scene.target.open_uploads(), 0, "the upload that was broken off was cleaned up");
+}
+
+/// Row 13.
+#[tokio::test]
+async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_done() {
+    let mut scene = Scene::new(2, 5).await;
+    let blob = scene.add_large("r00", "deadly", 4 * MIB);
+    let (repository, tag, _) = scene.images.pop().expect("it was added just now");
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).always().act(Action::StallAfter { bytes: MIB });
+    let (broker, store) = (scene.cluster.broker.url(), scene.cluster.store.url());
+    let start = async || worker_by(&scene.cluster, &broker, &store, &["--lease", "5"]).await;
+    let mut workers = vec![start().await, start().await];
+    let mut run = scene.run();
+    let killer = async {
+        let mut deaths = 0;
+        loop {
+            let victim = reader_of(&scene.source, &blob, deaths + 1, &workers).await;
+            kill(&mut workers[victim]).await;
+            workers[victim] = start().await;
+            deaths += 1;
+            assert!(deaths < 12, "it goes on and on");
+        }
+    };
+    let ended = tokio::select! {
+        ended = run.wait() => ended,
+        () = killer => unreachable!("it goes on until the run has ended"),
+    };
+    let json = ended.json();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (10, 1), "{json}");
+    let error = json["failures"][0]["error"].as_str().expect("words");
+    assert!(error.contains(&format!("{repository}:{tag}")) && error.contains("ended 6 times"), "{error}");
+    scene.assert_target();
+    assert_eq!(readers(&scene.source, &blob).len(), 6);
+}
