@@ -12,4 +12,5 @@ mod scene;
 mod store;
 mod stores;
 mod storm;
+mod throttle;
 mod workers;

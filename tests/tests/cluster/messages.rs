@@ -188,3 +188,22 @@ async fn a_lane_that_the_store_has_forgotten_is_found_again() {
     assert_eq!(taken.message, block[0].1);
     taken.acknowledge().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_that_the_documentation_names_suffice() {
+    let broker = RabbitMq::start();
+    broker.ctl(&["add_user", "imgsync", "pw"]);
+    let ours = r"^(w|sync)\..*";
+    broker.ctl(&["set_permissions", "imgsync", ours, r"^((w|sync)\..*|amq\.default)$", ours]);
+    let url = broker.url().replace("guest:guest", "imgsync:pw");
+    let roster = roster().await;
+    let queue = RabbitQueue::connect(&secret(&url), roster.clone(), keyed("ours")).await.unwrap();
+    let unsigned = RabbitQueue::connect(&secret(&url), roster, settings()).await.unwrap();
+    let block = block("gcr.io", 2);
+    publish(&queue, &block[..1]).await;
+    publish(&unsigned, &block[1..]).await;
+    take(&queue, &Lanes::All).await.give_back_after(Duration::from_millis(300)).await.unwrap();
+    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+    assert!(is_silent(&queue, &Lanes::All).await);
+    assert_eq!((queue.refused().0, queue.waiting(&[block[0].0.clone()]).await.unwrap()), (1, vec![0]));
+}

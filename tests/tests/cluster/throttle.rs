@@ -1,0 +1,63 @@
+//! A registry that asks to be left alone is left alone by all, and no other lane waits for it (fault row 23). What is known
+//! of targets is carried over.
+
+use std::time::Duration;
+
+use imgsync_tests::Imgsync;
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, FaultRegistry, Match};
+
+use crate::fleet::{fill, rules};
+
+#[tokio::test]
+async fn a_target_that_throttles_delays_its_own_lanes_alone_and_costs_no_attempts() {
+    let cluster = Cluster::start();
+    let (source, throttled, free) =
+        tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+    let images = fill(&source, 2, 15);
+    // Longer than is slept out with a task in hand: what is throttled is put off, and its lane parked.
+    let rule = throttled.on(Match::any()).always().act(Action::too_many("31"));
+    let config = format!(
+        "rules:\n- {{from: {s}/r00, to: {t}/m, name: keep}}\n- {{from: {s}/r01, to: {f}/m, name: keep}}\n",
+        s = source.host(),
+        t = throttled.host(),
+        f = free.host()
+    );
+    let _workers = cluster.workers(2, 4).await;
+    let mut run = cluster.imgsync(&config).args(["run", "--json", "--attempts", "2"]).limit(Duration::from_secs(200)).spawn();
+    free.wait_until(|free| free.tags_in_all() == 15, Duration::from_secs(30)).await;
+    assert_eq!(throttled.tags_in_all(), 0, "at full speed while the other was left alone");
+    let asked = throttled.total();
+    rule.remove();
+    let output = tokio::time::timeout(Duration::from_secs(180), run.wait()).await.expect("it ends").assert_code(0);
+    let json = output.json();
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (30, 0), "{json}");
+    assert!(asked <= 30, "it was asked {asked} times before it was left alone");
+    for (repository, tag, image) in &images {
+        let target = if repository == "r00" { &throttled } else { &free };
+        target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+}
+
+#[tokio::test]
+async fn what_one_process_knew_of_a_target_is_known_to_the_cluster() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    fill(&source, 3, 20);
+    let config = rules(&source, &target, 3);
+    let alone = Imgsync::new();
+    alone.file("imgsync.yaml", &config);
+    alone.again().arg("run").run().await.assert_code(0);
+    let file = alone.work().join("cache.jsonl");
+    alone.again().args(["cache", "export"]).arg(&file).run().await.assert_code(0);
+    let imported = cluster.imgsync("").args(["cache", "import"]).arg(&file).run().await.assert_code(0);
+    assert!(imported.stderr.contains("60 tags"), "{}", imported.stderr);
+    let back = cluster.imgsync("").args(["cache", "export"]).run().await.assert_code(0);
+    assert_eq!(back.stdout, std::fs::read_to_string(&file).unwrap());
+
+    target.clear_requests();
+    let _workers = cluster.workers(1, 8).await;
+    let json = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/unchanged"), 60, "{json}");
+    assert!(target.total() <= 53, "the handful that each run asks for, and no more: {}", target.total());
+}
