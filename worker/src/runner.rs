@@ -168,6 +168,12 @@ impl Runner {
     /// Does what a message asks for, and lets go of it.
     async fn deliver(&self, mut delivery: Delivery, stop: &Stop) {
         let (message, lane) = (delivery.message.clone(), delivery.lane.clone());
+        if self.settings.others_may_reach && !self.serving.may_serve(&lane, &self.client).await {
+            if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
+                self.warn(&format!("the queue does not answer: {error}"));
+            }
+            return;
+        }
         let mut work = std::pin::pin!(self.work(&message, &lane, stop));
         let (left, wait) = tokio::select! {
             left = &mut work => left,

@@ -184,10 +184,9 @@ impl Run<'_> {
             led
         };
         let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
-        let refused = listed?;
-        watched?;
-        led?;
-        let batch = self.look(id).await?;
+        let went = listed.and_then(|refused| watched.and(led).map(|()| refused));
+        let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
+        let refused = went?;
         let interrupted = batch.ended_at.is_none();
         Ok(RunEnd { batch, interrupted, refused })
     }
@@ -254,9 +253,9 @@ impl Run<'_> {
     /// Returns when the batch has ended, or when the work is over for another reason.
     async fn watch(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
         loop {
-            let batch = self.look(id).await;
-            if batch.as_ref().map_or(true, |batch| batch.ended_at.is_some()) {
-                return batch.map(drop);
+            let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
+            if batch.ended_at.is_some() {
+                return Ok(());
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -310,6 +309,13 @@ impl Run<'_> {
 /// Whether a coordinator that stays is there to feed what others leave to it.
 pub async fn has_leader(house: &House) -> Result<bool> {
     Ok(house.store.held(&leader(super::SERVE)).await?.is_some())
+}
+
+/// A batch that was there a moment ago.
+fn lost(id: BatchId) -> Error {
+    let detail = "the store has lost it: was it emptied?";
+    Error::new(Class::NotFound, format!("watching batch {id}"), detail)
+        .hint("run the rules again: what is at the target is not copied twice")
 }
 
 fn rule_options(rule: &Rule) -> RuleOptions {

@@ -149,9 +149,8 @@ async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_
     let worker = || scene.cluster.worker("").args(["--concurrency", "20", "--lease", "6"]).spawn();
     let mut lost = worker();
     let mut run = scene.run();
-    let is_stuck = |shown: &serde_json::Value| {
-        number(shown, "/counts/copied") == 20 && number(shown, "/counts/failed") == 10
-    };
+    let is_stuck =
+        |shown: &serde_json::Value| number(shown, "/counts/copied") == 20 && number(shown, "/counts/failed") == 10;
     scene.cluster.wait_for(|shown| is_stuck(shown) && number(shown, "/counts/running") == 10, PATIENCE).await;
     kill(&mut lost).await;
     held.remove();

@@ -95,8 +95,8 @@ async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice
     scene.cluster.store.command(&["FLUSHALL"]);
     gate.open();
     let ended = run.wait().await;
-    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
-    assert!(ended.stderr.contains("the store does not have it"), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the store has lost it"), "{}", ended.stderr);
     assert!(ended.stderr.contains("run the rules again"), "what to do is said: {}", ended.stderr);
     let again = scene.run().wait().await;
     scene.assert_ended_whole(&again);

@@ -50,6 +50,8 @@ struct State {
     out_of_reach: HashMap<RegistryName, OutOfReach>,
     /// Lanes that this worker may not, or cannot, serve, and why.
     unserved: BTreeMap<Lane, String>,
+    /// Lanes that were looked at and may be served.
+    served: BTreeSet<Lane>,
 }
 
 struct OutOfReach {
@@ -143,6 +145,7 @@ impl Serving {
                 let unserved = self.look(&lanes, client).await;
                 self.follow_pace(&lanes, store).await;
                 let mut state = self.state();
+                state.served = lanes.into_iter().filter(|lane| !unserved.contains_key(lane)).collect();
                 if state.unserved != unserved {
                     state.unserved = unserved;
                     drop(state);
@@ -159,23 +162,50 @@ impl Serving {
         let mut unserved = BTreeMap::new();
         self.ask_those_out_of_reach(client).await;
         for lane in lanes {
-            let mut reason = self.forbidden(lane).or_else(|| self.out_of_reach(lane));
-            let ends = [(&lane.source, &lane.source_credential), (&lane.target, &lane.target_credential)];
-            for (end, wanted) in ends {
-                let (Some(registry), Some(wanted), None) = (end.registry(), wanted, &reason) else { continue };
-                if !users.contains_key(registry) {
-                    let user = client.user_of(registry).await;
-                    users.insert(registry.clone(), user.ok().flatten());
-                }
-                if users[registry].as_deref() != Some(&**wanted) {
-                    reason = Some(format!("there is no credential of `{wanted}` for {registry} here"));
-                }
-            }
-            if let Some(reason) = reason {
+            if let Some(reason) = self.why_not(lane, client, &mut users).await {
                 unserved.insert(lane.clone(), reason);
             }
         }
         unserved
+    }
+
+    /// Whether what came from a lane may be done here: it may be a new one, which was not looked at yet.
+    pub(super) async fn may_serve(&self, lane: &Lane, client: &Client) -> bool {
+        if self.state().served.contains(lane) {
+            return true;
+        }
+        let reason = self.why_not(lane, client, &mut HashMap::new()).await;
+        let is_served = reason.is_none();
+        match reason {
+            None => _ = self.state().served.insert(lane.clone()),
+            Some(reason) => _ = self.state().unserved.insert(lane.clone(), reason),
+        }
+        self.tell();
+        is_served
+    }
+
+    /// Why a lane is not to be served; none where it may be.
+    async fn why_not(
+        &self,
+        lane: &Lane,
+        client: &Client,
+        users: &mut HashMap<RegistryName, Option<String>>,
+    ) -> Option<String> {
+        if let Some(reason) = self.forbidden(lane).or_else(|| self.out_of_reach(lane)) {
+            return Some(reason);
+        }
+        let ends = [(&lane.source, &lane.source_credential), (&lane.target, &lane.target_credential)];
+        for (end, wanted) in ends {
+            let (Some(registry), Some(wanted)) = (end.registry(), wanted) else { continue };
+            if !users.contains_key(registry) {
+                let user = client.user_of(registry).await;
+                users.insert(registry.clone(), user.ok().flatten());
+            }
+            if users[registry].as_deref() != Some(&**wanted) {
+                return Some(format!("there is no credential of `{wanted}` for {registry} here"));
+            }
+        }
+        None
     }
 
     fn forbidden(&self, lane: &Lane) -> Option<String> {
