@@ -24,7 +24,8 @@ async fn a_target_that_throttles_delays_its_own_lanes_alone_and_costs_no_attempt
         f = free.host()
     );
     let _workers = cluster.workers(2, 4).await;
-    let mut run = cluster.imgsync(&config).args(["run", "--json", "--attempts", "2"]).limit(Duration::from_secs(200)).spawn();
+    let mut run =
+        cluster.imgsync(&config).args(["run", "--json", "--attempts", "2"]).limit(Duration::from_secs(200)).spawn();
     free.wait_until(|free| free.tags_in_all() == 15, Duration::from_secs(30)).await;
     assert_eq!(throttled.tags_in_all(), 0, "at full speed while the other was left alone");
     let asked = throttled.total();
