@@ -4,5 +4,6 @@
 mod broker;
 mod fleet;
 mod messages;
+mod pace;
 mod queue;
 mod store;
