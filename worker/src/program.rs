@@ -12,8 +12,8 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::RegistryName;
 use imgsync_common::naming::Base;
-use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::{Policy, is_passing};
 use imgsync_common::secret::Secret;
 use imgsync_worker::cluster::{Addresses, Cluster, Given};
@@ -134,6 +134,7 @@ async fn run(cli: Cli) -> Result<()> {
         cluster = connect(&addresses, &name, Duration::from_secs(cli.wait)) => cluster?,
         () = stop.drain.cancelled() => return Ok(()),
     };
+    client.pace = Some(SharedPace { store: std::sync::Arc::new(cluster.store.clone()), careful: true });
     let client = Client::new(client, Environment::from_process());
     let allowed = Allowed { registries: BTreeSet::from_iter(cli.registries), targets: targets(&config) };
     let slots = usize::from(cli.concurrency);

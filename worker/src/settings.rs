@@ -42,6 +42,8 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         allow_private: written.allow_private,
         credentials: written.credential.iter().chain(&written.pull_credentials).map(credential).collect(),
         requests_per_second: written.requests_per_second,
+        concurrency: written.concurrency,
+        egress: written.egress.as_deref().map(Into::into),
         chunk: written.chunk,
     })
 }

@@ -237,6 +237,7 @@ impl Repository {
         let mut url = self.registry.base.clone();
         url.set_path(&format!("{}v2/", url.path()));
         let tried = format!("asking {} how to log in", self.registry.name);
+        self.paced(&tried).await?;
         self.tally.count(Counted::Token);
         let answer = self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), None, &tried).await?;
         Ok(read_challenges(answer.headers()))
@@ -324,6 +325,9 @@ impl Repository {
             }
         }
         let mut url = realm.clone();
+        if matches!(credential, Some(Credential::IdentityToken { .. })) {
+            self.paced(tried).await?;
+        }
         {
             let mut query = url.query_pairs_mut();
             if let Some(service) = service {
@@ -351,7 +355,8 @@ impl Repository {
 
     async fn read_token(&self, answer: Answer, with_credentials: bool, tried: &str) -> Result<TokenAnswer> {
         if !answer.status().is_success() {
-            let error = answer.into_error(tried).await;
+            let error = answer.into_error(tried).await.at(&self.registry.name);
+            self.mind(&error).await;
             return Err(match error.class() {
                 Class::Denied | Class::Refused | Class::NotFound => {
                     let hint = self.login_hint(with_credentials);

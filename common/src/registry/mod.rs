@@ -15,6 +15,7 @@ mod http;
 pub mod link;
 mod manifests;
 mod mounts;
+mod pacer;
 mod paged;
 pub mod range;
 pub mod ratelimit;
@@ -26,12 +27,10 @@ mod transport;
 mod uploads;
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use url::Url;
 
 pub use auth::Access;
@@ -40,7 +39,7 @@ pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
 pub use http::install_tls_provider;
 pub use manifests::{Head, ManifestPut, ManifestRef};
-pub use settings::{ClientSettings, RegistrySettings};
+pub use settings::{ClientSettings, RegistrySettings, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
 
@@ -48,6 +47,7 @@ use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
 use self::mounts::Mounts;
+use self::pacer::Pacer;
 use self::referrers::FallbackLocks;
 use crate::error::{Class, Error, Result};
 use crate::image::{RegistryName, RepositoryName};
@@ -88,8 +88,9 @@ struct Registry {
     mounts: Mounts,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
-    /// Lets so many requests a second through, and no more than a second's worth at once.
-    pace: Option<DefaultDirectRateLimiter>,
+    pacer: Pacer,
+    /// Whether it was opened for reading, and for writing.
+    ends: (AtomicBool, AtomicBool),
 }
 
 impl Client {
@@ -114,9 +115,15 @@ impl Client {
         context: &Context,
         tally: &Arc<Tally>,
     ) -> Result<Repository> {
+        let registry = self.registry(registry)?;
+        match access {
+            Access::Pull => registry.ends.0.store(true, Ordering::Relaxed),
+            Access::Push => registry.ends.1.store(true, Ordering::Relaxed),
+            Access::Delete | Access::Catalog => {}
+        }
         Ok(Repository {
             client: self.clone(),
-            registry: self.registry(registry)?,
+            registry,
             name: repository.clone(),
             access,
             context: context.clone(),
@@ -161,7 +168,7 @@ impl Client {
         }
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
         let base = base_of(name, &settings);
-        let pace = settings.requests_per_second.and_then(pace);
+        let pacer = Pacer::new(&settings, self.0.settings.pace.clone());
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
         let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
@@ -177,23 +184,24 @@ impl Client {
             auth: Auth::default(),
             mounts: Mounts::default(),
             warned: AtomicBool::new(false),
-            pace,
+            pacer,
+            ends: Default::default(),
         });
         registries.insert(name.clone(), registry.clone());
         Ok(registry)
     }
 }
 
+impl Registry {
+    /// Whether it is source and target.
+    fn is_both_ends(&self) -> bool {
+        self.ends.0.load(Ordering::Relaxed) && self.ends.1.load(Ordering::Relaxed)
+    }
+}
+
 /// Azure's registries.
 fn is_azure(name: &RegistryName) -> bool {
     name.host().ends_with(".azurecr.io")
-}
-
-fn pace(per_second: f64) -> Option<DefaultDirectRateLimiter> {
-    let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
-    // A number of requests that is no number of requests a person could mean ends at the edge of what can be told apart.
-    let burst = NonZeroU32::new(per_second.clamp(1.0, 1e6) as u32)?;
-    Some(RateLimiter::direct(Quota::with_period(period)?.allow_burst(burst)))
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -1,6 +1,8 @@
 //! How registries are spoken to: what the configuration says of each, and what holds for all.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
@@ -9,6 +11,7 @@ use super::credentials::Credential;
 use crate::image::RegistryName;
 use crate::retry::Policy;
 use crate::secret::Secret;
+use crate::store::Pace;
 
 /// What holds for one registry. The default suits all that follow the specification.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +36,11 @@ pub struct RegistrySettings {
     pub credentials: Vec<Credential>,
     /// Requests a second that it accepts, all kinds together; none: as many as there are.
     pub requests_per_second: Option<f64>,
+    /// Requests that may be open at a time, in this process; none: as many as there are. Where a registry is both source
+    /// and target, one whose answer has begun is no longer counted: an upload may be waiting to send it on.
+    pub concurrency: Option<usize>,
+    /// A name for the address that limits of anonymous users are counted by.
+    pub egress: Option<Box<str>>,
     /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
 }
@@ -50,6 +58,23 @@ pub struct ClientSettings {
     pub stall: Duration,
     /// A token this old may have run out in spite of what its answer said: a 400 or 403 may then mean that.
     pub doubtful_age: Duration,
+    /// The pace of registries, where it is shared with other processes.
+    pub pace: Option<SharedPace>,
+}
+
+/// A pace that is shared with other processes.
+#[derive(Clone)]
+pub struct SharedPace {
+    /// Where it is kept.
+    pub store: Arc<dyn Pace>,
+    /// Begin slowly with registries of which nothing is known; see [`crate::store::Ask`].
+    pub careful: bool,
+}
+
+impl fmt::Debug for SharedPace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedPace")
+    }
 }
 
 impl Default for ClientSettings {
@@ -60,6 +85,7 @@ impl Default for ClientSettings {
             connect_timeout: Duration::from_secs(15),
             stall: Duration::from_secs(60),
             doubtful_age: Duration::from_secs(30),
+            pace: None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use reqwest::Body;
+use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::auth::Authorization;
@@ -15,6 +16,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::Event;
 use crate::image::RepositoryName;
 use crate::retry::{self, Retry};
+use crate::store::Account;
 
 /// More hops than this are a loop.
 const MAX_REDIRECTS: usize = 10;
@@ -83,6 +85,8 @@ pub(crate) struct Answer {
     url: Url,
     stall: Duration,
     with_credentials: bool,
+    /// Its place among the requests that may be open at a time.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Repository {
@@ -113,6 +117,7 @@ impl Repository {
                 Payload::Bytes(bytes) => (Some(Body::from(bytes.clone())), false),
                 Payload::Stream(body) => (Some(std::mem::take(body)), true),
             };
+            let mut permit = self.permit(is_home, tried).await?;
             self.paced(tried).await?;
             self.tally.count(counted);
             let sent = match once {
@@ -121,6 +126,10 @@ impl Repository {
             };
             let status = sent.status();
             if is_home && !renewed {
+                if status.is_client_error() {
+                    // A token may have to be fetched first.
+                    permit = None;
+                }
                 let fresh = match status {
                     StatusCode::UNAUTHORIZED => self.challenged(sent.headers(), &scope, authorization.as_ref()).await?,
                     // Some registries answer so to a token that has run out. Whether it was that, only a second try
@@ -147,12 +156,14 @@ impl Repository {
                 }
             }
             let with_credentials = authorization.as_ref().is_some_and(|used| used.with_credentials);
-            let sent = Answer { with_credentials, ..sent };
             let may_follow = matches!(method, Method::GET | Method::HEAD);
             if may_follow && matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                let sent = Answer { with_credentials, ..sent };
                 return self.follow(sent, &method, &headers, authorization, tried).await;
             }
-            return Ok(sent);
+            // Of all others the answer's head is the end.
+            let permit = permit.filter(|_| method == Method::GET && !self.registry.is_both_ends());
+            return Ok(Answer { with_credentials, _permit: permit, ..sent });
         }
     }
 
@@ -177,6 +188,9 @@ impl Repository {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
             let http = self.http_for(&next).await;
+            if hop::same_origin(&next, &self.registry.base) {
+                self.paced(tried).await?;
+            }
             self.tally.count(Counted::Redirect);
             let with_credentials = answer.with_credentials;
             answer = self.exchange(&http, method.clone(), next, headers, None, tried).await?;
@@ -219,12 +233,44 @@ impl Repository {
         }
     }
 
-    /// Waits until the registry's pace allows one more request.
+    /// Waits until the registry's pace allows one more request. A long wait is an error, at once.
     pub(crate) async fn paced(&self, tried: &str) -> Result<()> {
-        let Some(pace) = &self.registry.pace else { return Ok(()) };
+        let pass = async {
+            self.registry.pacer.at(|| self.account()).await;
+            self.registry.pacer.pass().await
+        };
+        let passed = tokio::select! {
+            passed = pass => passed,
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
+        };
+        passed.map_err(|wait| {
+            let detail = format!("it asked to be left alone for {} more", retry::seconds(wait));
+            Error::new(Class::RateLimited, tried, detail).retry_after(Some(wait)).at(&self.registry.name)
+        })
+    }
+
+    /// Whom the registry counts our requests for.
+    async fn account(&self) -> Account {
+        let registry = self.registry.name.clone();
+        let user = self.client.user_of(&registry).await.ok().flatten().map(String::into_boxed_str);
+        Account { who: user.or_else(|| self.registry.settings.egress.clone()).unwrap_or_default(), registry }
+    }
+
+    /// Waits until one more request to the registry itself may be open.
+    async fn permit(&self, is_home: bool, tried: &str) -> Result<Option<OwnedSemaphorePermit>> {
+        if !is_home {
+            return Ok(None);
+        }
         tokio::select! {
-            () = pace.until_ready() => Ok(()),
+            permit = self.registry.pacer.permit() => Ok(permit),
             () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
+        }
+    }
+
+    /// Where an answer says that there were too many requests, others are told.
+    pub(crate) async fn mind(&self, error: &Error) {
+        if error.class() == Class::RateLimited {
+            self.registry.pacer.refused(error.wait()).await;
         }
     }
 
@@ -266,7 +312,7 @@ impl Repository {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
             response = request.send() => response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?,
         };
-        Ok(Answer { response, url, stall: self.stall(), with_credentials: false })
+        Ok(Answer { response, url, stall: self.stall(), with_credentials: false, _permit: None })
     }
 
     /// Does something until it succeeds, fails for good, or has been tried often enough.
@@ -302,6 +348,7 @@ impl Repository {
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let with_credentials = answer.with_credentials;
         let error = answer.into_error(tried).await.at(&self.registry.name);
+        self.mind(&error).await;
         match error.class() {
             Class::Denied => {
                 let hint = self.login_hint(with_credentials);

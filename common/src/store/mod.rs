@@ -25,7 +25,8 @@ pub use ledger::{
     Appended, Batch, Block, Control, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
     Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
-pub use pace::{Account, Pace};
+pub(crate) use pace::Allowance;
+pub use pace::{Account, Ask, Grant, LOOK_EVERY, Pace};
 pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use sqlite::{RunLock, SqliteStore};
 

@@ -9,8 +9,8 @@ use imgsync_common::batch::BatchId;
 use imgsync_common::config::{Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
-use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
 use imgsync_worker::copy::Limits;
 use tokio_util::sync::CancellationToken;
@@ -140,6 +140,9 @@ impl<'a> Work<'a> {
             max_wait: LONGEST_SLEEP,
         };
         client.stall = args.patience.stall_timeout;
+        if house.is_cluster() {
+            client.pace = Some(SharedPace { store: house.store.clone(), careful: true });
+        }
         let time = args.timeout.unwrap_or(settings.config.timeout);
         let slice = match (args.batch_size, args.batch_number) {
             (Some(size), Some(number)) => Some(Slice { size, number }),

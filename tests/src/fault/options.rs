@@ -145,6 +145,7 @@ pub struct Builder {
     pub(super) blackhole: bool,
     pub(super) chunk_minimum: Option<u64>,
     pub(super) max_concurrent: Option<usize>,
+    pub(super) rate: Option<(f64, f64)>,
     pub(super) latency: Duration,
     pub(super) resumable: bool,
     pub(super) single_post: bool,
@@ -171,6 +172,7 @@ impl Default for Builder {
             blackhole: false,
             chunk_minimum: None,
             max_concurrent: None,
+            rate: None,
             latency: Duration::ZERO,
             resumable: true,
             single_post: true,
@@ -211,6 +213,8 @@ impl Builder {
         chunk_minimum(chunk_minimum = Some(bytes), bytes: u64);
         /// Requests beyond this many wait.
         max_concurrent(max_concurrent = Some(requests), requests: usize);
+        /// So many requests a second and so many at once, of all kinds; more are answered 429 with `Retry-After: 1`.
+        rate(rate = Some(limit), limit: (f64, f64));
         /// Time added to each request.
         latency(latency = latency, latency: Duration);
         /// A session that was cut is gone, as in docker-registry 2.8: 404 BLOB_UPLOAD_INVALID.

@@ -140,6 +140,11 @@ async fn answer(
     body: &mut Incoming,
     actions: &[Action],
 ) -> Result<Answer, Broken> {
+    if !inner.is_within_rate() {
+        body.drain().await?;
+        let answer = Answer::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "the rate is exceeded");
+        return Ok(answer.header(header::RETRY_AFTER, 1));
+    }
     for action in actions {
         match action {
             Action::StallForever => std::future::pending().await,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,6 +26,8 @@ pub(super) struct Inner {
     pub(super) connections: AtomicU64,
     pub(super) peak: AtomicU64,
     in_flight: AtomicU64,
+    /// What is left of the rate's burst, and when that was so.
+    tokens: Mutex<(f64, Instant)>,
     open: Mutex<CancellationToken>,
     tokens_since: AtomicU64,
     counter: AtomicU64,
@@ -93,6 +95,7 @@ impl Inner {
     pub(super) fn new(options: Builder, address: SocketAddr) -> Self {
         Self {
             slots: options.max_concurrent.map(|slots| Arc::new(Semaphore::new(slots))),
+            tokens: Mutex::new((options.rate.map_or(0.0, |(_, burst)| burst), Instant::now())),
             options,
             address,
             log: Log::new(),
@@ -144,6 +147,16 @@ impl Inner {
 
     pub(super) fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Whether one more request is within the rate.
+    pub(super) fn is_within_rate(&self) -> bool {
+        let Some((per_second, burst)) = self.options.rate else { return true };
+        let mut tokens = self.tokens.lock().expect("the tokens are whole");
+        let now = Instant::now();
+        let left = burst.min(tokens.0 + now.duration_since(tokens.1).as_secs_f64() * per_second);
+        *tokens = (if left >= 1.0 { left - 1.0 } else { left }, now);
+        left >= 1.0
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> InFlight {

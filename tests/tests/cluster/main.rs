@@ -7,6 +7,7 @@ mod fleet;
 mod flight;
 mod lanes;
 mod messages;
+mod pace;
 mod queue;
 mod scene;
 mod store;

@@ -7,6 +7,7 @@ mod cost;
 mod helpers;
 mod login;
 mod odd;
+mod pace;
 mod platforms;
 mod real;
 mod referrers;

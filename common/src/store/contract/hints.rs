@@ -9,8 +9,8 @@ use super::{Subject, end, home};
 use crate::batch::Lane;
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{
-    Account, BLOB_GENERATION, CacheScope, DigestCache, HEARTBEAT, Heartbeat, Known, LANE_KEPT, Named, Unserved,
-    export_cache, import_cache,
+    Account, Ask, BLOB_GENERATION, CacheScope, DigestCache, Grant, HEARTBEAT, Heartbeat, Known, LANE_KEPT, Named,
+    Unserved, export_cache, import_cache,
 };
 
 fn scope(path: &str, options: &str) -> CacheScope {
@@ -156,6 +156,89 @@ pub async fn the_latest_wait_holds_until_it_is_over(subject: Subject) {
     assert_eq!(subject.store.not_before(&accounts).await.unwrap(), [Some(late), Some(soon)]);
     (subject.advance)(Duration::from_secs(10));
     assert_eq!(subject.store.not_before(&accounts).await.unwrap(), [Some(late), None]);
+}
+
+fn account(who: &str) -> Account {
+    Account { registry: "r.example".parse().unwrap(), who: who.into() }
+}
+
+fn turns(grant: Grant) -> Vec<u64> {
+    match grant {
+        Grant::Turns(turns) => turns.iter().map(|wait| u64::try_from(wait.as_millis()).unwrap()).collect(),
+        other => panic!("{other:?} are no turns"),
+    }
+}
+
+pub async fn a_limit_is_one_budget_for_all_who_ask(subject: Subject) {
+    let ask = |wanted| Ask { limit: Some(20.0), wanted, ..Ask::default() };
+    let grant = async |who: &str, wanted| subject.store.grant(&account(who), &ask(wanted)).await.unwrap();
+    assert_eq!(turns(grant("me", 3).await), [0, 0, 0]);
+    assert_eq!(turns(grant("me", 3).await), [0, 0, 50]);
+    assert_eq!(turns(grant("you", 1).await), [0], "accounts are counted apart");
+    assert_eq!(turns(grant("me", 100).await), [100, 150, 200, 250, 300, 350], "a block is a quarter of a second");
+    (subject.advance)(Duration::from_millis(300));
+    assert_eq!(turns(grant("me", 1).await), [100]);
+    (subject.advance)(Duration::from_secs(10));
+    assert_eq!(turns(grant("me", 6).await), [0, 0, 0, 0, 0, 50], "what was not used is lost but for the burst");
+}
+
+pub async fn who_asks_while_an_account_is_held_off_is_told_to_wait(subject: Subject) {
+    let ask = Ask { limit: Some(20.0), wanted: 1, ..Ask::default() };
+    let (me, free) = (account("me"), Ask { wanted: 1, ..Ask::default() });
+    let seconds = |seconds| Grant::Wait(Duration::from_secs(seconds));
+    subject.store.refused(&me, Duration::from_secs(40), &ask).await.unwrap();
+    subject.store.refused(&me, Duration::from_secs(1), &ask).await.unwrap();
+    assert_eq!(subject.store.grant(&me, &ask).await.unwrap(), seconds(40));
+    assert_eq!(
+        subject.store.not_before(std::slice::from_ref(&me)).await.unwrap(),
+        [Some((subject.now)() + Duration::from_secs(40))]
+    );
+    (subject.advance)(Duration::from_secs(30));
+    assert_eq!(subject.store.grant(&me, &free).await.unwrap(), seconds(10), "limit or none");
+    subject.store.hold_off(&me, (subject.now)() + Duration::from_secs(60)).await.unwrap();
+    assert_eq!(subject.store.grant(&me, &free).await.unwrap(), seconds(60), "whoever said so");
+    (subject.advance)(Duration::from_secs(60));
+    assert_eq!(turns(subject.store.grant(&me, &ask).await.unwrap()), [0]);
+    assert_eq!(subject.store.grant(&me, &free).await.unwrap(), Grant::Free, "with a limit nothing is learnt");
+}
+
+pub async fn a_refusal_teaches_a_rate_that_is_forgotten_in_time(subject: Subject) {
+    let me = account("");
+    let grant = async |sent, wanted| {
+        let ask = Ask { sent, wanted, ..Ask::default() };
+        subject.store.grant(&me, &ask).await.unwrap()
+    };
+    assert_eq!(grant(60, 1).await, Grant::Free);
+    assert_eq!(grant(10, 1).await, Grant::Free);
+    let ask = Ask { sent: 10, ..Ask::default() };
+    for _ in 0..3 {
+        subject.store.refused(&me, Duration::from_millis(100), &ask).await.unwrap();
+    }
+    (subject.advance)(Duration::from_millis(100));
+    let spread = turns(grant(0, 100).await);
+    // Forty a second, and hardly more by now: ten at once, then one each 25 ms.
+    assert_eq!(spread.iter().filter(|wait| **wait == 0).count(), 10, "{spread:?}");
+    assert!((19..=21).contains(&spread.len()), "{spread:?}");
+    (subject.advance)(Duration::from_secs(5));
+    subject.store.refused(&me, Duration::ZERO, &Ask::default()).await.unwrap();
+    assert_eq!(turns(grant(0, 100).await).iter().filter(|wait| **wait == 0).count(), 5, "halved again");
+    (subject.advance)(Duration::from_secs(599));
+    assert!(matches!(grant(0, 1).await, Grant::Turns(_)));
+    (subject.advance)(Duration::from_secs(1));
+    assert_eq!(grant(0, 1).await, Grant::Free);
+}
+
+pub async fn the_careful_begin_slowly_once(subject: Subject) {
+    let ask = Ask { careful: true, wanted: 1_000, ..Ask::default() };
+    let grant = async || subject.store.grant(&account(""), &ask).await.unwrap();
+    let mut at_once = Vec::new();
+    while let Grant::Turns(turns) = grant().await {
+        at_once.push(turns.iter().filter(|wait| wait.is_zero()).count());
+        (subject.advance)(Duration::from_secs(1));
+    }
+    assert_eq!(at_once, [25, 50, 100, 200, 256], "it doubles each second, and a block has its bounds");
+    (subject.advance)(Duration::from_secs(60));
+    assert_eq!(grant().await, Grant::Free);
 }
 
 pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: Subject) {

@@ -72,6 +72,10 @@ macro_rules! store_contract_tests {
             an_import_keeps_what_was_seen_later_and_says_what_it_refused,
             a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age,
             the_latest_wait_holds_until_it_is_over,
+            a_limit_is_one_budget_for_all_who_ask,
+            who_asks_while_an_account_is_held_off_is_told_to_wait,
+            a_refusal_teaches_a_rate_that_is_forgotten_in_time,
+            the_careful_begin_slowly_once,
             one_holds_a_name_at_a_time_and_epochs_grow,
             a_worker_lives_as_long_as_it_says_so,
             lanes_are_remembered

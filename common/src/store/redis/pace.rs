@@ -1,11 +1,13 @@
 //! [`Pace`] in Redis.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Call, RedisStore, time};
+use super::{Call, RedisStore, damaged, millis, time};
 use crate::error::Result;
-use crate::store::{Account, Pace};
+use crate::store::{Account, Ask, Grant, Pace};
 
 #[async_trait]
 impl Pace for RedisStore {
@@ -29,9 +31,38 @@ impl Pace for RedisStore {
         let now = self.now(tried).await?;
         Ok(ends.into_iter().map(|ends| ends.filter(|ends| *ends > now).map(time)).collect())
     }
+
+    async fn grant(&self, account: &Account, ask: &Ask) -> Result<Grant> {
+        let tried = format!("asking for the pace of {}", account.registry);
+        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.pace, self.pace_call(account, ask, None)).await?;
+        match answer.split_first() {
+            Some((0, [wait])) => Ok(Grant::Wait(Duration::from_millis(wait.unsigned_abs()))),
+            Some((1, [])) => Ok(Grant::Free),
+            Some((2, turns)) if !turns.is_empty() => {
+                Ok(Grant::Turns(turns.iter().map(|micros| Duration::from_micros(micros.unsigned_abs())).collect()))
+            }
+            _ => Err(damaged(&tried, "it gives no pace")),
+        }
+    }
+
+    async fn refused(&self, account: &Account, wait: Duration, ask: &Ask) -> Result<()> {
+        let tried = format!("noting the pace of {}", account.registry);
+        let call = self.pace_call(account, ask, Some(wait));
+        self.script::<Vec<i64>>(&tried, &self.0.scripts.pace, call).await.map(drop)
+    }
 }
 
 impl RedisStore {
+    fn pace_call(&self, account: &Account, ask: &Ask, refused: Option<Duration>) -> Call {
+        Call::on(self.key(&format!("rl:{}:{}", account.registry, account.who)))
+            .key(self.not_before_key(account))
+            .arg(ask.limit.map(|limit| limit.to_string()).unwrap_or_default())
+            .arg(u8::from(ask.careful))
+            .arg(ask.wanted)
+            .arg(ask.sent)
+            .arg(refused.map(|wait| millis(wait).to_string()).unwrap_or_default())
+    }
+
     fn not_before_key(&self, account: &Account) -> String {
         self.key(&format!("nb:{}:{}", account.registry, account.who))
     }

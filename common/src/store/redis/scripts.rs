@@ -36,6 +36,7 @@ scripts!(
     create,
     finish,
     hold_off,
+    pace,
     published,
     release,
     remove,

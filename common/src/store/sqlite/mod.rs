@@ -50,6 +50,7 @@ struct Shared {
     /// None: in memory, where the writer's connection is the only one.
     reader: Option<Arc<Mutex<Connection>>>,
     present: Mutex<roster::Present>,
+    allowances: pace::Allowances,
 }
 
 impl SqliteStore {
@@ -106,8 +107,8 @@ impl SqliteStore {
         reader: Option<Arc<Mutex<Connection>>>,
     ) -> SqliteStore {
         let writer = Writer::start(writer, name.clone());
-        let present = Mutex::default();
-        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present }))
+        let (present, allowances) = (Mutex::default(), pace::Allowances::default());
+        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present, allowances }))
     }
 
     /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with

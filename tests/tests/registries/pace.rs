@@ -1,0 +1,140 @@
+//! Several processes, here clients that share a store, at registries that count requests.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use imgsync_common::error::Class;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Access, Client, ClientSettings, ManifestRef, RegistrySettings, SharedPace};
+use imgsync_common::retry::Policy;
+use imgsync_common::store::{SqliteStore, SystemClock};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::images;
+
+use crate::client::{client, repository};
+
+/// Clients of processes of their own that share a pace.
+async fn clients(registry: &FaultRegistry, number: usize, one: RegistrySettings) -> Vec<Client> {
+    let store = Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap());
+    let settings = ClientSettings {
+        registries: [(registry.host().parse().unwrap(), one)].into(),
+        pace: Some(SharedPace { store, careful: true }),
+        retry: Policy { attempts: 20, max_wait: Duration::from_secs(30), ..Policy::default() },
+        ..ClientSettings::default()
+    };
+    (0..number).map(|_| client(settings.clone())).collect()
+}
+
+/// Each client asks for the tag so often, with two requests at a time.
+async fn ask(clients: &[Client], registry: &FaultRegistry, times: usize) {
+    let asking = clients.iter().flat_map(|client| [client, client]).map(|client| async move {
+        let repository = repository(client, registry, "a", Access::Pull);
+        for _ in 0..times.div_ceil(2) {
+            repository.manifest_head(&ManifestRef::Tag("1".parse().unwrap())).await.unwrap().unwrap();
+        }
+    });
+    join_all(asking).await;
+}
+
+fn refused(registry: &FaultRegistry) -> u64 {
+    registry.count_where(|request| request.status == Some(429))
+}
+
+#[tokio::test]
+async fn a_limit_in_the_configuration_is_kept_by_all_together() {
+    let registry = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let one = RegistrySettings { requests_per_second: Some(20.0), ..RegistrySettings::default() };
+    let clients = clients(&registry, 8, one).await;
+    let started = Instant::now();
+    ask(&clients, &registry, 20).await;
+    let (total, refused, took) = (registry.total_with_all(), refused(&registry), started.elapsed());
+    assert!(refused * 100 <= total, "{refused} of {total} were refused");
+    assert!(took < Duration::from_secs(12), "160 requests at 20 a second took {took:?}");
+}
+
+#[tokio::test]
+async fn a_limit_that_nobody_told_us_refuses_many_processes_no_more_than_one() {
+    let mut refusals = Vec::new();
+    for number in [1, 8] {
+        let registry = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
+        registry.push("a", "1", &images::single("pace"));
+        let clients = clients(&registry, number, RegistrySettings::default()).await;
+        ask(&clients, &registry, 160 / number).await;
+        assert!(refused(&registry) > 0, "the limit was met");
+        refusals.push(refused(&registry));
+    }
+    assert!(refusals[1] <= refusals[0] + 10, "{refusals:?}");
+}
+
+#[tokio::test]
+async fn what_one_was_told_holds_for_all_and_a_long_wait_is_said_at_once() {
+    let registry = FaultRegistry::start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let clients = clients(&registry, 2, RegistrySettings::default()).await;
+    let head = async |client: &Client| {
+        repository(client, &registry, "a", Access::Pull).manifest_head(&ManifestRef::Tag("1".parse().unwrap())).await
+    };
+    head(&clients[1]).await.unwrap();
+    registry.on(Kind::ManifestHead).act(Action::too_many("2"));
+    let started = Instant::now();
+    head(&clients[0]).await.unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(2));
+
+    registry.on(Kind::ManifestHead).act(Action::too_many("2"));
+    let (first, ()) = tokio::join!(head(&clients[0]), async {
+        registry.wait_until(|registry| refused(registry) == 2, Duration::from_secs(10)).await;
+        let told = Instant::now();
+        loop {
+            let asked = Instant::now();
+            head(&clients[1]).await.unwrap();
+            if asked.elapsed() > Duration::from_secs(1) {
+                break;
+            }
+            assert!(told.elapsed() < Duration::from_secs(1), "the other has not heard of it");
+        }
+    });
+    first.unwrap();
+
+    registry.on(Kind::ManifestHead).act(Action::too_many("120"));
+    let first = head(&clients[0]).await.unwrap_err();
+    assert_eq!((first.class(), first.registry().unwrap().to_string()), (Class::RateLimited, registry.host()));
+    registry.clear_requests();
+    for client in &clients {
+        let begun = Instant::now();
+        let error = loop {
+            match head(client).await {
+                Err(error) => break error,
+                Ok(_) => assert!(begun.elapsed() < Duration::from_millis(500), "the other has not heard of it"),
+            }
+        };
+        assert_eq!(error.class(), Class::RateLimited);
+        assert!(error.wait().unwrap() > Duration::from_secs(110), "{:?}", error.wait());
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test]
+async fn who_shares_with_nobody_keeps_a_limit_as_well() {
+    let registry = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let one = RegistrySettings { requests_per_second: Some(20.0), ..RegistrySettings::default() };
+    let settings =
+        ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), ..ClientSettings::default() };
+    let alone = Client::new(settings, Environment::default());
+    ask(&[alone.clone(), alone], &registry, 30).await;
+    assert_eq!(refused(&registry), 0);
+}
+
+#[tokio::test]
+async fn no_more_requests_are_open_than_may_be() {
+    let registry = FaultRegistry::builder().latency(Duration::from_millis(20)).start().await;
+    let image = images::single("pace");
+    registry.push("a", "1", &image);
+    let one = RegistrySettings { concurrency: Some(3), ..RegistrySettings::default() };
+    let clients = clients(&registry, 1, one).await;
+    let heads = join_all((0..10).map(|_| ask(&clients, &registry, 4)));
+    heads.await;
+    assert_eq!(registry.peak_in_flight(), 3);
+}
