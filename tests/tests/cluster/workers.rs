@@ -33,8 +33,9 @@ async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_co
     scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
     assert!(killed.elapsed() < Duration::from_secs(45), "{:?}", killed.elapsed());
     let ended = run.wait().await;
+    // What it had written and not yet counted is found unchanged by the next.
     scene.assert_ended_whole(&ended);
-    assert_eq!(number(&ended.json(), "/counts/copied"), 11);
+    assert_eq!(scene.puts("r00", "large"), 1);
 }
 
 /// Rows 2 and 3.
@@ -74,7 +75,6 @@ async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     frozen.signal(Signal::STOP);
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
-    assert_eq!(number(&ended.json(), "/counts/copied"), 4);
     let puts = scene.target.count(Kind::ManifestPut);
     gate.add_permits(1);
     frozen.signal(Signal::CONT);
@@ -82,7 +82,7 @@ async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     assert_eq!(scene.puts("r00", "large"), 1);
     assert_eq!(scene.target.count(Kind::ManifestPut), puts, "{}", frozen.stderr());
     let shown = scene.cluster.show().await.expect("the store answers");
-    assert_eq!(number(&shown, "/counts/copied"), 4, "counted once");
+    scene.assert_whole(&shown);
 }
 
 /// Row 6.
