@@ -85,11 +85,11 @@ impl Pacer {
                 continue;
             }
             match self.free_for() {
-                Some(age) if age < LOOK_EVERY => return Ok(self.own().sent += 1),
+                Some(age) if age < LOOK_EVERY => return self.go_freely(),
                 // One looks, the others go on meanwhile.
                 Some(_) => match self.line.try_lock() {
                     Ok(mut line) => self.ask(&mut line, 1).await,
-                    Err(_) => return Ok(self.own().sent += 1),
+                    Err(_) => return self.go_freely(),
                 },
                 None => {
                     if self.take_turn().await {
@@ -98,6 +98,12 @@ impl Pacer {
                 }
             }
         }
+    }
+
+    /// One more request, of which the store is told later.
+    fn go_freely(&self) -> Result<(), Duration> {
+        self.own().sent += 1;
+        Ok(())
     }
 
     /// Waits in line for a turn. Says no where the rules have changed meanwhile.

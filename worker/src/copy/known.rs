@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -135,13 +136,16 @@ impl Known {
         let (index, (leases, holder)) = (self.index.as_ref()?, self.leases.as_ref()?);
         let end = End::Registry(registry.clone());
         let name = format!("blob:{registry}/{digest}");
+        // Each use has a holder of its own: that one is let go late ends no later one.
+        static USES: AtomicU64 = AtomicU64::new(0);
+        let holder: Arc<str> = format!("{holder}#{}", USES.fetch_add(1, Ordering::Relaxed)).into();
         loop {
             let homes = index.blob_homes(&end, std::slice::from_ref(digest)).await.ok()?;
             if homes.into_iter().flatten().next().is_some() {
                 return None;
             }
-            match leases.acquire(&name, holder, LEASE).await.ok()? {
-                Named::Yours { .. } => return Some(HeldBlob::keep(leases.clone(), name, holder.clone())),
+            match leases.acquire(&name, &holder, LEASE).await.ok()? {
+                Named::Yours { .. } => return Some(HeldBlob::keep(leases.clone(), name, holder)),
                 Named::Others { .. } => {}
             }
             let pause = rand::rng().random_range(LOOK_AGAIN.0..LOOK_AGAIN.1);
