@@ -20,7 +20,7 @@ use imgsync_worker::cluster::{Addresses, Cluster, Given};
 use imgsync_worker::log::Log;
 use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Worker};
-use imgsync_worker::{health, process_name, settings};
+use imgsync_worker::{asked_to_stop, health, process_name, settings};
 
 /// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
@@ -211,11 +211,11 @@ async fn connect(addresses: &Addresses, name: &str, patience: Duration) -> Resul
 /// The first signal lets what runs end, up to a limit; the second stops it.
 fn end_on_signal(stop: Stop) {
     tokio::spawn(async move {
-        wait_for_signal().await;
+        asked_to_stop().await;
         say("letting the running images end; once more to stop them");
         stop.drain.cancel();
         tokio::select! {
-            () = wait_for_signal() => {}
+            () = asked_to_stop() => {}
             () = tokio::time::sleep(DRAIN) => {}
         }
         stop.abort.cancel();
@@ -226,18 +226,6 @@ fn end_on_signal(stop: Stop) {
 async fn after_all(stop: &Stop) {
     stop.abort.cancelled().await;
     tokio::time::sleep(CLEAN_UP).await;
-}
-
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 fn logging(debug: bool) {

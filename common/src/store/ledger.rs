@@ -338,10 +338,6 @@ pub trait Ledger: Send + Sync {
         spent: Spent,
     ) -> Result<Retried>;
 
-    /// A task ended whoever ran it, time and again: it fails, unless somebody is at it. `Stale` where its message is an
-    /// older run's, or somebody is.
-    async fn condemn(&self, ticket: Ticket, failure: Failure) -> Result<Finished>;
-
     // Control.
 
     /// What is to become of a batch; none if there is no such batch. Cheap: asked every second or so.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, RuleOptions};
@@ -336,27 +335,5 @@ pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
 
 /// A copier for many tasks, which shares with later runs what it learns of blobs.
 pub fn copier(house: &House, client: &Client, limits: imgsync_worker::copy::Limits) -> Copier {
-    Copier::new(client.clone(), limits).with_index(Arc::new(Index(house.store.clone())))
-}
-
-/// The store, as nothing but an index of blobs.
-struct Index(Arc<dyn imgsync_common::store::Store>);
-
-#[async_trait::async_trait]
-impl imgsync_common::store::BlobIndex for Index {
-    async fn blob_homes(
-        &self,
-        end: &imgsync_common::batch::End,
-        blobs: &[Digest],
-    ) -> Result<Vec<Option<imgsync_common::batch::Home>>> {
-        self.0.blob_homes(end, blobs).await
-    }
-
-    async fn learn_blobs(&self, home: &imgsync_common::batch::Home, blobs: &[Digest]) -> Result<()> {
-        self.0.learn_blobs(home, blobs).await
-    }
-
-    async fn forget_blob(&self, home: &imgsync_common::batch::Home, blob: &Digest) -> Result<()> {
-        self.0.forget_blob(home, blob).await
-    }
+    Copier::new(client.clone(), limits).with_index(house.store.clone())
 }

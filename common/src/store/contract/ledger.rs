@@ -259,36 +259,6 @@ pub async fn what_nobody_knows_is_said_to_be_unknown(subject: Subject) {
     assert_eq!(subject.start(Ticket { batch: id, run: 0, index: u32::MAX }, "w").await, Start::Unknown);
 }
 
-pub async fn a_task_that_ends_its_workers_fails_unless_one_is_at_it(subject: Subject) {
-    let batch = subject.batch_of(4).await;
-    let tickets = subject.publish(batch).await;
-    let failure = || Failure { class: Class::Local, error: "it ended three workers".into(), attempts: 3 };
-    let condemn = async |ticket: Ticket| subject.store.condemn(ticket, failure()).await.unwrap();
-    let epoch = subject.go(tickets[0], "one").await;
-    assert_eq!(condemn(tickets[0]).await, Finished::Stale, "somebody is at it");
-    (subject.advance)(LEASE + SECOND);
-    assert_eq!(condemn(tickets[0]).await, Finished::Counted);
-    assert_eq!(subject.finish(tickets[0], epoch, Verdict::Copied).await, Finished::AlreadyDone);
-    assert_eq!(condemn(tickets[0]).await, Finished::AlreadyDone);
-    assert_eq!(condemn(tickets[1]).await, Finished::Counted, "or waits in the queue");
-    let epoch = subject.go(tickets[2], "one").await;
-    subject.store.retry_later(tickets[2], epoch, SECOND * 60, true, Spent::default()).await.unwrap();
-    assert_eq!(condemn(tickets[2]).await, Finished::Counted, "or for its time");
-    let failed = subject.store.failures(batch, 0, 10).await.unwrap();
-    assert_eq!(failed.iter().map(|failed| failed.task.index).collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!(failed[0].failure, failure());
-
-    subject.store.requeue(batch, RequeueFilter::All).await.unwrap();
-    assert_eq!(condemn(tickets[1]).await, Finished::Stale, "its old message is nobody's witness");
-    assert_eq!(condemn(Ticket { index: 9, ..tickets[0] }).await, Finished::Stale);
-    let epoch = subject.go(tickets[3], "one").await;
-    subject.store.cancel(batch).await.unwrap();
-    (subject.advance)(LEASE + SECOND);
-    assert_eq!(condemn(tickets[3]).await, Finished::Counted);
-    assert_eq!(subject.finish(tickets[3], epoch, Verdict::Copied).await, Finished::AlreadyDone);
-    assert_eq!(subject.look(batch).await.counts.cancelled, 4);
-}
-
 pub async fn a_task_that_was_lost_is_known_by_it(subject: Subject) {
     let batch = subject.batch_of(1).await;
     let ticket = subject.publish(batch).await[0];

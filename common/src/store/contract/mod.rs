@@ -62,7 +62,6 @@ macro_rules! store_contract_tests {
             only_the_failures_that_are_meant_are_requeued,
             a_sweep_puts_back_what_was_lost,
             a_task_that_was_lost_is_known_by_it,
-            a_task_that_ends_its_workers_fails_unless_one_is_at_it,
             what_nobody_knows_is_said_to_be_unknown
         );
         $crate::store_contract_tests!($make: hints:

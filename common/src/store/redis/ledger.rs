@@ -154,12 +154,6 @@ impl Ledger for RedisStore {
         })
     }
 
-    async fn condemn(&self, ticket: Ticket, failure: Failure) -> Result<Finished> {
-        let tried = format!("failing task {} of batch {}", ticket.index, ticket.batch);
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(ticket.run).bytes(kept(&failure));
-        Ok(finished(self.script(&tried, &self.0.scripts.condemn, call).await?))
-    }
-
     async fn control(&self, batch: BatchId) -> Result<Option<Control>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();

@@ -32,7 +32,6 @@ scripts!(
     cache_learn,
     cancel,
     change,
-    condemn,
     create,
     finish,
     hold_off,

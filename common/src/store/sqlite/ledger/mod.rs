@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::SqliteStore;
 use super::rows::after;
-use crate::batch::{BatchId, Failure, TaskState, Ticket, Verdict};
+use crate::batch::{BatchId, TaskState, Ticket, Verdict};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
@@ -91,12 +91,6 @@ impl Ledger for SqliteStore {
         let now = self.now();
         let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
         self.write(tried, move |c| tasks::retry_later(c, now, ticket, epoch, wait, counts, spent)).await
-    }
-
-    async fn condemn(&self, ticket: Ticket, failure: Failure) -> Result<Finished> {
-        let now = self.now();
-        let tried = format!("failing task {} of batch {}", ticket.index, ticket.batch);
-        self.write(tried, move |c| tasks::condemn(c, now, ticket, &failure)).await
     }
 
     async fn control(&self, batch: BatchId) -> Result<Option<Control>> {

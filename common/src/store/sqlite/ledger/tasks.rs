@@ -155,31 +155,6 @@ pub(super) fn retry_later(
     Ok(Retried::Waits { attempts })
 }
 
-pub(super) fn condemn(connection: &Connection, now: i64, ticket: Ticket, failure: &Failure) -> Result<Finished, Fault> {
-    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
-    let Some(state) = book.state(ticket.index)? else { return Ok(Finished::Stale) };
-    if state.is_terminal() {
-        return Ok(Finished::AlreadyDone);
-    }
-    let no = book.entry.no;
-    let (run, _) = mark(connection, no, ticket.index)?;
-    let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
-    if ticket.run < run || held.is_some_and(|held| held.until > now) {
-        return Ok(Finished::Stale);
-    }
-    let_go(connection, no, ticket.index)?;
-    forget_retry(connection, no, ticket.index)?;
-    match book.entry.control.is_stopped() {
-        true => book.set(ticket.index, TaskState::Cancelled)?,
-        false => {
-            note_failure(connection, no, ticket.index, failure)?;
-            book.set(ticket.index, TaskState::Failed)?;
-        }
-    }
-    book.close(now)?;
-    Ok(Finished::Counted)
-}
-
 pub(super) fn note_failure(connection: &Connection, no: i64, task: u32, failure: &Failure) -> Result<(), Fault> {
     connection
         .prepare_cached("REPLACE INTO failure (batch, task, class, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
