@@ -10,6 +10,7 @@ use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError
 use imgsync_worker::copy::Location;
 
 use super::notify::NotifyArgs;
+use super::report::ReportArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -256,6 +257,8 @@ pub(crate) struct ServeArgs {
     /// Answer /healthz and /readyz on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: std::net::SocketAddr,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 /// What is known of target tags: what each is a copy of, and when it was last seen.
@@ -284,16 +287,6 @@ pub(crate) enum CacheAction {
     },
 }
 
-/// The report.
-#[derive(Debug, Args)]
-pub(crate) struct ReportArgs {
-    /// Write the report: on stdout, or to a file whose name ends with .txt or .json
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = super::run::report_file)]
-    pub(crate) report: Option<Option<PathBuf>>,
-    /// 1 totals, 2 what failed too, 3 every image
-    #[arg(long, value_name = "1..3", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
-    pub(crate) report_level: u8,
-}
 
 /// Looks at batches, and steers them.
 #[derive(Debug, Args)]

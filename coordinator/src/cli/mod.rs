@@ -10,6 +10,7 @@ mod explain;
 mod notify;
 mod printer;
 mod progress;
+mod report;
 mod run;
 mod serve;
 mod settings;
