@@ -287,7 +287,6 @@ pub(crate) enum CacheAction {
     },
 }
 
-
 /// Looks at batches, and steers them.
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {

@@ -308,4 +308,3 @@ fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
 pub(crate) fn folder(settings: &Settings) -> &Path {
     settings.folder()
 }
-

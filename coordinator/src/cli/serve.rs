@@ -13,8 +13,8 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
 use super::signals;
-use crate::notify::Notifier;
 use crate::batches::{Care, House, coordinator_name, serve};
+use crate::notify::Notifier;
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &Global, printer: &Printer) -> Exit {

@@ -63,7 +63,8 @@ impl Post {
 async fn answer(request: RequestBuilder) -> reqwest::Result<Answer> {
     let mut response = request.send().await?;
     let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let mut answer = Answer { status: response.status(), retry_after: seconds.map(Duration::from_secs), body: Vec::new() };
+    let mut answer =
+        Answer { status: response.status(), retry_after: seconds.map(Duration::from_secs), body: Vec::new() };
     while answer.body.len() < MAX_ANSWER
         && let Some(chunk) = response.chunk().await?
     {

@@ -139,7 +139,11 @@ impl Telegram {
     /// What is wrong with an answer, if anything is.
     fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
         let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
-            return Some(refused(tried, answer, &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16())));
+            return Some(refused(
+                tried,
+                answer,
+                &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16()),
+            ));
         };
         if said.ok && answer.status.is_success() {
             return None;

@@ -80,8 +80,7 @@ impl Webhook {
             headers.insert(SIGNATURE, signature);
         }
         let url = self.url.expose();
-        let request =
-            |client: &reqwest::Client| client.post(url.clone()).headers(headers.clone()).body(body.clone());
+        let request = |client: &reqwest::Client| client.post(url.clone()).headers(headers.clone()).body(body.clone());
         let read = |answer: &Answer| match answer.status.is_success() {
             true => None,
             // Its words are left out: they could say back what is secret.

@@ -34,21 +34,31 @@ pub(super) fn on(class: Class) -> &'static str {
         Class::Denied => {
             "Log in, or check the credentials of the registry that the error names: it wants to be pulled from, or pushed to, by somebody else."
         }
-        Class::TokenExpired => "The token ran out while bytes were moving: requeue; with slow lines give images more time (--timeout).",
+        Class::TokenExpired => {
+            "The token ran out while bytes were moving: requeue; with slow lines give images more time (--timeout)."
+        }
         Class::RateLimited => {
             "Requeue later. Log in for a higher limit, and set `requests_per_second` for the registry so that it is not asked too fast."
         }
         Class::Unreachable => "Check name, port, proxy and network of the registry that the error names; then requeue.",
-        Class::TimedOut => "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency).",
+        Class::TimedOut => {
+            "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency)."
+        }
         Class::ServerError => "The registry itself failed: requeue; if it stays so, ask those who run it.",
         Class::Corrupt => {
             "What the source sent is not what its digest says, and nothing of it was published: the image is broken there, or something between changes bytes."
         }
-        Class::Refused => "The target does not take this: its quota, its rules for names or for content. Its words are in the error.",
+        Class::Refused => {
+            "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
+        }
         Class::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
         Class::Unsupported => "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag.",
-        Class::BadAnswer => "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`.",
-        Class::Insecure => "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so.",
+        Class::BadAnswer => {
+            "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
+        }
+        Class::Insecure => {
+            "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so."
+        }
         Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
         Class::Local => "A file, a disk or a program on this machine: the error says which.",
         Class::Collision => "Two sources want the same target: give one of the rules another `name` or another `to`.",

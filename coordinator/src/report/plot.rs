@@ -139,13 +139,11 @@ fn rect(svg: &mut String, x: f64, y: f64, wide: f64, tall: f64, colour: &str) {
 
 /// What a bar says when it is pointed at.
 fn tip(part: &PlottedPart, width: f64) -> String {
-    let mut tip = format!("{} to {}", if part.at == 0.0 { "0".to_owned() } else { duration(part.at) }, duration(part.at + width));
-    for (count, what) in [
-        (part.copied, "copied"),
-        (part.unchanged, "unchanged"),
-        (part.failed, "failed"),
-        (part.cancelled, "cancelled"),
-    ] {
+    let mut tip =
+        format!("{} to {}", if part.at == 0.0 { "0".to_owned() } else { duration(part.at) }, duration(part.at + width));
+    for (count, what) in
+        [(part.copied, "copied"), (part.unchanged, "unchanged"), (part.failed, "failed"), (part.cancelled, "cancelled")]
+    {
         if count > 0 {
             let _ = write!(tip, ", {} {what}", thousands(count));
         }

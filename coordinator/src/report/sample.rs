@@ -5,8 +5,7 @@ use imgsync_common::batch::{Bytes, Counts, Requests};
 use super::view::*;
 
 /// What a registry could say.
-pub(super) const HOSTILE: &str =
-    "</title><script>alert(1)</script>`code` | <img src=x onerror=\"alert(2)\"> [x](javascript:alert(3)) &amp; *b* @all";
+pub(super) const HOSTILE: &str = "</title><script>alert(1)</script>`code` | <img src=x onerror=\"alert(2)\"> [x](javascript:alert(3)) &amp; *b* @all";
 
 /// The batch.
 pub(super) fn view() -> View {

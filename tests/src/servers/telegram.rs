@@ -65,10 +65,8 @@ impl TelegramServer {
             requests: Mutex::default(),
             refusals: Mutex::default(),
         });
-        let router = Router::new()
-            .fallback(answer)
-            .layer(DefaultBodyLimit::max(2 * MAX_FILE))
-            .with_state(Arc::clone(&shared));
+        let router =
+            Router::new().fallback(answer).layer(DefaultBodyLimit::max(2 * MAX_FILE)).with_state(Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
         let address = listener.local_addr().expect("a listener has an address");
         let stop = CancellationToken::new();

@@ -103,9 +103,13 @@ async fn of_each_batch_its_run_tells_or_whoever_serves_and_only_once() {
     until("the second batch is told of", PATIENCE, || told.received().len() == 2).await;
     assert_eq!(batch(1), detached.stdout.trim());
     let body = told.received()[1].json();
-    assert_eq!((&body["event"], &body["counts"]["total"], &body["ok"]), (&"batch.ended".into(), &5.into(), &true.into()));
+    assert_eq!(
+        (&body["event"], &body["counts"]["total"], &body["ok"]),
+        (&"batch.ended".into(), &5.into(), &true.into())
+    );
     // Who did how much is known in a cluster.
-    let ended: u64 = body["workers"]["items"].as_array().into_iter().flatten().filter_map(|it| it["ended"].as_u64()).sum();
+    let ended: u64 =
+        body["workers"]["items"].as_array().into_iter().flatten().filter_map(|it| it["ended"].as_u64()).sum();
     assert!(ended == 5 || body["workers"]["total"] == 0, "{body}");
 }
 

@@ -31,8 +31,7 @@ impl Scene {
         let refusal = json!({"errors": [{"code": "DENIED", "message": HOSTILE}]}).to_string();
         let body = Action::Status { code: 403, headers: Vec::new(), body: refusal.into() };
         let manifests = |record: &imgsync_tests::fault::Record| {
-            record.repository.as_deref() == Some("bad")
-                && matches!(record.kind, Kind::ManifestGet | Kind::ManifestHead)
+            record.repository.as_deref() == Some("bad") && matches!(record.kind, Kind::ManifestGet | Kind::ManifestHead)
         };
         source.on(Match::any().when(manifests)).always().act(body);
         Scene { source, target }
@@ -90,7 +89,9 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     let report = program.again().args(level_2).run().await.stdout;
     let texts = telegram.texts();
     assert!((2..=3).contains(&texts.len()), "{} parts", texts.len());
-    assert_eq!(texts.join("\n"), report.trim());
+    // A message begins with no blanks, which the first line of a part may have had.
+    let lines = |text: &str| text.trim().lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(lines(&texts.join("\n")), lines(&report));
 
     let scene = Scene::new(1, 400).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
@@ -168,7 +169,8 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
     run(&by_environment, &[]).await.assert_code(0);
     assert_eq!(telegram.posted().len(), 1);
 
-    let notify = format!("notify: {{telegram: {{token: \"${{BOT}}\", group: {GROUP}, api: \"{api}\", on: failure}}}}\n");
+    let notify =
+        format!("notify: {{telegram: {{token: \"${{BOT}}\", group: {GROUP}, api: \"{api}\", on: failure}}}}\n");
     let program = scene.program(&notify);
     let by_file = program.again().env("BOT", TOKEN);
     run(&by_file, &[]).await.assert_code(0);
@@ -217,12 +219,11 @@ async fn a_webhook_is_posted_the_report_s_data_signed() {
 async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_anything_is_asked() {
     let scene = Scene::new(1, 1).await;
     let hook = Receiver::start().await;
-    let notify = |on: &str| {
-        format!("notify:\n  webhook:\n  - {{url: \"{}\", template: chat.json.j2, on: {on}}}\n", hook.url())
-    };
+    let notify =
+        |on: &str| format!("notify:\n  webhook:\n  - {{url: \"{}\", template: chat.json.j2, on: {on}}}\n", hook.url());
     let program = scene.program(&notify("changes"));
     let template = r#"{"text": {{ headline }}, "errors": [
-        {%- for group in failures.groups %}{% for image in group.images %}{{ image.error }}{{ "," |safe if not loop.last }}{% endfor %}{% endfor %}]}"#;
+        {%- for group in failures.groups %}{% for image in group.images %}{{ image.error }}{% if not loop.last %},{% endif %}{% endfor %}{% endfor %}]}"#;
     program.file("chat.json.j2", template);
     run(&program, &[]).await.assert_code(1);
     let body: Value = hook.received()[0].json();

@@ -59,7 +59,9 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_batch_of_ol
     let ran = scene.run().args(["--report=out.html", "--report-name", "nightly"]).run().await.assert_code(1);
     assert!(ran.stderr.contains("the report is in out.html"), "{}", ran.stderr);
     let html = scene.read("out.html");
-    for part in ["3 of 15 images failed", "nightly", "Denied", "Not listed", "/none", "&lt;script&gt;", "<svg class=\"plot\""] {
+    for part in
+        ["3 of 15 images failed", "nightly", "Denied", "Not listed", "/none", "&lt;script&gt;", "<svg class=\"plot\""]
+    {
         assert!(html.contains(part), "{part} in {html}");
     }
     assert!(!html.contains("<script") && !html.contains("href") && !html.contains(" src="), "no script, no network");
@@ -72,7 +74,8 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_batch_of_ol
 
     // On stdout, and the same again.
     let page = scene.batch_report(&["--report-format", "html"]).run().await.assert_code(0).stdout;
-    let lines = |text: &str| text.lines().filter(|line| !line.contains("<footer>")).map(str::to_owned).collect::<Vec<_>>();
+    let lines =
+        |text: &str| text.lines().filter(|line| !line.contains("<footer>")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&page), lines(&html));
 }
 
@@ -98,7 +101,9 @@ async fn level_3_lists_every_image_in_every_form() {
 #[tokio::test]
 async fn a_template_of_one_s_own_makes_the_report_and_a_broken_one_is_found_first() {
     let (scene, _target) = scene("report: {file: out.html, template: mine.html.j2}\n").await;
-    scene.program.file("mine.html.j2", "<p>{{ counts.failed }} {{ failures.groups[0].images[0].error if failures.groups }}</p>");
+    scene
+        .program
+        .file("mine.html.j2", "<p>{{ counts.failed }} {{ failures.groups[0].images[0].error if failures.groups }}</p>");
     scene.run().run().await.assert_code(1);
     let page = scene.read("out.html");
     assert!(page.starts_with("<p>3 ") && page.contains("&lt;script&gt;") && !page.contains("<script"), "{page}");

@@ -22,8 +22,7 @@ impl RedisStore {
             .hgetall(format!("{base}:h"))
             .zrevrange_withscores(format!("{base}:t"), 0, -1)
             .hgetall(format!("{base}:w"));
-        type Found =
-            (bool, Option<u64>, HashMap<String, u64>, Vec<(String, f64)>, HashMap<String, u64>);
+        type Found = (bool, Option<u64>, HashMap<String, u64>, Vec<(String, f64)>, HashMap<String, u64>);
         let (there, width, parts, slowest, shares): Found = self.query(&tried, &pipe).await?;
         if !there {
             return Err(gone(&tried));

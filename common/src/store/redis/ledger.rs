@@ -10,8 +10,8 @@ use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
-    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
+    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.

@@ -82,13 +82,7 @@ pub(super) fn note_share(
 }
 
 /// Keeps a task that is among the slowest.
-pub(super) fn note_slow(
-    connection: &Connection,
-    no: i64,
-    task: u32,
-    worker: &str,
-    spent: Spent,
-) -> Result<(), Fault> {
+pub(super) fn note_slow(connection: &Connection, no: i64, task: u32, worker: &str, spent: Spent) -> Result<(), Fault> {
     let time = millis(spent.time);
     let (kept, least): (u32, i64) = connection
         .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow WHERE batch = ?1")?
@@ -114,9 +108,8 @@ pub(super) fn note_slow(
 pub(super) fn course(connection: &Connection, batch: BatchId) -> Result<Course, Fault> {
     let entry = Entry::get(connection, batch)?;
     let time = |millis: i64| Duration::from_millis(millis.unsigned_abs());
-    let mut slowest = connection.prepare_cached(
-        "SELECT task, millis, bytes, worker FROM slow WHERE batch = ?1 ORDER BY millis DESC, task",
-    )?;
+    let mut slowest = connection
+        .prepare_cached("SELECT task, millis, bytes, worker FROM slow WHERE batch = ?1 ORDER BY millis DESC, task")?;
     let slowest = slowest.query_map([entry.no], |row| {
         Ok(Slow {
             index: row.get(0)?,

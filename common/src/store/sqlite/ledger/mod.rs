@@ -18,8 +18,8 @@ use crate::batch::{BatchId, TaskState, Ticket, Verdict};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
-    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
+    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 #[async_trait]

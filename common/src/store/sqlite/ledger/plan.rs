@@ -63,12 +63,7 @@ impl Packed {
     }
 }
 
-pub(super) fn append(
-    connection: &Connection,
-    now: i64,
-    batch: BatchId,
-    packed: &Packed,
-) -> Result<Appended, Fault> {
+pub(super) fn append(connection: &Connection, now: i64, batch: BatchId, packed: &Packed) -> Result<Appended, Fault> {
     let mut book = Book::open(connection, batch)?;
     let (no, first) = (book.entry.no, book.entry.total);
     let there = connection
