@@ -10,8 +10,10 @@
 
 mod errors;
 mod keys;
+mod notify;
 mod reader;
 mod registry;
+mod report;
 mod rule;
 mod schema;
 mod show;
@@ -20,7 +22,6 @@ mod variables;
 mod yaml;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::RegistryName;
@@ -28,11 +29,13 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
+pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
+pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
 pub use url::SecretUrl;
 
-use keys::{CLUSTER, CONFIG, REPORT};
+use keys::{CLUSTER, CONFIG};
 use reader::{Fields, Reader};
 use yaml::{Node, Value};
 
@@ -73,6 +76,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Where a run's report goes.
     pub report: Option<Report>,
+    /// Who is told when a batch has ended.
+    pub notify: Notify,
     inline_secrets: bool,
 }
 
@@ -89,15 +94,6 @@ pub struct Cluster {
     pub ca: Vec<Pem>,
 }
 
-/// `report:`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// .txt, .json, .md or .html; a relative path begins where the program runs, as on the command line.
-    pub file: PathBuf,
-    /// 1 totals, 2 what failed, 3 everything.
-    pub level: u8,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -111,6 +107,7 @@ impl Default for Config {
             concurrency: 20,
             timeout: Duration::from_secs(10 * 60),
             report: None,
+            notify: Notify::default(),
             inline_secrets: false,
         }
     }
@@ -155,7 +152,8 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> C
     if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
         config.concurrency = concurrency;
     }
-    config.report = fields.get("report").and_then(|node| report(reader, node));
+    config.report = fields.get("report").and_then(|node| report::read(reader, node));
+    config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
     config.cluster =
         fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));
     config.registries = registries(reader, &fields);
@@ -229,31 +227,6 @@ fn registries(reader: &Reader, fields: &Fields<'_>) -> BTreeMap<RegistryName, Re
         }
     }
     registries
-}
-
-fn report(reader: &Reader, node: &Node) -> Option<Report> {
-    let Value::Map(_) = node.value else { return Some(Report { file: report_file(reader, node)?, level: 1 }) };
-    let fields = reader.fields(node, &REPORT)?;
-    let level = match fields.get("level") {
-        Some(node) => reader.whole(node, 1..=3)?,
-        None => 1,
-    };
-    let Some(file) = fields.get("file") else {
-        reader.report(&fields.at, "`file` is missing: where to?");
-        return None;
-    };
-    Some(Report { file: report_file(reader, file)?, level: u8::try_from(level).unwrap_or(1) })
-}
-
-fn report_file(reader: &Reader, node: &Node) -> Option<PathBuf> {
-    let path = PathBuf::from(reader.text(node)?);
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("txt" | "json" | "md" | "html") => Some(path),
-        _ => {
-            reader.report(&node.at, "a report's name ends with .txt, .json, .md or .html");
-            None
-        }
-    }
 }
 
 #[cfg(test)]

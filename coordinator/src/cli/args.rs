@@ -9,6 +9,9 @@ use imgsync_common::image::{Platform, Reference, RegistryName};
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
+use super::notify::NotifyArgs;
+use super::report::ReportArgs;
+
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
 #[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
@@ -244,6 +247,8 @@ pub(crate) struct RunArgs {
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 /// The coordinator that stays.
@@ -252,6 +257,8 @@ pub(crate) struct ServeArgs {
     /// Answer /healthz and /readyz on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: std::net::SocketAddr,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 /// What is known of target tags: what each is a copy of, and when it was last seen.
@@ -278,17 +285,6 @@ pub(crate) enum CacheAction {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-}
-
-/// The report.
-#[derive(Debug, Args)]
-pub(crate) struct ReportArgs {
-    /// Write the report: on stdout, or to a file whose name ends with .txt or .json
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = super::run::report_file)]
-    pub(crate) report: Option<Option<PathBuf>>,
-    /// 1 totals, 2 what failed too, 3 every image
-    #[arg(long, value_name = "1..3", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
-    pub(crate) report_level: u8,
 }
 
 /// Looks at batches, and steers them.
@@ -400,11 +396,13 @@ pub(crate) struct Resumed {
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 impl From<Resumed> for RunArgs {
     fn from(resumed: Resumed) -> RunArgs {
-        let Resumed { json, report, concurrency, timeout, patience } = resumed;
+        let Resumed { json, report, concurrency, timeout, patience, notify } = resumed;
         RunArgs {
             dry_run: false,
             json,
@@ -421,6 +419,7 @@ impl From<Resumed> for RunArgs {
             manifests: None,
             state: None,
             patience,
+            notify,
         }
     }
 }
