@@ -3,4 +3,5 @@
 pub mod batches;
 pub mod cli;
 pub mod enumerate;
+pub mod presets;
 pub mod report;

@@ -10,6 +10,7 @@
 
 mod errors;
 mod keys;
+mod preset;
 mod reader;
 mod registry;
 mod rule;
@@ -28,6 +29,7 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
+pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
 pub use rule::{Destination, Referrers, Rule, Source};
 pub use url::SecretUrl;
@@ -47,7 +49,7 @@ pub struct File<'a> {
     /// Gives the values of variables.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// The presets that there are; none if that is not to be checked.
-    pub presets: Option<&'a [&'a str]>,
+    pub presets: Option<&'a [KnownPreset<'a>]>,
 }
 
 /// What a configuration means, defaults filled in.
@@ -73,6 +75,7 @@ pub struct Config {
     pub timeout: Duration,
     /// Where a run's report goes.
     pub report: Option<Report>,
+    defaults: rule::Defaults,
     inline_secrets: bool,
 }
 
@@ -111,6 +114,7 @@ impl Default for Config {
             concurrency: 20,
             timeout: Duration::from_secs(10 * 60),
             report: None,
+            defaults: rule::Defaults::default(),
             inline_secrets: false,
         }
     }
@@ -137,6 +141,12 @@ impl Config {
         }
     }
 
+    /// A rule that says nothing but what it reads, for commands that have a source of their own: all else is as
+    /// `defaults` say. Nobody may have said where to; then `to` is empty.
+    pub fn rule_for(&self, source: Source) -> Rule {
+        self.defaults.rule(source, home(&self.registries), (self.verify_every, self.referrers_every))
+    }
+
     /// Whether a password or a token stands in the file itself, and not in a variable: then others should not be able
     /// to read it.
     pub fn has_secrets_inline(&self) -> bool {
@@ -144,7 +154,7 @@ impl Config {
     }
 }
 
-fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> Config {
+fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<'_>]>) -> Config {
     let mut config = Config::default();
     let Some(fields) = reader.fields(root, &CONFIG) else { return config };
     let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
@@ -161,6 +171,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> C
     config.registries = registries(reader, &fields);
     let defaults = fields.get("defaults").map(|node| rule::read_defaults(reader, node)).unwrap_or_default();
     config.to = defaults.to.clone().unwrap_or_default();
+    config.defaults = defaults.clone();
     let surroundings = rule::Surroundings {
         reader,
         presets,

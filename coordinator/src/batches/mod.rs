@@ -15,6 +15,7 @@ mod settle;
 pub use crew::Crew;
 pub use dry::{Dry, DryPlan};
 pub use house::House;
+pub use listings::{Listings, Offer};
 pub use lead::{Care, Leader, living_leader};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint, has_leader};

@@ -89,7 +89,7 @@ pub fn title(config: &Config) -> String {
         .map(|rule| match &rule.source {
             Source::Repositories(pattern) => pattern.to_string(),
             Source::Layout(path) => format!("oci:{}", path.display()),
-            Source::Preset(name) => name.clone(),
+            Source::Preset(preset) => preset.to_string(),
         })
         .collect();
     match names.len() {
