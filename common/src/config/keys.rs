@@ -72,6 +72,7 @@ pub(super) static CONFIG: Section = Section {
             Kind::Either(&[Kind::Text, Kind::Section(&REPORT)]),
             "Where a run's report goes: a .txt, .json, .md or .html file.",
         ),
+        key("notify", Kind::Section(&NOTIFY), "Who is told when a batch has ended."),
     ],
 };
 
@@ -203,12 +204,62 @@ pub(super) static REPORT: Section = Section {
     keys: &[
         key("file", Kind::Text, "A .txt, .json, .md or .html file."),
         key("level", Kind::Whole, "1: totals; 2: what failed, too; 3: everything."),
+        key("template", Kind::Text, "A template of your own (Jinja); docs/reports.md says what it is given."),
+    ],
+};
+
+pub(super) static NOTIFY: Section = Section {
+    title: "`notify`",
+    keys: &[
+        key("telegram", Kind::Section(&TELEGRAM), "A message with the report to a group."),
+        key("webhook", Kind::Several(&Kind::Section(&WEBHOOK)), "A POST with JSON, or what a template makes."),
+    ],
+};
+
+const ON: Key =
+    key("on", Kind::Text, "always; changes: something was copied or failed; failure: not all is done (always).");
+
+pub(super) static TELEGRAM: Section = Section {
+    title: "`telegram`",
+    keys: &[
+        key("token", Kind::Secret, "The bot's token, as @BotFather gave it."),
+        key("group", Kind::Text, "The chat: a number such as -1001234567890, or @name of a public one."),
+        key("api", Kind::Url, "Where the Bot API is (https://api.telegram.org)."),
+        ON,
+    ],
+};
+
+pub(super) static WEBHOOK: Section = Section {
+    title: "a webhook",
+    keys: &[
+        key("url", Kind::Secret, "Where to: http:// or https://. Only its host is ever shown."),
+        key("headers", Kind::Map(&Kind::Secret), "Sent with it, such as authorization or content-type."),
+        key(
+            "template",
+            Kind::Text,
+            "A template of the body (Jinja), in place of JSON; docs/notifications.md says more.",
+        ),
+        key("secret", Kind::Secret, "Signs the body: the header x-imgsync-signature is sha256=HMAC-SHA256 in hex."),
+        ON,
     ],
 };
 
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 10] =
-    [&RULE, &REGISTRY, &TAG_RULES, &CONFIG, &DEFAULTS, &CLUSTER, &CREDENTIAL, &NEWEST, &REPORT, &PRESET];
+pub(super) static SECTIONS: [&Section; 13] = [
+    &RULE,
+    &REGISTRY,
+    &TAG_RULES,
+    &CONFIG,
+    &DEFAULTS,
+    &CLUSTER,
+    &CREDENTIAL,
+    &NEWEST,
+    &REPORT,
+    &NOTIFY,
+    &TELEGRAM,
+    &WEBHOOK,
+    &PRESET,
+];
 
 impl Section {
     /// What was probably meant.

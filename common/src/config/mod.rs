@@ -10,9 +10,11 @@
 
 mod errors;
 mod keys;
+mod notify;
 mod preset;
 mod reader;
 mod registry;
+mod report;
 mod rule;
 mod schema;
 mod show;
@@ -21,7 +23,6 @@ mod variables;
 mod yaml;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::RegistryName;
@@ -29,12 +30,14 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
+pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
+pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
 pub use url::SecretUrl;
 
-use keys::{CLUSTER, CONFIG, REPORT};
+use keys::{CLUSTER, CONFIG};
 use reader::{Fields, Reader};
 use yaml::{Node, Value};
 
@@ -75,6 +78,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Where a run's report goes.
     pub report: Option<Report>,
+    /// Who is told when a batch has ended.
+    pub notify: Notify,
     defaults: rule::Defaults,
     inline_secrets: bool,
 }
@@ -92,15 +97,6 @@ pub struct Cluster {
     pub ca: Vec<Pem>,
 }
 
-/// `report:`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// .txt, .json, .md or .html; a relative path begins where the program runs, as on the command line.
-    pub file: PathBuf,
-    /// 1 totals, 2 what failed, 3 everything.
-    pub level: u8,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -114,6 +110,7 @@ impl Default for Config {
             concurrency: 20,
             timeout: Duration::from_secs(10 * 60),
             report: None,
+            notify: Notify::default(),
             defaults: rule::Defaults::default(),
             inline_secrets: false,
         }
@@ -165,7 +162,8 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
         config.concurrency = concurrency;
     }
-    config.report = fields.get("report").and_then(|node| report(reader, node));
+    config.report = fields.get("report").and_then(|node| report::read(reader, node));
+    config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
     config.cluster =
         fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));
     config.registries = registries(reader, &fields);
@@ -240,31 +238,6 @@ fn registries(reader: &Reader, fields: &Fields<'_>) -> BTreeMap<RegistryName, Re
         }
     }
     registries
-}
-
-fn report(reader: &Reader, node: &Node) -> Option<Report> {
-    let Value::Map(_) = node.value else { return Some(Report { file: report_file(reader, node)?, level: 1 }) };
-    let fields = reader.fields(node, &REPORT)?;
-    let level = match fields.get("level") {
-        Some(node) => reader.whole(node, 1..=3)?,
-        None => 1,
-    };
-    let Some(file) = fields.get("file") else {
-        reader.report(&fields.at, "`file` is missing: where to?");
-        return None;
-    };
-    Some(Report { file: report_file(reader, file)?, level: u8::try_from(level).unwrap_or(1) })
-}
-
-fn report_file(reader: &Reader, node: &Node) -> Option<PathBuf> {
-    let path = PathBuf::from(reader.text(node)?);
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("txt" | "json" | "md" | "html") => Some(path),
-        _ => {
-            reader.report(&node.at, "a report's name ends with .txt, .json, .md or .html");
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
-use super::{ClientIdentity, Config, Credential, Destination, Pem, Preset, Referrers, RegistrySettings, Rule, Source};
+use super::{ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source};
 use crate::select::{Newest, NewestBy, Selection};
 
 impl Config {
@@ -53,7 +53,13 @@ impl Config {
         if let Some(report) = &self.report {
             yaml.open("report");
             yaml.field("file", report.file.display());
-            yaml.field("level", report.level);
+            yaml.option("level", report.level);
+            yaml.option("template", report.template.as_ref().map(|path| path.display()));
+            yaml.close();
+        }
+        if self.notify != Notify::default() {
+            yaml.open("notify");
+            notify(&mut yaml, &self.notify);
             yaml.close();
         }
         yaml.text
@@ -93,6 +99,36 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     yaml.option("concurrency", settings.concurrency);
     yaml.option("egress", settings.egress.as_ref());
     yaml.option("chunk", settings.chunk);
+}
+
+fn notify(yaml: &mut Yaml, notify: &Notify) {
+    if let Some(telegram) = &notify.telegram {
+        yaml.open("telegram");
+        yaml.option("token", telegram.token.as_ref());
+        yaml.option("group", telegram.group.as_ref());
+        yaml.option("api", telegram.api.as_ref());
+        yaml.field("on", telegram.on.as_str());
+        yaml.close();
+    }
+    if !notify.webhooks.is_empty() {
+        yaml.open("webhook");
+        for webhook in &notify.webhooks {
+            yaml.item();
+            yaml.field("url", &webhook.url);
+            if !webhook.headers.is_empty() {
+                yaml.open("headers");
+                for (name, value) in &webhook.headers {
+                    yaml.field(name, value);
+                }
+                yaml.close();
+            }
+            yaml.option("template", webhook.template.as_ref().map(|path| path.display()));
+            yaml.option("secret", webhook.secret.as_ref());
+            yaml.field("on", webhook.on.as_str());
+            yaml.close();
+        }
+        yaml.close();
+    }
 }
 
 fn credential(yaml: &mut Yaml, credential: &Credential) {

@@ -9,6 +9,8 @@ use imgsync_common::image::{Platform, Reference, RegistryName};
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
+use super::notify::NotifyArgs;
+
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
 #[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
@@ -244,6 +246,8 @@ pub(crate) struct RunArgs {
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 /// The coordinator that stays.
@@ -400,11 +404,13 @@ pub(crate) struct Resumed {
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 impl From<Resumed> for RunArgs {
     fn from(resumed: Resumed) -> RunArgs {
-        let Resumed { json, report, concurrency, timeout, patience } = resumed;
+        let Resumed { json, report, concurrency, timeout, patience, notify } = resumed;
         RunArgs {
             dry_run: false,
             json,
@@ -421,6 +427,7 @@ impl From<Resumed> for RunArgs {
             manifests: None,
             state: None,
             patience,
+            notify,
         }
     }
 }

@@ -7,6 +7,7 @@ mod config;
 mod dry_run;
 mod exit;
 mod explain;
+mod notify;
 mod printer;
 mod progress;
 mod run;

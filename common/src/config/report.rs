@@ -1,0 +1,49 @@
+//! `report:`: where a run's report goes, and how it is written.
+
+use std::path::PathBuf;
+
+use super::keys::REPORT;
+use super::reader::Reader;
+use super::yaml::{Node, Value};
+
+/// What the configuration says about reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// .txt, .json, .md or .html; a relative path begins where the program runs, as on the command line.
+    pub file: PathBuf,
+    /// 1 totals, 2 what failed, 3 everything; none leaves it to the form of the report.
+    pub level: Option<u8>,
+    /// A template of the user's own; a relative path begins where the configuration file is.
+    pub template: Option<PathBuf>,
+}
+
+pub(super) fn read(reader: &Reader, node: &Node) -> Option<Report> {
+    let Value::Map(_) = node.value else {
+        return Some(Report { file: file(reader, node)?, level: None, template: None });
+    };
+    let fields = reader.fields(node, &REPORT)?;
+    let level = match fields.get("level") {
+        Some(node) => u8::try_from(reader.whole(node, 1..=3)?).ok(),
+        None => None,
+    };
+    let template = match fields.get("template") {
+        Some(node) => Some(reader.text(node)?.into()),
+        None => None,
+    };
+    let Some(named) = fields.get("file") else {
+        reader.report(&fields.at, "`file` is missing: where to?");
+        return None;
+    };
+    Some(Report { file: file(reader, named)?, level, template })
+}
+
+fn file(reader: &Reader, node: &Node) -> Option<PathBuf> {
+    let path = PathBuf::from(reader.text(node)?);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("txt" | "json" | "md" | "html") => Some(path),
+        _ => {
+            reader.report(&node.at, "a report's name ends with .txt, .json, .md or .html");
+            None
+        }
+    }
+}
