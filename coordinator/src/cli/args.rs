@@ -4,12 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use imgsync_common::config::Preset;
 use imgsync_common::error::Class;
 use imgsync_common::image::{Platform, Reference, RegistryName};
+use imgsync_common::secret::Secret;
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
 use super::notify::NotifyArgs;
+use super::original::{GcrArgs, OriginalArgs};
+use super::presets::preset;
+use super::target::TargetArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -48,8 +53,19 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Copy one image, now
     Sync(Box<SyncArgs>),
-    /// Run the rules of the configuration
-    Run(Box<RunArgs>),
+    /// Run the rules of the configuration, or presets
+    Run(Box<RunCommand>),
+    /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
+    ///
+    /// All its repositories and tags, to docker.io/<user>. What imgsync 2.1 called gcr.io_istio-release_pilot is still called
+    /// so, also where the images are read elsewhere today. docs/from-2.1.md says what became of each flag.
+    Gcr(Box<GcrArgs>),
+    /// Copy Flannel to Docker Hub, as imgsync 2.1 did
+    ///
+    /// To docker.io/<user>, under the names of then. docs/from-2.1.md says what became of each flag.
+    Flannel(Box<OriginalArgs>),
+    /// List the presets, and what they expand to
+    Presets(PresetsArgs),
     /// Look at batches and steer them
     Batch(Box<BatchArgs>),
     /// Lead the batches of a cluster that no `run` leads
@@ -78,8 +94,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// gcr.io/distroless/static, gcr.io/distroless/* (one level) or gcr.io/istio-release/** (all below)
-    #[arg(value_name = "PATTERN", value_parser = pattern)]
-    pub(crate) pattern: RepositoryPattern,
+    #[arg(value_name = "PATTERN", value_parser = pattern, required_unless_present = "preset")]
+    pub(crate) pattern: Option<RepositoryPattern>,
+    /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
+    #[arg(long, value_name = "PRESET", value_parser = preset, conflicts_with = "pattern")]
+    pub(crate) preset: Option<Preset>,
     /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<TagPattern>,
@@ -182,19 +201,50 @@ pub(crate) struct SyncArgs {
     ///
     /// The variable is used where --user stands and none of the two options does.
     // Not by clap: for it a variable that is set is an option that was typed, and needs --user as that does.
-    #[arg(long, value_name = "PASSWORD", requires = "user")]
-    pub(crate) password: Option<String>,
+    #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
+    pub(crate) password: Option<Secret>,
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
     pub(crate) password_stdin: bool,
     /// Give up after this time (90s, 10m, 1h30m) [default: 10m, and more for large images]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Compare both ends, and copy nothing (imgsync 2.1; today --dry-run)
+    #[arg(long)]
+    pub(crate) download_manifests: bool,
+    /// Where imgsync 2.1 kept manifests; not needed any more, for `sync` always asks both ends
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
     /// Blobs in flight at once
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) patience: Patience,
+}
+
+/// `imgsync run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunCommand {
+    /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
+    ///
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --name and --user go with it.
+    #[arg(long, value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Vec<Preset>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+/// `imgsync presets`.
+#[derive(Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// Only this one; with versions, what these need: "kubeadm >=1.30"
+    #[arg(value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Option<Preset>,
+    /// Print a JSON array, with earlier homes
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Runs the rules of the configuration: lists, finds what is new or changed, copies it, and reports.
@@ -224,8 +274,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "K", requires = "batch_size")]
     pub(crate) batch_number: Option<std::num::NonZeroUsize>,
     /// Images that are copied at a time [default: the configuration's, else 20]
-    #[arg(long, visible_alias = "process-limit", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
+    /// The name that --concurrency had in imgsync 2.1
+    #[arg(long, value_name = "N", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) process_limit: Option<u16>,
     /// Repositories that are listed at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
@@ -241,6 +294,9 @@ pub(crate) struct RunArgs {
     /// Take the folder of manifests of imgsync 2.1 as a hint of what the target has
     #[arg(long, value_name = "DIR")]
     pub(crate) manifests: Option<PathBuf>,
+    /// What the report calls it (`Sync Repo`) [default: what is read]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) report_name: Option<String>,
     /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -420,11 +476,13 @@ impl From<Resumed> for RunArgs {
             batch_size: None,
             batch_number: None,
             concurrency,
+            process_limit: None,
             query_limit: 20,
             timeout,
             force: false,
             download_manifests: false,
             manifests: None,
+            report_name: None,
             state: None,
             patience,
             notify,

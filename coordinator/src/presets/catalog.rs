@@ -4,7 +4,6 @@ use std::sync::LazyLock;
 
 use imgsync_common::config::{KnownPreset, Preset};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{RegistryName, RepositoryName};
 use imgsync_common::select::RepositoryPattern;
 use serde::Deserialize;
 
@@ -67,14 +66,26 @@ impl Home {
         self.repositories.iter().map(pattern)
     }
 
-    /// What a repository here was called in the original imgsync.
-    pub(super) fn original(&self, registry: &RegistryName, repository: &RepositoryName) -> Option<String> {
-        let name = format!("{registry}/{repository}");
-        let below = name.strip_prefix(&self.at)?.strip_prefix('/')?;
+    /// What a name here was called in the original imgsync.
+    pub(super) fn original_of(&self, name: &str) -> Option<String> {
+        let below = self.below(name)?;
         if !self.originals.is_empty() && !self.originals.iter().any(|had| had == below) {
             return None;
         }
         Some(format!("{}/{below}", self.original.as_ref()?))
+    }
+
+    /// What a name here was called in earlier homes, newest first.
+    pub(super) fn was_of(&self, name: &str) -> Vec<String> {
+        let Some(below) = self.below(name) else { return Vec::new() };
+        let had = |home: &&String| {
+            self.originals.is_empty() || Some(*home) != self.original.as_ref() || self.originals.iter().any(|it| it == below)
+        };
+        self.was.iter().filter(had).map(|home| format!("{home}/{below}")).collect()
+    }
+
+    fn below<'n>(&self, name: &'n str) -> Option<&'n str> {
+        name.strip_prefix(&self.at)?.strip_prefix('/')
     }
 }
 

@@ -6,7 +6,7 @@ mod part;
 mod versions;
 
 pub use catalog::{Known, all, find, known, of_original};
-pub use part::{Part, parts};
+pub use part::{Names, Part, parts};
 
 #[cfg(test)]
 mod tests;

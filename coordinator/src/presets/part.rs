@@ -3,6 +3,7 @@
 use imgsync_common::config::Source;
 use imgsync_common::error::Result;
 use imgsync_common::image::{RegistryName, RepositoryName};
+use imgsync_common::naming::flat;
 use imgsync_common::select::{Candidate, Evaluation, RepositoryPattern, Selection, compare_tags};
 use jiff::Timestamp;
 
@@ -19,6 +20,15 @@ pub struct Part {
     pub selection: Selection,
     pub(super) watch: Option<Watch>,
     pub(super) home: Option<Home>,
+}
+
+/// What targets are called, with `…` for what a star stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// By the home that is read.
+    pub target: String,
+    /// With `name: original`.
+    pub original: String,
 }
 
 /// What is looked for in a listing, to say so if it is odd.
@@ -46,7 +56,20 @@ impl Part {
 
     /// The name that a repository had in the original imgsync, as `registry/repository`; none if it had no other.
     pub fn original(&self, registry: &RegistryName, repository: &RepositoryName) -> Option<String> {
-        self.home.as_ref()?.original(registry, repository)
+        self.home.as_ref()?.original_of(&format!("{registry}/{repository}"))
+    }
+
+    /// What its targets are called.
+    pub fn names(&self) -> Names {
+        let pattern = self.pattern.to_string();
+        let open = |name: &str| flat(&name.replace("**", "…").replace('*', "…"));
+        let original = self.home.as_ref().and_then(|home| home.original_of(&pattern));
+        Names { target: open(&pattern), original: open(original.as_deref().unwrap_or(&pattern)) }
+    }
+
+    /// The earlier homes, newest first, each with what of it is read.
+    pub fn was(&self) -> Vec<String> {
+        self.home.as_ref().map(|home| home.was_of(&self.pattern.to_string())).unwrap_or_default()
     }
 
     /// Judges tags: by what this part asks for, then by the rule's own selection.
