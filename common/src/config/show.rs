@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
-use super::{ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source};
+use super::{
+    ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source,
+};
 use crate::select::{Newest, NewestBy, Selection};
 
 impl Config {

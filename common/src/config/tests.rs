@@ -183,7 +183,10 @@ fn bad_configurations_are_refused_with_the_reason() {
         ("rules: [{preset: {kubeadm: {version: 1.30}}, to: r.io}]".to_owned(), "did you mean `versions`?"),
         ("rules: [{preset: {kubeadm: {versions: newest}}, to: r.io}]".to_owned(), "`newest` is not a version"),
         ("rules: [{preset: {kubadm: {}}, to: r.io}]".to_owned(), "did you mean `kubeadm`?"),
-        ("rules: [{preset: {flannel: {versions: 1.30}}, to: r.io}]".to_owned(), "`flannel` is not cut down to versions"),
+        (
+            "rules: [{preset: {flannel: {versions: 1.30}}, to: r.io}]".to_owned(),
+            "`flannel` is not cut down to versions",
+        ),
         ("rules: [{preset: kubeadm now, to: r.io}]".to_owned(), "after the preset's name come versions"),
         ("rules: [{preset: '*', to: r.io}]".to_owned(), "`*` is not a preset's name"),
         ("rules: [{preset: distroless, to: docker.io/x, name: full}]".to_owned(), "two levels and not 4"),

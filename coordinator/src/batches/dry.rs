@@ -52,13 +52,14 @@ impl Dry<'_> {
         let mut tasks = Vec::new();
         for (number, rule) in self.rules.iter().enumerate() {
             let options = enumerate::Options { query_limit: self.query_limit, order: Order::ByName };
-            let mut listings = match Listings::of(&rule.source, self.folder, self.client, options, self.context, tally).await {
-                Ok(listings) => listings,
-                Err(error) => {
-                    self.unlisted(&mut dry, rule.place(), error)?;
-                    continue;
-                }
-            };
+            let mut listings =
+                match Listings::of(&rule.source, self.folder, self.client, options, self.context, tally).await {
+                    Ok(listings) => listings,
+                    Err(error) => {
+                        self.unlisted(&mut dry, rule.place(), error)?;
+                        continue;
+                    }
+                };
             loop {
                 match listings.next().await {
                     Ok(None) => break,

@@ -102,14 +102,7 @@ impl Planner {
     /// Plans a listing under the rule at `index`. `part` is what of the rule's source it was listed for: a preset's parts
     /// choose tags themselves, and know the names of the original imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
     /// come in any order; of two that collide the one planned first has the target.
-    pub fn plan(
-        &mut self,
-        index: usize,
-        rule: &Rule,
-        part: Option<&Part>,
-        listing: &Listing,
-        now: Timestamp,
-    ) -> Plan {
+    pub fn plan(&mut self, index: usize, rule: &Rule, part: Option<&Part>, listing: &Listing, now: Timestamp) -> Plan {
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
         let evaluation = match part {

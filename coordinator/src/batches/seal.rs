@@ -60,7 +60,8 @@ impl Sealing<'_> {
         for (number, rule) in self.rules.iter().enumerate() {
             let order = if self.slice.is_some() { Order::ByName } else { Order::AsTheyEnd };
             let options = enumerate::Options { query_limit: self.query_limit, order };
-            let listings = Listings::of(&rule.source, self.folder, self.client, options, self.context, &self.tallies.0).await;
+            let listings =
+                Listings::of(&rule.source, self.folder, self.client, options, self.context, &self.tallies.0).await;
             let mut listings = match listings {
                 Ok(listings) => listings,
                 Err(error) => {

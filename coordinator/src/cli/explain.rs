@@ -86,8 +86,7 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
                     "{place}: not copied: only {} tags are left, and `min` is {min}",
                     evaluation.kept.len()
                 ));
-            } else if let Some((_, reason)) =
-                evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
+            } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
             {
                 printer.data(&format!("{place}: not copied: {reason}"));
             } else {

@@ -55,8 +55,7 @@ pub(crate) async fn go(args: RunArgs, settings: &Settings, printer: &Printer) ->
         printer.line("--process-limit is superseded by --concurrency, and does the same");
     }
     if settings.config.rules.is_empty() {
-        let hint =
-            "write some in imgsync.yaml, name a file with -c (examples/quickstart.yaml is one), or a preset with --preset";
+        let hint = "write some in imgsync.yaml, name a file with -c (examples/quickstart.yaml is one), or a preset with --preset";
         printer.error("there are no rules to run", Some(hint));
         return Exit::Usage;
     }

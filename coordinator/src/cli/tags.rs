@@ -129,13 +129,7 @@ struct Dropped {
 
 impl Told<'_> {
     /// Prints one repository's tags. False if nobody reads them.
-    fn repository(
-        &mut self,
-        part: Option<&Part>,
-        selection: &Selection,
-        listing: &Listing,
-        now: Timestamp,
-    ) -> bool {
+    fn repository(&mut self, part: Option<&Part>, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
         self.listed += 1;
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });

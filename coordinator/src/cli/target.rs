@@ -159,6 +159,9 @@ fn destination(text: &str) -> std::result::Result<Destination, String> {
     match text.strip_prefix("oci:") {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),
         Some(folder) => Ok(Destination::Layout(PathBuf::from(folder))),
-        None => text.parse().map(Destination::Registry).map_err(|error: imgsync_common::naming::BaseError| error.to_string()),
+        None => text
+            .parse()
+            .map(Destination::Registry)
+            .map_err(|error: imgsync_common::naming::BaseError| error.to_string()),
     }
 }

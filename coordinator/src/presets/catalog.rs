@@ -79,7 +79,9 @@ impl Home {
     pub(super) fn was_of(&self, name: &str) -> Vec<String> {
         let Some(below) = self.below(name) else { return Vec::new() };
         let had = |home: &&String| {
-            self.originals.is_empty() || Some(*home) != self.original.as_ref() || self.originals.iter().any(|it| it == below)
+            self.originals.is_empty()
+                || Some(*home) != self.original.as_ref()
+                || self.originals.iter().any(|it| it == below)
         };
         self.was.iter().filter(had).map(|home| format!("{home}/{below}")).collect()
     }
@@ -134,4 +136,9 @@ pub fn find(preset: &Preset) -> Result<&'static Known> {
 /// The preset that reads what the original imgsync read at this home, such as `gcr.io/istio-release`.
 pub fn of_original(home: &str) -> Option<&'static Known> {
     all().iter().find(|known| known.homes.iter().any(|here| here.original.as_deref() == Some(home)))
+}
+
+/// What a repository, as `registry/path`, was called when the original imgsync read it; none if no preset says so.
+pub fn original_of(name: &str) -> Option<String> {
+    all().iter().flat_map(|known| &known.homes).find_map(|home| home.original_of(name))
 }

@@ -5,7 +5,7 @@ mod catalog;
 mod part;
 mod versions;
 
-pub use catalog::{Known, all, find, known, of_original};
+pub use catalog::{Known, all, find, known, of_original, original_of};
 pub use part::{Names, Part, parts};
 
 #[cfg(test)]

@@ -91,14 +91,16 @@ impl Versions {
 
     /// The releases of the table that a range touches. The last one stands for newer versions, too.
     fn needed(&self, range: &VersionRange) -> Vec<&Release> {
-        let within =
-            |version: Triple| Version::parse(&format!("v{}.{}.{}", version.0, version.1, version.2)).is_some_and(|v| range.contains(&v));
+        let within = |version: Triple| {
+            Version::parse(&format!("v{}.{}.{}", version.0, version.1, version.2)).is_some_and(|v| range.contains(&v))
+        };
         let mut needed = Vec::new();
         for (index, release) in self.releases.iter().enumerate() {
             let Some((major, minor, patch)) = triple(&release.from) else { continue };
             let next = self.releases.get(index + 1).and_then(|next| triple(&next.from));
             let end = next.filter(|next| (next.0, next.1) == (major, minor)).map_or(PATCHES, |next| next.2);
-            let newer = || (minor + 1..=minor + NEWER).any(|minor| (0..PATCHES).any(|patch| within((major, minor, patch))));
+            let newer =
+                || (minor + 1..=minor + NEWER).any(|minor| (0..PATCHES).any(|patch| within((major, minor, patch))));
             if (patch..end).any(|patch| within((major, minor, patch))) || (next.is_none() && newer()) {
                 needed.push(release);
             }
