@@ -144,6 +144,12 @@ impl Config {
         self.defaults.rule(source, home(&self.registries), (self.verify_every, self.referrers_every))
     }
 
+    /// The user at Docker Hub that is written in `registries`, with or without a password.
+    pub fn hub_user(&self) -> Option<&str> {
+        let (_, settings) = self.registries.iter().find(|(registry, _)| registry.is_docker_hub())?;
+        settings.username.as_deref()
+    }
+
     /// Whether a password or a token stands in the file itself, and not in a variable: then others should not be able
     /// to read it.
     pub fn has_secrets_inline(&self) -> bool {

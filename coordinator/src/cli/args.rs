@@ -13,8 +13,7 @@ use imgsync_worker::copy::Location;
 
 use super::notify::NotifyArgs;
 use super::original::{GcrArgs, OriginalArgs};
-use super::presets::preset;
-use super::target::TargetArgs;
+use super::presets::{PresetsArgs, RunCommand, preset};
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -220,31 +219,6 @@ pub(crate) struct SyncArgs {
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) patience: Patience,
-}
-
-/// `imgsync run`.
-#[derive(Debug, Args)]
-pub(crate) struct RunCommand {
-    /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
-    ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --name and --user go with it.
-    #[arg(long, value_name = "PRESET", value_parser = preset)]
-    pub(crate) preset: Vec<Preset>,
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    #[command(flatten)]
-    pub(crate) target: TargetArgs,
-}
-
-/// `imgsync presets`.
-#[derive(Debug, Args)]
-pub(crate) struct PresetsArgs {
-    /// Only this one; with versions, what these need: "kubeadm >=1.30"
-    #[arg(value_name = "PRESET", value_parser = preset)]
-    pub(crate) preset: Option<Preset>,
-    /// Print a JSON array, with earlier homes
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// Runs the rules of the configuration: lists, finds what is new or changed, copies it, and reports.

@@ -1,16 +1,43 @@
-//! `imgsync presets`: the known sources, and what they expand to.
+//! `imgsync presets`: the known sources, and what they expand to; and how commands take one.
 
+use clap::Args;
 use imgsync_common::config::{Preset, Source};
 use imgsync_common::error::Result;
 use imgsync_common::select::{RepositoryPattern, Selection};
 use serde::Serialize;
 use serde_json::json;
 
-use super::args::PresetsArgs;
+use super::args::RunArgs;
 use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
+use super::target::TargetArgs;
 use crate::presets::{self, Names, Part, parts};
+
+/// `imgsync run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunCommand {
+    /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
+    ///
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --name and --user go with it.
+    #[arg(long, value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Vec<Preset>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+/// `imgsync presets`.
+#[derive(Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// Only this one; with versions, what these need: "kubeadm >=1.30"
+    #[arg(value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Option<Preset>,
+    /// Print a JSON array, with earlier homes
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// A preset, as `--json` prints it.
 #[derive(Debug, Serialize)]

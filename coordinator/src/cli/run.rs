@@ -15,8 +15,9 @@ use imgsync_common::retry::Policy;
 use imgsync_worker::copy::Limits;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{Global, ReportArgs, RunArgs, RunCommand};
+use super::args::{Global, ReportArgs, RunArgs};
 use super::exit::{self, Exit};
+use super::presets::RunCommand;
 use super::printer::Printer;
 use super::settings::Settings;
 use super::watching::Watching;

@@ -78,7 +78,7 @@ impl TargetArgs {
         }
         let user = match &self.user {
             Some(user) => Some(user.clone()),
-            None if !settings.config.to.is_empty() => return Ok(None),
+            None if !settings.config.to.is_empty() || settings.config.hub_user().is_some() => return Ok(None),
             None => Client::new(settings.client()?, Environment::from_process()).user_of(&hub()).await?,
         };
         let tried = "choosing the target";

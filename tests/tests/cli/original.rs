@@ -70,7 +70,8 @@ async fn gcr_copies_a_namespace_whole_to_the_user_at_docker_hub() {
     for program in [gcr().arg("--password-stdin").stdin("secret\n"), gcr().env("IMGSYNC_PASSWORD", "secret")] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
     }
-    scene.program.write_docker_config(&[("https://index.docker.io/v1/", "me", "secret")]);
+    // (With an `endpoint`, of the host that is there.)
+    scene.program.write_docker_config(&[(&scene.target.host(), "me", "secret")]);
     for program in [gcr(), gcr().args(["--password", ""]), scene.program.again().args(["gcr", "--json"])] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
     }
@@ -83,6 +84,10 @@ async fn gcr_copies_a_namespace_whole_to_the_user_at_docker_hub() {
 async fn a_user_needs_no_password_and_nobody_needs_a_name() {
     let scene = Scene::new().await;
     let output = scene.gcr(&["--dry-run", "--json"]).await.assert_code(0);
+    assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
+    let yaml = endpoints(&[("gcr.io", &scene.source)]);
+    let known = configured(&format!("{yaml}  docker.io: {{username: me, endpoint: '{}'}}\n", scene.target.url()));
+    let output = known.args(["gcr", "--dry-run", "--json"]).run().await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
     let output = scene.program.again().arg("gcr").run().await.assert_code(2);
     assert!(output.stderr.contains("give --user or --to"), "{}", output.stderr);
@@ -149,7 +154,7 @@ async fn flannel_keeps_its_old_name_at_its_new_home() {
     target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
     target.assert_holds("me/ghcr.io_flannel-io_flannel-cni-plugin", "v1.8.0-flannel1", &image);
     assert!(output.stderr.contains("quay.io/coreos has moved: ghcr.io/flannel-io is read"), "{}", output.stderr);
-    assert!(output.stdout.contains("Sync Repo: preset flannel\nSync Total: 2\n"), "{}", output.stdout);
+    assert!(output.stdout.contains("Sync Repo: flannel\nSync Total: 2\n"), "{}", output.stdout);
 }
 
 #[tokio::test]
@@ -167,19 +172,18 @@ async fn rules_and_choices_of_a_configuration_do_not_change_what_the_commands_me
 
 #[tokio::test]
 async fn limits_are_kept() {
-    let source = FaultRegistry::builder().google().latency(Duration::from_millis(20)).start().await;
+    let lists = FaultRegistry::builder().google().latency(Duration::from_millis(20)).start().await;
     for number in 0..12 {
-        source.push(&format!("google-containers/x{number:02}"), "1", &images::single("limits"));
+        lists.push_untagged(&format!("google-containers/x{number:02}"), &images::single("limits"));
     }
-    let scene = Scene::at(source, FaultRegistry::builder().latency(Duration::from_millis(20)).start().await);
+    let scene = Scene::at(lists, FaultRegistry::start().await);
     scene.gcr(&["--query-limit", "3", "--dry-run"]).await.assert_code(0);
-    let listed: u64 = scene.source.count(Kind::Tags);
-    assert_eq!(listed, 13);
-    assert!(scene.source.peak_in_flight() <= 3, "{}", scene.source.peak_in_flight());
-    // One image at a time, and at most the eight blobs of it.
+    assert_eq!((scene.source.count(Kind::Tags), scene.source.peak_in_flight()), (13, 3));
+
+    let scene = Scene::new().await;
     let output = scene.gcr(&["--process-limit", "1"]).await.assert_code(0);
     assert!(output.stderr.contains("--process-limit is superseded by --concurrency"), "{}", output.stderr);
-    assert_eq!(scene.target.tags_in_all(), 12);
+    assert_eq!(scene.target.tags_in_all(), 4);
     let output = scene.gcr(&["--concurrency", "1"]).await.assert_code(0);
     assert!(!output.stderr.contains("superseded"), "{}", output.stderr);
     let both = scene.gcr(&["--process-limit", "1", "--concurrency", "2"]).await.assert_code(2);
@@ -211,8 +215,11 @@ async fn slices_add_up_to_the_whole() {
 #[tokio::test]
 async fn manifests_are_compared_without_copying_and_an_old_folder_of_them_is_a_hint() {
     let scene = Scene::new().await;
-    let output = scene.gcr(&["--download-manifests", "--json"]).await.assert_code(0);
-    assert_eq!((scene.target.tags_in_all(), scene.target.count(Kind::ManifestPut)), (0, 0), "{}", output.stdout);
+    let there = images::single("google-containers/pause:3.1");
+    scene.target.push("me/gcr.io_google-containers_pause", "3.1", &there);
+    let json = scene.gcr(&["--download-manifests", "--json"]).await.assert_code(1).json();
+    assert_eq!((&json["counts"]["unchanged"], &json["counts"]["copied"]), (&1.into(), &0.into()), "{json}");
+    assert_eq!((scene.target.tags_in_all(), scene.target.count(Kind::ManifestPut)), (1, 0), "{json}");
 
     // What 2.1 had synced from k8s.gcr.io is there under its old name, and so are its manifests.
     let source = FaultRegistry::builder().google().start().await;
@@ -270,9 +277,11 @@ async fn the_version_and_what_is_done_are_told() {
         let output = Imgsync::new().arg(flag).run().await.assert_code(0);
         assert!(output.stdout.starts_with("imgsync 3."), "{}", output.stdout);
     }
-    let quiet = scene.gcr(&["--namespace", "team", "--dry-run"]).await.assert_code(0);
-    let debug = scene.gcr(&["--namespace", "team", "--dry-run", "--debug"]).await.assert_code(0);
-    assert!(debug.stderr.len() > quiet.stderr.len() && debug.stderr.contains("DEBUG"), "{}", debug.stderr);
+    let quiet = scene.gcr(&["--namespace", "team"]).await.assert_code(0);
+    let words = "begins gcr.io/team/app:v1 to docker.io/me/gcr.io_team_app:v1";
+    assert!(!quiet.stderr.contains(words), "{}", quiet.stderr);
+    let debug = scene.gcr(&["--namespace", "team", "--debug", "--force"]).await.assert_code(0);
+    assert!(debug.stderr.contains(words), "{}", debug.stderr);
 }
 
 #[tokio::test]
