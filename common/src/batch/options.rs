@@ -37,6 +37,12 @@ pub struct Options {
 /// The options of one rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleOptions {
+    /// What it copies, for reports.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from: String,
+    /// Where to, for reports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<String>,
     /// These platforms alone; all, where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,

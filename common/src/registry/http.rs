@@ -151,6 +151,21 @@ fn proxy_host(written: &str) -> Option<String> {
     url.ok()?.host_str().map(str::to_ascii_lowercase)
 }
 
+/// A client for what is no registry, such as who is told of a batch's end. `direct` leaves the environment's proxy out. It
+/// follows no redirects and tries nothing again.
+pub fn client_for_others(direct: bool) -> Result<reqwest::Client> {
+    install_tls_provider();
+    let builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(std::time::Duration::from_secs(10))
+        .tls_certs_only(system_roots().to_vec());
+    let builder = if direct { builder.no_proxy() } else { builder };
+    builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
+}
+
 /// Chooses the TLS implementation of the whole process; the only place that names it.
 pub fn install_tls_provider() {
     static ONCE: OnceLock<()> = OnceLock::new();

@@ -37,7 +37,7 @@ pub use auth::Access;
 pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
-pub use http::install_tls_provider;
+pub use http::{client_for_others, install_tls_provider};
 pub use manifests::{Head, ManifestPut, ManifestRef};
 pub use settings::{ClientSettings, RegistrySettings, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Course;
 use crate::batch::{BatchId, Bytes, Counts, Failure, Planned, Requests, Task, TaskState, Ticket, Verdict};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, RegistryName};
@@ -163,6 +164,8 @@ pub struct Spent {
     pub bytes: Bytes,
     /// Requests.
     pub requests: Requests,
+    /// Time that workers were at it, to the millisecond.
+    pub time: Duration,
 }
 
 /// Which failed tasks to try again.
@@ -279,6 +282,8 @@ pub struct TaskRow {
 /// - A batch ends by itself when it is sealed and its last task has ended: then it is [`Control::Done`], or stays cancelled
 ///   or superseded, and has an `ended_at`.
 /// - Calls about a batch that is not there fail with [`Class::NotFound`], where their answer has no word for it.
+/// - What [`Ledger::course`] tells is added up in the same steps as the counters: a call that does not count leaves no trace
+///   in it.
 /// - The store's own clock is asked for the time.
 #[async_trait]
 pub trait Ledger: Send + Sync {
@@ -386,6 +391,9 @@ pub trait Ledger: Send + Sync {
     /// Tasks, of one state or all, from an index on.
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>>;
 
+    /// How a batch went.
+    async fn course(&self, batch: BatchId) -> Result<Course>;
+
     /// The one batch whose id begins so.
     async fn resolve(&self, prefix: &str) -> Result<BatchId> {
         let found = self.find(prefix).await?;
@@ -439,5 +447,6 @@ impl std::ops::AddAssign for Spent {
     fn add_assign(&mut self, other: Spent) {
         self.bytes += other.bytes;
         self.requests += other.requests;
+        self.time += other.time;
     }
 }

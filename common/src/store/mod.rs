@@ -9,6 +9,7 @@ mod cache;
 mod clock;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+mod course;
 mod leases;
 mod ledger;
 mod pace;
@@ -20,6 +21,7 @@ pub use self::redis::{RedisOptions, RedisStore};
 pub use blob_index::{BLOB_GENERATION, BlobIndex};
 pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
 pub use leases::{Leases, Named, leader, target_tag};
 pub use ledger::{
     Appended, Batch, Block, Control, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried, Sealed,

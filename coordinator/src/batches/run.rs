@@ -31,8 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How a batch is run.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
-    /// What reports call it; by default what the rules read.
-    pub title: Option<String>,
+    /// What reports call the batch, in place of what the rules copy.
+    pub name: Option<String>,
     /// Ask everything, and push what is there already.
     pub force: bool,
     /// Compare and remember; copy nothing.
@@ -276,7 +276,7 @@ impl Run<'_> {
     async fn options(&self) -> Options {
         let (time, timeout_is_exact) = self.settings.time;
         Options {
-            title: self.settings.title.clone().unwrap_or_else(|| crate::report::title(self.config)),
+            title: self.settings.name.clone().unwrap_or_else(|| crate::report::title(self.config)),
             rules: self.config.rules.iter().map(rule_options).collect(),
             force: self.settings.force,
             prime: self.settings.prime,
@@ -319,7 +319,12 @@ fn lost(id: BatchId) -> Error {
 }
 
 fn rule_options(rule: &Rule) -> RuleOptions {
-    RuleOptions { platforms: rule.platforms.clone(), verify_every_seconds: rule.verify_every.as_secs() }
+    RuleOptions {
+        from: crate::report::from(rule),
+        to: crate::report::to(rule),
+        platforms: rule.platforms.clone(),
+        verify_every_seconds: rule.verify_every.as_secs(),
+    }
 }
 
 /// What tells one set of rules, and one slice of them, from another: what the rules mean, not how they are written.

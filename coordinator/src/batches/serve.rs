@@ -1,12 +1,13 @@
 //! The coordinator that stays: leads every batch that no `run` does. Of several such, one leads, and the others wait.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events};
-use imgsync_common::store::{Named, leader};
+use imgsync_common::store::{Named, Store, leader};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::house::House;
 use super::lead::{Care, Leader};
 use super::{SERVE, coordinator_name};
+use crate::notify::{Notifier, is_ours_to_tell};
+use crate::report::{Level, Report};
 
 /// How long it leads unless it says so again.
 const LEADS: Duration = Duration::from_secs(15);
@@ -25,7 +28,14 @@ const BATCHES: usize = 1_000;
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// Leads until told to stop.
-pub async fn serve(house: &House, care: Care, keep: Duration, events: &Events, stop: &CancellationToken) {
+pub async fn serve(
+    house: &House,
+    care: Care,
+    keep: Duration,
+    notifier: &Arc<Notifier>,
+    events: &Events,
+    stop: &CancellationToken,
+) {
     let name = format!("serve on {}", coordinator_name());
     let lease = leader(SERVE);
     let leads = Leader::new(house, &name, care, events.clone());
@@ -37,7 +47,7 @@ pub async fn serve(house: &House, care: Care, keep: Duration, events: &Events, s
                 say(events, "leads");
                 let over = stop.child_token();
                 tokio::select! {
-                    () = lead_all(house, &leads, keep, &over) => {}
+                    () = lead_all(house, &leads, keep, (notifier, events, &name), &over) => {}
                     () = leads.mind_the_dead(&over) => {}
                     () = keep_lead(house, &lease, &name, events, &over) => {}
                 }
@@ -69,7 +79,13 @@ async fn keep_lead(house: &House, lease: &str, name: &str, events: &Events, stop
 }
 
 /// Leads each batch that is alive, in a task of its own.
-async fn lead_all(house: &House, leads: &Leader, keep: Duration, stop: &CancellationToken) {
+async fn lead_all(
+    house: &House,
+    leads: &Leader,
+    keep: Duration,
+    (notifier, events, name): (&Arc<Notifier>, &Events, &str),
+    stop: &CancellationToken,
+) {
     let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
     let mut tidied: Option<tokio::time::Instant> = None;
     while !stop.is_cancelled() {
@@ -79,7 +95,12 @@ async fn lead_all(house: &House, leads: &Leader, keep: Duration, stop: &Cancella
                 for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
-                        tokio::spawn(async move { leads.lead(id, &Notify::new(), &stop).await })
+                        let (store, notifier) = (house.store.clone(), notifier.clone());
+                        let (events, name) = (events.clone(), name.to_owned());
+                        tokio::spawn(async move {
+                            leads.lead(id, &Notify::new(), &stop).await?;
+                            tell(&*store, id, &notifier, &events, &name).await
+                        })
                     });
                 }
             }
@@ -99,6 +120,20 @@ async fn lead_all(house: &House, leads: &Leader, keep: Duration, stop: &Cancella
     for (_, task) in led {
         let _ = task.await;
     }
+}
+
+/// Tells of a batch that has ended, unless who led it before has done so.
+async fn tell(store: &dyn Store, id: BatchId, notifier: &Notifier, events: &Events, name: &str) -> Result<()> {
+    if notifier.is_empty() {
+        return Ok(());
+    }
+    let report = Report::of(store, id).await?;
+    if report.batch.ended_at.is_some() && is_ours_to_tell(store, id, name).await {
+        for warning in notifier.tell(&report, Level::Failures).await {
+            say(events, &warning);
+        }
+    }
+    Ok(())
 }
 
 fn say(events: &Events, what: &str) {

@@ -14,6 +14,7 @@ use imgsync_worker::copy::Location;
 use super::notify::NotifyArgs;
 use super::original::{GcrArgs, OriginalArgs};
 use super::presets::{PresetsArgs, RunCommand, preset};
+use super::report::ReportArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -268,9 +269,6 @@ pub(crate) struct RunArgs {
     /// Take the folder of manifests of imgsync 2.1 as a hint of what the target has
     #[arg(long, value_name = "DIR")]
     pub(crate) manifests: Option<PathBuf>,
-    /// What the report calls it (`Sync Repo`) [default: what is read]
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) report_name: Option<String>,
     /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -286,6 +284,8 @@ pub(crate) struct ServeArgs {
     /// Answer /healthz and /readyz on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: std::net::SocketAddr,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
 }
 
 /// What is known of target tags: what each is a copy of, and when it was last seen.
@@ -312,17 +312,6 @@ pub(crate) enum CacheAction {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-}
-
-/// The report.
-#[derive(Debug, Args)]
-pub(crate) struct ReportArgs {
-    /// Write the report: on stdout, or to a file whose name ends with .txt or .json
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = super::run::report_file)]
-    pub(crate) report: Option<Option<PathBuf>>,
-    /// 1 totals, 2 what failed too, 3 every image
-    #[arg(long, value_name = "1..3", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
-    pub(crate) report_level: u8,
 }
 
 /// Looks at batches, and steers them.
@@ -456,7 +445,6 @@ impl From<Resumed> for RunArgs {
             force: false,
             download_manifests: false,
             manifests: None,
-            report_name: None,
             state: None,
             patience,
             notify,

@@ -8,10 +8,11 @@ use imgsync_common::store::{Batch, Control, RequeueFilter, Store, leader};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::args::{BatchArgs, BatchCommand, Global, Named, ReportArgs, RunArgs};
+use super::args::{BatchArgs, BatchCommand, Global, Named, RunArgs};
 use super::exit::Exit;
 use super::printer::Printer;
-use super::run::{Work, fail};
+use super::report::Wanted;
+use super::run::{Work, fail, notifier};
 use super::settings::Settings;
 use super::state;
 use super::watching::progress_line;
@@ -75,7 +76,11 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
                 _ => resume(&house, id, (*run).into(), settings, printer).await,
             }
         }
-        BatchCommand::Report { id, report } => write_report(&*store().await?, &id, &report, printer).await,
+        BatchCommand::Report { id, report } => {
+            // The file that is configured is for runs.
+            let wanted = report.resolve(&settings.without_report())?;
+            write_report(&*store().await?, &id, (&wanted, report.report_name.as_deref()), printer).await
+        }
     }
 }
 
@@ -223,23 +228,32 @@ async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, p
             return Ok(Exit::Done);
         }
     }
+    let wanted = run.report.resolve(settings)?;
+    let notifier = notifier(&run, settings, printer)?;
     let work = Work::new(&run, settings, house, printer)?;
     let ended = work.follow(id, async |run| run.again(id).await).await?;
-    work.report(&ended, &run.report, run.json, printer).await
+    work.report(&ended, (&wanted, run.report.report_name.as_deref()), run.json, &notifier, printer).await
 }
 
-async fn write_report(store: &dyn Store, id: &Named, args: &ReportArgs, printer: &Printer) -> Result<Exit> {
+async fn write_report(
+    store: &dyn Store,
+    id: &Named,
+    (wanted, name): (&Wanted, Option<&str>),
+    printer: &Printer,
+) -> Result<Exit> {
     let id = resolve(store, id).await?;
-    let report = Report::of(store, id).await?;
-    let level = Level::from_number(args.report_level);
-    match args.report.clone().flatten() {
+    let mut report = Report::of(store, id).await?;
+    if let Some(name) = name {
+        report.title = name.to_owned();
+    }
+    match &wanted.file {
         Some(file) => {
-            report::write_file(&report, level, &file).await?;
+            report::write_file(&report, &wanted.shape, file).await?;
             printer.line(&format!("the report is in {}", file.display()));
         }
         None => {
             let mut text = Vec::new();
-            report::write_text(&report, level, &mut text).await?;
+            report::write(&report, &wanted.shape, &mut text).await?;
             printer.data(String::from_utf8_lossy(&text).trim_end());
         }
     }

@@ -12,6 +12,7 @@ mod original;
 mod presets;
 mod printer;
 mod progress;
+mod report;
 mod run;
 mod serve;
 mod settings;

@@ -1,12 +1,12 @@
 //! `imgsync run`: the rules of a configuration, in this process or by the cluster.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::config::{Destination, Rule, Source};
+use imgsync_common::config::{Destination, Notify, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::registry::credentials::Environment;
@@ -15,14 +15,16 @@ use imgsync_common::retry::Policy;
 use imgsync_worker::copy::Limits;
 use tokio_util::sync::CancellationToken;
 
-use super::args::{Global, ReportArgs, RunArgs};
+use super::args::{Global, RunArgs};
 use super::exit::{self, Exit};
 use super::presets::RunCommand;
 use super::printer::Printer;
+use super::report::Wanted;
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
-use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, copier, has_leader};
+use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, coordinator_name, copier, has_leader};
+use crate::notify::{Notifier, is_ours_to_tell};
 use crate::report::{self, Level, Report};
 
 /// How long running tasks may go on after the first signal.
@@ -83,6 +85,9 @@ pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
 }
 
 async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    // What is wrong with a template is better known now than when all is copied.
+    let wanted = args.report.resolve(settings)?;
+    let notifier = notifier(args, settings, printer)?;
     let house = state::open(settings, args.state.as_ref()).await?;
     let _lock = house.lock()?;
     if house.is_cluster() {
@@ -105,7 +110,17 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
             false => Exit::Failed,
         });
     }
-    work.report(&ended, &args.report, args.json, printer).await
+    work.report(&ended, (&wanted, args.report.report_name.as_deref()), args.json, &notifier, printer).await
+}
+
+/// Who is told how it ended.
+pub(crate) fn notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Notifier> {
+    // Whoever leads a batch that is left to others tells of it.
+    let told = match args.detach {
+        true => Notify::default(),
+        false => args.notify.resolve(&settings.config.notify, printer),
+    };
+    Notifier::new(&told, settings.folder(), args.patience.retry_delay)
 }
 
 /// A layout is on one machine, and the tasks are done on others.
@@ -175,7 +190,7 @@ impl<'a> Work<'a> {
             client: Client::new(client, Environment::from_process()),
             watching: Watching::new(printer, args.events),
             run: RunSettings {
-                title: args.report_name.clone(),
+                name: args.report.report_name.clone(),
                 force: args.force,
                 prime: args.download_manifests,
                 manifests: args.manifests.clone(),
@@ -225,33 +240,48 @@ impl<'a> Work<'a> {
     pub(crate) async fn report(
         &self,
         ended: &RunEnd,
-        args: &ReportArgs,
+        (wanted, name): (&Wanted, Option<&str>),
         json: bool,
+        notifier: &Notifier,
         printer: &Printer,
     ) -> Result<Exit> {
         let id = ended.batch.id;
-        let report = Report::of(&*self.house.store, id).await?;
-        let file = args.report.clone().flatten().or_else(|| {
-            self.settings.config.report.as_ref().filter(|_| args.report.is_none()).map(|report| report.file.clone())
-        });
-        let level = Level::from_number(args.report_level);
+        let mut report = Report::of(&*self.house.store, id).await?;
+        if let Some(name) = name {
+            report.title = name.to_owned();
+        }
+        let level = wanted.shape.level();
         if json {
             let mut text = Vec::new();
-            report::write_json(&report, &mut text).await?;
+            report::write_json(&report, level, &mut text).await?;
             printer.data(String::from_utf8_lossy(&text).trim_end());
         }
-        if let Some(file) = &file {
-            report::write_file(&report, level, file).await?;
+        if let Some(file) = &wanted.file {
+            report::write_file(&report, &wanted.shape, file).await?;
             printer.line(&format!("the report is in {}", file.display()));
         }
         let mut text = Vec::new();
         // Who asked for the report has it on stdout; others see the totals, and what failed.
-        let shown = if args.report.is_some() { level } else { Level::Failures };
-        report::write_text(&report, shown, &mut text).await?;
-        let text = String::from_utf8_lossy(&text);
-        match matches!(args.report, Some(None)) && !json {
-            true => _ = printer.data(text.trim_end()),
-            false => printer.line(text.trim_end()),
+        match wanted.on_stdout && !json {
+            true => {
+                report::write(&report, &wanted.shape, &mut text).await?;
+                printer.data(String::from_utf8_lossy(&text).trim_end());
+            }
+            false => {
+                let shown = if wanted.is_typed { level } else { Level::Failures };
+                report::write_text(&report, shown, &mut text).await?;
+                printer.line(String::from_utf8_lossy(&text).trim_end());
+            }
+        }
+        if !ended.interrupted
+            && !notifier.is_empty()
+            && (!self.house.is_cluster() || is_ours_to_tell(&*self.house.store, id, &coordinator_name()).await)
+        {
+            // What failed is told unless less, or more, was asked for.
+            let told = wanted.shape.level.unwrap_or(Level::Failures);
+            for warning in notifier.tell(&report, told).await {
+                printer.warning(&warning);
+            }
         }
         if ended.interrupted {
             printer
@@ -297,13 +327,4 @@ fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
 /// Where relative paths of the configuration begin.
 pub(crate) fn folder(settings: &Settings) -> &Path {
     settings.folder()
-}
-
-/// A report's file, which `--report=FILE` names.
-pub(crate) fn report_file(text: &str) -> std::result::Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("txt" | "json") => Ok(path),
-        _ => Err("a report's name ends with .txt or .json".to_owned()),
-    }
 }

@@ -14,6 +14,7 @@ use super::run::fail;
 use super::settings::Settings;
 use super::signals;
 use crate::batches::{Care, House, coordinator_name, serve};
+use crate::notify::Notifier;
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &Global, printer: &Printer) -> Exit {
@@ -33,6 +34,8 @@ async fn work(args: &ServeArgs, settings: &Settings, printer: &Printer) -> Resul
         return Err(Error::new(Class::Invalid, "serving", detail)
             .hint("write `cluster:` in the configuration, or give --broker and --store; without, `imgsync run` does all by itself"));
     };
+    let told = args.notify.resolve(&settings.config.notify, printer);
+    let notifier = Arc::new(Notifier::new(&told, settings.folder(), std::time::Duration::from_secs(1))?);
     let listener = health::bind(args.listen).await?;
     let cluster = addresses.connect(&coordinator_name()).await?;
     let house = House::of_cluster(Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
@@ -42,7 +45,7 @@ async fn work(args: &ServeArgs, settings: &Settings, printer: &Printer) -> Resul
     printer.line(&format!("answers /healthz and /readyz on http://{address}"));
     let answering = tokio::spawn(health::answer(listener, service::ready(&cluster, &stop), stop.clone()));
     let events = Events::to(Arc::new(Said(printer.clone())));
-    serve(&house, Care::default(), settings.config.keep, &events, &stop).await;
+    serve(&house, Care::default(), settings.config.keep, &notifier, &events, &stop).await;
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), answering).await;
     printer.line("ended");
     Ok(())

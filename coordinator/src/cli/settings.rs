@@ -63,6 +63,13 @@ impl Settings {
         Ok(Settings { config, file: text.map(|_| path), given })
     }
 
+    /// The same without `report:`, which is for runs.
+    pub(crate) fn without_report(&self) -> Settings {
+        let mut settings = self.clone();
+        settings.config.report = None;
+        settings
+    }
+
     /// Where the cluster is, if there is one.
     pub(crate) fn cluster(&self) -> Result<Option<Addresses>> {
         Addresses::resolve(self.config.cluster.as_ref(), &self.given, self.folder())

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
-use imgsync_common::batch::{Bytes, Counts, Requests};
+use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::store::Unlisted;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Report;
+use super::{Level, Report};
 
 /// The object, but for its failures, which are written page by page.
 #[derive(Debug, Serialize)]
@@ -31,8 +31,15 @@ struct Failed {
     attempts: u32,
 }
 
-/// Writes the report as one JSON object on one line.
-pub async fn write_json(report: &Report<'_>, out: &mut (dyn Write + Send)) -> Result<()> {
+#[derive(Serialize)]
+struct Image {
+    source: String,
+    target: String,
+    state: &'static str,
+}
+
+/// Writes the report as one JSON object on one line; of level 3 with every image.
+pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write + Send)) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
     let head = Json {
         batch: report.batch.id.to_string(),
@@ -67,6 +74,25 @@ pub async fn write_json(report: &Report<'_>, out: &mut (dyn Write + Send)) -> Re
             out.write_all(text.as_bytes()).map_err(failed)?;
         }
     }
+    if level >= Level::Everything {
+        out.write_all(b"],\"images\":[").map_err(failed)?;
+        (from, first) = (0, true);
+        loop {
+            let page = report.tasks(None, from).await?;
+            let Some(last) = page.last() else { break };
+            from = last.task.index + 1;
+            for row in page {
+                if !std::mem::take(&mut first) {
+                    out.write_all(b",").map_err(failed)?;
+                }
+                let planned = &row.task.planned;
+                let state = row.state.as_str();
+                let image = Image { source: planned.source.to_string(), target: planned.target.to_string(), state };
+                let text = serde_json::to_string(&image).map_err(|error| failed(error.into()))?;
+                out.write_all(text.as_bytes()).map_err(failed)?;
+            }
+        }
+    }
     out.write_all(b"]}\n").map_err(failed)
 }
 
@@ -79,6 +105,7 @@ pub fn json_schema() -> Value {
         json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false})
     };
     let text = json!({"type": "string"});
+    let states = TaskState::ALL.map(TaskState::as_str);
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A batch of imgsync, as `run --json` prints it",
@@ -100,6 +127,12 @@ pub fn json_schema() -> Value {
                 "type": "object",
                 "properties": {"source": text, "target": text, "class": text, "error": text, "attempts": count},
                 "required": ["source", "target", "class", "error", "attempts"],
+                "additionalProperties": false
+            }},
+            "images": {"description": "every image, at level 3", "type": "array", "items": {
+                "type": "object",
+                "properties": {"source": text, "target": text, "state": {"enum": states}},
+                "required": ["source", "target", "state"],
                 "additionalProperties": false
             }}
         },

@@ -1,19 +1,30 @@
-//! How a batch went: as text in the original's three levels, and as one JSON object.
+//! How a batch went: as text in the original's three levels, as one JSON object, and by templates as Markdown and HTML, or
+//! as what users make of it.
 
+mod advice;
 mod json;
+mod plot;
+#[cfg(test)]
+mod sample;
+mod template;
+#[cfg(test)]
+mod tests;
 mod text;
+mod view;
 
 use std::io::Write;
 use std::path::Path;
 
 use imgsync_common::batch::{BatchId, Options, TaskState};
-use imgsync_common::config::{Config, Source};
+use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{Batch, FailedTask, Store, TaskRow, Unlisted};
+use imgsync_common::store::{Batch, Course, FailedTask, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
 pub use json::{Json, json_schema, write_json};
+pub use template::Template;
 pub use text::write_text;
+pub use view::View;
 
 /// Rows that are read from the store at a time.
 const PAGE: usize = 1000;
@@ -38,6 +49,67 @@ impl Level {
             _ => Level::Everything,
         }
     }
+
+    /// The number again.
+    pub fn number(self) -> u8 {
+        match self {
+            Level::Totals => 1,
+            Level::Failures => 2,
+            Level::Everything => 3,
+        }
+    }
+}
+
+/// What a report is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// With the original's lines.
+    Text,
+    /// One object on one line.
+    Json,
+    /// GitHub's kind.
+    Markdown,
+    /// One page that needs nothing else.
+    Html,
+}
+
+impl Form {
+    /// By the ending of a file's name; none if it is none of ours.
+    pub fn of_file(path: &Path) -> Option<Form> {
+        match path.extension()?.to_str()? {
+            "txt" => Some(Form::Text),
+            "json" => Some(Form::Json),
+            "md" => Some(Form::Markdown),
+            "html" => Some(Form::Html),
+            _ => None,
+        }
+    }
+}
+
+/// How a report is to be written.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// As what.
+    pub form: Form,
+    /// How much; none leaves it to the form.
+    pub level: Option<Level>,
+    /// By this template, in place of ours.
+    pub template: Option<Template>,
+}
+
+impl Shape {
+    /// Text of a level.
+    pub fn text(level: Level) -> Shape {
+        Shape { form: Form::Text, level: Some(level), template: None }
+    }
+
+    /// How much is told: what failed, too, where there is room for it.
+    pub fn level(&self) -> Level {
+        self.level.unwrap_or(match self.form {
+            Form::Text | Form::Json => Level::Totals,
+            Form::Markdown | Form::Html => Level::Failures,
+        })
+    }
 }
 
 /// A batch to be reported on. Rows are read from the store page by page while a report is written.
@@ -47,8 +119,10 @@ pub struct Report<'a> {
     pub batch: Batch,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
-    /// What was to be copied, in a few words.
+    /// What was to be copied, in a few words, or what the user calls it.
     pub title: String,
+    /// As the batch was made with.
+    pub options: Options,
 }
 
 impl<'a> Report<'a> {
@@ -60,8 +134,9 @@ impl<'a> Report<'a> {
                 .hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.unlisted(id).await?;
-        let title = serde_json::from_str::<Options>(&batch.options).map(|options| options.title).unwrap_or_default();
-        Ok(Report { store, batch, unlisted, title })
+        // Those of a version that wrote them otherwise are not needed to report.
+        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        Ok(Report { store, batch, unlisted, title: options.title.clone(), options })
     }
 
     /// How long it took, or takes until now, in seconds.
@@ -76,6 +151,16 @@ impl<'a> Report<'a> {
         self.store.failures(self.batch.id, from, PAGE).await
     }
 
+    /// How it went.
+    async fn course(&self) -> Result<Course> {
+        self.store.course(self.batch.id).await
+    }
+
+    /// One task.
+    async fn task(&self, index: u32) -> Result<Option<TaskRow>> {
+        Ok(self.store.tasks(self.batch.id, None, index, 1).await?.pop().filter(|row| row.task.index == index))
+    }
+
     async fn tasks(&self, state: Option<TaskState>, from: u32) -> Result<Vec<TaskRow>> {
         self.store.tasks(self.batch.id, state, from, PAGE).await
     }
@@ -83,30 +168,53 @@ impl<'a> Report<'a> {
 
 /// What the rules copy, in a few words.
 pub fn title(config: &Config) -> String {
-    let names: Vec<String> = config
-        .rules
-        .iter()
-        .map(|rule| match &rule.source {
-            Source::Repositories(pattern) => pattern.to_string(),
-            Source::Layout(path) => format!("oci:{}", path.display()),
-            Source::Preset(preset) => preset.to_string(),
-        })
-        .collect();
+    let names: Vec<String> = config.rules.iter().map(from).collect();
     match names.len() {
         0..=3 => names.join(", "),
         more => format!("{}, {} and {} more", names[0], names[1], more - 2),
     }
 }
 
-/// Writes a report to a file, in the form that its name ends with: `.json`, else text.
-pub async fn write_file(report: &Report<'_>, level: Level, path: &Path) -> Result<()> {
+/// What a rule copies.
+pub fn from(rule: &Rule) -> String {
+    match &rule.source {
+        Source::Repositories(pattern) => pattern.to_string(),
+        Source::Layout(path) => format!("oci:{}", path.display()),
+        Source::Preset(preset) => preset.to_string(),
+    }
+}
+
+/// Where a rule copies to.
+pub fn to(rule: &Rule) -> Vec<String> {
+    let shown = |to: &Destination| match to {
+        Destination::Registry(base) => base.to_string(),
+        Destination::Layout(path) => format!("oci:{}", path.display()),
+    };
+    rule.to.iter().map(shown).collect()
+}
+
+/// Writes a report.
+pub async fn write(report: &Report<'_>, shape: &Shape, out: &mut (dyn Write + Send)) -> Result<()> {
+    let level = shape.level();
+    let template = match (&shape.template, shape.form) {
+        (Some(template), _) => template.clone(),
+        (None, Form::Text) => return write_text(report, level, out).await,
+        (None, Form::Json) => return write_json(report, level, out).await,
+        (None, Form::Markdown | Form::Html) => Template::own(shape.form)?,
+    };
+    let text = template.render(&View::of(report, level).await?)?;
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.write_all(end.as_bytes()))
+        .map_err(|error| Error::new(Class::Local, "writing the report", error.to_string()))
+}
+
+/// Writes a report to a file.
+pub async fn write_file(report: &Report<'_>, shape: &Shape, path: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(Class::Local, format!("writing the report {}", path.display()), error.to_string())
     };
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(failed)?);
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => write_json(report, &mut file).await?,
-        _ => write_text(report, level, &mut file).await?,
-    }
+    write(report, shape, &mut file).await?;
     file.flush().map_err(failed)
 }

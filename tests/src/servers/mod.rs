@@ -5,7 +5,9 @@ mod docker_engine;
 mod docker_registry;
 mod process;
 mod rabbitmq;
+mod receiver;
 mod redis;
+mod telegram;
 mod token;
 
 pub use access_log::LoggedRequest;
@@ -13,5 +15,7 @@ pub use docker_engine::DockerEngine;
 pub use docker_registry::{Auth, DockerRegistry, Options};
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
+pub use receiver::{Received, Receiver};
 pub use redis::{RedisOptions, RedisServer};
+pub use telegram::{Posted, TelegramServer};
 pub use token::{TokenRequest, TokenServer};

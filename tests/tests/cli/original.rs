@@ -5,6 +5,7 @@ use std::time::Duration;
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::servers::TelegramServer;
 
 use super::presets::{configured, endpoints, pairs, planned};
 
@@ -256,15 +257,27 @@ async fn reports_have_three_levels_and_a_name() {
 }
 
 #[tokio::test]
-async fn telegram_is_asked_for_as_it_was() {
+async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
+    const TOKEN: &str = "1234567890:AAF-secret_TokenOfABot";
+    let (telegram, flannel) = tokio::join!(TelegramServer::start(TOKEN, "-1001234567890"), FaultRegistry::start());
+    flannel.push("flannel-io/flannel", "v0.27.4", &images::single("flannel"));
+    flannel.push("flannel-io/flannel-cni-plugin", "v1.8.0", &images::single("flannel"));
     let scene = Scene::new().await;
-    let telegram =
-        ["--telegram-api", "http://127.0.0.1:1", "--telegram-token", "1:t0ken", "--telegram-group", "-100123"];
+    let hosts = [("gcr.io", &scene.source), ("ghcr.io", &flannel), ("docker.io", &scene.target)];
+    scene.program.file("imgsync.yaml", endpoints(&hosts));
+    let api = telegram.url();
+    let told = ["--telegram-api", &api, "--telegram-token", TOKEN, "--telegram-group", "-1001234567890"];
     for command in [&["gcr", "--namespace", "team"][..], &["flannel"]] {
-        let program = scene.program.again().args(command).args(["--user", "me", "--dry-run"]).args(telegram);
-        let output = program.run().await;
-        assert_ne!(output.code, Some(2), "{}", output.stderr);
-        assert!(!output.stderr.contains("t0ken") && !output.stdout.contains("t0ken"));
+        let program = scene.program.again().args(command).args(["--user", "me"]).args(told);
+        let output = program.run().await.assert_code(0);
+        assert!(!output.stderr.contains(TOKEN) && !output.stdout.contains(TOKEN), "{}", output.stderr);
+    }
+    let texts = telegram.texts();
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    for (text, words) in
+        texts.iter().zip(["Sync Repo: gcr.io/team/**\nSync Total: 1", "Sync Repo: flannel\nSync Total: 2"])
+    {
+        assert!(text.contains(words), "{text}");
     }
     let output = scene.gcr(&["--telegram-group", "friends"]).await.assert_code(2);
     assert!(output.stderr.contains("--telegram-group"), "{}", output.stderr);

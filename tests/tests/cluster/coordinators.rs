@@ -85,6 +85,34 @@ async fn of_two_that_serve_one_leads_and_the_other_takes_over_when_it_is_killed(
     scene.assert_whole(&shown);
 }
 
+#[tokio::test]
+async fn of_each_batch_its_run_tells_or_whoever_serves_and_only_once() {
+    let scene = Scene::new(1, 5).await;
+    let told = imgsync_tests::servers::Receiver::start().await;
+    let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", scene.config, told.url());
+    let serving = scene.cluster.imgsync(&config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    serving.wait_for_line(|line| line.ends_with("leads"), PATIENCE).await;
+    let _workers = scene.cluster.workers(2, 4).await;
+    let batch = |number: usize| told.received()[number].json()["batch"].as_str().unwrap_or_default().to_owned();
+
+    let ran = scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
+    assert_eq!(told.received().len(), 1);
+    assert_eq!(batch(0), ran.json()["batch"].as_str().unwrap_or_default());
+
+    let detached = scene.cluster.imgsync(&config).args(["run", "--detach", "--force"]).run().await.assert_code(0);
+    until("the second batch is told of", PATIENCE, || told.received().len() == 2).await;
+    assert_eq!(batch(1), detached.stdout.trim());
+    let body = told.received()[1].json();
+    assert_eq!(
+        (&body["event"], &body["counts"]["total"], &body["ok"]),
+        (&"batch.ended".into(), &5.into(), &true.into())
+    );
+    // Who did how much is known in a cluster.
+    let ended: u64 =
+        body["workers"]["items"].as_array().into_iter().flatten().filter_map(|it| it["ended"].as_u64()).sum();
+    assert!(ended == 5 || body["workers"]["total"] == 0, "{body}");
+}
+
 /// Row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {

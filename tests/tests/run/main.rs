@@ -47,5 +47,7 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
 }
 mod kill;
 mod layouts;
+mod notify;
+mod report;
 mod trouble;
 mod whole;

@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
@@ -69,6 +69,7 @@ pub(super) struct Held<'a> {
     pub(super) context: Context,
     /// What counts the requests to source and target.
     pub(super) tallies: (Arc<Tally>, Arc<Tally>),
+    started: Instant,
 }
 
 impl Held<'_> {
@@ -80,7 +81,7 @@ impl Held<'_> {
     /// What was spent on it, whatever it came to.
     fn spent(&self, bytes: Bytes) -> Spent {
         let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
-        Spent { bytes, requests }
+        Spent { bytes, requests, time: self.started.elapsed() }
     }
 }
 
@@ -140,6 +141,7 @@ impl Runner {
             options: &options,
             context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
             tallies: (Tally::new(), Tally::new()),
+            started: Instant::now(),
         };
         if losses >= LOSSES_FAIL {
             let detail = format!("the worker that ran it ended {losses} times, the last ones with nothing else to do");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
 
+pub mod course;
 pub mod hints;
 pub mod ledger;
 pub mod plan;
@@ -63,6 +64,11 @@ macro_rules! store_contract_tests {
             a_sweep_puts_back_what_was_lost,
             a_task_that_was_lost_is_known_by_it,
             what_nobody_knows_is_said_to_be_unknown
+        );
+        $crate::store_contract_tests!($make: course:
+            outcomes_are_counted_in_the_part_of_the_time_that_they_came_in,
+            the_parts_of_a_long_batch_are_wide_and_few,
+            the_slowest_tasks_are_known_and_who_did_how_much
         );
         $crate::store_contract_tests!($make: hints:
             the_cache_says_what_it_was_told_last,

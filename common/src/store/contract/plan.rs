@@ -233,6 +233,7 @@ pub async fn old_batches_are_removed_whole(subject: Subject) {
     assert_eq!(subject.store.remove_before((subject.now)() - DAY * 90).await.unwrap(), 1);
     assert!(subject.store.batch(ended).await.unwrap().is_none());
     assert_eq!(subject.store.failures(ended, 0, 1).await.unwrap_err().class(), Class::NotFound);
+    assert_eq!(subject.store.course(ended).await.unwrap_err().class(), Class::NotFound);
     subject.look(held).await;
     subject.look(young).await;
     (subject.advance)(DAY);

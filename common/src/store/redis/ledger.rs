@@ -10,8 +10,8 @@ use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
-    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
+    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.
@@ -300,6 +300,10 @@ impl Ledger for RedisStore {
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>> {
         self.look_tasks(batch, state, from, limit).await
     }
+
+    async fn course(&self, batch: BatchId) -> Result<Course> {
+        self.look_course(batch).await
+    }
 }
 
 impl RedisStore {
@@ -345,8 +349,9 @@ fn kept(failure: &Failure) -> Vec<u8> {
 }
 
 fn with(call: Call, spent: Spent) -> Call {
-    let Spent { bytes, requests } = spent;
-    call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target)
+    let Spent { bytes, requests, time } = spent;
+    let call = call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target);
+    call.arg(millis(time))
 }
 
 fn finished(answer: i64) -> Finished {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::ledger::{control, gone};
 use super::{RedisStore, damaged, time};
@@ -239,6 +240,7 @@ fn read_batch(tried: &str, id: BatchId, fields: &HashMap<String, String>) -> Res
         spent: Spent {
             bytes: Bytes { copied: amount("copied"), mounted: amount("mounted"), reused: amount("reused") },
             requests: Requests { source: amount("source"), target: amount("target") },
+            time: Duration::from_millis(amount("millis")),
         },
     })
 }

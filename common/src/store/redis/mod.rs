@@ -7,6 +7,7 @@
 
 mod blob_index;
 mod cache;
+mod course;
 mod leases;
 mod ledger;
 mod look;

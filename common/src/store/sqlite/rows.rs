@@ -22,6 +22,10 @@ pub(super) fn after(now: i64, wait: std::time::Duration) -> i64 {
     now.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
+pub(super) fn millis(time: std::time::Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 pub(super) fn class(text: &str) -> Result<Class, Fault> {
     serde_json::from_value(text.into()).map_err(|_| damaged("it names a class of failure that there is not").into())
 }

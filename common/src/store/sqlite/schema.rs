@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -147,6 +147,39 @@ CREATE TABLE lost (
     task INTEGER NOT NULL,
     losses INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+";
+
+/// How batches went. `width` is that of a part of their time, in milliseconds.
+const VERSION_3: &str = "
+ALTER TABLE batch ADD COLUMN millis INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batch ADD COLUMN width INTEGER NOT NULL DEFAULT 1000;
+CREATE TABLE part (
+    batch INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    copied INTEGER NOT NULL DEFAULT 0,
+    unchanged INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch, number)
+) WITHOUT ROWID;
+CREATE TABLE slow (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    millis INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE share (
+    batch INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    ended INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    millis INTEGER NOT NULL,
+    PRIMARY KEY (batch, worker)
 ) WITHOUT ROWID;
 ";
 

@@ -36,7 +36,10 @@ for failure = 1, tonumber(ARGV[4]) do
     at = at + 2
 end
 for code = 0, 7 do
-    if counts[code] > 0 then redis.call('HINCRBY', b, 's' .. code, counts[code]) end
+    if counts[code] > 0 then
+        redis.call('HINCRBY', b, 's' .. code, counts[code])
+        if ENDS[code] then note(b, ENDS[code], counts[code]) end
+    end
 end
 redis.call('HSET', b, 'total', index)
 redis.call('HSET', b .. ':k', ARGV[2], first)

@@ -3,10 +3,14 @@ local index, epoch, to = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('EXISTS', b) == 0 or index >= number(b, 'total') then return 1 end
 local is = state(b, index)
 if is >= COPIED then return 2 end
-if is ~= RUNNING or lease(b, index) ~= epoch then return 1 end
+if is ~= RUNNING then return 1 end
+local held, _, worker = lease(b, index)
+if held ~= epoch then return 1 end
 redis.call('HDEL', b .. ':l', index)
 if to == FAILED then redis.call('HSET', b .. ':f', index, ARGV[5]) end
 move(b, index, is, to)
 spend(b, 6)
+share(b, worker, to, 6)
+slow(b, index, worker, 6)
 close(b, now())
 return 0

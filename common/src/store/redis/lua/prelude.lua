@@ -8,12 +8,18 @@
 --   b:r  zset    of tasks that wait for their time: when that is
 --   b:f  hash    of failed tasks: class|attempts|error
 --   b:p  hash    chunks of the plan by their numbers;  b:c  u32 × n  the index at which each begins
+--   b:h  hash    how many tasks ended how in which part of the batch's time (part, c u f x), and bytes (part, b)
+--   b:t  zset    the slowest tasks: index|bytes|worker
+--   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)
 --   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
 local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
 local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
-local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u'}
+local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w'}
 -- 30 days, in seconds.
 local KEPT = 2592000
+-- The most parts that a batch's time is cut into, how many milliseconds each is at first, and how many slow tasks are kept.
+local MAX_PARTS, WIDTH, MAX_SLOWEST = 120, 1000, 20
+local ENDS = {[COPIED] = 'c', [UNCHANGED] = 'u', [FAILED] = 'f', [CANCELLED] = 'x'}
 
 local function text(number)
     return string.format('%.0f', number)
@@ -33,7 +39,46 @@ local function state(b, index)
     return redis.call('BITFIELD', b .. ':s', 'GET', 'u4', '#' .. index)[1]
 end
 
+-- Adds to the part of the batch's time that it is; parts grow until the time fits into them.
+local function note(b, what, amount)
+    local found = redis.call('HMGET', b, 'created', 'width')
+    local width = tonumber(found[2] or WIDTH)
+    local passed = math.max(0, now() - tonumber(found[1]))
+    local wide = width
+    while math.floor(passed / wide) >= MAX_PARTS do wide = wide * 2 end
+    if wide > width then
+        local old = redis.call('HGETALL', b .. ':h')
+        redis.call('DEL', b .. ':h')
+        for at = 1, #old, 2 do
+            local part, its = string.match(old[at], '^(%d+)(%a)$')
+            redis.call('HINCRBY', b .. ':h', text(math.floor(part * width / wide)) .. its, old[at + 1])
+        end
+        redis.call('HSET', b, 'width', text(wide))
+    end
+    redis.call('HINCRBY', b .. ':h', text(math.floor(passed / wide)) .. what, amount)
+end
+
+-- Adds to what a worker did. What was spent stands in ARGV, as `spend` takes it.
+local function share(b, worker, to, from)
+    local key, bytes, millis = b .. ':w', ARGV[from], ARGV[from + 5]
+    if to then redis.call('HINCRBY', key, 'e' .. worker, 1) end
+    if to == FAILED then redis.call('HINCRBY', key, 'f' .. worker, 1) end
+    if bytes ~= '0' then
+        redis.call('HINCRBY', key, 'b' .. worker, bytes)
+        note(b, 'b', bytes)
+    end
+    if millis ~= '0' then redis.call('HINCRBY', key, 'm' .. worker, millis) end
+end
+
+-- Keeps a task that is among the slowest.
+local function slow(b, index, worker, from)
+    if ARGV[from + 5] == '0' then return end
+    redis.call('ZADD', b .. ':t', ARGV[from + 5], index .. '|' .. ARGV[from] .. '|' .. worker)
+    if redis.call('ZCARD', b .. ':t') > MAX_SLOWEST then redis.call('ZPOPMIN', b .. ':t') end
+end
+
 local function move(b, index, from, to)
+    if ENDS[to] then note(b, ENDS[to], 1) end
     redis.call('BITFIELD', b .. ':s', 'SET', 'u4', '#' .. index, to)
     redis.call('HINCRBY', b, 's' .. from, -1)
     redis.call('HINCRBY', b, 's' .. to, 1)
@@ -68,7 +113,7 @@ local function is_live(control)
 end
 
 local function spend(b, from)
-    local fields = {'copied', 'mounted', 'reused', 'source', 'target'}
+    local fields = {'copied', 'mounted', 'reused', 'source', 'target', 'millis'}
     for at, field in ipairs(fields) do
         if ARGV[from + at - 1] ~= '0' then redis.call('HINCRBY', b, field, ARGV[from + at - 1]) end
     end
@@ -131,6 +176,7 @@ local function move_all(b, to)
             any = any + moved[code]
             redis.call('HINCRBY', b, 's' .. code, -moved[code])
             redis.call('HINCRBY', b, 's' .. to[code], moved[code])
+            if ENDS[to[code]] then note(b, ENDS[to[code]], moved[code]) end
         end
     end
     if any > 0 then redis.call('SETRANGE', b .. ':s', 0, table.concat(pieces)) end

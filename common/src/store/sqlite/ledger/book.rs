@@ -3,7 +3,8 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::super::fault::{Fault, damaged};
-use super::super::rows::number;
+use super::super::rows::{millis, number};
+use super::course;
 use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
 use crate::store::{Control, Spent};
@@ -17,6 +18,10 @@ pub(super) struct Entry {
     pub(super) is_sealed: bool,
     pub(super) is_ended: bool,
     pub(super) total: u32,
+    /// When it was made.
+    pub(super) created: i64,
+    /// Of a part of its time, in milliseconds.
+    pub(super) width: i64,
     /// By [`TaskState::code`].
     pub(super) in_state: [i64; 8],
 }
@@ -24,7 +29,7 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn find(connection: &Connection, id: BatchId) -> Result<Option<Entry>, Fault> {
         let sql = "SELECT no, control, run, epoch, sealed IS NOT NULL, ended IS NOT NULL, total,
-                          s0, s1, s2, s3, s4, s5, s6, s7
+                          s0, s1, s2, s3, s4, s5, s6, s7, created, width
                    FROM batch WHERE id = ?1";
         let row = connection
             .prepare_cached(sql)?
@@ -42,6 +47,8 @@ impl Entry {
                     is_sealed: row.get(4)?,
                     is_ended: row.get(5)?,
                     total: row.get(6)?,
+                    created: row.get(15)?,
+                    width: row.get(16)?,
                     in_state,
                 };
                 Ok((entry, control))
@@ -70,6 +77,8 @@ pub(super) fn control(code: u8) -> Result<Control, Fault> {
 pub(super) struct Book<'c> {
     pub(super) connection: &'c Connection,
     pub(super) entry: Entry,
+    /// As they were when the book was opened.
+    before: [i64; 8],
     page: Option<Page>,
     spent: Spent,
     new_epoch: bool,
@@ -96,7 +105,8 @@ impl<'c> Book<'c> {
     }
 
     fn of(connection: &'c Connection, entry: Entry) -> Book<'c> {
-        Book { connection, entry, page: None, spent: Spent::default(), new_epoch: false }
+        let before = entry.in_state;
+        Book { connection, entry, before, page: None, spent: Spent::default(), new_epoch: false }
     }
 
     /// Where a task stands; none if there is no such task.
@@ -168,15 +178,18 @@ impl<'c> Book<'c> {
             entry.control = Control::Running;
         }
         entry.is_ended = open == 0 && final_total;
-        let Spent { bytes, requests } = self.spent;
+        let Spent { bytes, requests, time } = self.spent;
         let s = entry.in_state;
+        let ended = std::array::from_fn(|at| (s[4 + at] - self.before[4 + at]).max(0));
+        course::note_part(self.connection, entry, now, ended, bytes.copied)?;
         self.connection
             .prepare_cached(
                 "UPDATE batch SET control = ?2, run = ?3, epoch = ?4, total = ?5,
                      ended = CASE WHEN ?6 THEN coalesce(ended, ?7) END,
                      s0 = ?8, s1 = ?9, s2 = ?10, s3 = ?11, s4 = ?12, s5 = ?13, s6 = ?14, s7 = ?15,
                      copied = copied + ?16, mounted = mounted + ?17, reused = reused + ?18,
-                     source_requests = source_requests + ?19, target_requests = target_requests + ?20
+                     source_requests = source_requests + ?19, target_requests = target_requests + ?20,
+                     millis = millis + ?21, width = ?22
                  WHERE no = ?1",
             )?
             .execute(rusqlite::params![
@@ -199,7 +212,9 @@ impl<'c> Book<'c> {
                 number(bytes.mounted),
                 number(bytes.reused),
                 number(requests.source),
-                number(requests.target)
+                number(requests.target),
+                millis(time),
+                entry.width
             ])?;
         Ok(self.entry)
     }

@@ -126,7 +126,20 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
     )?;
     let old: Vec<i64> = statement.query_map((before, now), |row| row.get(0))?.collect::<Result<_, _>>()?;
     for no in &old {
-        for table in ["repository", "unlisted", "chunk", "plan", "mark", "lost", "held", "retry", "failure"] {
+        for table in [
+            "repository",
+            "unlisted",
+            "chunk",
+            "plan",
+            "mark",
+            "lost",
+            "held",
+            "retry",
+            "failure",
+            "part",
+            "slow",
+            "share",
+        ] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }
         connection.prepare_cached("DELETE FROM batch WHERE no = ?1")?.execute([no])?;

@@ -1,6 +1,7 @@
 //! Reading of batches and tasks.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -12,7 +13,7 @@ use crate::image::Digest;
 use crate::store::{Batch, Control, FailedTask, Spent, TaskRow, Unlisted};
 
 const COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
-    s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests";
+    s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests, millis";
 /// The most batches that a prefix finds.
 const MAX_FOUND: usize = 10;
 
@@ -56,6 +57,7 @@ fn read_batch(row: &Row<'_>) -> Result<Batch, Fault> {
         spent: Spent {
             bytes: Bytes { copied: amount(17)?, mounted: amount(18)?, reused: amount(19)? },
             requests: Requests { source: amount(20)?, target: amount(21)? },
+            time: Duration::from_millis(amount(22)?),
         },
     })
 }

@@ -2,6 +2,7 @@
 
 mod book;
 mod control;
+mod course;
 mod look;
 mod plan;
 mod tasks;
@@ -17,8 +18,8 @@ use crate::batch::{BatchId, TaskState, Ticket, Verdict};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed, Spent,
-    Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
+    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 #[async_trait]
@@ -30,9 +31,10 @@ impl Ledger for SqliteStore {
 
     async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
         let tried = format!("adding {} to batch {batch}", sealed.key);
+        let now = self.now();
         // Packing takes longer than writing: not on the thread that everybody waits for.
         let packed = super::blocking(move || Ok(plan::Packed::new(sealed))).await?;
-        self.write(tried, move |c| plan::append(c, batch, &packed)).await
+        self.write(tried, move |c| plan::append(c, now, batch, &packed)).await
     }
 
     async fn sealed(&self, batch: BatchId) -> Result<Vec<String>> {
@@ -160,6 +162,10 @@ impl Ledger for SqliteStore {
 
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>> {
         self.read(format!("reading batch {batch}"), move |c| look::tasks(c, batch, state, from, limit)).await
+    }
+
+    async fn course(&self, batch: BatchId) -> Result<Course> {
+        self.read(format!("reading batch {batch}"), move |c| course::course(c, batch)).await
     }
 }
 

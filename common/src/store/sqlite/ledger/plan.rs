@@ -63,7 +63,7 @@ impl Packed {
     }
 }
 
-pub(super) fn append(connection: &Connection, batch: BatchId, packed: &Packed) -> Result<Appended, Fault> {
+pub(super) fn append(connection: &Connection, now: i64, batch: BatchId, packed: &Packed) -> Result<Appended, Fault> {
     let mut book = Book::open(connection, batch)?;
     let (no, first) = (book.entry.no, book.entry.total);
     let there = connection
@@ -88,7 +88,7 @@ pub(super) fn append(connection: &Connection, batch: BatchId, packed: &Packed) -
     for (at, failure) in &packed.failures {
         note_failure(connection, no, first + at, failure)?;
     }
-    book.close(0)?;
+    book.close(now)?;
     Ok(Appended::At(first))
 }
 

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::super::fault::Fault;
 use super::super::rows::{after, number, time};
 use super::book::Book;
+use super::course::{note_share, note_slow};
 use crate::batch::{Failure, TaskState, Ticket, Verdict};
 use crate::store::{Control, Finished, Retried, Spent, Standing, Start};
 
@@ -79,7 +80,7 @@ pub(super) fn start(
 pub(super) fn renew(connection: &Connection, ticket: Ticket, epoch: u64, until: i64) -> Result<Standing, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Standing::Lost) };
     let no = book.entry.no;
-    if !is_held(&mut book, ticket.index, epoch)? {
+    if held_under(&mut book, ticket.index, epoch)?.is_none() {
         return Ok(Standing::Lost);
     }
     connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
@@ -99,13 +100,14 @@ pub(super) fn finish(
     spent: Spent,
 ) -> Result<Finished, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
-    match book.state(ticket.index)? {
-        Some(state) if state.is_terminal() => return Ok(Finished::AlreadyDone),
-        Some(_) if is_held(&mut book, ticket.index, epoch)? => {}
-        _ => return Ok(Finished::Stale),
+    if book.state(ticket.index)?.is_some_and(TaskState::is_terminal) {
+        return Ok(Finished::AlreadyDone);
     }
+    let Some(held) = held_under(&mut book, ticket.index, epoch)? else { return Ok(Finished::Stale) };
     let no = book.entry.no;
     let_go(connection, no, ticket.index)?;
+    note_share(connection, no, &held.worker, (true, matches!(verdict, Verdict::Failed(_))), spent)?;
+    note_slow(connection, no, ticket.index, &held.worker, spent)?;
     if let Verdict::Failed(failure) = verdict {
         note_failure(connection, no, ticket.index, failure)?;
     }
@@ -125,11 +127,10 @@ pub(super) fn retry_later(
     spent: Spent,
 ) -> Result<Retried, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Retried::Stale) };
-    if !is_held(&mut book, ticket.index, epoch)? {
-        return Ok(Retried::Stale);
-    }
+    let Some(held) = held_under(&mut book, ticket.index, epoch)? else { return Ok(Retried::Stale) };
     let no = book.entry.no;
     let_go(connection, no, ticket.index)?;
+    note_share(connection, no, &held.worker, (false, false), spent)?;
     book.add(spent);
     if book.entry.control.is_stopped() {
         book.set(ticket.index, TaskState::Cancelled)?;
@@ -206,12 +207,13 @@ fn held(connection: &Connection, no: i64, task: u32) -> Result<Option<Held>, Fau
     Ok(held)
 }
 
-fn is_held(book: &mut Book<'_>, task: u32, epoch: u64) -> Result<bool, Fault> {
+/// Who holds a task, if that is by this epoch.
+fn held_under(book: &mut Book<'_>, task: u32, epoch: u64) -> Result<Option<Held>, Fault> {
     if book.state(task)? != Some(TaskState::Running) {
-        return Ok(false);
+        return Ok(None);
     }
     let held = held(book.connection, book.entry.no, task)?;
-    Ok(held.is_some_and(|held| held.epoch == number(epoch)))
+    Ok(held.filter(|held| held.epoch == number(epoch)))
 }
 
 fn hold(connection: &Connection, no: i64, task: u32, epoch: i64, until: i64, worker: &str) -> Result<(), Fault> {

@@ -1,0 +1,111 @@
+//! The report of a batch: what can be typed about it, over what the configuration says.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use imgsync_common::error::Result;
+
+use super::settings::Settings;
+use crate::report::{Form, Level, Shape, Template};
+
+/// The report.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Report")]
+pub(crate) struct ReportArgs {
+    /// Write the report: on stdout, or to a file whose name ends with .txt, .json, .md or .html
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = file)]
+    pub(crate) report: Option<Option<PathBuf>>,
+    /// 1 totals, 2 what failed too, 3 every image [default: the configuration's, else 1, and 2 for md and html]
+    #[arg(long, value_name = "1..3", value_parser = clap::value_parser!(u8).range(1..=3))]
+    pub(crate) report_level: Option<u8>,
+    /// What the report is written as on stdout, or in a file whatever its name ends with
+    #[arg(long, value_name = "FORM")]
+    pub(crate) report_format: Option<FormArg>,
+    /// Write it by a template of your own (Jinja); docs/reports.md says what it is given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report_template: Option<PathBuf>,
+    /// What the report calls the batch [default: what the rules copy]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) report_name: Option<String>,
+}
+
+/// `--report-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormArg {
+    Text,
+    Json,
+    #[value(alias = "markdown")]
+    Md,
+    Html,
+}
+
+impl From<FormArg> for Form {
+    fn from(form: FormArg) -> Form {
+        match form {
+            FormArg::Text => Form::Text,
+            FormArg::Json => Form::Json,
+            FormArg::Md => Form::Markdown,
+            FormArg::Html => Form::Html,
+        }
+    }
+}
+
+/// Where a report goes, and how it is written. Templates are read and tried by now.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// On stdout.
+    pub(crate) on_stdout: bool,
+    /// To a file.
+    pub(crate) file: Option<PathBuf>,
+    /// How.
+    pub(crate) shape: Shape,
+    /// Whether anybody asked for it by a flag.
+    pub(crate) is_typed: bool,
+}
+
+impl ReportArgs {
+    /// What holds, with the configuration's file where no flag names another place.
+    pub(crate) fn resolve(&self, settings: &Settings) -> Result<Wanted> {
+        let configured = settings.config.report.as_ref();
+        let is_typed = self.report.is_some() || self.report_format.is_some();
+        // A template alone is for the file that is configured, if there is one.
+        let file = match &self.report {
+            Some(file) => file.clone(),
+            None if self.report_format.is_some() => None,
+            None => configured.map(|report| report.file.clone()),
+        };
+        let on_stdout = file.is_none() && (is_typed || self.report_template.is_some());
+        let template = match (&self.report_template, configured.and_then(|report| report.template.as_ref())) {
+            (Some(typed), _) => Some(typed.clone()),
+            // That of the configuration is for the configuration's file.
+            (None, Some(path)) if !is_typed => Some(settings.folder().join(path)),
+            _ => None,
+        };
+        let of_template = template.as_ref().and_then(|path| {
+            let name = path.file_name()?.to_str()?;
+            // report.html.j2 makes HTML, as report.html does.
+            let name = [".j2", ".jinja", ".jinja2"].into_iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            Form::of_file(name.as_ref())
+        });
+        let form = match (self.report_format, &file) {
+            (Some(form), _) => form.into(),
+            (None, Some(file)) => Form::of_file(file).unwrap_or(Form::Text),
+            (None, None) => of_template.unwrap_or(Form::Text),
+        };
+        let template = match template {
+            Some(path) => Some(Template::read(&path, form)?),
+            None => None,
+        };
+        let level = self.report_level.or(configured.and_then(|report| report.level)).map(Level::from_number);
+        Ok(Wanted { on_stdout, file, shape: Shape { form, level, template }, is_typed })
+    }
+}
+
+/// A report's file, which `--report=FILE` names.
+fn file(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match Form::of_file(&path) {
+        Some(_) => Ok(path),
+        None => Err("a report's name ends with .txt, .json, .md or .html".to_owned()),
+    }
+}

@@ -1,0 +1,218 @@
+//! A group of Telegram: the report as messages, and what is too long for them as a file (core.telegram.org/bots/api).
+
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use imgsync_common::config;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::printable::printable_within;
+use imgsync_common::secret::Secret;
+use reqwest::multipart::{Form, Part};
+use serde::Deserialize;
+use serde_json::json;
+use url::Url;
+
+use super::post::{Answer, Post, refused};
+use super::split::{length, split};
+use crate::report::{Level, Report, write_text};
+
+const API: &str = "https://api.telegram.org";
+/// The longest message, in UTF-16 units after its entities were parsed.
+const MAX_MESSAGE: usize = 4096;
+/// What does not fit into so many messages is attached: a group is no place for pages of failures.
+const MAX_MESSAGES: usize = 3;
+/// The largest file that a bot may send is 50 MB, its form included.
+const MAX_FILE: usize = 49_000_000;
+/// How long a message may take.
+const FOR_MESSAGE: Duration = Duration::from_secs(30);
+/// How long a file may take.
+const FOR_FILE: Duration = Duration::from_secs(300);
+
+/// A bot and its group.
+pub(super) struct Telegram {
+    api: Url,
+    token: Secret,
+    group: String,
+    post: Post,
+}
+
+impl fmt::Debug for Telegram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Telegram({} at {})", self.group, self.api)
+    }
+}
+
+/// What the Bot API answers.
+#[derive(Deserialize)]
+struct Said {
+    ok: bool,
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+#[derive(Default, Deserialize)]
+struct Parameters {
+    retry_after: Option<u64>,
+    migrate_to_chat_id: Option<i64>,
+}
+
+impl Telegram {
+    /// None where token or group are missing.
+    pub(super) fn new(configured: &config::Telegram, post: Post) -> Option<Telegram> {
+        Some(Telegram {
+            api: configured.api.clone().or_else(|| API.parse().ok())?,
+            token: configured.token.clone()?,
+            group: configured.group.clone()?,
+            post,
+        })
+    }
+
+    /// Sends the report.
+    pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
+        let mut whole = Bounded { text: Vec::new(), left: MAX_FILE, is_cut: false };
+        write_text(report, level, &mut whole).await?;
+        let text = String::from_utf8_lossy(&whole.text).into_owned();
+        let parts = if length(&text) <= MAX_MESSAGE * MAX_MESSAGES { split(&text, MAX_MESSAGE) } else { Vec::new() };
+        if (1..=MAX_MESSAGES).contains(&parts.len()) {
+            for part in parts {
+                self.message(&part).await?;
+            }
+            return Ok(());
+        }
+        let mut totals = Vec::new();
+        write_text(report, Level::Totals, &mut totals).await?;
+        let totals = format!("{}\nThe rest is in the file.", String::from_utf8_lossy(&totals).trim_end());
+        for part in split(&totals, MAX_MESSAGE) {
+            self.message(&part).await?;
+        }
+        let id = report.batch.id;
+        let text = match whole.is_cut {
+            false => text,
+            // Not in the middle of a line, nor of a character.
+            true => {
+                let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+                format!("{lines}\nCut here. All of it: imgsync batch report {id} --report=all.txt --report-level 3\n")
+            }
+        };
+        self.file(&format!("imgsync-{id}.txt"), text).await
+    }
+
+    /// Text as it is, in a code fence.
+    async fn message(&self, text: &str) -> Result<()> {
+        let url = self.method("sendMessage")?;
+        let body = json!({
+            "chat_id": self.group,
+            "text": format!("<pre>{}</pre>", escape(text)),
+            "parse_mode": "HTML",
+            "link_preview_options": {"is_disabled": true},
+        });
+        let tried = format!("sending a message to {} at {}", self.group, self.api);
+        let read = |answer: &Answer| self.read(&tried, answer);
+        self.post.send(&url, &tried, FOR_MESSAGE, |client| client.post(url.clone()).json(&body), read).await
+    }
+
+    async fn file(&self, name: &str, text: String) -> Result<()> {
+        let url = self.method("sendDocument")?;
+        let text = bytes::Bytes::from(text);
+        let tried = format!("sending a file to {} at {}", self.group, self.api);
+        let read = |answer: &Answer| self.read(&tried, answer);
+        let request = |client: &reqwest::Client| {
+            let length = text.len() as u64;
+            let part = Part::stream_with_length(text.clone(), length).file_name(name.to_owned());
+            let part = part.mime_str("text/plain; charset=utf-8").unwrap_or_else(|_| Part::bytes(Vec::new()));
+            client.post(url.clone()).multipart(Form::new().text("chat_id", self.group.clone()).part("document", part))
+        };
+        self.post.send(&url, &tried, FOR_FILE, request, read).await
+    }
+
+    /// Where a method is. The URL holds the token.
+    fn method(&self, name: &str) -> Result<Url> {
+        let base = self.api.as_str().trim_end_matches('/');
+        format!("{base}/bot{}/{name}", self.token.expose()).parse().map_err(|_| {
+            Error::new(Class::Invalid, format!("asking Telegram at {}", self.api), "the token cannot stand in a URL")
+        })
+    }
+
+    /// What is wrong with an answer, if anything is.
+    fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
+        let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
+            return Some(refused(
+                tried,
+                answer,
+                &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16()),
+            ));
+        };
+        if said.ok && answer.status.is_success() {
+            return None;
+        }
+        // A server that is not Telegram's could say the token back.
+        let description = said.description.replace(self.token.expose(), "***");
+        let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), printable_within(&description, 200));
+        match answer.status.as_u16() {
+            401 | 404 => detail.push_str(" (is the token right?)"),
+            403 => detail.push_str(" (is the bot in the group, and may it write there?)"),
+            400 if said.parameters.migrate_to_chat_id.is_some() => {
+                let id = said.parameters.migrate_to_chat_id.unwrap_or_default();
+                detail.push_str(&format!(" (the group has another number by now: {id})"));
+            }
+            400 if description.contains("chat not found") => {
+                detail.push_str(" (is the group's number right, and the bot in it?)");
+            }
+            _ => {}
+        }
+        let asked = said.parameters.retry_after.map(Duration::from_secs);
+        let error = refused(tried, answer, &detail);
+        Some(match asked {
+            Some(wait) => error.retry_after(Some(wait)),
+            None => error,
+        })
+    }
+}
+
+/// For text in Telegram's HTML, which knows these three.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// Keeps the first so many bytes.
+struct Bounded {
+    text: Vec<u8>,
+    left: usize,
+    is_cut: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let kept = bytes.len().min(self.left);
+        self.text.extend_from_slice(&bytes[..kept]);
+        self.left -= kept;
+        self.is_cut |= kept < bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_a_file_is_cut() {
+        let mut bounded = Bounded { text: Vec::new(), left: 5, is_cut: false };
+        bounded.write_all(b"abc").unwrap();
+        assert!(!bounded.is_cut);
+        bounded.write_all(b"defg").unwrap();
+        assert_eq!((bounded.text.as_slice(), bounded.is_cut), (b"abcde".as_slice(), true));
+    }
+
+    #[test]
+    fn nothing_in_a_text_is_markup() {
+        assert_eq!(escape("a<b>&amp;</pre>"), "a&lt;b&gt;&amp;amp;&lt;/pre&gt;");
+    }
+}

@@ -1,0 +1,99 @@
+//! A webhook: the report's data as JSON, or what a template makes of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use imgsync_common::batch::SigningKey;
+use imgsync_common::config;
+use imgsync_common::error::{Class, Error, Result};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Serialize;
+
+use super::post::{Answer, Post, refused};
+use crate::report::{Form, Level, Report, Template, View};
+
+/// Signs the body: `sha256=` and HMAC-SHA256 in hexadecimal digits.
+const SIGNATURE: HeaderName = HeaderName::from_static("x-imgsync-signature");
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Somebody who is told.
+#[derive(Debug)]
+pub(super) struct Webhook {
+    url: config::WebhookUrl,
+    headers: HeaderMap,
+    template: Option<Template>,
+    key: Option<SigningKey>,
+    post: Post,
+}
+
+/// What is sent where there is no template.
+#[derive(Serialize)]
+struct Ended<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    view: &'a View,
+}
+
+impl Webhook {
+    /// As configured.
+    pub(super) fn new(configured: &config::Webhook, folder: &Path, post: Post) -> Result<Webhook> {
+        let form = configured.template.as_deref().map(form_of).unwrap_or(Form::Json);
+        let template = match &configured.template {
+            Some(path) => Some(Template::read(&folder.join(path), form)?),
+            None => None,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(match form {
+                Form::Json => "application/json",
+                Form::Html => "text/html; charset=utf-8",
+                Form::Markdown | Form::Text => "text/plain; charset=utf-8",
+            }),
+        );
+        for (name, value) in &configured.headers {
+            let tried = format!("reading the headers of the webhook {}", configured.url);
+            let invalid = |_| Error::new(Class::Invalid, &tried, format!("`{name}` cannot be sent"));
+            let mut value = HeaderValue::from_str(value.expose()).map_err(|error| invalid(error.to_string()))?;
+            value.set_sensitive(true);
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(error.to_string()))?;
+            headers.insert(name, value);
+        }
+        let key = configured.secret.as_ref().map(SigningKey::new);
+        Ok(Webhook { url: configured.url.clone(), headers, template, key, post })
+    }
+
+    /// Posts what there is to say.
+    pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
+        let tried = format!("posting to {}", self.url);
+        let view = View::of(report, level).await?;
+        let body = match &self.template {
+            Some(template) => template.render(&view)?,
+            None => serde_json::to_string(&Ended { event: "batch.ended", view: &view })
+                .map_err(|error| Error::new(Class::Local, &tried, error.to_string()))?,
+        };
+        let mut headers = self.headers.clone();
+        if let Some(key) = &self.key
+            && let Ok(signature) = HeaderValue::from_str(&format!("sha256={}", key.sign(body.as_bytes())))
+        {
+            headers.insert(SIGNATURE, signature);
+        }
+        let url = self.url.expose();
+        let request = |client: &reqwest::Client| client.post(url.clone()).headers(headers.clone()).body(body.clone());
+        let read = |answer: &Answer| match answer.status.is_success() {
+            true => None,
+            // Its words are left out: they could say back what is secret.
+            false => Some(refused(&tried, answer, &format!("HTTP {}", answer.status))),
+        };
+        self.post.send(url, &tried, LIMIT, request, read).await
+    }
+}
+
+/// What a template makes, by its name: `slack.json`, `chat.md.j2`.
+fn form_of(path: &Path) -> Form {
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("j2" | "jinja" | "jinja2") => path.file_stem().map_or(Form::Text, |stem| form_of(stem.as_ref())),
+        _ => Form::of_file(path).unwrap_or(Form::Text),
+    }
+}

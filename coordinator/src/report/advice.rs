@@ -1,0 +1,67 @@
+//! What each class of failure is called, and what to do about it.
+
+use imgsync_common::error::Class;
+
+/// A class in words.
+pub(super) fn title(class: Class) -> &'static str {
+    match class {
+        Class::NotFound => "Not found",
+        Class::Denied => "Denied",
+        Class::TokenExpired => "Token expired",
+        Class::RateLimited => "Rate limited",
+        Class::Unreachable => "Unreachable",
+        Class::TimedOut => "Timed out",
+        Class::ServerError => "Server error",
+        Class::Corrupt => "Corrupt",
+        Class::Refused => "Refused",
+        Class::Incomplete => "Incomplete",
+        Class::Unsupported => "Unsupported",
+        Class::BadAnswer => "Bad answer",
+        Class::Insecure => "Insecure",
+        Class::Invalid => "Invalid",
+        Class::Local => "On this machine",
+        Class::Collision => "Collision of names",
+        Class::Cancelled => "Cancelled",
+    }
+}
+
+/// What to do about a class.
+pub(super) fn on(class: Class) -> &'static str {
+    match class {
+        Class::NotFound => {
+            "The source does not have it any more, or never had: run again, which lists afresh; exclude the tag if it stays away."
+        }
+        Class::Denied => {
+            "Log in, or check the credentials of the registry that the error names: it wants to be pulled from, or pushed to, by somebody else."
+        }
+        Class::TokenExpired => {
+            "The token ran out while bytes were moving: requeue; with slow lines give images more time (--timeout)."
+        }
+        Class::RateLimited => {
+            "Requeue later. Log in for a higher limit, and set `requests_per_second` for the registry so that it is not asked too fast."
+        }
+        Class::Unreachable => "Check name, port, proxy and network of the registry that the error names; then requeue.",
+        Class::TimedOut => {
+            "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency)."
+        }
+        Class::ServerError => "The registry itself failed: requeue; if it stays so, ask those who run it.",
+        Class::Corrupt => {
+            "What the source sent is not what its digest says, and nothing of it was published: the image is broken there, or something between changes bytes."
+        }
+        Class::Refused => {
+            "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
+        }
+        Class::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
+        Class::Unsupported => "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag.",
+        Class::BadAnswer => {
+            "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
+        }
+        Class::Insecure => {
+            "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so."
+        }
+        Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
+        Class::Local => "A file, a disk or a program on this machine: the error says which.",
+        Class::Collision => "Two sources want the same target: give one of the rules another `name` or another `to`.",
+        Class::Cancelled => "It was stopped on request; run again to go on.",
+    }
+}

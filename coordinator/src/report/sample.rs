@@ -1,0 +1,102 @@
+//! A batch in which everything happened, said by registries that mean harm. For tests.
+
+use imgsync_common::batch::{Bytes, Counts, Requests};
+
+use super::view::*;
+
+/// What a registry could say.
+pub(super) const HOSTILE: &str = "</title><script>alert(1)</script>`code` | <img src=x onerror=\"alert(2)\"> [x](javascript:alert(3)) &amp; *b* @all";
+
+/// The batch.
+pub(super) fn view() -> View {
+    let ends = Ends { total: 100_000, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, open: 60 };
+    let image = || FailedImage {
+        source: format!("evil.example/{HOSTILE}:1"),
+        target: "docker.io/m/a:1".to_owned(),
+        error: format!("reading x: {HOSTILE}"),
+        attempts: 3,
+    };
+    View {
+        version: "3.0.0".to_owned(),
+        name: format!("nightly {HOSTILE}"),
+        batch: "0190a1b2-0000-7000-8000-000000000001".to_owned(),
+        state: "done".to_owned(),
+        headline: "30 of 100,000 images failed".to_owned(),
+        ok: false,
+        next: "imgsync batch requeue 0190a1b2".to_owned(),
+        level: 3,
+        started: "2026-11-25T15:20:00Z".to_owned(),
+        ended: "2026-11-25T15:21:00Z".to_owned(),
+        written: "2026-11-25T15:22:00Z".to_owned(),
+        seconds: 60.0,
+        work_seconds: 600.0,
+        counts: Counts {
+            total: 100_000,
+            waiting: 50,
+            running: 10,
+            copied: 10,
+            unchanged: 99_000,
+            failed: 30,
+            cancelled: 900,
+        },
+        bytes: Bytes { copied: 123_456_789, mounted: 1_000_000, reused: 5_000_000 },
+        requests: Requests { source: 1_234, target: 5_678 },
+        timeline: Timeline {
+            width: 1.0,
+            length: 60,
+            parts: vec![TimelinePart { at: 3.0, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, bytes: 9 }],
+        },
+        failures: Failures {
+            total: 30,
+            groups: vec![Group {
+                class: "refused".to_owned(),
+                title: "Refused".to_owned(),
+                advice: "Ask.".to_owned(),
+                source: HOSTILE.to_owned(),
+                target: "docker.io".to_owned(),
+                count: 30,
+                images: vec![image(), image(), image(), image(), image(), image(), image()],
+                more: 23,
+            }],
+            more: 2,
+        },
+        unlisted: Listed {
+            total: 2,
+            items: vec![Unlisted {
+                repository: format!("evil.example/{HOSTILE}"),
+                class: "denied".to_owned(),
+                error: HOSTILE.to_owned(),
+                advice: "Log in.".to_owned(),
+            }],
+            more: 1,
+        },
+        slowest: vec![Slowest {
+            source: HOSTILE.to_owned(),
+            target: HOSTILE.to_owned(),
+            state: "copied".to_owned(),
+            seconds: 12.5,
+            bytes: 77,
+            worker: HOSTILE.to_owned(),
+        }],
+        rules: Listed {
+            total: 2,
+            items: vec![Rule { number: 1, from: HOSTILE.to_owned(), to: vec![HOSTILE.to_owned()], counts: ends }],
+            more: 1,
+        },
+        lanes: Listed {
+            total: 1,
+            items: vec![Lane { source: HOSTILE.to_owned(), target: "docker.io".to_owned(), counts: ends }],
+            more: 0,
+        },
+        workers: Listed {
+            total: 1,
+            items: vec![Worker { name: HOSTILE.to_owned(), ended: 5, failed: 1, bytes: 6, seconds: 7.5 }],
+            more: 0,
+        },
+        images: Listed {
+            total: 100_000,
+            items: vec![Image { source: HOSTILE.to_owned(), target: HOSTILE.to_owned(), state: "failed".to_owned() }],
+            more: 99_999,
+        },
+    }
+}

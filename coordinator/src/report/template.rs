@@ -1,0 +1,235 @@
+//! Reports by templates: ours for Markdown and HTML, and those that users write. Whatever is put into HTML, Markdown or
+//! JSON is escaped for it unless the template says `|safe`.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::printable::printable;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+
+use super::Form;
+use super::plot::{Plotted, svg};
+use super::view::{View, thousands};
+
+const HTML: &str = include_str!("templates/report.html");
+const MARKDOWN: &str = include_str!("templates/report.md");
+/// Escaping for Markdown, by this name.
+const FOR_MARKDOWN: AutoEscape = AutoEscape::Custom(Cow::Borrowed("markdown"));
+
+/// A template that can be rendered.
+#[derive(Debug, Clone)]
+pub struct Template {
+    environment: Environment<'static>,
+    /// For messages.
+    name: String,
+}
+
+impl Template {
+    /// Ours, for a form that has one.
+    pub(super) fn own(form: Form) -> Result<Template> {
+        match form {
+            Form::Html => Template::new("our template", HTML.to_owned(), form),
+            _ => Template::new("our template", MARKDOWN.to_owned(), Form::Markdown),
+        }
+    }
+
+    /// Reads a template of the user's own. What is wrong with it is said now, not when a batch has ended.
+    pub fn read(path: &Path, form: Form) -> Result<Template> {
+        let tried = format!("reading the template {}", path.display());
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()).because(error))?;
+        Template::new(&path.display().to_string(), text, form)
+    }
+
+    /// Compiles it, and tries it on a batch without tasks.
+    fn new(name: &str, text: String, form: Form) -> Result<Template> {
+        let mut environment = environment(form);
+        let wrong = |error: minijinja::Error| wrong(name, &error);
+        environment.add_template_owned("report", text).map_err(wrong)?;
+        let template = Template { environment, name: name.to_owned() };
+        template.render(&View::default())?;
+        Ok(template)
+    }
+
+    /// What it makes of a batch.
+    pub fn render(&self, view: &View) -> Result<String> {
+        self.render_with(Value::from(Serde(view)))
+    }
+
+    fn render_with(&self, value: Value) -> Result<String> {
+        let rendered = self.environment.get_template("report").and_then(|template| template.render(value));
+        rendered.map_err(|error| wrong(&self.name, &error))
+    }
+}
+
+fn wrong(name: &str, error: &minijinja::Error) -> Error {
+    let place = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+    let detail = match error.detail() {
+        Some(detail) => format!("{place}{}: {detail}", error.kind()),
+        None => format!("{place}{}", error.kind()),
+    };
+    Error::new(Class::Invalid, format!("rendering {name}"), detail)
+        .hint("docs/reports.md says what templates are given, and which filters there are")
+}
+
+fn environment(form: Form) -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_auto_escape_callback(move |_| match form {
+        Form::Html => AutoEscape::Html,
+        Form::Markdown => FOR_MARKDOWN,
+        Form::Json => AutoEscape::Json,
+        Form::Text => AutoEscape::None,
+    });
+    environment.set_formatter(|out, state, value| {
+        if *state.auto_escape() != FOR_MARKDOWN {
+            return minijinja::escape_formatter(out, state, value);
+        }
+        let text = value.to_string();
+        let text = if value.is_safe() { text } else { markdown(&text) };
+        out.write_str(&text).map_err(minijinja::Error::from)
+    });
+    environment.add_filter("bytes", bytes);
+    environment.add_filter("duration", |seconds: f64| duration(seconds));
+    environment.add_filter("number", thousands);
+    environment.add_filter("time", |text: &str| time(text));
+    environment.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
+    environment.add_filter("markdown", |text: &str| Value::from_safe_string(markdown(text)));
+    environment.add_filter("share", |part: u64, whole: u64| share(part, whole));
+    environment.add_filter("plot", |timeline: Serde<Plotted>| Value::from_safe_string(svg(&timeline)));
+    environment
+}
+
+/// 1536 → 1.5 KiB.
+pub(super) fn bytes(number: u64) -> String {
+    ByteSize(number).to_string()
+}
+
+/// 4000.0 → 1 h 06 min.
+pub(super) fn duration(seconds: f64) -> String {
+    let span = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+    let whole = span.as_secs();
+    match seconds {
+        s if s < 0.95 => format!("{} ms", span.as_millis()),
+        s if s < 59.95 => format!("{s:.1} s"),
+        s if s < 3600.0 => format!("{} min {:02} s", whole / 60, whole % 60),
+        s if s < 86_400.0 => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {:02} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// 2026-11-25T15:20:00Z → 2026-11-25 15:20:00 UTC.
+fn time(text: &str) -> String {
+    match text.strip_suffix('Z').and_then(|text| text.split_once('T')) {
+        Some((day, time)) => format!("{day} {time} UTC"),
+        None => text.to_owned(),
+    }
+}
+
+/// A part of a whole in per cent, for widths; what is more than nothing can be seen.
+fn share(part: u64, whole: u64) -> f64 {
+    if part == 0 || whole == 0 {
+        return 0.0;
+    }
+    let share = 100.0 * part as f64 / whole as f64;
+    (share * 100.0).round().max(1.0) / 100.0
+}
+
+/// Text in which Markdown finds nothing to do.
+fn markdown(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in printable(text).chars() {
+        if matches!(c, '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '~' | '&' | '#' | '@' | '$' | '!') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// Text as a span of code, whatever it holds; not for tables, in which a `|` ends a cell even in code.
+fn code(text: &str) -> String {
+    let text = printable(text);
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    // A span that begins or ends with a backtick, or is all of blanks, needs blanks around it.
+    match text.is_empty() {
+        true => "` `".to_owned(),
+        false if longest > 0 || text.starts_with(' ') || text.ends_with(' ') => format!("{fence} {text} {fence}"),
+        false => format!("{fence}{text}{fence}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::{HOSTILE, view};
+
+    #[test]
+    fn spans_of_time_are_short() {
+        let shown = [0.0, 0.25, 12.34, 59.96, 75.0, 4000.0, 90_000.0].map(duration);
+        assert_eq!(shown, ["0 ms", "250 ms", "12.3 s", "0 min 59 s", "1 min 15 s", "1 h 06 min", "1 d 01 h"]);
+    }
+
+    #[test]
+    fn whatever_registries_say_stays_text_in_html() {
+        let html = Template::own(Form::Html).unwrap().render(&view()).unwrap();
+        for tag in ["<script", "<img", "onerror=\"", "javascript:", "</title><", "http-equiv=\"refresh"] {
+            assert!(!html.contains(tag), "{tag} in {html}");
+        }
+        assert!(html.contains("&lt;script&gt;"), "what was said is shown all the same");
+        assert!(html.contains("default-src 'none'"));
+        for outside in ["http://", "https://", "url(", "@import", " src=", "<link"] {
+            assert!(!html.replace("http:&#x2f;&#x2f;", "").contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn whatever_registries_say_stays_text_in_markdown() {
+        let text = Template::own(Form::Markdown).unwrap().render(&view()).unwrap();
+        // Out of code, every sign that means something has its backslash.
+        for line in text.lines().filter(|line| line.contains("script")) {
+            let fenced = line.contains("`` ") || line.contains("``` ");
+            assert!(fenced || line.contains("\\<script"), "{line}");
+        }
+        assert!(!text.contains("\n\n\n\n"), "{text}");
+        assert_eq!(code("a`b"), "`` a`b ``");
+        assert_eq!(code("plain"), "`plain`");
+        assert_eq!(markdown("a|b_*[x](y)"), "a\\|b\\_\\*\\[x\\](y)");
+    }
+
+    #[test]
+    fn a_template_of_json_gives_json() {
+        let text =
+            r#"{"text": {{ headline }}, "who": {{ failures.groups[0].images[0].error }}, "n": {{ counts.failed }}}"#;
+        let template = Template::new("x", text.replace(".groups[0].images[0].error", ".total"), Form::Json).unwrap();
+        let made: serde_json::Value = serde_json::from_str(&template.render(&view()).unwrap()).unwrap();
+        assert_eq!(made["n"], view().counts.failed);
+        let loops =
+            r#"[{% for group in failures.groups %}{{ group.images[0].error }}{{ "," if not loop.last }}{% endfor %}]"#;
+        let template = Template::new("x", loops.replace("{{ \",\"", "{{ \",\"|safe"), Form::Json);
+        let made = template.unwrap().render(&view()).unwrap();
+        assert!(serde_json::from_str::<Vec<String>>(&made).unwrap()[0].contains(HOSTILE), "{made}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_template_is_said_before_a_batch_is_run() {
+        for (text, wanted) in [
+            ("{{ nobody }}", "line 1: undefined value"),
+            ("a\n{% for x in %}", "line 2: syntax error"),
+            ("{{ counts.total|upperlower }}", "unknown filter"),
+        ] {
+            let said = Template::new("mine.html", text.to_owned(), Form::Html).unwrap_err();
+            assert!(said.to_string().contains(wanted), "{said}");
+            assert_eq!(said.class(), Class::Invalid);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! A run worth looking at: three sources and a target under real names, most of it well, some of it not. The pictures in
+//! docs/pictures are of it.
+//!
+//! `cargo run -p imgsync-tests --example showcase > imgsync.yaml &`, then `imgsync run -c imgsync.yaml --report=report.html`.
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use std::time::Duration;
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{self, Image, Layer};
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::main]
+async fn main() {
+    let slow = |latency| FaultRegistry::builder().latency(Duration::from_millis(latency)).start();
+    let (google, quay, k8s, target) = tokio::join!(slow(25), slow(40), slow(20), slow(8));
+    for minor in 20..28 {
+        for patch in 0..4 {
+            for (at, part) in (0..).zip(["pilot", "proxyv2", "install-cni"]) {
+                let tag = format!("1.{minor}.{patch}");
+                let base = Layer::Shared(format!("istio-{minor}"), 6 * MIB);
+                let own = Layer::Synthetic((2 + at * 3 + minor % 5) * MIB);
+                let image = Image::single(&format!("{part}-{tag}")).layer(base).layer(own).build();
+                google.push(&format!("istio-release/{part}"), &tag, &image);
+                // Older ones were copied before.
+                if minor < 23 {
+                    target.push(&format!("mirror/istio-release/{part}"), &tag, &image);
+                }
+            }
+        }
+    }
+    for n in 0..40 {
+        k8s.push("pause", &format!("3.{n}"), &images::multi_platform(&format!("pause-{n}")));
+        let image = Image::single(&format!("coredns-{n}")).layers(2, 900_000).build();
+        k8s.push("coredns", &format!("v1.{n}.0"), &image);
+    }
+    for n in 1..8 {
+        quay.push("coreos/flannel", &format!("v0.{n}.0"), &images::single(&format!("flannel-{n}")));
+    }
+    google.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 6 * MIB });
+    let denied = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("coreos/flannel");
+    quay.on(denied).always().act(Action::error(401, "UNAUTHORIZED"));
+    quay.on(Match::kind(Kind::Tags).repository("coreos/etcd")).always().act(Action::error(404, "NAME_UNKNOWN"));
+    for tag in ["3.7", "3.19", "3.31"] {
+        let gone = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("pause").reference(tag);
+        k8s.on(gone).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+    }
+    let refused = Match::kind(Kind::ManifestPut).repository("mirror/istio-release/install-cni");
+    let of_26 = refused.when(|record| record.reference.as_deref().is_some_and(|tag| tag.starts_with("1.26.")));
+    target.on(of_26).always().act(Action::error(413, "DENIED"));
+    let endpoint = |name: &str, registry: &FaultRegistry| format!("  {name}: {{endpoint: \"{}\"}}\n", registry.url());
+    println!(
+        "registries:\n{}{}{}{}defaults: {{to: harbor.example.com/mirror, name: keep}}\nconcurrency: 6\nrules:\n\
+         - from: gcr.io/istio-release/**\n- from: registry.k8s.io/pause\n- from: registry.k8s.io/coredns\n\
+         - from: quay.io/coreos/flannel\n- from: quay.io/coreos/etcd",
+        endpoint("gcr.io", &google),
+        endpoint("quay.io", &quay),
+        endpoint("registry.k8s.io", &k8s),
+        endpoint("harbor.example.com", &target),
+    );
+    std::future::pending::<()>().await;
+}

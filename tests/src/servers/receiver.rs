@@ -1,0 +1,100 @@
+//! Whoever is told by a webhook: remembers what was posted, and refuses when told to.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A request that came.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Its method.
+    pub method: String,
+    /// Its path and query.
+    pub target: String,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Received {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON: {error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+/// The receiver. It ends when it is dropped.
+#[derive(Debug)]
+pub struct Receiver {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    received: Mutex<Vec<Received>>,
+    refusals: Mutex<Vec<StatusCode>>,
+}
+
+impl Receiver {
+    /// Starts one that is content with all.
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared::default());
+        let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
+        });
+        Self { shared, address, _stop: stop.drop_guard() }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What came, refused or not, in order.
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.received.lock().expect("no test panics in here").clone()
+    }
+
+    /// The next request is refused with this status.
+    pub fn refuse_once(&self, status: u16) {
+        let status = StatusCode::from_u16(status).expect("a status");
+        self.shared.refusals.lock().expect("no test panics in here").push(status);
+    }
+}
+
+async fn receive(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let received = Received { method: method.to_string(), target: uri.to_string(), headers, body: body.to_vec() };
+    shared.received.lock().expect("no test panics in here").push(received);
+    let mut refusals = shared.refusals.lock().expect("no test panics in here");
+    if refusals.is_empty() { StatusCode::NO_CONTENT } else { refusals.remove(0) }
+}

@@ -1,0 +1,236 @@
+//! Who is told when a batch has ended: a group of Telegram, webhooks; and what happens when they do not listen.
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images;
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::servers::{Posted, Receiver, TelegramServer};
+use serde_json::{Value, json};
+
+use crate::whole::configured;
+
+const TOKEN: &str = "1234567890:AAF-secret_TokenOfABot";
+const GROUP: &str = "-1001234567890";
+/// What a registry may say: markup, all of it.
+const HOSTILE: &str = "</pre><b>no</b> &lt; & `x` *y* [z](tg://user?id=1)";
+
+/// Two registries, and images of which those in `bad` cannot be read.
+struct Scene {
+    source: FaultRegistry,
+    target: FaultRegistry,
+}
+
+impl Scene {
+    async fn new(good: usize, bad: usize) -> Scene {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        for n in 0..good {
+            source.push("good", &format!("v{n}"), &images::single(&format!("notify-{n}")));
+        }
+        for n in 0..bad {
+            source.push("bad", &format!("v{n:04}"), &images::single("notify-bad"));
+        }
+        let refusal = json!({"errors": [{"code": "DENIED", "message": HOSTILE}]}).to_string();
+        let body = Action::Status { code: 403, headers: Vec::new(), body: refusal.into() };
+        let manifests = |record: &imgsync_tests::fault::Record| {
+            record.repository.as_deref() == Some("bad") && matches!(record.kind, Kind::ManifestGet | Kind::ManifestHead)
+        };
+        source.on(Match::any().when(manifests)).always().act(body);
+        Scene { source, target }
+    }
+
+    fn program(&self, more: &str) -> Imgsync {
+        let (source, target) = (self.source.host(), self.target.host());
+        configured(&format!("rules:\n- {{from: {source}/*, to: {target}/m, name: keep}}\n{more}"))
+    }
+}
+
+async fn run(program: &Imgsync, more: &[&str]) -> Output {
+    let file = program.work().join("imgsync.yaml");
+    program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file).args(more).run().await
+}
+
+fn flags(telegram: &TelegramServer) -> [String; 3] {
+    [
+        format!("--telegram-api={}", telegram.url()),
+        format!("--telegram-token={TOKEN}"),
+        format!("--telegram-group={GROUP}"),
+    ]
+}
+
+async fn told(program: &Imgsync, telegram: &TelegramServer, more: &[&str]) -> Output {
+    let flags = flags(telegram);
+    let typed: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    run(program, &typed).await
+}
+
+#[tokio::test]
+async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
+    let scene = Scene::new(2, 2).await;
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let program = scene.program("");
+    let output = told(&program, &telegram, &["--report-name", "nightly <1>"]).await.assert_code(1);
+    let [Posted::Message { text, is_preformatted: true }] = &telegram.posted()[..] else {
+        panic!("{:?}\n{}", telegram.posted(), output.stderr)
+    };
+    let report = program.again().args(["batch", "report", "--report-level", "2"]).run().await.assert_code(0);
+    assert_eq!(text, report.stdout.trim(), "what `batch report` says");
+    for part in ["Sync Repo: nightly <1>", "Sync Total: 4", "Sync Failed: 2", "bad:v0001", "</pre><b>no</b> &lt; &"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!output.stderr.contains("warning"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
+    let scene = Scene::new(0, 24).await;
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let program = scene.program("");
+    told(&program, &telegram, &[]).await.assert_code(1);
+    let level_2 = ["batch", "report", "--report-level", "2"];
+    let report = program.again().args(level_2).run().await.stdout;
+    let texts = telegram.texts();
+    assert!((2..=3).contains(&texts.len()), "{} parts", texts.len());
+    assert_eq!(texts.join("\n"), report.trim());
+
+    let scene = Scene::new(1, 400).await;
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let program = scene.program("");
+    told(&program, &telegram, &[]).await.assert_code(1);
+    let [Posted::Message { text, .. }, Posted::File { name, content }] = &telegram.posted()[..] else {
+        panic!("{:?}", telegram.texts())
+    };
+    assert!(text.contains("Sync Failed: 400") && text.ends_with("The rest is in the file."), "{text}");
+    assert!(name.starts_with("imgsync-") && name.ends_with(".txt"), "{name}");
+    let content = String::from_utf8(content.clone()).unwrap();
+    assert_eq!(content.matches("bad:v").count(), 800, "each with source and target");
+    assert_eq!(content, program.again().args(level_2).run().await.stdout);
+}
+
+#[tokio::test]
+async fn telegram_is_asked_again_when_it_says_so_or_fails_in_passing() {
+    let scene = Scene::new(1, 0).await;
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    telegram.flood_once(1);
+    telegram.refuse_once(http::StatusCode::BAD_GATEWAY, json!({"ok": false, "description": "Bad Gateway"}));
+    let output = told(&scene.program(""), &telegram, &[]).await.assert_code(0);
+    assert_eq!((telegram.requests(), telegram.posted().len()), (3, 1), "{}", output.stderr);
+    assert!(!output.stderr.contains("warning"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn who_cannot_be_told_is_a_warning_and_no_token_is_ever_shown() {
+    let scene = Scene::new(1, 0).await;
+    let telegram = TelegramServer::start("99:other", GROUP).await;
+    let hook = Receiver::start().await;
+    hook.refuse_once(400);
+    let nobody = format!("http://127.0.0.1:{}/hook/path-secret", imgsync_tests::servers::free_port());
+    let notify = format!(
+        "notify:\n  webhook:\n  - {{url: \"{nobody}\"}}\n  - {{url: \"{}/path-secret?key=query-secret\"}}\n",
+        hook.url()
+    );
+    let program = scene.program(&notify);
+    let output = told(&program, &telegram, &["--debug"]).await.assert_code(0);
+    let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    for part in [
+        "Telegram was not told: sending a message to -1001234567890",
+        "HTTP 401, Unauthorized (is the token right?)",
+        "a webhook was not told: posting to http://127.0.0.1:",
+        "failed 5 times",
+        "HTTP 400",
+    ] {
+        assert!(warnings.iter().any(|line| line.contains(part)), "{part} in {warnings:?}");
+    }
+    let shown = format!("{}{}", output.stdout, output.stderr);
+    for secret in [TOKEN, "secret_Token", "path-secret", "query-secret"] {
+        assert!(!shown.contains(secret), "{secret} in {shown}");
+    }
+    assert_eq!(telegram.requests(), 1, "a wrong token is not tried again");
+
+    // The group has moved on.
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let typed = [&format!("--telegram-api={}", telegram.url()), "--telegram-group=-5"];
+    let program = scene.program("").again().env("IMGSYNC_TELEGRAM_TOKEN", TOKEN);
+    let output = run(&program, &typed).await.assert_code(0);
+    assert!(output.stderr.contains("chat not found"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_said() {
+    let scene = Scene::new(1, 0).await;
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let api = telegram.url();
+    let program = scene.program("");
+    let by_environment = program
+        .again()
+        .env("IMGSYNC_TELEGRAM_TOKEN", TOKEN)
+        .env("IMGSYNC_TELEGRAM_GROUP", GROUP)
+        .env("IMGSYNC_TELEGRAM_API", &api);
+    run(&by_environment, &[]).await.assert_code(0);
+    assert_eq!(telegram.posted().len(), 1);
+
+    let notify =
+        format!("notify: {{telegram: {{token: \"${{BOT}}\", group: {GROUP}, api: \"{api}\", on: failure}}}}\n");
+    let program = scene.program(&notify);
+    let by_file = program.again().env("BOT", TOKEN);
+    run(&by_file, &[]).await.assert_code(0);
+    assert_eq!(telegram.posted().len(), 1, "all went well");
+    scene.source.on(Match::kind(Kind::Tags).repository("good")).always().act(Action::error(403, "DENIED"));
+    run(&by_file, &[]).await.assert_code(1);
+    let texts = telegram.texts();
+    assert!(texts.len() == 2 && texts[1].contains("Not listed: 1"), "{texts:?}");
+
+    let half = run(&scene.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
+    assert!(half.stderr.contains("warning: Telegram is not told: there is a token and no group"), "{}", half.stderr);
+    let dry = told(&scene.program(""), &telegram, &["--dry-run"]).await;
+    assert_eq!((dry.code, telegram.posted().len()), (Some(1), 2), "a dry run tells nobody");
+}
+
+#[tokio::test]
+async fn a_webhook_is_posted_the_report_s_data_signed() {
+    let scene = Scene::new(2, 1).await;
+    let hook = Receiver::start().await;
+    hook.refuse_once(503);
+    let notify = format!(
+        "notify:\n  webhook:\n    url: \"{}/hook?x=1\"\n    headers: {{Authorization: Bearer abc}}\n    secret: sesame\n",
+        hook.url()
+    );
+    let output = run(&scene.program(&notify), &["--json"]).await.assert_code(1);
+    let [refused, received] = &hook.received()[..] else { panic!("{}", output.stderr) };
+    assert_eq!(refused.body, received.body, "the same again after a passing failure");
+    assert_eq!((received.method.as_str(), received.target.as_str()), ("POST", "/hook?x=1"));
+    assert_eq!(received.header("authorization"), Some("Bearer abc"));
+    assert_eq!(received.header("content-type"), Some("application/json"));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"sesame");
+    let signature = format!("sha256={}", hex::encode(ring::hmac::sign(&key, &received.body)));
+    assert_eq!(received.header("x-imgsync-signature"), Some(signature.as_str()));
+    let (body, json) = (received.json(), output.json());
+    for field in ["batch", "state", "counts", "bytes", "requests"] {
+        assert_eq!(body[field], json[field], "{field}");
+    }
+    assert_eq!((&body["event"], &body["ok"]), (&"batch.ended".into(), &false.into()));
+    assert_eq!(body["headline"], "1 of 3 images failed");
+    let group = &body["failures"]["groups"][0];
+    assert_eq!((&group["class"], &group["count"]), (&"denied".into(), &1.into()));
+    assert!(group["images"][0]["error"].as_str().unwrap().contains("<b>no</b>"), "as it was said: {group}");
+}
+
+#[tokio::test]
+async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_anything_is_asked() {
+    let scene = Scene::new(1, 1).await;
+    let hook = Receiver::start().await;
+    let notify =
+        |on: &str| format!("notify:\n  webhook:\n  - {{url: \"{}\", template: chat.json.j2, on: {on}}}\n", hook.url());
+    let program = scene.program(&notify("changes"));
+    let template = r#"{"text": {{ headline }}, "errors": [
+        {%- for group in failures.groups %}{% for image in group.images %}{{ image.error }}{{ "," |safe if not loop.last }}{% endfor %}{% endfor %}]}"#;
+    program.file("chat.json.j2", template);
+    run(&program, &[]).await.assert_code(1);
+    let body: Value = hook.received()[0].json();
+    assert_eq!(body["text"], "1 of 2 images failed");
+    assert!(body["errors"][0].as_str().unwrap().contains("</pre><b>no</b>"), "{body}");
+
+    program.file("chat.json.j2", "{{ headlin }}");
+    scene.source.clear_requests();
+    let output = run(&program, &[]).await.assert_code(2);
+    assert!(output.stderr.contains("chat.json.j2: line 1: undefined value"), "{}", output.stderr);
+    assert_eq!(scene.source.total(), 0);
+}
