@@ -4,4 +4,5 @@ pub mod batches;
 pub mod cli;
 pub mod enumerate;
 pub mod notify;
+pub mod presets;
 pub mod report;

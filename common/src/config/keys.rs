@@ -153,7 +153,11 @@ pub(super) static DEFAULTS: Section = Section { title: "`defaults`", keys: &[TO,
 pub(super) static RULE: Section = Section {
     title: "a rule",
     keys: &[
-        key("preset", Kind::Text, "A known source by name; `imgsync presets` lists them."),
+        key(
+            "preset",
+            Kind::Either(&[Kind::Text, Kind::Map(&Kind::Section(&PRESET))]),
+            "A known source by name, or by name with settings; `imgsync presets` lists them.",
+        ),
         key("from", Kind::Text, "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`."),
         TAGS,
         PLATFORMS,
@@ -163,6 +167,15 @@ pub(super) static RULE: Section = Section {
         VERIFY_EVERY,
         REFERRERS_EVERY,
     ],
+};
+
+pub(super) static PRESET: Section = Section {
+    title: "a preset",
+    keys: &[key(
+        "versions",
+        Kind::Text,
+        "Only what these versions need, as with `semver`; of presets that know what a version needs (kubeadm).",
+    )],
 };
 
 pub(super) static TAG_RULES: Section = Section {
@@ -232,7 +245,7 @@ pub(super) static WEBHOOK: Section = Section {
 };
 
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 12] = [
+pub(super) static SECTIONS: [&Section; 13] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -245,6 +258,7 @@ pub(super) static SECTIONS: [&Section; 12] = [
     &NOTIFY,
     &TELEGRAM,
     &WEBHOOK,
+    &PRESET,
 ];
 
 impl Section {

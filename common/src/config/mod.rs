@@ -11,6 +11,7 @@
 mod errors;
 mod keys;
 mod notify;
+mod preset;
 mod reader;
 mod registry;
 mod report;
@@ -30,6 +31,7 @@ use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
+pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
 pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
@@ -50,7 +52,7 @@ pub struct File<'a> {
     /// Gives the values of variables.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// The presets that there are; none if that is not to be checked.
-    pub presets: Option<&'a [&'a str]>,
+    pub presets: Option<&'a [KnownPreset<'a>]>,
 }
 
 /// What a configuration means, defaults filled in.
@@ -78,6 +80,7 @@ pub struct Config {
     pub report: Option<Report>,
     /// Who is told when a batch has ended.
     pub notify: Notify,
+    defaults: rule::Defaults,
     inline_secrets: bool,
 }
 
@@ -108,6 +111,7 @@ impl Default for Config {
             timeout: Duration::from_secs(10 * 60),
             report: None,
             notify: Notify::default(),
+            defaults: rule::Defaults::default(),
             inline_secrets: false,
         }
     }
@@ -134,6 +138,18 @@ impl Config {
         }
     }
 
+    /// A rule that says nothing but what it reads, for commands that have a source of their own: all else is as
+    /// `defaults` say. Nobody may have said where to; then `to` is empty.
+    pub fn rule_for(&self, source: Source) -> Rule {
+        self.defaults.rule(source, home(&self.registries), (self.verify_every, self.referrers_every))
+    }
+
+    /// The user at Docker Hub that is written in `registries`, with or without a password.
+    pub fn hub_user(&self) -> Option<&str> {
+        let (_, settings) = self.registries.iter().find(|(registry, _)| registry.is_docker_hub())?;
+        settings.username.as_deref()
+    }
+
     /// Whether a password or a token stands in the file itself, and not in a variable: then others should not be able
     /// to read it.
     pub fn has_secrets_inline(&self) -> bool {
@@ -141,7 +157,7 @@ impl Config {
     }
 }
 
-fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> Config {
+fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<'_>]>) -> Config {
     let mut config = Config::default();
     let Some(fields) = reader.fields(root, &CONFIG) else { return config };
     let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
@@ -159,6 +175,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> C
     config.registries = registries(reader, &fields);
     let defaults = fields.get("defaults").map(|node| rule::read_defaults(reader, node)).unwrap_or_default();
     config.to = defaults.to.clone().unwrap_or_default();
+    config.defaults = defaults.clone();
     let surroundings = rule::Surroundings {
         reader,
         presets,

@@ -1,20 +1,22 @@
 //! `rules:`: what is copied where.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
+use super::preset::{self, KnownPreset, Preset};
 use super::reader::{Fields, Reader};
 use super::yaml::{Node, Value};
 use crate::image::{Platform, RepositoryName, Tag};
-use crate::naming::{Base, FixedRule, Origin, Style, must_collide};
+use crate::naming::{Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
 use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection};
 
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// The line where it begins, for messages.
+    /// The line where it begins, for messages; 0 if it stands in no file.
     pub line: usize,
     /// What is read.
     pub source: Source,
@@ -38,11 +40,21 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A known source by name.
-    Preset(String),
+    Preset(Preset),
     /// Repositories of a registry.
     Repositories(RepositoryPattern),
     /// All of an image layout; a relative path begins where the configuration file is.
     Layout(PathBuf),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Preset(preset) => write!(f, "preset {preset}"),
+            Source::Repositories(pattern) => write!(f, "{pattern}"),
+            Source::Layout(folder) => write!(f, "oci:{}", folder.display()),
+        }
+    }
 }
 
 /// Where a rule writes.
@@ -75,10 +87,31 @@ impl Rule {
             (None, Destination::Layout(_)) => Style::Full,
         }
     }
+
+    /// How messages name it: by its line, else by what it reads.
+    pub fn place(&self) -> String {
+        match self.line {
+            0 => self.source.to_string(),
+            line => format!("the rule in line {line}"),
+        }
+    }
+
+    /// What the shortest name that a pattern means is called at each registry that the rule writes to. If a target does
+    /// not take that, it takes none.
+    pub fn sample_names(&self, pattern: &RepositoryPattern) -> Vec<Result<TargetName, NameError>> {
+        let Some(sample) = pattern.shortest() else { return Vec::new() };
+        let tag = Tag::latest();
+        let origin = Origin { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
+        let bases = self.to.iter().filter_map(|to| match to {
+            Destination::Registry(base) => Some((base, self.style_at(to))),
+            Destination::Layout(_) => None,
+        });
+        bases.map(|(base, style)| style.name(base, &origin)).collect()
+    }
 }
 
 /// What `defaults` says and a rule can say itself.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) to: Option<Vec<Destination>>,
     pub(super) name: Option<Style>,
@@ -90,7 +123,7 @@ pub(super) struct Defaults {
 /// What the rest of the configuration means for rules.
 pub(super) struct Surroundings<'a> {
     pub(super) reader: &'a Reader,
-    pub(super) presets: Option<&'a [&'a str]>,
+    pub(super) presets: Option<&'a [KnownPreset<'a>]>,
     pub(super) defaults: Defaults,
     /// Where to if nobody says so.
     pub(super) home: Option<Base>,
@@ -133,37 +166,55 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
     }
 }
 
+impl Defaults {
+    /// What is said here, else there.
+    fn or(self, other: &Defaults) -> Defaults {
+        Defaults {
+            to: self.to.or_else(|| other.to.clone()),
+            name: self.name.or_else(|| other.name.clone()),
+            selection: self.selection.or_else(|| other.selection.clone()),
+            platforms: self.platforms.or_else(|| other.platforms.clone()),
+            referrers: self.referrers.or_else(|| other.referrers.clone()),
+        }
+    }
+
+    /// A rule that says nothing itself.
+    pub(super) fn rule(&self, source: Source, home: Option<Base>, every: (Duration, Duration)) -> Rule {
+        let home = || home.map(|home| vec![Destination::Registry(home)]);
+        Rule {
+            line: 0,
+            source,
+            selection: self.selection.clone().unwrap_or_default(),
+            platforms: self.platforms.clone().unwrap_or_default(),
+            to: self.to.clone().or_else(home).unwrap_or_default(),
+            name: self.name.clone(),
+            referrers: self.referrers.clone().unwrap_or_default(),
+            verify_every: every.0,
+            referrers_every: every.1,
+        }
+    }
+}
+
 /// A rule, if enough of it could be read to check it against others.
 pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) -> Option<Rule> {
     let reader = surroundings.reader;
     let fields = reader.fields(node, &RULE)?;
     let source = source(surroundings, &fields);
     let own = read_common(reader, &fields, fields.get("preset").is_some());
-    let defaults = &surroundings.defaults;
-    let to = own
-        .to
-        .or_else(|| defaults.to.clone())
-        .or_else(|| surroundings.home.clone().map(|home| vec![Destination::Registry(home)]))
-        .unwrap_or_default();
-    if to.is_empty() && fields.entry("to").is_none() && source.is_some() {
+    let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
+    let every = (
+        duration("verify_every", surroundings.verify_every),
+        duration("referrers_every", surroundings.referrers_every),
+    );
+    let to_is_said = own.to.is_some() || surroundings.defaults.to.is_some() || surroundings.home.is_some();
+    if !to_is_said && fields.entry("to").is_none() && source.is_some() {
         reader.report_with(
             &fields.at,
             "this rule says not where to",
             "write `to` here or in `defaults`, or a `username` for docker.io in `registries`",
         );
     }
-    let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
-    let rule = Rule {
-        line,
-        source: source?,
-        selection: own.selection.or_else(|| defaults.selection.clone()).unwrap_or_default(),
-        platforms: own.platforms.or_else(|| defaults.platforms.clone()).unwrap_or_default(),
-        to,
-        name: own.name.or_else(|| defaults.name.clone()),
-        referrers: own.referrers.or_else(|| defaults.referrers.clone()).unwrap_or_default(),
-        verify_every: duration("verify_every", surroundings.verify_every),
-        referrers_every: duration("referrers_every", surroundings.referrers_every),
-    };
+    let rule = Rule { line, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
     check(surroundings, &rule, &fields);
     Some(rule)
 }
@@ -181,23 +232,7 @@ fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source
             }
             None
         }
-        (Some(node), None) => {
-            let name = reader.text(node)?;
-            if let Some(presets) = surroundings.presets
-                && !presets.contains(&name)
-            {
-                let near = presets.iter().min_by_key(|preset| strsim::damerau_levenshtein(preset, name));
-                let meant = near.filter(|preset| strsim::damerau_levenshtein(preset, name) <= 3);
-                let meant = meant.map(|preset| format!(", did you mean `{preset}`?")).unwrap_or_default();
-                reader.refuse(
-                    node,
-                    format!("there is no preset `{name}`{meant}"),
-                    Some(format!("there are {}", presets.join(", "))),
-                );
-                return None;
-            }
-            Some(Source::Preset(name.to_owned()))
-        }
+        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(Source::Preset),
         (None, Some(node)) => {
             let text = reader.text(node)?;
             if let Some(layout) = text.strip_prefix("oci:") {
@@ -314,30 +349,33 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
             reader.report(&place("to"), "the same place is written twice");
         }
     }
-    // The shortest name that the pattern can give: if the target does not take that, it takes none.
-    let Source::Repositories(pattern) = &rule.source else {
-        if let Source::Layout(folder) = &rule.source
-            && rule.to.contains(&Destination::Layout(folder.clone()))
-        {
-            reader.report(&place("to"), "source and target are the same");
+    let patterns = match &rule.source {
+        Source::Repositories(pattern) => std::slice::from_ref(pattern),
+        Source::Preset(preset) => {
+            let known = surroundings.presets.and_then(|known| preset.find(known).ok());
+            known.map(|known| known.reads).unwrap_or_default()
         }
-        return;
-    };
-    let Some(sample) = pattern.shortest() else { return };
-    for to in &rule.to {
-        let Destination::Registry(base) = to else { continue };
-        let tag = Tag::latest();
-        let origin = Origin { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
-        match rule.style_at(to).name(base, &origin) {
-            Err(error) => {
-                reader.report(&place(if fields.get("name").is_some() { "name" } else { "to" }), error.to_string())
+        Source::Layout(folder) => {
+            if rule.to.contains(&Destination::Layout(folder.clone())) {
+                reader.report(&place("to"), "source and target are the same");
             }
-            Ok(target) => {
-                if pattern.repository().is_some()
-                    && target.registry == *pattern.registry()
-                    && target.repository == sample
-                {
-                    reader.report(&place("to"), "source and target are the same");
+            return;
+        }
+    };
+    for pattern in patterns {
+        for name in rule.sample_names(pattern) {
+            match name {
+                Err(error) => {
+                    reader.report(&place(if fields.get("name").is_some() { "name" } else { "to" }), error.to_string());
+                    // That of another repository of the same preset would say nothing more.
+                    return;
+                }
+                Ok(target) => {
+                    if pattern.repository().is_some_and(|repository| target.repository == repository)
+                        && target.registry == *pattern.registry()
+                    {
+                        reader.report(&place("to"), "source and target are the same");
+                    }
                 }
             }
         }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
-use super::{ClientIdentity, Config, Credential, Destination, Notify, Pem, Referrers, RegistrySettings, Rule, Source};
+use super::{
+    ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source,
+};
 use crate::select::{Newest, NewestBy, Selection};
 
 impl Config {
@@ -150,7 +152,10 @@ fn pem(pem: &Pem) -> String {
 
 fn rule(yaml: &mut Yaml, rule: &Rule) {
     match &rule.source {
-        Source::Preset(name) => yaml.field("preset", name),
+        Source::Preset(Preset { name, versions: None }) => yaml.field("preset", name),
+        Source::Preset(Preset { name, versions: Some(versions) }) => {
+            yaml.raw("preset", &format!("{{{}: {{versions: {}}}}}", scalar(name), scalar(versions)));
+        }
         Source::Repositories(pattern) => yaml.field("from", pattern),
         Source::Layout(folder) => yaml.field("from", format!("oci:{}", folder.display())),
     }

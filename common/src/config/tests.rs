@@ -15,7 +15,11 @@ fn environment(name: &str) -> Option<String> {
 }
 
 fn read(text: &str) -> Result<Config, ConfigErrors> {
-    let presets = ["distroless", "flannel"];
+    let pattern = |text: &str| vec![text.parse().unwrap()];
+    let (distroless, kubeadm) = (pattern("gcr.io/distroless/**"), pattern("registry.k8s.io/**"));
+    let preset = |name, has_versions, reads| KnownPreset { name, has_versions, reads };
+    let presets =
+        [preset("distroless", false, &distroless), preset("flannel", false, &[]), preset("kubeadm", true, &kubeadm)];
     Config::read(&File { name: "imgsync.yaml", text, environment: &environment, presets: Some(&presets) })
 }
 
@@ -73,7 +77,7 @@ fn the_example_of_the_documentation_means_what_it_says() {
     let Some(Credential::Basic { username, password }) = &hub.credential else { panic!("{hub:?}") };
     assert_eq!((username.as_str(), password.expose()), ("gcrxio", "dckr: #pat\n  rules: []"), "a value stays a value");
     assert_eq!(config.rules.len(), 2);
-    assert_eq!(config.rules[0].source, Source::Preset("distroless".into()));
+    assert_eq!(config.rules[0].source, Source::Preset("distroless".parse().unwrap()));
     assert_eq!(config.rules[0].name, Some(Style::Flat));
     let rule = &config.rules[1];
     assert_eq!((rule.line, rule.name.clone(), rule.to.len(), rule.platforms.len()), (12, Some(Style::Keep), 2, 2));
@@ -103,6 +107,8 @@ fn good_configurations_are_taken() {
         "rules: [{from: 'oci:./images', to: 'oci:./copy'}]",
         "rules: [{from: nginx, to: r.example.com}, {from: 'quay.io/*/etcd-*', to: [r.example.com, 'oci:out']}]",
         "registries: {docker.io: {username: gcrxio}}\nrules: [{preset: flannel, name: original}]",
+        "rules: [{preset: {kubeadm: {versions: '>=1.30, <1.33'}}, to: r.io}, {preset: {flannel: {}}, to: r.io}]",
+        "rules: [{preset: kubeadm ~1.31, to: r.io}]",
         &registry("username: 'robot$name', password: p$$word"),
         &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
         &registry("proxy: 'socks5://u:p@proxy:1080', tls: off, egress: office, chunk: 10MiB, allow_private: true"),
@@ -170,6 +176,20 @@ fn bad_configurations_are_refused_with_the_reason() {
         ("defaults: {verify_every: 1d}".to_owned(), "`verify_every` is no key of `defaults`; it belongs to a rule"),
         ("rules: [{from: a, preset: flannel, to: r.io}]".to_owned(), "either `from` or `preset`, not both"),
         ("rules: [{preset: flanel, to: r.io}]".to_owned(), "there is no preset `flanel`, did you mean `flannel`?"),
+        (
+            "rules: [{preset: {kubeadm: {versions: 1.30}, flannel: {}}, to: r.io}]".to_owned(),
+            "a preset with settings is one name and what is set",
+        ),
+        ("rules: [{preset: {kubeadm: {version: 1.30}}, to: r.io}]".to_owned(), "did you mean `versions`?"),
+        ("rules: [{preset: {kubeadm: {versions: newest}}, to: r.io}]".to_owned(), "`newest` is not a version"),
+        ("rules: [{preset: {kubadm: {}}, to: r.io}]".to_owned(), "did you mean `kubeadm`?"),
+        (
+            "rules: [{preset: {flannel: {versions: 1.30}}, to: r.io}]".to_owned(),
+            "`flannel` is not cut down to versions",
+        ),
+        ("rules: [{preset: kubeadm now, to: r.io}]".to_owned(), "after the preset's name come versions"),
+        ("rules: [{preset: '*', to: r.io}]".to_owned(), "`*` is not a preset's name"),
+        ("rules: [{preset: distroless, to: docker.io/x, name: full}]".to_owned(), "two levels and not 4"),
         ("rules: [{from: 'gcr.io/a:1.*', to: r.io}]".to_owned(), "a pattern of repositories has no tag"),
         ("rules: [{from: 'gcr.io/**/a', to: r.io}]".to_owned(), "`**` can only be the last level"),
         ("rules: [{from: 'oci:x:1.0', to: r.io}]".to_owned(), "a layout in a rule has no tag"),

@@ -11,7 +11,7 @@ use imgsync_common::registry::{Client, Context, Tally};
 use imgsync_worker::copy::Location;
 use jiff::Timestamp;
 
-use super::listings::Listings;
+use super::listings::{Listings, Offer};
 use super::plan::{PlannedTask, Planner, Slice, cut, settle};
 use crate::enumerate::{self, Found, Order};
 
@@ -52,21 +52,22 @@ impl Dry<'_> {
         let mut tasks = Vec::new();
         for (number, rule) in self.rules.iter().enumerate() {
             let options = enumerate::Options { query_limit: self.query_limit, order: Order::ByName };
-            let mut listings = match Listings::of(rule, self.folder, self.client, options, self.context, tally).await {
-                Ok(listings) => listings,
-                Err(error) => {
-                    self.unlisted(&mut dry, format!("the rule in line {}", rule.line), error)?;
-                    continue;
-                }
-            };
+            let mut listings =
+                match Listings::of(&rule.source, self.folder, self.client, options, self.context, tally).await {
+                    Ok(listings) => listings,
+                    Err(error) => {
+                        self.unlisted(&mut dry, rule.place(), error)?;
+                        continue;
+                    }
+                };
             loop {
                 match listings.next().await {
                     Ok(None) => break,
-                    Ok(Some(Found::Unlisted(unlisted))) => {
+                    Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
                         self.unlisted(&mut dry, unlisted.repository, unlisted.error)?;
                     }
-                    Ok(Some(Found::Listed(listing))) => {
-                        let plan = planner.plan(number, rule, None, &listing, now);
+                    Ok(Some(Offer { found: Found::Listed(listing), part })) => {
+                        let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
                         tasks.extend(plan.tasks);
                         let failed = plan.failed.into_iter();
                         dry.failed
@@ -76,7 +77,7 @@ impl Dry<'_> {
                         }
                     }
                     Err(error) => {
-                        self.unlisted(&mut dry, format!("the rule in line {}", rule.line), error)?;
+                        self.unlisted(&mut dry, rule.place(), error)?;
                         break;
                     }
                 }

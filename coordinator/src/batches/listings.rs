@@ -1,53 +1,166 @@
 //! The listings of a rule, from registries or from an image layout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use imgsync_common::config::{Rule, Source};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use imgsync_common::config::Source;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::layout::Layout;
 use imgsync_common::registry::{Client, Context, Tally};
 
 use crate::enumerate::{Enumeration, Found, ListedTag, Listing, Options, Unlisted, enumerate};
+use crate::presets::{Part, parts};
 
 /// Listings, one by one.
-pub(super) enum Listings {
-    /// As the registry gives them.
-    Registry(Box<Enumeration>),
+pub struct Listings {
+    way: Way,
+    context: Context,
+}
+
+enum Way {
+    /// What was written: its error is that of the rule.
+    One(Arc<Part>, Box<Enumeration>),
+    /// Of a preset.
+    Several(Box<Several>),
     /// All of a layout.
     Layout(std::vec::IntoIter<Found>),
 }
 
+/// A repository of a rule, or why there is none.
+#[derive(Debug)]
+pub struct Offer {
+    /// The repository.
+    pub found: Found,
+    /// What of the rule's source it belongs to; none in a layout.
+    pub part: Option<Arc<Part>>,
+}
+
 impl Listings {
     /// What a rule names, to be listed. `folder` is where relative paths of layouts begin.
-    pub(super) async fn of(
-        rule: &Rule,
+    pub async fn of(
+        source: &Source,
         folder: &Path,
         client: &Client,
         options: Options,
         context: &Context,
         tally: &Arc<Tally>,
     ) -> Result<Listings> {
-        match &rule.source {
-            Source::Repositories(pattern) => {
-                Ok(Listings::Registry(Box::new(enumerate(client, pattern, options, context, tally))))
+        let begin = {
+            let (client, context, tally) = (client.clone(), context.clone(), tally.clone());
+            move |part: &Part| enumerate(&client, &part.pattern, options, &context, &tally)
+        };
+        let way = match source {
+            Source::Layout(path) => Way::Layout(of_layout(&folder.join(path)).await?.into_iter()),
+            Source::Repositories(_) | Source::Preset(_) => match <[Part; 1]>::try_from(parts(source)?) {
+                Ok([part]) => {
+                    let enumeration = begin(&part);
+                    Way::One(Arc::new(part), Box::new(enumeration))
+                }
+                Err(parts) => Way::Several(Box::new(Several::new(parts, options.query_limit, begin))),
+            },
+        };
+        Ok(Listings { way, context: context.clone() })
+    }
+
+    /// The next repository; an error ends all of the rule. What is odd about it is warned of.
+    pub async fn next(&mut self) -> Result<Option<Offer>> {
+        let offer = match &mut self.way {
+            Way::One(part, enumeration) => {
+                enumeration.next().await?.map(|found| Offer { found, part: Some(part.clone()) })
             }
-            Source::Layout(path) => Ok(Listings::Layout(of_layout(&folder.join(path)).await?.into_iter())),
-            Source::Preset(name) => {
-                let tried = format!("reading the rule in line {}", rule.line);
-                Err(Error::new(Class::Invalid, tried, format!("there is no preset `{name}` in this version")))
+            Way::Several(several) => several.next().await?,
+            Way::Layout(found) => found.next().map(|found| Offer { found, part: None }),
+        };
+        if let Some(Offer { found: Found::Listed(listing), part: Some(part) }) = &offer {
+            part.remarks(listing).iter().for_each(|remark| self.context.warn(remark));
+        }
+        Ok(offer)
+    }
+}
+
+type Begin = Box<dyn Fn(&Part) -> Enumeration + Send + Sync>;
+
+/// The parts of a preset: repositories that are named, several at a time; then those that must be found, one tree after
+/// another. A part that cannot be listed is no reason not to list the others.
+struct Several {
+    named: BoxStream<'static, (Arc<Part>, Result<Option<Found>>)>,
+    trees: VecDeque<Arc<Part>>,
+    tree: Option<(Arc<Part>, Enumeration)>,
+    begin: Arc<Begin>,
+    /// Whether something was listed.
+    listed: bool,
+    /// What was not, until something is.
+    held: VecDeque<(Arc<Part>, Error)>,
+}
+
+impl Several {
+    fn new(parts: Vec<Part>, at_once: usize, begin: impl Fn(&Part) -> Enumeration + Send + Sync + 'static) -> Several {
+        let begin: Arc<Begin> = Arc::new(Box::new(begin));
+        let parts = parts.into_iter().map(Arc::new);
+        let (named, trees): (Vec<_>, Vec<_>) = parts.partition(|part| part.pattern.repository().is_some());
+        let list = {
+            let begin = begin.clone();
+            move |part: Arc<Part>| {
+                let mut enumeration = begin(&part);
+                async move { (part, enumeration.next().await) }
+            }
+        };
+        let named = futures_util::stream::iter(named).map(list).buffered(at_once.max(1)).boxed();
+        Several { named, trees: trees.into(), tree: None, begin, listed: false, held: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Result<Option<Offer>> {
+        loop {
+            if self.listed
+                && let Some((part, error)) = self.held.pop_front()
+            {
+                return Ok(Some(unlisted(part, error)));
+            }
+            let (part, result) = match self.one().await {
+                Some(one) => one,
+                // Nothing at all: the last error is the rule's.
+                None if self.held.len() == 1 => {
+                    return self.held.pop_front().map_or(Ok(None), |(_, error)| Err(error));
+                }
+                None => return Ok(self.held.pop_front().map(|(part, error)| unlisted(part, error))),
+            };
+            match result {
+                Ok(None) => {}
+                Ok(Some(found)) => {
+                    self.listed = true;
+                    return Ok(Some(Offer { found, part: Some(part) }));
+                }
+                Err(error) if error.is_cancelled() => return Err(error),
+                Err(error) => self.held.push_back((part, error)),
             }
         }
     }
 
-    /// The next repository; an error ends all of the rule.
-    pub(super) async fn next(&mut self) -> Result<Option<Found>> {
-        match self {
-            Listings::Registry(enumeration) => enumeration.next().await,
-            Listings::Layout(found) => Ok(found.next()),
+    /// What came of the next step; none after the last.
+    async fn one(&mut self) -> Option<(Arc<Part>, Result<Option<Found>>)> {
+        if let Some(one) = self.named.next().await {
+            return Some(one);
         }
+        if self.tree.is_none() {
+            let part = self.trees.pop_front()?;
+            let enumeration = (self.begin)(&part);
+            self.tree = Some((part, enumeration));
+        }
+        let (part, enumeration) = self.tree.as_mut()?;
+        let (part, result) = (part.clone(), enumeration.next().await);
+        if !matches!(result, Ok(Some(_))) {
+            self.tree = None;
+        }
+        Some((part, result))
     }
+}
+
+fn unlisted(part: Arc<Part>, error: Error) -> Offer {
+    let repository = part.pattern.to_string();
+    Offer { found: Found::Unlisted(Unlisted { repository, error }), part: Some(part) }
 }
 
 /// The repositories of a layout. Images without a full name belong to none, and are said to be left out.

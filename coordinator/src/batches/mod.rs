@@ -16,6 +16,7 @@ pub use crew::Crew;
 pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};
+pub use listings::{Listings, Offer};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint, has_leader};
 pub use serve::serve;

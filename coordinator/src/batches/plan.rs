@@ -15,6 +15,7 @@ use imgsync_common::select::{Candidate, Reason, Version};
 use jiff::Timestamp;
 
 use crate::enumerate::{Listing, compare_repositories};
+use crate::presets::Part;
 
 /// One source tag to one target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,20 +99,17 @@ impl Planner {
         Planner::default()
     }
 
-    /// Plans a listing under the rule at `index`. `original` is the name that a preset's image had in the original
-    /// imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
+    /// Plans a listing under the rule at `index`. `part` is what of the rule's source it was listed for: a preset's parts
+    /// choose tags themselves, and know the names of the original imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
     /// come in any order; of two that collide the one planned first has the target.
-    pub fn plan(
-        &mut self,
-        index: usize,
-        rule: &Rule,
-        original: Option<&str>,
-        listing: &Listing,
-        now: Timestamp,
-    ) -> Plan {
+    pub fn plan(&mut self, index: usize, rule: &Rule, part: Option<&Part>, listing: &Listing, now: Timestamp) -> Plan {
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
-        let evaluation = rule.selection.evaluate(candidates, now);
+        let evaluation = match part {
+            Some(part) => part.evaluate(&rule.selection, candidates, now),
+            None => rule.selection.evaluate(candidates, now),
+        };
+        let original = part.and_then(|part| part.original(&listing.registry, &listing.repository));
         let dropped = evaluation.dropped.into_iter().map(|(candidate, reason)| (candidate.tag, reason)).collect();
         let mut plan = Plan { dropped, ..Plan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
@@ -129,7 +127,7 @@ impl Planner {
             let source = SourceTag { registry: listing.registry.clone(), repository: listing.repository.clone(), tag };
             let first = plan.tasks.len();
             for destination in &rule.to {
-                match writer.target(destination, &source, original, &mut taken) {
+                match writer.target(destination, &source, original.as_deref(), &mut taken) {
                     Ok((target, in_doubt)) => plan.tasks.push(PlannedTask {
                         rule: index,
                         source: source.clone(),

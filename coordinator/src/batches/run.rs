@@ -1,11 +1,11 @@
 //! A batch from its rules to its end: list and seal, feed, watch; and in one process, work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, RuleOptions};
-use imgsync_common::config::{Config, Destination, Rule, Source};
+use imgsync_common::config::{Config, Destination, Rule};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
@@ -21,6 +21,7 @@ use super::lead::{Care, Leader};
 use super::plan::Slice;
 use super::seal::Sealing;
 use super::settle::Settler;
+use crate::presets::parts;
 
 /// How the one process that works with a store is called.
 const THE_ONE: &str = "the one run of this store";
@@ -289,15 +290,13 @@ impl Run<'_> {
     async fn accounts(&self) -> BTreeMap<String, String> {
         let mut accounts = BTreeMap::new();
         let rules = self.config.rules.iter();
-        let sources = rules.clone().filter_map(|rule| match &rule.source {
-            Source::Repositories(pattern) => Some(pattern.registry().clone()),
-            Source::Layout(_) | Source::Preset(_) => None,
-        });
+        let sources = rules.clone().flat_map(|rule| parts(&rule.source).unwrap_or_default());
+        let sources = sources.map(|part| part.pattern.registry().clone());
         let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| match to {
             Destination::Registry(base) => Some(base.registry.clone()),
             Destination::Layout(_) => None,
         });
-        for registry in sources.chain(targets) {
+        for registry in sources.chain(targets).collect::<BTreeSet<_>>() {
             // What cannot be found out here is left to who runs the tasks.
             if let Ok(Some(user)) = self.client.user_of(&registry).await {
                 accounts.insert(registry.to_string(), user);

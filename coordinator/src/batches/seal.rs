@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::house::House;
-use super::listings::Listings;
+use super::listings::{Listings, Offer};
 use super::plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 use super::settle::Settler;
 use crate::enumerate::{self, Found, Order};
@@ -60,7 +60,8 @@ impl Sealing<'_> {
         for (number, rule) in self.rules.iter().enumerate() {
             let order = if self.slice.is_some() { Order::ByName } else { Order::AsTheyEnd };
             let options = enumerate::Options { query_limit: self.query_limit, order };
-            let listings = Listings::of(rule, self.folder, self.client, options, self.context, &self.tallies.0).await;
+            let listings =
+                Listings::of(&rule.source, self.folder, self.client, options, self.context, &self.tallies.0).await;
             let mut listings = match listings {
                 Ok(listings) => listings,
                 Err(error) => {
@@ -88,14 +89,14 @@ impl Sealing<'_> {
                 };
                 match found {
                     Ok(None) => break,
-                    Ok(Some(Found::Unlisted(unlisted))) => {
+                    Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
                         self.note(unlisted.repository, &unlisted.error).await?;
                     }
-                    Ok(Some(Found::Listed(listing))) => {
+                    Ok(Some(Offer { found: Found::Listed(listing), part })) => {
                         let key = format!("{number} {}/{}", listing.registry, listing.repository);
                         let now = self.house.clock.now();
                         // Planned even if it is sealed already: later collisions are found by what was planned.
-                        let plan = planner.plan(number, rule, None, &listing, now);
+                        let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
                         if let Some(error) = &plan.below_min {
                             self.note(format!("{}/{}", listing.registry, listing.repository), error).await?;
                         }
@@ -217,12 +218,7 @@ impl Sealing<'_> {
 
     /// A rule of which nothing could be listed.
     async fn refuse(&self, rule: &Rule, error: Error, listed: &mut Listed) -> Result<()> {
-        let name = match &rule.source {
-            Source::Repositories(pattern) => pattern.to_string(),
-            Source::Layout(path) => format!("oci:{}", path.display()),
-            Source::Preset(name) => format!("preset {name}"),
-        };
-        self.note(name, &error).await?;
+        self.note(rule.source.to_string(), &error).await?;
         listed.refused.push(error);
         Ok(())
     }

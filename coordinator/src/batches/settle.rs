@@ -10,12 +10,14 @@ use futures_util::StreamExt as _;
 use imgsync_common::batch::{End, Home, Options, Planned, RuleOptions, Verdict};
 use imgsync_common::error::{Class, Result};
 use imgsync_common::image::{Digest, Tag};
+use imgsync_common::naming::flat;
 use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, Tally};
 use imgsync_common::store::{CacheScope, Known};
 use jiff::Timestamp;
 
 use super::house::House;
 use crate::enumerate::list;
+use crate::presets;
 
 /// Tags that a run asks the target for although it believes in them, at the most.
 const CANARIES: usize = 50;
@@ -145,7 +147,16 @@ impl Settler {
         for (at, known) in members.iter().zip(known).filter(|(_, known)| known.is_none()) {
             let (task, _) = &tasks[*at];
             let Some((registry, path)) = task.source.home.registry() else { continue };
-            let file = folder.join(registry.as_str()).join(path.as_str()).join(format!("{}.json", task.source.tag));
+            let of = |name: &str| folder.join(name).join(format!("{}.json", task.source.tag));
+            let name = format!("{registry}/{path}");
+            let mut file = of(&name);
+            // What has moved since lies under the name of then, and is at targets that are named so.
+            if let Some(original) = presets::original_of(&name)
+                && let Some((_, target)) = task.target.home.registry()
+                && target.basename() == flat(&original)
+            {
+                file = of(&original);
+            }
             let Ok(bytes) = tokio::fs::read(&file).await else { continue };
             let synced = tokio::fs::metadata(&file).await.ok().and_then(|metadata| metadata.modified().ok());
             let Some(seen_at) = synced.and_then(|time| Timestamp::try_from(time).ok()) else { continue };

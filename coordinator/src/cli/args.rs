@@ -4,12 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use imgsync_common::config::Preset;
 use imgsync_common::error::Class;
 use imgsync_common::image::{Platform, Reference, RegistryName};
+use imgsync_common::secret::Secret;
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
 use super::notify::NotifyArgs;
+use super::original::{GcrArgs, OriginalArgs};
+use super::presets::{PresetsArgs, RunCommand, preset};
 use super::report::ReportArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
@@ -49,8 +53,19 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Copy one image, now
     Sync(Box<SyncArgs>),
-    /// Run the rules of the configuration
-    Run(Box<RunArgs>),
+    /// Run the rules of the configuration, or presets
+    Run(Box<RunCommand>),
+    /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
+    ///
+    /// All its repositories and tags, to docker.io/<user>. What imgsync 2.1 called gcr.io_istio-release_pilot is still called
+    /// so, also where the images are read elsewhere today. docs/from-2.1.md says what became of each flag.
+    Gcr(Box<GcrArgs>),
+    /// Copy Flannel to Docker Hub, as imgsync 2.1 did
+    ///
+    /// To docker.io/<user>, under the names of then. docs/from-2.1.md says what became of each flag.
+    Flannel(Box<OriginalArgs>),
+    /// List the presets, and what they expand to
+    Presets(PresetsArgs),
     /// Look at batches and steer them
     Batch(Box<BatchArgs>),
     /// Lead the batches of a cluster that no `run` leads
@@ -79,8 +94,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// gcr.io/distroless/static, gcr.io/distroless/* (one level) or gcr.io/istio-release/** (all below)
-    #[arg(value_name = "PATTERN", value_parser = pattern)]
-    pub(crate) pattern: RepositoryPattern,
+    #[arg(value_name = "PATTERN", value_parser = pattern, required_unless_present = "preset")]
+    pub(crate) pattern: Option<RepositoryPattern>,
+    /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
+    #[arg(long, value_name = "PRESET", value_parser = preset, conflicts_with = "pattern")]
+    pub(crate) preset: Option<Preset>,
     /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<TagPattern>,
@@ -183,14 +201,20 @@ pub(crate) struct SyncArgs {
     ///
     /// The variable is used where --user stands and none of the two options does.
     // Not by clap: for it a variable that is set is an option that was typed, and needs --user as that does.
-    #[arg(long, value_name = "PASSWORD", requires = "user")]
-    pub(crate) password: Option<String>,
+    #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
+    pub(crate) password: Option<Secret>,
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
     pub(crate) password_stdin: bool,
     /// Give up after this time (90s, 10m, 1h30m) [default: 10m, and more for large images]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Compare both ends, and copy nothing (imgsync 2.1; today --dry-run)
+    #[arg(long)]
+    pub(crate) download_manifests: bool,
+    /// Where imgsync 2.1 kept manifests; not needed any more, for `sync` always asks both ends
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
     /// Blobs in flight at once
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) concurrency: u16,
@@ -225,8 +249,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "K", requires = "batch_size")]
     pub(crate) batch_number: Option<std::num::NonZeroUsize>,
     /// Images that are copied at a time [default: the configuration's, else 20]
-    #[arg(long, visible_alias = "process-limit", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
+    /// The name that --concurrency had in imgsync 2.1
+    #[arg(long, value_name = "N", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) process_limit: Option<u16>,
     /// Repositories that are listed at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
@@ -412,6 +439,7 @@ impl From<Resumed> for RunArgs {
             batch_size: None,
             batch_number: None,
             concurrency,
+            process_limit: None,
             query_limit: 20,
             timeout,
             force: false,

@@ -18,6 +18,7 @@ use super::run::fail;
 use super::settings::Settings;
 use super::state;
 use crate::enumerate::list;
+use crate::presets::parts;
 
 /// Batches that are looked through, newest first.
 const BATCHES: usize = 5;
@@ -57,33 +58,40 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
     let mut told = false;
     let Config { rules, .. } = &settings.config;
     for (number, rule) in rules.iter().enumerate() {
-        let Source::Repositories(pattern) = &rule.source else { continue };
-        if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
-            continue;
-        }
-        told = true;
-        let place = format!("rule {} (line {}, from {pattern})", number + 1, rule.line);
-        let client = Client::new(settings.client()?, Environment::from_process());
-        let (context, tally) = (Context::default(), Tally::new());
-        let repository =
-            client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
-        let listing = list(&repository).await?;
-        if listing.get(tag.as_str()).is_none() {
-            printer.data(&format!("{place}: the source does not list the tag {tag}"));
-            continue;
-        }
-        let candidates =
-            listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
-        let evaluation = rule.selection.evaluate(candidates, Timestamp::now());
-        if let Some(min) = evaluation.below_min {
-            printer.data(&format!(
-                "{place}: not copied: only {} tags are left, and `min` is {min}",
-                evaluation.kept.len()
-            ));
-        } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str()) {
-            printer.data(&format!("{place}: not copied: {reason}"));
-        } else {
-            printer.data(&format!("{place}: selected"));
+        for part in parts(&rule.source)? {
+            let pattern = &part.pattern;
+            if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
+                continue;
+            }
+            told = true;
+            let from = match &rule.source {
+                Source::Preset(preset) => format!("preset {preset}"),
+                _ => format!("from {pattern}"),
+            };
+            let place = format!("rule {} (line {}, {from})", number + 1, rule.line);
+            let client = Client::new(settings.client()?, Environment::from_process());
+            let (context, tally) = (Context::default(), Tally::new());
+            let repository =
+                client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
+            let listing = list(&repository).await?;
+            if listing.get(tag.as_str()).is_none() {
+                printer.data(&format!("{place}: the source does not list the tag {tag}"));
+                continue;
+            }
+            let candidates =
+                listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+            let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
+            if let Some(min) = evaluation.below_min {
+                printer.data(&format!(
+                    "{place}: not copied: only {} tags are left, and `min` is {min}",
+                    evaluation.kept.len()
+                ));
+            } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
+            {
+                printer.data(&format!("{place}: not copied: {reason}"));
+            } else {
+                printer.data(&format!("{place}: selected"));
+            }
         }
     }
     Ok(told)

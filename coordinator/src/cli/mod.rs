@@ -8,6 +8,8 @@ mod dry_run;
 mod exit;
 mod explain;
 mod notify;
+mod original;
+mod presets;
 mod printer;
 mod progress;
 mod report;
@@ -18,6 +20,7 @@ mod signals;
 mod state;
 mod sync;
 mod tags;
+mod target;
 mod watching;
 
 use std::process::ExitCode;
@@ -54,6 +57,9 @@ pub fn main() -> ExitCode {
     let exit = runtime.block_on(async {
         match cli.command {
             Some(Command::Run(args)) => run::run(*args, &cli.global, &printer).await,
+            Some(Command::Gcr(args)) => original::gcr(*args, &cli.global, &printer).await,
+            Some(Command::Flannel(args)) => original::flannel(*args, &cli.global, &printer).await,
+            Some(Command::Presets(args)) => presets::run(&args, &printer),
             Some(Command::Serve(args)) => serve::run(args, &cli.global, &printer).await,
             Some(Command::Cache(args)) => cache::run(args, &cli.global, &printer).await,
             Some(Command::Explain(args)) => explain::run(args, &cli.global, &printer).await,

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, RunArgs};
 use super::exit::{self, Exit};
+use super::presets::RunCommand;
 use super::printer::Printer;
 use super::report::Wanted;
 use super::settings::Settings;
@@ -32,23 +33,42 @@ const DRAIN: Duration = Duration::from_secs(30);
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Runs the command.
-pub(crate) async fn run(args: RunArgs, global: &Global, printer: &Printer) -> Exit {
-    let settings = match Settings::load(global, printer) {
+pub(crate) async fn run(args: RunCommand, global: &Global, printer: &Printer) -> Exit {
+    let mut settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
+    let RunCommand { preset, run, target } = args;
+    if !preset.is_empty() {
+        let sources = preset.into_iter().map(Source::Preset).collect();
+        if let Err(error) = target.set_rules(sources, None, &mut settings, printer).await {
+            return fail(&error, printer);
+        }
+    } else if target.is_typed() {
+        let hint = "name presets with --preset; what rules of a configuration do, they say themselves";
+        printer.error("--to, --name and --user go with --preset, and there is none", Some(hint));
+        return Exit::Usage;
+    }
+    go(run, &settings, printer).await
+}
+
+/// Runs the rules of these settings.
+pub(crate) async fn go(args: RunArgs, settings: &Settings, printer: &Printer) -> Exit {
+    if args.process_limit.is_some() {
+        printer.line("--process-limit is superseded by --concurrency, and does the same");
+    }
     if settings.config.rules.is_empty() {
-        let hint = "write some in imgsync.yaml, or name a file with -c; examples/quickstart.yaml is one";
+        let hint = "write some in imgsync.yaml, name a file with -c (examples/quickstart.yaml is one), or a preset with --preset";
         printer.error("there are no rules to run", Some(hint));
         return Exit::Usage;
     }
     if args.dry_run {
-        return match super::dry_run::run(&args, &settings, printer).await {
+        return match super::dry_run::run(&args, settings, printer).await {
             Ok(exit) => exit,
             Err(error) => fail(&error, printer),
         };
     }
-    match start(&args, &settings, printer).await {
+    match start(&args, settings, printer).await {
         Ok(exit) => exit,
         Err(error) => fail(&error, printer),
     }
@@ -110,7 +130,7 @@ fn refuse_layouts(settings: &Settings) -> Result<()> {
     };
     match settings.config.rules.iter().find(is_layout) {
         Some(rule) => {
-            let tried = format!("running the rule of line {}", rule.line);
+            let tried = format!("running {}", rule.place());
             let detail = "an image layout works in one process only, and a cluster is configured";
             Err(Error::new(Class::Invalid, tried, detail)
                 .hint("run it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE"))
@@ -176,7 +196,7 @@ impl<'a> Work<'a> {
                 manifests: args.manifests.clone(),
                 slice,
                 query_limit: args.query_limit.into(),
-                concurrency: args.concurrency.map_or(settings.config.concurrency, usize::from),
+                concurrency: args.concurrency.or(args.process_limit).map_or(settings.config.concurrency, usize::from),
                 attempts: args.patience.attempts,
                 time: (time, args.timeout.is_some()),
                 drain: DRAIN,

@@ -12,6 +12,7 @@ use imgsync_worker::settings::client_settings;
 use super::args::Global;
 use super::exit::Exit;
 use super::printer::Printer;
+use crate::presets;
 
 /// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
@@ -41,11 +42,12 @@ impl Settings {
             }
         };
         let name = path.display().to_string();
+        let presets = presets::known();
         let file = File {
             name: &name,
             text: text.as_deref().unwrap_or_default(),
             environment: &|name| std::env::var(name).ok(),
-            presets: None,
+            presets: Some(&presets),
         };
         let config = Config::read(&file).map_err(|errors| {
             printer.raw(&errors.to_string());

@@ -1,6 +1,5 @@
 //! `imgsync sync`: one image, now.
 
-use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,9 +21,7 @@ use super::printer::Printer;
 use super::progress::Progress;
 use super::settings::Settings;
 use super::signals;
-
-/// The password of `--user`, where it was not given otherwise.
-const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
+use super::target::{hub, password};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -138,7 +135,7 @@ async fn work(
     named: &mut Option<Location>,
 ) -> Result<()> {
     let mut client = settings.client()?;
-    let password = password(args)?;
+    let password = password(args.user.as_deref(), args.password.as_ref(), args.password_stdin)?;
     client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall = args.patience.stall_timeout;
@@ -160,7 +157,13 @@ async fn work(
         force: args.force,
         ..Job::new(args.source.clone(), target.clone())
     };
-    if args.dry_run {
+    if args.manifests.is_some() {
+        printer.line("--manifests is superseded: `sync` asks both ends, and needs no folder to know what is there");
+    }
+    if args.download_manifests {
+        printer.line("--download-manifests is superseded by --dry-run, and does the same: nothing is copied");
+    }
+    if args.dry_run || args.download_manifests {
         let survey = copier.survey(&job, &context).await?;
         tell_survey(args, &target, &survey, printer);
         return Ok(());
@@ -213,27 +216,6 @@ async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<S
         .parse()
         .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string()))?;
     Ok(Location::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
-}
-
-fn hub() -> imgsync_common::image::RegistryName {
-    "docker.io".parse().expect("a constant name parses")
-}
-
-fn password(args: &SyncArgs) -> Result<Option<Secret>> {
-    if !args.password_stdin {
-        let typed = args.password.clone();
-        let variable = || std::env::var(PASSWORD_VARIABLE).ok().filter(|text| args.user.is_some() && !text.is_empty());
-        return Ok(typed.or_else(variable).map(Secret::new));
-    }
-    let mut text = String::new();
-    std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {
-        Error::new(Class::Invalid, "reading the password from stdin", error.to_string()).because(error)
-    })?;
-    let text = text.trim_end_matches(['\n', '\r']);
-    if text.is_empty() {
-        return Err(Error::new(Class::Invalid, "reading the password from stdin", "it is empty"));
-    }
-    Ok(Some(Secret::new(text)))
 }
 
 fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {

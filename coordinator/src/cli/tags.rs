@@ -16,10 +16,13 @@ use serde::Serialize;
 
 use super::args::{Global, TagsArgs};
 use super::exit::{self, Exit};
+use super::presets::source;
 use super::printer::Printer;
 use super::settings::Settings;
 use super::signals;
-use crate::enumerate::{Found, Listing, Options, Order, enumerate};
+use crate::batches::{Listings, Offer};
+use crate::enumerate::{Found, Listing, Options, Order};
+use crate::presets::Part;
 
 /// More dropped tags than this are counted rather than named.
 const MOST_NAMED: usize = 20;
@@ -63,13 +66,17 @@ async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Print
 
     let tally = Tally::new();
     let options = Options { query_limit: args.query_limit.into(), order: Order::ByName };
-    let mut found = enumerate(&client, &args.pattern, options, &context, &tally);
+    let Some(source) = source(args.pattern.as_ref(), args.preset.as_ref()) else {
+        return Err(Error::new(Class::Invalid, "listing tags", "there is neither a pattern nor a preset"));
+    };
+    let mut listings = Listings::of(&source, settings.folder(), &client, options, &context, &tally).await?;
     let mut told = Told { args, debug, printer, dropped: Dropped::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();
-    while let Some(found) = found.next().await? {
+    while let Some(Offer { found, part }) = listings.next().await? {
         match found {
             Found::Listed(listing) => {
-                if !told.repository(&selection, &listing, now) {
+                let part = part.as_deref();
+                if !told.repository(part, &selection, &listing, now) {
                     // Nobody reads on: `| head`.
                     return Ok(Exit::Done);
                 }
@@ -122,11 +129,14 @@ struct Dropped {
 
 impl Told<'_> {
     /// Prints one repository's tags. False if nobody reads them.
-    fn repository(&mut self, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
+    fn repository(&mut self, part: Option<&Part>, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
         self.listed += 1;
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
-        let evaluation = selection.evaluate(candidates, now);
+        let evaluation = match part {
+            Some(part) => part.evaluate(selection, candidates, now),
+            None => selection.evaluate(candidates, now),
+        };
         for (candidate, reason) in &evaluation.dropped {
             let name = format!("{}/{}:{}", listing.registry, listing.repository, candidate.tag);
             let line = format!("dropped {}: {reason}", printable(&name));
@@ -144,7 +154,7 @@ impl Told<'_> {
 
     fn line(&self, listing: &Listing, tag: &str) -> String {
         if !self.args.json {
-            return match self.args.pattern.repository() {
+            return match self.args.pattern.as_ref().and_then(|pattern| pattern.repository()) {
                 Some(_) => tag.to_owned(),
                 None => format!("{}/{}:{tag}", listing.registry, listing.repository),
             };

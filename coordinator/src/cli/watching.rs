@@ -149,6 +149,7 @@ impl Observer for Watching {
     fn on(&self, event: &Event) {
         match event {
             Event::TaskStarted { ticket, source, target } => {
+                tracing::debug!(task = ticket.index, "begins {source} to {target}");
                 self.event(&json!({"event": "started", "task": ticket.index, "source": source, "target": target}));
                 let mut running = self.running();
                 let room = running.values().flatten().count() < MOST_LINES;
@@ -165,6 +166,7 @@ impl Observer for Watching {
                 if let Some(Some(bar)) = self.running().remove(ticket) {
                     bar.finish_and_clear();
                 }
+                tracing::debug!(task = ticket.index, ?end, "ended");
                 self.event(&ended(ticket.index, end));
                 match end {
                     TaskEnd::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),

@@ -180,7 +180,7 @@ pub fn from(rule: &Rule) -> String {
     match &rule.source {
         Source::Repositories(pattern) => pattern.to_string(),
         Source::Layout(path) => format!("oci:{}", path.display()),
-        Source::Preset(name) => name.clone(),
+        Source::Preset(preset) => preset.to_string(),
     }
 }
 

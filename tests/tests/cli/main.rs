@@ -3,5 +3,7 @@
 
 mod bad_input;
 mod endings;
+mod original;
 mod output;
+mod presets;
 mod reach;

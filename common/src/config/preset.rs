@@ -1,0 +1,118 @@
+//! `preset:`: a known source by name, and which versions of it. Which presets there are, is handed in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::keys::PRESET;
+use super::reader::Reader;
+use super::yaml::{Node, Value};
+use crate::select::{RepositoryPattern, VersionRange};
+
+/// A known source, as it is asked for: `kubeadm`, or `kubeadm >=1.30` for what these versions need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preset {
+    /// Its name.
+    pub name: String,
+    /// Only what these versions need; all there is if none are named.
+    pub versions: Option<VersionRange>,
+}
+
+/// A preset that there is, as far as a configuration must know it.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownPreset<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it can be cut down to versions.
+    pub has_versions: bool,
+    /// What it reads.
+    pub reads: &'a [RepositoryPattern],
+}
+
+impl FromStr for Preset {
+    type Err = String;
+
+    /// `kubeadm`, `kubeadm >=1.30`, `kubeadm ~1.31 || ~1.32`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')).unwrap_or(text.len());
+        let (name, range) = text.split_at(end);
+        if name.is_empty() {
+            return Err(format!("`{text}` is not a preset's name"));
+        }
+        let range = range.trim();
+        let versions = match range.is_empty() {
+            true => None,
+            false => Some(range.parse::<VersionRange>().map_err(|error| {
+                format!("after the preset's name come versions such as `{name} >=1.30`, and here {error}")
+            })?),
+        };
+        Ok(Self { name: name.to_owned(), versions })
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match &self.versions {
+            Some(versions) => write!(f, " {versions}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Preset {
+    /// The preset of this name among those that there are; else what is wrong, and what to do.
+    pub fn find<'k, 'a>(&self, known: &'k [KnownPreset<'a>]) -> Result<&'k KnownPreset<'a>, (String, String)> {
+        let name = &self.name;
+        let Some(found) = known.iter().find(|preset| preset.name == name) else {
+            let near = known.iter().map(|preset| (strsim::damerau_levenshtein(preset.name, name), preset.name)).min();
+            let meant = match near {
+                Some((distance, near)) if distance <= 3 => format!(", did you mean `{near}`?"),
+                _ => String::new(),
+            };
+            let names: Vec<&str> = known.iter().map(|preset| preset.name).collect();
+            return Err((format!("there is no preset `{name}`{meant}"), format!("there are {}", names.join(", "))));
+        };
+        if self.versions.is_some() && !found.has_versions {
+            return Err((
+                format!("the preset `{name}` is not cut down to versions"),
+                "choose tags with `tags`, such as `tags: {semver: \">=1.20\"}`".to_owned(),
+            ));
+        }
+        Ok(found)
+    }
+}
+
+/// What stands after `preset:`: a name, or a name with settings.
+pub(super) fn read(reader: &Reader, node: &Node, known: Option<&[KnownPreset<'_>]>) -> Option<Preset> {
+    let preset = match &node.value {
+        Value::Map(entries) => {
+            let [entry] = entries.as_slice() else {
+                reader.report_with(
+                    &node.at,
+                    "a preset with settings is one name and what is set",
+                    "write `preset: {kubeadm: {versions: \">=1.30\"}}`; a second preset is a rule of its own",
+                );
+                return None;
+            };
+            let fields = reader.fields(&entry.value, &PRESET)?;
+            let versions = match fields.get("versions") {
+                Some(node) => Some(reader.parse(node)?),
+                None => None,
+            };
+            Preset { name: entry.key.clone(), versions }
+        }
+        _ => reader.parse::<Preset>(node)?,
+    };
+    if let Some(Err((message, hint))) = known.map(|known| preset.find(known)) {
+        match &node.value {
+            Value::Map(entries) => match entries.first() {
+                Some(entry) => reader.report_with(&entry.key_at, message, hint),
+                None => reader.report_with(&node.at, message, hint),
+            },
+            _ => reader.refuse(node, message, Some(hint)),
+        }
+        return None;
+    }
+    Some(preset)
+}

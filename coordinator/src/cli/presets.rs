@@ -1,0 +1,142 @@
+//! `imgsync presets`: the known sources, and what they expand to; and how commands take one.
+
+use clap::Args;
+use imgsync_common::config::{Preset, Source};
+use imgsync_common::error::Result;
+use imgsync_common::select::{RepositoryPattern, Selection};
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::RunArgs;
+use super::exit::Exit;
+use super::printer::Printer;
+use super::run::fail;
+use super::target::TargetArgs;
+use crate::presets::{self, Names, Part, parts};
+
+/// `imgsync run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunCommand {
+    /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
+    ///
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --name and --user go with it.
+    #[arg(long, value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Vec<Preset>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+/// `imgsync presets`.
+#[derive(Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// Only this one; with versions, what these need: "kubeadm >=1.30"
+    #[arg(value_name = "PRESET", value_parser = preset)]
+    pub(crate) preset: Option<Preset>,
+    /// Print a JSON array, with earlier homes
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A preset, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    preset: &'a str,
+    about: &'a str,
+    /// Whether it can be cut down to versions.
+    versions: bool,
+    reads: Vec<Reads>,
+}
+
+#[derive(Debug, Serialize)]
+struct Reads {
+    from: String,
+    /// As a rule's `tags` would say it; empty for all tags.
+    tags: serde_json::Value,
+    target: String,
+    /// The target's name with `name: original`.
+    original: String,
+    /// Earlier homes, newest first.
+    was: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &PresetsArgs, printer: &Printer) -> Exit {
+    match show(args, printer) {
+        Ok(()) => Exit::Done,
+        Err(error) => fail(&error, printer),
+    }
+}
+
+fn show(args: &PresetsArgs, printer: &Printer) -> Result<()> {
+    let named = match &args.preset {
+        Some(preset) => vec![preset.clone()],
+        None => presets::all().iter().map(|known| Preset { name: known.name.clone(), versions: None }).collect(),
+    };
+    let mut rows = vec![["PRESET", "READS", "TAGS", "TARGET", "WITH name: original"].map(str::to_owned)];
+    let mut shown = Vec::new();
+    for preset in &named {
+        let known = presets::find(preset)?;
+        let parts = parts(&Source::Preset(preset.clone()))?;
+        if args.preset.is_some() {
+            printer.line(&format!("{}: {}", known.name, known.about));
+        }
+        for part in &parts {
+            let Names { target, original } = part.names();
+            rows.push([preset.name.clone(), part.pattern.to_string(), tags(&part.selection), target, original]);
+        }
+        let reads = parts.iter().map(reads).collect();
+        shown.push(Shown { preset: &known.name, about: &known.about, versions: known.has_versions(), reads });
+    }
+    if args.json {
+        printer.data(&serde_json::to_string(&shown).unwrap_or_default());
+        return Ok(());
+    }
+    let widths: Vec<usize> =
+        (0..4).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    for row in &rows {
+        let padded: Vec<String> = row[..4].iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        if !printer.data(&format!("{}  {}", padded.join("  "), row[4])) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn reads(part: &Part) -> Reads {
+    let Names { target, original } = part.names();
+    let Selection { include, exclude, range, .. } = &part.selection;
+    let mut tags = json!({});
+    for (key, patterns) in [("include", include), ("exclude", exclude)] {
+        if !patterns.is_empty() {
+            tags[key] = patterns.iter().map(ToString::to_string).collect();
+        }
+    }
+    if let Some(range) = range {
+        tags["semver"] = range.as_str().into();
+    }
+    Reads { from: part.pattern.to_string(), tags, target, original, was: part.was() }
+}
+
+/// The tags in a word: `*` for all.
+fn tags(selection: &Selection) -> String {
+    let mut words: Vec<String> = selection.include.iter().map(ToString::to_string).collect();
+    words.extend(selection.range.as_ref().map(ToString::to_string));
+    if words.is_empty() { "*".to_owned() } else { words.join(", ") }
+}
+
+/// A preset as it is typed: `kubeadm`, `kubeadm >=1.30`.
+pub(crate) fn preset(text: &str) -> std::result::Result<Preset, String> {
+    let preset: Preset = text.parse()?;
+    presets::find(&preset).map(|_| preset).map_err(|error| match error.advice() {
+        Some(advice) => format!("{} ({advice})", error.detail()),
+        None => error.detail().to_owned(),
+    })
+}
+
+/// What `imgsync tags` lists: a pattern, or what a preset reads.
+pub(crate) fn source(pattern: Option<&RepositoryPattern>, preset: Option<&Preset>) -> Option<Source> {
+    let pattern = || pattern.cloned().map(Source::Repositories);
+    preset.cloned().map(Source::Preset).or_else(pattern)
+}

@@ -1,0 +1,167 @@
+//! Where to, and as whom, for commands that bring a source of their own: presets, and the original's commands.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use imgsync_common::config::{Credential, Destination, Rule, Source};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{ParseReferenceError, RegistryName};
+use imgsync_common::naming::{Base, Style};
+use imgsync_common::registry::Client;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::secret::Secret;
+
+use super::printer::Printer;
+use super::settings::Settings;
+use crate::presets::parts;
+
+/// The password of `--user`, where it was not given otherwise.
+const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
+
+/// Where to, and as whom.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Target")]
+pub(crate) struct TargetArgs {
+    /// Copy to here: a registry and a path, or oci:DIR; may be repeated [default: docker.io/<user>, or the configuration's]
+    #[arg(long, value_name = "PLACE", value_parser = destination)]
+    pub(crate) to: Vec<Destination>,
+    /// What targets are called: flat, keep, basename, full, original, or a template
+    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
+    pub(crate) name: Option<Style>,
+    /// The user at the target's registry; without --to, the target is docker.io/<user>
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
+    ///
+    /// Where none is given, what `docker login` left is used.
+    #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
+    pub(crate) password: Option<Secret>,
+    /// Read the password from stdin
+    #[arg(long, requires = "user", conflicts_with = "password")]
+    pub(crate) password_stdin: bool,
+}
+
+impl TargetArgs {
+    /// Whether anything of it was typed.
+    pub(crate) fn is_typed(&self) -> bool {
+        !self.to.is_empty() || self.name.is_some() || self.user.is_some()
+    }
+
+    /// Makes these sources the rules, in place of the configuration's, and puts the credentials into it. `name` is what
+    /// targets are called if that was not typed. Defaults of the configuration hold.
+    pub(crate) async fn set_rules(
+        &self,
+        sources: Vec<Source>,
+        name: Option<Style>,
+        settings: &mut Settings,
+        printer: &Printer,
+    ) -> Result<()> {
+        let to = self.places(settings).await?;
+        self.log_in(to.as_deref(), settings, printer)?;
+        let mut rules = Vec::new();
+        for source in sources {
+            let mut rule = settings.config.rule_for(source);
+            rule.to = to.clone().unwrap_or(rule.to);
+            rule.name = self.name.clone().or_else(|| name.clone()).or(rule.name);
+            check(&rule)?;
+            rules.push(rule);
+        }
+        settings.config.rules = rules;
+        Ok(())
+    }
+
+    /// Where to, if that was typed or follows from who is logged in; none if the configuration says so.
+    async fn places(&self, settings: &Settings) -> Result<Option<Vec<Destination>>> {
+        if !self.to.is_empty() {
+            return Ok(Some(self.to.clone()));
+        }
+        let user = match &self.user {
+            Some(user) => Some(user.clone()),
+            None if !settings.config.to.is_empty() || settings.config.hub_user().is_some() => return Ok(None),
+            None => Client::new(settings.client()?, Environment::from_process()).user_of(&hub()).await?,
+        };
+        let tried = "choosing the target";
+        let user = user.ok_or_else(|| {
+            Error::new(Class::Invalid, tried, "nobody says where to, and no user at Docker Hub is known")
+                .hint("give --user or --to, write `defaults: {to: …}` in the configuration, or run `docker login`")
+        })?;
+        let prefix = user.to_ascii_lowercase().parse().map_err(|error: ParseReferenceError| {
+            Error::new(Class::Invalid, tried, format!("the user {user} has no place at Docker Hub: {error}"))
+        })?;
+        Ok(Some(vec![Destination::Registry(Base { registry: hub(), prefix: Some(prefix) })]))
+    }
+
+    /// User and password are for the registry of the target.
+    fn log_in(&self, to: Option<&[Destination]>, settings: &mut Settings, printer: &Printer) -> Result<()> {
+        let password = password(self.user.as_deref(), self.password.as_ref(), self.password_stdin)?;
+        let (Some(username), Some(password)) = (self.user.clone(), password) else { return Ok(()) };
+        let registries = to.unwrap_or_default().iter().filter_map(|to| match to {
+            Destination::Registry(base) => Some(&base.registry),
+            Destination::Layout(_) => None,
+        });
+        let mut registries: Vec<&RegistryName> = registries.collect();
+        registries.dedup();
+        let [registry] = registries.as_slice() else {
+            let detail = "a user and a password are for one registry, and the targets are not in one";
+            return Err(Error::new(Class::Invalid, "choosing the target", detail)
+                .hint("write the credentials in `registries:` of a configuration"));
+        };
+        let entry = settings.config.registries.entry((*registry).clone()).or_default();
+        entry.username = Some(username.clone());
+        entry.credential = Some(Credential::Basic { username, password });
+        if settings.cluster()?.is_some() {
+            printer.warning("workers of the cluster do not learn this password: they need credentials of their own");
+        }
+        Ok(())
+    }
+}
+
+/// What can be said about a rule before anything is listed.
+fn check(rule: &Rule) -> Result<()> {
+    let tried = || format!("copying {}", rule.source);
+    if rule.to.is_empty() {
+        return Err(Error::new(Class::Invalid, tried(), "nobody says where to").hint("give --to or --user"));
+    }
+    for part in parts(&rule.source)? {
+        if let Some(error) = rule.sample_names(&part.pattern).into_iter().find_map(std::result::Result::err) {
+            return Err(Error::new(Class::Invalid, tried(), error.to_string()).hint("choose another --name or --to"));
+        }
+    }
+    Ok(())
+}
+
+/// The password that goes with a user: typed, from stdin, or from the environment.
+pub(crate) fn password(user: Option<&str>, typed: Option<&Secret>, from_stdin: bool) -> Result<Option<Secret>> {
+    if !from_stdin {
+        let variable = || std::env::var(PASSWORD_VARIABLE).ok().filter(|text| user.is_some() && !text.is_empty());
+        // The original's scripts give an empty one where a secret is not set.
+        let typed = typed.filter(|typed| !typed.expose().is_empty()).cloned();
+        return Ok(typed.or_else(|| variable().map(Secret::new)));
+    }
+    let mut text = String::new();
+    std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {
+        Error::new(Class::Invalid, "reading the password from stdin", error.to_string()).because(error)
+    })?;
+    let text = text.trim_end_matches(['\n', '\r']);
+    if text.is_empty() {
+        return Err(Error::new(Class::Invalid, "reading the password from stdin", "it is empty"));
+    }
+    Ok(Some(Secret::new(text)))
+}
+
+/// Docker Hub.
+pub(crate) fn hub() -> RegistryName {
+    "docker.io".parse().expect("a constant name parses")
+}
+
+fn destination(text: &str) -> std::result::Result<Destination, String> {
+    match text.strip_prefix("oci:") {
+        Some("") => Err("`oci:` needs the name of a folder".to_owned()),
+        Some(folder) => Ok(Destination::Layout(PathBuf::from(folder))),
+        None => text
+            .parse()
+            .map(Destination::Registry)
+            .map_err(|error: imgsync_common::naming::BaseError| error.to_string()),
+    }
+}

@@ -1,0 +1,156 @@
+//! A part of what a rule reads: repositories of one place, and which of their tags.
+
+use imgsync_common::config::Source;
+use imgsync_common::error::Result;
+use imgsync_common::image::{RegistryName, RepositoryName};
+use imgsync_common::naming::flat;
+use imgsync_common::select::{Candidate, Evaluation, RepositoryPattern, Selection, compare_tags};
+use jiff::Timestamp;
+
+use super::catalog::{Home, find};
+use super::versions::triple;
+use crate::enumerate::Listing;
+
+/// Repositories, and what is chosen of them besides what the rule chooses.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The repositories.
+    pub pattern: RepositoryPattern,
+    /// Which of their tags; the rule's own selection sees only these.
+    pub selection: Selection,
+    pub(super) watch: Option<Watch>,
+    pub(super) home: Option<Home>,
+}
+
+/// What targets are called, with `…` for what a star stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// By the home that is read.
+    pub target: String,
+    /// With `name: original`.
+    pub original: String,
+}
+
+/// What is looked for in a listing, to say so if it is odd.
+#[derive(Debug, Clone)]
+pub(super) enum Watch {
+    /// Each tag that the selection names must be there.
+    Tags {
+        /// Who needs it.
+        of: String,
+    },
+    /// Versions that the table does not know: major and minor.
+    Versions {
+        /// Whose versions.
+        of: String,
+        oldest: (u64, u64),
+        newest: (u64, u64),
+    },
+}
+
+impl Part {
+    /// All of a pattern, as a rule without a preset reads it.
+    pub fn plain(pattern: RepositoryPattern) -> Part {
+        Part { pattern, selection: Selection::default(), watch: None, home: None }
+    }
+
+    /// The name that a repository had in the original imgsync, as `registry/repository`; none if it had no other.
+    pub fn original(&self, registry: &RegistryName, repository: &RepositoryName) -> Option<String> {
+        self.home.as_ref()?.original_of(&format!("{registry}/{repository}"))
+    }
+
+    /// What its targets are called.
+    pub fn names(&self) -> Names {
+        let pattern = self.pattern.to_string();
+        let open = |name: &str| flat(&name.replace("**", "…").replace('*', "…"));
+        let original = self.home.as_ref().and_then(|home| home.original_of(&pattern));
+        Names { target: open(&pattern), original: open(original.as_deref().unwrap_or(&pattern)) }
+    }
+
+    /// The earlier homes, newest first, each with what of it is read.
+    pub fn was(&self) -> Vec<String> {
+        self.home.as_ref().map(|home| home.was_of(&self.pattern.to_string())).unwrap_or_default()
+    }
+
+    /// Judges tags: by what this part asks for, then by the rule's own selection.
+    pub fn evaluate(&self, own: &Selection, tags: impl Iterator<Item = Candidate>, now: Timestamp) -> Evaluation {
+        if self.selection == Selection::default() {
+            return own.evaluate(tags, now);
+        }
+        let first = self.selection.evaluate(tags, now);
+        let mut evaluation = own.evaluate(first.kept, now);
+        evaluation.dropped.extend(first.dropped);
+        evaluation.dropped.sort_by(|a, b| compare_tags(&a.0.tag, &b.0.tag));
+        evaluation
+    }
+
+    /// What whoever reads this should know of a listing.
+    pub fn remarks(&self, listing: &Listing) -> Vec<String> {
+        let name = format!("{}/{}", listing.registry, listing.repository);
+        match &self.watch {
+            None => Vec::new(),
+            Some(Watch::Tags { of }) => {
+                let named = self.selection.include.iter().filter_map(|pattern| pattern.literal());
+                let missing: Vec<&str> = named.filter(|tag| listing.get(tag).is_none()).collect();
+                match missing.is_empty() {
+                    true => Vec::new(),
+                    false => vec![format!("{name} does not list {}, which {of} needs", missing.join(", "))],
+                }
+            }
+            Some(Watch::Versions { of, oldest, newest }) => {
+                let tags = listing.tags.iter().map(|listed| Candidate::new(&listed.tag));
+                let kept = self.selection.evaluate(tags, Timestamp::UNIX_EPOCH).kept;
+                let mut minors: Vec<(u64, u64)> =
+                    kept.iter().filter_map(|candidate| triple(&candidate.tag)).map(|(a, b, _)| (a, b)).collect();
+                minors.sort_unstable();
+                minors.dedup();
+                let list = |minors: Vec<&(u64, u64)>| {
+                    minors.iter().map(|(major, minor)| format!("{major}.{minor}")).collect::<Vec<_>>().join(", ")
+                };
+                let newer = list(minors.iter().filter(|minor| *minor > newest).collect());
+                let older = list(minors.iter().filter(|minor| *minor < oldest).collect());
+                let mut remarks = Vec::new();
+                if !newer.is_empty() {
+                    let known = format!("{}.{}", newest.0, newest.1);
+                    remarks.push(format!(
+                        "{of} {newer} is newer than this imgsync, which takes what {known} needs: a newer imgsync may know better"
+                    ));
+                }
+                if !older.is_empty() {
+                    remarks.push(format!(
+                        "{of} {older} is too old: what it needs besides its own images is not known, name that in a rule of its own"
+                    ));
+                }
+                remarks
+            }
+        }
+    }
+}
+
+/// What a source reads: the parts of a preset, or the one pattern that was written. A layout is read as a whole, and has
+/// none.
+pub fn parts(source: &Source) -> Result<Vec<Part>> {
+    match source {
+        Source::Repositories(pattern) => Ok(vec![Part::plain(pattern.clone())]),
+        Source::Layout(_) => Ok(Vec::new()),
+        Source::Preset(preset) => {
+            let known = find(preset)?;
+            let parts = match (&preset.versions, &known.versions) {
+                (Some(range), Some(versions)) => versions.parts(range),
+                _ => known.reads().iter().cloned().map(Part::plain).collect(),
+            };
+            let at_home = |part: Part| {
+                let meant = |home: &&Home| home.patterns().any(|pattern| covers(&pattern, &part.pattern));
+                let home = known.homes.iter().find(meant).cloned();
+                Part { home, ..part }
+            };
+            Ok(parts.into_iter().map(at_home).collect())
+        }
+    }
+}
+
+/// Whether all that the second means is meant by the first.
+fn covers(pattern: &RepositoryPattern, part: &RepositoryPattern) -> bool {
+    let within = |repository: RepositoryName| pattern.matches(repository.as_str());
+    pattern.registry() == part.registry() && (pattern == part || part.repository().is_some_and(within))
+}

@@ -1,0 +1,110 @@
+//! What a version of something needs: images that have the version as their tag, and images that it was made for.
+
+use std::collections::BTreeMap;
+
+use imgsync_common::select::{Selection, TagPattern, Version, VersionRange};
+use serde::Deserialize;
+
+use super::part::{Part, Watch};
+
+/// Patch releases of one minor version: more than there will ever be.
+const PATCHES: u64 = 100;
+/// How far beyond the newest minor version that is known a range is still asked.
+const NEWER: u64 = 100;
+/// A range that names none of these means releases.
+const STAGES: [&str; 3] = ["alpha", "beta", "rc"];
+
+/// The table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Versions {
+    /// The preset that it belongs to.
+    pub(super) preset: String,
+    /// Whose versions they are.
+    of: String,
+    /// Registry and path.
+    at: String,
+    /// Have the version as their tag.
+    components: Vec<String>,
+    /// From old to new.
+    #[serde(rename = "release")]
+    pub(super) releases: Vec<Release>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Release {
+    pub(super) from: String,
+    /// `repository:tag`.
+    pub(super) images: Vec<String>,
+}
+
+/// Major, minor, patch.
+type Triple = (u64, u64, u64);
+
+/// The numbers of `v1.30.5` or `1.30.5-rc.1`; a patch that is not there is 0.
+pub(super) fn triple(text: &str) -> Option<Triple> {
+    let plain = text.trim_start_matches('v');
+    let plain = plain.split_once(['-', '+']).map_or(plain, |(plain, _)| plain);
+    let mut numbers = plain.split('.').map(str::parse);
+    let mut next = || numbers.next().transpose().ok();
+    Some((next()??, next()??, next()?.unwrap_or(0)))
+}
+
+impl Versions {
+    /// What these versions need.
+    pub(super) fn parts(&self, range: &VersionRange) -> Vec<Part> {
+        let glob = |text: &str| text.parse::<TagPattern>().ok();
+        let plain = !STAGES.iter().any(|stage| range.as_str().contains(stage));
+        let exclude = STAGES.iter().filter(|_| plain).filter_map(|stage| glob(&format!("*-{stage}*"))).collect();
+        let selection = Selection { range: Some(range.clone()), exclude, ..Selection::default() };
+        let known = self.releases.first().zip(self.releases.last());
+        let known = known.and_then(|(first, last)| Some((triple(&first.from)?, triple(&last.from)?)));
+        let components = self.components.iter().enumerate().filter_map(|(index, component)| {
+            let pattern = format!("{}/{component}", self.at).parse().ok()?;
+            // They all have the same versions: one says what is odd about them.
+            let watch = known.filter(|_| index == 0).map(|(oldest, newest)| Watch::Versions {
+                of: self.of.clone(),
+                oldest: (oldest.0, oldest.1),
+                newest: (newest.0, newest.1),
+            });
+            Some(Part { pattern, selection: selection.clone(), watch, home: None })
+        });
+        let mut images: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for release in self.needed(range) {
+            for (repository, tag) in release.images.iter().filter_map(|image| image.split_once(':')) {
+                let tags = images.entry(repository).or_default();
+                if !tags.contains(&tag) {
+                    tags.push(tag);
+                }
+            }
+        }
+        let images = images.into_iter().filter_map(|(repository, tags)| {
+            let pattern = format!("{}/{repository}", self.at).parse().ok()?;
+            let include = tags.iter().filter_map(|tag| glob(tag)).collect();
+            let selection = Selection { include, ..Selection::default() };
+            let watch = Some(Watch::Tags { of: self.of.clone() });
+            Some(Part { pattern, selection, watch, home: None })
+        });
+        components.chain(images).collect()
+    }
+
+    /// The releases of the table that a range touches. The last one stands for newer versions, too.
+    fn needed(&self, range: &VersionRange) -> Vec<&Release> {
+        let within = |version: Triple| {
+            Version::parse(&format!("v{}.{}.{}", version.0, version.1, version.2)).is_some_and(|v| range.contains(&v))
+        };
+        let mut needed = Vec::new();
+        for (index, release) in self.releases.iter().enumerate() {
+            let Some((major, minor, patch)) = triple(&release.from) else { continue };
+            let next = self.releases.get(index + 1).and_then(|next| triple(&next.from));
+            let end = next.filter(|next| (next.0, next.1) == (major, minor)).map_or(PATCHES, |next| next.2);
+            let newer =
+                || (minor + 1..=minor + NEWER).any(|minor| (0..PATCHES).any(|patch| within((major, minor, patch))));
+            if (patch..end).any(|patch| within((major, minor, patch))) || (next.is_none() && newer()) {
+                needed.push(release);
+            }
+        }
+        needed
+    }
+}

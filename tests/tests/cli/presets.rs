@@ -1,0 +1,401 @@
+//! Presets: each expands to the repositories, tags and names that it should, against registries put in place of the real
+//! ones.
+
+use std::collections::BTreeSet;
+
+use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::images;
+use imgsync_tests::program::{Imgsync, Output};
+
+/// A configuration in which each host is one of these registries.
+pub(crate) fn endpoints(hosts: &[(&str, &FaultRegistry)]) -> String {
+    let entry = |(host, registry): &(&str, &FaultRegistry)| format!("  {host}: {{endpoint: '{}'}}\n", registry.url());
+    format!("registries:\n{}", hosts.iter().map(entry).collect::<String>())
+}
+
+/// The program, with this configuration in its folder.
+pub(crate) fn configured(yaml: &str) -> Imgsync {
+    let program = Imgsync::new();
+    program.file("imgsync.yaml", yaml);
+    program
+}
+
+/// Source and target of each line of a dry run.
+pub(crate) fn planned(output: &Output) -> BTreeSet<(String, String)> {
+    let pair = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["action"], "copy", "{line}");
+        (line["source"].as_str().unwrap().to_owned(), line["target"].as_str().unwrap().to_owned())
+    };
+    output.stdout.lines().map(pair).collect()
+}
+
+pub(crate) fn pairs(expected: &[(&str, &str)]) -> BTreeSet<(String, String)> {
+    expected.iter().map(|(source, target)| ((*source).to_owned(), (*target).to_owned())).collect()
+}
+
+/// A preset, the host that it reads, what is there; then targets by their home and with the original's names.
+struct Case {
+    preset: &'static str,
+    host: &'static str,
+    google: bool,
+    there: &'static [&'static str],
+    read: &'static [(&'static str, &'static str, &'static str)],
+}
+
+const CASES: [Case; 8] = [
+    Case {
+        preset: "flannel",
+        host: "ghcr.io",
+        google: false,
+        there: &["flannel-io/flannel", "flannel-io/flannel-cni-plugin", "flannel-io/other"],
+        read: &[
+            ("flannel-io/flannel", "ghcr.io_flannel-io_flannel", "quay.io_coreos_flannel"),
+            (
+                "flannel-io/flannel-cni-plugin",
+                "ghcr.io_flannel-io_flannel-cni-plugin",
+                "ghcr.io_flannel-io_flannel-cni-plugin",
+            ),
+        ],
+    },
+    Case {
+        preset: "kubeadm",
+        host: "registry.k8s.io",
+        google: true,
+        there: &["pause", "coredns/coredns"],
+        read: &[
+            ("pause", "registry.k8s.io_pause", "k8s.gcr.io_pause"),
+            ("coredns/coredns", "registry.k8s.io_coredns_coredns", "k8s.gcr.io_coredns_coredns"),
+        ],
+    },
+    Case {
+        preset: "helm",
+        host: "ghcr.io",
+        google: false,
+        there: &["helm/tiller", "helm/chart-testing"],
+        read: &[("helm/tiller", "ghcr.io_helm_tiller", "gcr.io_kubernetes-helm_tiller")],
+    },
+    Case {
+        preset: "istio",
+        host: "registry.istio.io",
+        google: false,
+        there: &[
+            "release/install-cni",
+            "release/istioctl",
+            "release/operator",
+            "release/pilot",
+            "release/proxyv2",
+            "release/ztunnel",
+        ],
+        read: &[
+            ("release/install-cni", "registry.istio.io_release_install-cni", "gcr.io_istio-release_install-cni"),
+            ("release/istioctl", "registry.istio.io_release_istioctl", "gcr.io_istio-release_istioctl"),
+            ("release/operator", "registry.istio.io_release_operator", "gcr.io_istio-release_operator"),
+            ("release/pilot", "registry.istio.io_release_pilot", "gcr.io_istio-release_pilot"),
+            ("release/proxyv2", "registry.istio.io_release_proxyv2", "gcr.io_istio-release_proxyv2"),
+            ("release/ztunnel", "registry.istio.io_release_ztunnel", "gcr.io_istio-release_ztunnel"),
+        ],
+    },
+    Case {
+        preset: "linkerd",
+        host: "ghcr.io",
+        google: false,
+        there: &[
+            "linkerd/cli-bin",
+            "linkerd/cni-plugin",
+            "linkerd/controller",
+            "linkerd/debug",
+            "linkerd/extension-init",
+            "linkerd/grafana",
+            "linkerd/jaeger-webhook",
+            "linkerd/metrics-api",
+            "linkerd/policy-controller",
+            "linkerd/proxy",
+            "linkerd/proxy-init",
+            "linkerd/tap",
+            "linkerd/web",
+        ],
+        read: &[
+            ("linkerd/cli-bin", "ghcr.io_linkerd_cli-bin", "gcr.io_linkerd-io_cli-bin"),
+            ("linkerd/cni-plugin", "ghcr.io_linkerd_cni-plugin", "gcr.io_linkerd-io_cni-plugin"),
+            ("linkerd/controller", "ghcr.io_linkerd_controller", "gcr.io_linkerd-io_controller"),
+            ("linkerd/debug", "ghcr.io_linkerd_debug", "gcr.io_linkerd-io_debug"),
+            ("linkerd/extension-init", "ghcr.io_linkerd_extension-init", "gcr.io_linkerd-io_extension-init"),
+            ("linkerd/grafana", "ghcr.io_linkerd_grafana", "gcr.io_linkerd-io_grafana"),
+            ("linkerd/jaeger-webhook", "ghcr.io_linkerd_jaeger-webhook", "gcr.io_linkerd-io_jaeger-webhook"),
+            ("linkerd/metrics-api", "ghcr.io_linkerd_metrics-api", "gcr.io_linkerd-io_metrics-api"),
+            ("linkerd/policy-controller", "ghcr.io_linkerd_policy-controller", "gcr.io_linkerd-io_policy-controller"),
+            ("linkerd/proxy", "ghcr.io_linkerd_proxy", "gcr.io_linkerd-io_proxy"),
+            ("linkerd/proxy-init", "ghcr.io_linkerd_proxy-init", "gcr.io_linkerd-io_proxy-init"),
+            ("linkerd/tap", "ghcr.io_linkerd_tap", "gcr.io_linkerd-io_tap"),
+            ("linkerd/web", "ghcr.io_linkerd_web", "gcr.io_linkerd-io_web"),
+        ],
+    },
+    Case {
+        preset: "spinnaker",
+        host: "ghcr.io",
+        google: false,
+        there: &[
+            "spinnaker/clouddriver",
+            "spinnaker/deck",
+            "spinnaker/echo",
+            "spinnaker/fiat",
+            "spinnaker/front50",
+            "spinnaker/gate",
+            "spinnaker/halyard",
+            "spinnaker/igor",
+            "spinnaker/kayenta",
+            "spinnaker/keel",
+            "spinnaker/orca",
+            "spinnaker/rosco",
+        ],
+        read: &[
+            ("spinnaker/clouddriver", "ghcr.io_spinnaker_clouddriver", "gcr.io_spinnaker-marketplace_clouddriver"),
+            ("spinnaker/deck", "ghcr.io_spinnaker_deck", "gcr.io_spinnaker-marketplace_deck"),
+            ("spinnaker/echo", "ghcr.io_spinnaker_echo", "gcr.io_spinnaker-marketplace_echo"),
+            ("spinnaker/fiat", "ghcr.io_spinnaker_fiat", "gcr.io_spinnaker-marketplace_fiat"),
+            ("spinnaker/front50", "ghcr.io_spinnaker_front50", "gcr.io_spinnaker-marketplace_front50"),
+            ("spinnaker/gate", "ghcr.io_spinnaker_gate", "gcr.io_spinnaker-marketplace_gate"),
+            ("spinnaker/halyard", "ghcr.io_spinnaker_halyard", "gcr.io_spinnaker-marketplace_halyard"),
+            ("spinnaker/igor", "ghcr.io_spinnaker_igor", "gcr.io_spinnaker-marketplace_igor"),
+            ("spinnaker/kayenta", "ghcr.io_spinnaker_kayenta", "gcr.io_spinnaker-marketplace_kayenta"),
+            ("spinnaker/keel", "ghcr.io_spinnaker_keel", "gcr.io_spinnaker-marketplace_keel"),
+            ("spinnaker/orca", "ghcr.io_spinnaker_orca", "gcr.io_spinnaker-marketplace_orca"),
+            ("spinnaker/rosco", "ghcr.io_spinnaker_rosco", "gcr.io_spinnaker-marketplace_rosco"),
+        ],
+    },
+    Case {
+        preset: "distroless",
+        host: "gcr.io",
+        google: true,
+        there: &["distroless/static", "distroless/base/debug", "istio-release/pilot"],
+        read: &[
+            ("distroless/static", "gcr.io_distroless_static", "gcr.io_distroless_static"),
+            ("distroless/base/debug", "gcr.io_distroless_base_debug", "gcr.io_distroless_base_debug"),
+        ],
+    },
+    Case {
+        preset: "samples",
+        host: "us-docker.pkg.dev",
+        google: true,
+        there: &["google-samples/containers/gke/hello-app", "google-samples/other/x"],
+        read: &[(
+            "google-samples/containers/gke/hello-app",
+            "us-docker.pkg.dev_google-samples_containers_gke_hello-app",
+            "gcr.io_google-samples_hello-app",
+        )],
+    },
+];
+
+#[tokio::test]
+async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
+    let image = images::single("preset");
+    for Case { preset, host, google, there, read } in CASES {
+        let source = if google { FaultRegistry::builder().google() } else { FaultRegistry::builder() };
+        let (source, target) = tokio::join!(source.start(), FaultRegistry::start());
+        for repository in there {
+            source.push(repository, "v1", &image);
+        }
+        source.push(read[0].0, "v2", &image);
+        let yaml = endpoints(&[(host, &source), ("docker.io", &target)]);
+        for (style, names) in [(None, 1), (Some("original"), 2)] {
+            let mut expected: Vec<(String, String)> = read
+                .iter()
+                .map(|row| {
+                    (
+                        format!("{host}/{}:v1", row.0),
+                        format!("docker.io/me/{}:v1", if names == 1 { row.1 } else { row.2 }),
+                    )
+                })
+                .collect();
+            expected.push((expected[0].0.replace(":v1", ":v2"), expected[0].1.replace(":v1", ":v2")));
+            let expected: BTreeSet<_> = expected.into_iter().collect();
+            // Typed, and in a rule.
+            let mut typed = configured(&yaml).args(["run", "--dry-run", "--json", "--preset", preset, "--user", "me"]);
+            let mut rule = format!("{yaml}rules: [{{preset: {preset}, to: docker.io/me");
+            if let Some(style) = style {
+                typed = typed.args(["--name", style]);
+                rule.push_str(&format!(", name: {style}"));
+            }
+            assert_eq!(planned(&typed.run().await.assert_code(0)), expected, "{preset} {style:?}");
+            let written = configured(&format!("{rule}}}]\n")).args(["run", "--dry-run", "--json"]);
+            assert_eq!(planned(&written.run().await.assert_code(0)), expected, "{preset} {style:?}");
+        }
+        let output = configured(&yaml).args(["tags", "--preset", preset, "--include", "v2"]).run().await.assert_code(0);
+        assert_eq!(output.stdout.lines().collect::<Vec<_>>(), [format!("{host}/{}:v2", read[0].0)]);
+    }
+}
+
+/// What registry.k8s.io holds, more or less.
+async fn kubernetes() -> FaultRegistry {
+    let registry = FaultRegistry::builder().google().start().await;
+    let image = images::single("kubernetes");
+    for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+        for tag in ["v1.29.9", "v1.30.0", "v1.30.6", "v1.31.0-rc.1", "v1.31.2", "v1.37.0", "latest"] {
+            registry.push(component, tag, &image);
+        }
+    }
+    for (repository, tags) in [
+        ("pause", &["3.8", "3.9", "3.10", "3.10.2"][..]),
+        ("etcd", &["3.5.10-0", "3.5.12-0", "3.5.15-0", "3.7.0-0"]),
+        ("coredns/coredns", &["v1.11.1", "v1.11.3", "v1.12.0", "v1.14.6"]),
+        ("kube-state-metrics/kube-state-metrics", &["v2.20.0"]),
+    ] {
+        tags.iter().for_each(|tag| registry.push(repository, tag, &image));
+    }
+    registry
+}
+
+#[tokio::test]
+async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_else() {
+    let (source, target) = tokio::join!(kubernetes(), FaultRegistry::start());
+    let yaml = endpoints(&[("registry.k8s.io", &source), ("docker.io", &target)]);
+    let rule = format!(
+        "{yaml}rules:\n- preset: {{kubeadm: {{versions: '>=1.30, <1.32'}}}}\n  name: original\n  to: docker.io/me\n"
+    );
+    let program = configured(&rule);
+    let output = program.again().args(["run", "--json"]).run().await.assert_code(0);
+    assert_eq!(output.json()["counts"]["copied"], 18, "{}", output.stdout);
+    let component = ["v1.30.0", "v1.30.6", "v1.31.2"];
+    for (repository, tags) in [
+        ("me/k8s.gcr.io_kube-apiserver", &component[..]),
+        ("me/k8s.gcr.io_kube-controller-manager", &component),
+        ("me/k8s.gcr.io_kube-scheduler", &component),
+        ("me/k8s.gcr.io_kube-proxy", &component),
+        ("me/k8s.gcr.io_pause", &["3.10", "3.9"]),
+        ("me/k8s.gcr.io_etcd", &["3.5.12-0", "3.5.15-0"]),
+        ("me/k8s.gcr.io_coredns_coredns", &["v1.11.1", "v1.11.3"]),
+    ] {
+        assert_eq!(target.tags(repository), tags, "{repository}");
+    }
+    assert_eq!(target.repositories().len(), 7);
+    // Kubernetes 1.31.14 needs an etcd that is not there; all else is quiet.
+    assert!(
+        output.stderr.contains("registry.k8s.io/etcd does not list 3.5.24-0, which Kubernetes needs"),
+        "{}",
+        output.stderr
+    );
+    assert!(!output.stderr.contains("newer than this imgsync"), "{}", output.stderr);
+
+    // Again: a request a page of each repository.
+    source.clear_requests();
+    let again = program.again().args(["run", "--json"]).run().await.assert_code(0);
+    assert_eq!(again.json()["counts"]["unchanged"], 18);
+    assert_eq!((source.count(Kind::Tags), source.total()), (7, 7), "{}", source.describe_requests());
+
+    // The rule's own selection is taken from among these.
+    let newest = configured(&rule.replace("  name:", "  tags: {newest: 1}\n  name:"));
+    let output = newest.args(["run", "--dry-run", "--json"]).run().await.assert_code(0);
+    let pairs: Vec<String> =
+        output.stdout.lines().filter(|line| line.contains("/kube-apiserver")).map(str::to_owned).collect();
+    assert!(pairs.len() == 1 && pairs[0].contains("kube-apiserver:v1.31.2"), "{pairs:?}");
+
+    for (tag, words) in [
+        ("kube-apiserver:v1.30.6", "preset kubeadm >=1.30, <1.32): selected"),
+        ("kube-apiserver:v1.29.9", "): not copied: v1.29.9 is not >=1.30, <1.32"),
+        ("pause:3.8", "): not copied: not matched by any include"),
+    ] {
+        let output = program.again().args(["explain", &format!("registry.k8s.io/{tag}")]).run().await.assert_code(0);
+        assert!(output.stdout.contains(words), "{tag}: {}", output.stdout);
+    }
+}
+
+#[tokio::test]
+async fn a_kubernetes_that_is_newer_than_the_table_takes_its_last_line_and_that_is_said() {
+    let (source, target) = tokio::join!(kubernetes(), FaultRegistry::start());
+    for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+        source.push(component, "v1.99.1", &images::single("new"));
+    }
+    source.push("kube-apiserver", "v1.17.3", &images::single("old"));
+    let yaml = endpoints(&[("registry.k8s.io", &source), ("docker.io", &target)]);
+    let run = |preset: &str| configured(&yaml).args(["run", "--dry-run", "--json", "--user", "me", "--preset", preset]);
+    let output = run("kubeadm >=1.98").run().await.assert_code(0);
+    let sources: Vec<String> = planned(&output).into_iter().map(|(source, _)| source).collect();
+    assert_eq!(
+        sources,
+        [
+            "registry.k8s.io/coredns/coredns:v1.14.6",
+            "registry.k8s.io/etcd:3.7.0-0",
+            "registry.k8s.io/kube-apiserver:v1.99.1",
+            "registry.k8s.io/kube-controller-manager:v1.99.1",
+            "registry.k8s.io/kube-proxy:v1.99.1",
+            "registry.k8s.io/kube-scheduler:v1.99.1",
+            "registry.k8s.io/pause:3.10.2",
+        ]
+    );
+    let words = "Kubernetes 1.99 is newer than this imgsync, which takes what 1.37 needs";
+    assert_eq!(output.stderr.matches(words).count(), 1, "{}", output.stderr);
+    let output = run("kubeadm >=1.30").run().await.assert_code(0);
+    assert!(output.stderr.contains(words), "{}", output.stderr);
+    let output = run("kubeadm =1.17.3").run().await;
+    assert!(output.stderr.contains("Kubernetes 1.17 is too old"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_repository_of_a_preset_that_is_gone_keeps_no_other_back() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::single("flannel");
+    source.push("flannel-io/flannel", "v0.27.4", &image);
+    let program = configured(&endpoints(&[("ghcr.io", &source), ("docker.io", &target)]));
+    let run = ["run", "--json", "--preset", "flannel", "--name", "original", "--to"];
+    let output = program.again().args(run).arg("docker.io/me").run().await.assert_code(1);
+    target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
+    assert_eq!(output.json()["unlisted"][0]["repository"], "ghcr.io/flannel-io/flannel-cni-plugin");
+    // What no registry answers for could not start.
+    let gone = configured("registries: {ghcr.io: {endpoint: 'http://127.0.0.1:1'}}\n");
+    gone.args(run).args([&format!("{}/m", target.host()), "--attempts", "1"]).run().await.assert_code(3);
+}
+
+#[tokio::test]
+async fn what_presets_there_are_and_what_they_read_is_listed() {
+    let output = Imgsync::new().arg("presets").run().await.assert_code(0);
+    for words in [
+        ["flannel", "ghcr.io/flannel-io/flannel", "quay.io_coreos_flannel"],
+        ["kubeadm", "registry.k8s.io/**", "k8s.gcr.io_…"],
+        ["helm", "ghcr.io/helm/tiller", "gcr.io_kubernetes-helm_tiller"],
+        ["istio", "registry.istio.io/release/pilot", "gcr.io_istio-release_pilot"],
+        ["linkerd", "ghcr.io/linkerd/proxy", "gcr.io_linkerd-io_proxy"],
+        ["spinnaker", "ghcr.io/spinnaker/gate", "gcr.io_spinnaker-marketplace_gate"],
+        ["distroless", "gcr.io/distroless/**", "gcr.io_distroless_…"],
+        ["samples", "us-docker.pkg.dev/google-samples/containers/gke/**", "gcr.io_google-samples_…"],
+    ] {
+        let is_row = |line: &str| words.iter().all(|word| line.split_whitespace().any(|cell| cell == *word));
+        assert!(output.stdout.lines().any(is_row), "{words:?}\n{}", output.stdout);
+    }
+    let output = Imgsync::new().args(["presets", "kubeadm ~1.36", "--json"]).run().await.assert_code(0);
+    let reads = &output.json()[0]["reads"];
+    assert_eq!(reads[0]["from"], "registry.k8s.io/kube-apiserver");
+    assert_eq!(reads[0]["tags"]["semver"], "~1.36");
+    assert_eq!(
+        reads[4],
+        serde_json::json!({
+            "from": "registry.k8s.io/coredns/coredns", "tags": {"include": ["v1.14.2"]},
+            "target": "registry.k8s.io_coredns_coredns", "original": "k8s.gcr.io_coredns_coredns",
+            "was": ["k8s.gcr.io/coredns/coredns"],
+        })
+    );
+}
+
+#[tokio::test]
+async fn wrong_presets_are_refused_where_they_stand() {
+    for (arguments, words) in [
+        (&["presets", "kubadm"][..], "did you mean `kubeadm`?"),
+        (&["run", "--preset", "cilium", "--user", "me"], "there are flannel, kubeadm"),
+        (&["run", "--preset", "flannel >=0.26", "--user", "me"], "not cut down to versions"),
+        (&["run", "--preset", "kubeadm"], "nobody says where to"),
+        (&["run", "--user", "me"], "--preset"),
+        (&["run", "--preset", "distroless", "--to", "docker.io/me", "--name", "keep"], "two levels and not 3"),
+        (&["run", "--preset", "distroless", "--to", "me"], "docker.io/me"),
+        (&["tags", "--preset", "flannel", "gcr.io/x"], "cannot be used with"),
+        (&["tags"], "PATTERN"),
+    ] {
+        let output = Imgsync::new().args(arguments).run().await.assert_code(2);
+        assert!(output.stderr.contains(words), "{arguments:?}: {}", output.stderr);
+    }
+    let program =
+        configured("rules:\n- preset: {kubadm: {}}\n  to: r.io\n- preset: flannel\n  name: keep\n  to: docker.io/me\n");
+    let output = program.args(["config", "check"]).run().await.assert_code(2);
+    for words in ["--> imgsync.yaml:2:12", "did you mean `kubeadm`?"] {
+        assert!(output.stderr.contains(words), "{}", output.stderr);
+    }
+}
