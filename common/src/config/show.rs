@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{ClientIdentity, Config, Credential, Destination, Pem, Referrers, RegistrySettings, Rule, Source};
 use crate::select::{Newest, NewestBy, Selection};
+use crate::vendor::ListingBy;
 
 impl Config {
     /// The configuration as it is understood, in YAML that can be read again; secrets are `***`.
@@ -76,6 +77,7 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     }
     yaml.option("endpoint", settings.endpoint.as_ref());
     yaml.list("mirrors", settings.mirrors.iter().map(ToString::to_string));
+    yaml.option("listing", Some(settings.listing).filter(|listing| *listing != ListingBy::Auto));
     yaml.option("api", settings.api.as_ref());
     yaml.option("proxy", settings.proxy.as_ref());
     yaml.option("tls", settings.plain_http.map(|plain| if plain { "off" } else { "on" }));

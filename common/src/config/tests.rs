@@ -107,7 +107,9 @@ fn good_configurations_are_taken() {
         &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
         &registry("proxy: 'socks5://u:p@proxy:1080', tls: off, egress: office, chunk: 10MiB, allow_private: true"),
         &registry("ca: [/etc/ca.pem, \"-----BEGIN CERTIFICATE-----\\nx\\n-----END CERTIFICATE-----\"]"),
-        &registry("client_cert: c.pem, client_key: k.pem, api: 'https://api.example.com', insecure: false"),
+        &registry(
+            "client_cert: c.pem, client_key: k.pem, listing: harbor, api: 'https://api.example.com', insecure: false",
+        ),
         &registry("credentials: [{username: a, password: b}, {identity_token: c}], requests_per_second: \"${RPS}\""),
         "report: out.json\nkeep: 30d\ntimeout: 90s\nconcurrency: ${N:-5}\nverify_every: 12h\n",
         "report: {file: out.md, level: 3}\ncluster: {store: 'rediss://h', key: \"${IMGSYNC_KEY}\"}\n",
