@@ -15,3 +15,4 @@ pub mod retry;
 pub mod secret;
 pub mod select;
 pub mod store;
+pub mod vendor;

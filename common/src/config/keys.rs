@@ -103,7 +103,16 @@ pub(super) static REGISTRY: Section = Section {
         ),
         key("endpoint", Kind::Url, "Where the registry really is: a mirror, a pull-through cache, a test."),
         key("mirrors", Kind::Several(&Kind::Url), "Tried first, in this order, for pulling."),
-        key("api", Kind::Url, "Where the vendor's own API is, if `endpoint` is set."),
+        key(
+            "listing",
+            Kind::Text,
+            "Whose API lists repositories and tags: auto (by the registry's name), registry (tags/list and _catalog), quay, hub, harbor or github.",
+        ),
+        key(
+            "api",
+            Kind::Url,
+            "Where the vendor's own API is: needed where `endpoint` is set, or the API is on another host.",
+        ),
         key("proxy", Kind::Url, "A proxy for this registry: http://, https:// or socks5://."),
         key("tls", Kind::Flag, "`off` speaks plain HTTP. Loopback addresses do so without it."),
         key("ca", Kind::Several(&Kind::Text), "Certificates to trust besides the system's: a file, or PEM."),

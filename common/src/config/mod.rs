@@ -224,7 +224,8 @@ fn registries(reader: &Reader, fields: &Fields<'_>) -> BTreeMap<RegistryName, Re
         }
     };
     for entry in entries {
-        let settings = registry::read(reader, &entry.value);
+        let name = entry.key.parse::<RegistryName>();
+        let settings = registry::read(reader, &entry.value, name.as_ref().ok());
         if let Some((host, path)) = entry.key.split_once('/').filter(|_| !entry.key.contains("://")) {
             reader.report_with(
                 &entry.key_at,
@@ -233,7 +234,7 @@ fn registries(reader: &Reader, fields: &Fields<'_>) -> BTreeMap<RegistryName, Re
             );
             continue;
         }
-        match entry.key.parse::<RegistryName>() {
+        match name {
             Err(error) => reader.report(&entry.key_at, error.to_string()),
             Ok(name) if registries.contains_key(&name) => {
                 reader.report(&entry.key_at, format!("`{}` is {name}, which is written above already", entry.key));

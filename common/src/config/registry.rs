@@ -8,7 +8,9 @@ use super::keys::{CREDENTIAL, REGISTRY};
 use super::reader::{Fields, Reader};
 use super::url::SecretUrl;
 use super::yaml::{Node, Value};
+use crate::image::RegistryName;
 use crate::secret::Secret;
+use crate::vendor::{self, ListingBy};
 
 /// What the configuration says about a registry. All of it is optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +25,8 @@ pub struct RegistrySettings {
     pub endpoint: Option<Url>,
     /// Tried first and in this order, for pulling. http or https.
     pub mirrors: Vec<Url>,
+    /// Whose API lists repositories and tags.
+    pub listing: ListingBy,
     /// Where the vendor's own API is. http or https.
     pub api: Option<Url>,
     /// http, https, socks5 or socks5h.
@@ -83,7 +87,8 @@ pub struct ClientIdentity {
 
 const HTTP: [&str; 2] = ["https", "http"];
 
-pub(super) fn read(reader: &Reader, node: &Node) -> RegistrySettings {
+/// `name` is the registry's, if it has a valid one.
+pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) -> RegistrySettings {
     let Some(fields) = reader.fields(node, &REGISTRY) else { return RegistrySettings::default() };
     let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP));
     let flag = |name| fields.get(name).and_then(|node| reader.flag(node));
@@ -96,6 +101,7 @@ pub(super) fn read(reader: &Reader, node: &Node) -> RegistrySettings {
             Some(node) => reader.several(node).iter().filter_map(|node| reader.url(node, &HTTP)).collect(),
             None => Vec::new(),
         },
+        listing: fields.get("listing").and_then(|node| reader.parse(node)).unwrap_or_default(),
         api: url("api"),
         proxy: fields.get("proxy").and_then(|node| reader.secret_url(node, &["http", "https", "socks5", "socks5h"])),
         plain_http: flag("tls").map(|tls| !tls),
@@ -110,6 +116,12 @@ pub(super) fn read(reader: &Reader, node: &Node) -> RegistrySettings {
         chunk: fields.get("chunk").and_then(|node| reader.size(node)),
     };
     contradictions(reader, &fields, &settings);
+    if let Some(name) = name
+        && let Err(error) = vendor::listing(name, settings.listing, settings.endpoint.as_ref(), settings.api.as_ref())
+        && let Some(entry) = fields.entry("listing").or_else(|| fields.entry("api"))
+    {
+        reader.report(&entry.key_at, error);
+    }
     settings
 }
 

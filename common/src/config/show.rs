@@ -9,6 +9,7 @@ use super::{
     ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source,
 };
 use crate::select::{Newest, NewestBy, Selection};
+use crate::vendor::ListingBy;
 
 impl Config {
     /// The configuration as it is understood, in YAML that can be read again; secrets are `***`.
@@ -84,6 +85,7 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     }
     yaml.option("endpoint", settings.endpoint.as_ref());
     yaml.list("mirrors", settings.mirrors.iter().map(ToString::to_string));
+    yaml.option("listing", Some(settings.listing).filter(|listing| *listing != ListingBy::Auto));
     yaml.option("api", settings.api.as_ref());
     yaml.option("proxy", settings.proxy.as_ref());
     yaml.option("tls", settings.plain_http.map(|plain| if plain { "off" } else { "on" }));

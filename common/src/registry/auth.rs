@@ -128,6 +128,14 @@ impl Auth {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The name that its token service goes by, once it has said that.
+    pub(crate) fn service(&self) -> Option<String> {
+        match self.known() {
+            Known::Bearer { service, .. } => service,
+            Known::Nothing | Known::Basic => None,
+        }
+    }
+
     fn slot(&self, scope: &Scope) -> Slot {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).entry(scope.clone()).or_default().clone()
     }
@@ -390,7 +398,7 @@ impl Repository {
 
     /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured
     /// but broken (docker's own are left behind often) is then warned of, and nobody logs in.
-    async fn credential(&self) -> Result<Option<Credential>> {
+    pub(crate) async fn credential(&self) -> Result<Option<Credential>> {
         let only_reads = matches!(self.access, Access::Pull | Access::Catalog);
         let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
         match credential(&self.client, &self.registry, name).await {
@@ -422,7 +430,7 @@ pub(crate) async fn credential(client: &Client, registry: &Registry, repository:
     })
 }
 
-fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
+pub(crate) fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
     let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{}", password.expose()));
     let mut header = HeaderValue::from_str(&format!("Basic {text}"))
         .map_err(|error| Error::new(Class::Invalid, "making a login", error.to_string()))?;

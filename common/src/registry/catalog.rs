@@ -17,7 +17,7 @@ const MAX_PAGE_BYTES: usize = 64 << 20;
 
 /// A registry as a whole, to ask for what is in it.
 #[derive(Debug, Clone)]
-pub struct Root(Repository);
+pub struct Root(pub(super) Repository);
 
 /// The pages of a catalog, one request each.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! A [`Client`] knows how registries are spoken to. A [`Repository`] is one repository there, with the purpose and the
 //! [`Context`] that requests are made in. Requests are tried again as [`crate::retry`] says.
 
+mod api;
 pub mod api_error;
 mod auth;
 mod blobs;
@@ -33,16 +34,19 @@ use std::time::Duration;
 
 use url::Url;
 
+pub use api::{Api, Pages};
 pub use auth::Access;
 pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
 pub use http::{client_for_others, install_tls_provider};
 pub use manifests::{Head, ManifestPut, ManifestRef};
+pub use paged::{Next, Page};
 pub use settings::{ClientSettings, RegistrySettings, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
 
+use self::api::ApiHome;
 use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
@@ -69,6 +73,8 @@ struct Shared {
     credentials: CredentialStore,
     http: HttpClients,
     registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
+    /// Vendors' APIs, by the registries that they are of.
+    apis: Mutex<HashMap<RegistryName, Arc<ApiHome>>>,
     fallbacks: FallbackLocks,
 }
 
@@ -88,7 +94,7 @@ struct Registry {
     mounts: Mounts,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
-    pacer: Pacer,
+    pacer: Arc<Pacer>,
     /// Whether it was opened for reading, and for writing.
     ends: (AtomicBool, AtomicBool),
 }
@@ -102,6 +108,7 @@ impl Client {
             credentials: CredentialStore::new(Default::default(), environment),
             http: HttpClients::default(),
             registries: Mutex::default(),
+            apis: Mutex::default(),
             fallbacks: FallbackLocks::default(),
         }))
     }
@@ -168,12 +175,25 @@ impl Client {
         }
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
         let base = base_of(name, &settings);
-        let pacer = Pacer::new(&settings, self.0.settings.pace.clone());
+        let pacer = Arc::new(Pacer::new(&settings, self.0.settings.pace.clone()));
+        let registry = Arc::new(self.connect(name, base, settings, pacer)?);
+        registries.insert(name.clone(), registry.clone());
+        Ok(registry)
+    }
+
+    /// What is spoken to at an address.
+    fn connect(
+        &self,
+        name: &RegistryName,
+        base: Url,
+        settings: RegistrySettings,
+        pacer: Arc<Pacer>,
+    ) -> Result<Registry> {
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
         let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
         let http_public_only = client(Toward::Public)?;
-        let registry = Arc::new(Registry {
+        Ok(Registry {
             name: name.clone(),
             base,
             settings,
@@ -186,9 +206,7 @@ impl Client {
             warned: AtomicBool::new(false),
             pacer,
             ends: Default::default(),
-        });
-        registries.insert(name.clone(), registry.clone());
-        Ok(registry)
+        })
     }
 }
 

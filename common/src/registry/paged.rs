@@ -1,4 +1,5 @@
-//! Lists that come by pages: one request each, the next one named by a `Link`, and an end that must come.
+//! Lists that come by pages: one request each, the next one named by a `Link` or by the page itself, and an end that must
+//! come.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -18,12 +19,53 @@ const MAX_BARREN_PAGES: usize = 50;
 const MAX_ENTRIES: usize = 2_000_000;
 
 /// What one page says.
-pub(crate) trait Page: DeserializeOwned {
+pub trait Page: DeserializeOwned {
     /// Whether it is a page of such a list at all. Some answer 200 with an error in the body, or with something else.
     fn is_one(&self) -> bool;
 
-    /// What is listed on it.
+    /// What is listed on it, each by what tells it from others.
     fn entries(&self) -> Vec<&str>;
+
+    /// Where the next page is.
+    fn next(&self) -> Next {
+        Next::Linked
+    }
+}
+
+/// Where the page after one is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Where the answer's `Link` leads; without one it was the last.
+    Linked,
+    /// At this address, which may be relative. It must be on the same host.
+    At(String),
+    /// At the same address, with another value of this parameter.
+    With(&'static str, String),
+    /// There is none.
+    None,
+}
+
+/// Who asks for pages.
+pub(crate) trait Ask {
+    /// Asks once. All answers but 200 are errors.
+    async fn ask(&self, url: &Url, tried: &str) -> Result<Answer>;
+
+    /// What retries and hops are judged by.
+    fn repository(&self) -> &Repository;
+}
+
+impl Ask for Repository {
+    async fn ask(&self, url: &Url, tried: &str) -> Result<Answer> {
+        let answer = self.send(Outgoing::new(Method::GET, url.clone(), tried)).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer),
+            _ => Err(self.refusal(answer, tried).await),
+        }
+    }
+
+    fn repository(&self) -> &Repository {
+        self
+    }
 }
 
 /// For keys of which it matters whether they are there, be it with `null`.
@@ -59,7 +101,7 @@ impl Cursor {
     /// that repeat themselves, lead in a circle or do not end.
     pub(crate) async fn next_page<T: Page>(
         &mut self,
-        repository: &Repository,
+        asker: &impl Ask,
         max_bytes: usize,
         tried: &str,
     ) -> Result<Option<T>> {
@@ -67,7 +109,8 @@ impl Cursor {
         if !self.urls.insert(self.hasher.hash_one(&url)) {
             return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
         }
-        let (page, next) = repository.with_retries(|| read::<T>(repository, &url, max_bytes, tried)).await?;
+        let repository = asker.repository();
+        let (page, next) = repository.with_retries(|| read::<T>(asker, &url, max_bytes, tried)).await?;
         if next.is_some() || !self.pages.is_empty() {
             self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
         }
@@ -92,12 +135,11 @@ impl Cursor {
     }
 }
 
-async fn read<T: Page>(repository: &Repository, url: &Url, max_bytes: usize, tried: &str) -> Result<(T, Option<Url>)> {
-    let answer = repository.send(Outgoing::new(Method::GET, url.clone(), tried)).await?;
-    if answer.status() != StatusCode::OK {
-        return Err(repository.refusal(answer, tried).await);
-    }
-    let next = next_url(repository, &answer, tried).await?;
+async fn read<T: Page>(asker: &impl Ask, url: &Url, max_bytes: usize, tried: &str) -> Result<(T, Option<Url>)> {
+    let answer = asker.ask(url, tried).await?;
+    let here = answer.url().clone();
+    let links = answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    let linked = link::next(links);
     let bytes = answer.bytes(max_bytes, tried).await?;
     let page: T = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error)
@@ -105,16 +147,30 @@ async fn read<T: Page>(repository: &Repository, url: &Url, max_bytes: usize, tri
     if !page.is_one() {
         return Err(Error::new(Class::BadAnswer, tried, "what it answered is no listing"));
     }
+    let next = match page.next() {
+        Next::Linked => linked,
+        Next::At(written) => Some(written),
+        Next::With(name, value) => return Ok((page, Some(with_parameter(&here, name, &value)))),
+        Next::None => None,
+    };
+    let next = match next {
+        Some(written) => Some(checked(asker.repository(), &here, &written, tried).await?),
+        None => None,
+    };
     Ok((page, next))
 }
 
+fn with_parameter(here: &Url, name: &str, value: &str) -> Url {
+    let mut next = here.clone();
+    let others: Vec<_> = here.query_pairs().filter(|(other, _)| other != name).collect();
+    next.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
+    next
+}
+
 /// Where the next page is: on the same host, or it is an error.
-async fn next_url(repository: &Repository, answer: &Answer, tried: &str) -> Result<Option<Url>> {
-    let links = answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
-    let Some(written) = link::next(links) else { return Ok(None) };
-    let here = answer.url();
+async fn checked(repository: &Repository, here: &Url, written: &str, tried: &str) -> Result<Url> {
     let next = here
-        .join(&written)
+        .join(written)
         .map_err(|error| Error::new(Class::BadAnswer, tried, "the link to its next page is no URL").because(error))?;
     let allow_private = repository.registry.settings.allow_private;
     let mut next = hop::check(here, next, repository.reach().await, allow_private, "link to the next page")?;
@@ -128,7 +184,7 @@ async fn next_url(repository: &Repository, answer: &Answer, tried: &str) -> Resu
     {
         next.set_path(here.path());
     }
-    Ok(Some(next))
+    Ok(next)
 }
 
 #[cfg(test)]

@@ -12,12 +12,17 @@ use crate::image::RegistryName;
 use crate::retry::Policy;
 use crate::secret::Secret;
 use crate::store::Pace;
+use crate::vendor::ListingBy;
 
 /// What holds for one registry. The default suits all that follow the specification.
 #[derive(Debug, Clone, Default)]
 pub struct RegistrySettings {
     /// Where its API is, if not at its name: a mirror, a pull-through cache, a test.
     pub endpoint: Option<Url>,
+    /// Whose API lists its repositories and tags.
+    pub listing: ListingBy,
+    /// Where its vendor's own API is, if that is not known.
+    pub api: Option<Url>,
     /// Whether it is spoken to without TLS; unset: only where it is on this machine's loopback.
     pub plain_http: Option<bool>,
     /// Certificates of authorities that are trusted besides the system's, as PEM.

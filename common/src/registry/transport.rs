@@ -167,6 +167,32 @@ impl Repository {
         }
     }
 
+    /// Makes a request, once, with this login or with none; redirects of GET and HEAD are followed.
+    pub(crate) async fn send_as(&self, outgoing: Outgoing<'_>, login: Option<Authorization>) -> Result<Answer> {
+        let Outgoing { method, url, headers, payload, counted, tried, .. } = outgoing;
+        let is_home = hop::same_origin(&url, &self.registry.base);
+        let mut with_login = headers.clone();
+        if let Some(login) = login.as_ref().filter(|_| is_home) {
+            with_login.insert(header::AUTHORIZATION, login.header.clone());
+        }
+        let body = match payload {
+            Payload::Nothing => None,
+            Payload::Bytes(bytes) => Some(Body::from(bytes)),
+            Payload::Stream(body) => Some(body),
+        };
+        let http = self.http_for(&url).await;
+        let permit = self.permit(is_home, tried).await?;
+        self.paced(tried).await?;
+        self.tally.count(counted);
+        let sent = self.exchange(&http, method.clone(), url, with_login, body, tried).await?;
+        let with_credentials = login.is_some();
+        let sent = Answer { with_credentials, _permit: permit, ..sent };
+        match matches!(method, Method::GET | Method::HEAD) {
+            true => self.follow(sent, &method, &headers, login, tried).await,
+            false => Ok(sent),
+        }
+    }
+
     async fn follow(
         &self,
         first: Answer,
@@ -374,6 +400,10 @@ impl Answer {
 
     pub(crate) fn url(&self) -> &Url {
         &self.url
+    }
+
+    pub(crate) fn is_with_credentials(&self) -> bool {
+        self.with_credentials
     }
 
     pub(crate) fn text_header(&self, name: impl header::AsHeaderName) -> Option<&str> {

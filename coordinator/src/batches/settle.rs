@@ -16,7 +16,7 @@ use imgsync_common::store::{CacheScope, Known};
 use jiff::Timestamp;
 
 use super::house::House;
-use crate::enumerate::list;
+use crate::enumerate::find;
 use crate::presets;
 
 /// Tags that a run asks the target for although it believes in them, at the most.
@@ -218,18 +218,19 @@ impl Settler {
             return Ok(Vec::new());
         }
         let Some(repository) = self.repository(&scope.home) else { return Ok(Vec::new()) };
-        let listing = match list(&repository).await {
-            Ok(listing) => listing,
+        let wanted: Vec<&str> = doubtful.iter().map(|(at, _)| tasks[*at].0.target.tag.as_str()).collect();
+        let listing = match find(&repository, &wanted).await {
+            Ok(Some(listing)) => listing,
+            Ok(None) => {
+                target.lists_no_digests.store(true, Ordering::Relaxed);
+                return Ok(Vec::new());
+            }
             Err(error) if error.class() == Class::NotFound => return Ok(Vec::new()),
             Err(error) => {
                 self.context.warn(format!("{error}; its tags are asked for one by one"));
                 return Ok(Vec::new());
             }
         };
-        if !listing.google {
-            target.lists_no_digests.store(true, Ordering::Relaxed);
-            return Ok(Vec::new());
-        }
         let seen_at = self.house.clock.now();
         let (mut settled, mut learnt) = (Vec::new(), Vec::new());
         for (at, known) in doubtful {

@@ -1,9 +1,13 @@
 //! What one repository holds, as its registry lists it: of a source, and of a target to compare with.
 
-use imgsync_common::error::Result;
+use std::collections::HashSet;
+
+use imgsync_common::error::{Class, Result};
 use imgsync_common::image::{Digest, MediaType, RegistryName, RepositoryName};
 use imgsync_common::registry::{ListedManifest, Repository, TagPage, TagPages};
 use jiff::Timestamp;
+
+use super::vendor;
 
 /// A repository's tags.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,11 +57,86 @@ impl Listing {
     }
 }
 
-/// Lists a repository, one request a page. An error is an error and never an empty list; only Google-style registries
-/// answer for repositories that do not exist, see [`Listing::is_nothing`].
+/// Lists a repository, one request a page: by the API of its registry's vendor, if there is one, else by the registry's
+/// own. An error is an error and never an empty list; only Google-style registries answer for repositories that do not
+/// exist, see [`Listing::is_nothing`].
 pub async fn list(repository: &Repository) -> Result<Listing> {
+    let refused = match vendor::tags(repository).await? {
+        None => None,
+        Some(pages) => match of_vendor(repository, pages, None).await {
+            Ok(listing) => return Ok(listing),
+            Err(error) if vendor::is_unavailable(&error) => Some(error),
+            Err(error) => return Err(error),
+        },
+    };
     let mut contents = Contents::default();
     contents.read_on(&mut repository.tags()).await?;
+    match refused {
+        Some(error) => {
+            vendor::tell(repository, &error, "its own list of tags is used, which has no digests and no dates")?
+        }
+        // It may have shown whose it is only while it answered.
+        None if !contents.google => {
+            if let Some(pages) = vendor::tags_of_recognised(repository).await? {
+                match of_vendor(repository, pages, None).await {
+                    Ok(listing) => return Ok(listing),
+                    Err(error) if vendor::is_unavailable(&error) => vendor::tell(repository, &error, "it is not used")?,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        None => {}
+    }
+    Ok(contents.listing(repository))
+}
+
+/// Looks for tags and their digests in a repository's list, and reads no further than it must: until all are found, and
+/// no more pages than there are tags to be found. None where lists say no digests.
+pub async fn find(repository: &Repository, wanted: &[&str]) -> Result<Option<Listing>> {
+    if let Some(pages) = vendor::tags(repository).await? {
+        return found(repository, of_vendor(repository, pages, Some(wanted)).await);
+    }
+    let mut pages = repository.tags();
+    let Some(first) = pages.next_page().await? else { return Ok(None) };
+    if first.google {
+        let mut contents = Contents::default();
+        contents.take(first);
+        contents.read_on(&mut pages).await?;
+        return Ok(Some(contents.listing(repository)));
+    }
+    match vendor::tags_of_recognised(repository).await? {
+        Some(pages) => found(repository, of_vendor(repository, pages, Some(wanted)).await),
+        None => Ok(None),
+    }
+}
+
+fn found(repository: &Repository, listing: Result<Listing>) -> Result<Option<Listing>> {
+    match listing {
+        Ok(listing) => Ok(Some(listing)),
+        Err(error) if error.class() != Class::NotFound && vendor::is_unavailable(&error) => {
+            vendor::tell(repository, &error, "its tags are asked for one by one")?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// All pages, or as many as are needed to find these tags.
+async fn of_vendor(repository: &Repository, mut pages: vendor::TagPages, wanted: Option<&[&str]>) -> Result<Listing> {
+    let mut contents = Contents::default();
+    let mut missing: Option<HashSet<&str>> = wanted.map(|wanted| wanted.iter().copied().collect());
+    let mut left = wanted.map_or(usize::MAX, <[_]>::len);
+    while left > 0
+        && let Some(tags) = pages.next_page().await?
+    {
+        if let Some(missing) = &mut missing {
+            for listed in tags.iter().filter(|listed| listed.digest.is_some()) {
+                missing.remove(listed.tag.as_str());
+            }
+            left = if missing.is_empty() { 0 } else { left - 1 };
+        }
+        contents.tags.extend(tags);
+    }
     Ok(contents.listing(repository))
 }
 

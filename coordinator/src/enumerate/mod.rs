@@ -5,11 +5,13 @@
 //! listed is given as [`Found::Unlisted`], and the others go on.
 //!
 //! Repositories come from the pattern itself, from a Google-style tree (known by its answer, not by the host's name) or
-//! from the catalog (`roots`). A vendor's own API is one more way to find names there, and to make a [`Listing`].
+//! from the catalog (`roots`), or from the API of the registry's vendor (`vendor`), which lists tags with digests and dates
+//! too: Quay's, Docker Hub's, Harbor's, GitHub's.
 
 mod listing;
 mod order;
 mod roots;
+mod vendor;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use imgsync_common::retry::Budget;
 use imgsync_common::select::RepositoryPattern;
 use tokio::task::{Id, JoinSet};
 
-pub use listing::{ListedTag, Listing, list};
+pub use listing::{ListedTag, Listing, find, list};
 pub use order::compare_repositories;
 
 use order::InOrder;

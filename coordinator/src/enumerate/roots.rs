@@ -1,4 +1,5 @@
-//! Where the repositories of a pattern are known from: the pattern itself, a Google-style tree, or the catalog.
+//! Where the repositories of a pattern are known from: the pattern itself, the API of the registry's vendor, a Google-style
+//! tree, or the catalog.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use imgsync_common::image::RepositoryName;
 use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, Tally};
 use imgsync_common::select::RepositoryPattern;
 
-use super::Unlisted;
 use super::listing::{Contents, Listing, list};
 use super::order::InOrder;
+use super::{Unlisted, vendor};
 
 /// What a pattern begins with.
 #[derive(Debug)]
@@ -62,6 +63,13 @@ pub(super) async fn find(
         }
         return Ok(Roots::One(Box::new(listing)));
     }
+    let api = || match pattern.prefix().parse::<RepositoryName>() {
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.vendor_api(),
+        Err(_) => client.root(pattern.registry(), context, tally)?.vendor_api(),
+    };
+    if let Some(api) = api()?.filter(|api| !api.is_recognised()) {
+        return vendor::repositories(&api, pattern).await.map(Roots::Flat);
+    }
     let mut pages = match pattern.prefix().parse::<RepositoryName>() {
         Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.tags(),
         Err(_) => client.root(pattern.registry(), context, tally)?.tags(),
@@ -74,6 +82,14 @@ pub(super) async fn find(
         Err(error) if matches!(error.class(), Class::NotFound | Class::Refused | Class::BadAnswer) => None,
         Err(error) => return Err(error),
     };
+    // It may have shown whose it is only while it answered.
+    if let Some(api) = api()? {
+        match vendor::repositories(&api, pattern).await {
+            Ok(names) => return Ok(Roots::Flat(names)),
+            Err(error) if vendor::is_unavailable(&error) => tracing::info!("{error}; the catalog is asked"),
+            Err(error) => return Err(error),
+        }
+    }
     match (catalog(client, pattern, context, tally).await, denied) {
         // We were shut out; that the catalog shows us nothing either is no better answer.
         (Ok(names), Some(denied)) if names.good.is_empty() && names.odd.is_empty() => Err(denied),

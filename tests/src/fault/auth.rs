@@ -49,14 +49,16 @@ fn unauthorized(challenge: &str) -> Answer {
         .header(header::WWW_AUTHENTICATE, challenge)
 }
 
-fn basic(user: &str, password: &str) -> String {
+pub(super) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// The scopes that a request needs, as (type:name, actions).
 fn wanted(record: &Record) -> Vec<(String, Vec<&'static str>)> {
     let actions = match record.kind {
-        Kind::Ping | Kind::Token | Kind::Other => return Vec::new(),
+        Kind::Ping | Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::Other => {
+            return Vec::new();
+        }
         Kind::Catalog => return vec![("registry:catalog".to_owned(), vec!["*"])],
         Kind::ManifestDelete | Kind::BlobDelete | Kind::UploadDelete => vec!["delete"],
         Kind::ManifestPut | Kind::UploadStart | Kind::UploadMount | Kind::UploadPatch | Kind::UploadPut => {

@@ -29,6 +29,7 @@ mod serve;
 mod state;
 mod upload_body;
 mod uploads;
+mod vendor;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use options::{Auth, Bearer, Builder, MountPolicy, Refresh, TokenField};
 pub use record::Record;
 pub use route::Kind;
 pub use script::{Action, Match, On, RuleHandle};
+pub use vendor::Vendor;
 
 use state::Inner;
 
@@ -121,9 +123,9 @@ impl FaultRegistry {
         self.requests().into_iter().filter(|request| request.kind == kind).collect()
     }
 
-    /// Requests, without pings and tokens.
+    /// Requests, without pings, tokens and logins.
     pub fn total(&self) -> u64 {
-        self.inner.log.count(|request| !matches!(request.kind, Kind::Ping | Kind::Token))
+        self.inner.log.count(|request| !matches!(request.kind, Kind::Ping | Kind::Token | Kind::ApiLogin))
     }
 
     /// Requests, with pings and tokens.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::FaultRegistry;
+use super::{FaultRegistry, Vendor};
 use crate::tls::Authority;
 
 /// Who may do what.
@@ -158,6 +158,10 @@ pub struct Builder {
     pub(super) digest_header: bool,
     pub(super) lenient: bool,
     pub(super) port: u16,
+    pub(super) vendor: Option<Vendor>,
+    pub(super) vendor_login: Option<(String, String)>,
+    pub(super) namespaces: Vec<String>,
+    pub(super) github_users: bool,
 }
 
 impl Default for Builder {
@@ -185,6 +189,10 @@ impl Default for Builder {
             digest_header: true,
             lenient: false,
             port: 0,
+            vendor: None,
+            vendor_login: None,
+            namespaces: Vec::new(),
+            github_users: false,
         }
     }
 }
@@ -237,6 +245,10 @@ impl Builder {
         without_digest_header(digest_header = false);
         /// Manifests are taken whether or not what they name is here: what is pushed in a wrong order shows.
         lenient(lenient = true);
+        /// A vendor's API beside the registry's own, at the same address.
+        vendor(vendor = Some(vendor), vendor: Vendor);
+        /// The owners of GitHub's packages are users, no organizations.
+        github_users(github_users = true);
         /// A chosen port.
         port(port = port, port: u16);
     }
@@ -251,6 +263,20 @@ impl Builder {
     #[must_use]
     pub fn bearer(self, bearer: Bearer) -> Self {
         self.auth(Auth::Bearer(bearer))
+    }
+
+    /// Who may see what the vendor's API lists; nobody else does.
+    #[must_use]
+    pub fn vendor_login(mut self, user: &str, password: &str) -> Self {
+        self.vendor_login = Some((user.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// A namespace that the vendor's API knows though nothing is in it.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespaces.push(name.to_owned());
+        self
     }
 
     /// A further host name in the certificate.

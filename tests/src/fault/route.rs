@@ -24,6 +24,12 @@ pub enum Kind {
     UploadStatus,
     UploadDelete,
     Referrers,
+    /// A vendor's API: the repositories of a namespace, which stands in the place of the repository.
+    ApiRepositories,
+    /// A vendor's API: the tags of a repository.
+    ApiTags,
+    /// A vendor's API: logging in.
+    ApiLogin,
     Other,
 }
 
@@ -39,6 +45,9 @@ pub(super) fn route(method: &Method, path: &str, query: &str) -> Route {
     let plain = |kind| Route { kind, repository: None, reference: None };
     if path == "/token" {
         return plain(Kind::Token);
+    }
+    if let Some(route) = super::vendor::route(path) {
+        return route;
     }
     let Some(rest) = path.strip_prefix("/v2/").or((path == "/v2").then_some("")) else {
         return plain(Kind::Other);
@@ -116,7 +125,7 @@ pub(super) fn parameters<'a>(query: &'a str, name: &'a str) -> impl Iterator<Ite
     pairs.filter(move |(key, _)| *key == name).map(|(_, value)| decode(value))
 }
 
-fn decode(value: &str) -> String {
+pub(super) fn decode(value: &str) -> String {
     let mut out = Vec::new();
     let mut bytes = value.bytes();
     while let Some(byte) = bytes.next() {

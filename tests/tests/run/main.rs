@@ -6,9 +6,12 @@ mod enumerate;
 mod streams;
 mod tags;
 mod trees;
+mod vendor_ends;
+mod vendor_lists;
+mod vendor_logins;
 
 use imgsync_tests::FaultRegistry;
-use imgsync_tests::fault::{Action, Kind, Record};
+use imgsync_tests::fault::{Action, Kind, Record, Vendor};
 use imgsync_tests::program::{Imgsync, Output};
 use serde_json::json;
 
@@ -51,3 +54,43 @@ mod notify;
 mod report;
 mod trouble;
 mod whole;
+
+/// Registries with a vendor's API each: by the names that they are known under, with addresses that are ours.
+pub(crate) struct Vendors;
+
+impl Vendors {
+    pub(crate) const ALL: [Vendor; 4] = [Vendor::Quay, Vendor::Hub, Vendor::Harbor, Vendor::GitHub];
+
+    /// The name under which a registry is written in rules.
+    pub(crate) fn name(vendor: Vendor) -> &'static str {
+        match vendor {
+            Vendor::Quay => "quay.io",
+            Vendor::Hub => "docker.io",
+            Vendor::Harbor => "harbor.example.org",
+            Vendor::GitHub => "ghcr.io",
+        }
+    }
+
+    /// Its entry under `registries`, on one line. GitHub's API wants a token always.
+    pub(crate) fn entry(vendor: Vendor, registry: &FaultRegistry, more: &str) -> String {
+        let more = match (vendor, more) {
+            (Vendor::GitHub, "") => "username: me, password: token",
+            _ => more,
+        };
+        let listing = if vendor == Vendor::Harbor { "listing: harbor, " } else { "" };
+        let (name, url) = (Self::name(vendor), registry.url());
+        format!("  {name}: {{endpoint: '{url}', {listing}api: '{url}', {more}}}\n")
+    }
+
+    /// `imgsync tags` of something there.
+    pub(crate) async fn tags(vendor: Vendor, registry: &FaultRegistry, pattern: &str, more: &[&str]) -> Output {
+        Self::tags_with(&Self::entry(vendor, registry, ""), vendor, pattern, more).await
+    }
+
+    /// The same with an entry of one's own.
+    pub(crate) async fn tags_with(entry: &str, vendor: Vendor, pattern: &str, more: &[&str]) -> Output {
+        let program = tags_of(&format!("{}/{pattern}", Self::name(vendor)), more);
+        program.file("imgsync.yaml", format!("registries:\n{entry}"));
+        program.run().await
+    }
+}

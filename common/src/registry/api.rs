@@ -1,0 +1,393 @@
+//! A vendor's own API of a registry: JSON lists by pages, with the vendor's way to log in. Everything else is as with the
+//! registry itself: retries, pace, proxy and certificates, bounds, and no secret to anybody else.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use ::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
+use url::Url;
+
+use super::auth::{Authorization, basic_header};
+use super::context::Counted;
+use super::credentials::Credential;
+use super::pacer::Pacer;
+use super::paged::{Ask, Cursor, Page};
+use super::transport::{Answer, Outgoing, Payload};
+use super::{Access, Client, Context, Registry, Repository, Root, base_of, hop};
+use crate::error::{Class, Error, Result};
+use crate::image::RegistryName;
+use crate::secret::Secret;
+use crate::vendor::{self, ListingBy, Vendor};
+
+/// A page holds a hundred entries, of some kilobytes each at the most.
+const MAX_PAGE_BYTES: usize = 32 << 20;
+/// The answer to a login is small.
+const MAX_LOGIN_BYTES: usize = 1 << 20;
+/// What Harbor's token service calls itself; a registry that names it is one.
+const HARBOR_SERVICE: &str = "harbor-registry";
+/// Under this name Quay takes OAuth tokens for passwords; its API takes nothing else.
+const QUAY_TOKEN_USER: &str = "$oauthtoken";
+
+/// A vendor's API of one registry, and what was learnt of it.
+#[derive(Debug)]
+pub(crate) struct ApiHome {
+    vendor: Vendor,
+    /// Nobody named it: the registry's answers did.
+    is_recognised: bool,
+    registry: Arc<Registry>,
+    login: tokio::sync::Mutex<HubLogin>,
+    notes: Mutex<HashMap<String, String>>,
+}
+
+/// Where logging in at Docker Hub stands.
+#[derive(Debug, Default)]
+enum HubLogin {
+    #[default]
+    None,
+    In(Credential, Authorization),
+    /// These credentials are not sent again: an account with too many failures is locked.
+    Refused(Credential, String),
+}
+
+/// A vendor's API, asked on behalf of one context.
+#[derive(Debug, Clone)]
+pub struct Api {
+    shared: Arc<ApiHome>,
+    /// The registry's own side: whose credentials are used.
+    home: Repository,
+    /// The API's side.
+    asked: Repository,
+}
+
+/// The pages of a list, one request each.
+pub struct Pages<P> {
+    api: Api,
+    cursor: Cursor,
+    tried: String,
+    of: PhantomData<fn() -> P>,
+}
+
+impl<P> fmt::Debug for Pages<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pages({})", self.tried)
+    }
+}
+
+impl Client {
+    fn api_home(&self, registry: &Arc<Registry>) -> Result<Option<Arc<ApiHome>>> {
+        let mut apis = self.0.apis.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = apis.get(&registry.name) {
+            return Ok(Some(found.clone()));
+        }
+        let settings = &registry.settings;
+        let (endpoint, api) = (settings.endpoint.as_ref(), settings.api.as_ref());
+        let listing = vendor::listing(&registry.name, settings.listing, endpoint, api)
+            .map_err(|detail| Error::new(Class::Invalid, format!("finding what lists {}", registry.name), detail))?;
+        let is_recognised = listing.is_none();
+        let listing = match listing {
+            Some(listing) => listing,
+            None if settings.listing == ListingBy::Auto
+                && endpoint.is_none()
+                && registry.auth.service().as_deref() == Some(HARBOR_SERVICE) =>
+            {
+                vendor::Listing { vendor: Vendor::Harbor, at: None }
+            }
+            None => return Ok(None),
+        };
+        let base = listing.vendor.base(listing.at.as_ref().unwrap_or(&base_of(&registry.name, settings)));
+        let is_same = hop::same_origin(&base, &registry.base);
+        let (name, pacer) = match is_same {
+            true => (registry.name.clone(), registry.pacer.clone()),
+            false => (host_of(&base)?, Arc::new(Pacer::new(settings, self.0.settings.pace.clone()))),
+        };
+        let mut settings = settings.clone();
+        if !is_same {
+            // It was given for the registry alone.
+            settings.identity = None;
+        }
+        let found = Arc::new(ApiHome {
+            vendor: listing.vendor,
+            is_recognised,
+            registry: Arc::new(self.connect(&name, base, settings, pacer)?),
+            login: tokio::sync::Mutex::default(),
+            notes: Mutex::default(),
+        });
+        apis.insert(registry.name.clone(), found.clone());
+        Ok(Some(found))
+    }
+}
+
+impl Repository {
+    /// The vendor's API that lists this repository's registry, if one does. A Harbor is known by how it asks for a login,
+    /// so that this can change once the registry has answered.
+    pub fn vendor_api(&self) -> Result<Option<Api>> {
+        let Some(shared) = self.client.api_home(&self.registry)? else { return Ok(None) };
+        let access = if self.access == Access::Catalog { Access::Catalog } else { Access::Pull };
+        let home = Repository { access, ..self.clone() };
+        let asked = Repository { registry: shared.registry.clone(), access: Access::Catalog, ..self.clone() };
+        Ok(Some(Api { shared, home, asked }))
+    }
+}
+
+impl Root {
+    /// The vendor's API that lists this registry, if one does.
+    pub fn vendor_api(&self) -> Result<Option<Api>> {
+        self.0.vendor_api()
+    }
+}
+
+impl Api {
+    /// Whose it is.
+    pub fn vendor(&self) -> Vendor {
+        self.shared.vendor
+    }
+
+    /// Whether nobody named it and the registry's answers did.
+    pub fn is_recognised(&self) -> bool {
+        self.shared.is_recognised
+    }
+
+    /// The registry whose API it is.
+    pub fn registry(&self) -> &RegistryName {
+        self.home.registry()
+    }
+
+    /// What its requests are made in.
+    pub fn context(&self) -> &Context {
+        self.home.context()
+    }
+
+    /// Whether there are credentials that it takes.
+    pub async fn takes_our_credentials(&self) -> Result<bool> {
+        Ok(match (self.vendor(), self.home.credential().await?) {
+            (_, None) => false,
+            (Vendor::Quay, Some(Credential::Basic { username, .. })) => username == QUAY_TOKEN_USER,
+            (_, Some(credential)) => matches!(credential, Credential::Basic { .. }),
+        })
+    }
+
+    /// Whether there are credentials for the registry, be they of use here or not.
+    pub async fn has_credentials(&self) -> Result<bool> {
+        Ok(self.home.credential().await?.is_some())
+    }
+
+    /// An address below its base: each part is escaped.
+    pub fn url(&self, parts: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.asked.registry.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(parts);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        url
+    }
+
+    /// A list, by pages. `what` is listed, for errors: "the tags of quay.io/a/b".
+    pub fn pages<P: Page>(&self, first: Url, what: &str) -> Pages<P> {
+        let tried = format!("listing {what} by {}'s API", self.vendor().name());
+        Pages { api: self.clone(), cursor: Cursor::new(first), tried, of: PhantomData }
+    }
+
+    /// Something that was learnt of it, for as long as the client lives.
+    pub fn noted(&self, about: &str) -> Option<String> {
+        self.notes().get(about).cloned()
+    }
+
+    /// Keeps something that was learnt of it. Gives what was noted before.
+    pub fn note(&self, about: &str, what: &str) -> Option<String> {
+        self.notes().insert(about.to_owned(), what.to_owned())
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What to send with a request. `stale` was refused and is not to be used again.
+    async fn login(&self, stale: Option<&Authorization>, tried: &str) -> Result<Option<Authorization>> {
+        let Some(credential) = self.home.credential().await? else { return Ok(None) };
+        let Credential::Basic { username, password } = &credential else { return Ok(None) };
+        let header = match self.vendor() {
+            Vendor::Harbor => basic_header(username, password)?,
+            Vendor::GitHub => bearer(password, tried)?,
+            Vendor::Quay if username == QUAY_TOKEN_USER => bearer(password, tried)?,
+            Vendor::Quay => return Ok(None),
+            Vendor::Hub => return self.hub_login(&credential, stale).await.map(Some),
+        };
+        Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
+    }
+
+    /// Docker Hub gives tokens of some minutes for user and password (Docker Hub API, "Create access token").
+    async fn hub_login(&self, credential: &Credential, stale: Option<&Authorization>) -> Result<Authorization> {
+        let tried = format!("logging in at {} for {}", hop::origin(&self.asked.registry.base), self.registry());
+        let mut login = self.shared.login.lock().await;
+        match &*login {
+            HubLogin::In(with, authorization)
+                if with == credential && stale.is_none_or(|stale| stale.since < authorization.since) =>
+            {
+                return Ok(authorization.clone());
+            }
+            HubLogin::Refused(with, detail) if with == credential => return Err(self.hub_refused(&tried, detail)),
+            _ => {}
+        }
+        match self.asked.with_retries(|| self.hub_token(credential, &tried)).await {
+            Ok(token) => {
+                let authorization =
+                    Authorization { header: bearer(&token, &tried)?, since: Instant::now(), with_credentials: true };
+                *login = HubLogin::In(credential.clone(), authorization.clone());
+                Ok(authorization)
+            }
+            Err(error) if matches!(error.class(), Class::Denied | Class::Refused) => {
+                *login = HubLogin::Refused(credential.clone(), error.detail().to_owned());
+                Err(self.hub_refused(&tried, error.detail()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn hub_refused(&self, tried: &str, detail: &str) -> Error {
+        Error::new(Class::Denied, tried, detail).at(&self.asked.registry.name).hint(self.denied(true))
+    }
+
+    async fn hub_token(&self, credential: &Credential, tried: &str) -> Result<Secret> {
+        let Credential::Basic { username, password } = credential else {
+            return Err(Error::new(Class::Invalid, tried, "an identity token is of no use there"));
+        };
+        let fields = [(["auth", "token"], ["identifier", "secret"]), (["users", "login"], ["username", "password"])];
+        let mut answer = None;
+        for (path, [user, secret]) in fields {
+            let body = serde_json::json!({user: username, secret: password.expose()});
+            let outgoing = Outgoing::new(Method::POST, self.url(&path, &[]), tried)
+                .header(header::CONTENT_TYPE, "application/json")
+                .payload(Payload::Bytes(body.to_string().into()))
+                .counted(Counted::Token);
+            let given = self.asked.send_as(outgoing, None).await?;
+            // The way before: an API of one's own may know that one only.
+            let is_unknown = matches!(given.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+            answer = Some(given);
+            if !is_unknown {
+                break;
+            }
+        }
+        let Some(answer) = answer else { return Err(Error::new(Class::BadAnswer, tried, "there is no way to log in")) };
+        if answer.status() != StatusCode::OK {
+            return Err(self.refusal(answer, tried).await);
+        }
+        let bytes = answer.bytes(MAX_LOGIN_BYTES, tried).await?;
+        let given: HubToken = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::new(Class::BadAnswer, tried, format!("the answer cannot be parsed: {error}")))?;
+        given
+            .access_token
+            .or(given.token)
+            .ok_or_else(|| Error::new(Class::BadAnswer, tried, "the answer holds no token"))
+    }
+
+    /// The error of an answer, with what to do about it.
+    async fn refusal(&self, answer: Answer, tried: &str) -> Error {
+        let with_credentials = answer.is_with_credentials();
+        let error = answer.into_error(tried).await.at(&self.asked.registry.name);
+        self.asked.mind(&error).await;
+        match error.class() {
+            Class::Denied => error.hint(self.denied(with_credentials)),
+            Class::RateLimited if !with_credentials => {
+                error.hint(format!("credentials for {} usually allow more", self.registry()))
+            }
+            _ => error,
+        }
+    }
+
+    /// What to do where it does not let us in.
+    pub fn denied(&self, with_credentials: bool) -> String {
+        let registry = self.registry();
+        match self.vendor() {
+            Vendor::GitHub => format!(
+                "GitHub's API needs a token with `read:packages`: set `username` and `password` of {registry} under \
+                 `registries`"
+            ),
+            Vendor::Quay => format!(
+                "Quay's API takes OAuth tokens and no robot accounts: set `username: $oauthtoken` and the token as \
+                 `password` of {registry} under `registries`"
+            ),
+            Vendor::Hub if with_credentials => format!(
+                "check the user and the access token for {registry}: an account with a second factor or single sign-on \
+                 needs an access token in place of its password"
+            ),
+            Vendor::Harbor if with_credentials => format!(
+                "check the user and password for {registry}; a robot account needs the permissions to list repositories \
+                 and artifacts"
+            ),
+            Vendor::Hub | Vendor::Harbor => format!(
+                "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
+            ),
+        }
+    }
+}
+
+impl Ask for Api {
+    async fn ask(&self, url: &Url, tried: &str) -> Result<Answer> {
+        let mut stale = None;
+        loop {
+            let login = self.login(stale.as_ref(), tried).await?;
+            let mut outgoing = Outgoing::new(Method::GET, url.clone(), tried);
+            outgoing = match self.vendor() {
+                Vendor::GitHub => outgoing
+                    .header(header::ACCEPT, "application/vnd.github+json")
+                    .header(HeaderName::from_static("x-github-api-version"), "2022-11-28"),
+                _ => outgoing.header(header::ACCEPT, "application/json"),
+            };
+            let answer = self.asked.send_as(outgoing, login.clone()).await?;
+            if answer.status() == StatusCode::OK {
+                return Ok(answer);
+            }
+            // Docker Hub's tokens run out after some minutes.
+            if answer.status() == StatusCode::UNAUTHORIZED
+                && self.vendor() == Vendor::Hub
+                && stale.is_none()
+                && login.is_some()
+            {
+                stale = login;
+                continue;
+            }
+            return Err(self.refusal(answer, tried).await);
+        }
+    }
+
+    fn repository(&self) -> &Repository {
+        &self.asked
+    }
+}
+
+impl<P: Page> Pages<P> {
+    /// The next page; `None` after the last. An error answer is an error, never an empty page.
+    pub async fn next_page(&mut self) -> Result<Option<P>> {
+        self.cursor.next_page(&self.api, MAX_PAGE_BYTES, &self.tried).await
+    }
+}
+
+#[derive(Deserialize)]
+struct HubToken {
+    #[serde(default)]
+    access_token: Option<Secret>,
+    #[serde(default)]
+    token: Option<Secret>,
+}
+
+fn bearer(token: &Secret, tried: &str) -> Result<HeaderValue> {
+    let mut header = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+        .map_err(|_| Error::new(Class::Invalid, tried, "the token holds characters that no header can carry"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// What an API on another host than the registry is called in errors and counted by.
+fn host_of(base: &Url) -> Result<RegistryName> {
+    let host = base.host_str().unwrap_or_default();
+    let host = base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    host.parse().map_err(|error: crate::image::ParseReferenceError| {
+        Error::new(Class::Invalid, format!("asking {}", hop::origin(base)), error.to_string())
+    })
+}

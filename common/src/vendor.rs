@@ -1,0 +1,237 @@
+//! Whose API lists a registry's repositories and tags: the registry's own, or its vendor's. Pure: what follows from a name
+//! and from what is configured.
+
+use std::fmt;
+use std::str::FromStr;
+
+use url::Url;
+
+use crate::image::RegistryName;
+
+/// Where Docker Hub's own API is; its registry is elsewhere.
+const HUB: &str = "https://hub.docker.com/";
+/// Where GitHub's is.
+const GITHUB: &str = "https://api.github.com/";
+
+/// Who has an API that lists repositories, and tags with digests and dates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Vendor {
+    /// Quay, be it quay.io or one's own (`/api/v1`).
+    Quay,
+    /// Docker Hub (`/v2` at hub.docker.com).
+    Hub,
+    /// Harbor (`/api/v2.0`).
+    Harbor,
+    /// GitHub's packages, of ghcr.io or of one's own GitHub.
+    GitHub,
+}
+
+/// `listing:` of a registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ListingBy {
+    /// As the registry's name says.
+    #[default]
+    Auto,
+    /// By the distribution API alone: `tags/list` and `_catalog`.
+    Registry,
+    /// By this vendor's API.
+    Vendor(Vendor),
+}
+
+/// A vendor's API, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Whose.
+    pub vendor: Vendor,
+    /// Its address as it was written or is known; none: at the registry itself. See [`Vendor::base`].
+    pub at: Option<Url>,
+}
+
+impl Vendor {
+    /// In sentences: "Quay's API".
+    pub fn name(self) -> &'static str {
+        match self {
+            Vendor::Quay => "Quay",
+            Vendor::Hub => "Docker Hub",
+            Vendor::Harbor => "Harbor",
+            Vendor::GitHub => "GitHub",
+        }
+    }
+
+    /// Who runs a registry of this name, where the name tells.
+    fn of(registry: &RegistryName) -> Option<Vendor> {
+        match registry.as_str() {
+            _ if registry.is_docker_hub() => Some(Vendor::Hub),
+            "ghcr.io" => Some(Vendor::GitHub),
+            "quay.io" => Some(Vendor::Quay),
+            _ => None,
+        }
+    }
+
+    /// Whose API an address is, where that can be told.
+    fn at(api: &Url) -> Option<Vendor> {
+        let path = api.path().trim_end_matches('/');
+        match api.host_str() {
+            Some("hub.docker.com") => Some(Vendor::Hub),
+            Some("api.github.com") => Some(Vendor::GitHub),
+            _ if path.ends_with("/api/v1") => Some(Vendor::Quay),
+            _ if path.ends_with("/api/v2.0") => Some(Vendor::Harbor),
+            _ if path.ends_with("/api/v3") => Some(Vendor::GitHub),
+            _ => None,
+        }
+    }
+
+    fn root(self) -> &'static str {
+        match self {
+            Vendor::Quay => "api/v1/",
+            Vendor::Hub => "v2/",
+            Vendor::Harbor => "api/v2.0/",
+            Vendor::GitHub => "",
+        }
+    }
+
+    /// Where requests begin, with a slash at its end: `at` may have been written with the API's own path or without.
+    pub fn base(self, at: &Url) -> Url {
+        let mut base = at.clone();
+        let mut path = format!("{}/", at.path().trim_end_matches('/'));
+        if !path.ends_with(&format!("/{}", self.root())) {
+            path.push_str(self.root());
+        }
+        base.set_path(&path);
+        base.set_query(None);
+        base
+    }
+}
+
+impl FromStr for ListingBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ListingBy, String> {
+        Ok(match text {
+            "auto" => ListingBy::Auto,
+            "registry" => ListingBy::Registry,
+            "quay" => ListingBy::Vendor(Vendor::Quay),
+            "hub" => ListingBy::Vendor(Vendor::Hub),
+            "harbor" => ListingBy::Vendor(Vendor::Harbor),
+            "github" => ListingBy::Vendor(Vendor::GitHub),
+            other => return Err(format!("`{other}` is none of auto, registry, quay, hub, harbor, github")),
+        })
+    }
+}
+
+impl fmt::Display for ListingBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ListingBy::Auto => "auto",
+            ListingBy::Registry => "registry",
+            ListingBy::Vendor(Vendor::Quay) => "quay",
+            ListingBy::Vendor(Vendor::Hub) => "hub",
+            ListingBy::Vendor(Vendor::Harbor) => "harbor",
+            ListingBy::Vendor(Vendor::GitHub) => "github",
+        })
+    }
+}
+
+/// Which vendor's API lists a registry; none: the registry's own does. An `endpoint` is another server than the name
+/// says, and so turns the vendor's API off unless `api` says where that is. An error says what is missing.
+pub fn listing(
+    registry: &RegistryName,
+    by: ListingBy,
+    endpoint: Option<&Url>,
+    api: Option<&Url>,
+) -> Result<Option<Listing>, String> {
+    let vendor = match by {
+        ListingBy::Registry if api.is_some() => return Err("`api` means nothing with `listing: registry`".to_owned()),
+        ListingBy::Registry => return Ok(None),
+        ListingBy::Vendor(vendor) => vendor,
+        ListingBy::Auto => match (Vendor::of(registry), api) {
+            (Some(_), None) if endpoint.is_some() => return Ok(None),
+            (Some(vendor), _) => vendor,
+            (None, None) => return Ok(None),
+            (None, Some(api)) => Vendor::at(api).ok_or(
+                "whose API this is cannot be told from its address: add `listing:` with quay, hub, harbor or github",
+            )?,
+        },
+    };
+    if let Some(api) = api {
+        return Ok(Some(Listing { vendor, at: Some(api.clone()) }));
+    }
+    if endpoint.is_some() {
+        return Err(format!("`listing: {by}` needs `api:` where `endpoint` is set: where is the API?"));
+    }
+    let known = |address: &str, is_home: bool| match is_home {
+        true => Ok(Url::parse(address).ok()),
+        false => Err(format!("`listing: {by}` needs `api:` for {registry}: where is the API?")),
+    };
+    let at = match vendor {
+        Vendor::Quay | Vendor::Harbor => None,
+        Vendor::Hub => known(HUB, Vendor::of(registry) == Some(vendor))?,
+        Vendor::GitHub => known(GITHUB, Vendor::of(registry) == Some(vendor))?,
+    };
+    Ok(Some(Listing { vendor, at }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(registry: &str, by: &str, endpoint: Option<&str>, api: Option<&str>) -> Result<Option<String>, String> {
+        let url = |text: Option<&str>| text.map(|text| text.parse::<Url>().unwrap());
+        let (endpoint, api) = (url(endpoint), url(api));
+        let found = listing(&registry.parse().unwrap(), by.parse().unwrap(), endpoint.as_ref(), api.as_ref())?;
+        Ok(found.map(|found| match &found.at {
+            None => format!("{} at home", found.vendor.name()),
+            Some(at) => format!("{} at {}", found.vendor.name(), found.vendor.base(at)),
+        }))
+    }
+
+    fn is(registry: &str, by: &str, endpoint: Option<&str>, api: Option<&str>) -> String {
+        found(registry, by, endpoint, api).unwrap().unwrap_or("none".to_owned())
+    }
+
+    #[test]
+    fn the_name_of_a_registry_says_whose_api_lists_it() {
+        assert_eq!(is("docker.io", "auto", None, None), "Docker Hub at https://hub.docker.com/v2/");
+        assert_eq!(is("ghcr.io", "auto", None, None), "GitHub at https://api.github.com/");
+        assert_eq!(is("quay.io", "auto", None, None), "Quay at home");
+        assert_eq!(is("gcr.io", "auto", None, None), "none");
+        assert_eq!(is("quay.io", "registry", None, None), "none");
+        assert_eq!(is("harbor.example.org", "harbor", None, None), "Harbor at home");
+    }
+
+    #[test]
+    fn an_endpoint_turns_it_off_unless_it_is_said_where_the_api_is() {
+        let (mirror, api) = (Some("http://127.0.0.1:1"), Some("http://127.0.0.1:2"));
+        assert_eq!(is("docker.io", "auto", mirror, None), "none");
+        assert_eq!(is("docker.io", "auto", mirror, api), "Docker Hub at http://127.0.0.1:2/v2/");
+        assert!(found("docker.io", "hub", mirror, None).unwrap_err().contains("needs `api:`"));
+    }
+
+    #[test]
+    fn an_address_is_taken_with_the_path_of_the_api_or_without() {
+        for api in ["https://h.example.org", "https://h.example.org/api/v2.0", "https://h.example.org/api/v2.0/"] {
+            assert_eq!(
+                is("r.example.org", "harbor", None, Some(api)),
+                "Harbor at https://h.example.org/api/v2.0/",
+                "{api}"
+            );
+        }
+        let github = Some("https://git.example.org/api/v3");
+        assert_eq!(is("c.example.org", "auto", None, github), "GitHub at https://git.example.org/api/v3/");
+        assert_eq!(is("c.example.org", "auto", None, Some("https://q/api/v1")), "Quay at https://q/api/v1/");
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_asked_for() {
+        for (by, api, words) in [
+            ("auto", Some("https://somewhere"), "add `listing:`"),
+            ("hub", None, "needs `api:`"),
+            ("github", None, "needs `api:`"),
+            ("registry", Some("https://somewhere"), "means nothing"),
+        ] {
+            let error = found("r.example.org", by, None, api).unwrap_err();
+            assert!(error.contains(words), "{by}: {error}");
+        }
+        assert!("dockerhub".parse::<ListingBy>().unwrap_err().contains("none of auto"));
+    }
+}

@@ -1,0 +1,68 @@
+//! Harbor: `/api/v2.0`. Names of repositories come escaped twice.
+
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+
+use super::super::answer::Answer;
+use super::super::record::Record;
+use super::super::route::{Kind, decode};
+use super::super::state::Inner;
+use super::{below, manifests, page, query_of_page};
+
+pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+    let rest = path.strip_prefix("/api/v2.0/")?;
+    if rest == "repositories" {
+        return Some((Kind::ApiRepositories, String::new()));
+    }
+    let (project, rest) = rest.strip_prefix("projects/")?.split_once("/repositories")?;
+    match rest.strip_prefix('/') {
+        None => Some((Kind::ApiRepositories, project.to_owned())),
+        Some(rest) => {
+            let escaped = rest.strip_suffix("/artifacts")?;
+            // The proxy before it undoes one escape: a name that was escaped once has become two parts.
+            (!escaped.contains('/') && !escaped.contains("%2F"))
+                .then(|| (Kind::ApiTags, format!("{project}/{}", decode(&decode(escaped)))))
+        }
+    }
+}
+
+pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
+    let name = record.repository.as_deref().unwrap_or_default();
+    let entries: Option<Vec<Value>> = match record.kind {
+        Kind::ApiRepositories if name.is_empty() => {
+            let names: Vec<_> = inner.store().repositories.keys().cloned().collect();
+            Some(names.into_iter().map(|name| json!({"name": name})).collect())
+        }
+        Kind::ApiRepositories => below(inner, name)
+            .map(|names| names.into_iter().map(|found| json!({"name": format!("{name}/{found}")})).collect()),
+        _ => artifacts(inner, record, name),
+    };
+    let Some(entries) = entries else {
+        return Answer::error(StatusCode::NOT_FOUND, "NOT_FOUND", &format!("{name} not found"));
+    };
+    let total = entries.len();
+    let (entries, next) = page(inner, record, "page_size", entries);
+    let answer = Answer::json(StatusCode::OK, &Value::Array(entries)).header("x-total-count", total);
+    match next {
+        None => answer,
+        Some(next) => {
+            let next = format!("<{}?{}>; rel=\"next\"", record.path, query_of_page(record, next));
+            answer.header(header::LINK, next)
+        }
+    }
+}
+
+fn artifacts(inner: &Inner, record: &Record, name: &str) -> Option<Vec<Value>> {
+    let only_tagged = record.parameter("q").as_deref() == Some("tags=*");
+    let with_tags = record.parameter("with_tag").as_deref() == Some("true");
+    let found = manifests(inner, name)?.into_values();
+    let found = found.filter(|(_, tags)| !only_tagged || !tags.is_empty()).map(|(at, tags)| {
+        let tags: Vec<_> = tags.iter().map(|tag| json!({"name": tag, "push_time": at.date()})).collect();
+        json!({
+            "type": "IMAGE", "digest": at.digest, "push_time": at.date(), "manifest_media_type": at.media_type,
+            "media_type": "application/vnd.oci.image.config.v1+json",
+            "tags": if with_tags && !tags.is_empty() { json!(tags) } else { Value::Null },
+        })
+    });
+    Some(found.collect())
+}

@@ -1,0 +1,176 @@
+//! The APIs of vendors, over the same content: repositories of a namespace, tags with digests and dates, by pages.
+
+mod github;
+mod harbor;
+mod hub;
+mod quay;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::answer::Answer;
+use super::auth::basic;
+use super::record::Record;
+use super::route::{Kind, Route};
+use super::state::{Inner, Repository};
+use super::upload_body::{Broken, Incoming};
+
+/// When what is not here was pushed: 2024-01-01.
+const SOME_DAY: u64 = 1_704_067_200_000;
+/// How tokens of Docker Hub begin; a number follows.
+const HUB_TOKEN: &str = "hub-";
+
+/// Whose API it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Vendor {
+    Quay,
+    Hub,
+    Harbor,
+    GitHub,
+}
+
+/// A request to an API; none if it is not one.
+pub(super) fn route(path: &str) -> Option<Route> {
+    let found = |kind, repository: String| Route { kind, repository: Some(repository), reference: None };
+    if matches!(path, "/v2/auth/token" | "/v2/users/login") {
+        return Some(Route { kind: Kind::ApiLogin, repository: None, reference: None });
+    }
+    let (kind, repository) = quay::route(path)
+        .or_else(|| hub::route(path))
+        .or_else(|| harbor::route(path))
+        .or_else(|| github::route(path))?;
+    Some(found(kind, repository))
+}
+
+/// A list, to who may see it.
+pub(super) fn list(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let Some(vendor) = inner.options.vendor else { return Answer::not_found("NOT_FOUND") };
+    if !may_see(inner, vendor, record) {
+        return match vendor {
+            Vendor::Quay => quay::refusal(StatusCode::UNAUTHORIZED, "insufficient_scope"),
+            Vendor::Hub => hub::not_found(),
+            Vendor::Harbor => Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "unauthorized"),
+            Vendor::GitHub => github::refusal(StatusCode::UNAUTHORIZED, "Requires authentication"),
+        };
+    }
+    match vendor {
+        Vendor::Quay => quay::list(inner, record),
+        Vendor::Hub => hub::list(inner, record),
+        Vendor::Harbor => harbor::list(inner, record),
+        Vendor::GitHub => github::list(inner, record),
+    }
+}
+
+fn may_see(inner: &Inner, vendor: Vendor, record: &Record) -> bool {
+    let given = record.header("authorization").unwrap_or_default();
+    let is_bearer = |token: &str| given.strip_prefix("Bearer ") == Some(token);
+    match (&inner.options.vendor_login, vendor) {
+        (None, Vendor::GitHub) => given.starts_with("Bearer "),
+        // What is public is shown, but not to who sends what is not wanted.
+        (None, _) => given.is_empty(),
+        (Some((_, password)), Vendor::Quay | Vendor::GitHub) => is_bearer(password),
+        (Some((user, password)), Vendor::Harbor) => given == basic(user, password),
+        (Some(_), Vendor::Hub) => {
+            let number = given.strip_prefix("Bearer ").and_then(|token| token.strip_prefix(HUB_TOKEN));
+            number.and_then(|number| number.parse().ok()).is_some_and(|number: u64| number >= inner.tokens_since())
+        }
+    }
+}
+
+/// Docker Hub's way to log in, in both forms.
+pub(super) async fn login(inner: &Arc<Inner>, body: &mut Incoming) -> Result<Answer, Broken> {
+    let body = body.all(64 * 1024).await?.unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let given = |user: &str, password: &str| {
+        let (user, password) = (body[user].as_str(), body[password].as_str());
+        user.zip(password).is_some_and(|(user, password)| {
+            inner.options.vendor_login.as_ref() == Some(&(user.to_owned(), password.to_owned()))
+        })
+    };
+    let token = format!("{HUB_TOKEN}{}", inner.next());
+    Ok(match () {
+        () if given("identifier", "secret") => Answer::json(StatusCode::OK, &json!({"access_token": token})),
+        () if given("username", "password") => Answer::json(StatusCode::OK, &json!({"token": token})),
+        () => Answer::json(StatusCode::UNAUTHORIZED, &json!({"detail": "Incorrect authentication credentials"})),
+    })
+}
+
+/// A tag as all of them tell it.
+struct Tagged {
+    name: String,
+    digest: String,
+    media_type: String,
+    /// Milliseconds since 1970.
+    pushed: u64,
+}
+
+impl Tagged {
+    fn date(&self) -> String {
+        date(self.pushed)
+    }
+}
+
+fn date(milliseconds: u64) -> String {
+    jiff::Timestamp::from_millisecond(milliseconds as i64).expect("a moment").to_string()
+}
+
+/// The tags of a repository; none if it is not here.
+fn tags(inner: &Inner, name: &str) -> Option<Vec<Tagged>> {
+    let store = inner.store();
+    let here = store.repositories.get(name)?;
+    Some(here.tags.iter().map(|(name, digest)| tagged(here, name, digest)).collect())
+}
+
+fn tagged(here: &Repository, name: &str, digest: &str) -> Tagged {
+    let held = here.manifests.get(digest);
+    Tagged {
+        name: name.to_owned(),
+        digest: digest.to_owned(),
+        media_type: held.map(|held| held.manifest.media_type.clone()).unwrap_or_default(),
+        pushed: held.map_or(SOME_DAY, |held| held.uploaded),
+    }
+}
+
+/// The manifests of a repository with their tags, in the order of their digests; none if it is not here.
+fn manifests(inner: &Inner, name: &str) -> Option<BTreeMap<String, (Tagged, Vec<String>)>> {
+    let store = inner.store();
+    let here = store.repositories.get(name)?;
+    let digests = here.manifests.keys().chain(here.tags.values());
+    let mut found: BTreeMap<_, _> =
+        digests.map(|digest| (digest.clone(), (tagged(here, "", digest), Vec::new()))).collect();
+    for (tag, digest) in &here.tags {
+        found.entry(digest.clone()).and_modify(|(_, tags): &mut (_, Vec<String>)| tags.push(tag.clone()));
+    }
+    Some(found)
+}
+
+/// The paths below a namespace; none if nobody knows it.
+fn below(inner: &Inner, namespace: &str) -> Option<Vec<String>> {
+    let store = inner.store();
+    let prefix = format!("{namespace}/");
+    let names: Vec<String> =
+        store.repositories.keys().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect();
+    let is_known = !names.is_empty() || inner.options.namespaces.iter().any(|known| known == namespace);
+    is_known.then_some(names)
+}
+
+/// The entries of a page that is named by its number, from 1, and whether there are more.
+fn page<T>(inner: &Inner, record: &Record, size: &str, entries: Vec<T>) -> (Vec<T>, Option<u64>) {
+    let number = |name: &str| record.parameter(name).and_then(|text| text.parse::<usize>().ok());
+    let size = number(size).unwrap_or(25).min(inner.options.page.unwrap_or(100)).min(100);
+    let page = number("page").unwrap_or(1).max(1);
+    let next = (entries.len() > page * size).then_some(page as u64 + 1);
+    (entries.into_iter().skip((page - 1) * size).take(size).collect(), next)
+}
+
+/// The same request for another page.
+fn query_of_page(record: &Record, page: u64) -> String {
+    let others = record.query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("page="));
+    let mut pairs: Vec<String> = others.map(str::to_owned).collect();
+    pairs.push(format!("page={page}"));
+    pairs.join("&")
+}

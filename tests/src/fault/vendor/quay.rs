@@ -1,0 +1,63 @@
+//! Quay: `/api/v1/repository`.
+
+use http::StatusCode;
+use serde_json::json;
+
+use super::super::answer::Answer;
+use super::super::record::Record;
+use super::super::route::Kind;
+use super::super::state::Inner;
+use super::{below, page, tags};
+
+pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+    let rest = path.strip_prefix("/api/v1/repository")?;
+    match rest.strip_prefix('/') {
+        None => Some((Kind::ApiRepositories, String::new())),
+        Some(rest) => Some((Kind::ApiTags, rest.strip_suffix("/tag/")?.to_owned())),
+    }
+}
+
+pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
+    if record.kind == Kind::ApiRepositories {
+        return repositories(inner, record);
+    }
+    let name = record.repository.as_deref().unwrap_or_default();
+    let Some(tags) = tags(inner, name) else { return refusal(StatusCode::NOT_FOUND, "not_found") };
+    let (tags, next) = page(inner, record, "limit", tags);
+    let tags: Vec<_> = tags
+        .iter()
+        .map(|tag| {
+            json!({
+                "name": tag.name, "reversion": false, "start_ts": tag.pushed / 1000, "manifest_digest": tag.digest,
+                "is_manifest_list": tag.media_type.contains("index") || tag.media_type.contains("list"), "size": null,
+            })
+        })
+        .collect();
+    let number = record.parameter("page").and_then(|page| page.parse::<u64>().ok()).unwrap_or(1);
+    Answer::json(StatusCode::OK, &json!({"tags": tags, "page": number, "has_additional": next.is_some()}))
+}
+
+/// Whoever names no namespace, or one that does not exist, gets an empty list. The next page is named by a token.
+fn repositories(inner: &Inner, record: &Record) -> Answer {
+    let namespace = record.parameter("namespace").unwrap_or_default();
+    let names = below(inner, &namespace).unwrap_or_default();
+    let from = record.parameter("next_page").and_then(|token| token.strip_prefix("gAAA+/=")?.parse().ok());
+    let from: usize = from.unwrap_or(0);
+    let size = inner.options.page.unwrap_or(100);
+    let end = (from + size).min(names.len());
+    let found: Vec<_> = names[from.min(end)..end]
+        .iter()
+        .map(|name| json!({"namespace": namespace, "name": name, "is_public": true, "kind": "image"}))
+        .collect();
+    let mut body = json!({"repositories": found});
+    if end < names.len() {
+        body["next_page"] = json!(format!("gAAA+/={end}"));
+    }
+    Answer::json(StatusCode::OK, &body)
+}
+
+pub(super) fn refusal(status: StatusCode, kind: &str) -> Answer {
+    let body =
+        json!({"status": status.as_u16(), "error_type": kind, "error_message": kind, "title": kind, "detail": ""});
+    Answer::json(status, &body)
+}

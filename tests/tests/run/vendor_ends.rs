@@ -1,0 +1,132 @@
+//! The APIs of vendors at both ends of a run: what they list with digests costs a request a page.
+
+use imgsync_tests::FaultRegistry;
+use imgsync_tests::fault::{Action, Kind, Vendor};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::Imgsync;
+use serde_json::{Value, json};
+
+use super::Vendors;
+
+fn configured(yaml: &str) -> Imgsync {
+    let program = Imgsync::new();
+    program.file("imgsync.yaml", yaml);
+    program
+}
+
+/// Runs the rules in the program's home: how many were copied, unchanged and failed, and all that was said.
+async fn run(program: &Imgsync) -> ((u64, u64, u64), Value) {
+    let again = program.again().args(["run", "--json", "--retry-delay", "10ms", "-c"]);
+    let json = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0).json();
+    let count = |name: &str| json["counts"][name].as_u64().unwrap();
+    ((count("copied"), count("unchanged"), count("failed")), json)
+}
+
+fn image(repository: &str, tag: usize) -> Image {
+    images::single(&format!("ends-{repository}-{tag}"))
+}
+
+fn fill(registry: &FaultRegistry, repository: &str, tags: usize) {
+    for tag in 0..tags {
+        registry.push(repository, &format!("v{tag:03}"), &image("x", tag));
+    }
+}
+
+#[tokio::test]
+async fn an_unchanged_run_costs_the_source_a_request_a_page() {
+    for vendor in Vendors::ALL {
+        let (source, target) =
+            tokio::join!(FaultRegistry::builder().vendor(vendor).page(5).start(), FaultRegistry::start());
+        fill(&source, "me/a", 12);
+        fill(&source, "me/b", 3);
+        let rule = format!("- {{from: {}/me/*, to: {}/m, name: keep}}\n", Vendors::name(vendor), target.host());
+        let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &source, "")));
+        assert_eq!(run(&program).await.0, (15, 0, 0), "{vendor:?}");
+        source.clear_requests();
+        target.clear_requests();
+        let (counts, json) = run(&program).await;
+        assert_eq!(counts, (0, 15, 0), "{vendor:?}");
+        // One page of repositories, three and one of tags; no HEAD for a tag.
+        let asked = (source.count(Kind::ApiRepositories), source.count(Kind::ApiTags), source.total());
+        assert_eq!(asked, (1, 4, 5), "{vendor:?}: {}", source.describe_requests());
+        assert_eq!(target.count(Kind::ManifestHead), target.total(), "{}", target.describe_requests());
+        assert_eq!(json["requests"], json!({"source": 5, "target": target.total()}));
+        assert!(target.total() <= 2, "one of each repository: {}", target.describe_requests());
+        // What moves is found by its digest.
+        source.push("me/b", "v001", &images::single("moved"));
+        assert_eq!(run(&program).await.0, (1, 14, 0), "{vendor:?}");
+        target.assert_holds("m/me/b", "v001", &images::single("moved"));
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_has_it_all_is_settled_by_its_pages() {
+    for vendor in Vendors::ALL {
+        let source = FaultRegistry::builder().google().start().await;
+        let target = FaultRegistry::builder().vendor(vendor).page(5).start().await;
+        fill(&source, "app", 12);
+        fill(&target, "me/app", 12);
+        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
+        let (counts, json) = run(&program).await;
+        assert_eq!(counts, (0, 12, 0), "{vendor:?}");
+        assert_eq!((target.count(Kind::ApiTags), target.total()), (3, 3), "{}", target.describe_requests());
+        assert_eq!(json["requests"], json!({"source": 1, "target": 3}));
+    }
+}
+
+#[tokio::test]
+async fn a_target_is_read_no_further_than_what_is_looked_for() {
+    for vendor in [Vendor::Quay, Vendor::Hub] {
+        let source = FaultRegistry::builder().google().start().await;
+        let target = FaultRegistry::builder().vendor(vendor).page(5).start().await;
+        fill(&source, "app", 4);
+        fill(&target, "me/app", 60);
+        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let yaml = format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, ""));
+        assert_eq!(run(&configured(&yaml)).await.0, (0, 4, 0));
+        assert_eq!((target.count(Kind::ApiTags), target.total()), (1, 1), "{}", target.describe_requests());
+        // What is not there is not looked for on more pages than there are tags: a HEAD each would cost as little.
+        target.clear_requests();
+        source.push("app", "v900", &image("x", 900));
+        assert_eq!(run(&configured(&yaml)).await.0, (1, 4, 0));
+        assert_eq!(target.count(Kind::ApiTags), 5, "{}", target.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_target_repository_that_is_not_there_yet_costs_one_request() {
+    for vendor in Vendors::ALL {
+        let source = FaultRegistry::builder().google().start().await;
+        let target = FaultRegistry::builder().vendor(vendor).namespace("me").start().await;
+        fill(&source, "app", 3);
+        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
+        assert_eq!(run(&program).await.0, (3, 0, 0), "{vendor:?}");
+        // Whether an owner at GitHub is an organization or a user is found out once.
+        let wanted = if vendor == Vendor::GitHub { 2 } else { 1 };
+        assert_eq!(target.count(Kind::ApiTags), wanted, "{}", target.describe_requests());
+        assert_eq!(target.count(Kind::Tags), 0, "a list without digests would be of no use");
+        target.assert_holds("me/app", "v002", &image("x", 2));
+    }
+}
+
+#[tokio::test]
+async fn a_target_whose_api_is_shut_is_asked_tag_by_tag_and_that_is_told_once() {
+    for vendor in Vendors::ALL {
+        let source = FaultRegistry::builder().google().start().await;
+        let target = FaultRegistry::builder().vendor(vendor).start().await;
+        for repository in ["p/a", "p/b"] {
+            fill(&source, repository, 4);
+            fill(&target, &format!("me/{}", &repository[2..]), 4);
+        }
+        target.on(Kind::ApiTags).always().act(Action::error(403, "FORBIDDEN"));
+        let rule = format!("- {{from: {}/p/*, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
+        let again = program.again().args(["run", "--json", "--query-limit", "1", "-c"]);
+        let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0);
+        assert_eq!(output.json()["counts"]["unchanged"], 8, "{vendor:?}");
+        assert_eq!(output.stderr.matches("its tags are asked for one by one").count(), 1, "{}", output.stderr);
+        assert_eq!((target.count(Kind::ManifestHead), target.count(Kind::Tags)), (8, 0));
+    }
+}

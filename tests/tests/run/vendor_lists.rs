@@ -1,0 +1,333 @@
+//! The APIs of vendors, as sources are listed by them: all pages, all that they say, and nothing that is wrong is an empty
+//! list.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imgsync_tests::FaultRegistry;
+use imgsync_tests::fault::{Action, Bearer, Kind, Match, Vendor};
+use imgsync_tests::images;
+use imgsync_tests::program::Signal;
+use serde_json::Value;
+
+use super::{Vendors, lines, put_tags, tags};
+
+/// 2025-01-01.
+const NEW_YEAR: u64 = 1_735_689_600_000;
+
+fn refused(code: u16, headers: &[(&str, String)]) -> Action {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    Action::Status { code, headers, body: r#"{"message": "as the test asked for"}"#.into() }
+}
+
+fn epoch_in(seconds: u64) -> String {
+    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds).to_string()
+}
+
+#[tokio::test]
+async fn each_lists_a_namespace_by_pages_and_tags_with_digests_and_dates() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).page(2).start().await;
+        let multi = images::multi_platform("vendor");
+        registry.push("me/app", "multi", &multi);
+        registry.set_uploaded("me/app", &multi.root, NEW_YEAR);
+        for tag in ["1", "2", "3", "4"] {
+            registry.push("me/app", tag, &images::single(tag));
+        }
+        registry.push("me/b", "1", &images::single("b"));
+        registry.push("me/c", "1", &images::single("c"));
+        registry.push("other/x", "1", &images::single("x"));
+        let output = Vendors::tags(vendor, &registry, "me/*", &["--json"]).await.assert_code(0);
+        let found: Vec<Value> = lines(&output).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(found.len(), 7, "{vendor:?}: {}", output.stdout);
+        for line in &found {
+            let (repository, tag) = (line["repository"].as_str().unwrap(), line["tag"].as_str().unwrap());
+            assert_eq!(line["digest"].as_str(), registry.tag_digest(repository, tag).as_deref(), "{vendor:?} {line}");
+            assert!(line["created"].is_string(), "{vendor:?} {line}");
+        }
+        let multi = found.iter().find(|line| line["tag"] == "multi").unwrap();
+        assert_eq!(multi["created"], "2025-01-01T00:00:00Z", "{vendor:?}");
+        if matches!(vendor, Vendor::Hub | Vendor::Harbor) {
+            assert_eq!(multi["media_type"], images::media::OCI_INDEX, "{vendor:?}");
+        }
+        // GitHub's lists what is not tagged too: here the two platforms.
+        let pages = if vendor == Vendor::GitHub { 4 + 1 + 1 } else { 3 + 1 + 1 };
+        let asked = (registry.count(Kind::ApiRepositories), registry.count(Kind::ApiTags), registry.total());
+        assert_eq!(asked, (2, pages, 2 + pages), "{vendor:?}: {}", registry.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn repositories_deeper_in_a_namespace_are_found_where_there_can_be_any() {
+    for vendor in [Vendor::Quay, Vendor::Harbor, Vendor::GitHub] {
+        let registry = FaultRegistry::builder().vendor(vendor).start().await;
+        for name in ["me/a", "me/team/a", "me/team/b/c"] {
+            put_tags(&registry, name, ["1"]);
+        }
+        let host = Vendors::name(vendor);
+        let output = Vendors::tags(vendor, &registry, "me/team/**", &[]).await.assert_code(0);
+        assert_eq!(lines(&output), [format!("{host}/me/team/a:1"), format!("{host}/me/team/b/c:1")], "{vendor:?}");
+        assert_eq!((registry.count(Kind::ApiTags), registry.count(Kind::Tags)), (2, 0), "{vendor:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_fails_is_asked_for_again_and_then_an_error_that_no_other_list_hides() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).page(2).start().await;
+        put_tags(&registry, "me/app", ["1", "2", "3", "4", "5"]);
+        put_tags(&registry, "me/other", ["1"]);
+        let second =
+            || Match::kind(Kind::ApiTags).repository("me/app").when(|request| request.query.contains("page=2"));
+        registry.on(second()).times(2).act(Action::status(503));
+        let output = Vendors::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);
+        assert_eq!(lines(&output), ["1", "2", "3", "4", "5"], "{vendor:?}");
+        registry.clear_requests();
+        registry.on(second()).always().act(Action::status(500));
+        let output = Vendors::tags(vendor, &registry, "me/*", &["--attempts", "2"]).await.assert_code(1);
+        let host = Vendors::name(vendor);
+        assert_eq!(lines(&output), [format!("{host}/me/other:1")], "{vendor:?}: no half of a list");
+        let error = format!("error: listing the tags of {host}/me/app by ");
+        assert!(output.stderr.contains(&error) && output.stderr.contains("failed 2 times"), "{}", output.stderr);
+        assert_eq!(registry.count(Kind::Tags), 0, "dates would be missing: {}", registry.describe_requests());
+        // Nor is a namespace of which a page is missing taken for a small one.
+        let middle = registry.on(Kind::ApiRepositories).always().act(Action::status(502));
+        let output = Vendors::tags(vendor, &registry, "me/*", &["--attempts", "2"]).await.assert_code(1);
+        assert!(output.stdout.is_empty() && output.stderr.contains("502 Bad Gateway"), "{}", output.stderr);
+        assert_eq!(middle.hits(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_limited_rate_is_waited_out_as_each_tells_it() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).page(1).start().await;
+        put_tags(&registry, "me/app", ["1", "2"]);
+        let limited = match vendor {
+            Vendor::Quay | Vendor::Harbor => refused(429, &[("retry-after", "1".to_owned())]),
+            Vendor::Hub => {
+                refused(429, &[("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", epoch_in(2))])
+            }
+            Vendor::GitHub => {
+                refused(403, &[("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", epoch_in(2))])
+            }
+        };
+        registry.on(Kind::ApiTags).skip(1).act(limited);
+        let output = Vendors::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);
+        assert_eq!(lines(&output), ["1", "2"], "{vendor:?}");
+        assert!(output.stderr.contains("trying again in"), "{vendor:?}: {}", output.stderr);
+        assert_eq!(registry.count(Kind::Tags), 0);
+        assert_eq!(registry.count(Kind::ApiTags), 3, "{vendor:?}: {}", registry.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_lasts_is_said_and_not_taken_for_an_empty_list() {
+    let registry = FaultRegistry::builder().vendor(Vendor::GitHub).start().await;
+    put_tags(&registry, "me/app", ["1"]);
+    let limited = refused(403, &[("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", epoch_in(3600))]);
+    registry.on(Kind::ApiTags).always().act(limited);
+    let output = Vendors::tags(Vendor::GitHub, &registry, "me/app", &[]).await.assert_code(1);
+    assert!(output.stdout.is_empty() && output.stderr.contains("try again then"), "{}", output.stderr);
+    assert_eq!(registry.total(), 1, "{}", registry.describe_requests());
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_empty_or_missing_is_an_error_that_says_so() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).namespace("empty").start().await;
+        put_tags(&registry, "me/app", ["1"]);
+        let output = Vendors::tags(vendor, &registry, "empty/*", &[]).await.assert_code(1);
+        assert!(output.stderr.contains("there is no such repository"), "{vendor:?}: {}", output.stderr);
+        let output = Vendors::tags(vendor, &registry, "missing/*", &[]).await.assert_code(1);
+        let words = match vendor {
+            // It answers for everything.
+            Vendor::Quay => "there is no such repository",
+            _ => "name the repositories one by one",
+        };
+        assert!(output.stderr.contains(words) && output.stdout.is_empty(), "{vendor:?}: {}", output.stderr);
+        let output = Vendors::tags(vendor, &registry, "me/z*", &[]).await.assert_code(1);
+        assert!(output.stderr.contains("there is no such repository"), "{vendor:?}: {}", output.stderr);
+        assert_eq!(registry.count(Kind::Catalog) + registry.count(Kind::Tags), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_repository_that_vanishes_after_the_namespace_was_listed_fails_alone() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).start().await;
+        for name in ["me/a", "me/b", "me/c"] {
+            put_tags(&registry, name, ["1"]);
+        }
+        registry
+            .on(Match::kinds(&[Kind::ApiTags, Kind::Tags]).repository("me/b"))
+            .always()
+            .act(Action::error(404, "NAME_UNKNOWN"));
+        let output = Vendors::tags(vendor, &registry, "me/*", &[]).await.assert_code(1);
+        let host = Vendors::name(vendor);
+        assert_eq!(lines(&output), [format!("{host}/me/a:1"), format!("{host}/me/c:1")], "{vendor:?}");
+        assert!(output.stderr.contains(&format!("{host}/me/b: answered 404")), "{vendor:?}: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn pages_that_one_may_not_see_leave_the_registrys_own_list_which_is_told() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).page(2).start().await;
+        put_tags(&registry, "me/app", ["1", "2", "3", "4", "5"]);
+        put_tags(&registry, "me/other", ["1", "2", "3"]);
+        registry.on(Kind::ApiTags).skip(1).always().act(refused(403, &[]));
+        let output = Vendors::tags(vendor, &registry, "me/app", &["--json"]).await.assert_code(0);
+        let found: Vec<Value> = lines(&output).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            found.iter().map(|line| line["tag"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["1", "2", "3", "4", "5"]
+        );
+        assert!(found.iter().all(|line| line["digest"].is_null()), "one list or the other: {}", output.stdout);
+        let told = "its own list of tags is used, which has no digests and no dates";
+        assert_eq!(output.stderr.matches(told).count(), 1, "{vendor:?}: {}", output.stderr);
+        assert_eq!(registry.count(Kind::Tags), 3);
+        let output = Vendors::tags(vendor, &registry, "me/*", &[]).await.assert_code(0);
+        assert_eq!(lines(&output).len(), 8);
+        assert_eq!(output.stderr.matches(told).count(), 1, "once for a registry: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn an_old_tag_of_docker_hub_has_no_digest_rather_than_that_of_an_image() {
+    let registry = FaultRegistry::builder().vendor(Vendor::Hub).start().await;
+    put_tags(&registry, "me/app", ["old", "new"]);
+    let output = Vendors::tags(Vendor::Hub, &registry, "me/app", &["--json"]).await.assert_code(0);
+    let digests: Vec<bool> =
+        lines(&output).iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["digest"].is_string()).collect();
+    assert_eq!(digests, [true, false], "{}", output.stdout);
+}
+
+#[tokio::test]
+async fn a_link_to_another_host_is_refused_and_nobody_goes_there() {
+    let other = FaultRegistry::start().await;
+    for vendor in [Vendor::Hub, Vendor::Harbor, Vendor::GitHub] {
+        let registry = FaultRegistry::builder().vendor(vendor).page(1).start().await;
+        put_tags(&registry, "me/app", ["1", "2"]);
+        let next = format!("{}/v2/namespaces/me/repositories/app/tags?page=2", other.url());
+        let action = match vendor {
+            Vendor::Hub => Action::json(&serde_json::json!({"count": 2, "next": next, "results": [{"name": "1"}]})),
+            _ => Action::SetHeader("link".into(), format!("<{next}>; rel=\"next\"")),
+        };
+        registry.on(Kind::ApiTags).always().act(action);
+        let output = Vendors::tags(vendor, &registry, "me/app", &[]).await.assert_code(1);
+        assert!(output.stderr.contains(&format!("leads to another host, {}", other.url())), "{}", output.stderr);
+        assert_eq!((output.stdout.as_str(), other.total_with_all(), registry.count(Kind::Tags)), ("", 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_list_is_no_empty_one() {
+    for vendor in Vendors::ALL {
+        for body in ["<html>welcome</html>", "{}", "{\"message\": \"hello\"}", "null", "\"\""] {
+            let registry = FaultRegistry::builder().vendor(vendor).start().await;
+            put_tags(&registry, "me/app", ["1"]);
+            let odd = || Action::Status { code: 200, headers: vec![], body: body.into() };
+            registry.on(Kind::ApiRepositories).act(odd());
+            let output = Vendors::tags(vendor, &registry, "me/*", &[]).await.assert_code(1);
+            let said = ["cannot be parsed", "is no listing"].iter().any(|words| output.stderr.contains(words));
+            assert!(said && output.stdout.is_empty(), "{vendor:?} {body}: {}", output.stderr);
+            registry.on(Kind::ApiTags).act(odd());
+            let output = Vendors::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);
+            assert_eq!(lines(&output), ["1"], "{vendor:?} {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_or_a_word_turns_the_vendors_api_off() {
+    let registry = FaultRegistry::builder().vendor(Vendor::Hub).start().await;
+    put_tags(&registry, "me/app", ["1"]);
+    let url = registry.url();
+    for entry in [format!("endpoint: '{url}'"), format!("endpoint: '{url}', listing: registry")] {
+        let entry = format!("  docker.io: {{{entry}}}\n");
+        let output = Vendors::tags_with(&entry, Vendor::Hub, "me/*", &[]).await.assert_code(0);
+        assert_eq!(lines(&output), ["docker.io/me/app:1"]);
+    }
+    assert_eq!(registry.count(Kind::ApiRepositories) + registry.count(Kind::ApiTags), 0);
+    // By its own name and without an endpoint, whose API it is can be said.
+    let quay = FaultRegistry::builder().vendor(Vendor::Quay).start().await;
+    put_tags(&quay, "me/app", ["1"]);
+    let program = super::tags_of(&format!("{}/me/*", quay.host()), &[]);
+    program.file("imgsync.yaml", format!("registries: {{'{}': {{listing: quay}}}}\n", quay.host()));
+    program.run().await.assert_code(0);
+    assert_eq!((quay.count(Kind::ApiRepositories), quay.count(Kind::ApiTags), quay.total()), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn a_pattern_without_a_namespace_is_refused_where_no_api_lists_all() {
+    for vendor in Vendors::ALL {
+        let registry = FaultRegistry::builder().vendor(vendor).start().await;
+        put_tags(&registry, "me/app", ["1"]);
+        let (output, code) =
+            (Vendors::tags(vendor, &registry, "**", &[]).await, if vendor == Vendor::Harbor { 0 } else { 1 });
+        let output = output.assert_code(code);
+        match vendor {
+            Vendor::Harbor => assert_eq!(lines(&output), ["harbor.example.org/me/app:1"]),
+            _ => {
+                assert!(output.stderr.contains("begin with a namespace"), "{vendor:?}: {}", output.stderr);
+                assert_eq!(registry.total(), 0);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_harbor_is_recognised_by_how_it_asks_for_a_login() {
+    let bearer = || Bearer::anonymous().service("harbor-registry");
+    let registry = FaultRegistry::builder().vendor(Vendor::Harbor).bearer(bearer()).start().await;
+    for name in ["me/a", "me/b"] {
+        put_tags(&registry, name, ["1", "2"]);
+    }
+    let output = tags(&registry, "me/*", &["--json"]).await.assert_code(0);
+    let lines = lines(&output);
+    assert!(lines.len() == 4 && lines.iter().all(|line| line.contains("sha256:")), "{}", output.stdout);
+    let asked = |kind| registry.count(kind);
+    assert_eq!((asked(Kind::ApiRepositories), asked(Kind::ApiTags), asked(Kind::Catalog)), (1, 2, 0));
+
+    // One repository: its plain list has shown it already.
+    registry.clear_requests();
+    let output = tags(&registry, "me/a", &["--json"]).await.assert_code(0);
+    assert!(output.stdout.contains("sha256:"));
+    assert_eq!(asked(Kind::ApiTags), 1);
+
+    // What it does not show to us is listed as ever, and nobody is told of what nobody asked for.
+    registry.on(Match::kinds(&[Kind::ApiTags, Kind::ApiRepositories])).always().act(Action::error(403, "FORBIDDEN"));
+    let output = tags(&registry, "me/*", &[]).await.assert_code(1);
+    assert!(output.stderr.contains("the repositories of"), "the catalog takes a login: {}", output.stderr);
+    registry.clear_requests();
+    let output = tags(&registry, "me/a", &[]).await.assert_code(0);
+    assert_eq!(super::lines(&output), ["1", "2"]);
+    assert!(!output.stderr.contains("warning"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_users_packages_are_found_where_there_is_no_such_organization() {
+    let registry = FaultRegistry::builder().vendor(Vendor::GitHub).github_users().start().await;
+    for name in ["me/a", "me/b"] {
+        put_tags(&registry, name, ["1"]);
+    }
+    let output = Vendors::tags(Vendor::GitHub, &registry, "me/*", &[]).await.assert_code(0);
+    assert_eq!(lines(&output).len(), 2);
+    // Asked for once what they are, and then known.
+    assert_eq!(registry.total(), 2 + 2, "{}", registry.describe_requests());
+    assert_eq!(registry.count_where(|request| request.path.starts_with("/orgs/")), 1);
+}
+
+#[tokio::test]
+async fn a_list_is_read_while_it_is_stopped() {
+    let registry = FaultRegistry::builder().vendor(Vendor::Quay).page(1).start().await;
+    put_tags(&registry, "me/app", ["1", "2"]);
+    registry.on(Kind::ApiTags).skip(1).act(Action::StallForever);
+    let program = super::tags_of("quay.io/me/app", &[]);
+    program.file("imgsync.yaml", format!("registries:\n{}", Vendors::entry(Vendor::Quay, &registry, "")));
+    let mut running = program.spawn();
+    registry.wait_until(|registry| registry.count(Kind::ApiTags) == 2, Duration::from_secs(30)).await;
+    running.signal(Signal::INT);
+    let output = running.wait().await.assert_code(4);
+    assert!(output.stdout.is_empty(), "{}", output.stdout);
+}
