@@ -252,6 +252,9 @@ pub(crate) struct ServeArgs {
     /// Answer /healthz and /readyz on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: std::net::SocketAddr,
+    /// Ask the one that runs and answers on that address whether it is ready, and end: 0 if it is, else 3
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 /// What is known of target tags: what each is a copy of, and when it was last seen.
