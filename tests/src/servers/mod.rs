@@ -3,9 +3,11 @@
 mod access_log;
 mod docker_engine;
 mod docker_registry;
+mod firewall;
 mod process;
 mod rabbitmq;
 mod redis;
+mod remote;
 mod token;
 
 pub use access_log::LoggedRequest;
@@ -14,4 +16,5 @@ pub use docker_registry::{Auth, DockerRegistry, Options};
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
 pub use redis::{RedisOptions, RedisServer};
+pub use remote::RemoteRegistry;
 pub use token::{TokenRequest, TokenServer};
