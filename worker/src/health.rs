@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for those who watch over processes; and asking for them, where there is no other tool for that.
+//! `/healthz` and `/readyz`, for those who watch over processes; and asking for them, where there is no tool for that.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
     }
 }
 
-/// Asks the process that listens on an address whether it is ready. One that listens on all addresses is asked on loopback.
+/// Asks the process that listens on an address whether it is ready; on loopback, if it listens on all addresses.
 ///
 /// # Errors
 /// `Unreachable` where nothing answers, or what answers is not ready: with its reason.

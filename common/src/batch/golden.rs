@@ -93,11 +93,15 @@ fn a_plan_of_version_1_is_read() {
 }
 
 #[test]
+#[allow(clippy::needless_update, reason = "options that come later were not there")]
 fn options_of_version_1_are_read() {
     let platforms = vec!["linux/amd64".parse().unwrap(), "linux/arm64/v8".parse().unwrap()];
     let wanted = Options {
         title: "gcr.io/distroless/**".into(),
-        rules: vec![RuleOptions { platforms, verify_every_seconds: 604_800, ..RuleOptions::default() }],
+        rules: vec![
+            RuleOptions { platforms, verify_every_seconds: 604_800, ..RuleOptions::default() },
+            RuleOptions { verify_every_seconds: 60, ..RuleOptions::default() },
+        ],
         force: true,
         timeout_seconds: 600,
         timeout_is_exact: true,

@@ -38,8 +38,8 @@ const VERSION: u32 = 1;
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a connection is waited for.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the other machine may leave unacknowledged what was sent there, before the connection is made anew. A machine whose
-/// address has changed would wait for a quarter of an hour. A server that is merely slow is none: its machine acknowledges.
+/// How long what was sent may go unacknowledged by the other machine before the connection is made anew: one whose own
+/// address has changed would wait for a quarter of an hour. A slow server is no reason: its machine acknowledges.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// How a store is used.
