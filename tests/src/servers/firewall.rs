@@ -51,7 +51,7 @@ impl Firewall {
 impl Drop for Firewall {
     fn drop(&mut self) {
         if let Err(error) = self.put_back() {
-            eprintln!("the firewall is not what it was: {error}");
+            crate::skipped(&format!("the firewall is not what it was: {error}"));
         }
     }
 }
