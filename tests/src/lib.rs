@@ -8,6 +8,7 @@
 )]
 
 pub mod cluster;
+pub mod compose;
 pub mod fault;
 pub mod images;
 pub mod program;
@@ -21,6 +22,7 @@ mod sockets;
 mod tree;
 
 pub use cluster::Cluster;
+pub use compose::Compose;
 pub use fault::FaultRegistry;
 pub use images::{Blob, Image};
 pub use program::Imgsync;

@@ -95,6 +95,11 @@ impl Imgsync {
         Self::at(built(name))
     }
 
+    /// The program's file.
+    pub fn path(&self) -> &Path {
+        &self.program
+    }
+
     /// Any program, in a fresh home.
     pub fn at(program: impl Into<PathBuf>) -> Self {
         let home = tempfile::Builder::new().prefix("imgsync-home-").tempdir().expect("a folder can be made");

@@ -1,7 +1,8 @@
-//! `/healthz` and `/readyz`, for those who watch over processes.
+//! `/healthz` and `/readyz`, for those who watch over processes; and asking for them, where there is no tool for that.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,11 +10,18 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
-use tokio::net::TcpListener;
+use imgsync_common::printable::printable;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// Says whether the process is ready for work; if not, why.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<(), String>> + Send + Sync>;
+
+/// How long a process that is asked may take to answer: it asks broker and store first.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any answer has.
+const LONGEST_ANSWER: u64 = 16 * 1024;
 
 /// A listener, so that an address that is taken is known at the start.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
@@ -37,5 +45,76 @@ async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
     match ready().await {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+/// Asks the process that listens on an address whether it is ready; on loopback, if it listens on all addresses.
+///
+/// # Errors
+/// `Unreachable` where nothing answers, or what answers is not ready: with its reason.
+pub async fn ask(address: SocketAddr) -> Result<()> {
+    let address = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    };
+    let tried = format!("asking http://{address}/readyz");
+    let failed = |why: String| Error::new(Class::Unreachable, &tried, why);
+    let answer = match tokio::time::timeout(PATIENCE, fetch(address)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            let hint = "is it running there? The address is the one of its --listen";
+            return Err(failed(error.to_string()).hint(hint).because(error));
+        }
+        Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+    };
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(()),
+        _ => Err(failed(format!("it is not ready: {}", printable(body.trim())))),
+    }
+}
+
+async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_listens_says_whether_it_is_ready_and_one_that_is_gone_is_told_from_it() {
+        for (ready, wanted) in
+            [(Ok(()), None), (Err("the broker is away\u{1b}[31m".to_owned()), Some("broker is away"))]
+        {
+            let listener = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let answers = ready.clone();
+            let ready: Ready = Arc::new(move || {
+                let ready = answers.clone();
+                Box::pin(async move { ready })
+            });
+            let answering = tokio::spawn(answer(listener, ready, stop.clone()));
+            let asked = ask(address).await;
+            match wanted {
+                None => asked.unwrap(),
+                Some(why) => {
+                    let error = asked.unwrap_err().to_string();
+                    assert!(error.contains(why) && !error.contains('\u{1b}'), "{error}");
+                }
+            }
+            stop.cancel();
+            answering.await.unwrap();
+            let gone = ask(address).await.unwrap_err();
+            assert_eq!(gone.class(), Class::Unreachable);
+            assert!(gone.advice().unwrap().contains("--listen"));
+        }
     }
 }

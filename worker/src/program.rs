@@ -61,6 +61,9 @@ struct Cli {
     /// Answer /healthz and /readyz on this address, such as 127.0.0.1:8081
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Ask the worker that answers on the address of --listen whether it is ready, and end: 0 if it is, else 3
+    #[arg(long, requires = "listen")]
+    check: bool,
     /// How long to wait for broker and store at the start
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     wait: u64,
@@ -109,6 +112,9 @@ pub(crate) fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<()> {
+    if let Some(address) = cli.listen.filter(|_| cli.check) {
+        return health::ask(address).await;
+    }
     let (config, folder) = read_config(cli.config.as_deref())?;
     let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
     // A variable that is set to nothing names nothing.

@@ -5,6 +5,8 @@
 
 mod chunk;
 mod count;
+#[cfg(test)]
+mod golden;
 mod id;
 mod message;
 mod options;

@@ -286,6 +286,9 @@ pub(crate) struct ServeArgs {
     pub(crate) listen: std::net::SocketAddr,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
+    /// Ask the one that runs and answers on that address whether it is ready, and end: 0 if it is, else 3
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 /// What is known of target tags: what each is a copy of, and when it was last seen.

@@ -18,6 +18,9 @@ use crate::notify::Notifier;
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &Global, printer: &Printer) -> Exit {
+    if args.check {
+        return health::ask(args.listen).await.map_or_else(|error| fail(&error, printer), |()| Exit::Done);
+    }
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,

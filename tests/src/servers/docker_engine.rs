@@ -1,4 +1,4 @@
-//! A Docker Engine of a test's own: `dockerd` with its own folders and socket, without networks.
+//! A Docker Engine of a test's own: `dockerd` with its own folders and socket, with or without networks.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::firewall::Firewall;
 use super::process::{Process, find_program};
 
 /// The engine. It ends when it is dropped.
@@ -15,6 +16,8 @@ pub struct DockerEngine {
     // Ended before its folder is removed.
     process: Process,
     folder: TempDir,
+    // Put back when the engine has ended.
+    _firewall: Option<Firewall>,
 }
 
 impl DockerEngine {
@@ -31,11 +34,28 @@ impl DockerEngine {
         Ok(())
     }
 
-    /// Starts one and waits until it answers.
+    /// Starts one without networks, which disturbs nobody, and waits until it answers.
     ///
     /// # Errors
     /// With what it wrote, when it does not come up.
     pub async fn start() -> Result<Self, String> {
+        let alone = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"];
+        Self::start_with(&alone, None).await
+    }
+
+    /// Starts one whose containers can have networks. It changes this machine's firewall, and puts that back at its end.
+    ///
+    /// # Errors
+    /// With what it wrote, when it does not come up.
+    pub async fn start_with_networks() -> Result<Self, String> {
+        if find_program("iptables").is_none() {
+            return Err("iptables is not installed (apt install iptables)".to_owned());
+        }
+        // Networks are made by who uses it.
+        Self::start_with(&["--bridge=none"], Some(Firewall::remember()?)).await
+    }
+
+    async fn start_with(options: &[&str], firewall: Option<Firewall>) -> Result<Self, String> {
         Self::available()?;
         let folder = tempfile::Builder::new().prefix("dockerd-").tempdir().map_err(|error| error.to_string())?;
         let at = |name: &str| folder.path().join(name);
@@ -46,12 +66,12 @@ impl DockerEngine {
         command.arg("--config-file").arg(at("daemon.json"));
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
         command.arg("--host").arg(format!("unix://{}", at("docker.sock").display()));
-        command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]);
+        command.args(options);
         // A slow test must not look as if it were the registry's fault.
         command.arg("--max-download-attempts=1");
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
         let process = Process::spawn(&mut command, Duration::from_secs(15)).map_err(|error| error.to_string())?;
-        let mut engine = Self { process, folder };
+        let mut engine = Self { process, folder, _firewall: firewall };
         let limit = Instant::now() + Duration::from_secs(60);
         loop {
             if engine.docker(&["version"]).await.status.success() {
@@ -97,6 +117,19 @@ impl DockerEngine {
     /// All that it has written.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for DockerEngine {
+    fn drop(&mut self) {
+        self.process.end();
+        // A container on the host's network leaves a mount behind, which would keep the folder.
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let folder = self.folder.path().display().to_string();
+        let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.starts_with(&folder));
+        for point in ours {
+            let _ = Command::new("umount").arg("--lazy").arg(point).output();
+        }
     }
 }
 

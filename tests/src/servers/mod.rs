@@ -3,10 +3,12 @@
 mod access_log;
 mod docker_engine;
 mod docker_registry;
+mod firewall;
 mod process;
 mod rabbitmq;
 mod receiver;
 mod redis;
+mod remote;
 mod telegram;
 mod token;
 
@@ -18,4 +20,5 @@ pub use rabbitmq::RabbitMq;
 pub use receiver::{Received, Receiver};
 pub use redis::{RedisOptions, RedisServer};
 pub use telegram::{Posted, TelegramServer};
+pub use remote::RemoteRegistry;
 pub use token::{TokenRequest, TokenServer};

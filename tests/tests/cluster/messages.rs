@@ -8,7 +8,7 @@ use imgsync_common::queue::contract::message;
 use imgsync_common::queue::{Dead, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
 use imgsync_common::secret::Secret;
 use imgsync_tests::RabbitMq;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{Aside, PATIENCE, block, connect, index, is_silent, only, publish, roster, settings, take};
@@ -79,6 +79,35 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
     // It waits for its time, as long as it is not for us.
     let (body, _) = aside.get("sync.retry.10s").await.expect("the longest of the waits here");
     assert_eq!(body, newer);
+}
+
+/// An older worker beside newer ones, in the middle of an upgrade.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
+    let broker = RabbitMq::start();
+    let roster = roster().await;
+    let queue = RabbitQueue::connect(&secret(&broker.url()), roster, keyed("ours")).await.unwrap();
+    let block = block("gcr.io", 1);
+    publish(&queue, &block).await;
+    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+    let lane = format!("w.{}", block[0].0);
+    let newer = br#"{"version":2,"all":"new"}"#;
+    let key = SigningKey::new(&Secret::new("ours"));
+    let mut headers = FieldTable::default();
+    headers.insert("signature".into(), AMQPValue::LongString(key.sign(newer).into()));
+    let aside = Aside::new(&broker.url()).await;
+    for _ in 0..3 {
+        aside.put(&lane, newer, headers.clone()).await;
+        assert!(is_silent(&queue, &Lanes::All).await);
+        // From here the broker puts it back into its lane, by the key that it was published with.
+        let (body, found) = aside.get("sync.retry.10s").await.expect("it waits for a newer worker");
+        assert_eq!(body, newer);
+        assert_eq!(found.inner().get("signature"), headers.inner().get("signature"), "newer workers want that");
+    }
+    assert_eq!(queue.refused().0, 0);
+    for queue in ["sync.dead", "sync.refused", &lane] {
+        assert!(aside.get(queue).await.is_none(), "nothing is in {queue}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

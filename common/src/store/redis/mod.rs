@@ -21,7 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
+use ::redis::io::tcp::TcpSettings;
+use ::redis::io::tcp::socket2::TcpKeepalive;
+use ::redis::{ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisError, ServerErrorKind};
 
 use self::scripts::Scripts;
 use super::cache::CacheEntry;
@@ -37,6 +39,9 @@ const VERSION: u32 = 1;
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a connection is waited for.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long what was sent may go unacknowledged by the other machine before the connection is made anew: one whose own
+/// address has changed would wait for a quarter of an hour. A slow server is no reason: its machine acknowledges.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// How a store is used.
 #[derive(Debug, Clone)]
@@ -98,10 +103,11 @@ impl RedisStore {
         crate::registry::install_tls_provider();
         let tried = format!("connecting to the store {url}");
         let invalid = |error: RedisError| Error::new(Class::Invalid, &tried, words(&error));
+        let server = url.expose().as_str().into_connection_info().map_err(invalid)?.set_tcp_settings(tcp_settings());
         let client = match &options.ca {
-            None => redis::Client::open(url.expose().as_str()),
+            None => redis::Client::open(server),
             Some(ca) => redis::Client::build_with_tls(
-                url.expose().as_str(),
+                server,
                 redis::TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) },
             ),
         };
@@ -207,6 +213,14 @@ impl RedisStore {
         let Policy { attempts, .. } = self.0.options.patience;
         Retry::new(self.0.options.patience, &Budget::new(attempts))
     }
+}
+
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(UNACKNOWLEDGED / 3);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(UNACKNOWLEDGED);
+    settings
 }
 
 /// Waits before the next try, or gives the error to end with.

@@ -1,0 +1,41 @@
+# Both programs in one image: `imgsync`, which it runs, and `imgsync-worker`.
+#
+#   docker build -t imgsync .
+#   docker run --rm imgsync sync alpine registry.example.com/mirror/alpine
+#
+# The configuration is read from /etc/imgsync/imgsync.yaml. What one machine remembers is under /var/lib/imgsync: give it a
+# volume; a cluster needs none. Plain syntax: BuildKit, the builder before it and podman all build it.
+
+FROM debian:trixie-slim AS runtime
+RUN apt-get update \
+    && apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null \
+    && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/debconf/* \
+    && install -d -o 10001 -g 10001 /var/lib/imgsync && install -d /etc/imgsync
+ENV HOME=/var/lib/imgsync
+WORKDIR /etc/imgsync
+# A number: who runs it can tell that it is not root (Kubernetes' runAsNonRoot).
+USER 10001:10001
+ENTRYPOINT ["imgsync"]
+
+FROM rust:1.95-slim-trixie AS build
+WORKDIR /src
+ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
+# The libraries first, below programs that do nothing: they are built again only when Cargo.lock changes.
+COPY Cargo.toml Cargo.lock ./
+COPY common/Cargo.toml common/
+COPY worker/Cargo.toml worker/
+COPY coordinator/Cargo.toml coordinator/
+COPY coordinator/benches coordinator/benches
+COPY tests/Cargo.toml tests/
+RUN mkdir common/src worker/src coordinator/src tests/src \
+    && touch common/src/lib.rs worker/src/lib.rs coordinator/src/lib.rs tests/src/lib.rs \
+    && echo 'fn main() {}' | tee worker/src/main.rs >coordinator/src/main.rs \
+    && cargo build --release --locked --bins -p imgsync -p imgsync-worker \
+    && cargo clean --release -p imgsync-common -p imgsync-worker -p imgsync
+COPY common common
+COPY worker worker
+COPY coordinator coordinator
+RUN cargo build --release --locked --bins -p imgsync -p imgsync-worker
+
+FROM runtime
+COPY --from=build /src/target/release/imgsync /src/target/release/imgsync-worker /usr/local/bin/

@@ -1,0 +1,112 @@
+//! What an earlier release left in broker and store is read by every later one: files with the very bytes of version 1.
+//!
+//! They were written by a program of its own from the formats' descriptions, not by this code. They never change: a new
+//! version adds files of its own beside them.
+
+use jiff::Timestamp;
+
+use super::{
+    Chunk, Decoded, Home, Message, MessageTarget, Options, Place, Planned, RuleOptions, SigningKey, decode_chunk,
+    encode_chunk,
+};
+use crate::image::{Algorithm, Digest};
+use crate::secret::Secret;
+
+const MESSAGE: &[u8] = include_bytes!("golden/1-message.json");
+const MESSAGE_SIGNATURE: &str = include_str!("golden/1-message.signature");
+const REQUEUED: &[u8] = include_bytes!("golden/1-requeued.json");
+const REQUEUED_SIGNATURE: &str = include_str!("golden/1-requeued.signature");
+const CHUNK: &[u8] = include_bytes!("golden/1-chunk.bin");
+const OPTIONS: &[u8] = include_bytes!("golden/1-options.json");
+
+fn place(registry: &str, path: &str, tag: &str) -> Place {
+    let home = Home::new(registry.parse().unwrap(), path).unwrap();
+    Place { home: home.into(), tag: tag.parse().unwrap() }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn message() -> Message {
+    Message {
+        batch: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
+        run: 0,
+        rule: 3,
+        source: place("gcr.io", "distroless/static", "nonroot"),
+        digest: Some(Digest::sha256(b"{}")),
+        listed_at: at(1_767_225_600),
+        targets: vec![MessageTarget {
+            index: 17,
+            place: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
+        }],
+    }
+}
+
+fn requeued() -> Message {
+    let target = |index, path, tag| MessageTarget { index, place: place("registry.example.com", path, tag) };
+    Message {
+        run: 2,
+        rule: 0,
+        source: place("localhost:5000", "a/b", "v1.0_x-y"),
+        digest: None,
+        listed_at: at(1_767_225_601),
+        targets: vec![target(0, "mirror/a/b", "v1.0_x-y"), target(u32::MAX, "second/a/b", "1")],
+        ..message()
+    }
+}
+
+#[test]
+fn messages_of_version_1_are_read_and_written_and_their_signatures_hold() {
+    let key = SigningKey::new(&Secret::new("golden key"));
+    for (bytes, signature, message) in
+        [(MESSAGE, MESSAGE_SIGNATURE, message()), (REQUEUED, REQUEUED_SIGNATURE, requeued())]
+    {
+        assert_eq!(Message::decode(bytes), Decoded::Message(message.clone()));
+        // A worker of the release before may be the one to read what is written now.
+        assert_eq!(String::from_utf8_lossy(&message.encode()), String::from_utf8_lossy(bytes));
+        assert_eq!(key.sign(bytes), signature);
+        assert!(key.verifies(bytes, signature));
+    }
+}
+
+#[test]
+fn a_plan_of_version_1_is_read() {
+    let task = |rule, source_tag, digest, target_tag| Planned {
+        rule,
+        source: place("gcr.io", "distroless/static", source_tag),
+        digest,
+        target: place("docker.io", "gcrxio/gcr.io_distroless_static", target_tag),
+    };
+    let tasks = vec![
+        task(3, "nonroot", Some(Digest::sha256(b"{}")), "nonroot"),
+        task(3, "latest", Some(Digest::of(Algorithm::Sha512, b"{}")), "other"),
+        task(300, "debug", None, "debug"),
+    ];
+    let listed_at = at(1_767_225_600);
+    assert_eq!(decode_chunk(CHUNK).unwrap(), Chunk { listed_at, tasks: tasks.clone() });
+    // Another deflate may pack it otherwise; the version is told by the first byte.
+    assert_eq!(encode_chunk(listed_at, &tasks, |_| true)[0], 1);
+    let mut newer = CHUNK.to_vec();
+    newer[0] = 2;
+    assert!(decode_chunk(&newer).unwrap_err().to_string().contains("another version"));
+}
+
+#[test]
+#[allow(clippy::needless_update, reason = "options that come later were not there")]
+fn options_of_version_1_are_read() {
+    let platforms = vec!["linux/amd64".parse().unwrap(), "linux/arm64/v8".parse().unwrap()];
+    let wanted = Options {
+        title: "gcr.io/distroless/**".into(),
+        rules: vec![
+            RuleOptions { platforms, verify_every_seconds: 604_800, ..RuleOptions::default() },
+            RuleOptions { verify_every_seconds: 60, ..RuleOptions::default() },
+        ],
+        force: true,
+        timeout_seconds: 600,
+        timeout_is_exact: true,
+        accounts: [("docker.io".to_owned(), "gcrxio".to_owned())].into(),
+        ..Options::default()
+    };
+    assert_eq!(serde_json::from_slice::<Options>(OPTIONS).unwrap(), wanted);
+}

@@ -1,0 +1,82 @@
+//! Over networks that are not ours: TLS to broker and store, and users who may do what imgsync needs and nothing else. As
+//! docs/cluster.md writes it.
+
+use imgsync_tests::cluster::Cluster;
+use imgsync_tests::program::{Imgsync, Signal};
+use imgsync_tests::servers::{RedisOptions, find_program, free_port};
+use imgsync_tests::tls::Authority;
+
+use crate::scene::{PATIENCE, Scene};
+
+const QUEUES: &str = r"^(w|sync)\..*$";
+const QUEUES_AND_PUBLISHING: &str = r"^((w|sync)\..*|amq\.default)$";
+const STORE_RIGHTS: &str = "resetchannels ~imgsync:* +@all -@admin -@dangerous";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
+    let documented = include_str!("../../../docs/cluster.md");
+    for words in [QUEUES, QUEUES_AND_PUBLISHING, STORE_RIGHTS] {
+        assert!(documented.contains(words), "docs/cluster.md says {words}");
+    }
+    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    let identity = authority.server(&["localhost"]);
+    let at = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let tls = free_port();
+    let broker = format!(
+        "listeners.ssl.1 = 127.0.0.1:{tls}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+         ssl_options.cacertfile = {}\nssl_options.verify = verify_none\n",
+        at("cert.pem", &identity.certificate_pem),
+        at("key.pem", &identity.key_pem),
+        at("ca.pem", authority.pem()),
+    );
+    let more = vec!["user default off".to_owned(), format!("user imgsync on >store-secret {STORE_RIGHTS}")];
+    let store = RedisOptions { more, tls: Some(identity), ..RedisOptions::default() };
+    let cluster = Cluster::start_with(&broker, store);
+    let broker = &cluster.broker;
+    tokio::task::block_in_place(|| {
+        broker.ctl(&["add_vhost", "imgsync"]);
+        broker.ctl(&["add_user", "imgsync", "broker-secret"]);
+        broker.ctl(&["set_permissions", "-p", "imgsync", "imgsync", QUEUES, QUEUES_AND_PUBLISHING, QUEUES]);
+        broker.ctl(&["delete_user", "guest"]);
+    });
+    let broker = format!("amqps://imgsync:broker-secret@localhost:{tls}/imgsync");
+    let store = format!("rediss://imgsync:store-secret@localhost:{}", cluster.store.port());
+    let scene = Scene::with(cluster, 3, 10).await;
+    let with_urls = |program: Imgsync| {
+        program.file("ca.pem", authority.pem());
+        program.env("IMGSYNC_BROKER", &broker).env("IMGSYNC_STORE", &store).env("IMGSYNC_KEY", "key")
+    };
+    let trusting = "cluster: {ca: ca.pem}\n";
+    let imgsync = |rules: &str| with_urls(scene.cluster.imgsync(&format!("{trusting}{rules}")));
+
+    let worker = || with_urls(scene.cluster.worker(trusting)).args(["--concurrency", "4"]).spawn();
+    let workers = [worker(), worker()];
+    let mut serve = imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    serve.wait_for_line(|line| line.contains("/readyz"), PATIENCE).await;
+    let run = imgsync(&scene.config).args(["run", "--json"]).run().await;
+    scene.assert_ended_whole(&run);
+    // Steering and looking, too.
+    for command in [["batch", "list"], ["batch", "show"], ["batch", "report"], ["cache", "export"]] {
+        imgsync("").args(command).run().await.assert_code(0);
+    }
+    for running in workers.iter().chain([&serve]) {
+        let said = running.stderr();
+        assert!(!said.contains("ACCESS_REFUSED") && !said.contains("NOPERM"), "{said}");
+    }
+    serve.signal(Signal::TERM);
+    serve.wait().await;
+
+    // What they may not do, by a client that is not ours.
+    let redis_cli = find_program("redis-cli").expect("redis-cli is installed (Debian: redis-tools)");
+    for command in [&["GET", "other"][..], &["FLUSHALL"], &["CONFIG", "GET", "*"], &["KEYS", "*"]] {
+        let mut ask = std::process::Command::new(&redis_cli);
+        ask.args(["--no-auth-warning", "--insecure", "-u", &store]).args(command);
+        let output = ask.output().unwrap();
+        let answer = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(answer.contains("NOPERM"), "{command:?}: {answer}");
+    }
+}
