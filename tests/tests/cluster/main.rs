@@ -9,6 +9,7 @@ mod lanes;
 mod messages;
 mod pace;
 mod queue;
+mod scale;
 mod scene;
 mod store;
 mod stores;
