@@ -64,7 +64,7 @@ impl Parts {
     /// Where tasks to one of these may stand.
     fn of(&self, homes: &HashSet<Arc<Home>>) -> Vec<Range<u32>> {
         if self.is_resumed {
-            return vec![0..u32::MAX];
+            return Vec::from([Range { start: 0, end: u32::MAX }]);
         }
         let mut parts: Vec<Range<u32>> =
             homes.iter().filter_map(|home| self.known.get(home)).flatten().cloned().collect();
