@@ -115,3 +115,21 @@ async fn a_message_in_one_of_fifty_lanes_that_were_quiet_for_a_day_is_found() {
     assert_eq!((&delivery.lane, index(&delivery.message)), (&of(17), 0));
     delivery.acknowledge().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_that_overlap_in_many_repositories_plan_each_image_once() {
+    let cluster = Cluster::start();
+    let google = || FaultRegistry::builder().google().start();
+    let (source, target) = tokio::join!(google(), google());
+    fill(&source, "p", 60, 60);
+    fill(&target, "m/p", 60, 60);
+    let some = "tags: {include: [\"v1.0.*\"]}";
+    let config = format!(
+        "defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {host}/p/**\n  {some}\n- from: {host}/p/**\n",
+        target.host(),
+        host = source.host()
+    );
+    let json = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/total"), 3600, "{json}");
+    assert_eq!(number(&json, "/counts/unchanged"), 3600, "{json}");
+}
