@@ -102,7 +102,8 @@ async fn a_message_in_one_of_fifty_lanes_that_were_quiet_for_a_day_is_found() {
     let lanes: Vec<Lane> = (0..50).map(of).collect();
     roster.note_lanes(&lanes).await.unwrap();
     clock.advance(Duration::from_secs(24 * 60 * 60));
-    let connect = || RabbitQueue::connect(&secret(&broker.url()), roster.clone(), settings());
+    let url = secret(&broker.url());
+    let connect = || RabbitQueue::connect(&url, roster.clone(), settings());
     let (taker, publisher) = tokio::try_join!(connect(), connect()).unwrap();
     let never = tokio_util::sync::CancellationToken::new();
     let taken = tokio::spawn(async move { taker.take(&Lanes::All, &never).await });
