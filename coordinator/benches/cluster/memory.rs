@@ -86,6 +86,7 @@ async fn planned(size: usize) {
     let bytes = cluster.store.bytes_of("imgsync:{*");
     let waiting: u64 = cluster.broker.messages().values().sum();
     let broker = cluster.broker.memory_bytes();
+    let peak = run.peak_rss_bytes();
     // One step of the store, in which it does nothing else.
     let cancel = Instant::now();
     store.cancel(batch.id).await.unwrap();
@@ -93,7 +94,7 @@ async fn planned(size: usize) {
     let output = run.wait().await;
     println!(
         "{size:>9} {seconds:>9.1} {:>16} {:>13.2} {waiting:>11} {:>12} {:>10} {:>11}",
-        output.peak_rss_bytes / MIB,
+        output.peak_rss_bytes.max(peak) / MIB,
         bytes as f64 / size as f64,
         broker / MIB,
         idle / MIB,
