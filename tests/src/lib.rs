@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod compose;
 pub mod fault;
 pub mod images;
+pub mod machine;
 pub mod program;
 pub mod proxy;
 pub mod relay;

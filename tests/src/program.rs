@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 pub use rustix::process::Signal;
 
+use crate::machine;
+
 /// A program that is to be run. Its home is removed with it, unless it was shared.
 #[derive(Debug)]
 pub struct Imgsync {
@@ -407,12 +409,8 @@ impl Running {
         if let Some(peak) = peak.and_then(|peak| peak.trim().parse::<u64>().ok()) {
             self.usage.peak_rss_bytes = self.usage.peak_rss_bytes.max(peak * 1024);
         }
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        // The name in parentheses may hold anything; what follows it is plain: state, then utime and stime as 12th and 13th.
-        let fields: Vec<_> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-        let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
-        let seconds = (ticks(11) + ticks(12)) as f64 / rustix::param::clock_ticks_per_second() as f64;
-        self.usage.cpu_seconds = self.usage.cpu_seconds.max(seconds);
-        self.usage.ended = fields.first().is_none_or(|state| matches!(*state, "Z" | "X"));
+        // Asked first: of one that has ended the time is final.
+        self.usage.ended = !self.is_running();
+        self.usage.cpu_seconds = self.usage.cpu_seconds.max(machine::cpu_seconds(self.pid));
     }
 }

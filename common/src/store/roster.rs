@@ -88,5 +88,10 @@ pub trait Roster: Send + Sync {
     async fn note_lanes(&self, lanes: &[Lane]) -> Result<()>;
 
     /// The lanes that there are, in order.
-    async fn lanes(&self) -> Result<Vec<Lane>>;
+    async fn lanes(&self) -> Result<Vec<Lane>> {
+        Ok(self.lanes_by_age().await?.into_iter().map(|(lane, _)| lane).collect())
+    }
+
+    /// The same, each with how long ago it was last noted, or a shorter time.
+    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>>;
 }

@@ -13,8 +13,11 @@ use super::house::House;
 
 /// Tasks that are read from the plan at a time.
 const AT_ONCE: usize = 500;
-/// How long to wait for more where nothing tells of it: a requeue or a resume by another process, or room in the window.
+/// How long to wait for more where nothing tells of it: a requeue or a resume by another process.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long to wait for room in the window: at first, and at the most. Tasks of which nothing has to be copied go through
+/// a whole window in half a second.
+const ROOM_AGAIN: [Duration; 2] = [Duration::from_millis(50), LOOK_AGAIN];
 
 /// Feeds one batch.
 pub(super) struct Feeder<'a> {
@@ -31,11 +34,17 @@ impl<'a> Feeder<'a> {
     pub(super) async fn feed(&self, more: &Notify, stop: &CancellationToken) -> Result<()> {
         let mut options = None;
         let mut from = 0;
+        let mut pause = ROOM_AGAIN[0];
         while !stop.is_cancelled() {
             if !self.has_room().await? {
-                self.wait(more, stop).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.cancelled() => {}
+                }
+                pause = (pause * 2).min(ROOM_AGAIN[1]);
                 continue;
             }
+            pause = ROOM_AGAIN[0];
             let blocks = self.house.store.unpublished(self.batch, from, AT_ONCE).await?;
             if blocks.is_empty() {
                 if std::mem::take(&mut from) == 0 {
@@ -67,7 +76,7 @@ impl<'a> Feeder<'a> {
     /// be filled by one, and what is not with the queue can be paused and cancelled at once.
     async fn has_room(&self) -> Result<bool> {
         let Some(window) = self.house.window else { return Ok(true) };
-        Ok(self.house.store.batch(self.batch).await?.is_none_or(|batch| batch.queued < window))
+        Ok(self.house.store.queued(self.batch).await?.is_none_or(|queued| queued < window))
     }
 
     async fn options(&self) -> Result<Options> {

@@ -139,7 +139,8 @@ impl Leader {
         }
         let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
         let mut lanes: BTreeSet<Lane> = BTreeSet::new();
-        for state in [TaskState::Queued, TaskState::Retry] {
+        let states = [(TaskState::Queued, batch.queued), (TaskState::Retry, batch.retrying)];
+        for (state, _) in states.into_iter().filter(|(_, tasks)| *tasks > 0) {
             for row in self.house.store.tasks(batch.id, Some(state), 0, SAMPLE).await? {
                 let planned = row.task.planned;
                 lanes.insert(options.lane(planned.source.home.end(), planned.target.home.end()));

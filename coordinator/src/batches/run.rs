@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, RuleOptions};
@@ -244,6 +245,7 @@ impl Run<'_> {
             settler: &settler,
             tallies,
             more,
+            parts: Mutex::default(),
         };
         let listed = sealing.run().await;
         if listed.is_err() {

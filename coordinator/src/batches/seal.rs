@@ -2,8 +2,9 @@
 //! that their tasks can begin while other repositories are still being listed.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -41,6 +42,36 @@ pub(super) struct Sealing<'a> {
     pub(super) tallies: (Arc<Tally>, Arc<Tally>),
     /// Told when there is more to be fed.
     pub(super) more: &'a Notify,
+    /// Which parts of the plan write to a target repository.
+    pub(super) parts: Mutex<Parts>,
+}
+
+/// Parts of the plan by the target repositories that they write to, in memory that grows with the repositories.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    known: HashMap<Arc<Home>, Vec<Range<u32>>>,
+    /// There may be others: the listing was begun before, in another process.
+    is_resumed: bool,
+}
+
+impl Parts {
+    fn note(&mut self, first: u32, homes: HashSet<Arc<Home>>, tasks: u32) {
+        for home in homes {
+            self.known.entry(home).or_default().push(first..first.saturating_add(tasks));
+        }
+    }
+
+    /// Where tasks to one of these may stand.
+    fn of(&self, homes: &HashSet<Arc<Home>>) -> Vec<Range<u32>> {
+        if self.is_resumed {
+            return Vec::from([Range { start: 0, end: u32::MAX }]);
+        }
+        let mut parts: Vec<Range<u32>> =
+            homes.iter().filter_map(|home| self.known.get(home)).flatten().cloned().collect();
+        parts.sort_unstable_by_key(|part| (part.start, part.end));
+        parts.dedup();
+        parts
+    }
 }
 
 /// How the listing went.
@@ -55,6 +86,7 @@ impl Sealing<'_> {
     pub(super) async fn run(&self) -> Result<Listed> {
         let mut listed = Listed::default();
         let done: HashSet<String> = self.house.store.sealed(self.batch).await?.into_iter().collect();
+        self.parts().is_resumed = !done.is_empty();
         let mut planner = Planner::new();
         let mut whole: Vec<PlannedTask> = Vec::new();
         for (number, rule) in self.rules.iter().enumerate() {
@@ -135,10 +167,10 @@ impl Sealing<'_> {
     }
 
     async fn seal(&self, key: String, listed_at: Timestamp, rule: &Rule, number: usize, plan: Plan) -> Result<()> {
-        let taken = self.taken(&plan.tasks).await?;
+        let mut homes = Homes { folder: self.folder, source: source_end(rule, self.folder), made: HashMap::new() };
+        let taken = self.taken(&plan.tasks, &mut homes).await?;
         let mut tasks = Vec::with_capacity(plan.tasks.len());
         let mut failed = plan.failed;
-        let mut homes = Homes { folder: self.folder, source: source_end(rule, self.folder), made: HashMap::new() };
         for task in plan.tasks {
             let planned = homes.planned(&task)?;
             match taken.get(&planned.target).filter(|_| task.in_doubt) {
@@ -182,8 +214,12 @@ impl Sealing<'_> {
         if tasks.is_empty() {
             return Ok(());
         }
+        let homes = tasks.iter().map(|(planned, _)| planned.target.home.clone()).collect();
+        let number = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
         match self.house.store.append(self.batch, Sealed { key, listed_at, tasks }).await? {
-            Appended::At(_) | Appended::Already => {}
+            Appended::At(first) => self.parts().note(first, homes, number),
+            // An answer that was lost, asked for again: it is not known where.
+            Appended::Already => self.parts().is_resumed = true,
             // Cancelled by someone else: nothing more is to be listed.
             Appended::Stopped(_) => self.context.cancel.cancel(),
         }
@@ -192,18 +228,32 @@ impl Sealing<'_> {
     }
 
     /// Which target tags in doubt have a task already, and for which source.
-    async fn taken(&self, tasks: &[PlannedTask]) -> Result<HashMap<Place, Place>> {
+    async fn taken(&self, tasks: &[PlannedTask], homes: &mut Homes<'_>) -> Result<HashMap<Place, Place>> {
         let mut taken = HashMap::new();
-        if !tasks.iter().any(|task| task.in_doubt) {
+        let mut in_doubt = HashSet::new();
+        for task in tasks.iter().filter(|task| task.in_doubt) {
+            in_doubt.insert(homes.target(&task.target)?.home);
+        }
+        if in_doubt.is_empty() {
             return Ok(taken);
         }
-        let mut from = 0;
-        loop {
-            let rows = self.house.store.tasks(self.batch, None, from, 1000).await?;
-            let Some(last) = rows.last() else { return Ok(taken) };
-            from = last.task.index + 1;
-            taken.extend(rows.into_iter().map(|row| (row.task.planned.target, row.task.planned.source)));
+        let parts = self.parts().of(&in_doubt);
+        for Range { start: mut from, end } in parts {
+            while from < end {
+                let limit = (end - from).min(1000) as usize;
+                let rows = self.house.store.tasks(self.batch, None, from, limit).await?;
+                let Some(last) = rows.last() else { break };
+                from = last.task.index + 1;
+                let planned = rows.into_iter().map(|row| row.task.planned);
+                let to_those = planned.filter(|planned| in_doubt.contains(&planned.target.home));
+                taken.extend(to_those.map(|planned| (planned.target, planned.source)));
+            }
         }
+        Ok(taken)
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn note(&self, repository: String, error: &Error) -> Result<()> {

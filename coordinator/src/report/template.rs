@@ -235,8 +235,7 @@ mod tests {
         let template = Template::new("x", text.replace(".groups[0].images[0].error", ".total"), Form::Json).unwrap();
         let made: serde_json::Value = serde_json::from_str(&template.render(&view()).unwrap()).unwrap();
         assert_eq!(made["n"], view().counts.failed);
-        let loops =
-            r#"[{% for group in failures.groups %}{{ group.images[0].error }}{% if not loop.last %},{% endif %}{% endfor %}]"#;
+        let loops = r#"[{% for group in failures.groups %}{{ group.images[0].error }}{% if not loop.last %},{% endif %}{% endfor %}]"#;
         let template = Template::new("x", loops.to_owned(), Form::Json);
         let made = template.unwrap().render(&view()).unwrap();
         assert!(serde_json::from_str::<Vec<String>>(&made).unwrap()[0].contains(HOSTILE), "{made}");

@@ -19,6 +19,6 @@ pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
 pub use receiver::{Received, Receiver};
 pub use redis::{RedisOptions, RedisServer};
-pub use telegram::{Posted, TelegramServer};
 pub use remote::RemoteRegistry;
+pub use telegram::{Posted, TelegramServer};
 pub use token::{TokenRequest, TokenServer};

@@ -1,5 +1,6 @@
 //! Debian's `rabbitmq-server`: a node of a test's own, with an `epmd` of its own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -151,6 +152,29 @@ impl RabbitMq {
         // A number that was left in the file may be another's by now.
         let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         command.contains(&*self.folder.path().to_string_lossy()).then(|| Pid::from_raw(pid)).flatten()
+    }
+
+    /// The node's process.
+    pub fn pid(&self) -> Option<u32> {
+        self.node_process().map(|node| node.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// The memory that the node uses, in bytes, garbage collected first.
+    ///
+    /// # Panics
+    /// When it does not say it.
+    pub fn memory_bytes(&self) -> u64 {
+        let said = self.ctl(&["eval", "[garbage_collect(P) || P <- processes()], erlang:memory(total)."]);
+        said.trim().parse().unwrap_or_else(|_| panic!("the broker says {said}"))
+    }
+
+    /// The messages in each queue, with workers or not.
+    pub fn messages(&self) -> BTreeMap<String, u64> {
+        let said = self.ctl(&["list_queues", "name", "messages", "--no-table-headers"]);
+        said.lines()
+            .filter_map(|line| line.split_once('\t'))
+            .map(|(name, count)| (name.to_owned(), count.trim().parse().unwrap_or_default()))
+            .collect()
     }
 
     fn signal(&self, signal: Signal) {

@@ -173,4 +173,35 @@ impl RedisServer {
             }
         }
     }
+
+    /// A number of `INFO`, such as `used_memory`; 0 where it says none.
+    pub fn info(&self, name: &str) -> u64 {
+        let info = self.command(&["INFO", "everything"]);
+        let number = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok());
+        number.unwrap_or_default()
+    }
+
+    /// How often clients have called a command, such as `evalsha`. What scripts call counts too.
+    pub fn calls(&self, command: &str) -> u64 {
+        let info = self.command(&["INFO", "commandstats"]);
+        let stats = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        stats.and_then(|stats| stats.split(',').next()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// The memory of all keys of a pattern, in bytes: what Redis itself says of each, all of its parts looked at.
+    ///
+    /// # Panics
+    /// When it does not say it.
+    pub fn bytes_of(&self, pattern: &str) -> u64 {
+        let script = "local sum = 0 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
+                      sum = sum + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') end return sum";
+        let answer = self.command(&["EVAL", script, "0", pattern]);
+        let sum = answer.strip_prefix(':').and_then(|sum| sum.trim().parse().ok());
+        sum.unwrap_or_else(|| panic!("redis-server says {answer}"))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
 }

@@ -10,6 +10,7 @@ mod messages;
 mod pace;
 mod queue;
 mod rights;
+mod scale;
 mod scene;
 mod store;
 mod stores;

@@ -321,18 +321,22 @@ impl Runner {
                 (verdict, Bytes { copied, mounted, reused }, Some(seen))
             }
         };
-        if let Some(Seen { source, target }) = seen {
+        let learn = async {
+            let Some(Seen { source, target }) = seen else { return Ok(()) };
             let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
-            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await?;
-        }
+            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await
+        };
         let end = match verdict {
             Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied },
             _ => TaskEnd::Unchanged,
         };
-        let spent = held.spent(bytes);
-        let finished = self.store.finish(held.ticket, held.epoch, verdict.clone(), spent).await?;
+        // At the same time: the store may be far away.
+        let finish = self.store.finish(held.ticket, held.epoch, verdict, held.spent(bytes));
+        let (learnt, finished) = tokio::join!(learn, finish);
+        let finished = finished?;
         self.emit_end(held.ticket, if finished == Finished::Stale { TaskEnd::GivenBack } else { end });
-        Ok(Ended::Done)
+        // It has ended all the same: delivered again, it is known to have.
+        learnt.map(|()| Ended::Done)
     }
 
     async fn settle_failure(&self, held: &Held<'_>, stop: &Stop, error: Error) -> Result<Ended> {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
 
 use self::line::Line;
@@ -37,6 +38,13 @@ const CONFIRM: Duration = Duration::from_secs(30);
 const RESTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
 /// How long a taker that is told to stop waits for the broker's answer.
 const STOPS: Duration = Duration::from_secs(2);
+/// How long a queue in which nothing waits is not asked again: at first, and at the most.
+const IDLE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+/// The same at the most, where nothing was published for some time. Many workers that ask about many lanes of which few
+/// have anything would keep the broker busy with that alone.
+const QUIET_IDLE: Duration = Duration::from_secs(10);
+/// How long after something was published a lane may have more soon: what waits to be tried again is not told of.
+const LIVELY: Duration = Duration::from_secs(2 * 60);
 /// How long to wait for room in a queue that is full.
 const ROOM: Duration = Duration::from_millis(500);
 
@@ -83,10 +91,25 @@ struct Shared {
     refused: Mutex<(u64, Option<String>)>,
 }
 
+/// A lane, and when it was last said that messages are published in it.
+struct KnownLane {
+    lane: Lane,
+    noted_at: Option<Instant>,
+}
+
+/// A queue in which nothing waited.
+struct Idle {
+    since: Instant,
+    /// How long not to ask again, unless it is told of meanwhile.
+    pause: Duration,
+    /// What part of that, so that many that wait do not ask at the same moment.
+    part: f64,
+}
+
 /// The lanes by the names of their queues.
 #[derive(Default)]
 struct Known {
-    lanes: BTreeMap<String, Lane>,
+    lanes: BTreeMap<String, KnownLane>,
     read_at: Option<Instant>,
     /// Where to begin the next turn.
     turn: usize,
@@ -96,6 +119,8 @@ struct Known {
     watches: Vec<(Lanes, Weak<tokio::sync::Mutex<()>>)>,
     /// Queues that failed: how often in a row, and when they may be asked again.
     resting: HashMap<String, (u32, Instant)>,
+    /// Queues in which nothing waited when they were last asked.
+    idle: HashMap<String, Idle>,
     /// The version of messages that was last left for a newer worker.
     newer: Option<u64>,
 }
@@ -113,9 +138,24 @@ impl Known {
         *times = (*times + 1).min(10);
     }
 
-    /// A queue has answered.
-    fn note_answer(&mut self, queue: &str) {
+    /// A queue has answered, and whether there was a message.
+    fn note_answer(&mut self, queue: &str, is_empty: bool) {
         self.resting.remove(queue);
+        if !is_empty {
+            self.idle.remove(queue);
+            return;
+        }
+        let pause = self.idle.get(queue).map_or(IDLE[0], |idle| (idle.pause * 2).min(QUIET_IDLE));
+        let part = rand::rng().random_range(0.5..=1.0);
+        self.idle.insert(queue.to_owned(), Idle { since: Instant::now(), pause, part });
+    }
+
+    /// When a queue is to be asked again in which nothing waited; now, where that is not known.
+    fn ask_again(&self, queue: &str, known: &KnownLane) -> Option<Instant> {
+        let idle = self.idle.get(queue)?;
+        let is_lively = known.noted_at.is_some_and(|at| at.elapsed() < LIVELY);
+        let most = if is_lively { IDLE[1] } else { QUIET_IDLE };
+        Some(idle.since + idle.pause.min(most).mul_f64(idle.part))
     }
 }
 
@@ -156,10 +196,14 @@ impl RabbitQueue {
         if is_fresh {
             return Ok(());
         }
-        let lanes = self.0.roster.lanes().await?;
+        let lanes = self.0.roster.lanes_by_age().await?;
         let mut known = self.known();
-        known.lanes = lanes.into_iter().map(|lane| (topology::queue_of(&lane), lane)).collect();
-        known.read_at = Some(Instant::now());
+        let now = Instant::now();
+        let noted = |(lane, age)| (topology::queue_of(&lane), KnownLane { lane, noted_at: now.checked_sub(age) });
+        known.lanes = lanes.into_iter().map(noted).collect();
+        let Known { lanes, idle, .. } = &mut *known;
+        idle.retain(|queue, _| lanes.contains_key(queue));
+        known.read_at = Some(now);
         Ok(())
     }
 }
@@ -240,4 +284,28 @@ impl fmt::Debug for RabbitQueue {
 
 fn unreachable(tried: &str, detail: &str) -> Error {
     Error::new(Class::Unreachable, tried, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_in_which_nothing_waits_is_asked_less_and_less_and_at_once_when_it_is_told_of() {
+        let mut known = Known::default();
+        let lane = Lane::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        let noted = |noted_at| KnownLane { lane: lane.clone(), noted_at };
+        let (quiet, lively) = (noted(None), noted(Some(Instant::now())));
+        assert_eq!(known.ask_again("w", &quiet), None, "of a new one nothing is known");
+        let pause = |known: &Known, its: &KnownLane| known.ask_again("w", its).unwrap() - known.idle["w"].since;
+        known.note_answer("w", true);
+        assert!(pause(&known, &quiet) <= IDLE[0]);
+        for _ in 0..20 {
+            known.note_answer("w", true);
+        }
+        assert!((QUIET_IDLE / 2..=QUIET_IDLE).contains(&pause(&known, &quiet)));
+        assert!(pause(&known, &lively) <= IDLE[1], "something was published there just now");
+        known.note_answer("w", false);
+        assert_eq!(known.ask_again("w", &quiet), None, "there was a message, and there may be more");
+    }
 }

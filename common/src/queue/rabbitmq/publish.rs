@@ -10,7 +10,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 
 use super::line::{LEADERLESS, Live, explain};
 use super::topology::{self, REFUSED, WORK};
-use super::{RabbitQueue, unreachable};
+use super::{KnownLane, RabbitQueue, unreachable};
 use crate::batch::{Lane, Message};
 use crate::error::{Error, Result};
 use crate::queue::Published;
@@ -180,9 +180,10 @@ impl RabbitQueue {
         }
         self.0.roster.note_lanes(&new).await?;
         let mut known = self.known();
+        let now = Instant::now();
         for lane in new {
-            known.lanes.insert(topology::queue_of(&lane), lane.clone());
-            known.noted.insert(lane, Instant::now());
+            known.lanes.insert(topology::queue_of(&lane), KnownLane { lane: lane.clone(), noted_at: Some(now) });
+            known.noted.insert(lane, now);
         }
         Ok(())
     }

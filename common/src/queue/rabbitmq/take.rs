@@ -1,27 +1,24 @@
 //! Taking messages, one by one, and letting go of them.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::Acker;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::AMQPValue;
-use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
 
-use super::RabbitQueue;
 use super::line::Live;
 use super::publish::{Address, SIGNATURE};
 use super::topology::{self, DEAD};
+use super::{IDLE, KnownLane, RabbitQueue};
 use crate::batch::{Decoded, Lane, Message};
 use crate::error::Result;
 use crate::printable::printable;
 use crate::queue::{Dead, Delivery, Lanes, Receipt};
 
-/// How long to wait where nothing waits to be taken: at first, and at the most.
-const IDLE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 /// When a message of a version that is not known here is offered again.
 const NEWER: Duration = Duration::from_secs(60);
 
@@ -48,18 +45,14 @@ impl RabbitQueue {
             watches = watch.lock() => watches,
             () = cancel.cancelled() => return Ok(None),
         };
-        let mut idle = IDLE[0];
         loop {
             if let Some(delivery) = self.look(wanted, cancel).await? {
                 return Ok(Some(delivery));
             }
-            // Many that wait do not ask at the same moment.
-            let pause = rand::rng().random_range(idle / 2..=idle);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(self.look_again(wanted).into()) => {}
                 () = cancel.cancelled() => return Ok(None),
             }
-            idle = (idle * 2).min(IDLE[1]);
         }
     }
 
@@ -73,9 +66,9 @@ impl RabbitQueue {
                 return Ok(None);
             }
             match self.get(&live, &queue, &lane).await {
-                Ok(None) => self.known().note_answer(&queue),
+                Ok(None) => self.known().note_answer(&queue, true),
                 Ok(delivery) => {
-                    self.known().note_answer(&queue);
+                    self.known().note_answer(&queue, false);
                     return Ok(delivery);
                 }
                 Err(error) if live.answers().await => {
@@ -102,14 +95,26 @@ impl RabbitQueue {
         watch
     }
 
-    /// The lanes that are wanted, beginning with another one each time.
+    /// When to look again where nothing was found: when the first of the lanes is to be asked again, and soon in any case,
+    /// for there may be new ones.
+    fn look_again(&self, wanted: &Lanes) -> Instant {
+        let known = self.known();
+        let lanes = known.lanes.iter().filter(|(queue, its)| wanted.contains(&its.lane) && !known.rests(queue));
+        let first = lanes.filter_map(|(queue, its)| known.ask_again(queue, its)).min();
+        let (now, most) = (Instant::now(), Instant::now() + IDLE[1]);
+        first.map_or(most, |first| first.clamp(now + IDLE[0] / 4, most))
+    }
+
+    /// The lanes that are wanted and may have something, beginning with another one each time.
     fn lanes_in_turn(&self, wanted: &Lanes) -> Vec<(String, Lane)> {
         let mut known = self.known();
+        let now = Instant::now();
+        let is_due = |queue: &str, its: &KnownLane| known.ask_again(queue, its).is_none_or(|at| at <= now);
         let mut lanes: Vec<(String, Lane)> = known
             .lanes
             .iter()
-            .filter(|(queue, lane)| wanted.contains(lane) && !known.rests(queue))
-            .map(|(queue, lane)| (queue.clone(), lane.clone()))
+            .filter(|(queue, its)| wanted.contains(&its.lane) && !known.rests(queue) && is_due(queue, its))
+            .map(|(queue, its)| (queue.clone(), its.lane.clone()))
             .collect();
         known.turn = known.turn.wrapping_add(1);
         let turn = known.turn.checked_rem(lanes.len()).unwrap_or(0);
@@ -141,7 +146,8 @@ impl RabbitQueue {
             let receipt = RabbitReceipt { queue: self.clone(), name: name.clone(), acker: Some(got.acker.clone()) };
             if let Some((message, receipt)) = self.sort_out(&got, receipt).await? {
                 self.read_lanes().await?;
-                let lane = self.known().lanes.get(&name).cloned().unwrap_or_else(|| {
+                let known = self.known().lanes.get(&name).map(|its| its.lane.clone());
+                let lane = known.unwrap_or_else(|| {
                     let target = message.targets[0].place.home.end().clone();
                     Lane::anonymous(message.source.home.end().clone(), target)
                 });

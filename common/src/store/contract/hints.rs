@@ -305,6 +305,8 @@ pub async fn lanes_are_remembered(subject: Subject) {
     assert_eq!(subject.store.lanes().await.unwrap(), [lane("gcr.io"), lane("quay.io")]);
     (subject.advance)(LANE_KEPT / 2);
     subject.store.note_lanes(&[lane("gcr.io")]).await.unwrap();
+    let ages = subject.store.lanes_by_age().await.unwrap();
+    assert_eq!(ages, [(lane("gcr.io"), Duration::ZERO), (lane("quay.io"), LANE_KEPT / 2)]);
     (subject.advance)(LANE_KEPT / 2 + Duration::from_secs(1));
     assert!(subject.store.lanes().await.unwrap().contains(&lane("gcr.io")));
 }

@@ -199,6 +199,7 @@ impl Subject {
         assert_eq!(found.counts, Counts::of(|state| in_state[usize::from(state.code())]));
         let with_queue = [TaskState::Queued, TaskState::Retry].map(|state| in_state[usize::from(state.code())]);
         assert_eq!([found.queued, found.retrying], with_queue);
+        assert_eq!(self.store.queued(batch).await.unwrap(), Some(found.queued));
         assert_eq!(found.counts.total, found.counts.open() + found.counts.ended());
         found
     }

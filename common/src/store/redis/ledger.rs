@@ -162,6 +162,14 @@ impl Ledger for RedisStore {
         code.map(|code| control(&tried, code)).transpose()
     }
 
+    async fn queued(&self, batch: BatchId) -> Result<Option<u64>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.hget(self.base(batch), format!("s{}", TaskState::Queued.code()));
+        let (queued,): (Option<u64>,) = self.query(&tried, &pipe).await?;
+        Ok(queued)
+    }
+
     async fn pause(&self, batch: BatchId) -> Result<Control> {
         self.change(format!("pausing batch {batch}"), batch, Control::Running, Control::Paused).await
     }

@@ -154,16 +154,29 @@ impl<'a> Plan<'a> {
 
     /// The next task in this state, from an index on.
     async fn next(&mut self, wanted: Option<TaskState>, from: u32) -> Result<Option<u32>> {
-        for index in from..self.total {
-            let state = self.state(index).await?;
-            if wanted.is_none_or(|wanted| wanted == state) {
-                return Ok(Some(index));
+        let (total, mut index) = (self.total, from);
+        while index < total {
+            let Some(wanted) = wanted else { return Ok(Some(index)) };
+            let (first, bytes) = self.piece(index).await?;
+            let end = (first + 2 * STATES).min(total);
+            // Of many, most are in other states: they are passed over without a step of their own for each.
+            let found = (index..end).find(|index| code(bytes, index - first) == wanted.code());
+            if found.is_some() {
+                return Ok(found);
             }
+            index = end;
         }
         Ok(None)
     }
 
     async fn state(&mut self, index: u32) -> Result<TaskState> {
+        let (first, bytes) = self.piece(index).await?;
+        let code = code(bytes, index - first);
+        TaskState::from_code(code).ok_or_else(|| damaged(&self.tried, "a task has a state that there is not"))
+    }
+
+    /// The piece of states that a task's is in, and the index of the first of them.
+    async fn piece(&mut self, index: u32) -> Result<(u32, &[u8])> {
         let start = index / (2 * STATES) * (2 * STATES);
         if self.states.as_ref().is_none_or(|(first, _)| *first != start) {
             let mut pipe = redis::pipe();
@@ -172,10 +185,7 @@ impl<'a> Plan<'a> {
             let (bytes,): (Vec<u8>,) = self.store.query(&self.tried, &pipe).await?;
             self.states = Some((start, bytes));
         }
-        let at = (index - start) as usize;
-        let byte = self.states.as_ref().and_then(|(_, bytes)| bytes.get(at / 2)).copied().unwrap_or(0);
-        let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf };
-        TaskState::from_code(code).ok_or_else(|| damaged(&self.tried, "a task has a state that there is not"))
+        Ok(self.states.as_ref().map_or((start, &[]), |(first, bytes)| (*first, bytes)))
     }
 
     /// Where the chunk of a task begins and ends.
@@ -217,6 +227,12 @@ impl<'a> Plan<'a> {
         };
         Ok(marks.iter().map(|mark| mark.as_deref().and_then(read).unwrap_or((0, 0))).collect())
     }
+}
+
+/// The code of a state within a piece, two to a byte; what was not written yet is new.
+fn code(bytes: &[u8], at: u32) -> u8 {
+    let byte = bytes.get(at as usize / 2).copied().unwrap_or(0);
+    if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf }
 }
 
 fn read_batch(tried: &str, id: BatchId, fields: &HashMap<String, String>) -> Result<Batch> {

@@ -78,11 +78,16 @@ impl Roster for RedisStore {
         self.query::<()>(tried, &pipe).await
     }
 
-    async fn lanes(&self) -> Result<Vec<Lane>> {
+    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
         let mut pipe = redis::pipe();
-        pipe.zrange(self.key("lanes"), 0, -1);
-        let (texts,): (Vec<String>,) = self.query("reading the lanes", &pipe).await?;
-        let mut lanes: Vec<Lane> = texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        pipe.cmd("TIME").zrange_withscores(self.key("lanes"), 0, -1);
+        let ((seconds, micros), texts): ((i64, i64), Vec<(String, f64)>) =
+            self.query("reading the lanes", &pipe).await?;
+        let now = self.own_time().unwrap_or(seconds * 1000 + micros / 1000);
+        // Kept by when they are to be forgotten.
+        let age = |until: f64| Duration::from_millis((now + millis(LANE_KEPT) - until as i64).max(0).unsigned_abs());
+        let read = |(text, until): &(String, f64)| Some((serde_json::from_str(text).ok()?, age(*until)));
+        let mut lanes: Vec<(Lane, Duration)> = texts.iter().filter_map(read).collect();
         lanes.sort_unstable();
         Ok(lanes)
     }

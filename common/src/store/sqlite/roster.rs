@@ -51,10 +51,11 @@ impl Roster for SqliteStore {
         Ok(())
     }
 
-    async fn lanes(&self) -> Result<Vec<Lane>> {
+    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
         let now = self.now();
         let mut present = self.present();
         present.lanes.retain(|_, until| *until > now);
-        Ok(present.lanes.keys().cloned().collect())
+        let age = |until: &i64| Duration::from_millis((after(now, LANE_KEPT) - until).max(0).unsigned_abs());
+        Ok(present.lanes.iter().map(|(lane, until)| (lane.clone(), age(until))).collect())
     }
 }

@@ -1,6 +1,6 @@
 -- ARGV: index, epoch, state, what is kept of a failure, what was spent. Answers: 0 counted, 1 stale, 2 done already.
 local index, epoch, to = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-if redis.call('EXISTS', b) == 0 or index >= number(b, 'total') then return 1 end
+if index >= number(b, 'total') then return 1 end
 local is = state(b, index)
 if is >= COPIED then return 2 end
 if is ~= RUNNING then return 1 end

@@ -141,45 +141,37 @@ local function close(b, time)
     end
 end
 
--- Moves all tasks as `to` says, by state. Says how many of each state moved.
+-- Moves all tasks as `to` says, by state. Says how many of each state moved. Nobody is answered meanwhile, so no step of
+-- the interpreter for each task: how many there are of a state is known, and bytes are replaced all at once.
 local function move_all(b, to)
-    local total = number(b, 'total')
-    local bytes = redis.call('GET', b .. ':s') or ''
-    local moved, pieces, map = {}, {}, {}
-    for code = 0, 7 do moved[code] = 0 end
+    local total, any = number(b, 'total'), 0
+    local moved = {}
+    for code = 0, 7 do
+        moved[code] = to[code] and number(b, 's' .. code) or 0
+        any = any + moved[code]
+    end
+    if any == 0 then return moved, 0 end
+    local map = {}
     for byte = 0, 255 do
         local high, low = math.floor(byte / 16), byte % 16
-        map[byte] = string.char((to[high] or high) * 16 + (to[low] or low))
+        map[string.char(byte)] = string.char((to[high] or high) * 16 + (to[low] or low))
     end
     local whole = math.floor(total / 2)
-    local piece = {}
-    for at = 1, whole do
-        local byte = string.byte(bytes, at) or 0
-        local high, low = math.floor(byte / 16), byte % 16
-        if to[high] then moved[high] = moved[high] + 1 end
-        if to[low] then moved[low] = moved[low] + 1 end
-        piece[#piece + 1] = map[byte]
-        if #piece == 4096 then
-            pieces[#pieces + 1] = table.concat(piece)
-            piece = {}
-        end
-    end
+    local bytes = redis.call('GET', b .. ':s') or ''
+    local states = string.gsub(string.sub(bytes, 1, whole), '.', map)
     if total % 2 == 1 then
+        -- What stands beside the last is no task.
         local high = math.floor((string.byte(bytes, whole + 1) or 0) / 16)
-        if to[high] then moved[high] = moved[high] + 1 end
-        piece[#piece + 1] = string.char((to[high] or high) * 16)
+        states = states .. string.char((to[high] or high) * 16)
     end
-    pieces[#pieces + 1] = table.concat(piece)
-    local any = 0
+    redis.call('SETRANGE', b .. ':s', 0, states)
     for code = 0, 7 do
         if moved[code] > 0 then
-            any = any + moved[code]
             redis.call('HINCRBY', b, 's' .. code, -moved[code])
             redis.call('HINCRBY', b, 's' .. to[code], moved[code])
             if ENDS[to[code]] then note(b, ENDS[to[code]], moved[code]) end
         end
     end
-    if any > 0 then redis.call('SETRANGE', b .. ':s', 0, table.concat(pieces)) end
     return moved, any
 end
 

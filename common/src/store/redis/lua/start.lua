@@ -36,6 +36,6 @@ local losses = tonumber(redis.call('HGET', b .. ':x', index) or '0')
 epoch = redis.call('HINCRBY', b, 'epoch', 1)
 hold(b, index, epoch, time + tonumber(ARGV[5]), worker)
 if is == RETRY then redis.call('ZREM', b .. ':r', index) end
+-- What begins neither ends a batch nor wakes one that has ended.
 if is ~= RUNNING then move(b, index, is, RUNNING) end
-close(b, time)
 return {0, text(epoch), attempts, losses}

@@ -1,0 +1,108 @@
+//! Tasks through the plan, the queue and the ledger, where the listing gave the digest that the target is known to have:
+//! workers do all that they always do, and ask no registry.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::{BatchId, Planned};
+use imgsync_common::image::Digest;
+use imgsync_common::store::{CacheScope, DigestCache as _, Known, Ledger as _, RedisStore, Sealed};
+use imgsync_tests::machine::{Processors, cpu_seconds};
+use jiff::Timestamp;
+
+use crate::scene::{self, MIB, SOURCE, TARGET, count, home, place};
+
+/// Tasks of a repository.
+const TAGS: usize = 1000;
+const SLOTS: usize = 20;
+
+pub(crate) async fn run(tasks: usize) {
+    scene::title(&format!(
+        "{tasks} tasks through seal → feed → take → finish, nothing to copy, {SLOTS} slots a worker (aim: 3,000/s)"
+    ));
+    println!(
+        "{:>7} {:>9} {:>11} {:>11} {:>6}   {:>9} {:>8} {:>7} {:>12}   {:>14} {:>9}",
+        "workers",
+        "sealed/s",
+        "the rest/s",
+        "in all/s",
+        "idle",
+        "broker µs",
+        "store µs",
+        "workers",
+        "coordinator",
+        "scripts a task",
+        "peak MiB"
+    );
+    for workers in [1, 4] {
+        one(tasks, workers).await;
+    }
+}
+
+async fn one(tasks: usize, workers: usize) {
+    let cluster = scene::cluster();
+    let store = scene::store(&cluster).await;
+    let digest = Digest::sha256(b"the image");
+    let repositories = tasks.div_ceil(TAGS);
+    let tags: Vec<String> = (0..TAGS).map(|tag| format!("v1.{}.{}", tag / 20, tag % 20)).collect();
+    for repository in 0..repositories {
+        let scope = CacheScope { home: home(TARGET, &format!("m/r{repository}")), options: "".into() };
+        let known =
+            Known { source: digest.clone(), target: digest.clone(), seen_at: Timestamp::now(), referrers_at: None };
+        let known = tags.iter().map(|tag| (tag.parse().unwrap(), known.clone())).collect();
+        store.learn(&scope, known).await.unwrap();
+    }
+    let mut fleet = cluster.workers(workers, SLOTS).await;
+    let id = scene::new_batch(&store).await;
+    let scripts = cluster.store.calls("evalsha");
+    let pids: Vec<u32> = fleet.iter().map(imgsync_tests::program::Running::pid).collect();
+    let used = || {
+        let of_workers: f64 = pids.iter().copied().map(cpu_seconds).sum();
+        [cpu_seconds(cluster.broker.pid().unwrap()), cpu_seconds(cluster.store.pid().unwrap()), of_workers]
+    };
+    let before = used();
+    let processors = Processors::now();
+    let began = Instant::now();
+    seal(&store, id, repositories, &tags, &digest).await;
+    let sealed = began.elapsed();
+    let resume = cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json", "--quiet"]);
+    let output = resume.limit(Duration::from_secs(3600)).run().await.assert_code(0);
+    let all = began.elapsed();
+    let idle = Processors::idle_since(processors);
+    let total = repositories * TAGS;
+    assert_eq!(count(&output, "unchanged"), total as u64, "{}", output.stdout);
+    let per_task = |seconds: f64| seconds * 1e6 / total as f64;
+    let after = used();
+    let rate = |time: Duration| total as f64 / time.as_secs_f64();
+    let peak = fleet.iter_mut().map(imgsync_tests::program::Running::peak_rss_bytes).max().unwrap_or_default();
+    println!(
+        "{workers:>7} {:>9.0} {:>11.0} {:>11.0} {:>5.0}%   {:>9.0} {:>8.0} {:>7.0} {:>12.0}   {:>14.2} {:>9}",
+        rate(sealed),
+        rate(all - sealed),
+        rate(all),
+        idle * 100.0,
+        per_task(after[0] - before[0]),
+        per_task(after[1] - before[1]),
+        per_task(after[2] - before[2]),
+        per_task(output.cpu_seconds),
+        (cluster.store.calls("evalsha") - scripts) as f64 / total as f64,
+        format!("{}+{}", output.peak_rss_bytes / MIB, peak / MIB),
+    );
+}
+
+async fn seal(store: &RedisStore, id: BatchId, repositories: usize, tags: &[String], digest: &Digest) {
+    for repository in 0..repositories {
+        let source = Arc::new(home(SOURCE, &format!("r{repository}")));
+        let target = Arc::new(home(TARGET, &format!("m/r{repository}")));
+        let planned = |tag: &String| Planned {
+            rule: 0,
+            source: place(&source, tag),
+            digest: Some(digest.clone()),
+            target: place(&target, tag),
+        };
+        let tasks = tags.iter().map(|tag| (planned(tag), None)).collect();
+        let sealed = Sealed { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
+        store.append(id, sealed).await.unwrap();
+    }
+    store.seal_all(id).await.unwrap();
+}
