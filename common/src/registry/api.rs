@@ -17,7 +17,7 @@ use super::credentials::Credential;
 use super::pacer::Pacer;
 use super::paged::{Ask, Cursor, Page};
 use super::transport::{Answer, Outgoing, Payload};
-use super::{Access, Client, Context, Registry, Repository, Root, base_of, hop};
+use super::{Access, Client, Context, Registry, Repository, Root, base_of, hop, is_loopback};
 use crate::error::{Class, Error, Result};
 use crate::image::RegistryName;
 use crate::secret::Secret;
@@ -211,6 +211,7 @@ impl Api {
     async fn login(&self, stale: Option<&Authorization>, tried: &str) -> Result<Option<Authorization>> {
         let Some(credential) = self.home.credential().await? else { return Ok(None) };
         let Credential::Basic { username, password } = &credential else { return Ok(None) };
+        self.must_be_private(tried)?;
         let header = match self.vendor() {
             Vendor::Harbor => basic_header(username, password)?,
             Vendor::GitHub => bearer(password, tried)?,
@@ -219,6 +220,32 @@ impl Api {
             Vendor::Hub => return self.hub_login(&credential, stale).await.map(Some),
         };
         Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
+    }
+
+    /// A password that goes to the registry over TLS goes nowhere in plain HTTP, but within this machine.
+    fn must_be_private(&self, tried: &str) -> Result<()> {
+        let (api, registry) = (&self.asked.registry.base, &self.home.registry.base);
+        let is_here = api.host_str().is_some_and(is_loopback);
+        if api.scheme() == "http" && registry.scheme() == "https" && !is_here {
+            let detail = format!("credentials would go in plain HTTP to {}", hop::origin(api));
+            return Err(Error::new(Class::Insecure, tried, detail)
+                .hint(format!("write `api:` of {} with https://", self.registry())));
+        }
+        Ok(())
+    }
+
+    /// An API on a host of its own can be out of reach where the registry is not.
+    fn unreached(&self, error: Error) -> Error {
+        let is_elsewhere = self.asked.registry().host() != self.registry().host();
+        if !is_elsewhere || !error.is_unconnected() {
+            return error;
+        }
+        let advice = error.advice().map(|advice| format!("{advice}; ")).unwrap_or_default();
+        error.hint(format!(
+            "{advice}where {}'s API cannot be reached at all, set `listing: registry` for {} under `registries`",
+            self.vendor().name(),
+            self.registry()
+        ))
     }
 
     /// Docker Hub gives tokens of some minutes for user and password (Docker Hub API, "Create access token").
@@ -265,7 +292,7 @@ impl Api {
                 .header(header::CONTENT_TYPE, "application/json")
                 .payload(Payload::Bytes(body.to_string().into()))
                 .counted(Counted::Token);
-            let given = self.asked.send_as(outgoing, None).await?;
+            let given = self.asked.send_as(outgoing, None).await.map_err(|error| self.unreached(error))?;
             // The way before: an API of one's own may know that one only.
             let is_unknown = matches!(given.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
             answer = Some(given);
@@ -339,7 +366,7 @@ impl Ask for Api {
                     .header(HeaderName::from_static("x-github-api-version"), "2022-11-28"),
                 _ => outgoing.header(header::ACCEPT, "application/json"),
             };
-            let answer = self.asked.send_as(outgoing, login.clone()).await?;
+            let answer = self.asked.send_as(outgoing, login.clone()).await.map_err(|error| self.unreached(error))?;
             if answer.status() == StatusCode::OK {
                 return Ok(answer);
             }
@@ -390,4 +417,52 @@ fn host_of(base: &Url) -> Result<RegistryName> {
     host.parse().map_err(|error: crate::image::ParseReferenceError| {
         Error::new(Class::Invalid, format!("asking {}", hop::origin(base)), error.to_string())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::credentials::Environment;
+    use crate::registry::{ClientSettings, RegistrySettings, Tally};
+
+    fn api(registry: &str, settings: RegistrySettings) -> Api {
+        let name: RegistryName = registry.parse().unwrap();
+        let settings = ClientSettings { registries: [(name.clone(), settings)].into(), ..Default::default() };
+        let client = Client::new(settings, Environment::default());
+        let (repository, context) = ("me/app".parse().unwrap(), Context::default());
+        let repository = client.repository(&name, &repository, Access::Push, &context, &Tally::new()).unwrap();
+        repository.vendor_api().unwrap().unwrap()
+    }
+
+    fn with(username: &str, api: Option<&str>) -> RegistrySettings {
+        let credential = Credential::Basic { username: username.to_owned(), password: Secret::new("secret") };
+        let api = api.map(|api| api.parse().unwrap());
+        RegistrySettings { credentials: vec![credential], api, ..Default::default() }
+    }
+
+    #[test]
+    fn each_part_of_an_address_is_escaped_and_stays_one() {
+        let harbor = RegistrySettings { listing: ListingBy::Vendor(Vendor::Harbor), ..Default::default() };
+        let url = api("h.example.org", harbor).url(&["projects", "p", "repositories", "a%2Fb"], &[("q", "tags=*")]);
+        assert_eq!(url.as_str(), "https://h.example.org/api/v2.0/projects/p/repositories/a%252Fb?q=tags%3D*");
+        let url = api("ghcr.io", RegistrySettings::default()).url(&["orgs", "o", "packages", "container", "a/b"], &[]);
+        assert_eq!(url.as_str(), "https://api.github.com/orgs/o/packages/container/a%2Fb");
+    }
+
+    #[tokio::test]
+    async fn no_password_goes_in_plain_http_to_an_api_of_a_registry_with_tls() {
+        let error =
+            api("docker.io", with("me", Some("http://api.example.org"))).login(None, "listing").await.unwrap_err();
+        assert_eq!((error.class(), error.to_string().contains("secret")), (Class::Insecure, false));
+    }
+
+    #[tokio::test]
+    async fn an_oauth_token_is_told_from_a_robot_account() {
+        for (user, is_taken) in [("$oauthtoken", true), ("me+robot", false)] {
+            let api = api("quay.io", with(user, None));
+            assert_eq!(api.takes_our_credentials().await.unwrap(), is_taken, "{user}");
+            assert_eq!(api.login(None, "listing").await.unwrap().is_some(), is_taken, "{user}");
+            assert!(api.has_credentials().await.unwrap());
+        }
+    }
 }

@@ -259,6 +259,16 @@ async fn an_endpoint_or_a_word_turns_the_vendors_api_off() {
 }
 
 #[tokio::test]
+async fn an_api_out_of_reach_is_said_with_what_to_do_without_it() {
+    let registry = FaultRegistry::start().await;
+    put_tags(&registry, "me/app", ["1"]);
+    let entry = format!("  docker.io: {{endpoint: '{}', api: 'http://localhost:1'}}\n", registry.url());
+    let output = Vendors::tags_with(&entry, Vendor::Hub, "me/app", &["--attempts", "1"]).await.assert_code(3);
+    assert!(output.stderr.contains("set `listing: registry` for docker.io"), "{}", output.stderr);
+    assert_eq!(registry.total(), 0);
+}
+
+#[tokio::test]
 async fn a_pattern_without_a_namespace_is_refused_where_no_api_lists_all() {
     for vendor in Vendors::ALL {
         let registry = FaultRegistry::builder().vendor(vendor).start().await;
