@@ -13,8 +13,9 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
 use super::Form;
+use super::gather::thousands;
 use super::plot::{Plotted, svg};
-use super::view::{View, thousands};
+use super::view::View;
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
