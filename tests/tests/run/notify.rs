@@ -103,7 +103,7 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     assert!(text.contains("Sync Failed: 400") && text.ends_with("The rest is in the file."), "{text}");
     assert!(name.starts_with("imgsync-") && name.ends_with(".txt"), "{name}");
     let content = String::from_utf8(content.clone()).unwrap();
-    assert_eq!(content.matches("bad:v").count(), 800, "each with source and target");
+    assert_eq!(content.matches("bad:v").count(), 1_200, "each as source and target, and in its error");
     assert_eq!(content, program.again().args(level_2).run().await.stdout);
 }
 
