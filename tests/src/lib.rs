@@ -10,6 +10,7 @@
 pub mod cluster;
 pub mod fault;
 pub mod images;
+pub mod personality;
 pub mod program;
 pub mod proxy;
 pub mod relay;

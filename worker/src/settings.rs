@@ -33,6 +33,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
     };
     Ok(RegistrySettings {
         endpoint: written.endpoint.clone(),
+        mirrors: written.mirrors.clone(),
         plain_http: written.plain_http,
         ca: written.ca.iter().map(|pem| read(pem, folder)).collect::<Result<_>>()?,
         identity,

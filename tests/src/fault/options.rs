@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::FaultRegistry;
+use super::habits::Habits;
 use crate::tls::Authority;
 
 /// Who may do what.
@@ -158,6 +159,7 @@ pub struct Builder {
     pub(super) digest_header: bool,
     pub(super) lenient: bool,
     pub(super) port: u16,
+    pub(super) habits: Habits,
 }
 
 impl Default for Builder {
@@ -185,6 +187,7 @@ impl Default for Builder {
             digest_header: true,
             lenient: false,
             port: 0,
+            habits: Habits::default(),
         }
     }
 }
@@ -237,6 +240,8 @@ impl Builder {
         without_digest_header(digest_header = false);
         /// Manifests are taken whether or not what they name is here: what is pushed in a wrong order shows.
         lenient(lenient = true);
+        /// What it does beside the specification.
+        habits(habits = habits, habits: Habits);
         /// A chosen port.
         port(port = port, port: u16);
     }

@@ -24,6 +24,8 @@ pub enum Kind {
     UploadStatus,
     UploadDelete,
     Referrers,
+    /// A blob at its signed address, on another host.
+    Signed,
     Other,
 }
 
@@ -39,6 +41,10 @@ pub(super) fn route(method: &Method, path: &str, query: &str) -> Route {
     let plain = |kind| Route { kind, repository: None, reference: None };
     if path == "/token" {
         return plain(Kind::Token);
+    }
+    if let Some((repository, digest)) = super::habits::signed(path) {
+        let (repository, reference) = (Some(repository.to_owned()), Some(digest.to_owned()));
+        return Route { kind: Kind::Signed, repository, reference };
     }
     let Some(rest) = path.strip_prefix("/v2/").or((path == "/v2").then_some("")) else {
         return plain(Kind::Other);

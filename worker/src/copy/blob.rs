@@ -233,7 +233,10 @@ impl Walk {
         loop {
             match self.read_small_once(blob).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) if error.class() == Class::Corrupt && !read_again => {
+                    read_again = true;
+                    self.source.distrust();
+                }
                 Err(error) => self.source.pause(&mut retry, error).await?,
             }
         }
@@ -382,6 +385,7 @@ impl Walk {
             // The line may have changed a byte: once more from the start, then it is believed.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
+                self.source.distrust();
                 return self.begin_again(target, feed, blob, upload, state).await;
             }
             return give_up(cause, upload).await;
