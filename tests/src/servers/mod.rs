@@ -3,6 +3,7 @@
 mod access_log;
 mod docker_engine;
 mod docker_registry;
+mod other_registry;
 mod process;
 mod rabbitmq;
 mod redis;
@@ -11,6 +12,7 @@ mod token;
 pub use access_log::LoggedRequest;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{Auth, DockerRegistry, Options};
+pub use other_registry::OtherRegistry;
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
 pub use redis::{RedisOptions, RedisServer};

@@ -14,6 +14,7 @@ mod personalities;
 mod platforms;
 mod real;
 mod referrers;
+mod second;
 mod streams;
 mod subjects;
 mod tokens_of_age;

@@ -81,7 +81,10 @@ async fn batch(seed: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_odd_fails_alone_or_not_at_all() {
     let first = number("IMGSYNC_VARY_SEED").unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
-    for seed in first..first + number("IMGSYNC_VARY_RUNS").unwrap_or(8) {
+    let runs = number("IMGSYNC_VARY_RUNS").unwrap_or(8);
+    for seed in first..first + runs {
         batch(seed).await;
     }
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{runs} batches from IMGSYNC_VARY_SEED={first}");
 }
