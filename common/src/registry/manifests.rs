@@ -110,7 +110,9 @@ impl Repository {
             .await?;
         match head {
             // Where it is only asked whether to write, a wrong "no" costs a request and no image.
-            Asked::Missing if self.access == Access::Push && !self.registry.heads_fail.load(Ordering::Relaxed) => Ok(None),
+            Asked::Missing if self.access == Access::Push && !self.registry.heads_fail.load(Ordering::Relaxed) => {
+                Ok(None)
+            }
             Asked::There(Some(head)) => Ok(Some(head)),
             // Some answer HEADs with 404 whatever is there, or with less than they should.
             Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, Counted::Request).await {

@@ -59,7 +59,9 @@ enum Verdict {
 }
 
 fn unauthorized(inner: &Inner, record: &Record, challenge: &str) -> Answer {
-    inner.misled();
+    if record.kind != Kind::Ping {
+        inner.misled();
+    }
     let habits = &inner.options.habits;
     let answer = Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
     if habits.bare_401 && record.kind != Kind::Ping {
@@ -73,10 +75,9 @@ fn unauthorized(inner: &Inner, record: &Record, challenge: &str) -> Answer {
 fn ran_out(inner: &Inner, challenge: impl Fn() -> String) -> Answer {
     inner.misled();
     match inner.options.habits.expired {
-        Some((status, message)) => {
-            Answer::error(StatusCode::from_u16(status).expect("a status"), "DENIED", message)
-        }
-        None => Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "the token has run out")
+        Some((status, message)) => Answer::error(StatusCode::from_u16(status).expect("a status"), "DENIED", message),
+        None if inner.options.habits.bare_401 => Answer::new(StatusCode::UNAUTHORIZED),
+        None => Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "it holds no longer")
             .header(header::WWW_AUTHENTICATE, challenge()),
     }
 }

@@ -191,9 +191,7 @@ pub(super) fn before(inner: &Arc<Inner>, record: &Record) -> Option<Answer> {
     {
         return refuse(status, "PAGINATION_NUMBER_INVALID", "n is too large");
     }
-    if matches!(record.kind, Kind::Tags | Kind::Catalog)
-        && habits.opaque_cursors
-        && record.parameter("last").is_some()
+    if matches!(record.kind, Kind::Tags | Kind::Catalog) && habits.opaque_cursors && record.parameter("last").is_some()
     {
         return refuse(405, "UNSUPPORTED", "last is not supported");
     }
@@ -257,6 +255,10 @@ pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> 
                     .header("docker-ratelimit-source", "203.0.113.7");
             }
         }
+        // It cannot be believed either.
+        Kind::ManifestHead if habits.heads == Heads::Useless && answer.status == StatusCode::NOT_FOUND => {
+            inner.misled()
+        }
         _ => {}
     }
     let about_manifests = matches!(record.kind, Kind::ManifestHead | Kind::ManifestGet);
@@ -285,7 +287,10 @@ fn reworded(errors: Errors, answer: Answer) -> Answer {
         Errors::Oci => return answer,
         Errors::Html => {
             let title = format!("{} - refused", answer.status);
-            ("text/html; charset=utf-8", format!("<html><head><title>{title}</title></head><body>{title}</body></html>"))
+            (
+                "text/html; charset=utf-8",
+                format!("<html><head><title>{title}</title></head><body>{title}</body></html>"),
+            )
         }
         Errors::Text => ("text/plain; charset=utf-8", format!("{}\n", answer.status)),
         Errors::Details => ("application/json", format!("{{\"details\":\"{}\"}}", answer.status)),

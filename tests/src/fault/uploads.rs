@@ -6,8 +6,8 @@ use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
 use super::answer::Answer;
-use super::manifests::names;
 use super::habits::{self, Patches};
+use super::manifests::names;
 use super::options::MountPolicy;
 use super::record::Record;
 use super::route::session;

@@ -66,8 +66,7 @@ const OPTIONAL: [&str; 8] = [
     "oci-subject",
 ];
 /// Challenges that stand beside the right one.
-const CHALLENGES: [&str; 4] =
-    ["Negotiate", "Digest realm=\"a, b\", nonce=\"c==\"", "Bearer", "Unknown token68=="];
+const CHALLENGES: [&str; 4] = ["Negotiate", "Digest realm=\"a, b\", nonce=\"c==\"", "Bearer", "Unknown token68=="];
 
 /// An answer, or a variation of it.
 pub(super) fn vary(inner: &Arc<Inner>, record: &Record, answer: Answer) -> Answer {
@@ -75,9 +74,7 @@ pub(super) fn vary(inner: &Arc<Inner>, record: &Record, answer: Answer) -> Answe
     if record.repository.as_deref().unwrap_or_default() != vary.repository {
         return answer;
     }
-    let same = |other: &Record| {
-        other.kind == record.kind && other.reference == record.reference && other.n < record.n
-    };
+    let same = |other: &Record| other.kind == record.kind && other.reference == record.reference && other.n < record.n;
     let before = inner.log.count(same);
     let reference = record.reference.as_deref().filter(|_| record.kind != Kind::UploadPatch).unwrap_or_default();
     let mut dice = Dice(seed_of(&format!("{}/{:?}/{reference}/{before}", vary.seed, record.kind)));
@@ -136,7 +133,9 @@ fn one(dice: &mut Dice, kind: Kind, answer: &mut Answer) -> String {
             "headers besides".to_owned()
         }
         // The bytes of a manifest are what its digest is of, and those of a blob too.
-        _ if !matches!(kind, Kind::ManifestGet | Kind::ManifestHead | Kind::BlobGet | Kind::BlobHead) => rewrite(dice, answer),
+        _ if !matches!(kind, Kind::ManifestGet | Kind::ManifestHead | Kind::BlobGet | Kind::BlobHead) => {
+            rewrite(dice, answer)
+        }
         _ => "nothing".to_owned(),
     }
 }
@@ -173,7 +172,8 @@ fn location(dice: &mut Dice, answer: &mut Answer) -> String {
     let Some(location) = answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else {
         return "nothing".to_owned();
     };
-    let path = location.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map(|(_, path)| format!("/{path}"));
+    let path =
+        location.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map(|(_, path)| format!("/{path}"));
     let odd = match dice.below(5) {
         0 => path.unwrap_or_else(|| location.to_owned()),
         1 => format!("{location}#fragment"),

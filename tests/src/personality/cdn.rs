@@ -31,16 +31,20 @@ pub(super) fn personality() -> Personality {
         play: || {
             let bearer = Bearer::user("mirror", "secret").service("registry.example.com");
             let bearer = bearer.refresh(Refresh::Refuse(http::StatusCode::NOT_FOUND));
-            FaultRegistry::builder().bearer(bearer).without_single_post().not_resumable().without_referrers().page(100).habits(
-                Habits {
+            FaultRegistry::builder()
+                .bearer(bearer)
+                .without_single_post()
+                .not_resumable()
+                .without_referrers()
+                .page(100)
+                .habits(Habits {
                     host: Some("registry.example.com"),
                     realm: Some("https://auth.example.com/token"),
                     more_challenges: Some("Negotiate, Basic realm=\"registry, of ours\""),
                     blobs_at: Some(("cdn.example.com", 307)),
                     long_headers: 21_000,
                     ..Habits::default()
-                },
-            )
+                })
         },
     }
 }

@@ -25,7 +25,11 @@ pub(super) fn personality() -> Personality {
         chunk: None,
         throttle: Throttle {
             status: 429,
-            headers: &[("retry-after", "1"), ("content-type", "text/plain"), ("docker-ratelimit-source", "203.0.113.7")],
+            headers: &[
+                ("retry-after", "1"),
+                ("content-type", "text/plain"),
+                ("docker-ratelimit-source", "203.0.113.7"),
+            ],
             body: "You have reached your pull rate limit.\n",
             reads: Kind::ManifestGet,
             writes: Kind::ManifestPut,

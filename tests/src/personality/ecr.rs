@@ -33,8 +33,12 @@ pub(super) fn personality() -> Personality {
             writes: Kind::UploadMount,
         },
         play: || {
-            FaultRegistry::builder().basic("AWS", "twelve-hours").page(100).without_single_post().not_resumable().habits(
-                Habits {
+            FaultRegistry::builder()
+                .basic("AWS", "twelve-hours")
+                .page(100)
+                .without_single_post()
+                .not_resumable()
+                .habits(Habits {
                     host: Some(HOST),
                     expired: Some((403, "Your authorization token has expired. Reauthenticate and try again.")),
                     next_password: Some("twelve-more"),
@@ -50,8 +54,7 @@ pub(super) fn personality() -> Personality {
                     opaque_cursors: true,
                     no_catalog: Some(405),
                     ..Habits::default()
-                },
-            )
+                })
         },
     }
 }

@@ -34,7 +34,10 @@ pub(super) fn personality() -> Personality {
                 host: Some("public.ecr.aws"),
                 token_path: Some("/token/"),
                 realm: Some("https://public.ecr.aws/token/"),
-                expired: Some((400, "Your Authorization Token has expired. Please run 'aws ecr-public get-login-password'")),
+                expired: Some((
+                    400,
+                    "Your Authorization Token has expired. Please run 'aws ecr-public get-login-password'",
+                )),
                 no_new_repositories: true,
                 get_without_digest: true,
                 blobs_at: Some(("d2glxqk2uabbnd.cloudfront.net", 307)),

@@ -30,16 +30,20 @@ pub(super) fn personality() -> Personality {
         },
         play: || {
             let bearer = Bearer::user("owner", "ghp_1").anonymous_pull(true).service("ghcr.io").without_expiry();
-            FaultRegistry::builder().bearer(bearer).relative_locations().page(100).without_single_post().http1_only().habits(
-                Habits {
+            FaultRegistry::builder()
+                .bearer(bearer)
+                .relative_locations()
+                .page(100)
+                .without_single_post()
+                .http1_only()
+                .habits(Habits {
                     host: Some("ghcr.io"),
                     blobs_at: Some(("pkg-containers.githubusercontent.com", 307)),
                     breaks_one_body_in: Some(7),
                     patches: Patches::LastWins,
                     no_catalog: Some(405),
                     ..Habits::default()
-                },
-            )
+                })
         },
     }
 }

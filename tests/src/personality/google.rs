@@ -11,7 +11,11 @@ pub(super) fn personality() -> Personality {
         others: &["storage.googleapis.com"],
         repository: "project/mirror/app",
         neighbour: "project/mirror/other",
-        login: Login::Password { key: "europe-docker.pkg.dev", user: "_json_key", password: "{\"type\":\"service_account\"}" },
+        login: Login::Password {
+            key: "europe-docker.pkg.dev",
+            user: "_json_key",
+            password: "{\"type\":\"service_account\"}",
+        },
         settings: "",
         to_do: "nothing; `_json_key` or the helper `gcloud` logs in",
         habits: "tokens at `/v2/token`, one scope a token (several: 403), 401 without a challenge but for `/v2/`, one PATCH \

@@ -23,6 +23,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -142,6 +143,7 @@ pub struct Played {
     pub registry: FaultRegistry,
     authority: Arc<Authority>,
     proxy: Proxy,
+    expired: AtomicBool,
 }
 
 impl Personality {
@@ -162,7 +164,7 @@ impl Personality {
             registry.create_repository(self.repository);
             registry.create_repository(self.neighbour);
         }
-        Played { personality: self, registry, authority, proxy }
+        Played { personality: self, registry, authority, proxy, expired: AtomicBool::new(false) }
     }
 }
 
@@ -198,9 +200,10 @@ impl Played {
                 let entry = json!({"auth": auth, "identitytoken": token});
                 program.write_docker_json(&json!({"auths": {self.personality.registry: entry}}));
             }
-            Login::Helper { user, passwords: [first, _] } => {
+            Login::Helper { user, passwords: [first, next] } => {
                 write_helper(&program, user);
-                self.set_password(&program, first);
+                let now = if self.expired.load(Ordering::SeqCst) { next } else { first };
+                program.file("password", now);
                 program.write_docker_json(&json!({"credHelpers": {self.personality.registry: "played"}}));
             }
         }
@@ -211,13 +214,10 @@ impl Played {
     /// What was given out runs out now. A helper has the next password from here on.
     pub fn expire(&self, program: &Imgsync) {
         if let Login::Helper { passwords: [_, next], .. } = self.personality.login {
-            self.set_password(program, next);
+            program.file("password", next);
         }
+        self.expired.store(true, Ordering::SeqCst);
         self.registry.expire_tokens();
-    }
-
-    fn set_password(&self, program: &Imgsync, password: &str) {
-        program.file("password", password);
     }
 }
 

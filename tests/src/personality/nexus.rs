@@ -29,16 +29,19 @@ pub(super) fn personality() -> Personality {
             writes: Kind::UploadMount,
         },
         play: || {
-            FaultRegistry::builder().basic("admin", "secret").page(100).without_single_post().without_referrers().habits(
-                Habits {
+            FaultRegistry::builder()
+                .basic("admin", "secret")
+                .page(100)
+                .without_single_post()
+                .without_referrers()
+                .habits(Habits {
                     host: Some("nexus.example.com"),
                     server: Some("Nexus/3.70.1-02 (OSS)"),
                     heads: Heads::Useless,
                     errors: Errors::Html,
                     links: Links::PlainHttp,
                     ..Habits::default()
-                },
-            )
+                })
         },
     }
 }

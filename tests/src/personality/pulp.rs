@@ -29,16 +29,18 @@ pub(super) fn personality() -> Personality {
         },
         play: || {
             let bearer = Bearer::user("admin", "secret").service("pulp.example.com");
-            FaultRegistry::builder().bearer(bearer).without_referrers().without_single_post().not_resumable().habits(Habits {
-                host: Some("pulp.example.com"),
-                token_path: Some("/token/"),
-                realm: Some("https://pulp.example.com/token/"),
-                get_without_digest: true,
-                errors: Errors::Text,
-                blobs_at: Some(("content.example.com", 302)),
-                patch_status: Some(204),
-                ..Habits::default()
-            })
+            FaultRegistry::builder().bearer(bearer).without_referrers().without_single_post().not_resumable().habits(
+                Habits {
+                    host: Some("pulp.example.com"),
+                    token_path: Some("/token/"),
+                    realm: Some("https://pulp.example.com/token/"),
+                    get_without_digest: true,
+                    errors: Errors::Text,
+                    blobs_at: Some(("content.example.com", 302)),
+                    patch_status: Some(204),
+                    ..Habits::default()
+                },
+            )
         },
     }
 }

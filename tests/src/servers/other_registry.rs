@@ -20,7 +20,7 @@ const PROGRAM: &str = "IMGSYNC_TEST_SECOND_REGISTRY";
 pub struct OtherRegistry {
     _process: Process,
     port: u16,
-    folder: TempDir,
+    _folder: TempDir,
     client: Client,
 }
 
@@ -42,7 +42,7 @@ impl OtherRegistry {
             let mut process = Process::spawn(&mut command, Duration::ZERO).expect("the program starts");
             if is_up(&mut process, port).await {
                 let client = Client::new(&format!("http://127.0.0.1:{port}"), None);
-                return Some(Self { _process: process, port, folder, client });
+                return Some(Self { _process: process, port, _folder: folder, client });
             }
         }
         let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();

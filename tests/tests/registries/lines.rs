@@ -12,11 +12,17 @@ use imgsync_tests::tls::Authority;
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Copies `a:1` to `b:1`, with a second of patience for what stands still.
+/// Copies `a:1` to `b:1`, with ten seconds of patience for what stands still: longer than what the system's buffers hold
+/// takes on a slow line.
 fn program(from: &str, to: &str) -> Imgsync {
+    patient(from, to, 3, "10s")
+}
+
+/// The same, with so many tries of one thing, and so much patience.
+fn patient(from: &str, to: &str, attempts: u32, stall: &str) -> Imgsync {
     let (from, to) = (format!("{from}/a:1"), format!("{to}/b:1"));
-    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "10ms", "--stall-timeout", "1s"]);
-    sync.args(["--attempts", "3"])
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "10ms", "--stall-timeout", stall]);
+    sync.args(["--attempts", &attempts.to_string()])
 }
 
 fn retries(output: &Output, end: &str) -> u64 {
@@ -59,7 +65,7 @@ async fn a_line_that_loses_its_connections_carries_a_large_blob_in_pieces() {
         relay.throttle(Direction::Up, 16 * MIB);
     }
     let (from, to) = (down.host(), up.host());
-    let mut running = program(&from, &to).args(["--attempts", "9"]).spawn();
+    let mut running = patient(&from, &to, 9, "1s").spawn();
     let lose = async {
         for _ in 0..4 {
             let (read, written) = (source.bytes_sent(), target.bytes_received());
@@ -87,7 +93,7 @@ async fn a_line_that_stands_still_for_good_is_given_up_and_another_connection_go
     source.push("a", "1", &image);
     let relay = Relay::start(&source.host()).await;
     relay.throttle(Direction::Down, 8 * MIB);
-    let mut running = program(&relay.host(), &target.host()).spawn();
+    let mut running = patient(&relay.host(), &target.host(), 3, "1s").spawn();
     source.wait_until(|source| source.bytes_sent() > 4 * MIB, LIMIT).await;
     relay.freeze(true);
     let before = relay.connections();

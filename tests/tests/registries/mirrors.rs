@@ -13,10 +13,16 @@ use super::client::{client, repository, settings};
 const MIB: u64 = 1 << 20;
 
 /// Copies `a:1` of a registry that has these mirrors.
-async fn sync(source: &FaultRegistry, mirrors: &[String], target: &FaultRegistry, logins: &[(&str, &str, &str)]) -> Output {
+async fn sync(
+    source: &FaultRegistry,
+    mirrors: &[String],
+    target: &FaultRegistry,
+    logins: &[(&str, &str, &str)],
+) -> Output {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let program = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "10ms"]);
-    program.file("imgsync.yaml", format!("registries:\n  \"{}\": {{mirrors: [{}]}}\n", source.host(), mirrors.join(", ")));
+    program
+        .file("imgsync.yaml", format!("registries:\n  \"{}\": {{mirrors: [{}]}}\n", source.host(), mirrors.join(", ")));
     program.write_docker_config(logins);
     program.run().await
 }
@@ -66,7 +72,8 @@ async fn what_a_mirror_lacks_comes_from_the_next_and_at_last_from_the_registry()
 #[tokio::test]
 async fn a_mirror_that_is_dead_or_broken_or_wrong_costs_no_image_and_is_told_of_once() {
     let wrong = Image::single("wrong").layers(2, 4096).build();
-    let html = Action::Status { code: 200, headers: vec![("content-type".into(), "text/html".into())], body: "<p>hi".into() };
+    let html =
+        Action::Status { code: 200, headers: vec![("content-type".into(), "text/html".into())], body: "<p>hi".into() };
     for what in [
         Some(Action::error(503, "UNAVAILABLE")),
         Some(Action::error(401, "UNAUTHORIZED")),
@@ -108,7 +115,8 @@ async fn a_blob_of_which_a_mirror_gives_half_is_read_on_from_the_registry() {
     target.assert_holds("b", "1", &image);
     let rest = source.requests_of(Kind::BlobGet);
     assert_eq!(rest.len(), 1, "{}", source.describe_requests());
-    let from: u64 = rest[0].header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap();
+    let from: u64 =
+        rest[0].header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap();
     assert!(from > 2 * MIB && from <= 3 * MIB, "{from}");
 }
 
@@ -158,7 +166,8 @@ async fn nothing_is_written_to_a_mirror_and_a_target_is_asked_itself() {
     source.push("a", "1", &image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let program = Imgsync::new().args(["sync", &from, &to]);
-    program.file("imgsync.yaml", format!("registries:\n  \"{}\": {{mirrors: [\"{}\"]}}\n", target.host(), mirror.url()));
+    program
+        .file("imgsync.yaml", format!("registries:\n  \"{}\": {{mirrors: [\"{}\"]}}\n", target.host(), mirror.url()));
     program.run().await.assert_code(0);
     target.assert_holds("b", "1", &image);
     assert_eq!(mirror.total_with_all(), 0);

@@ -62,7 +62,8 @@ async fn a_large_layer_survives_lines_that_are_cut_at_both_ends() {
     let (down, up) = (Relay::start(&source.host()).await, Relay::start(&target.host()).await);
     down.cut_after(Direction::Down, 9 * MIB);
     up.cut_after(Direction::Up, 15 * MIB);
-    let output = sync(&format!("{}/a/app:1", down.host()), &format!("{}/b/app:1", up.host())).await.assert_code(0).json();
+    let output =
+        sync(&format!("{}/a/app:1", down.host()), &format!("{}/b/app:1", up.host())).await.assert_code(0).json();
     target.assert_holds("b/app", "1", &image).await;
     assert!(output["traffic"]["source"]["retries"].as_u64() > Some(0), "{output}");
 }
@@ -75,7 +76,11 @@ async fn a_run_lists_the_other_registry_and_a_missing_tag_is_said_so() {
         source.push("team/app", tag, &image).await;
     }
     let run = Imgsync::new().args(["run", "--json"]);
-    let rule = format!("  - {{from: {}/team/app, to: {}/mirror, name: keep, tags: {{include: ['1.*']}}}}", source.host(), target.host());
+    let rule = format!(
+        "  - {{from: {}/team/app, to: {}/mirror, name: keep, tags: {{include: ['1.*']}}}}",
+        source.host(),
+        target.host()
+    );
     run.file("imgsync.yaml", format!("rules:\n{rule}\n"));
     let output = run.run().await.assert_code(0).json();
     assert_eq!(output["counts"]["copied"], 2, "{output}");

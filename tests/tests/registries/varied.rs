@@ -40,7 +40,8 @@ async fn batch(seed: u64) {
     odd.iter().for_each(|(tag, image)| source.push(ODD, tag, image));
     plain.iter().for_each(|(repository, tag, image)| source.push(repository, tag, image));
 
-    let run = Imgsync::new().args(["run", "--json", "--retry-delay", "1ms", "--attempts", "3", "--stall-timeout", "5s"]);
+    let run =
+        Imgsync::new().args(["run", "--json", "--retry-delay", "1ms", "--attempts", "3", "--stall-timeout", "5s"]);
     let from = |repository: &str| format!("  - from: {}/{repository}\n", source.host());
     let rules: String = [ODD, "team/one", "team/two"].map(from).concat();
     let defaults = format!("defaults: {{to: {}/mirror, name: keep}}\n", target.host());

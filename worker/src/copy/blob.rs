@@ -119,7 +119,8 @@ impl Walk {
             false => target.takes_mounts() && mounts.get() != Some(&false),
         };
         if !tells {
-            if target.blob_head(digest).await? {
+            // Of an image that is new here, a small one is sent as soon as it is asked for.
+            if (is_large(blob) || self.may_be_there()) && target.blob_head(digest).await? {
                 return Ok(Begun::Done(Arrival::Reused));
             }
             from = from.filter(|from| from != name);

@@ -78,8 +78,7 @@ fn fuzz(name: &str, target: Target) {
     let limit = Duration::from_secs(number("IMGSYNC_FUZZ_SECONDS").unwrap_or(1));
     let keep = std::env::var_os("IMGSYNC_FUZZ_KEEP").is_some();
     let corpus = folder().join(name);
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(&corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(!files.is_empty(), "{name} has no corpus");
     let mut inputs: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
@@ -94,7 +93,7 @@ fn fuzz(name: &str, target: Target) {
         let answer = run(name, target, &input, seed);
         if shapes.len() < MOST && shapes.insert(shape(&answer)) {
             // Small ones are worth keeping between runs.
-            if keep && input.len() <= 2048 && kept < 200 {
+            if keep && input.len() <= 512 && kept < 24 {
                 kept += 1;
                 std::fs::write(corpus.join(format!("found-{:016x}", shape(&answer))), &input).unwrap();
             }

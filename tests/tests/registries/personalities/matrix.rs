@@ -4,10 +4,20 @@ use std::path::Path;
 
 use imgsync_tests::personality::{self, Personality};
 
-const BEGIN: &str = "<!-- The matrix is written by a test: UPDATE_DOCS=1 cargo nextest run -p imgsync-tests the_matrix -->";
+const BEGIN: &str =
+    "<!-- The matrix is written by a test: UPDATE_DOCS=1 cargo nextest run -p imgsync-tests the_matrix -->";
 const END: &str = "<!-- The end of the matrix. -->";
-const STORIES: [&str; 9] =
-    ["fresh", "unchanged", "changed", "shared layers", "large layer", "missing tag", "expired token", "throttled", "listed"];
+const STORIES: [&str; 9] = [
+    "fresh",
+    "unchanged",
+    "changed",
+    "shared layers",
+    "large layer",
+    "missing tag",
+    "expired token",
+    "throttled",
+    "listed",
+];
 
 fn row(personality: &Personality) -> String {
     let cell = |story: &&str| match *story {
