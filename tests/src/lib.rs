@@ -12,6 +12,7 @@ pub mod compose;
 pub mod fault;
 pub mod images;
 pub mod machine;
+pub mod personality;
 pub mod program;
 pub mod proxy;
 pub mod relay;

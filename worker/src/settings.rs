@@ -35,6 +35,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         endpoint: written.endpoint.clone(),
         listing: written.listing,
         api: written.api.clone(),
+        mirrors: written.mirrors.clone(),
         plain_http: written.plain_http,
         ca: written.ca.iter().map(|pem| read(pem, folder)).collect::<Result<_>>()?,
         identity,

@@ -192,8 +192,12 @@ impl Repository {
                 return Ok(None);
             }
             *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
-            // The same credentials would be refused the same way.
-            return Ok(if used.is_some() { None } else { self.basic().await? });
+            let Some(used) = used else { return self.basic().await };
+            // The same credentials would be refused the same way; but a helper may have others by now.
+            if !self.forget_credential(used.since).await {
+                return Ok(None);
+            }
+            return Ok(self.basic().await?.filter(|fresh| fresh.header != used.header));
         };
         let realm = self.realm(bearer).await?;
         let service = bearer.service.clone();
@@ -224,6 +228,37 @@ impl Repository {
         if token.as_ref().is_some_and(|token| token.authorization.since <= used.since) {
             *token = None;
         }
+    }
+
+    /// Forgets all that was had before a moment and can be had anew: tokens, and passwords of files and helpers. Says
+    /// whether there is anything that may be other than it was.
+    pub(crate) async fn renew(&self, before: Instant) -> bool {
+        match self.registry.auth.known() {
+            Known::Nothing => false,
+            Known::Basic => self.forget_credential(before).await,
+            Known::Bearer { .. } => {
+                self.forget_credential(before).await;
+                let slots: Vec<Slot> = {
+                    let tokens = self.registry.auth.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+                    tokens.values().cloned().collect()
+                };
+                for slot in slots {
+                    let mut token = slot.lock().await;
+                    if token.as_ref().is_some_and(|token| token.authorization.since < before) {
+                        *token = None;
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    /// Asks files and helpers again, where the credentials are theirs. Says whether they are.
+    async fn forget_credential(&self, before: Instant) -> bool {
+        if !self.registry.settings.credentials.is_empty() {
+            return false;
+        }
+        self.client.0.credentials.forget(&host_of(&self.registry), before).await
     }
 
     /// Whether requests carry tokens that can run out.
@@ -299,12 +334,8 @@ impl Repository {
             .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
         header.set_sensitive(true);
         let since = Instant::now();
-        let lifetime = match answer.expires_in {
-            Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(DEFAULT_LIFETIME),
-            _ => DEFAULT_LIFETIME,
-        };
+        let lifetime = lifetime(answer.expires_in);
         let margin = (lifetime / 4).min(Duration::from_secs(30));
-        let lifetime = lifetime.min(Duration::from_secs(24 * 3600));
         Ok(Token {
             authorization: Authorization { header, since, with_credentials: credential.is_some() },
             renew_at: since + (lifetime - margin.min(lifetime)),
@@ -389,7 +420,10 @@ impl Repository {
             Access::Catalog => "list repositories".to_owned(),
         };
         match with_credentials {
-            true => format!("check the user and password for {registry}, and that they may {wants}"),
+            true => format!(
+                "check the user and password for {registry}, and that they may {wants}; some registries answer so for what is \
+                 not there, too"
+            ),
             false => format!(
                 "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
             ),
@@ -418,16 +452,21 @@ pub(crate) async fn credential(client: &Client, registry: &Registry, repository:
     if let Some(credential) = registry.settings.credentials.first() {
         return Ok(Some(credential.clone()));
     }
-    let host = match &registry.settings.endpoint {
+    let host = host_of(registry);
+    client.0.credentials.lookup(&host, repository).await.map_err(|error| {
+        Error::new(Class::Local, format!("finding credentials for {host}"), transport::words(&error)).because(error)
+    })
+}
+
+/// The host that is really spoken to, as docker's files name it.
+fn host_of(registry: &Registry) -> String {
+    match &registry.settings.endpoint {
         None => registry.name.to_string(),
         Some(endpoint) => {
             let host = endpoint.host_str().unwrap_or_default();
             endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
         }
-    };
-    client.0.credentials.lookup(&host, repository).await.map_err(|error| {
-        Error::new(Class::Local, format!("finding credentials for {host}"), transport::words(&error)).because(error)
-    })
+    }
 }
 
 pub(crate) fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
@@ -455,6 +494,15 @@ fn read_challenges(headers: &HeaderMap) -> Vec<Challenge> {
     challenge::parse(headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()))
 }
 
+/// How long a token is used whose answer says this, a day at the most.
+fn lifetime(expires_in: Option<f64>) -> Duration {
+    let lifetime = match expires_in {
+        Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(DEFAULT_LIFETIME),
+        _ => DEFAULT_LIFETIME,
+    };
+    lifetime.min(Duration::from_secs(24 * 3600))
+}
+
 #[derive(Debug, Deserialize)]
 struct TokenAnswer {
     #[serde(default)]
@@ -463,6 +511,15 @@ struct TokenAnswer {
     access_token: Option<String>,
     #[serde(default, deserialize_with = "number")]
     expires_in: Option<f64>,
+}
+
+/// What a token service's answer is read as, for those who try to break that.
+#[cfg(test)]
+pub(super) fn shape(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<TokenAnswer>(bytes) {
+        Ok(answer) => format!("{answer:?} {:?}", lifetime(answer.expires_in)),
+        Err(error) => format!("{:?}", error.classify()),
+    }
 }
 
 /// A number that some services write as a string; anything else counts as not said.

@@ -1,10 +1,13 @@
 //! Reading blobs (OCI distribution-spec, "Pulling blobs"), whole or from an offset.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
 
 use super::transport::{Answer, Outgoing};
-use super::{Access, Repository, range};
+use super::{Access, Registry, Repository, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
 
@@ -12,8 +15,11 @@ use crate::image::{Descriptor, Digest};
 #[derive(Debug)]
 pub struct BlobStream {
     answer: Answer,
-    tally: std::sync::Arc<super::Tally>,
+    tally: Arc<super::Tally>,
     tried: String,
+    registry: Arc<Registry>,
+    /// How long a mirror that breaks off is left alone.
+    rest: Duration,
 }
 
 /// A stream, and where in the blob it begins.
@@ -28,7 +34,9 @@ pub struct Opened {
 impl BlobStream {
     /// The next bytes; `None` at the end, which may be too early. A stall is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        let chunk = self.answer.chunk(&self.tried).await?;
+        let chunk = self.answer.chunk(&self.tried).await.inspect_err(|_| {
+            self.registry.failed(self.rest);
+        })?;
         if let Some(chunk) = &chunk {
             self.tally.received(chunk.len() as u64);
         }
@@ -64,6 +72,14 @@ impl Repository {
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
     /// says that the blob has another size than its descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
+        let mirrored = self.from_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
+        match mirrored {
+            Some(opened) => Ok(opened),
+            None => self.blob_open_here(blob, offset).await,
+        }
+    }
+
+    async fn blob_open_here(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
         let tried = self.reading(&blob.digest);
         let mut request = Outgoing::new(Method::GET, self.url(&format!("blobs/{}", blob.digest)), &tried);
         if offset > 0 {
@@ -99,6 +115,8 @@ impl Repository {
             }
             _ => return Err(self.refusal(answer, &tried).await),
         };
-        Ok(Opened { stream: BlobStream { answer, tally: self.tally.clone(), tried }, offset: begins })
+        let (tally, registry) = (self.tally.clone(), self.registry.clone());
+        let stream = BlobStream { answer, tally, tried, registry, rest: self.client.0.settings.mirror_rest };
+        Ok(Opened { stream, offset: begins })
     }
 }

@@ -33,6 +33,15 @@ struct Body {
     repositories: Option<Option<Vec<String>>>,
 }
 
+/// What a catalog is read as, for those who try to break that.
+#[cfg(test)]
+pub(super) fn shape(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<Body>(bytes) {
+        Ok(body) => format!("{} {:?}", body.is_one(), body.repositories),
+        Err(error) => format!("{:?}", error.classify()),
+    }
+}
+
 impl Page for Body {
     fn is_one(&self) -> bool {
         self.repositories.is_some()

@@ -1,6 +1,8 @@
 //! Manifests by HEAD, GET and PUT (OCI distribution-spec, "Pulling manifests", "Pushing Manifests"). Digests are always
 //! computed from the body; a header that says otherwise is not believed.
 
+use std::sync::atomic::Ordering;
+
 use ::http::{Method, StatusCode, header};
 
 use super::context::Counted;
@@ -70,6 +72,13 @@ impl Repository {
     /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
     /// takes it for that, and hears from the push whether it was meant.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        let mirrored = self.from_mirrors(|mirror| async move {
+            let missing = || Error::new(Class::NotFound, mirror.place(reference), "it is not there");
+            mirror.manifest_asked(reference).await?.ok_or_else(missing)
+        });
+        if let Some(head) = mirrored.await? {
+            return Ok(Some(head));
+        }
         match self.manifest_asked(reference).await {
             Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(None),
             asked => asked,
@@ -87,7 +96,13 @@ impl Repository {
                         let media_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
                         Ok(Asked::There(said.map(|digest| Head { digest, media_type })))
                     }
-                    StatusCode::NOT_FOUND => Ok(Asked::Missing),
+                    StatusCode::NOT_FOUND => {
+                        // Nexus is known for HEADs that find nothing.
+                        if answer.text_header(header::SERVER).is_some_and(|server| server.starts_with("Nexus/")) {
+                            self.registry.heads_fail.store(true, Ordering::Relaxed);
+                        }
+                        Ok(Asked::Missing)
+                    }
                     StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Asked::There(None)),
                     _ => Err(self.refusal(answer, &tried).await),
                 }
@@ -95,11 +110,14 @@ impl Repository {
             .await?;
         match head {
             // Where it is only asked whether to write, a wrong "no" costs a request and no image.
-            Asked::Missing if self.access == Access::Push => Ok(None),
+            Asked::Missing if self.access == Access::Push && !self.registry.heads_fail.load(Ordering::Relaxed) => {
+                Ok(None)
+            }
             Asked::There(Some(head)) => Ok(Some(head)),
             // Some answer HEADs with 404 whatever is there, or with less than they should.
-            Asked::Missing | Asked::There(None) => match self.manifest_get(reference).await {
+            Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, Counted::Request).await {
                 Ok(manifest) => {
+                    self.registry.heads_fail.store(true, Ordering::Relaxed);
                     Ok(Some(Head { digest: manifest.digest().clone(), media_type: manifest.media_type().clone() }))
                 }
                 Err(error) if error.class() == Class::NotFound => Ok(None),
@@ -114,6 +132,15 @@ impl Repository {
     }
 
     pub(crate) async fn manifest_get_counted(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
+        let mirrored =
+            self.from_mirrors(|mirror| async move { mirror.manifest_get_here(reference, counted).await }).await?;
+        match mirrored {
+            Some(manifest) => Ok(manifest),
+            None => self.manifest_get_here(reference, counted).await,
+        }
+    }
+
+    async fn manifest_get_here(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
         let tried = format!("reading {}", self.place(reference));
         let mut retry = self.retry();
         let mut read_again = false;

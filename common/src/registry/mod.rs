@@ -11,10 +11,13 @@ mod catalog;
 pub mod challenge;
 mod context;
 pub mod credentials;
+#[cfg(test)]
+mod fuzz;
 mod hop;
 mod http;
 pub mod link;
 mod manifests;
+mod mirrors;
 mod mounts;
 mod pacer;
 mod paged;
@@ -50,6 +53,7 @@ use self::api::ApiHome;
 use self::auth::Auth;
 use self::credentials::{Credential, CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
+use self::mirrors::Mirror;
 use self::mounts::Mounts;
 use self::pacer::Pacer;
 use self::referrers::FallbackLocks;
@@ -92,11 +96,17 @@ struct Registry {
     reach: tokio::sync::OnceCell<hop::Reach>,
     auth: Auth,
     mounts: Mounts,
+    /// Whether its HEADs of manifests were seen to find less than its GETs.
+    heads_fail: AtomicBool,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
     pacer: Arc<Pacer>,
     /// Whether it was opened for reading, and for writing.
     ends: (AtomicBool, AtomicBool),
+    /// Those that are read from first.
+    mirrors: Vec<Arc<Registry>>,
+    /// What is known of it, where it is a mirror itself.
+    mirror: Option<Mirror>,
 }
 
 impl Client {
@@ -174,6 +184,12 @@ impl Client {
             return Ok(registry.clone());
         }
         let settings = self.0.settings.registries.get(name).cloned().unwrap_or_default();
+        let registry = Arc::new(self.build(name, settings, None)?);
+        registries.insert(name.clone(), registry.clone());
+        Ok(registry)
+    }
+
+    fn build(&self, name: &RegistryName, settings: RegistrySettings, mirror: Option<Mirror>) -> Result<Registry> {
         let base = base_of(name, &settings);
         let pacer = Arc::new(Pacer::new(&settings, self.0.settings.pace.clone()));
         let registry = Arc::new(self.connect(name, base, settings, pacer)?);
@@ -196,6 +212,8 @@ impl Client {
         Ok(Registry {
             name: name.clone(),
             base,
+            mirrors: self.mirrors(&settings)?,
+            mirror,
             settings,
             http,
             http_elsewhere,
@@ -203,6 +221,7 @@ impl Client {
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),
             mounts: Mounts::default(),
+            heads_fail: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             pacer,
             ends: Default::default(),
@@ -302,7 +321,11 @@ impl Repository {
     }
 
     fn policy(&self) -> Policy {
-        self.client.0.settings.retry
+        let policy = self.client.0.settings.retry;
+        match self.registry.mirror {
+            Some(_) => Policy { attempts: 1, ..policy },
+            None => policy,
+        }
     }
 
     /// `registry/repository`, for messages.

@@ -178,10 +178,9 @@ async fn checked(repository: &Repository, here: &Url, written: &str, tried: &str
         let detail = format!("the link to its next page leads to another host, {}", hop::origin(&next));
         return Err(Error::new(Class::Insecure, tried, detail));
     }
-    // All pages of a list have one path. Artifactory leaves out what its own base adds to it.
-    if let Some(base) = here.path().strip_suffix(next.path())
-        && !base.is_empty()
-    {
+    // All pages of a list have one path. Artifactory leaves out the first part of a repository, or what its own base adds.
+    let last = |url: &Url| url.path().rsplit('/').next().map(str::to_owned);
+    if last(&next) == last(here) {
         next.set_path(here.path());
     }
     Ok(next)

@@ -27,6 +27,15 @@ struct Index {
     manifests: Vec<Descriptor>,
 }
 
+/// What a list of referrers is read as, for those who try to break that.
+#[cfg(test)]
+pub(super) fn shape(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<Index>(bytes) {
+        Ok(index) => format!("{:?}", index.manifests),
+        Err(error) => format!("{:?}", error.classify()),
+    }
+}
+
 /// So many fallback indexes can be written at once in this process.
 const FALLBACK_LOCKS: usize = 64;
 

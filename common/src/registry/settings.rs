@@ -23,6 +23,8 @@ pub struct RegistrySettings {
     pub listing: ListingBy,
     /// Where its vendor's own API is, if that is not known.
     pub api: Option<Url>,
+    /// Read from first and in this order; what they lack or fail at is read from the registry itself.
+    pub mirrors: Vec<Url>,
     /// Whether it is spoken to without TLS; unset: only where it is on this machine's loopback.
     pub plain_http: Option<bool>,
     /// Certificates of authorities that are trusted besides the system's, as PEM.
@@ -63,6 +65,8 @@ pub struct ClientSettings {
     pub stall: Duration,
     /// A token this old may have run out in spite of what its answer said: a 400 or 403 may then mean that.
     pub doubtful_age: Duration,
+    /// How long a mirror that failed is left alone, at the least.
+    pub mirror_rest: Duration,
     /// The pace of registries, where it is shared with other processes.
     pub pace: Option<SharedPace>,
 }
@@ -90,6 +94,7 @@ impl Default for ClientSettings {
             connect_timeout: Duration::from_secs(15),
             stall: Duration::from_secs(60),
             doubtful_age: Duration::from_secs(30),
+            mirror_rest: Duration::from_secs(30),
             pace: None,
         }
     }

@@ -95,6 +95,15 @@ impl TagPages {
     }
 }
 
+/// What a listing is read as, for those who try to break that.
+#[cfg(test)]
+pub(super) fn shape(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<Body>(bytes) {
+        Ok(body) => format!("{} {:?} {:?} {:?}", body.is_one(), body.tags, body.child, body.manifest),
+        Err(error) => format!("{:?}", error.classify()),
+    }
+}
+
 impl Page for Body {
     fn is_one(&self) -> bool {
         self.tags.is_some() || self.child.is_some() || self.manifest.is_some()

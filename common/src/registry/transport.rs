@@ -1,6 +1,6 @@
 //! One request and its answer: authorization, redirects, classification of what went wrong, counting.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
@@ -85,6 +85,8 @@ pub(crate) struct Answer {
     url: Url,
     stall: Duration,
     with_credentials: bool,
+    /// When the request was made.
+    began: Instant,
     /// Its place among the requests that may be open at a time.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -329,6 +331,7 @@ impl Repository {
         body: Option<Body>,
         tried: &str,
     ) -> Result<Answer> {
+        let began = Instant::now();
         let mut request = http.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
@@ -338,7 +341,7 @@ impl Repository {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
             response = request.send() => response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?,
         };
-        Ok(Answer { response, url, stall: self.stall(), with_credentials: false, _permit: None })
+        Ok(Answer { response, url, stall: self.stall(), with_credentials: false, began, _permit: None })
     }
 
     /// Does something until it succeeds, fails for good, or has been tried often enough.
@@ -372,10 +375,15 @@ impl Repository {
 
     /// The error of an answer that is not what was asked for, with what to do about it.
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
-        let with_credentials = answer.with_credentials;
+        let (with_credentials, began) = (answer.with_credentials, answer.began);
         let error = answer.into_error(tried).await.at(&self.registry.name);
         self.mind(&error).await;
         match error.class() {
+            // Some say in words, and not by a challenge, that what was sent has run out: with a fresh one it may pass.
+            Class::Denied | Class::Refused if says_expired(error.detail()) && self.renew(began).await => {
+                let hint = self.login_hint(true);
+                error.as_class(Class::TokenExpired).hint(hint)
+            }
             Class::Denied => {
                 let hint = self.login_hint(with_credentials);
                 error.hint(hint)
@@ -482,6 +490,12 @@ impl Answer {
         }
         Error::new(class, tried, detail).answered(status.as_u16(), said.code).retry_after(wait)
     }
+}
+
+/// Whether a refusal is about a token that is too old: ECR's `Your authorization token has expired. Reauthenticate…`.
+fn says_expired(detail: &str) -> bool {
+    let detail = detail.to_ascii_lowercase();
+    detail.contains("token") && ["expired", "has run out", "no longer valid"].iter().any(|word| detail.contains(word))
 }
 
 /// What kind of failure an answer is, by its status and what its body says.

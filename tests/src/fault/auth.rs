@@ -31,22 +31,55 @@ pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
     let given = record.header("authorization").unwrap_or_default();
     match &inner.options.auth {
         Auth::None => None,
-        Auth::Basic(user, password) if given == basic(user, password) => None,
-        Auth::Basic(..) => Some(unauthorized("Basic realm=\"fault\"")),
+        Auth::Basic(user, password) => {
+            let expired = inner.tokens_since() > 0;
+            let now = inner.options.habits.next_password.filter(|_| expired).unwrap_or(password);
+            match given {
+                given if given == basic(user, now) => None,
+                given if given == basic(user, password) => Some(ran_out(inner, || "Basic realm=\"fault\"".to_owned())),
+                _ => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
+            }
+        }
         Auth::Bearer(bearer) => {
             let wanted = wanted(record);
-            if allows(inner, bearer, given, &wanted) {
-                None
-            } else {
-                Some(unauthorized(&challenge(inner, bearer, &wanted)))
+            match verdict(inner, bearer, given, &wanted) {
+                Verdict::Allowed => None,
+                Verdict::Expired => Some(ran_out(inner, || challenge(inner, bearer, &wanted))),
+                Verdict::Refused => Some(unauthorized(inner, record, &challenge(inner, bearer, &wanted))),
             }
         }
     }
 }
 
-fn unauthorized(challenge: &str) -> Answer {
-    Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required")
-        .header(header::WWW_AUTHENTICATE, challenge)
+/// What a token, or a password, is found to be.
+enum Verdict {
+    Allowed,
+    Expired,
+    Refused,
+}
+
+fn unauthorized(inner: &Inner, record: &Record, challenge: &str) -> Answer {
+    if record.kind != Kind::Ping {
+        inner.misled();
+    }
+    let habits = &inner.options.habits;
+    let answer = Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
+    if habits.bare_401 && record.kind != Kind::Ping {
+        return answer;
+    }
+    let more = habits.more_challenges.map(|more| format!("{more}, ")).unwrap_or_default();
+    answer.header(header::WWW_AUTHENTICATE, format!("{more}{challenge}"))
+}
+
+/// The answer to what has run out.
+fn ran_out(inner: &Inner, challenge: impl Fn() -> String) -> Answer {
+    inner.misled();
+    match inner.options.habits.expired {
+        Some((status, message)) => Answer::error(StatusCode::from_u16(status).expect("a status"), "DENIED", message),
+        None if inner.options.habits.bare_401 => Answer::new(StatusCode::UNAUTHORIZED),
+        None => Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "it holds no longer")
+            .header(header::WWW_AUTHENTICATE, challenge()),
+    }
 }
 
 pub(super) fn basic(user: &str, password: &str) -> String {
@@ -79,16 +112,17 @@ fn service(inner: &Inner, bearer: &Bearer) -> String {
 }
 
 fn challenge(inner: &Inner, bearer: &Bearer, wanted: &[(String, Vec<&str>)]) -> String {
-    let realm = bearer.realm.clone().unwrap_or_else(|| format!("{}/token", inner.url()));
+    let own = || inner.options.habits.realm.map_or_else(|| format!("{}/token", inner.url()), str::to_owned);
+    let realm = bearer.realm.clone().unwrap_or_else(own);
     let scopes: Vec<_> = wanted.iter().map(|(name, actions)| format!("{name}:{}", actions.join(","))).collect();
     let scope = if scopes.is_empty() { String::new() } else { format!(",scope=\"{}\"", scopes.join(" ")) };
     format!("Bearer realm=\"{realm}\",service=\"{}\"{scope}", service(inner, bearer))
 }
 
-fn allows(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&str>)]) -> bool {
+fn verdict(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&str>)]) -> Verdict {
     let claims = given.strip_prefix("Bearer ").and_then(|token| URL_SAFE_NO_PAD.decode(token).ok());
     let Some(claims) = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()) else {
-        return false;
+        return Verdict::Refused;
     };
     // Numbers tell which tokens came first only where the token service is this registry's own.
     let revoked = bearer.realm.is_none() && claims.number < inner.tokens_since();
@@ -100,10 +134,12 @@ fn allows(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&s
             granted == name && actions.split(',').any(|granted| granted == action)
         })
     };
-    claims.service == service(inner, bearer)
-        && claims.expires > now()
-        && !revoked
-        && wanted.iter().all(|(name, actions)| actions.iter().all(|action| granted(name, action)))
+    let suffices = wanted.iter().all(|(name, actions)| actions.iter().all(|action| granted(name, action)));
+    match claims.service == service(inner, bearer) && suffices {
+        true if claims.expires <= now() || revoked => Verdict::Expired,
+        true => Verdict::Allowed,
+        false => Verdict::Refused,
+    }
 }
 
 /// The token service: GET with Basic credentials or without, POST with an identity token or a password.
@@ -135,6 +171,16 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     let source = if post { &form } else { &record.query };
     let asked: Vec<String> =
         parameters(source, "scope").flat_map(|scope| scope.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let habits = &inner.options.habits;
+    if let Some(status) = habits.many_scopes.filter(|_| asked.len() > 1) {
+        let status = StatusCode::from_u16(status).expect("a status");
+        return Ok(Answer::error(status, "DENIED", "one scope at a time"));
+    }
+    let deletes = asked.iter().any(|scope| scope.rsplit(':').next().is_some_and(|a| a.contains("delete")));
+    let offline = parameter(source, "offline_token").is_some();
+    if habits.never_delete && deletes || habits.no_offline_token && offline {
+        return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
+    }
     let scopes = if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
     let claims = Claims {
         service: parameter(source, "service").unwrap_or_default(),

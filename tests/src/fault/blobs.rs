@@ -11,7 +11,12 @@ use super::state::{Inner, Stored};
 
 pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
     let (repository, digest) = names(record);
-    let Some(stored) = inner.store().blob(repository, digest) else {
+    let mut stored = inner.store().blob(repository, digest);
+    if inner.options.habits.heads_of_all_blobs && record.method == "HEAD" {
+        let store = inner.store();
+        stored = stored.or_else(|| store.repositories.values().find_map(|other| other.blobs.get(digest).cloned()));
+    }
+    let Some(stored) = stored else {
         return Answer::not_found("BLOB_UNKNOWN");
     };
     let answer = |status| {

@@ -64,6 +64,11 @@ impl FaultRegistry {
         self.inner.store().repository(repository).blobs.remove(digest);
     }
 
+    /// Makes a repository that has nothing in it.
+    pub fn create_repository(&self, repository: &str) {
+        self.inner.store().repository(repository);
+    }
+
     /// Removes a repository with all in it.
     pub fn delete_repository(&self, repository: &str) {
         self.inner.store().repositories.remove(repository);

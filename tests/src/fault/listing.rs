@@ -7,6 +7,7 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::habits::Links;
 use super::manifests::{is_index, names};
 use super::record::Record;
 use super::state::{Inner, Repository, Store};
@@ -104,7 +105,10 @@ pub(super) fn referrers(inner: &Arc<Inner>, record: &Record) -> Answer {
 
 /// The entries of one page, and the address of the next.
 fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String>, Option<String>) {
-    if let Some(last) = record.parameter("last") {
+    let habits = &inner.options.habits;
+    let cursor = if habits.opaque_cursors { "next_token" } else { "last" };
+    let last = record.parameter(cursor).map(|last| if habits.opaque_cursors { uncover(&last) } else { last });
+    if let Some(last) = last {
         entries.retain(|entry| *entry > last);
     }
     let asked = record.parameter("n").and_then(|n| n.parse::<usize>().ok());
@@ -118,9 +122,23 @@ fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String
     entries.truncate(size);
     let last = entries.last().cloned().unwrap_or_default();
     let filter = record.parameter("artifactType").map(|kind| format!("&artifactType={kind}")).unwrap_or_default();
-    let base = if inner.options.absolute_links { inner.url() } else { String::new() };
+    let last = if habits.opaque_cursors { hex::encode(last) } else { last };
+    let base = match habits.links {
+        Links::PlainHttp => inner.url().replace("https://", "http://"),
+        _ if inner.options.absolute_links => inner.url(),
+        _ => String::new(),
+    };
+    let path = match (habits.links, record.path.strip_prefix("/v2/").and_then(|rest| rest.split_once('/'))) {
+        (Links::WithoutPrefix, Some((_, rest))) => format!("/v2/{rest}"),
+        _ => record.path.clone(),
+    };
     let count = asked.map(|n| format!("n={n}&")).unwrap_or_default();
-    (entries, Some(format!("{base}{}?{count}last={last}{filter}", record.path)))
+    (entries, Some(format!("{base}{path}?{count}{cursor}={last}{filter}")))
+}
+
+/// What a cursor that shows nothing stands for.
+fn uncover(cursor: &str) -> String {
+    String::from_utf8(hex::decode(cursor).unwrap_or_default()).unwrap_or_default()
 }
 
 fn linked(answer: Answer, link: Option<String>) -> Answer {

@@ -38,6 +38,16 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     if said.is_some() && inside.is_some() && said != inside {
         return bad("MANIFEST_INVALID", "Content-Type and mediaType differ");
     }
+    let habits = &inner.options.habits;
+    if habits.media_type_in_body && inside.is_none() {
+        return bad("MANIFEST_INVALID", "the manifest does not say its mediaType");
+    }
+    if let Some(status) = habits.oci_only
+        && said.as_deref().or(inside.as_deref()).is_some_and(|kind| kind.contains(".docker."))
+    {
+        let status = StatusCode::from_u16(status).expect("a status");
+        return Ok(Answer::error(status, "MANIFEST_INVALID", "the media type is not supported"));
+    }
     let Some(media_type) = said.or(inside) else {
         return bad("MANIFEST_INVALID", "no media type");
     };
@@ -53,6 +63,9 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     }
     let here = store.repository(repository);
     let moves = here.tags.get(reference).is_some_and(|at| *at != digest);
+    if habits.immutable.contains(&repository) && here.tags.contains_key(reference) {
+        return bad("TAG_INVALID", "ImageTagAlreadyExistsException: the tag is immutable and is there already");
+    }
     if inner.options.immutable_tags && moves {
         return bad("TAG_INVALID", "the tag is immutable and has another digest");
     }

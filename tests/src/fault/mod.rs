@@ -18,6 +18,7 @@ mod answer;
 mod auth;
 mod blobs;
 mod content;
+mod habits;
 mod listing;
 mod manifests;
 mod options;
@@ -29,6 +30,7 @@ mod serve;
 mod state;
 mod upload_body;
 mod uploads;
+mod vary;
 mod vendor;
 
 use std::net::SocketAddr;
@@ -39,10 +41,12 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+pub use habits::{Errors, Habits, Heads, Links, Patches};
 pub use options::{Auth, Bearer, Builder, MountPolicy, Refresh, TokenField};
 pub use record::Record;
 pub use route::Kind;
 pub use script::{Action, Match, On, RuleHandle};
+pub use vary::Vary;
 pub use vendor::Vendor;
 
 use state::Inner;
@@ -123,9 +127,10 @@ impl FaultRegistry {
         self.requests().into_iter().filter(|request| request.kind == kind).collect()
     }
 
-    /// Requests, without pings, tokens and logins.
+    /// Requests, without pings, tokens, logins, and what was read at the signed addresses of blobs.
     pub fn total(&self) -> u64 {
-        self.inner.log.count(|request| !matches!(request.kind, Kind::Ping | Kind::Token | Kind::ApiLogin))
+        let aside = |kind| matches!(kind, Kind::Ping | Kind::Token | Kind::ApiLogin | Kind::Signed);
+        self.inner.log.count(|request| !aside(request.kind))
     }
 
     /// Requests, with pings and tokens.
@@ -154,6 +159,7 @@ impl FaultRegistry {
 
     /// Forgets the requests so far.
     pub fn clear_requests(&self) {
+        self.inner.misled.store(0, Ordering::SeqCst);
         self.inner.log.clear();
     }
 
@@ -176,6 +182,17 @@ impl FaultRegistry {
     /// Connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.inner.connections.load(Ordering::SeqCst)
+    }
+
+    /// Requests that were for nothing, and that only this registry's habits are to blame for: those that it answered with
+    /// a challenge, whose body it broke off, or that it gave a useless answer.
+    pub fn misled(&self) -> u64 {
+        self.inner.misled.load(Ordering::SeqCst)
+    }
+
+    /// What answers were varied, and how: a line for each.
+    pub fn varied(&self) -> Vec<(Kind, String)> {
+        self.inner.varied.lock().expect("the list is whole").clone()
     }
 
     /// Closes every connection that is open; new ones are accepted.

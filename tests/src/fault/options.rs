@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::habits::Habits;
 use super::{FaultRegistry, Vendor};
 use crate::tls::Authority;
 
@@ -162,6 +163,7 @@ pub struct Builder {
     pub(super) vendor_login: Option<(String, String)>,
     pub(super) namespaces: Vec<String>,
     pub(super) github_users: bool,
+    pub(super) habits: Habits,
 }
 
 impl Default for Builder {
@@ -193,6 +195,7 @@ impl Default for Builder {
             vendor_login: None,
             namespaces: Vec::new(),
             github_users: false,
+            habits: Habits::default(),
         }
     }
 }
@@ -249,6 +252,8 @@ impl Builder {
         vendor(vendor = Some(vendor), vendor: Vendor);
         /// The owners of GitHub's packages are users, no organizations.
         github_users(github_users = true);
+        /// What it does beside the specification.
+        habits(habits = habits, habits: Habits);
         /// A chosen port.
         port(port = port, port: u16);
     }

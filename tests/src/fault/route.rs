@@ -30,6 +30,8 @@ pub enum Kind {
     ApiTags,
     /// A vendor's API: logging in.
     ApiLogin,
+    /// A blob at its signed address, on another host.
+    Signed,
     Other,
 }
 
@@ -48,6 +50,10 @@ pub(super) fn route(method: &Method, path: &str, query: &str) -> Route {
     }
     if let Some(route) = super::vendor::route(path) {
         return route;
+    }
+    if let Some((repository, digest)) = super::habits::signed(path) {
+        let (repository, reference) = (Some(repository.to_owned()), Some(digest.to_owned()));
+        return Route { kind: Kind::Signed, repository, reference };
     }
     let Some(rest) = path.strip_prefix("/v2/").or((path == "/v2").then_some("")) else {
         return plain(Kind::Other);

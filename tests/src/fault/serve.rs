@@ -18,7 +18,7 @@ use super::route::{Kind, Route, route};
 use super::script::{Action, actions_for};
 use super::state::Inner;
 use super::upload_body::{Broken, Incoming};
-use super::{auth, blobs, listing, manifests, pump, uploads, vendor};
+use super::{auth, blobs, habits, listing, manifests, pump, uploads, vary, vendor};
 
 pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>) {
     let acceptor = inner.options.authority.as_ref().map(|authority| {
@@ -66,12 +66,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let http1_only = inner.options.http1_only;
+    let title_case = inner.options.habits.title_case;
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (inner, connection) = (Arc::clone(&inner), connection.clone());
         async move { Ok::<_, std::convert::Infallible>(respond(inner, request.map(Body::new), remote, connection).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(64 * 1024);
+    builder.http1().max_buf_size(64 * 1024).title_case_headers(title_case);
     if http1_only {
         builder = builder.http1_only();
     }
@@ -88,6 +89,7 @@ async fn respond(
     let path = parts.uri.path().to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let Route { kind, repository, reference } = route(&parts.method, &path, &query);
+    let kind = if inner.options.habits.token_path == Some(path.as_str()) { Kind::Token } else { kind };
     let record = inner.log.add(Record {
         n: 0,
         kind,
@@ -114,10 +116,10 @@ async fn respond(
     if !inner.options.latency.is_zero() {
         tokio::time::sleep(inner.options.latency).await;
     }
-    let actions = actions_for(&inner.rules.lock().expect("the rules are whole"), &record);
+    let mut actions = actions_for(&inner.rules.lock().expect("the rules are whole"), &record);
     let mut body = Incoming::new(&inner, &record, body, &actions);
     let answer = match answer(&inner, &record, &mut body, &actions).await {
-        Ok(answer) => answer,
+        Ok(answer) => vary::vary(&inner, &record, habits::after(&inner, &record, answer)),
         Err(Broken::Early(status)) => Answer::code(status),
         Err(Broken::Cut) => return cut(&connection).await,
         Err(Broken::Gone) => Answer::new(StatusCode::BAD_REQUEST),
@@ -125,6 +127,7 @@ async fn respond(
     if actions.iter().any(|action| matches!(action, Action::CutInsteadOfAnswer)) {
         return cut(&connection).await;
     }
+    habits::spoil(&inner, &record, &answer, &mut actions);
     pump::send(&inner, record.n, record.method == "HEAD", answer, &actions, connection, in_flight)
 }
 
@@ -171,10 +174,15 @@ async fn answer(
             _ => {}
         }
     }
-    let has_its_own_way = matches!(record.kind, Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin);
+    let has_its_own_way =
+        matches!(record.kind, Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::Signed);
     if let Some(refusal) = if has_its_own_way { None } else { auth::check(inner, record) } {
         body.drain().await?;
         return Ok(refusal);
+    }
+    if let Some(answer) = habits::before(inner, record) {
+        body.drain().await?;
+        return Ok(answer);
     }
     match record.kind {
         Kind::Ping => Ok(Answer::json(StatusCode::OK, &serde_json::json!({}))
@@ -188,7 +196,7 @@ async fn answer(
         Kind::ManifestHead | Kind::ManifestGet => Ok(manifests::get(inner, record)),
         Kind::ManifestPut => manifests::put(inner, record, body).await,
         Kind::ManifestDelete => Ok(manifests::delete(inner, record)),
-        Kind::BlobHead | Kind::BlobGet => Ok(blobs::get(inner, record)),
+        Kind::BlobHead | Kind::BlobGet | Kind::Signed => Ok(blobs::get(inner, record)),
         Kind::BlobDelete => Ok(blobs::delete(inner, record)),
         Kind::UploadStart | Kind::UploadMount => uploads::start(inner, record, body).await,
         Kind::UploadPatch => uploads::patch(inner, record, body).await,

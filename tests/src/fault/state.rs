@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::options::Builder;
 use super::record::Log;
+use super::route::Kind;
 use super::script::Rule;
 use crate::images::{Blob, Manifest};
 
@@ -25,6 +26,14 @@ pub(super) struct Inner {
     pub(super) slots: Option<Arc<Semaphore>>,
     pub(super) connections: AtomicU64,
     pub(super) peak: AtomicU64,
+    /// Requests that habits made necessary.
+    pub(super) misled: AtomicU64,
+    /// What was varied.
+    pub(super) varied: Mutex<Vec<(Kind, String)>>,
+    /// Bodies of blobs so far.
+    pub(super) bodies: AtomicU64,
+    /// Manifests that were pulled.
+    pub(super) pulls: AtomicU64,
     in_flight: AtomicU64,
     /// What is left of the rate's burst, and when that was so.
     tokens: Mutex<(f64, Instant)>,
@@ -79,6 +88,8 @@ pub(super) struct Upload {
     pub(super) sha256: Sha256,
     /// A chunk below the minimum came: it must have been the last.
     pub(super) short: bool,
+    /// PATCHes so far.
+    pub(super) patches: u64,
 }
 
 impl Upload {
@@ -103,6 +114,10 @@ impl Inner {
             stop: CancellationToken::new(),
             connections: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            misled: AtomicU64::new(0),
+            varied: Mutex::default(),
+            bodies: AtomicU64::new(0),
+            pulls: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             open: Mutex::default(),
             tokens_since: AtomicU64::new(0),
@@ -117,7 +132,15 @@ impl Inner {
 
     pub(super) fn url(&self) -> String {
         let scheme = if self.options.authority.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.address)
+        match self.options.habits.host {
+            Some(host) => format!("{scheme}://{host}"),
+            None => format!("{scheme}://{}", self.address),
+        }
+    }
+
+    /// A request more is needed that is not the client's fault.
+    pub(super) fn misled(&self) {
+        self.misled.fetch_add(1, Ordering::SeqCst);
     }
 
     /// A number never given before.

@@ -48,6 +48,9 @@ impl Incoming {
                 _ => {}
             }
         }
+        if matches!(record.kind, Kind::UploadPatch | Kind::UploadPut) {
+            cut = cut.or(inner.options.habits.longest_body);
+        }
         let upload = matches!(record.kind, Kind::UploadStart | Kind::UploadPatch | Kind::UploadPut);
         Self {
             inner: Arc::clone(inner),

@@ -6,6 +6,7 @@ use http::{StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
 use super::answer::Answer;
+use super::habits::{self, Patches};
 use super::manifests::names;
 use super::options::MountPolicy;
 use super::record::Record;
@@ -24,9 +25,15 @@ pub(super) async fn start(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
             MountPolicy::Mount => {
                 let from = record.parameter("from").unwrap_or_default();
                 let mut store = inner.store();
-                if let Some(blob) = store.blob(&from, &digest) {
+                let habits = &inner.options.habits;
+                let blob = store.blob(&from, &digest);
+                if let Some(blob) = blob.filter(|_| habits::may_mount(habits, &store, &from, &digest)) {
                     store.repository(repository).blobs.insert(digest.clone(), blob);
                     return Ok(created(inner, repository, &digest));
+                }
+                if let Some(status) = habits.missing_mount.filter(|_| from != repository) {
+                    let status = StatusCode::from_u16(status).expect("a status");
+                    return Ok(Answer::error(status, "BLOB_UNKNOWN", "the blob to mount is not there"));
                 }
             }
             MountPolicy::Ignore => {}
@@ -39,6 +46,7 @@ pub(super) async fn start(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
         kept: (!inner.options.blackhole).then(Vec::new),
         sha256: Sha256::new(),
         short: false,
+        patches: 0,
     };
     let upload = Arc::new(Mutex::new(upload));
     inner.store().uploads.insert(id.clone(), Arc::clone(&upload));
@@ -73,17 +81,44 @@ pub(super) async fn patch(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
             return Ok(*refusal);
         }
     };
+    let habits = &inner.options.habits;
     if short || range.is_some_and(|(start, _)| start != before) {
         body.drain().await?;
+        if habits.patches == Patches::StrictlyOnce {
+            inner.store().uploads.remove(&id);
+            return Ok(Answer::not_found("BLOB_UPLOAD_INVALID"));
+        }
         return Ok(progress(inner, StatusCode::RANGE_NOT_SATISFIABLE, &id, &repository(record), before));
     }
-    receive(inner, &id, &upload, body).await?;
+    let earlier = {
+        let mut upload = upload.lock().expect("an upload is whole");
+        upload.patches += 1;
+        upload.patches > 1
+    };
+    match habits.patches {
+        Patches::One(status) if earlier => {
+            body.drain().await?;
+            return Ok(Answer::code(status));
+        }
+        Patches::FirstStays if earlier => body.drain().await?,
+        Patches::LastWins if earlier => {
+            // What the client believes to be there is not.
+            upload.lock().expect("an upload is whole").kept = Some(Vec::new());
+            receive(inner, &id, &upload, body).await?;
+        }
+        _ => receive(inner, &id, &upload, body).await?,
+    }
     let mut upload = upload.lock().expect("an upload is whole");
     upload.short = inner.options.chunk_minimum.is_some_and(|minimum| upload.size - before < minimum);
     if range.is_some_and(|(start, end)| end - start + 1 != upload.size - before) {
         return Ok(Answer::error(StatusCode::BAD_REQUEST, "SIZE_INVALID", "Content-Range and body differ"));
     }
-    Ok(progress(inner, StatusCode::ACCEPTED, &id, &upload.repository, upload.size))
+    let status = habits.patch_status.map_or(Ok(StatusCode::ACCEPTED), StatusCode::from_u16).expect("a status");
+    let mut answer = progress(inner, status, &id, &upload.repository, upload.size);
+    if habits.patches == Patches::FirstStays {
+        answer.headers.remove(header::RANGE);
+    }
+    Ok(answer)
 }
 
 pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
@@ -100,7 +135,11 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
         body.drain().await?;
         return Ok(progress(inner, StatusCode::RANGE_NOT_SATISFIABLE, &id, &repository(record), before));
     }
+    let patched = before > 0 && inner.options.habits.patches == Patches::FirstStays;
     receive(inner, &id, &upload, body).await?;
+    if patched && upload.lock().expect("an upload is whole").size == before {
+        return Ok(Answer::error(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "an empty part"));
+    }
     match record.parameter("digest") {
         Some(digest) => Ok(commit(inner, &id, &digest)),
         None => Ok(Answer::error(StatusCode::BAD_REQUEST, "DIGEST_INVALID", "no digest")),

@@ -286,7 +286,7 @@ fn launch(folder: &Path) -> Process {
 }
 
 /// Waits until it answers; false if it ends first.
-async fn is_up(process: &mut Process, port: u16) -> bool {
+pub(super) async fn is_up(process: &mut Process, port: u16) -> bool {
     crate::tls::install_provider();
     let http = reqwest::Client::builder().no_proxy().build().expect("a plain client needs nothing");
     let limit = Instant::now() + Duration::from_secs(30);

@@ -6,7 +6,7 @@ use imgsync_tests::servers::{Auth, DockerEngine, DockerRegistry};
 use imgsync_tests::skopeo::Skopeo;
 
 /// All kinds of images that docker-registry 2.8 takes.
-fn gallery(name: &str) -> Vec<(&'static str, Image)> {
+pub(crate) fn gallery(name: &str) -> Vec<(&'static str, Image)> {
     vec![
         ("single", images::single(&format!("{name}-single"))),
         ("docker", images::single_docker(&format!("{name}-docker"))),

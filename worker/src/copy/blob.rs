@@ -119,7 +119,8 @@ impl Walk {
             false => target.takes_mounts() && mounts.get() != Some(&false),
         };
         if !tells {
-            if target.blob_head(digest).await? {
+            // Of an image that is new here, a small one is sent as soon as it is asked for.
+            if (is_large(blob) || self.may_be_there()) && target.blob_head(digest).await? {
                 return Ok(Begun::Done(Arrival::Reused));
             }
             from = from.filter(|from| from != name);
@@ -233,7 +234,10 @@ impl Walk {
         loop {
             match self.read_small_once(blob).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) if error.class() == Class::Corrupt && !read_again => {
+                    read_again = true;
+                    self.source.distrust();
+                }
                 Err(error) => self.source.pause(&mut retry, error).await?,
             }
         }
@@ -382,6 +386,7 @@ impl Walk {
             // The line may have changed a byte: once more from the start, then it is believed.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
+                self.source.distrust();
                 return self.begin_again(target, feed, blob, upload, state).await;
             }
             return give_up(cause, upload).await;

@@ -236,6 +236,13 @@ impl Source {
         }
     }
 
+    /// What came from here was wrong: if it came from a mirror, the registry itself is asked from now on.
+    pub(crate) fn distrust(&self) {
+        if let Source::Registry(repository) = self {
+            repository.distrust_mirrors();
+        }
+    }
+
     pub(crate) fn reading(&self, digest: &Digest) -> String {
         match self {
             Source::Registry(repository) => repository.reading(digest),

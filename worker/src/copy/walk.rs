@@ -245,6 +245,11 @@ impl Walk {
         self.may_be_there || self.cost.load(Ordering::Relaxed) >= WORTH_A_QUESTION
     }
 
+    /// Whether an older image is there under the tag, so that much of this one may be there too.
+    pub(super) fn may_be_there(&self) -> bool {
+        self.may_be_there
+    }
+
     async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
         let blobs = futures_util::stream::iter(blobs.into_iter().cloned())
             .map(|blob| async move { self.blob(&blob).await.map(drop) })

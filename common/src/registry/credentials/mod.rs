@@ -249,6 +249,20 @@ impl CredentialStore {
         }
     }
 
+    /// Forgets what was found for a registry before a moment, so that files and helpers are asked again. Failures are
+    /// kept. Says whether there is, or was, anything that was found.
+    pub async fn forget(&self, registry: &str, before: Instant) -> bool {
+        let registry = normalise(registry);
+        let slot = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&registry).cloned();
+        let Some(slot) = slot else { return false };
+        let mut known = slot.lock().await;
+        let has_entries = known.as_ref().is_some_and(|known| !known.found.entries.is_empty());
+        if has_entries && known.as_ref().is_some_and(|known| known.at < before) {
+            *known = None;
+        }
+        has_entries
+    }
+
     async fn found(&self, registry: &str) -> Arc<Found> {
         let arrived = Instant::now();
         let slot = {

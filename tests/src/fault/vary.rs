@@ -1,0 +1,232 @@
+//! Answers within the specification and just beyond it: what no list of known registries has.
+//!
+//! What becomes of an answer follows from the seed, the request and how often it came, and not from the time: the same seed
+//! gives the same answers.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Payload};
+use super::record::Record;
+use super::route::Kind;
+use super::state::Inner;
+use crate::images::seed_of;
+
+/// Which answers are varied, and from which seed.
+#[derive(Clone, Debug)]
+pub struct Vary {
+    /// What all follows from.
+    pub seed: u64,
+    /// Answers about this repository; those of the token service are varied too where it is empty.
+    pub repository: String,
+    /// One answer in so many.
+    pub one_in: u64,
+}
+
+/// Numbers that follow from a text.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = seed_of(&format!("{:x}", self.0));
+        self.0 % limit.max(1)
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// Content types that stand where others should.
+const TYPES: [&str; 9] = [
+    "application/json",
+    "application/json;charset=UTF-8",
+    "text/plain; charset=utf-8",
+    "APPLICATION/VND.OCI.IMAGE.MANIFEST.V1+JSON",
+    "application/octet-stream",
+    "",
+    "nonsense",
+    "\"application/json\"",
+    "application/vnd.oci.image.index.v1+json; q=1; a=\"b;c\"",
+];
+/// Headers that a client could do without.
+const OPTIONAL: [&str; 8] = [
+    "docker-content-digest",
+    "content-type",
+    "etag",
+    "accept-ranges",
+    "range",
+    "docker-upload-uuid",
+    "content-range",
+    "oci-subject",
+];
+/// Challenges that stand beside the right one.
+const CHALLENGES: [&str; 4] = ["Negotiate", "Digest realm=\"a, b\", nonce=\"c==\"", "Bearer", "Unknown token68=="];
+
+/// An answer, or a variation of it.
+pub(super) fn vary(inner: &Arc<Inner>, record: &Record, answer: Answer) -> Answer {
+    let Some(vary) = &inner.options.habits.vary else { return answer };
+    if record.repository.as_deref().unwrap_or_default() != vary.repository {
+        return answer;
+    }
+    let same = |other: &Record| other.kind == record.kind && other.reference == record.reference && other.n < record.n;
+    let before = inner.log.count(same);
+    let reference = record.reference.as_deref().filter(|_| record.kind != Kind::UploadPatch).unwrap_or_default();
+    let mut dice = Dice(seed_of(&format!("{}/{:?}/{reference}/{before}", vary.seed, record.kind)));
+    if dice.below(vary.one_in) > 0 {
+        return answer;
+    }
+    let mut answer = answer;
+    for _ in 0..=dice.below(2) {
+        let what = one(&mut dice, record.kind, &mut answer);
+        let line = format!("{:?} {} {what}", record.kind, record.reference.as_deref().unwrap_or_default());
+        inner.varied.lock().expect("the list is whole").push((record.kind, line));
+    }
+    answer
+}
+
+/// One variation; says which.
+fn one(dice: &mut Dice, kind: Kind, answer: &mut Answer) -> String {
+    match dice.below(10) {
+        0 => {
+            let turned: Vec<_> = answer.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+            answer.headers = turned.into_iter().rev().fold(HeaderMap::new(), |mut headers, (name, value)| {
+                headers.append(name, value);
+                headers
+            });
+            "other order of headers".to_owned()
+        }
+        1 | 2 => {
+            let name = *dice.pick(&OPTIONAL);
+            answer.headers.remove(name);
+            format!("without {name}")
+        }
+        3 => {
+            let odd = *dice.pick(&TYPES);
+            answer.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(odd));
+            format!("content-type `{odd}`")
+        }
+        4 if answer.status.is_success() => {
+            let status = *dice.pick(&[200, 201, 202, 203, 204, 206]);
+            answer.status = StatusCode::from_u16(status).expect("a status");
+            if status == 204 {
+                answer.body = Payload::Bytes(bytes::Bytes::new());
+            }
+            format!("status {status}")
+        }
+        5 => encode(dice, answer),
+        6 => digest(dice, answer),
+        7 => location(dice, answer),
+        8 => {
+            let name = HeaderName::from_static("x-odd");
+            let value = HeaderValue::from_bytes(b"\xff\xfe \t=,;\"").expect("bytes that a header may have");
+            answer.headers.append(name, value);
+            answer.headers.append(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+            for challenge in CHALLENGES.iter().filter(|_| answer.status == StatusCode::UNAUTHORIZED) {
+                answer.headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            "headers besides".to_owned()
+        }
+        // The bytes of a manifest are what its digest is of, and those of a blob too.
+        _ if !matches!(kind, Kind::ManifestGet | Kind::ManifestHead | Kind::BlobGet | Kind::BlobHead) => {
+            rewrite(dice, answer)
+        }
+        _ => "nothing".to_owned(),
+    }
+}
+
+fn encode(dice: &mut Dice, answer: &mut Answer) -> String {
+    let how = *dice.pick(&["identity", "gzip", "x-nonsense", "br"]);
+    answer.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(how));
+    if let (Payload::Bytes(bytes), "gzip") = (&answer.body, how)
+        && dice.below(2) == 0
+    {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).expect("memory takes it");
+        answer.body = Payload::Bytes(encoder.finish().expect("memory takes it").into());
+    }
+    format!("content-encoding {how}")
+}
+
+fn digest(dice: &mut Dice, answer: &mut Answer) -> String {
+    let Some(digest) = answer.headers.get("docker-content-digest").and_then(|value| value.to_str().ok()) else {
+        return "nothing".to_owned();
+    };
+    let odd = match dice.below(5) {
+        0 => digest.to_uppercase(),
+        1 => format!("\"{digest}\""),
+        2 => format!("sha256:{}", "0".repeat(64)),
+        3 => "sha999:abc".to_owned(),
+        _ => String::new(),
+    };
+    answer.headers.insert("docker-content-digest", HeaderValue::from_str(&odd).expect("a header's value"));
+    format!("docker-content-digest {odd}")
+}
+
+fn location(dice: &mut Dice, answer: &mut Answer) -> String {
+    let Some(location) = answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else {
+        return "nothing".to_owned();
+    };
+    let path =
+        location.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map(|(_, path)| format!("/{path}"));
+    let odd = match dice.below(5) {
+        0 => path.unwrap_or_else(|| location.to_owned()),
+        1 => format!("{location}#fragment"),
+        2 => location.replacen("http://", "HTTP://", 1),
+        3 => format!("  {location} "),
+        _ => "http://[not a host/".to_owned(),
+    };
+    let value = HeaderValue::from_str(odd.trim_end_matches('\n')).expect("a header's value");
+    answer.headers.insert(header::LOCATION, value);
+    format!("location {odd}")
+}
+
+/// A JSON body with a value that is missing, null, or of another type.
+fn rewrite(dice: &mut Dice, answer: &mut Answer) -> String {
+    let Payload::Bytes(bytes) = &answer.body else { return "nothing".to_owned() };
+    let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else { return "nothing".to_owned() };
+    let what = alter(dice, &mut value);
+    let mut text = value.to_string();
+    match dice.below(4) {
+        0 => text.insert(0, '\u{feff}'),
+        1 => text = format!("\r\n\t {text}\n\n"),
+        _ => {}
+    }
+    answer.body = Payload::Bytes(text.into());
+    format!("body: {what}")
+}
+
+fn alter(dice: &mut Dice, value: &mut Value) -> String {
+    match value {
+        Value::Object(fields) if !fields.is_empty() && dice.below(4) > 0 => {
+            let names: Vec<String> = fields.keys().cloned().collect();
+            let name = dice.pick(&names).clone();
+            if dice.below(4) == 0 {
+                fields.remove(&name);
+                return format!("without {name}");
+            }
+            let inner = fields.get_mut(&name).expect("it is there");
+            format!("{name}: {}", alter(dice, inner))
+        }
+        Value::Array(entries) if !entries.is_empty() && dice.below(3) > 0 => {
+            let at = dice.below(entries.len() as u64) as usize;
+            format!("[{at}]: {}", alter(dice, &mut entries[at]))
+        }
+        other => {
+            *other = match dice.below(6) {
+                0 => Value::Null,
+                1 => json!(other.to_string()),
+                2 => json!(17),
+                3 => json!({"unexpected": [other.clone()]}),
+                4 => json!([other.clone(), other.clone()]),
+                _ => json!(true),
+            };
+            other.to_string().chars().take(60).collect()
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Every registry that is known, in both roles, through the same stories; and the matrix of that in the documentation.
+
+mod matrix;
+mod stage;
+
+use imgsync_tests::fault::{Action, Kind, Match};
+use imgsync_tests::images::{self, Image, Known, Layer, floor};
+use imgsync_tests::personality::{self, Personality};
+use tokio::sync::Semaphore;
+
+use self::stage::{LIMIT, Role, Stage};
+
+const MIB: u64 = 1 << 20;
+
+/// An index of two platforms; `base` is what other versions have too, and `arm` makes one of the platforms another.
+fn version(name: &str, arm: &str) -> Image {
+    let child = |of: &str, platform: &str| {
+        let base = Layer::Shared(format!("{name}/base"), 6000);
+        Image::single(&format!("{name}/{of}")).platform(platform).layer(base).layers(5, 3000).build()
+    };
+    let index = Image::index(&format!("{name}/{arm}")).child(&child("amd", "linux/amd64"), "linux/amd64");
+    index.child(&child(arm, "linux/arm64"), "linux/arm64").build()
+}
+
+/// All stories of one personality in one role. Each must come to its end at the cost that cannot be avoided.
+async fn play(personality: Personality, role: Role) {
+    let name = format!("{}-{role:?}", personality.name);
+    let stage = Stage::set(personality, role).await;
+    fresh(&stage, &name).await;
+    docker(&stage, &name).await;
+    unchanged_and_changed(&stage, &name).await;
+    shared_layers(&stage, &name).await;
+    large_layer(&stage, &name).await;
+    missing_tag(&stage, &name).await;
+    expired(&stage, &name).await;
+    throttled(&stage, &name).await;
+    if role == Role::Source {
+        listed(&stage).await;
+    }
+}
+
+async fn fresh(stage: &Stage, name: &str) {
+    let image = version(name, "one");
+    stage.source_has("1", &image);
+    let output = stage.sync("1").await.assert_code(0).json();
+    assert_eq!(output["outcome"], "copied");
+    stage.assert_arrived("1", &image);
+    stage.assert_cost("fresh", floor(&image, &Known::nothing()), 0);
+}
+
+async fn docker(stage: &Stage, name: &str) {
+    let image = images::single_docker(&format!("{name}-docker"));
+    stage.source_has("docker", &image);
+    let output = stage.sync("docker").await;
+    if stage.role == Role::Source || stage.played.personality.takes_docker {
+        output.assert_code(0);
+        stage.assert_arrived("docker", &image);
+    } else {
+        assert!(output.assert_code(1).stderr.contains("docker2s2"), "what to set is said");
+    }
+    stage.forget();
+}
+
+async fn unchanged_and_changed(stage: &Stage, name: &str) {
+    let (before, after) = (version(name, "one"), version(name, "two"));
+    let output = stage.sync("1").await.assert_code(0).json();
+    assert_eq!(output["outcome"], "unchanged", "{}", stage.describe());
+    let least = images::Floor { source: 1, target: 1 };
+    stage.assert_cost("unchanged", least, 0);
+
+    stage.source_has("1", &after);
+    let output = stage.sync("1").await.assert_code(0).json();
+    assert_eq!(output["outcome"], "copied");
+    stage.assert_arrived("1", &after);
+    stage.assert_cost("changed", floor(&after, &Known::here(&before)), questions(&after, &before));
+}
+
+async fn shared_layers(stage: &Stage, name: &str) {
+    let (before, image) = (version(name, "one"), images::shared_layers(&format!("{name}-shared")));
+    let base = Layer::Shared(format!("{name}/base"), 6000);
+    let with_base = Image::single(&format!("{name}-with-base")).layer(base).layers(4, 2000).build();
+    for (tag, image) in [("shared", &image), ("base", &with_base)] {
+        stage.source_has(tag, image);
+        stage.sync(tag).await.assert_code(0);
+        stage.assert_arrived(tag, image);
+        stage.assert_cost(tag, floor(image, &Known::here(&before)), questions(image, &before));
+    }
+}
+
+async fn large_layer(stage: &Stage, name: &str) {
+    let image = Image::single(&format!("{name}-large")).layer(Layer::Synthetic(24 * MIB)).layers(14, 2000).build();
+    stage.source_has("large", &image);
+    stage.sync("large").await.assert_code(0);
+    stage.assert_arrived("large", &image);
+    let target_chunk = stage.played.personality.chunk.filter(|_| stage.role == Role::Target);
+    let patches = target_chunk.map_or(0, |chunk| (24 * MIB).div_ceil(chunk));
+    stage.assert_cost("large", floor(&image, &Known::nothing()), patches);
+}
+
+async fn missing_tag(stage: &Stage, name: &str) {
+    let output = stage.sync("absent").await.assert_code(1);
+    let class = output.json()["class"].as_str().unwrap_or_default().to_owned();
+    assert!(["not_found", "denied"].contains(&class.as_str()), "{class}: {}", output.stderr);
+    let said = output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("not there");
+    assert!(said, "what it may be is said: {}", output.stderr);
+    stage.forget();
+    // A tag that the target misses, of an image that it has.
+    let image = version(name, "two");
+    stage.source_has("again", &image);
+    stage.sync("again").await.assert_code(0);
+    stage.assert_arrived("again", &image);
+    // The tag, a blob, the digest, the PUT; at the source the index and the manifest that names the blob.
+    stage.assert_cost("missing", images::Floor { source: 2, target: 4 }, 0);
+}
+
+async fn expired(stage: &Stage, name: &str) {
+    if !stage.played.personality.expires {
+        return;
+    }
+    let image = images::multi_platform(&format!("{name}-expired"));
+    stage.source_has("expired", &image);
+    let kind = match stage.role {
+        Role::Source => Kind::BlobGet,
+        Role::Target => Kind::UploadPut,
+    };
+    let registry = &stage.played.registry;
+    let gate = std::sync::Arc::new(Semaphore::new(0));
+    registry.on(kind).act(Action::Gate(gate.clone()));
+    let program = stage.program("expired");
+    let running = program.spawn();
+    registry.wait_until(|registry| registry.count(kind) > 0, LIMIT).await;
+    stage.played.expire(&program);
+    gate.add_permits(1);
+    let mut running = running;
+    let output = tokio::time::timeout(LIMIT, running.wait()).await.expect("it comes to its end");
+    output.assert_code(0);
+    stage.assert_arrived("expired", &image);
+    assert!(registry.misled() > 0, "something had run out: {}", stage.describe());
+    stage.assert_cost("expired", floor(&image, &Known::nothing()), 0);
+}
+
+async fn throttled(stage: &Stage, name: &str) {
+    let image = images::multi_platform(&format!("{name}-throttled"));
+    stage.source_has("throttled", &image);
+    let throttle = stage.played.personality.throttle;
+    let kind = match stage.role {
+        Role::Source => throttle.reads,
+        Role::Target => throttle.writes,
+    };
+    let rule = stage.played.registry.on(Match::kind(kind)).times(2).act(throttle.action());
+    stage.sync("throttled").await.assert_code(0);
+    stage.assert_arrived("throttled", &image);
+    assert_eq!(rule.hits(), 2, "{}", stage.describe());
+    stage.assert_cost("throttled", floor(&image, &Known::nothing()), 2);
+}
+
+/// More tags than there are on a page.
+async fn listed(stage: &Stage) {
+    let personality = &stage.played.personality;
+    let image = images::single("listed");
+    let tags: Vec<String> = (0..230).map(|number| format!("v{number:03}")).collect();
+    for tag in &tags {
+        stage.played.registry.push(personality.neighbour, tag, &image);
+    }
+    let pattern = format!("{}/{}", personality.registry, personality.neighbour);
+    let output = stage.introduced().args(["tags", &pattern]).run().await.assert_code(0);
+    let found: Vec<&str> = output.stdout.lines().filter_map(|line| line.rsplit(':').next()).collect();
+    assert_eq!(found, tags, "{}", output.stderr);
+    stage.forget();
+}
+
+/// What must be asked besides: for each blob that is there, whether it is; for each platform that is, one more.
+fn questions(image: &Image, before: &Image) -> u64 {
+    let blobs = image.blobs.keys().filter(|digest| before.blobs.contains_key(*digest)).count();
+    let children = image.children();
+    let kept: Vec<_> = children.iter().filter(|digest| before.manifests.contains_key(*digest)).collect();
+    // Of a platform that is there as a whole one blob is asked for.
+    let spared: usize = kept.iter().map(|digest| image.subtree(digest).blobs.len() - 1).sum();
+    let shared = kept.iter().flat_map(|digest| image.subtree(digest).blobs.into_keys()).filter(|digest| {
+        children
+            .iter()
+            .any(|child| !before.manifests.contains_key(child) && image.subtree(child).blobs.contains_key(digest))
+    });
+    (blobs - spared + shared.count() + kept.len()) as u64
+}
+
+macro_rules! personalities {
+    ($($test:ident: $name:literal;)*) => {
+        const TESTED: &[&str] = &[$($name),*];
+        $(mod $test {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn as_a_source() {
+                super::play(super::named($name), super::Role::Source).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn as_a_target() {
+                super::play(super::named($name), super::Role::Target).await;
+            }
+        })*
+    };
+}
+
+personalities! {
+    docker_hub: "Docker Hub";
+    ecr: "ECR";
+    ecr_public: "ECR Public";
+    google: "GCR, Artifact Registry";
+    ghcr: "GHCR";
+    acr: "ACR";
+    quay: "Quay";
+    harbor: "Harbor";
+    gitlab: "GitLab";
+    artifactory: "Artifactory";
+    nexus: "Nexus";
+    zot: "zot";
+    pulp: "pulp";
+    cdn: "distribution behind a CDN";
+}
+
+fn named(name: &str) -> Personality {
+    personality::all().into_iter().find(|personality| personality.name == name).expect("there is such a one")
+}
+
+#[test]
+fn every_personality_is_tested() {
+    let all: Vec<_> = personality::all().iter().map(|personality| personality.name).collect();
+    assert_eq!(all, TESTED);
+}
+
+#[tokio::test]
+async fn a_repository_that_has_to_be_made_first_is_said_so() {
+    for name in ["ECR", "ECR Public"] {
+        let stage = Stage::set(named(name), Role::Target).await;
+        stage.played.registry.delete_repository(stage.played.personality.repository);
+        stage.source_has("1", &images::single("unmade"));
+        let output = stage.sync("1").await.assert_code(1);
+        assert!(output.stderr.contains("may have to be created first"), "{name}: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_tag_of_ecr_that_cannot_be_moved_is_done_where_it_is_right_and_fails_clearly_where_it_is_not() {
+    let mut personality = named("ECR");
+    personality.repository = "mirror/fixed";
+    let stage = Stage::set(personality, Role::Target).await;
+    let image = images::single("fixed");
+    stage.source_has("1", &image);
+    stage.sync("1").await.assert_code(0);
+    stage.introduced().args(["sync", &stage.from("1"), &stage.to("1"), "--force"]).run().await.assert_code(0);
+    stage.source_has("1", &images::single("moved"));
+    let output = stage.sync("1").await.assert_code(1);
+    assert!(output.stderr.contains("the tag is immutable"), "{}", output.stderr);
+    stage.assert_arrived("1", &image);
+}
+
+#[tokio::test]
+async fn azure_behind_another_name_takes_large_blobs_where_the_size_of_a_piece_is_set() {
+    let mut personality = named("ACR");
+    (personality.registry, personality.api) = ("registry.corp.example", "team.azurecr.io");
+    personality.settings = "chunk: 10MiB";
+    personality.others = &["neu.data.azurecr.io"];
+    let stage = Stage::set(personality, Role::Target).await;
+    let image = images::big("azure", 24 * MIB);
+    stage.source_has("1", &image);
+    stage.sync("1").await.assert_code(0);
+    stage.assert_arrived("1", &image);
+}

@@ -1,0 +1,91 @@
+//! Registries that are on no list: answers that vary within the specification and just beyond it, at both ends of a batch.
+//! What is odd is copied right or fails alone, with what was odd about it; the rest of the batch arrives.
+//!
+//! `IMGSYNC_VARY_RUNS` says how many batches (8), `IMGSYNC_VARY_SEED` which is the first.
+
+use std::time::Duration;
+
+use imgsync_tests::fault::{FaultRegistry, Habits, Kind, Vary};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::Imgsync;
+use rand::Rng as _;
+
+const ODD: &str = "team/odd";
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+async fn registry(seed: u64, repository: &str) -> FaultRegistry {
+    let vary = Vary { seed, repository: repository.to_owned(), one_in: 4 };
+    let habits = Habits { vary: Some(vary), title_case: seed.is_multiple_of(2), ..Habits::default() };
+    let builder = FaultRegistry::builder().page(2).habits(habits);
+    let builder = if seed.is_multiple_of(3) { builder.google() } else { builder };
+    if seed.is_multiple_of(5) { builder.relative_locations().start().await } else { builder.start().await }
+}
+
+/// One batch of six images of which three are in the odd repository.
+async fn batch(seed: u64) {
+    let (source, target) = tokio::join!(registry(seed, ODD), registry(seed ^ 1, "mirror/team/odd"));
+    let odd = [
+        ("multi", images::multi_platform("varied-multi")),
+        ("docker", images::single_docker("varied-docker")),
+        ("large", images::big("varied-large", 3 << 20)),
+    ];
+    let plain: [(&str, &str, Image); 3] = [
+        ("team/one", "1", images::multi_platform("varied-one")),
+        ("team/one", "2", images::artifact("varied-two")),
+        ("team/two", "1", images::nested("varied-three")),
+    ];
+    odd.iter().for_each(|(tag, image)| source.push(ODD, tag, image));
+    plain.iter().for_each(|(repository, tag, image)| source.push(repository, tag, image));
+
+    let run =
+        Imgsync::new().args(["run", "--json", "--retry-delay", "1ms", "--attempts", "3", "--stall-timeout", "5s"]);
+    let from = |repository: &str| format!("  - from: {}/{repository}\n", source.host());
+    let rules: String = [ODD, "team/one", "team/two"].map(from).concat();
+    let defaults = format!("defaults: {{to: {}/mirror, name: keep}}\n", target.host());
+    run.file("imgsync.yaml", format!("{defaults}rules:\n{rules}"));
+    let output = run.limit(Duration::from_secs(90)).run().await;
+    let varied = [source.varied(), target.varied()].concat();
+    let told = || {
+        let lines: Vec<_> = varied.iter().map(|(_, line)| line.as_str()).collect();
+        format!("IMGSYNC_VARY_SEED={seed}\n{}\n{}\n{}", lines.join("\n"), output.stdout, output.stderr)
+    };
+    assert!(matches!(output.code, Some(0 | 1)), "{:?} {}", output.code, told());
+    assert!(!output.stderr.contains("panicked"), "{}", told());
+    for (repository, tag, image) in &plain {
+        let differences = target.differences(&format!("mirror/{repository}"), tag, image);
+        assert!(differences.is_empty(), "{differences:?} {}", told());
+    }
+    target.assert_tags_complete();
+    let json = output.json();
+    let troubles: Vec<_> =
+        ["failures", "unlisted"].iter().flat_map(|key| json[*key].as_array().into_iter().flatten()).collect();
+    for trouble in &troubles {
+        let about = trouble["source"].as_str().or(trouble["repository"].as_str()).unwrap_or_default();
+        assert!(about.contains(ODD), "only what is odd fails: {trouble} {}", told());
+        let said = trouble["error"].as_str().unwrap_or_default();
+        assert!(said.len() > 30 && said.contains(ODD), "it says what and where: {trouble} {}", told());
+    }
+    assert_eq!(output.code == Some(1), !troubles.is_empty(), "{}", told());
+    // A list that was changed may be one of fewer tags, which nobody can know.
+    let relisted = varied.iter().any(|(kind, _)| *kind == Kind::Tags);
+    for (tag, image) in &odd {
+        let is_there = target.tag_digest("mirror/team/odd", tag).is_some();
+        let differences = target.differences("mirror/team/odd", tag, image);
+        assert!(differences.is_empty() || !is_there, "no tag is wrong: {differences:?} {}", told());
+        assert!(is_there || relisted || !troubles.is_empty(), "what is missing is told of: {tag} {}", told());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_odd_fails_alone_or_not_at_all() {
+    let first = number("IMGSYNC_VARY_SEED").unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
+    let runs = number("IMGSYNC_VARY_RUNS").unwrap_or(8);
+    for seed in first..first + runs {
+        batch(seed).await;
+    }
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{runs} batches from IMGSYNC_VARY_SEED={first}");
+}
