@@ -112,7 +112,7 @@ impl Client {
         let found = Arc::new(ApiHome {
             vendor: listing.vendor,
             is_recognised,
-            registry: Arc::new(self.connect(&name, base, settings, pacer)?),
+            registry: Arc::new(self.connect(&name, base, settings, pacer, None)?),
             login: tokio::sync::Mutex::default(),
             notes: Mutex::default(),
         });

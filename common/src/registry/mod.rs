@@ -192,9 +192,7 @@ impl Client {
     fn build(&self, name: &RegistryName, settings: RegistrySettings, mirror: Option<Mirror>) -> Result<Registry> {
         let base = base_of(name, &settings);
         let pacer = Arc::new(Pacer::new(&settings, self.0.settings.pace.clone()));
-        let registry = Arc::new(self.connect(name, base, settings, pacer)?);
-        registries.insert(name.clone(), registry.clone());
-        Ok(registry)
+        self.connect(name, base, settings, pacer, mirror)
     }
 
     /// What is spoken to at an address.
@@ -204,6 +202,7 @@ impl Client {
         base: Url,
         settings: RegistrySettings,
         pacer: Arc<Pacer>,
+        mirror: Option<Mirror>,
     ) -> Result<Registry> {
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
