@@ -28,7 +28,7 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
-pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
+pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use rule::{Destination, Referrers, Rule, Source};
 pub use url::SecretUrl;
 
@@ -69,6 +69,10 @@ pub struct Config {
     pub keep: Duration,
     /// How many images are copied at a time; 20.
     pub concurrency: usize,
+    /// Bytes of blobs a second, in and out each, of one process.
+    pub bandwidth: Option<u64>,
+    /// Bytes of blobs a month, in and out together, that a worker's machine may move.
+    pub traffic: Option<u64>,
     /// How long one image may take at least; 10 minutes.
     pub timeout: Duration,
     /// Where a run's report goes.
@@ -109,6 +113,8 @@ impl Default for Config {
             referrers_every: 7 * DAY,
             keep: 90 * DAY,
             concurrency: 20,
+            bandwidth: None,
+            traffic: None,
             timeout: Duration::from_secs(10 * 60),
             report: None,
             inline_secrets: false,
@@ -155,6 +161,8 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[&str]>) -> C
     if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
         config.concurrency = concurrency;
     }
+    config.bandwidth = fields.get("bandwidth").and_then(|node| reader.size(node));
+    config.traffic = fields.get("traffic").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report(reader, node));
     config.cluster =
         fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));

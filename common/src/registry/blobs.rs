@@ -12,6 +12,9 @@ use crate::image::{Descriptor, Digest};
 #[derive(Debug)]
 pub struct BlobStream {
     answer: Answer,
+    meter: super::Meter,
+    /// When there may be more.
+    more_at: Option<tokio::time::Instant>,
     tally: std::sync::Arc<super::Tally>,
     tried: String,
 }
@@ -28,9 +31,14 @@ pub struct Opened {
 impl BlobStream {
     /// The next bytes; `None` at the end, which may be too early. A stall is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        // Before it is read and not after: who is dropped while waiting has lost no bytes.
+        if let Some(until) = self.more_at {
+            tokio::time::sleep_until(until).await;
+        }
         let chunk = self.answer.chunk(&self.tried).await?;
         if let Some(chunk) = &chunk {
             self.tally.received(chunk.len() as u64);
+            self.more_at = self.meter.note(chunk.len());
         }
         Ok(chunk)
     }
@@ -99,6 +107,8 @@ impl Repository {
             }
             _ => return Err(self.refusal(answer, &tried).await),
         };
-        Ok(Opened { stream: BlobStream { answer, tally: self.tally.clone(), tried }, offset: begins })
+        let meter = self.registry.meters[0].clone();
+        let stream = BlobStream { answer, meter, more_at: None, tally: self.tally.clone(), tried };
+        Ok(Opened { stream, offset: begins })
     }
 }

@@ -26,7 +26,8 @@ pub use ledger::{
     Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 pub(crate) use pace::Allowance;
-pub use pace::{Account, Ask, Grant, LOOK_EVERY, Pace};
+pub(crate) use pace::QuotaWindow;
+pub use pace::{Account, Ask, Claim, Grant, LOOK_EVERY, Pace, Part, Share, Told, WindowTime};
 pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use sqlite::{RunLock, SqliteStore};
 

@@ -89,4 +89,8 @@ pub trait Roster: Send + Sync {
 
     /// The lanes that there are, in order.
     async fn lanes(&self) -> Result<Vec<Lane>>;
+
+    /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
+    /// In doubt it is more: what was noted when a connection broke may be noted twice.
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64>;
 }

@@ -32,7 +32,8 @@ pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
     match &inner.options.auth {
         Auth::None => None,
         Auth::Basic(user, password) if given == basic(user, password) => None,
-        Auth::Basic(..) => Some(unauthorized("Basic realm=\"fault\"")),
+        Auth::AnyUser if given.starts_with("Basic ") => None,
+        Auth::Basic(..) | Auth::AnyUser => Some(unauthorized("Basic realm=\"fault\"")),
         Auth::Bearer(bearer) => {
             let wanted = wanted(record);
             if allows(inner, bearer, given, &wanted) {

@@ -85,6 +85,18 @@ async fn of_two_that_serve_one_leads_and_the_other_takes_over_when_it_is_killed(
     scene.assert_whole(&shown);
 }
 
+#[tokio::test]
+async fn a_batch_is_not_left_to_one_that_was_killed_a_moment_ago() {
+    let scene = Scene::new(1, 1).await;
+    let mut leads = serve(&scene).await;
+    kill(&mut leads).await;
+    let detached = scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(3);
+    assert!(detached.stderr.contains("imgsync serve"), "{}", detached.stderr);
+    assert_eq!(scene.source.total(), 0, "nothing is listed in vain");
+    let _takes_over = serve(&scene).await;
+    scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+}
+
 /// Row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {

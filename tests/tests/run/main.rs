@@ -47,5 +47,6 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
 }
 mod kill;
 mod layouts;
+mod quota;
 mod trouble;
 mod whole;

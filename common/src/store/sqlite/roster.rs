@@ -1,4 +1,5 @@
-//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory.
+//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory;
+//! its traffic is in the file.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -56,5 +57,17 @@ impl Roster for SqliteStore {
         let mut present = self.present();
         present.lanes.retain(|_, until| *until > now);
         Ok(present.lanes.keys().cloned().collect())
+    }
+
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {
+        let (machine, month) = (machine.to_owned(), month.to_owned());
+        self.write("noting the traffic of this machine".to_owned(), move |connection| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / 4);
+            let sql = "INSERT INTO traffic (machine, month, bytes) VALUES (?1, ?2, ?3)
+                       ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes RETURNING bytes";
+            let moved: i64 = connection.prepare_cached(sql)?.query_row((machine, month, bytes), |row| row.get(0))?;
+            Ok(moved.unsigned_abs())
+        })
+        .await
     }
 }

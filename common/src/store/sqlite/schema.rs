@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -147,6 +147,23 @@ CREATE TABLE lost (
     task INTEGER NOT NULL,
     losses INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+";
+
+/// Quotas of registries, and what a machine has moved in a month.
+const VERSION_3: &str = "
+CREATE TABLE quota (
+    registry TEXT NOT NULL,
+    who TEXT NOT NULL,
+    began INTEGER NOT NULL,
+    remaining INTEGER NOT NULL,
+    PRIMARY KEY (registry, who)
+) WITHOUT ROWID;
+CREATE TABLE traffic (
+    machine TEXT NOT NULL,
+    month TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    PRIMARY KEY (machine, month)
 ) WITHOUT ROWID;
 ";
 
