@@ -7,6 +7,7 @@ pub mod log;
 pub mod runner;
 pub mod service;
 pub mod settings;
+pub mod traffic;
 
 /// The name of the machine; `localhost` where it has none that is text.
 pub fn host_name() -> String {

@@ -20,6 +20,7 @@ use imgsync_worker::cluster::{Addresses, Cluster, Given};
 use imgsync_worker::log::Log;
 use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Worker};
+use imgsync_worker::traffic::Traffic;
 use imgsync_worker::{asked_to_stop, health, process_name, settings};
 
 /// The file that is read where none was named.
@@ -55,6 +56,9 @@ struct Cli {
     /// Images that are copied at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     concurrency: u16,
+    /// Bytes of blobs a second, in and out each, such as 20MiB [default: the configuration's `bandwidth`, else no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    bandwidth: Option<u64>,
     /// Serve only lanes with one of these registries at either end
     #[arg(long, value_name = "REGISTRY", value_delimiter = ',')]
     registries: Vec<RegistryName>,
@@ -133,6 +137,7 @@ async fn run(cli: Cli) -> Result<()> {
     let mut client = settings::client_settings(&config, &folder)?;
     client.retry = Policy { attempts: cli.attempts, max_wait: LONGEST_SLEEP, ..client.retry };
     client.stall = Duration::from_secs(cli.stall_timeout);
+    client.bandwidth = cli.bandwidth.or(client.bandwidth);
     let name = process_name();
     let stop = Stop::default();
     end_on_signal(stop.clone());
@@ -140,12 +145,13 @@ async fn run(cli: Cli) -> Result<()> {
         cluster = connect(&addresses, &name, Duration::from_secs(cli.wait)) => cluster?,
         () = stop.drain.cancelled() => return Ok(()),
     };
-    client.pace = Some(SharedPace { store: std::sync::Arc::new(cluster.store.clone()), careful: true });
+    client.pace = Some(SharedPace { store: std::sync::Arc::new(cluster.store.clone()), careful: true, alone: false });
     let client = Client::new(client, Environment::from_process());
     let allowed = Allowed { registries: BTreeSet::from_iter(cli.registries), targets: targets(&config) };
     let slots = usize::from(cli.concurrency);
     let worker = Worker::new(&name, &cluster, &client, (slots, cli.attempts), allowed, Events::to(Log::new()))
-        .with_lease(Duration::from_secs(cli.lease));
+        .with_lease(Duration::from_secs(cli.lease))
+        .with_traffic(config.traffic.map(Traffic::new));
     let over = tokio_util::sync::CancellationToken::new();
     let answering = listener
         .map(|listener| tokio::spawn(health::answer(listener, service::ready(&cluster, &stop.drain), over.clone())));
@@ -160,6 +166,12 @@ async fn run(cli: Cli) -> Result<()> {
     }
     say("ended");
     Ok(())
+}
+
+/// A number of bytes, as people write it.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()).filter(|size| *size > 0);
+    size.ok_or_else(|| format!("`{text}` is not a size such as 20MiB"))
 }
 
 /// The configuration and its folder.

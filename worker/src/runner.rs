@@ -13,12 +13,13 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::queue::{Delivery, TaskQueue};
 use imgsync_common::registry::Client;
+use imgsync_common::retry::seconds;
 use imgsync_common::store::{Clock, Doing, LEASE, Store};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::lanes::{Allowed, Serving};
+pub use self::lanes::{Allowed, Holds, Serving, moment, store_holds};
 
 use crate::copy::Copier;
 
@@ -132,6 +133,15 @@ impl Runner {
         while let Some(slot) = free_slot(slots, stop).await {
             changes.mark_unchanged();
             let (lanes, until) = self.serving.lanes();
+            let Some(lanes) = lanes else {
+                drop(slot);
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = stop.drain.cancelled() => {}
+                }
+                continue;
+            };
             let taken = tokio::select! {
                 taken = self.queue.take(&lanes, &stop.drain) => taken,
                 // There are other lanes to take from.
@@ -174,6 +184,14 @@ impl Runner {
             }
             return;
         }
+        if let Some((registry, hold)) = lanes::own_hold(&lane, &self.client) {
+            self.park(&lane, hold.wait, &format!("{registry} {}", hold.why));
+            // For whoever may begin it first: nobody takes it from a lane that is left alone.
+            if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
+                self.warn(&format!("the queue does not answer: {error}"));
+            }
+            return;
+        }
         let mut work = std::pin::pin!(self.work(&message, &lane, stop));
         let (left, wait) = tokio::select! {
             left = &mut work => left,
@@ -208,8 +226,10 @@ impl Runner {
                 Ok(task::Ended::Done) => continue,
                 Ok(task::Ended::Later(time)) => time,
                 Ok(task::Ended::Throttled { registry, wait: time }) => {
-                    let who = registry.map_or_else(|| "a registry".to_owned(), |registry| registry.to_string());
-                    self.serving.park(lane, time, &format!("{who} asked to be left alone"));
+                    let who = registry.as_ref().map_or_else(|| "a registry".to_owned(), ToString::to_string);
+                    let hold = registry.as_ref().and_then(|registry| self.client.hold(registry, true));
+                    let why = hold.map_or_else(|| "asked to be left alone".to_owned(), |hold| hold.why);
+                    self.park(lane, time, &format!("{who} {why}"));
                     time
                 }
                 Ok(task::Ended::OutOfReach { registry, why }) => {
@@ -226,6 +246,13 @@ impl Runner {
             wait = wait.max(time);
         }
         (left, wait)
+    }
+
+    /// Leaves a lane alone, and says so where that is new.
+    fn park(&self, lane: &Lane, wait: Duration, why: &str) {
+        if self.serving.park(lane, wait, why) {
+            self.warn(&format!("{why}: nothing of {lane} is begun before {} ({})", lanes::moment(wait), seconds(wait)));
+        }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, Doing>> {

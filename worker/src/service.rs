@@ -13,9 +13,13 @@ use crate::cluster::Cluster;
 use crate::copy::{Copier, Limits};
 use crate::health::Ready;
 use crate::runner::{Allowed, Runner, Serving, Settings, Stop};
+use crate::traffic::Traffic;
 
 /// How often a worker says that it lives.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// And no more often, when the lanes change that it serves.
+const BEAT_APART: Duration = Duration::from_millis(300);
 
 /// What a worker is.
 pub struct Worker {
@@ -25,6 +29,8 @@ pub struct Worker {
     runner: Runner,
     name: String,
     slots: usize,
+    traffic: Option<Traffic>,
+    events: Events,
     started_at: Timestamp,
 }
 
@@ -52,10 +58,10 @@ impl Worker {
             (client.clone(), copier),
             settings,
             serving.clone(),
-            events,
+            events.clone(),
         );
         let (cluster, client, started_at) = (cluster.clone(), client.clone(), Timestamp::now());
-        Worker { cluster, client, serving, runner, name: name.to_owned(), slots, started_at }
+        Worker { cluster, client, serving, runner, name: name.to_owned(), slots, traffic: None, events, started_at }
     }
 
     /// Holds tasks for so long without word from it, in place of the usual half minute.
@@ -65,25 +71,55 @@ impl Worker {
         self
     }
 
+    /// Takes no more in a month than this machine may move.
+    #[must_use]
+    pub fn with_traffic(mut self, traffic: Option<Traffic>) -> Worker {
+        self.traffic = traffic;
+        self
+    }
+
     /// Works until told to stop. Returns when nothing runs any more.
     pub async fn run(&self, stop: &Stop) {
+        self.note_traffic().await;
         // Which lanes cannot be served is known before the first is taken from.
         let keep = self.serving.keep(&self.cluster.store, &self.client);
         tokio::select! {
             () = self.runner.run(stop) => {}
             () = keep => unreachable!("it goes on until dropped"),
             () = self.beat(&stop.drain) => unreachable!("it goes on until dropped"),
+            () = self.keep_traffic() => unreachable!("it goes on until dropped"),
         }
+        self.note_traffic().await;
+        // What it held of what all share is for others now.
+        self.client.let_go().await;
         // A store that is away forgets by itself.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.cluster.store.leave(&self.name)).await;
     }
 
+    async fn keep_traffic(&self) {
+        match &self.traffic {
+            Some(traffic) => traffic.keep(&self.cluster.store, &self.client, &self.serving, &self.events).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn note_traffic(&self) {
+        if let Some(traffic) = &self.traffic {
+            let note = traffic.note(&self.cluster.store, &self.client, &self.serving, &self.events);
+            // A store that is away does not keep it from its work, or from its end.
+            let _ = tokio::time::timeout(Duration::from_secs(2), note).await;
+        }
+    }
+
     async fn beat(&self, drain: &CancellationToken) {
+        let mut changes = self.serving.changes();
         loop {
+            changes.mark_unchanged();
             if let Err(error) = self.cluster.store.beat(self.heartbeat(drain.is_cancelled()), HEARTBEAT).await {
                 tracing::warn!("{error}");
             }
-            tokio::time::sleep(BEAT_EVERY).await;
+            let _ = tokio::time::timeout(BEAT_EVERY, changes.changed()).await;
+            tokio::time::sleep(BEAT_APART).await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use imgsync_common::config::{self, Config, Pem};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::credentials::Credential;
-use imgsync_common::registry::{ClientSettings, RegistrySettings};
+use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve};
 use imgsync_common::secret::Secret;
 
 /// How registries are spoken to. Relative paths begin in `folder`, where the configuration is.
@@ -14,6 +14,7 @@ pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings>
     for (name, written) in &config.registries {
         client.registries.insert(name.clone(), registry(written, folder)?);
     }
+    client.bandwidth = config.bandwidth;
     Ok(client)
 }
 
@@ -43,9 +44,16 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         http1: written.http1,
         proxy: written.proxy.as_ref().map(|proxy| proxy.expose().clone()),
         allow_private: written.allow_private,
-        credentials: written.credential.iter().chain(&written.pull_credentials).map(credential).collect(),
+        credentials: written.credential.iter().map(credential).collect(),
+        pull_credentials: written.pull_credentials.iter().map(credential).collect(),
         requests_per_second: written.requests_per_second,
         concurrency: written.concurrency,
+        pull_reserve: match written.pull_reserve {
+            None => Reserve::default(),
+            Some(config::PullReserve::Count(count)) => Reserve::Count(count),
+            Some(config::PullReserve::Percent(percent)) => Reserve::Percent(percent),
+        },
+        bandwidth: written.bandwidth,
         egress: written.egress.as_deref().map(Into::into),
         chunk: written.chunk,
     })

@@ -66,6 +66,8 @@ pub(super) static CONFIG: Section = Section {
         key("referrers_every", Kind::Duration, "How often an unchanged image is asked for new referrers (7d)."),
         key("keep", Kind::Duration, "How long finished batches are kept (90d)."),
         key("concurrency", Kind::Whole, "How many images are copied at a time (20)."),
+        key("bandwidth", Kind::Size, "Bytes of blobs a second, in and out each, of one process; such as 20MiB."),
+        key("traffic", Kind::Size, "Bytes of blobs a month, in and out together, that a worker's machine may move."),
         key("timeout", Kind::Duration, "How long one image may take at least; more for large ones (10m)."),
         key(
             "report",
@@ -121,8 +123,22 @@ pub(super) static REGISTRY: Section = Section {
         key("insecure", Kind::Flag, "Trusts any certificate."),
         key("http1", Kind::Flag, "Does not use HTTP/2."),
         key("allow_private", Kind::Flag, "Follows redirects and tokens to private addresses."),
-        key("requests_per_second", Kind::Number, "The pace that the registry accepts."),
-        key("concurrency", Kind::Whole, "How many requests to it may be open at a time."),
+        key(
+            "requests_per_second",
+            Kind::Number,
+            "The pace that the registry accepts, of all processes of a cluster together; what is documented for it if left out.",
+        ),
+        key(
+            "concurrency",
+            Kind::Whole,
+            "How many requests to it may be open at a time, by all processes of a cluster together.",
+        ),
+        key(
+            "pull_reserve",
+            Kind::Either(&[Kind::Whole, Kind::Text]),
+            "How much of its quota of pulls is left to others: a number, or a part such as 5%.",
+        ),
+        key("bandwidth", Kind::Size, "Bytes of blobs a second, to it and from it each, of one process; such as 20MiB."),
         key("egress", Kind::Text, "A name for the address that limits of anonymous users are counted by."),
         key("chunk", Kind::Size, "Uploads blobs in pieces of this size (PATCH), such as 10MiB."),
     ],

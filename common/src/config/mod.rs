@@ -32,7 +32,7 @@ use crate::secret::Secret;
 pub use errors::{ConfigErrors, Problem};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
-pub use registry::{ClientIdentity, Credential, Pem, RegistrySettings};
+pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
 pub use url::SecretUrl;
@@ -74,6 +74,10 @@ pub struct Config {
     pub keep: Duration,
     /// How many images are copied at a time; 20.
     pub concurrency: usize,
+    /// Bytes of blobs a second, in and out each, of one process.
+    pub bandwidth: Option<u64>,
+    /// Bytes of blobs a month, in and out together, that a worker's machine may move.
+    pub traffic: Option<u64>,
     /// How long one image may take at least; 10 minutes.
     pub timeout: Duration,
     /// Where a run's report goes.
@@ -108,6 +112,8 @@ impl Default for Config {
             referrers_every: 7 * DAY,
             keep: 90 * DAY,
             concurrency: 20,
+            bandwidth: None,
+            traffic: None,
             timeout: Duration::from_secs(10 * 60),
             report: None,
             notify: Notify::default(),
@@ -168,6 +174,8 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
         config.concurrency = concurrency;
     }
+    config.bandwidth = fields.get("bandwidth").and_then(|node| reader.size(node));
+    config.traffic = fields.get("traffic").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report::read(reader, node));
     config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
     config.cluster =

@@ -1,6 +1,8 @@
 //! `registries:`: how registries are reached, and who is asking.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use url::Url;
 
@@ -47,6 +49,10 @@ pub struct RegistrySettings {
     pub requests_per_second: Option<f64>,
     /// How many requests may be open at a time.
     pub concurrency: Option<usize>,
+    /// How much of its quota of pulls is left to others.
+    pub pull_reserve: Option<PullReserve>,
+    /// Bytes of blobs a second, to it and from it each.
+    pub bandwidth: Option<u64>,
     /// A name for the address that limits of anonymous users are counted by.
     pub egress: Option<String>,
     /// Uploads go in pieces of so many bytes.
@@ -65,6 +71,36 @@ pub enum Credential {
     },
     /// A refresh token, for registries that give such.
     IdentityToken(Secret),
+}
+
+/// How much of a quota is left to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullReserve {
+    /// So many pulls.
+    Count(u64),
+    /// A part of the quota, in percent, up to 100.
+    Percent(u8),
+}
+
+impl FromStr for PullReserve {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<PullReserve, String> {
+        let reserve = match text.strip_suffix('%') {
+            Some(percent) => percent.trim().parse().ok().filter(|percent| *percent <= 100).map(PullReserve::Percent),
+            None => text.parse().ok().map(PullReserve::Count),
+        };
+        reserve.ok_or_else(|| format!("`{text}` is neither a number of pulls nor a part such as 5%"))
+    }
+}
+
+impl fmt::Display for PullReserve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PullReserve::Count(count) => write!(f, "{count}"),
+            PullReserve::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
 }
 
 /// Something that OpenSSL would print between dashes.
@@ -112,6 +148,8 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
         allow_private: flag("allow_private").unwrap_or_default(),
         requests_per_second: fields.get("requests_per_second").and_then(|node| reader.positive(node)),
         concurrency: fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)),
+        pull_reserve: fields.get("pull_reserve").and_then(|node| reader.parse(node)),
+        bandwidth: fields.get("bandwidth").and_then(|node| reader.size(node)),
         egress: fields.get("egress").and_then(|node| reader.text(node)).map(str::to_owned),
         chunk: fields.get("chunk").and_then(|node| reader.size(node)),
     };

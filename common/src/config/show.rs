@@ -52,6 +52,8 @@ impl Config {
         yaml.field("referrers_every", duration(self.referrers_every));
         yaml.field("keep", duration(self.keep));
         yaml.field("concurrency", self.concurrency);
+        yaml.option("bandwidth", self.bandwidth);
+        yaml.option("traffic", self.traffic);
         yaml.field("timeout", duration(self.timeout));
         if let Some(report) = &self.report {
             yaml.open("report");
@@ -101,6 +103,8 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     }
     yaml.option("requests_per_second", settings.requests_per_second);
     yaml.option("concurrency", settings.concurrency);
+    yaml.option("pull_reserve", settings.pull_reserve);
+    yaml.option("bandwidth", settings.bandwidth);
     yaml.option("egress", settings.egress.as_ref());
     yaml.option("chunk", settings.chunk);
 }

@@ -14,7 +14,7 @@ use url::Url;
 use super::auth::{Authorization, basic_header};
 use super::context::Counted;
 use super::credentials::Credential;
-use super::pacer::Pacer;
+use super::login::Logins;
 use super::paged::{Ask, Cursor, Page};
 use super::transport::{Answer, Outgoing, Payload};
 use super::{Access, Client, Context, Registry, Repository, Root, base_of, hop, is_loopback};
@@ -77,6 +77,13 @@ impl<P> fmt::Debug for Pages<P> {
     }
 }
 
+impl ApiHome {
+    /// For whom it is asked.
+    pub(super) fn logins(&self) -> &Arc<Logins> {
+        &self.registry.logins
+    }
+}
+
 impl Client {
     fn api_home(&self, registry: &Arc<Registry>) -> Result<Option<Arc<ApiHome>>> {
         let mut apis = self.0.apis.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,9 +107,13 @@ impl Client {
         };
         let base = listing.vendor.base(listing.at.as_ref().unwrap_or(&base_of(&registry.name, settings)));
         let is_same = hop::same_origin(&base, &registry.base);
-        let (name, pacer) = match is_same {
-            true => (registry.name.clone(), registry.pacer.clone()),
-            false => (host_of(&base)?, Arc::new(Pacer::new(settings, self.0.settings.pace.clone()))),
+        let (name, logins) = match is_same {
+            true => (registry.name.clone(), registry.logins.clone()),
+            false => {
+                let name = host_of(&base)?;
+                let logins = self.logins_of(&name, settings);
+                (name, logins)
+            }
         };
         let mut settings = settings.clone();
         if !is_same {
@@ -112,7 +123,7 @@ impl Client {
         let found = Arc::new(ApiHome {
             vendor: listing.vendor,
             is_recognised,
-            registry: Arc::new(self.connect(&name, base, settings, pacer, None)?),
+            registry: Arc::new(self.connect(&name, base, settings, logins, None)?),
             login: tokio::sync::Mutex::default(),
             notes: Mutex::default(),
         });
@@ -163,7 +174,7 @@ impl Api {
 
     /// Whether there are credentials that it takes.
     pub async fn takes_our_credentials(&self) -> Result<bool> {
-        Ok(match (self.vendor(), self.home.credential().await?) {
+        Ok(match (self.vendor(), self.home.credential(self.who()).await?) {
             (_, None) => false,
             (Vendor::Quay, Some(Credential::Basic { username, .. })) => username == QUAY_TOKEN_USER,
             (_, Some(credential)) => matches!(credential, Credential::Basic { .. }),
@@ -172,7 +183,13 @@ impl Api {
 
     /// Whether there are credentials for the registry, be they of use here or not.
     pub async fn has_credentials(&self) -> Result<bool> {
-        Ok(self.home.credential().await?.is_some())
+        Ok(self.home.credential(self.who()).await?.is_some())
+    }
+
+    /// For whom it is asked: of several that pull always the first, as a login at a vendor is worth keeping. Here and at
+    /// the registry itself they are the same.
+    fn who(&self) -> usize {
+        self.home.registry.logins.pulling().first().copied().unwrap_or_default()
     }
 
     /// An address below its base: each part is escaped.
@@ -209,7 +226,7 @@ impl Api {
 
     /// What to send with a request. `stale` was refused and is not to be used again.
     async fn login(&self, stale: Option<&Authorization>, tried: &str) -> Result<Option<Authorization>> {
-        let Some(credential) = self.home.credential().await? else { return Ok(None) };
+        let Some(credential) = self.home.credential(self.who()).await? else { return Ok(None) };
         let Credential::Basic { username, password } = &credential else { return Ok(None) };
         self.must_be_private(tried)?;
         let header = match self.vendor() {
@@ -292,7 +309,7 @@ impl Api {
                 .header(header::CONTENT_TYPE, "application/json")
                 .payload(Payload::Bytes(body.to_string().into()))
                 .counted(Counted::Token);
-            let given = self.asked.send_as(outgoing, None).await.map_err(|error| self.unreached(error))?;
+            let given = self.asked.send_as(outgoing, self.who(), None).await.map_err(|error| self.unreached(error))?;
             // The way before: an API of one's own may know that one only.
             let is_unknown = matches!(given.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
             answer = Some(given);
@@ -315,9 +332,9 @@ impl Api {
 
     /// The error of an answer, with what to do about it.
     async fn refusal(&self, answer: Answer, tried: &str) -> Error {
-        let with_credentials = answer.is_with_credentials();
+        let (with_credentials, errand) = (answer.is_with_credentials(), answer.errand());
         let error = answer.into_error(tried).await.at(&self.asked.registry.name);
-        self.asked.mind(&error).await;
+        let error = self.asked.mind(errand, error).await;
         match error.class() {
             Class::Denied => error.hint(self.denied(with_credentials)),
             Class::RateLimited if !with_credentials => {
@@ -366,7 +383,8 @@ impl Ask for Api {
                     .header(HeaderName::from_static("x-github-api-version"), "2022-11-28"),
                 _ => outgoing.header(header::ACCEPT, "application/json"),
             };
-            let answer = self.asked.send_as(outgoing, login.clone()).await.map_err(|error| self.unreached(error))?;
+            let answer =
+                self.asked.send_as(outgoing, self.who(), login.clone()).await.map_err(|error| self.unreached(error))?;
             if answer.status() == StatusCode::OK {
                 return Ok(answer);
             }

@@ -17,8 +17,9 @@ use super::challenge::{self, Challenge, Scheme};
 use super::context::Counted;
 use super::credentials::Credential;
 use super::hop;
-use super::transport::{self, Answer};
-use super::{Client, Registry, Repository};
+use super::pace::Errand;
+use super::transport::Answer;
+use super::{Client, Registry, Repository, failure};
 use crate::error::{Class, Error, Result};
 use crate::image::RepositoryName;
 use crate::secret::Secret;
@@ -47,6 +48,8 @@ pub(crate) struct Scope {
     pub repository: RepositoryName,
     pub access: Access,
     pub from: Option<RepositoryName>,
+    /// For whom it is.
+    pub login: usize,
 }
 
 impl Scope {
@@ -142,15 +145,15 @@ impl Auth {
 }
 
 impl Repository {
-    pub(crate) fn scope(&self, from: Option<&RepositoryName>) -> Scope {
-        Scope { repository: self.name.clone(), access: self.access, from: from.cloned() }
+    pub(crate) fn scope(&self, from: Option<&RepositoryName>, login: usize) -> Scope {
+        Scope { repository: self.name.clone(), access: self.access, from: from.cloned(), login }
     }
 
     /// What to send with a request, as far as is known before the registry has asked for anything.
     pub(crate) async fn authorization(&self, scope: &Scope) -> Result<Option<Authorization>> {
         match self.registry.auth.known() {
             Known::Nothing => Ok(None),
-            Known::Basic => Ok(self.basic().await?),
+            Known::Basic => Ok(self.basic(scope.login).await?),
             Known::Bearer { realm, service } => {
                 let slot = self.registry.auth.slot(scope);
                 let mut token = slot.lock().await;
@@ -184,7 +187,7 @@ impl Repository {
         let mut challenges = read_challenges(headers);
         if challenges.is_empty() {
             // Some paths answer 401 without saying what is wanted; the root says it.
-            challenges = self.ask_root().await?;
+            challenges = self.ask_root(scope.login).await?;
         }
         let bearer = challenges.iter().find(|c| c.scheme == Scheme::Bearer && c.realm.is_some());
         let Some(bearer) = bearer else {
@@ -192,12 +195,12 @@ impl Repository {
                 return Ok(None);
             }
             *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
-            let Some(used) = used else { return self.basic().await };
+            let Some(used) = used else { return self.basic(scope.login).await };
             // The same credentials would be refused the same way; but a helper may have others by now.
-            if !self.forget_credential(used.since).await {
+            if !self.forget_credential(scope.login, used.since).await {
                 return Ok(None);
             }
-            return Ok(self.basic().await?.filter(|fresh| fresh.header != used.header));
+            return Ok(self.basic(scope.login).await?.filter(|fresh| fresh.header != used.header));
         };
         let realm = self.realm(bearer).await?;
         let service = bearer.service.clone();
@@ -230,17 +233,17 @@ impl Repository {
         }
     }
 
-    /// Forgets all that was had before a moment and can be had anew: tokens, and passwords of files and helpers. Says
+    /// Forgets all that a login had before a moment and that can be had anew: tokens, and passwords of files and helpers. Says
     /// whether there is anything that may be other than it was.
-    pub(crate) async fn renew(&self, before: Instant) -> bool {
+    pub(crate) async fn renew(&self, login: usize, before: Instant) -> bool {
         match self.registry.auth.known() {
             Known::Nothing => false,
-            Known::Basic => self.forget_credential(before).await,
+            Known::Basic => self.forget_credential(login, before).await,
             Known::Bearer { .. } => {
-                self.forget_credential(before).await;
+                self.forget_credential(login, before).await;
                 let slots: Vec<Slot> = {
                     let tokens = self.registry.auth.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-                    tokens.values().cloned().collect()
+                    tokens.iter().filter(|(scope, _)| scope.login == login).map(|(_, slot)| slot.clone()).collect()
                 };
                 for slot in slots {
                     let mut token = slot.lock().await;
@@ -254,8 +257,8 @@ impl Repository {
     }
 
     /// Asks files and helpers again, where the credentials are theirs. Says whether they are.
-    async fn forget_credential(&self, before: Instant) -> bool {
-        if !self.registry.settings.credentials.is_empty() {
+    async fn forget_credential(&self, login: usize, before: Instant) -> bool {
+        if self.registry.logins.get(login).credential.is_some() {
             return false;
         }
         self.client.0.credentials.forget(&host_of(&self.registry), before).await
@@ -266,8 +269,8 @@ impl Repository {
         matches!(self.registry.auth.known(), Known::Bearer { .. })
     }
 
-    async fn basic(&self) -> Result<Option<Authorization>> {
-        match self.credential().await? {
+    async fn basic(&self, login: usize) -> Result<Option<Authorization>> {
+        match self.credential(login).await? {
             Some(Credential::Basic { username, password }) => {
                 let header = basic_header(&username, &password)?;
                 Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
@@ -276,11 +279,11 @@ impl Repository {
         }
     }
 
-    async fn ask_root(&self) -> Result<Vec<Challenge>> {
+    async fn ask_root(&self, login: usize) -> Result<Vec<Challenge>> {
         let mut url = self.registry.base.clone();
         url.set_path(&format!("{}v2/", url.path()));
         let tried = format!("asking {} how to log in", self.registry.name);
-        self.paced(&tried).await?;
+        self.paced(Errand::aside(login), &tried).await?;
         self.tally.count(Counted::Token);
         let answer = self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), None, &tried).await?;
         Ok(read_challenges(answer.headers()))
@@ -320,11 +323,11 @@ impl Repository {
         scope: &Scope,
         scopes: Option<Vec<String>>,
     ) -> Result<Token> {
-        let credential = self.credential().await?;
+        let credential = self.credential(scope.login).await?;
         let written = scopes.clone().unwrap_or_else(|| scope.written());
         let tried = format!("getting a token for {} from {}", self.label(), hop::origin(realm));
-        let answer =
-            self.with_retries(|| self.token_request(realm, service, &written, credential.as_ref(), &tried)).await?;
+        let who = (scope.login, credential.as_ref());
+        let answer = self.with_retries(|| self.token_request(realm, service, &written, who, &tried)).await?;
         let text = answer
             .token
             .or(answer.access_token)
@@ -348,11 +351,12 @@ impl Repository {
         realm: &Url,
         service: Option<&str>,
         scopes: &[String],
-        credential: Option<&Credential>,
+        (login, credential): (usize, Option<&Credential>),
         tried: &str,
     ) -> Result<TokenAnswer> {
         let http = self.http_for(realm).await;
-        self.paced(tried).await?;
+        let errand = Errand::aside(login);
+        self.paced(errand, tried).await?;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
@@ -360,12 +364,12 @@ impl Repository {
             self.tally.count(Counted::Token);
             let answer = self.exchange(&http, Method::POST, realm.clone(), headers, Some(body), tried).await?;
             if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
-                return self.read_token(answer, true, tried).await;
+                return self.read_token(errand, answer, true, tried).await;
             }
         }
         let mut url = realm.clone();
         if matches!(credential, Some(Credential::IdentityToken { .. })) {
-            self.paced(tried).await?;
+            self.paced(errand, tried).await?;
         }
         {
             let mut query = url.query_pairs_mut();
@@ -389,13 +393,19 @@ impl Repository {
         }
         self.tally.count(Counted::Token);
         let answer = self.exchange(&http, Method::GET, url, headers, None, tried).await?;
-        self.read_token(answer, credential.is_some(), tried).await
+        self.read_token(errand, answer, credential.is_some(), tried).await
     }
 
-    async fn read_token(&self, answer: Answer, with_credentials: bool, tried: &str) -> Result<TokenAnswer> {
+    async fn read_token(
+        &self,
+        errand: Errand,
+        answer: Answer,
+        with_credentials: bool,
+        tried: &str,
+    ) -> Result<TokenAnswer> {
         if !answer.status().is_success() {
             let error = answer.into_error(tried).await.at(&self.registry.name);
-            self.mind(&error).await;
+            let error = self.mind(errand, error).await;
             return Err(match error.class() {
                 Class::Denied | Class::Refused | Class::NotFound => {
                     let hint = self.login_hint(with_credentials);
@@ -432,10 +442,10 @@ impl Repository {
 
     /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured
     /// but broken (docker's own are left behind often) is then warned of, and nobody logs in.
-    pub(crate) async fn credential(&self) -> Result<Option<Credential>> {
+    pub(crate) async fn credential(&self, login: usize) -> Result<Option<Credential>> {
         let only_reads = matches!(self.access, Access::Pull | Access::Catalog);
         let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
-        match credential(&self.client, &self.registry, name).await {
+        match credential(&self.client, &self.registry, name, login).await {
             Err(error) if only_reads && !self.registry.warned.swap(true, Ordering::Relaxed) => {
                 self.context.warn(format!("{error}; going on without credentials"));
                 Ok(None)
@@ -448,13 +458,18 @@ impl Repository {
 
 /// The credentials for a registry: its settings' own, else what docker and containers have for the host that is really
 /// spoken to.
-pub(crate) async fn credential(client: &Client, registry: &Registry, repository: &str) -> Result<Option<Credential>> {
-    if let Some(credential) = registry.settings.credentials.first() {
+pub(crate) async fn credential(
+    client: &Client,
+    registry: &Registry,
+    repository: &str,
+    login: usize,
+) -> Result<Option<Credential>> {
+    if let Some(credential) = &registry.logins.get(login).credential {
         return Ok(Some(credential.clone()));
     }
     let host = host_of(registry);
     client.0.credentials.lookup(&host, repository).await.map_err(|error| {
-        Error::new(Class::Local, format!("finding credentials for {host}"), transport::words(&error)).because(error)
+        Error::new(Class::Local, format!("finding credentials for {host}"), failure::words(&error)).because(error)
     })
 }
 
@@ -466,6 +481,14 @@ fn host_of(registry: &Registry) -> String {
             let host = endpoint.host_str().unwrap_or_default();
             endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
         }
+    }
+}
+
+/// The user's name, where a credential has one.
+pub(crate) fn user(credential: Credential) -> Option<String> {
+    match credential {
+        Credential::Basic { username, .. } => Some(username),
+        Credential::IdentityToken { username, .. } => username,
     }
 }
 
@@ -537,7 +560,7 @@ mod tests {
 
     #[test]
     fn a_scope_asks_for_no_more_than_it_needs() {
-        let mut scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Pull, from: None };
+        let mut scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Pull, from: None, login: 0 };
         assert_eq!(scope.written(), ["repository:a/b:pull"]);
         scope.access = Access::Push;
         scope.from = Some("c/d".parse().unwrap());
@@ -548,7 +571,7 @@ mod tests {
 
     #[test]
     fn a_challenge_is_answered_with_all_that_will_be_needed_under_the_name_it_gives() {
-        let scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Push, from: None };
+        let scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Push, from: None, login: 0 };
         assert_eq!(scope.widened(&["repository:proxied/a/b:pull".to_owned()]), ["repository:proxied/a/b:pull,push"]);
         assert_eq!(scope.widened(&["registry:catalog:*".to_owned()]), ["registry:catalog:*"]);
         let scope = Scope { access: Access::Pull, ..scope };

@@ -15,6 +15,9 @@ use crate::image::{Descriptor, Digest};
 #[derive(Debug)]
 pub struct BlobStream {
     answer: Answer,
+    meter: super::Meter,
+    /// When there may be more.
+    more_at: Option<tokio::time::Instant>,
     tally: Arc<super::Tally>,
     tried: String,
     registry: Arc<Registry>,
@@ -34,11 +37,16 @@ pub struct Opened {
 impl BlobStream {
     /// The next bytes; `None` at the end, which may be too early. A stall is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        // Before it is read and not after: who is dropped while waiting has lost no bytes.
+        if let Some(until) = self.more_at {
+            tokio::time::sleep_until(until).await;
+        }
         let chunk = self.answer.chunk(&self.tried).await.inspect_err(|_| {
             self.registry.failed(self.rest);
         })?;
         if let Some(chunk) = &chunk {
             self.tally.received(chunk.len() as u64);
+            self.more_at = self.meter.note(chunk.len());
         }
         Ok(chunk)
     }
@@ -72,7 +80,8 @@ impl Repository {
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
     /// says that the blob has another size than its descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let mirrored = self.from_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
+        let mirrored =
+            self.read_from_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
         match mirrored {
             Some(opened) => Ok(opened),
             None => self.blob_open_here(blob, offset).await,
@@ -115,8 +124,9 @@ impl Repository {
             }
             _ => return Err(self.refusal(answer, &tried).await),
         };
-        let (tally, registry) = (self.tally.clone(), self.registry.clone());
-        let stream = BlobStream { answer, tally, tried, registry, rest: self.client.0.settings.mirror_rest };
+        let (meter, tally) = (self.registry.meters[0].clone(), self.tally.clone());
+        let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_rest);
+        let stream = BlobStream { answer, meter, more_at: None, tally, tried, registry, rest };
         Ok(Opened { stream, offset: begins })
     }
 }

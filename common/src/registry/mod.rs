@@ -6,32 +6,40 @@
 mod api;
 pub mod api_error;
 mod auth;
+mod bandwidth;
 mod blobs;
 mod catalog;
 pub mod challenge;
 mod context;
 pub mod credentials;
+mod failure;
 #[cfg(test)]
 mod fuzz;
 mod hop;
 mod http;
+pub mod known;
 pub mod link;
+mod login;
 mod manifests;
 mod mirrors;
 mod mounts;
+mod pace;
 mod pacer;
 mod paged;
+mod places;
 pub mod range;
 pub mod ratelimit;
 mod referrers;
 pub mod retry_after;
+mod seats;
 mod settings;
 mod tags;
 mod transport;
 mod uploads;
+mod window;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,24 +47,28 @@ use url::Url;
 
 pub use api::{Api, Pages};
 pub use auth::Access;
+pub use bandwidth::Meter;
 pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
 pub use http::{client_for_others, install_tls_provider};
 pub use manifests::{Head, ManifestPut, ManifestRef};
+pub use pacer::Hold;
 pub use paged::{Next, Page};
-pub use settings::{ClientSettings, RegistrySettings, SharedPace};
+pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
 
 use self::api::ApiHome;
 use self::auth::Auth;
-use self::credentials::{Credential, CredentialStore, Environment};
+use self::bandwidth::Throttle;
+use self::credentials::{CredentialStore, Environment};
 use self::http::{HttpClients, Toward};
+use self::login::Logins;
 use self::mirrors::Mirror;
 use self::mounts::Mounts;
-use self::pacer::Pacer;
 use self::referrers::FallbackLocks;
+use self::window::Windows;
 use crate::error::{Class, Error, Result};
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
@@ -71,6 +83,9 @@ const AZURE_CHUNK: u64 = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Shared>);
 
+/// A registry's name, and where it really is.
+type Whereabouts = (RegistryName, Option<Url>);
+
 #[derive(Debug)]
 struct Shared {
     settings: ClientSettings,
@@ -80,6 +95,12 @@ struct Shared {
     /// Vendors' APIs, by the registries that they are of.
     apis: Mutex<HashMap<RegistryName, Arc<ApiHome>>>,
     fallbacks: FallbackLocks,
+    /// Those for whom requests are counted: a mirror of several registries is asked at one pace.
+    logins: Mutex<HashMap<Whereabouts, Arc<Logins>>>,
+    /// For reading and for writing.
+    throttles: [Option<Arc<Throttle>>; 2],
+    /// Bytes of blobs, in both directions.
+    moved: Arc<AtomicU64>,
 }
 
 /// One registry, and what was learnt of it.
@@ -100,7 +121,12 @@ struct Registry {
     heads_fail: AtomicBool,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
-    pacer: Arc<Pacer>,
+    logins: Arc<Logins>,
+    /// Whose turn it is to pull.
+    turn: AtomicUsize,
+    windows: Windows,
+    /// For reading and for writing.
+    meters: [Meter; 2],
     /// Whether it was opened for reading, and for writing.
     ends: (AtomicBool, AtomicBool),
     /// Those that are read from first.
@@ -113,13 +139,17 @@ impl Client {
     /// A client with these settings. Credentials that the settings do not give are looked for where docker and podman
     /// keep them, as the environment says.
     pub fn new(settings: ClientSettings, environment: Environment) -> Client {
+        let throttle = || settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate)));
         Client(Arc::new(Shared {
+            throttles: [throttle(), throttle()],
             settings,
             credentials: CredentialStore::new(Default::default(), environment),
             http: HttpClients::default(),
             registries: Mutex::default(),
             apis: Mutex::default(),
             fallbacks: FallbackLocks::default(),
+            logins: Mutex::default(),
+            moved: Arc::default(),
         }))
     }
 
@@ -138,9 +168,14 @@ impl Client {
             Access::Push => registry.ends.1.store(true, Ordering::Relaxed),
             Access::Delete | Access::Catalog => {}
         }
+        let turn = match access {
+            Access::Pull => registry.turn.fetch_add(1, Ordering::Relaxed),
+            Access::Push | Access::Delete | Access::Catalog => 0,
+        };
         Ok(Repository {
             client: self.clone(),
             registry,
+            turn,
             name: repository.clone(),
             access,
             context: context.clone(),
@@ -156,11 +191,7 @@ impl Client {
     /// The name of the user whose credentials are found for a registry, if any are.
     pub async fn user_of(&self, registry: &RegistryName) -> Result<Option<String>> {
         let registry = self.registry(registry)?;
-        Ok(match auth::credential(self, &registry, "").await? {
-            Some(Credential::Basic { username, .. }) => Some(username),
-            Some(Credential::IdentityToken { username, .. }) => username,
-            None => None,
-        })
+        Ok(auth::credential(self, &registry, "", 0).await?.and_then(auth::user))
     }
 
     /// Whether a registry can be reached from here: any answer will do. Tried once, for as long as a connection may take.
@@ -172,7 +203,7 @@ impl Client {
         tokio::select! {
             answer = request.send() => match answer {
                 Ok(_) => Ok(()),
-                Err(error) => Err(transport::transport_error(error, &tried).at(&registry.name)),
+                Err(error) => Err(failure::transport_error(error, &tried).at(&registry.name)),
             },
             () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
         }
@@ -191,8 +222,16 @@ impl Client {
 
     fn build(&self, name: &RegistryName, settings: RegistrySettings, mirror: Option<Mirror>) -> Result<Registry> {
         let base = base_of(name, &settings);
-        let pacer = Arc::new(Pacer::new(&settings, self.0.settings.pace.clone()));
-        self.connect(name, base, settings, pacer, mirror)
+        let key = (name.clone(), settings.endpoint.clone());
+        let logins = {
+            let mut logins = self.0.logins.lock().unwrap_or_else(PoisonError::into_inner);
+            logins.entry(key).or_insert_with(|| self.logins_of(name, &settings)).clone()
+        };
+        self.connect(name, base, settings, logins, mirror)
+    }
+
+    fn logins_of(&self, name: &RegistryName, settings: &RegistrySettings) -> Arc<Logins> {
+        Arc::new(Logins::new(name, settings, self.0.settings.pace.as_ref()))
     }
 
     /// What is spoken to at an address.
@@ -201,9 +240,14 @@ impl Client {
         name: &RegistryName,
         base: Url,
         settings: RegistrySettings,
-        pacer: Arc<Pacer>,
+        logins: Arc<Logins>,
         mirror: Option<Mirror>,
     ) -> Result<Registry> {
+        let meter = |all: &Option<Arc<Throttle>>| {
+            let own = settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate)));
+            Meter::new(all.iter().cloned().chain(own), &self.0.moved)
+        };
+        let meters = self.0.throttles.each_ref().map(meter);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
         let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
@@ -222,7 +266,10 @@ impl Client {
             mounts: Mounts::default(),
             heads_fail: AtomicBool::new(false),
             warned: AtomicBool::new(false),
-            pacer,
+            logins,
+            turn: AtomicUsize::new(0),
+            windows: Windows::default(),
+            meters,
             ends: Default::default(),
         })
     }
@@ -266,6 +313,8 @@ fn base_of(name: &RegistryName, settings: &RegistrySettings) -> Url {
 pub struct Repository {
     client: Client,
     registry: Arc<Registry>,
+    /// Who begins, of those that pull.
+    turn: usize,
     name: RepositoryName,
     access: Access,
     context: Context,
@@ -302,6 +351,11 @@ impl Repository {
     /// How long an answer or a stream may stand still.
     pub fn stall(&self) -> Duration {
         self.client.0.settings.stall
+    }
+
+    /// What the bytes of blobs that are written go through.
+    pub fn meter(&self) -> Meter {
+        self.registry.meters[1].clone()
     }
 
     /// Whether it is worth asking this registry to mount blobs.

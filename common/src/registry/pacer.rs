@@ -1,17 +1,19 @@
-//! When the next request to a registry may go: its pace, which may be shared with other processes, and how many may be
-//! open at a time in this one.
+//! When the next request to a registry may go: its pace, which may be shared with other processes, and the quotas that it
+//! tells of.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rand::Rng as _;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::settings::{RegistrySettings, SharedPace};
-use crate::store::{Account, Allowance, Ask, Grant, LOOK_EVERY};
+use super::ratelimit::Quota;
+use super::settings::{Reserve, SharedPace};
+use crate::store::{Account, AccountPart, Allowance, Ask, Grant, LOOK_EVERY, Pace, QuotaWindow, Told, WindowTime};
 
 /// A longer wait is not slept out: who asked is told, and may do something else.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -23,8 +25,19 @@ const ANSWER: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(5);
 /// A turn that nobody took for so long has lapsed.
 const LAPSE: Duration = Duration::from_millis(250);
+/// The store is told of a quota no more often, as long as there is enough of it.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// The pace of one registry.
+/// Why and for how long a registry is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// From now.
+    pub wait: Duration,
+    /// In words, to be said after the registry's name.
+    pub why: String,
+}
+
+/// The pace of one account at one registry.
 #[derive(Debug)]
 pub(crate) struct Pacer {
     limit: Option<f64>,
@@ -36,7 +49,7 @@ pub(crate) struct Pacer {
     /// Turns that were given and not taken yet. Who has the lock is next.
     line: tokio::sync::Mutex<VecDeque<Instant>>,
     waiting: AtomicU32,
-    permits: Option<Arc<Semaphore>>,
+    reserve: Reserve,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +57,18 @@ struct Own {
     /// Where the pace is not shared, and while the store is away.
     allowance: Allowance,
     not_before: Option<Instant>,
+    /// No manifests are read before: the quota is used up.
+    pulls_from: Option<Instant>,
+    /// Nothing that needs manifests is begun before: the quota is used up but for the reserve.
+    begin_from: Option<Instant>,
+    quota: QuotaWindow,
+    quota_of: Option<u64>,
+    quota_ends: Option<Instant>,
+    quota_told: Option<Instant>,
+    /// The quota counts more than the reading of manifests: it is told of with other answers as well.
+    quota_is_wide: bool,
+    /// Turns were given by the store, not everything.
+    paced: bool,
     /// All is free, as was said then.
     free_since: Option<Instant>,
     /// Requests made freely, which the store was not told of yet.
@@ -52,30 +77,53 @@ struct Own {
 }
 
 impl Pacer {
-    pub(crate) fn new(settings: &RegistrySettings, shared: Option<SharedPace>) -> Pacer {
+    pub(crate) fn new(limit: Option<f64>, reserve: Reserve, shared: Option<SharedPace>) -> Pacer {
         Pacer {
-            limit: settings.requests_per_second,
+            limit,
             shared,
             account: OnceCell::new(),
             began: Instant::now(),
             own: Mutex::default(),
             line: tokio::sync::Mutex::default(),
             waiting: AtomicU32::new(0),
-            permits: settings.concurrency.map(|most| Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)))),
+            reserve,
         }
     }
 
     /// Names the account, once, where that matters.
     pub(crate) async fn at<F: Future<Output = Account>>(&self, account: impl FnOnce() -> F) {
-        if self.shared.is_some() {
-            self.account.get_or_init(account).await;
-        }
+        let Some(shared) = &self.shared else { return };
+        let name = async {
+            let account = account().await;
+            // What others were told before this process began.
+            let asked = [account.clone(), account.of(AccountPart::Pulls)];
+            if let Ok(Ok(until)) = tokio::time::timeout(ANSWER, shared.store.not_before(&asked)).await {
+                let now = Timestamp::now();
+                let wait = |until: &Option<Timestamp>| {
+                    let wait = Duration::try_from(until.as_ref()?.duration_since(now)).ok()?;
+                    Instant::now().checked_add(wait)
+                };
+                let mut own = self.own();
+                own.not_before = own.not_before.max(until.first().and_then(wait));
+                own.begin_from = own.begin_from.max(until.get(1).and_then(wait));
+                if self.reserve == Reserve::default() {
+                    own.pulls_from = own.begin_from;
+                }
+            }
+            account
+        };
+        self.account.get_or_init(|| name).await;
+    }
+
+    /// Where the pace is shared, and whose it is, once that is known.
+    pub(crate) fn shared(&self) -> Option<(&Arc<dyn Pace>, &Account)> {
+        self.shared.as_ref().map(|shared| &shared.store).zip(self.account.get())
     }
 
     /// Returns when one more request may go. Where that is too far off, how far.
-    pub(crate) async fn pass(&self) -> Result<(), Duration> {
+    pub(crate) async fn pass(&self, reads_manifest: bool) -> Result<(), Duration> {
         loop {
-            if let Some(wait) = self.held_off() {
+            if let Some(wait) = self.held_off(reads_manifest) {
                 if wait > LONGEST_SLEEP {
                     return Err(wait);
                 }
@@ -110,7 +158,7 @@ impl Pacer {
     async fn take_turn(&self) -> bool {
         let _waiting = Waiting::begin(&self.waiting);
         let mut line = self.line.lock().await;
-        if self.held_off().is_some() || self.free_for().is_some() {
+        if self.held_off(false).is_some() || self.free_for().is_some() {
             return false;
         }
         let now = Instant::now();
@@ -123,13 +171,13 @@ impl Pacer {
         let Some(turn) = line.pop_front() else { return false };
         // With the lock held: no more turns are asked for before those that were given are used.
         tokio::time::sleep_until(turn).await;
-        self.held_off().is_none()
+        self.held_off(false).is_none()
     }
 
     /// Asks what may go now.
     async fn ask(&self, line: &mut VecDeque<Instant>, wanted: u32) {
         let ask = self.question(wanted);
-        let granted = match self.store() {
+        let granted = match self.store().filter(|(shared, _)| !shared.alone) {
             Some((shared, account)) => match tokio::time::timeout(ANSWER, shared.store.grant(account, &ask)).await {
                 Ok(Ok(grant)) => Some(grant),
                 Ok(Err(error)) => self.do_without(&error.to_string()),
@@ -138,14 +186,24 @@ impl Pacer {
             None => None,
         };
         let now = Instant::now();
+        let time = self.time();
         let mut own = self.own();
-        let granted =
-            granted.unwrap_or_else(|| match own.allowance.grant(self.time(), &Ask { careful: false, ..ask }) {
+        let granted = match granted {
+            Some(granted) => {
+                own.allowance.forget_presumed();
+                let turns = if let Grant::Turns(turns) = &granted { turns.len() } else { 0 };
+                // Gone on with, should the store be away.
+                own.allowance.count(time, turns.try_into().unwrap_or(u32::MAX));
+                own.paced = turns > 0;
+                granted
+            }
+            None => match own.allowance.grant(time, &Ask { careful: false, ..ask }) {
                 None => Grant::Free,
                 Some(turns) => {
                     Grant::Turns(turns.into_iter().map(|wait| Duration::from_secs_f64(wait / 1000.0)).collect())
                 }
-            });
+            },
+        };
         line.clear();
         own.free_since = matches!(granted, Grant::Free).then_some(now);
         match granted {
@@ -155,8 +213,23 @@ impl Pacer {
         }
     }
 
-    /// A request was refused; the registry wants none for so long, if it said so.
-    pub(crate) async fn refused(&self, wait: Option<Duration>) {
+    /// A request was refused; the registry wants none for so long, if it said so. Returns for how long there will be none
+    /// where it did not say so, but a quota is known to be used up.
+    pub(crate) async fn refused(&self, wait: Option<Duration>, reads_manifest: bool) -> Option<Duration> {
+        if wait.is_none()
+            && reads_manifest
+            && let Some(wait) = self.is_used_up()
+        {
+            if let Some((shared, account)) = self.store() {
+                let until = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+                let pulls = account.of(AccountPart::Pulls);
+                let noted = shared.store.hold_off(&pulls, until);
+                if !matches!(tokio::time::timeout(ANSWER, noted).await, Ok(Ok(()))) {
+                    self.do_without("a wait could not be noted");
+                }
+            }
+            return Some(wait);
+        }
         let wait = wait.unwrap_or(SHORT_WAIT);
         let ask = self.question(1);
         {
@@ -165,19 +238,95 @@ impl Pacer {
             own.free_since = None;
             own.allowance.refused(self.time(), &ask);
         }
-        if let Some((shared, account)) = self.store() {
+        if let Some((shared, account)) = self.store().filter(|(shared, _)| !shared.alone) {
             match tokio::time::timeout(ANSWER, shared.store.refused(account, wait, &ask)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => _ = self.do_without(&error.to_string()),
                 Err(_) => _ = self.do_without("no answer in time"),
             }
         }
+        None
     }
 
-    /// A place among the requests that may be open at a time; none where there is no limit.
-    pub(crate) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        // It is never closed.
-        self.permits.clone()?.acquire_owned().await.ok()
+    /// For how long a quota is used up: one that was told of, of which not much was left, and that is refused now.
+    fn is_used_up(&self) -> Option<Duration> {
+        let mut own = self.own();
+        let little = own.quota_of.map_or(10.0, |limit| limit as f64 / 4.0).max(1.0);
+        let ends = own.quota_ends.filter(|_| own.quota.left <= little)?;
+        let wait = ends.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return None;
+        }
+        (own.pulls_from, own.begin_from) = (Some(ends), Some(ends));
+        Some(wait)
+    }
+
+    /// The registry told of a quota. Returns the hold that this amounts to, where there was none before.
+    pub(crate) async fn told(&self, quota: &Quota, reads_manifest: bool) -> Option<Hold> {
+        let remaining = quota.remaining?;
+        let time = match (quota.reset, quota.window) {
+            (Some(reset), _) => WindowTime::Reset(reset),
+            (None, Some(window)) if !window.is_zero() => WindowTime::Length(window),
+            _ => return None,
+        };
+        let told = Told { remaining, limit: quota.limit, time, reserve: self.reserve.of(quota.limit) };
+        let is_low = remaining <= told.reserve;
+        let (was_held, tell) = {
+            let (now, millis) = (Instant::now(), self.time());
+            let mut own = self.own();
+            own.quota_is_wide |= !reads_manifest;
+            own.quota_of = quota.limit;
+            let (ends, is_new) = own.quota.told(millis, &told);
+            if is_new {
+                (own.pulls_from, own.begin_from) = (None, None);
+            }
+            own.quota_ends = now.checked_add(Duration::from_secs_f64((ends - millis).max(0.0) / 1000.0));
+            let was_held = own.begin_from.is_some_and(|until| until > now);
+            let tell = is_new
+                || (is_low && !was_held)
+                || own.quota_told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY);
+            if tell {
+                own.quota_told = Some(now);
+            }
+            if !was_held {
+                own.hold_for_quota(remaining, is_low);
+            }
+            (was_held, tell)
+        };
+        if tell && let Some((shared, account)) = self.store() {
+            match tokio::time::timeout(ANSWER, shared.store.quota(account, &told)).await {
+                Ok(Ok(wait)) => {
+                    // Others may have heard of this window before.
+                    let mut own = self.own();
+                    own.quota_ends = Instant::now().checked_add(wait);
+                    own.hold_for_quota(remaining, is_low);
+                }
+                Ok(Err(error)) => _ = self.do_without(&error.to_string()),
+                Err(_) => _ = self.do_without("no answer in time"),
+            }
+        } else if remaining == 0 {
+            self.own().hold_for_quota(remaining, is_low);
+        }
+        self.hold(true).filter(|_| is_low && !was_held)
+    }
+
+    /// Why and for how long nothing is to be begun with this registry; with `pulls`, nothing that reads manifests there.
+    pub(crate) fn hold(&self, pulls: bool) -> Option<Hold> {
+        let now = Instant::now();
+        let own = self.own();
+        let wait = |until: Option<Instant>| {
+            until.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+        };
+        if let Some(wait) = wait(own.not_before) {
+            return Some(Hold { wait, why: "asked to be left alone".to_owned() });
+        }
+        let wait = wait(own.begin_from.max(own.pulls_from)).filter(|_| pulls)?;
+        let of = own.quota_of.map(|limit| format!(" of {limit}")).unwrap_or_default();
+        let why = match own.quota_told {
+            Some(_) => format!("has {}{of} pulls left", own.quota.left),
+            None => "has no pulls left, or no more than are kept".to_owned(),
+        };
+        Some(Hold { wait, why })
     }
 
     /// The store, unless it is away.
@@ -186,9 +335,15 @@ impl Pacer {
         self.shared.as_ref().zip(self.account.get()).filter(|_| !is_away)
     }
 
+    /// The store is away: this process goes on at the pace that it had, or, where nothing was known, at its own.
     fn do_without(&self, why: &str) -> Option<Grant> {
         tracing::warn!("the shared pace is not known, each process has its own for now: {why}");
-        self.own().away_until = Some(Instant::now() + AWAY);
+        let time = self.time();
+        let mut own = self.own();
+        own.away_until = Some(Instant::now() + AWAY);
+        if std::mem::take(&mut own.paced) {
+            own.allowance.presume(time);
+        }
         None
     }
 
@@ -198,8 +353,10 @@ impl Pacer {
         Ask { limit: self.limit, careful, wanted, sent }
     }
 
-    fn held_off(&self) -> Option<Duration> {
-        let until = self.own().not_before?;
+    fn held_off(&self, reads_manifest: bool) -> Option<Duration> {
+        let own = self.own();
+        let until = own.not_before.max(own.pulls_from.filter(|_| reads_manifest))?;
+        drop(own);
         Some(until.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
     }
 
@@ -215,6 +372,21 @@ impl Pacer {
 
     fn own(&self) -> MutexGuard<'_, Own> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Own {
+    /// A quota is low, or used up.
+    fn hold_for_quota(&mut self, remaining: u64, is_low: bool) {
+        if is_low {
+            self.begin_from = self.quota_ends;
+        }
+        if remaining == 0 {
+            self.pulls_from = self.quota_ends;
+            if self.quota_is_wide {
+                self.not_before = self.not_before.max(self.quota_ends);
+            }
+        }
     }
 }
 

@@ -39,17 +39,50 @@ pub struct RegistrySettings {
     pub proxy: Option<Url>,
     /// It may redirect to, and name token services at, private addresses.
     pub allow_private: bool,
-    /// Credentials that go before those of docker and containers.
+    /// Credentials that go before those of docker and containers; the first is used.
     pub credentials: Vec<Credential>,
-    /// Requests a second that it accepts, all kinds together; none: as many as there are.
+    /// More of them, for pulling alone, used in turn with the first of `credentials` if there is one. Each has its own pace
+    /// and quota.
+    pub pull_credentials: Vec<Credential>,
+    /// Requests a second that it accepts, all kinds together; none: what is known of it ([`known`](super::known)), else
+    /// as many as there are.
     pub requests_per_second: Option<f64>,
-    /// Requests that may be open at a time, in this process; none: as many as there are. Where a registry is both source
-    /// and target, one whose answer has begun is no longer counted: an upload may be waiting to send it on.
+    /// Requests that may be open at a time, by all who share a pace; none: as many as there are. Where a registry is both
+    /// source and target, one whose answer has begun is no longer counted: an upload may be waiting to send it on.
     pub concurrency: Option<usize>,
+    /// How much of a quota of pulls is left to others.
+    pub pull_reserve: Reserve,
+    /// Bytes of blobs a second, for reading and for writing each, in this process.
+    pub bandwidth: Option<u64>,
     /// A name for the address that limits of anonymous users are counted by.
     pub egress: Option<Box<str>>,
     /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
+}
+
+/// How much of a quota is left to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// So many requests.
+    Count(u64),
+    /// A part of the quota, in percent; rounded up.
+    Percent(u8),
+}
+
+impl Default for Reserve {
+    fn default() -> Reserve {
+        Reserve::Count(0)
+    }
+}
+
+impl Reserve {
+    /// How many requests that is.
+    pub fn of(self, limit: Option<u64>) -> u64 {
+        match self {
+            Reserve::Count(count) => count,
+            Reserve::Percent(percent) => limit.map_or(0, |limit| limit.saturating_mul(percent.into()).div_ceil(100)),
+        }
+    }
 }
 
 /// What holds for all registries.
@@ -69,15 +102,20 @@ pub struct ClientSettings {
     pub mirror_rest: Duration,
     /// The pace of registries, where it is shared with other processes.
     pub pace: Option<SharedPace>,
+    /// Bytes of blobs a second, for reading and for writing each, of all registries together.
+    pub bandwidth: Option<u64>,
 }
 
-/// A pace that is shared with other processes.
+/// A pace that is shared with other processes, or with those that come later.
 #[derive(Clone)]
 pub struct SharedPace {
     /// Where it is kept.
     pub store: Arc<dyn Pace>,
     /// Begin slowly with registries of which nothing is known; see [`crate::store::Ask`].
     pub careful: bool,
+    /// No other process asks at the same time: rates and places are this one's own, and waits and quotas are kept for those
+    /// that come later.
+    pub alone: bool,
 }
 
 impl fmt::Debug for SharedPace {
@@ -96,6 +134,7 @@ impl Default for ClientSettings {
             doubtful_age: Duration::from_secs(30),
             mirror_rest: Duration::from_secs(30),
             pace: None,
+            bandwidth: None,
         }
     }
 }

@@ -5,23 +5,24 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use reqwest::Body;
-use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::auth::Authorization;
 use super::context::Counted;
-use super::http::chain;
+use super::failure::{classify, says_expired, transport_error};
+use super::pace::{Errand, UnderWay};
+use super::seats::Seat;
 use super::{Repository, api_error, hop, ratelimit, retry_after};
 use crate::error::{Class, Error, Result};
 use crate::event::Event;
 use crate::image::RepositoryName;
 use crate::retry::{self, Retry};
-use crate::store::Account;
 
 /// More hops than this are a loop.
 const MAX_REDIRECTS: usize = 10;
 /// As much of an error's body as is looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+
 /// What a request carries.
 #[derive(Debug)]
 pub(crate) enum Payload {
@@ -87,15 +88,17 @@ pub(crate) struct Answer {
     with_credentials: bool,
     /// When the request was made.
     began: Instant,
-    /// Its place among the requests that may be open at a time.
-    _permit: Option<OwnedSemaphorePermit>,
+    errand: Errand,
+    /// Its places among the requests that may be open at a time.
+    _seats: [Option<Seat>; 2],
 }
 
 impl Repository {
     /// Makes a request, once, but for a fresh token and for redirects (of GET and HEAD).
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
         let Outgoing { method, url, headers, payload, from, counted, tried } = outgoing;
-        let scope = self.scope(from);
+        let errand = self.errand(&method, &url, &headers);
+        let scope = self.scope(from, errand.login);
         let is_home = hop::same_origin(&url, &self.registry.base);
         let http = self.http_for(&url).await;
         let mut authorization = match is_home {
@@ -119,18 +122,26 @@ impl Repository {
                 Payload::Bytes(bytes) => (Some(Body::from(bytes.clone())), false),
                 Payload::Stream(body) => (Some(std::mem::take(body)), true),
             };
-            let mut permit = self.permit(is_home, tried).await?;
-            self.paced(tried).await?;
+            let mut under_way = match is_home {
+                true => self.begin(errand, tried).await?,
+                false => UnderWay::default(),
+            };
+            self.paced(errand, tried).await?;
             self.tally.count(counted);
             let sent = match once {
-                true => self.exchange_stream(&http, method.clone(), url.clone(), with_login, body, tried).await?,
-                false => self.exchange(&http, method.clone(), url.clone(), with_login, body, tried).await?,
+                true => self.exchange_stream(&http, method.clone(), url.clone(), with_login, body, tried).await,
+                false => self.exchange(&http, method.clone(), url.clone(), with_login, body, tried).await,
             };
+            let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
+            let sent = Answer { errand, ..sent };
             let status = sent.status();
+            if is_home {
+                self.heed(errand, &under_way, status, sent.headers()).await;
+            }
             if is_home && !renewed {
                 if status.is_client_error() {
                     // A token may have to be fetched first.
-                    permit = None;
+                    under_way = UnderWay::default();
                 }
                 let fresh = match status {
                     StatusCode::UNAUTHORIZED => self.challenged(sent.headers(), &scope, authorization.as_ref()).await?,
@@ -164,13 +175,22 @@ impl Repository {
                 return self.follow(sent, &method, &headers, authorization, tried).await;
             }
             // Of all others the answer's head is the end.
-            let permit = permit.filter(|_| method == Method::GET && !self.registry.is_both_ends());
-            return Ok(Answer { with_credentials, _permit: permit, ..sent });
+            let seats = match method == Method::GET && !self.registry.is_both_ends() {
+                true => under_way.into_seats(),
+                false => Default::default(),
+            };
+            return Ok(Answer { with_credentials, _seats: seats, ..sent });
         }
     }
 
-    /// Makes a request, once, with this login or with none; redirects of GET and HEAD are followed.
-    pub(crate) async fn send_as(&self, outgoing: Outgoing<'_>, login: Option<Authorization>) -> Result<Answer> {
+    /// Makes a request, once, for one of those who log in, with this login or with none; redirects of GET and HEAD are
+    /// followed.
+    pub(crate) async fn send_as(
+        &self,
+        outgoing: Outgoing<'_>,
+        who: usize,
+        login: Option<Authorization>,
+    ) -> Result<Answer> {
         let Outgoing { method, url, headers, payload, counted, tried, .. } = outgoing;
         let is_home = hop::same_origin(&url, &self.registry.base);
         let mut with_login = headers.clone();
@@ -183,12 +203,20 @@ impl Repository {
             Payload::Stream(body) => Some(body),
         };
         let http = self.http_for(&url).await;
-        let permit = self.permit(is_home, tried).await?;
-        self.paced(tried).await?;
+        let errand = Errand::aside(who);
+        let under_way = match is_home {
+            true => self.begin(errand, tried).await?,
+            false => UnderWay::default(),
+        };
+        self.paced(errand, tried).await?;
         self.tally.count(counted);
-        let sent = self.exchange(&http, method.clone(), url, with_login, body, tried).await?;
+        let sent = self.exchange(&http, method.clone(), url, with_login, body, tried).await;
+        let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
+        if is_home {
+            self.heed(errand, &under_way, sent.status(), sent.headers()).await;
+        }
         let with_credentials = login.is_some();
-        let sent = Answer { with_credentials, _permit: permit, ..sent };
+        let sent = Answer { with_credentials, errand, _seats: under_way.into_seats(), ..sent };
         match matches!(method, Method::GET | Method::HEAD) {
             true => self.follow(sent, &method, &headers, login, tried).await,
             false => Ok(sent),
@@ -216,13 +244,14 @@ impl Repository {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
             let http = self.http_for(&next).await;
+            let errand = answer.errand;
             if hop::same_origin(&next, &self.registry.base) {
-                self.paced(tried).await?;
+                self.paced(errand, tried).await?;
             }
             self.tally.count(Counted::Redirect);
             let with_credentials = answer.with_credentials;
-            answer = self.exchange(&http, method.clone(), next, headers, None, tried).await?;
-            answer.with_credentials = with_credentials;
+            let next = self.exchange(&http, method.clone(), next, headers, None, tried).await?;
+            answer = Answer { with_credentials, errand, ..next };
         }
         Err(Error::new(Class::BadAnswer, tried, format!("it redirected more than {MAX_REDIRECTS} times")))
     }
@@ -258,47 +287,6 @@ impl Repository {
         match guarded {
             true => self.registry.http_public_only.clone(),
             false => self.registry.http_elsewhere.clone(),
-        }
-    }
-
-    /// Waits until the registry's pace allows one more request. A long wait is an error, at once.
-    pub(crate) async fn paced(&self, tried: &str) -> Result<()> {
-        let pass = async {
-            self.registry.pacer.at(|| self.account()).await;
-            self.registry.pacer.pass().await
-        };
-        let passed = tokio::select! {
-            passed = pass => passed,
-            () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
-        };
-        passed.map_err(|wait| {
-            let detail = format!("it asked to be left alone for {} more", retry::seconds(wait));
-            Error::new(Class::RateLimited, tried, detail).retry_after(Some(wait)).at(&self.registry.name)
-        })
-    }
-
-    /// Whom the registry counts our requests for.
-    async fn account(&self) -> Account {
-        let registry = self.registry.name.clone();
-        let user = self.client.user_of(&registry).await.ok().flatten().map(String::into_boxed_str);
-        Account { who: user.or_else(|| self.registry.settings.egress.clone()).unwrap_or_default(), registry }
-    }
-
-    /// Waits until one more request to the registry itself may be open.
-    async fn permit(&self, is_home: bool, tried: &str) -> Result<Option<OwnedSemaphorePermit>> {
-        if !is_home {
-            return Ok(None);
-        }
-        tokio::select! {
-            permit = self.registry.pacer.permit() => Ok(permit),
-            () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
-        }
-    }
-
-    /// Where an answer says that there were too many requests, others are told.
-    pub(crate) async fn mind(&self, error: &Error) {
-        if error.class() == Class::RateLimited {
-            self.registry.pacer.refused(error.wait()).await;
         }
     }
 
@@ -341,7 +329,8 @@ impl Repository {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
             response = request.send() => response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?,
         };
-        Ok(Answer { response, url, stall: self.stall(), with_credentials: false, began, _permit: None })
+        let (stall, errand) = (self.stall(), Errand::aside(0));
+        Ok(Answer { response, url, stall, with_credentials: false, began, errand, _seats: Default::default() })
     }
 
     /// Does something until it succeeds, fails for good, or has been tried often enough.
@@ -375,12 +364,12 @@ impl Repository {
 
     /// The error of an answer that is not what was asked for, with what to do about it.
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
-        let (with_credentials, began) = (answer.with_credentials, answer.began);
+        let (with_credentials, began, errand) = (answer.with_credentials, answer.began, answer.errand);
         let error = answer.into_error(tried).await.at(&self.registry.name);
-        self.mind(&error).await;
+        let error = self.mind(errand, error).await;
         match error.class() {
             // Some say in words, and not by a challenge, that what was sent has run out: with a fresh one it may pass.
-            Class::Denied | Class::Refused if says_expired(error.detail()) && self.renew(began).await => {
+            Class::Denied | Class::Refused if says_expired(error.detail()) && self.renew(errand.login, began).await => {
                 let hint = self.login_hint(true);
                 error.as_class(Class::TokenExpired).hint(hint)
             }
@@ -412,6 +401,10 @@ impl Answer {
 
     pub(crate) fn is_with_credentials(&self) -> bool {
         self.with_credentials
+    }
+
+    pub(crate) fn errand(&self) -> Errand {
+        self.errand
     }
 
     pub(crate) fn text_header(&self, name: impl header::AsHeaderName) -> Option<&str> {
@@ -489,140 +482,5 @@ impl Answer {
             detail.push_str(&format!(": {}", said.message));
         }
         Error::new(class, tried, detail).answered(status.as_u16(), said.code).retry_after(wait)
-    }
-}
-
-/// Whether a refusal is about a token that is too old: ECR's `Your authorization token has expired. Reauthenticate…`.
-fn says_expired(detail: &str) -> bool {
-    let detail = detail.to_ascii_lowercase();
-    detail.contains("token") && ["expired", "has run out", "no longer valid"].iter().any(|word| detail.contains(word))
-}
-
-/// What kind of failure an answer is, by its status and what its body says.
-fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> Class {
-    let code = code.unwrap_or_default();
-    let limited = code == "TOOMANYREQUESTS" || {
-        let message = message.to_ascii_lowercase();
-        message.contains("rate limit") || message.contains("too many requests")
-    };
-    match (status.as_u16(), code) {
-        (403, _) if told_to_wait || limited => Class::RateLimited,
-        (400 | 404, "MANIFEST_BLOB_UNKNOWN") => Class::Incomplete,
-        (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => Class::Incomplete,
-        // Tried: distribution answers this to a session that is gone, or whose state was broken by a cut connection.
-        (_, "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN") => Class::NotFound,
-        (400, _) if limited => Class::RateLimited,
-        (status, _) => retry::class_of_status(status),
-    }
-}
-
-/// The error of a request that got no answer, or whose answer broke off.
-pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
-    // Without the URL: its query may hold a signature.
-    let error = error.without_url();
-    let text = plain(&words(&error));
-    if let Some(tls) = find::<rustls::Error>(&error) {
-        return match tls {
-            rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, tried, format!("no TLS there: {text}"))
-                .hint("if the registry speaks plain HTTP, set `tls: off` for it under `registries`"),
-            _ => Error::new(Class::Insecure, tried, text).hint(
-                "if the certificate is of an authority of your own, set `ca:` for the registry under `registries`",
-            ),
-        }
-        .because(error);
-    }
-    // HTTP/2 keeps no more than the words of what broke its connection.
-    if text.contains("received fatal alert") {
-        return Error::new(Class::Insecure, tried, text)
-            .hint(
-                "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)",
-            )
-            .because(error);
-    }
-    if find::<hop::NotPublic>(&error).is_some() {
-        return Error::new(Class::Insecure, tried, text)
-            .hint("if that is meant, set `allow_private: true` for the registry under `registries`")
-            .because(error);
-    }
-    if error.is_builder() {
-        return Error::new(Class::Invalid, tried, text).because(error);
-    }
-    if error.is_timeout() && !error.is_connect() {
-        return Error::new(Class::TimedOut, tried, format!("the connection stood still: {text}")).because(error);
-    }
-    let failed = Error::new(Class::Unreachable, tried, &text);
-    let failed = match () {
-        () if text.contains("failed to lookup address") || text.contains("dns error") => {
-            failed.hint("the host's name does not resolve: check its spelling, DNS, and whether a proxy is needed")
-        }
-        () if error.is_connect() => {
-            failed.hint("check the host, its port, and whether a firewall or proxy is in between")
-        }
-        () => failed,
-    };
-    match error.is_connect() {
-        true => failed.unconnected().because(error),
-        false => failed.because(error),
-    }
-}
-
-/// Without what the HTTP client says of its own insides.
-fn plain(words: &str) -> String {
-    let mut text = words;
-    for inside in
-        ["error sending request: ", "client error (Connect): ", "client error (SendRequest): ", "tcp connect error: "]
-    {
-        text = text.strip_prefix(inside).unwrap_or(text);
-    }
-    text.to_owned()
-}
-
-/// An error and all below it in one line.
-pub(crate) fn words(error: &(dyn std::error::Error + 'static)) -> String {
-    chain(error)
-}
-
-fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        // An io::Error hides the error that it was made of from `source`.
-        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
-            && let Some(found) = find::<E>(inner)
-        {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn class(status: u16, code: &str, message: &str, told_to_wait: bool) -> Class {
-        classify(StatusCode::from_u16(status).unwrap(), Some(code).filter(|c| !c.is_empty()), message, told_to_wait)
-    }
-
-    #[test]
-    fn a_rate_limit_in_disguise_is_seen() {
-        assert_eq!(class(403, "", "", true), Class::RateLimited);
-        assert_eq!(class(403, "DENIED", "API rate limit exceeded", false), Class::RateLimited);
-        assert_eq!(class(403, "DENIED", "no", false), Class::Denied);
-        assert_eq!(class(429, "", "", false), Class::RateLimited);
-    }
-
-    #[test]
-    fn missing_content_is_told_from_a_missing_manifest() {
-        assert_eq!(class(400, "MANIFEST_BLOB_UNKNOWN", "", false), Class::Incomplete);
-        assert_eq!(class(404, "MANIFEST_UNKNOWN", "", false), Class::NotFound);
-        assert_eq!(class(400, "MANIFEST_INVALID", "", false), Class::Refused);
-        assert_eq!(class(502, "", "", false), Class::ServerError);
-        assert_eq!(class(522, "", "", false), Class::ServerError);
-        assert_eq!(class(501, "", "", false), Class::BadAnswer);
-        assert_eq!(class(405, "UNSUPPORTED", "", false), Class::Refused);
     }
 }

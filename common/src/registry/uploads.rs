@@ -190,6 +190,7 @@ impl Repository {
         let tried = self.writing(&upload.digest);
         match part {
             Part::Whole(bytes) => {
+                self.meter().pass(bytes.len()).await;
                 let request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .payload(Payload::Bytes(bytes.clone()));

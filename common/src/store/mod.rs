@@ -28,7 +28,8 @@ pub use ledger::{
     Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 pub(crate) use pace::Allowance;
-pub use pace::{Account, Ask, Grant, LOOK_EVERY, Pace};
+pub(crate) use pace::QuotaWindow;
+pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
 pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use sqlite::{RunLock, SqliteStore};
 

@@ -94,4 +94,8 @@ pub trait Roster: Send + Sync {
 
     /// The same, each with how long ago it was last noted, or a shorter time.
     async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>>;
+
+    /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
+    /// In doubt it is more: what was noted when a connection broke may be noted twice.
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64>;
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
 use imgsync_common::error::Result;
+use imgsync_common::image::RegistryName;
+use imgsync_common::registry::{Client, Hold};
 use imgsync_common::store::{Batch, Heartbeat, Store};
+use imgsync_worker::runner::{moment, store_holds};
 
 /// Open tasks that are looked at to find the lanes that they are in, of each state.
 const SAMPLE: usize = 1_000;
@@ -54,6 +57,20 @@ impl Crew {
         });
         unserved.chain(refused).collect()
     }
+}
+
+/// Registries that a batch waits for, in words: those that are left alone, as far as is known for who pulls with the
+/// settings of this process.
+pub async fn waits(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<String>> {
+    if !batch.control.is_live() || batch.counts.open() == 0 {
+        return Ok(Vec::new());
+    }
+    let lanes: Vec<Lane> = open_lanes(store, batch).await?.into_iter().collect();
+    let holds = store_holds(&lanes, store, client).await?;
+    let words = |((registry, _), hold): (&(RegistryName, bool), &Hold)| {
+        format!("{registry} {}: nothing is begun there before {}", hold.why, moment(hold.wait))
+    };
+    Ok(holds.iter().map(words).collect())
 }
 
 /// The lanes that a batch has something waiting in.

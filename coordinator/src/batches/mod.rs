@@ -12,13 +12,13 @@ mod seal;
 mod serve;
 mod settle;
 
-pub use crew::Crew;
+pub use crew::{Crew, waits};
 pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};
 pub use listings::{Listings, Offer};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
-pub use run::{Run, RunEnd, RunSettings, copier, fingerprint, has_leader};
+pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
 pub use serve::serve;
 
 /// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.

@@ -11,9 +11,10 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
 use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_common::store::{Batch, Control, NewBatch, Sweep, leader};
+use imgsync_common::store::{Batch, Control, NewBatch, Sweep};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::{Allowed, Runner, Serving, Settings, Stop};
+use imgsync_worker::traffic::Traffic;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -151,7 +152,7 @@ impl Run<'_> {
             match self.house.is_cluster() {
                 // Workers do.
                 true => stop.drain.cancelled().await,
-                false => self.worker(id).run(&stop).await,
+                false => self.work(id, &stop).await,
             }
             over.cancel();
         };
@@ -194,8 +195,33 @@ impl Run<'_> {
         Ok(RunEnd { batch, interrupted, refused })
     }
 
+    /// Works, where all is done in this process.
+    async fn work(&self, id: BatchId, stop: &Stop) {
+        let serving = Serving::new(Allowed::default());
+        let traffic = self.config.traffic.map(Traffic::new);
+        let store = &*self.house.store;
+        let keep = async {
+            match &traffic {
+                Some(traffic) => traffic.keep(store, &self.client, &serving, &self.events).await,
+                None => std::future::pending().await,
+            }
+        };
+        let note = async || {
+            if let Some(traffic) = &traffic {
+                traffic.note(store, &self.client, &serving, &self.events).await;
+            }
+        };
+        note().await;
+        let worker = self.worker(id, &serving);
+        tokio::select! {
+            () = worker.run(stop) => {}
+            () = keep => unreachable!("it goes on until dropped"),
+        }
+        note().await;
+    }
+
     /// The one worker where all is done in this process.
-    fn worker(&self, id: BatchId) -> Runner {
+    fn worker(&self, id: BatchId, serving: &Serving) -> Runner {
         let settings = Settings {
             name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
             holds_tags_as: THE_ONE.to_owned(),
@@ -209,7 +235,7 @@ impl Run<'_> {
             self.house.clock.clone(),
             (self.client.clone(), self.copier.clone()),
             settings,
-            Serving::new(Allowed::default()),
+            serving.clone(),
             self.events.clone(),
         )
     }
@@ -306,11 +332,6 @@ impl Run<'_> {
         }
         accounts
     }
-}
-
-/// Whether a coordinator that stays is there to feed what others leave to it.
-pub async fn has_leader(house: &House) -> Result<bool> {
-    Ok(house.store.held(&leader(super::SERVE)).await?.is_some())
 }
 
 /// A batch that was there a moment ago.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::registry::Client;
+use imgsync_common::registry::credentials::Environment;
 use imgsync_common::store::{Batch, Control, RequeueFilter, Store, leader};
 use jiff::Timestamp;
 use serde_json::json;
@@ -16,7 +18,7 @@ use super::run::{Work, fail, notifier};
 use super::settings::Settings;
 use super::state;
 use super::watching::progress_line;
-use crate::batches::{Crew, House, SERVE, coordinator_name, living_leader};
+use crate::batches::{Crew, House, SERVE, coordinator_name, living_leader, waits};
 use crate::report::{self, Level, Report};
 
 /// Running tasks that are shown, at the most.
@@ -42,7 +44,7 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
         BatchCommand::List { json, limit } => list(&*store().await?, json, limit, printer).await,
         BatchCommand::Show { id, json } => {
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
-            show(&*store().await?, &id, (json, is_cluster), printer).await
+            show(&*store().await?, &id, (json, is_cluster), settings, printer).await
         }
         BatchCommand::Watch { id } => watch(&*store().await?, &id, printer).await,
         BatchCommand::Pause { id } => {
@@ -148,15 +150,24 @@ fn to_json(batch: &Batch) -> serde_json::Value {
     })
 }
 
-async fn show(store: &dyn Store, id: &Named, (json, is_cluster): (bool, bool), printer: &Printer) -> Result<Exit> {
+async fn show(
+    store: &dyn Store,
+    id: &Named,
+    (json, is_cluster): (bool, bool),
+    settings: &Settings,
+    printer: &Printer,
+) -> Result<Exit> {
     let id = resolve(store, id).await?;
     let report = Report::of(store, id).await?;
     let crew = match is_cluster {
         true => Some(Crew::of(store, &report.batch).await?),
         false => None,
     };
+    let client = Client::new(settings.client()?, Environment::from_process());
+    let waits = waits(store, &report.batch, &client).await?;
     if json {
         let mut shown = to_json(&report.batch);
+        shown["waits"] = json!(waits);
         if let Some(crew) = &crew {
             shown["workers"] = json!(crew.workers);
             shown["complaints"] = json!(crew.complaints());
@@ -167,6 +178,9 @@ async fn show(store: &dyn Store, id: &Named, (json, is_cluster): (bool, bool), p
     let mut text = Vec::new();
     report::write_text(&report, Level::Failures, &mut text).await?;
     printer.data(String::from_utf8_lossy(&text).trim_end());
+    for wait in waits {
+        printer.data(&format!("Waiting: {wait}"));
+    }
     if let Some(crew) = crew {
         show_crew(id, &crew, printer);
     }

@@ -12,6 +12,7 @@ use imgsync_common::event::Events;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
+use imgsync_common::store::leader;
 use imgsync_worker::copy::Limits;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ use super::report::Wanted;
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
-use crate::batches::{Care, House, Run, RunEnd, RunSettings, Slice, coordinator_name, copier, has_leader};
+use crate::batches::{Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader};
 use crate::notify::{Notifier, is_ours_to_tell};
 use crate::report::{self, Level, Report};
 
@@ -146,9 +147,10 @@ async fn check_leader(house: &House) -> Result<()> {
         let detail = "there is no cluster: all is done in this process";
         return Err(Error::new(Class::Invalid, tried, detail).hint("leave out --detach, or configure a cluster"));
     }
-    match has_leader(house).await? {
-        true => Ok(()),
-        false => Err(Error::new(Class::Unreachable, tried, "none is there that would feed it to the workers")
+    // One that was killed a moment ago still holds the name, and would leave the batch lying.
+    match living_leader(house, &leader(SERVE), &format!("run on {}", coordinator_name())).await? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(Class::Unreachable, tried, "none is there that would feed it to the workers")
             .hint("start `imgsync serve` somewhere, or leave out --detach")),
     }
 }
@@ -175,9 +177,8 @@ impl<'a> Work<'a> {
             max_wait: LONGEST_SLEEP,
         };
         client.stall = args.patience.stall_timeout;
-        if house.is_cluster() {
-            client.pace = Some(SharedPace { store: house.store.clone(), careful: true });
-        }
+        let is_cluster = house.is_cluster();
+        client.pace = Some(SharedPace { store: house.store.clone(), careful: is_cluster, alone: !is_cluster });
         let time = args.timeout.unwrap_or(settings.config.timeout);
         let slice = match (args.batch_size, args.batch_number) {
             (Some(size), Some(number)) => Some(Slice { size, number }),
@@ -233,6 +234,8 @@ impl<'a> Work<'a> {
             () = self.watching.keep_going(&*self.house.store, id, self.house.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.watching.finish();
+        // What it held of what all share is for others now.
+        self.client.let_go().await;
         ended
     }
 

@@ -69,11 +69,15 @@ impl Watching {
     pub(crate) async fn keep_going(&self, store: &dyn Store, id: BatchId, is_cluster: bool) {
         let started = Instant::now();
         let mut complained = (Vec::new(), Instant::now());
-        let every = if self.total.is_some() { TICK } else { LINE_EVERY };
+        let mut line_at = Instant::now() + LINE_EVERY;
         loop {
-            tokio::time::sleep(every).await;
+            tokio::time::sleep(TICK).await;
+            let complains = is_cluster && complained.1.elapsed() > COMPLAIN_AFTER;
+            if self.total.is_none() && !complains && Instant::now() < line_at {
+                continue;
+            }
             let Ok(Some(batch)) = store.batch(id).await else { continue };
-            if is_cluster && complained.1.elapsed() > COMPLAIN_AFTER {
+            if complains {
                 let complaints = Crew::of(store, &batch).await.map(|crew| crew.complaints()).unwrap_or_default();
                 if complaints != complained.0 {
                     complaints.iter().for_each(|complaint| self.printer.warning(complaint));
@@ -89,8 +93,11 @@ impl Watching {
                     total.set_position(batch.counts.ended());
                     total.set_message(line);
                 }
-                None if self.as_json => {}
-                None => self.printer.line(&format!("{} of {}: {line}", batch.counts.ended(), of(&batch))),
+                None if self.as_json || Instant::now() < line_at => {}
+                None => {
+                    line_at = Instant::now() + LINE_EVERY;
+                    self.printer.line(&format!("{} of {}: {line}", batch.counts.ended(), of(&batch)));
+                }
             }
         }
     }

@@ -40,6 +40,8 @@ pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
                 _ => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
             }
         }
+        Auth::AnyUser if given.starts_with("Basic ") => None,
+        Auth::AnyUser => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
         Auth::Bearer(bearer) => {
             let wanted = wanted(record);
             match verdict(inner, bearer, given, &wanted) {

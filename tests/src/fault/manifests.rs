@@ -14,7 +14,21 @@ use crate::images::{Manifest, children, digest_with, media, sha256};
 /// The largest manifest that is taken, as most registries have it.
 const LIMIT: usize = 4 * 1024 * 1024;
 
+/// What is left of the quota is told with every answer to who may ask.
 pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
+    let Some((limit, window)) = inner.options.pulls else { return read(inner, record) };
+    let left = inner.pull(record.header("authorization").unwrap_or_default(), record.method == "GET");
+    let answer = match left {
+        Some(_) => read(inner, record),
+        None => Answer::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "You have reached your pull limit"),
+    };
+    let seconds = window.as_secs();
+    answer
+        .header("ratelimit-limit", format!("{limit};w={seconds}"))
+        .header("ratelimit-remaining", format!("{};w={seconds}", left.unwrap_or_default()))
+}
+
+fn read(inner: &Arc<Inner>, record: &Record) -> Answer {
     let (repository, reference) = names(record);
     let Some((digest, held)) = inner.store().manifest(repository, reference) else {
         return Answer::not_found("MANIFEST_UNKNOWN");

@@ -16,6 +16,8 @@ pub enum Auth {
     None,
     /// A user and a password with each request.
     Basic(String, String),
+    /// A user with each request, whichever.
+    AnyUser,
     /// Tokens.
     Bearer(Bearer),
 }
@@ -147,6 +149,7 @@ pub struct Builder {
     pub(super) chunk_minimum: Option<u64>,
     pub(super) max_concurrent: Option<usize>,
     pub(super) rate: Option<(f64, f64)>,
+    pub(super) pulls: Option<(u64, Duration)>,
     pub(super) latency: Duration,
     pub(super) resumable: bool,
     pub(super) single_post: bool,
@@ -179,6 +182,7 @@ impl Default for Builder {
             chunk_minimum: None,
             max_concurrent: None,
             rate: None,
+            pulls: None,
             latency: Duration::ZERO,
             resumable: true,
             single_post: true,
@@ -226,6 +230,10 @@ impl Builder {
         max_concurrent(max_concurrent = Some(requests), requests: usize);
         /// So many requests a second and so many at once, of all kinds; more are answered 429 with `Retry-After: 1`.
         rate(rate = Some(limit), limit: (f64, f64));
+        /// So many manifests may be read (GET) in a window by each user, as at Docker Hub: a window begins with the first,
+        /// `ratelimit-limit: 100;w=20` and `ratelimit-remaining` are told with GETs and HEADs, and more are answered 429
+        /// without a word of when.
+        pulls(pulls = Some(quota), quota: (u64, Duration));
         /// Time added to each request.
         latency(latency = latency, latency: Duration);
         /// A session that was cut is gone, as in docker-registry 2.8: 404 BLOB_UPLOAD_INVALID.

@@ -28,7 +28,7 @@ struct Pump {
     cut: Option<u64>,
     pace: Option<u64>,
     connection: CancellationToken,
-    _in_flight: InFlight,
+    in_flight: Option<InFlight>,
 }
 
 /// Turns an answer into hyper's, with all that is to go wrong with it.
@@ -83,7 +83,7 @@ pub(super) fn send(
             cut,
             pace,
             connection,
-            _in_flight: in_flight,
+            in_flight: Some(in_flight),
         };
         Body::from_stream(futures_util::stream::unfold(pump, Pump::next))
     };
@@ -136,6 +136,10 @@ impl Pump {
             record.sent += sent;
             record.done = done;
         });
+        if done {
+            // Before the client has the last byte, and may ask for more.
+            self.in_flight = None;
+        }
         Some((Ok(bytes), self))
     }
 }

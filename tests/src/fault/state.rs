@@ -37,6 +37,8 @@ pub(super) struct Inner {
     in_flight: AtomicU64,
     /// What is left of the rate's burst, and when that was so.
     tokens: Mutex<(f64, Instant)>,
+    /// Manifests read by each user, and when their windows began.
+    read_by: Mutex<HashMap<String, (Instant, u64)>>,
     open: Mutex<CancellationToken>,
     tokens_since: AtomicU64,
     counter: AtomicU64,
@@ -107,6 +109,7 @@ impl Inner {
         Self {
             slots: options.max_concurrent.map(|slots| Arc::new(Semaphore::new(slots))),
             tokens: Mutex::new((options.rate.map_or(0.0, |(_, burst)| burst), Instant::now())),
+            read_by: Mutex::default(),
             options,
             address,
             log: Log::new(),
@@ -180,6 +183,23 @@ impl Inner {
         let left = burst.min(tokens.0 + now.duration_since(tokens.1).as_secs_f64() * per_second);
         *tokens = (if left >= 1.0 { left - 1.0 } else { left }, now);
         left >= 1.0
+    }
+
+    /// What is left of a user's pulls after this request, which may be one; none where that is one too many.
+    pub(super) fn pull(&self, user: &str, counts: bool) -> Option<u64> {
+        let Some((limit, window)) = self.options.pulls else { return Some(0) };
+        let mut pulls = self.read_by.lock().expect("the pulls are whole");
+        let now = Instant::now();
+        let used = pulls.get(user).filter(|(began, _)| now.duration_since(*began) < window).copied();
+        if !counts {
+            return Some(used.map_or(limit, |(_, used)| limit.saturating_sub(used)));
+        }
+        let (began, used) = used.unwrap_or((now, 0));
+        if used >= limit {
+            return None;
+        }
+        pulls.insert(user.to_owned(), (began, used + 1));
+        Some(limit - used - 1)
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> InFlight {

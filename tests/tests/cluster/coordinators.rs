@@ -113,6 +113,18 @@ async fn of_each_batch_its_run_tells_or_whoever_serves_and_only_once() {
     assert!(ended == 5 || body["workers"]["total"] == 0, "{body}");
 }
 
+#[tokio::test]
+async fn a_batch_is_not_left_to_one_that_was_killed_a_moment_ago() {
+    let scene = Scene::new(1, 1).await;
+    let mut leads = serve(&scene).await;
+    kill(&mut leads).await;
+    let detached = scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(3);
+    assert!(detached.stderr.contains("imgsync serve"), "{}", detached.stderr);
+    assert_eq!(scene.source.total(), 0, "nothing is listed in vain");
+    let _takes_over = serve(&scene).await;
+    scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+}
+
 /// Row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {

@@ -1,11 +1,22 @@
 //! A fleet at a source that counts requests.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use imgsync_common::config::SecretUrl;
+use imgsync_common::image::RegistryName;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{
+    Access, Client, ClientSettings, Context, ManifestRef, RegistrySettings, SharedPace, Tally,
+};
+use imgsync_common::store::{RedisOptions, RedisStore};
 use imgsync_tests::cluster::{Cluster, number};
-use imgsync_tests::fault::FaultRegistry;
+use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::program::Running;
+use imgsync_tests::servers::RedisServer;
 
 use crate::fleet::{fill, rules};
+use crate::scene::{PATIENCE, kill};
 
 /// Requests at the source, and those that it refused, of a batch of 60 images by so many workers.
 async fn batch(workers: usize, settings: &str) -> (u64, u64) {
@@ -44,4 +55,122 @@ async fn a_limit_that_nobody_told_us_refuses_eight_workers_no_more_than_one() {
     let ((_, one), (total, eight)) = (batch(1, "").await, batch(8, "").await);
     assert!(one > 0, "the limit was met");
     assert!(eight <= one + 16, "{one} requests of one worker were refused, {eight} (of {total}) of eight");
+}
+
+/// Workers with a configuration, once they take tasks.
+async fn workers(cluster: &Cluster, number: usize, config: &str, more: &[&str]) -> Vec<Running> {
+    let running: Vec<Running> = (0..number).map(|_| cluster.worker(config).args(more).spawn()).collect();
+    for worker in &running {
+        worker.wait_for_line(|line| line.starts_with("worker "), Duration::from_secs(30)).await;
+    }
+    running
+}
+
+#[tokio::test]
+async fn four_workers_have_no_more_requests_open_than_may_be_and_a_killed_one_keeps_none() {
+    let cluster = Cluster::start();
+    let source = FaultRegistry::builder().latency(Duration::from_millis(10)).start().await;
+    let target = FaultRegistry::start().await;
+    let images = fill(&source, 4, 20);
+    let settings = format!("registries: {{\"{}\": {{concurrency: 3}}}}\n", source.host());
+    let mut running = workers(&cluster, 4, &settings, &["--concurrency", "4", "--lease", "6"]).await;
+    let config = format!("{settings}{}", rules(&source, &target, 4));
+    let mut run = cluster.imgsync(&config).args(["run", "--json"]).limit(Duration::from_secs(170)).spawn();
+    target.wait_until(|target| target.tags_in_all() > 15, PATIENCE).await;
+    kill(&mut running[0]).await;
+    let json = run.wait().await.assert_code(0).json();
+    let whole = number(&json, "/counts/copied") + number(&json, "/counts/unchanged");
+    assert_eq!((whole, number(&json, "/counts/failed")), (80, 0), "{json}");
+    for (repository, tag, image) in &images {
+        target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+    assert!(source.peak_in_flight() <= 3, "{} requests were open", source.peak_in_flight());
+}
+
+#[tokio::test]
+async fn a_fleet_waits_for_the_next_window_of_a_quota_and_spends_no_attempt() {
+    let cluster = Cluster::start();
+    let source = FaultRegistry::builder().pulls((100, Duration::from_secs(20))).start().await;
+    let target = FaultRegistry::start().await;
+    let images = fill(&source, 3, 50);
+    // Whoever is refused without a second try fails.
+    let _running = workers(&cluster, 4, "", &["--concurrency", "4", "--attempts", "1"]).await;
+    let config = rules(&source, &target, 3);
+    let mut run =
+        cluster.imgsync(&config).args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(170)).spawn();
+    let host = source.host();
+    let shown = cluster.wait_for(|shown| shown["waits"].to_string().contains(&host), PATIENCE).await;
+    assert!(shown["waits"].to_string().contains("nothing is begun there before 2"), "{shown}");
+    let says = |line: &str| line.contains("no living worker serves") && line.contains("left alone until 2");
+    run.wait_for_line(says, Duration::from_secs(30)).await;
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (150, 0), "{json}");
+    for (repository, tag, image) in &images {
+        target.assert_holds(&format!("m/{repository}"), tag, image);
+    }
+    // What was on its way when the last was gone, and no more.
+    let refused = source.count_where(|request| request.status == Some(429));
+    assert!(refused <= 32, "{refused} were refused");
+}
+
+#[tokio::test]
+async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    fill(&source, 2, 4);
+    let _one = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
+    let first = rules(&source, &target, 1);
+    cluster.imgsync(&first).args(["run", "--json"]).run().await.assert_code(0);
+    let says =
+        |shown: &serde_json::Value| shown["workers"].to_string().contains("it takes no more before the next month");
+    cluster.wait_for(says, PATIENCE).await;
+    source.clear_requests();
+    // Another on the same machine has the same budget.
+    let _two = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
+    let mut run = cluster.imgsync(&rules(&source, &target, 2)).args(["run", "--json"]).spawn();
+    let says =
+        |shown: &serde_json::Value| shown["complaints"].to_string().contains("it takes no more before the next month");
+    cluster.wait_for(says, PATIENCE).await;
+    assert_eq!(source.count(Kind::BlobGet), 0, "{}", source.describe_requests());
+    cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
+    run.wait().await.assert_code(1);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_costs_no_image_and_no_registry_its_limit() {
+    let store = RedisServer::start();
+    let url = SecretUrl::new(store.url().parse().unwrap());
+    let source = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
+    source.push("a", "1", &imgsync_tests::images::single("away"));
+    let host: RegistryName = source.host().parse().unwrap();
+    let client = async || {
+        let store = Arc::new(RedisStore::connect(&url, RedisOptions::patient()).await.unwrap());
+        let one = RegistrySettings { requests_per_second: Some(20.0), concurrency: Some(8), ..Default::default() };
+        let pace = Some(SharedPace { store, careful: true, alone: false });
+        let settings = ClientSettings { registries: [(host.clone(), one)].into(), pace, ..Default::default() };
+        Client::new(settings, Environment::default())
+    };
+    let clients = [client().await, client().await, client().await];
+    let ask = async |times: usize| {
+        let asking = clients.iter().map(|client| {
+            let (name, host) = ("a".parse().unwrap(), host.clone());
+            let repository = client.repository(&host, &name, Access::Pull, &Context::default(), &Tally::new()).unwrap();
+            async move {
+                for _ in 0..times {
+                    repository.manifest_head(&ManifestRef::Tag("1".parse().unwrap())).await.unwrap().unwrap();
+                }
+            }
+        });
+        futures_util::future::join_all(asking).await;
+    };
+    ask(20).await;
+    let mut store = store;
+    store.kill();
+    // Each goes on at the pace that it had, and all together are no faster than they were.
+    ask(30).await;
+    let (total, refused) = (source.total_with_all(), source.count_where(|request| request.status == Some(429)));
+    assert!(total >= 150, "{total}");
+    assert!(refused * 20 <= total, "{refused} of {total} were refused");
+    store.start_again();
+    ask(10).await;
 }

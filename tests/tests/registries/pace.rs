@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use futures_util::future::join_all;
 use imgsync_common::error::Class;
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::registry::{Access, Client, ClientSettings, ManifestRef, RegistrySettings, SharedPace};
+use imgsync_common::registry::credentials::{Credential, Environment};
+use imgsync_common::registry::{Access, Client, ClientSettings, ManifestRef, RegistrySettings, Reserve, SharedPace};
 use imgsync_common::retry::Policy;
+use imgsync_common::secret::Secret;
 use imgsync_common::store::{SqliteStore, SystemClock};
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{Action, Auth, FaultRegistry, Kind};
 use imgsync_tests::images;
 
 use crate::client::{client, repository};
@@ -19,7 +21,7 @@ async fn clients(registry: &FaultRegistry, number: usize, one: RegistrySettings)
     let store = Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap());
     let settings = ClientSettings {
         registries: [(registry.host().parse().unwrap(), one)].into(),
-        pace: Some(SharedPace { store, careful: true }),
+        pace: Some(SharedPace { store, careful: true, alone: false }),
         retry: Policy { attempts: 20, max_wait: Duration::from_secs(30), ..Policy::default() },
         ..ClientSettings::default()
     };
@@ -133,8 +135,87 @@ async fn no_more_requests_are_open_than_may_be() {
     let image = images::single("pace");
     registry.push("a", "1", &image);
     let one = RegistrySettings { concurrency: Some(3), ..RegistrySettings::default() };
-    let clients = clients(&registry, 1, one).await;
-    let heads = join_all((0..10).map(|_| ask(&clients, &registry, 4)));
+    let settings =
+        ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), ..ClientSettings::default() };
+    let alone = [client(settings)];
+    let heads = join_all((0..10).map(|_| ask(&alone, &registry, 4)));
     heads.await;
     assert_eq!(registry.peak_in_flight(), 3);
+}
+
+#[tokio::test]
+async fn all_processes_together_have_no_more_requests_open_than_may_be() {
+    let registry = FaultRegistry::builder().latency(Duration::from_millis(20)).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let one = RegistrySettings { concurrency: Some(3), ..RegistrySettings::default() };
+    let clients = clients(&registry, 4, one).await;
+    // More than there are places, and all of them come to an end.
+    join_all((0..5).map(|_| ask(&clients, &registry, 6))).await;
+    assert_eq!(registry.peak_in_flight(), 3);
+    for client in &clients {
+        client.let_go().await;
+    }
+    // What was given back is there for one of them alone.
+    registry.clear_requests();
+    ask(&clients[..1], &registry, 10).await;
+    assert_eq!(registry.total(), 10);
+}
+
+/// Clients of a registry with a quota of pulls and some users.
+fn pulling(registry: &FaultRegistry, users: &[&str], reserve: Reserve) -> Client {
+    let user = |name: &&str| Credential::Basic { username: (*name).to_owned(), password: Secret::new("secret") };
+    let one = RegistrySettings {
+        pull_credentials: users.iter().map(user).collect(),
+        pull_reserve: reserve,
+        ..RegistrySettings::default()
+    };
+    client(ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), ..ClientSettings::default() })
+}
+
+/// One manifest, by a GET, as each task asks for it.
+async fn pull(client: &Client, registry: &FaultRegistry) -> imgsync_common::error::Result<()> {
+    let repository = repository(client, registry, "a", Access::Pull);
+    repository.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_quota_is_waited_for_before_it_is_met() {
+    let registry = FaultRegistry::builder().pulls((5, Duration::from_secs(2))).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let client = pulling(&registry, &[], Reserve::Count(2));
+    let host = registry.host().parse().unwrap();
+    for _ in 0..3 {
+        assert_eq!(client.hold(&host, true), None);
+        pull(&client, &registry).await.unwrap();
+    }
+    let hold = client.hold(&host, true).unwrap();
+    assert_eq!(hold.why, "has 2 of 5 pulls left");
+    assert!(hold.wait <= Duration::from_secs(2), "{hold:?}");
+    assert_eq!(client.hold(&host, false), None, "it can be pushed to");
+    // What was begun goes on with the reserve, and then waits.
+    for _ in 0..9 {
+        pull(&client, &registry).await.unwrap();
+    }
+    assert_eq!((registry.total(), refused(&registry)), (12, 0));
+}
+
+#[tokio::test]
+async fn several_who_pull_take_turns_and_one_whose_quota_is_used_up_is_left_out() {
+    let registry = FaultRegistry::builder().auth(Auth::AnyUser).pulls((4, Duration::from_secs(600))).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let client = pulling(&registry, &["one", "two", "three"], Reserve::default());
+    for _ in 0..12 {
+        pull(&client, &registry).await.unwrap();
+    }
+    let by = |user: &str| {
+        let header = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:secret")));
+        registry.count_where(|request| request.status == Some(200) && request.header("authorization") == Some(&header))
+    };
+    assert_eq!([by("one"), by("two"), by("three")], [4, 4, 4]);
+    assert_eq!(refused(&registry), 0);
+    let error = pull(&client, &registry).await.unwrap_err();
+    assert_eq!(error.class(), Class::RateLimited);
+    assert!(error.wait().unwrap() > Duration::from_secs(590), "{error}");
+    assert!(error.to_string().contains("has 0 of 4 pulls left"), "{error}");
+    assert_eq!(refused(&registry), 0, "it is not asked in vain");
 }

@@ -335,7 +335,7 @@ impl Walk {
         (end, last): (u64, bool),
     ) -> Result<()> {
         let offset = feed.gauge().handed();
-        let part = Part::Stream { body: feed.body(end).await, offset, end, last };
+        let part = Part::Stream { body: feed.body(end, target.meter()).await, offset, end, last };
         let sending = target.upload_send(upload, part);
         tokio::pin!(sending);
         let result = tokio::select! {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Hasher};
-use imgsync_common::registry::Tally;
+use imgsync_common::registry::{Meter, Tally};
 use imgsync_common::retry::Retry;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
@@ -121,14 +121,26 @@ impl Feed {
 
     /// A body with the bytes from where the feed stands to before `end`. It ends with an error once the feed has been
     /// rewound, or a later body made: a connection that stands still can hold on to a body for long.
-    pub(crate) async fn body(&self, end: u64) -> reqwest::Body {
-        reqwest::Body::wrap_stream(self.pieces(end).await)
+    pub(crate) async fn body(&self, end: u64, meter: Meter) -> reqwest::Body {
+        reqwest::Body::wrap_stream(self.pieces(end, meter).await)
     }
 
-    async fn pieces(&self, end: u64) -> impl Stream<Item = std::result::Result<Bytes, Ended>> + Send + use<> {
+    async fn pieces(
+        &self,
+        end: u64,
+        meter: Meter,
+    ) -> impl Stream<Item = std::result::Result<Bytes, Ended>> + Send + use<> {
         let abort = self.locked().await.renew();
         let state = self.state.clone();
-        futures_util::stream::try_unfold((state, abort), move |(shared, abort)| async move {
+        let begin = (state, abort, meter, None::<tokio::time::Instant>);
+        futures_util::stream::try_unfold(begin, move |(shared, abort, meter, more_at)| async move {
+            if let Some(until) = more_at {
+                tokio::select! {
+                    biased;
+                    () = abort.cancelled() => return Err(Ended),
+                    () = tokio::time::sleep_until(until) => {}
+                }
+            }
             let mut state = tokio::select! {
                 biased;
                 () = abort.cancelled() => return Err(Ended),
@@ -141,7 +153,10 @@ impl Feed {
                 next = state.next(end) => next,
             };
             match next {
-                Ok(Some(piece)) => Ok(Some((piece, (shared, abort)))),
+                Ok(Some(piece)) => {
+                    let more_at = meter.note(piece.len());
+                    Ok(Some((piece, (shared, abort, meter, more_at))))
+                }
                 Ok(None) => Ok(None),
                 Err(error) => {
                     state.failure = Some(error);
@@ -384,7 +399,7 @@ mod tests {
     async fn what_was_spent_of_the_budget_is_given_back_with_the_first_bytes_after_a_break() {
         let budget = Budget::new(1);
         let (feed, listener, bytes) = feed(&budget).await;
-        let mut pieces = std::pin::pin!(feed.pieces(SIZE).await);
+        let mut pieces = std::pin::pin!(feed.pieces(SIZE, Meter::default()).await);
         let play = async {
             drop(answer(&listener, &bytes[..1000], 0).await);
             let stream = answer(&listener, &[], 1000).await;
@@ -408,7 +423,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_dropped_while_it_waits_does_not_leave_the_source_waited_for() {
         let (feed, _listener, _) = feed(&Budget::default()).await;
-        let mut pieces = Box::pin(feed.pieces(SIZE).await);
+        let mut pieces = Box::pin(feed.pieces(SIZE, Meter::default()).await);
         assert!(tokio::time::timeout(Duration::from_millis(50), pieces.next()).await.is_err());
         assert!(feed.gauge().waiting_for_source());
         drop(pieces);
@@ -418,7 +433,7 @@ mod tests {
     #[tokio::test]
     async fn states_of_the_hash_are_kept_at_every_mib() {
         let (feed, listener, bytes) = feed(&Budget::default()).await;
-        let mut pieces = Box::pin(feed.pieces(SIZE).await);
+        let mut pieces = Box::pin(feed.pieces(SIZE, Meter::default()).await);
         let read = async {
             while let Some(piece) = pieces.next().await {
                 piece.unwrap();

@@ -9,9 +9,8 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::RegistryName;
 use imgsync_common::naming::Base;
 use imgsync_common::queue::Lanes;
-use imgsync_common::registry::{Client, Context};
-use imgsync_common::retry::seconds;
-use imgsync_common::store::{Account, Store, Unserved};
+use imgsync_common::registry::{Client, Context, Hold};
+use imgsync_common::store::{Account, AccountPart, Store, Unserved};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -19,6 +18,8 @@ use tokio::sync::watch;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a registry that cannot be reached is left alone at first; doubled each time it still cannot, up to the last.
 const OUT_OF_REACH: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(120)];
+/// Ends of waits that are no farther apart are the same.
+const SAME: Duration = Duration::from_millis(500);
 /// Where nothing says when to look again.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -52,6 +53,8 @@ struct State {
     unserved: BTreeMap<Lane, String>,
     /// Lanes that were looked at and may be served.
     served: BTreeSet<Lane>,
+    /// Why nothing is taken at all.
+    full: Option<String>,
 }
 
 struct OutOfReach {
@@ -66,34 +69,54 @@ impl Serving {
         Serving(Arc::new(Inner { allowed, state: Mutex::default(), changed: watch::Sender::new(0) }))
     }
 
-    /// The lanes to take from now, and until when that holds.
-    pub(super) fn lanes(&self) -> (Lanes, Instant) {
+    /// The lanes to take from now, none where nothing may be taken, and until when that holds.
+    pub(super) fn lanes(&self) -> (Option<Lanes>, Instant) {
         let mut state = self.state();
         let now = Instant::now();
+        if state.full.is_some() {
+            return (None, now + FAR);
+        }
         state.parked.retain(|_, (until, _)| *until > now);
         let until = state.parked.values().map(|(until, _)| *until).min().unwrap_or(now + FAR);
         let except: BTreeSet<Lane> = state.parked.keys().chain(state.unserved.keys()).cloned().collect();
         match except.is_empty() {
-            true => (Lanes::All, until),
-            false => (Lanes::Except(except), until),
+            true => (Some(Lanes::All), until),
+            false => (Some(Lanes::Except(except)), until),
         }
     }
 
     /// Told when the lanes have changed.
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 
-    /// Leaves a lane alone for so long.
-    pub(super) fn park(&self, lane: &Lane, wait: Duration, why: &str) {
-        let until = Instant::now() + wait;
+    /// Takes nothing at all for this reason, or, without one, takes again. Says whether that is new.
+    pub(crate) fn set_full(&self, why: Option<String>) -> bool {
         let mut state = self.state();
-        let parked = state.parked.entry(lane.clone()).or_insert_with(|| (until, why.to_owned()));
-        if parked.0 < until {
-            *parked = (until, why.to_owned());
+        let is_new = state.full != why;
+        if is_new {
+            state.full = why;
+            drop(state);
+            self.tell();
         }
-        drop(state);
-        self.tell();
+        is_new
+    }
+
+    /// Leaves a lane alone for so long. Says whether it was not left alone before.
+    pub(super) fn park(&self, lane: &Lane, wait: Duration, why: &str) -> bool {
+        let now = Instant::now();
+        let until = now + wait.min(FAR * 24);
+        let mut state = self.state();
+        let before = state.parked.get(lane).map(|(until, _)| *until).filter(|until| *until > now);
+        // The same said again a moment later is nothing new.
+        if before.is_none_or(|before| before + SAME < until) {
+            // The moment is worked out once: what is said of a lane stays the same.
+            let why = format!("{why}; left alone until {}", moment(wait));
+            state.parked.insert(lane.clone(), (until, why));
+            drop(state);
+            self.tell();
+        }
+        before.is_none()
     }
 
     /// No connection to a registry could be made: its lanes are left alone until one can be.
@@ -115,13 +138,20 @@ impl Serving {
     pub fn unserved(&self) -> Vec<Unserved> {
         let state = self.state();
         let now = Instant::now();
-        let parked = state.parked.iter().filter(|(_, (until, _))| *until > now).map(|(lane, (until, why))| Unserved {
-            lane: lane.clone(),
-            reason: format!("{why}; left alone for {}", seconds(*until - now)),
+        let parked = state
+            .parked
+            .iter()
+            .filter(|(_, (until, _))| *until > now)
+            .map(|(lane, (_, why))| Unserved { lane: lane.clone(), reason: why.clone() });
+        // It serves these, but not now.
+        let full = state.full.iter().flat_map(|why| {
+            let served = state.served.iter().filter(|lane| !state.unserved.contains_key(lane));
+            served.map(|lane| Unserved { lane: lane.clone(), reason: why.clone() })
         });
         let unserved = state.unserved.iter().map(|(lane, why)| Unserved { lane: lane.clone(), reason: why.clone() });
-        let mut all: Vec<Unserved> = unserved.chain(parked).collect();
+        let mut all: Vec<Unserved> = unserved.chain(full).chain(parked).collect();
         all.sort_by(|a, b| a.lane.cmp(&b.lane));
+        all.dedup_by(|a, b| a.lane == b.lane);
         all
     }
 
@@ -143,7 +173,7 @@ impl Serving {
             // A store that does not answer changes nothing.
             if let Ok(lanes) = store.lanes().await {
                 let unserved = self.look(&lanes, client).await;
-                self.follow_pace(&lanes, store).await;
+                self.follow_pace(&lanes, store, client).await;
                 let mut state = self.state();
                 state.served = lanes.into_iter().filter(|lane| !unserved.contains_key(lane)).collect();
                 if state.unserved != unserved {
@@ -253,23 +283,16 @@ impl Serving {
         }
     }
 
-    /// Parks the lanes of registries that asked others to be left alone.
-    async fn follow_pace(&self, lanes: &[Lane], store: &dyn Store) {
-        let mut accounts: Vec<(Account, &Lane)> = Vec::new();
+    /// Parks the lanes of registries that asked others to be left alone, or whose quota others have used up.
+    async fn follow_pace(&self, lanes: &[Lane], store: &dyn Store, client: &Client) {
+        // Without an answer nothing changes.
+        let Ok(holds) = store_holds(lanes, store, client).await else { return };
         for lane in lanes {
-            let ends = [(&lane.source, &lane.source_credential), (&lane.target, &lane.target_credential)];
-            for (end, who) in ends {
-                accounts.extend(Account::at(end, who.as_deref().unwrap_or_default()).map(|account| (account, lane)));
-            }
-        }
-        let asked: Vec<Account> = accounts.iter().map(|(account, _)| account.clone()).collect();
-        let Ok(until) = store.not_before(&asked).await else { return };
-        let now = Timestamp::now();
-        for ((account, lane), until) in accounts.iter().zip(until) {
-            let wait = until.and_then(|until| Duration::try_from(until.duration_since(now)).ok());
             // A short wait is slept out by who holds a task.
-            if let Some(wait) = wait.filter(|wait| *wait > LOOK_EVERY) {
-                self.park(lane, wait, &format!("{} asked to be left alone", account.registry));
+            if let Some((registry, Hold { wait, why })) =
+                of_lane(&holds, lane).filter(|(_, hold)| hold.wait > LOOK_EVERY)
+            {
+                self.park(lane, *wait, &format!("{registry} {why}"));
             }
         }
     }
@@ -281,6 +304,63 @@ impl Serving {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which end of a lane is to be left alone, as far as this process knows.
+pub(super) fn own_hold(lane: &Lane, client: &Client) -> Option<(RegistryName, Hold)> {
+    let ends = [(lane.source.registry(), true), (lane.target.registry(), false)];
+    let holds = ends.into_iter().filter_map(|(end, pulls)| Some((end?.clone(), client.hold(end?, pulls)?)));
+    holds.max_by_key(|(_, hold)| hold.wait).filter(|(_, hold)| hold.wait > LOOK_EVERY)
+}
+
+/// Registries that are to be left alone, as the sources of lanes (true) or as their targets.
+pub type Holds = BTreeMap<(RegistryName, bool), Hold>;
+
+/// Which ends of lanes are to be left alone, as the store knows: asked to by the registry, or its quota is used up, of all
+/// for whom this process pulls there.
+pub async fn store_holds(lanes: &[Lane], store: &dyn Store, client: &Client) -> Result<Holds> {
+    let ends = lanes.iter().flat_map(|lane| [(lane.source.registry(), true), (lane.target.registry(), false)]);
+    let ends: BTreeSet<(RegistryName, bool)> = ends.filter_map(|(end, pulls)| Some((end?.clone(), pulls))).collect();
+    let (mut asked, mut of): (Vec<Account>, Vec<usize>) = Default::default();
+    for (registry, pulls) in &ends {
+        let accounts = client.accounts(registry, *pulls).await;
+        of.push(accounts.len());
+        let part = if *pulls { AccountPart::Pulls } else { AccountPart::All };
+        asked.extend(accounts.iter().flat_map(|account| [account.clone(), account.of(part)]));
+    }
+    let until = store.not_before(&asked).await?;
+    let now = Timestamp::now();
+    let wait = |until: &Option<Timestamp>| {
+        until.and_then(|until| Duration::try_from(until.duration_since(now)).ok()).unwrap_or_default()
+    };
+    let mut pairs = until.chunks_exact(2).map(|pair| (wait(&pair[0]), wait(&pair[1])));
+    let mut holds = Holds::new();
+    for (end, accounts) in ends.into_iter().zip(of) {
+        // While one of them may go on, all is well.
+        let Some((all, part)) = pairs.by_ref().take(accounts).min_by_key(|(all, part)| *all.max(part)) else {
+            continue;
+        };
+        let why = if part > all { "has no pulls left, or no more than are kept" } else { "asked to be left alone" };
+        let hold = Hold { wait: all.max(part), why: why.to_owned() };
+        if !hold.wait.is_zero() {
+            holds.insert(end, hold);
+        }
+    }
+    Ok(holds)
+}
+
+/// The end of a lane that is to be left alone for longest.
+fn of_lane<'a>(holds: &'a Holds, lane: &Lane) -> Option<(&'a RegistryName, &'a Hold)> {
+    let ends = [(lane.source.registry(), true), (lane.target.registry(), false)];
+    let found = ends.into_iter().filter_map(|(end, pulls)| holds.get_key_value(&(end?.clone(), pulls)));
+    found.map(|((registry, _), hold)| (registry, hold)).max_by_key(|(_, hold)| hold.wait)
+}
+
+/// When that is, to the second and not before it.
+pub fn moment(wait: Duration) -> String {
+    let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+    let at = at.checked_add(Duration::from_millis(999)).unwrap_or(at);
+    format!("{} UTC", at.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
 fn is_below(target: &Place, base: &Base) -> bool {
@@ -343,16 +423,22 @@ mod tests {
     fn what_is_parked_is_left_alone_until_then() {
         let serving = Serving::new(Allowed::default());
         let mut changes = serving.changes();
-        assert_eq!(serving.lanes().0, Lanes::All);
+        assert_eq!(serving.lanes().0, Some(Lanes::All));
         serving.park(&lane("gcr.io", "r.example"), Duration::from_secs(60), "gcr.io asked to be left alone");
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        let (lanes, until) = serving.lanes();
+        let (Some(lanes), until) = serving.lanes() else { panic!("other lanes are served") };
         assert!(!lanes.contains(&lane("gcr.io", "r.example")));
         assert!(lanes.contains(&lane("quay.io", "r.example")));
         assert!(until <= Instant::now() + Duration::from_secs(60));
-        assert!(serving.unserved()[0].reason.contains("asked to be left alone; left alone for 60 s"));
+        assert!(serving.unserved()[0].reason.contains("asked to be left alone; left alone until 2"));
+        assert!(serving.unserved()[0].reason.ends_with(" UTC"), "{:?}", serving.unserved());
         serving.park(&lane("gcr.io", "r.example"), Duration::ZERO, "shorter");
-        assert!(!serving.lanes().0.contains(&lane("gcr.io", "r.example")), "the longer wait holds");
+        let (lanes, _) = serving.lanes();
+        assert!(!lanes.unwrap().contains(&lane("gcr.io", "r.example")), "the longer wait holds");
+        serving.set_full(Some("its traffic is used up".to_owned()));
+        assert_eq!(serving.lanes().0, None);
+        serving.set_full(None);
+        assert!(serving.lanes().0.is_some());
     }
 }

@@ -13,7 +13,7 @@ use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
 use imgsync_common::retry;
-use imgsync_common::store::{Account, CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
+use imgsync_common::store::{CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 
@@ -393,12 +393,18 @@ impl Runner {
     /// Remembers that a registry wants to be left alone, for this worker and others. An error that does not say which it
     /// was holds for both ends.
     async fn hold_off(&self, held: &Held<'_>, registry: Option<&RegistryName>, wait: Duration) -> Result<()> {
-        let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
         let lane = held.options.lane(held.message.source.home.end(), held.target.home.end());
-        for (end, who) in [(lane.source, lane.source_credential), (lane.target, lane.target_credential)] {
-            if registry.is_none_or(|registry| end.registry() == Some(registry))
-                && let Some(account) = Account::at(&end, who.as_deref().unwrap_or_default())
-            {
+        for (end, pulls) in [(lane.source, true), (lane.target, false)] {
+            let Some(end) = end.registry().filter(|end| registry.is_none_or(|registry| registry == *end)) else {
+                continue;
+            };
+            // A quota was told to the store when it was heard of, and holds for less than all; several who pull are each
+            // for themselves.
+            if registry.is_some() && pulls && self.client.hold(end, false).is_none() {
+                continue;
+            }
+            let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
+            for account in self.client.accounts(end, false).await {
                 self.store.hold_off(&account, until).await?;
             }
         }

@@ -145,7 +145,7 @@ pub async fn a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age(subje
 }
 
 pub async fn the_latest_wait_holds_until_it_is_over(subject: Subject) {
-    let account = |who: &str| Account { registry: "gcr.io".parse().unwrap(), who: who.into() };
+    let account = |who: &str| Account::new(&"gcr.io".parse().unwrap(), who);
     let accounts = [account("robot"), account("")];
     let now = (subject.now)();
     let (soon, late) = (now + Duration::from_secs(10), now + Duration::from_secs(60));
@@ -159,7 +159,7 @@ pub async fn the_latest_wait_holds_until_it_is_over(subject: Subject) {
 }
 
 fn account(who: &str) -> Account {
-    Account { registry: "r.example".parse().unwrap(), who: who.into() }
+    Account::new(&"r.example".parse().unwrap(), who)
 }
 
 fn turns(grant: Grant) -> Vec<u64> {

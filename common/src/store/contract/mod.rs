@@ -5,6 +5,7 @@
 pub mod course;
 pub mod hints;
 pub mod ledger;
+pub mod pace;
 pub mod plan;
 pub mod run;
 pub mod steps;
@@ -84,6 +85,12 @@ macro_rules! store_contract_tests {
             one_holds_a_name_at_a_time_and_epochs_grow,
             a_worker_lives_as_long_as_it_says_so,
             lanes_are_remembered
+        );
+        $crate::store_contract_tests!($make: pace:
+            places_are_shared_evenly_and_those_of_the_dead_come_back,
+            where_there_are_fewer_places_than_holders_they_take_turns,
+            a_quota_that_is_low_holds_pulls_off_until_its_window_ends,
+            what_a_machine_moves_is_added_up_by_month
         );
         // One of its own, for it takes seconds.
         $crate::store_contract_tests!($make: storm:

@@ -37,13 +37,18 @@ pub(crate) struct Allowance {
     second: f64,
     current: f64,
     previous: f64,
+    /// What was learnt was not met but guessed.
+    presumed: bool,
 }
 
 impl Allowance {
     /// The waits before each of the requests that may go, in milliseconds; none where all may go.
     pub(crate) fn grant(&mut self, now: f64, ask: &Ask) -> Option<Vec<f64>> {
         self.count(now, ask.sent);
-        let rate = ask.limit.or_else(|| self.learnt(now)).or_else(|| self.level(now, ask.careful))?;
+        let rate = match (ask.limit, self.presumed) {
+            (Some(limit), true) => self.learnt(now).map_or(limit, |learnt| learnt.min(limit)),
+            (limit, _) => limit.or_else(|| self.learnt(now)).or_else(|| self.level(now, ask.careful))?,
+        };
         let turns = self.turns(now, rate, ask.wanted.clamp(1, MOST));
         self.count(now, turns.len() as u32);
         Some(turns)
@@ -52,7 +57,7 @@ impl Allowance {
     /// A request was refused.
     pub(crate) fn refused(&mut self, now: f64, ask: &Ask) {
         self.count(now, ask.sent);
-        if ask.limit.is_some() {
+        if ask.limit.is_some() && !self.presumed {
             return;
         }
         if self.learnt > 0.0 && now - self.cut_at < CUT_EVERY {
@@ -64,6 +69,19 @@ impl Allowance {
             false => (self.recent(now) / 2.0).max(LEAST_AT_FIRST),
         };
         (self.cut_at, self.refused_at, self.grown_at) = (now, now, now);
+    }
+
+    /// Who shares a pace no longer hears what it is: the rate of the last second is gone on with.
+    pub(crate) fn presume(&mut self, now: f64) {
+        self.learnt = self.recent(now).max(LEAST);
+        (self.cut_at, self.refused_at, self.grown_at, self.presumed) = (now, now, now, true);
+    }
+
+    /// The pace is heard again.
+    pub(crate) fn forget_presumed(&mut self) {
+        if std::mem::take(&mut self.presumed) {
+            self.learnt = 0.0;
+        }
     }
 
     fn learnt(&mut self, now: f64) -> Option<f64> {
@@ -221,6 +239,21 @@ mod tests {
             allowance.grant(T + f64::from(second) * 1000.0, &sent(0));
         }
         assert_eq!(allowance.learnt, LEAST_AT_FIRST);
+    }
+
+    #[test]
+    fn what_is_presumed_is_the_rate_of_the_last_second_and_no_more_than_the_limit() {
+        let mut allowance = Allowance::default();
+        allowance.count(T, 5);
+        allowance.presume(T + 500.0);
+        let over = |turns: &[f64]| turns.iter().filter(|wait| **wait > 0.0).count();
+        let turns = allowance.grant(T + 500.0, &limited(20.0, 100)).unwrap();
+        assert_eq!(turns[..2], [0.0, 200.0], "five a second, with no more at once than a quarter of that");
+        assert!(over(&turns) >= 1);
+        allowance.refused(T + 3000.0, &limited(20.0, 1));
+        assert!(allowance.learnt < 5.0, "alone, it learns from what it is told");
+        allowance.forget_presumed();
+        assert_eq!(allowance.grant(T + 60_000.0, &limited(20.0, 100)).unwrap()[..5], [0.0; 5]);
     }
 
     #[test]

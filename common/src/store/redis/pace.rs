@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Call, RedisStore, damaged, millis, time};
 use crate::error::Result;
-use crate::store::{Account, Ask, Grant, Pace};
+use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, WindowTime};
 
 #[async_trait]
 impl Pace for RedisStore {
@@ -50,11 +50,40 @@ impl Pace for RedisStore {
         let call = self.pace_call(account, ask, Some(wait));
         self.script::<Vec<i64>>(&tried, &self.0.scripts.pace, call).await.map(drop)
     }
+
+    async fn claim(&self, account: &Account, claim: &Claim) -> Result<PlaceShare> {
+        let tried = format!("sharing the requests to {}", account.registry);
+        let call = Call::on(self.account_key("pl", account))
+            .arg(&claim.holder)
+            .arg(claim.limit)
+            .arg(claim.using)
+            .arg(claim.wanted)
+            .arg(millis(claim.lease));
+        let (may, contended): (u32, u8) = self.script(&tried, &self.0.scripts.claim, call).await?;
+        Ok(PlaceShare { may, contended: contended != 0 })
+    }
+
+    async fn quota(&self, account: &Account, told: &Told) -> Result<Duration> {
+        let tried = format!("noting the quota of {}", account.registry);
+        let (how, span) = match told.time {
+            WindowTime::Reset(span) => ("reset", span),
+            WindowTime::Length(span) => ("length", span),
+        };
+        let call = Call::on(self.account_key("qu", account))
+            .key(self.not_before_key(&account.of(AccountPart::Pulls)))
+            .arg(told.remaining)
+            .arg(told.limit.map(|limit| limit.to_string()).unwrap_or_default())
+            .arg(told.reserve)
+            .arg(how)
+            .arg(millis(span));
+        let wait: i64 = self.script(&tried, &self.0.scripts.quota, call).await?;
+        Ok(Duration::from_millis(wait.max(0).unsigned_abs()))
+    }
 }
 
 impl RedisStore {
     fn pace_call(&self, account: &Account, ask: &Ask, refused: Option<Duration>) -> Call {
-        Call::on(self.key(&format!("rl:{}:{}", account.registry, account.who)))
+        Call::on(self.account_key("rl", account))
             .key(self.not_before_key(account))
             .arg(ask.limit.map(|limit| limit.to_string()).unwrap_or_default())
             .arg(u8::from(ask.careful))
@@ -64,6 +93,10 @@ impl RedisStore {
     }
 
     fn not_before_key(&self, account: &Account) -> String {
-        self.key(&format!("nb:{}:{}", account.registry, account.who))
+        self.account_key("nb", account)
+    }
+
+    fn account_key(&self, what: &str, account: &Account) -> String {
+        self.key(&format!("{what}:{}:{}", account.registry, account.key()))
     }
 }

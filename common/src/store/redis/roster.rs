@@ -12,6 +12,9 @@ use crate::store::{Heartbeat, LANE_KEPT, Roster};
 /// What is kept of a heartbeat: until when it holds, in milliseconds since 1970, and the heartbeat.
 type Kept = (i64, Heartbeat);
 
+/// A month's traffic is kept for two months, in seconds.
+const TRAFFIC_KEPT: i64 = 62 * 24 * 3600;
+
 #[async_trait]
 impl Roster for RedisStore {
     async fn beat(&self, heartbeat: Heartbeat, holds: Duration) -> Result<()> {
@@ -90,6 +93,14 @@ impl Roster for RedisStore {
         let mut lanes: Vec<(Lane, Duration)> = texts.iter().filter_map(read).collect();
         lanes.sort_unstable();
         Ok(lanes)
+    }
+
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {
+        let key = self.key(&format!("tr:{machine}:{month}"));
+        let mut pipe = redis::pipe();
+        pipe.incr(&key, bytes).expire(&key, TRAFFIC_KEPT).ignore();
+        let (moved,): (u64,) = self.query("noting the traffic of this machine", &pipe).await?;
+        Ok(moved)
     }
 }
 

@@ -51,6 +51,7 @@ struct Shared {
     reader: Option<Arc<Mutex<Connection>>>,
     present: Mutex<roster::Present>,
     allowances: pace::Allowances,
+    sharings: pace::Sharings,
 }
 
 impl SqliteStore {
@@ -107,8 +108,9 @@ impl SqliteStore {
         reader: Option<Arc<Mutex<Connection>>>,
     ) -> SqliteStore {
         let writer = Writer::start(writer, name.clone());
-        let (present, allowances) = (Mutex::default(), pace::Allowances::default());
-        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present, allowances }))
+        let present = Mutex::default();
+        let (allowances, sharings) = (pace::Allowances::default(), pace::Sharings::default());
+        SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present, allowances, sharings }))
     }
 
     /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with

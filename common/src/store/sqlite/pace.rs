@@ -1,4 +1,5 @@
-//! [`Pace`] beside SQLite. Times to wait until are in the file; rates are in memory, for one process at a time sends.
+//! [`Pace`] beside SQLite. Times to wait until and quotas are in the file; rates and places are in memory, for one process
+//! at a time sends.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +12,13 @@ use rusqlite::OptionalExtension;
 use super::SqliteStore;
 use super::rows::time;
 use crate::error::Result;
-use crate::store::pace::Allowance;
-use crate::store::{Account, Ask, Grant, Pace};
+use crate::store::pace::{Allowance, QuotaWindow, Sharing};
+use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told};
 
 /// By account.
 pub(super) type Allowances = Mutex<HashMap<Account, Allowance>>;
+/// By account.
+pub(super) type Sharings = Mutex<HashMap<Account, Sharing>>;
 
 #[async_trait]
 impl Pace for SqliteStore {
@@ -28,7 +31,7 @@ impl Pace for SqliteStore {
                     "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
                      ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
                 )?
-                .execute((account.registry.as_str(), &account.who, until))?;
+                .execute((account.registry.as_str(), account.key(), until))?;
             Ok(())
         })
         .await
@@ -40,8 +43,9 @@ impl Pace for SqliteStore {
             let sql = "SELECT until FROM pace WHERE registry = ?1 AND who = ?2 AND until > ?3";
             let mut statement = connection.prepare_cached(sql)?;
             let mut until = Vec::with_capacity(accounts.len());
-            for Account { registry, who } in accounts {
-                let row = statement.query_row((registry.as_str(), who, now), |row| row.get(0)).optional()?;
+            for account in accounts {
+                let key = (account.registry.as_str(), account.key(), now);
+                let row = statement.query_row(key, |row| row.get(0)).optional()?;
                 until.push(row.map(time));
             }
             Ok(until)
@@ -65,6 +69,48 @@ impl Pace for SqliteStore {
         self.allowance(account, |allowance, now| allowance.refused(now, ask));
         let until = self.0.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
         self.hold_off(account, until).await
+    }
+
+    async fn claim(&self, account: &Account, claim: &Claim) -> Result<PlaceShare> {
+        let now = self.0.clock.now().as_microsecond() as f64 / 1000.0;
+        let mut sharings = self.0.sharings.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(sharings.entry(account.clone()).or_default().claim(now, claim))
+    }
+
+    async fn quota(&self, account: &Account, told: &Told) -> Result<Duration> {
+        let (account, told, now) = (account.clone(), *told, self.now());
+        self.write(format!("noting the quota of {}", account.registry), move |connection| {
+            let (registry, who, pulls) =
+                (account.registry.as_str(), account.key(), account.of(AccountPart::Pulls).key());
+            let found = connection
+                .prepare_cached("SELECT began, remaining FROM quota WHERE registry = ?1 AND who = ?2")?
+                .query_row((registry, &who), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+                .optional()?;
+            let mut window = found.map_or_else(QuotaWindow::default, |(began, left)| QuotaWindow {
+                began: began as f64,
+                left: left as f64,
+            });
+            let (ends, is_new) = window.told(now as f64, &told);
+            connection
+                .prepare_cached("REPLACE INTO quota (registry, who, began, remaining) VALUES (?1, ?2, ?3, ?4)")?
+                .execute((registry, &who, window.began as i64, window.left as i64))?;
+            if is_new {
+                connection
+                    .prepare_cached("DELETE FROM pace WHERE registry = ?1 AND who = ?2")?
+                    .execute((registry, &pulls))?;
+            }
+            let ends = ends as i64;
+            if told.remaining <= told.reserve && ends > now {
+                connection
+                    .prepare_cached(
+                        "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
+                         ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
+                    )?
+                    .execute((registry, &pulls, ends))?;
+            }
+            Ok(Duration::from_millis((ends - now).max(0).unsigned_abs()))
+        })
+        .await
     }
 }
 

@@ -1,4 +1,5 @@
-//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory.
+//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory;
+//! its traffic is in the file.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -57,5 +58,17 @@ impl Roster for SqliteStore {
         present.lanes.retain(|_, until| *until > now);
         let age = |until: &i64| Duration::from_millis((after(now, LANE_KEPT) - until).max(0).unsigned_abs());
         Ok(present.lanes.iter().map(|(lane, until)| (lane.clone(), age(until))).collect())
+    }
+
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {
+        let (machine, month) = (machine.to_owned(), month.to_owned());
+        self.write("noting the traffic of this machine".to_owned(), move |connection| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / 4);
+            let sql = "INSERT INTO traffic (machine, month, bytes) VALUES (?1, ?2, ?3)
+                       ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes RETURNING bytes";
+            let moved: i64 = connection.prepare_cached(sql)?.query_row((machine, month, bytes), |row| row.get(0))?;
+            Ok(moved.unsigned_abs())
+        })
+        .await
     }
 }

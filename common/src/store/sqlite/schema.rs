@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -183,6 +183,23 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 ";
 
+/// Quotas of registries, and what a machine has moved in a month.
+const VERSION_4: &str = "
+CREATE TABLE quota (
+    registry TEXT NOT NULL,
+    who TEXT NOT NULL,
+    began INTEGER NOT NULL,
+    remaining INTEGER NOT NULL,
+    PRIMARY KEY (registry, who)
+) WITHOUT ROWID;
+CREATE TABLE traffic (
+    machine TEXT NOT NULL,
+    month TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    PRIMARY KEY (machine, month)
+) WITHOUT ROWID;
+";
+
 /// Brings a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
     let refuse = |detail: String, hint: String| {
@@ -244,6 +261,8 @@ mod tests {
             assert_eq!(kept.unwrap(), (5, 1, 0, 1000));
             let parts: i64 = connection.query_row("SELECT count(*) FROM part", [], |row| row.get(0)).unwrap();
             assert_eq!(parts, 0);
+            let quotas: i64 = connection.query_row("SELECT count(*) FROM quota", [], |row| row.get(0)).unwrap();
+            assert_eq!(quotas, 0);
         }
     }
 }

@@ -1,0 +1,79 @@
+//! How many bytes of blobs go over the line: counted, and held to what may.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So much may go at once that was not used before.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// So many bytes a second, of all that use it.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    bytes_per_second: f64,
+    /// When what was let through would be over the line.
+    over_at: Mutex<Option<Instant>>,
+}
+
+impl Throttle {
+    pub(crate) fn new(bytes_per_second: u64) -> Throttle {
+        Throttle { bytes_per_second: bytes_per_second.max(1) as f64, over_at: Mutex::default() }
+    }
+
+    /// When the next bytes may go, after so many go now.
+    fn reserve(&self, now: Instant, bytes: u64) -> Instant {
+        let mut over_at = self.over_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let takes = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second).unwrap_or(Duration::MAX / 4);
+        let begins = over_at.map_or(now, |at| at.max(now.checked_sub(SLACK).unwrap_or(now)));
+        let ends = begins.checked_add(takes).unwrap_or(begins);
+        *over_at = Some(ends);
+        ends
+    }
+}
+
+/// The line to one registry, in one direction. Cheap to clone; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Meter {
+    throttles: Vec<Arc<Throttle>>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Meter {
+    /// Bytes go through all of these, and are counted.
+    pub(crate) fn new(throttles: impl IntoIterator<Item = Arc<Throttle>>, moved: &Arc<AtomicU64>) -> Meter {
+        Meter { throttles: throttles.into_iter().collect(), moved: moved.clone() }
+    }
+
+    /// So many bytes go over the line now. Says when more may.
+    pub fn note(&self, bytes: usize) -> Option<Instant> {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        let now = Instant::now();
+        self.throttles.iter().map(|throttle| throttle.reserve(now, bytes as u64)).max()
+    }
+
+    /// So many bytes go over the line. Returns when more may.
+    pub async fn pass(&self, bytes: usize) {
+        if let Some(until) = self.note(bytes) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_streams_together_keep_the_rate_and_idleness_is_not_saved_up() {
+        let throttle = Throttle::new(1000);
+        let start = Instant::now();
+        let after = |until: Instant| until.saturating_duration_since(start).as_millis();
+        assert_eq!(after(throttle.reserve(start, 500)), 500);
+        assert_eq!(after(throttle.reserve(start, 500)), 1000, "another stream at the same time");
+        let late = start + Duration::from_secs(60);
+        let next = throttle.reserve(late, 1000).saturating_duration_since(late);
+        assert!(next >= Duration::from_millis(900), "{next:?}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Places for requests that are open at a time, shared among processes. `claim.lua` is the same for Redis.
+
+use std::collections::BTreeMap;
+
+use super::{Claim, PlaceShare};
+
+/// Where there are more holders than places, each has its place for so long, in milliseconds.
+const TURN: f64 = 1_000.0;
+
+/// Who holds how many places of one account. Times are in milliseconds of any one clock.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Sharing(BTreeMap<Box<str>, Holder>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Holder {
+    held: u32,
+    ends: f64,
+    /// Since when it has fewer than its share and wants more; 0: it does not.
+    hungry: f64,
+    /// Since when it holds any; 0: it does not.
+    since: f64,
+}
+
+impl Sharing {
+    /// What becomes of a claim.
+    pub(crate) fn claim(&mut self, now: f64, claim: &Claim) -> PlaceShare {
+        self.0.retain(|_, holder| holder.ends > now);
+        let mine = self.0.remove(&claim.holder).unwrap_or_default();
+        if claim.wanted == 0 && claim.using == 0 {
+            return PlaceShare { may: 0, contended: false };
+        }
+        let others: u32 = self.0.values().map(|other| other.held).sum();
+        let hungry = self.0.values().filter(|other| other.hungry > 0.0);
+        let contended = hungry.clone().next().is_some();
+        let starving = self.0.values().any(|other| other.hungry > 0.0 && other.held == 0);
+        let claimants = self.0.len() as u32 + 1;
+        let fair = (claim.limit / claimants).max(1);
+        let mut want = claim.wanted.min(claim.limit);
+        if contended {
+            want = want.min(fair);
+        }
+        let oldest = self.0.values().filter(|other| other.held > 0).all(|other| mine.since <= other.since);
+        if starving && claimants > claim.limit && mine.since > 0.0 && now - mine.since >= TURN && oldest {
+            want = 0;
+        }
+        let has = mine.held.max(claim.using);
+        // Places that are free are first for those who have waited for longer.
+        let ahead = hungry.filter(|other| mine.hungry == 0.0 || other.hungry < mine.hungry).count() as u32;
+        let room = claim.limit.saturating_sub(others).saturating_sub(has).saturating_sub(ahead);
+        let may = want.min(has + room);
+        let held = may.max(claim.using);
+        let is_hungry = may < claim.wanted.min(claim.limit).min(fair);
+        let since = |was: f64| if was > 0.0 { was } else { now };
+        self.0.insert(
+            claim.holder.clone(),
+            Holder {
+                held,
+                ends: now + claim.lease.as_secs_f64() * 1000.0,
+                hungry: if is_hungry { since(mine.hungry) } else { 0.0 },
+                since: if held > 0 { since(mine.since) } else { 0.0 },
+            },
+        );
+        PlaceShare { may, contended }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn claim(holder: &str, limit: u32, using: u32, wanted: u32) -> Claim {
+        Claim { holder: holder.into(), limit, using, wanted, lease: Duration::from_secs(10) }
+    }
+
+    #[test]
+    fn however_many_ask_and_die_the_limit_holds_and_all_have_their_turn() {
+        for (limit, holders) in [(3, 4), (8, 3), (1, 5), (20, 4)] {
+            let mut sharing = Sharing::default();
+            let mut using = vec![0; holders];
+            let mut may = vec![0; holders];
+            let mut worked = vec![0; holders];
+            for step in 0..4_000 {
+                let now = 1e6 + f64::from(step) * 50.0;
+                let who = step as usize % holders;
+                // What ran has ended, and as much begins again as may.
+                using[who] = if step % 3 == 0 { 0 } else { using[who] };
+                may[who] = sharing.claim(now, &claim(&who.to_string(), limit, using[who], 20)).may;
+                using[who] = using[who].max(may[who]);
+                worked[who] += may[who];
+                assert!(using.iter().sum::<u32>() <= limit, "{using:?} of {limit} at {step}");
+            }
+            let (least, most) = (worked.iter().min().unwrap(), worked.iter().max().unwrap());
+            assert!(least * 4 >= *most, "of {limit} places {worked:?}");
+        }
+    }
+}
