@@ -43,8 +43,7 @@ pub(super) fn personality() -> Personality {
                 .habits(Habits {
                     host: Some("registry-1.docker.io"),
                     realm: Some("https://auth.docker.io/token"),
-                    // More than the stories pull: imgsync would wait for the next window.
-                    pulls: Some(10_000),
+                    pulls: Some(100),
                     blobs_at: Some(("production.cloudflare.docker.com", 307)),
                     no_catalog: Some(404),
                     ..Habits::default()
