@@ -72,7 +72,7 @@ impl Repository {
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
     /// says that the blob has another size than its descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let mirrored = self.from_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
+        let mirrored = self.at_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
         match mirrored {
             Some(opened) => Ok(opened),
             None => self.blob_open_here(blob, offset).await,

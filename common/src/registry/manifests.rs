@@ -72,7 +72,7 @@ impl Repository {
     /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
     /// takes it for that, and hears from the push whether it was meant.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
-        let mirrored = self.from_mirrors(|mirror| async move {
+        let mirrored = self.at_mirrors(|mirror| async move {
             let missing = || Error::new(Class::NotFound, mirror.place(reference), "it is not there");
             mirror.manifest_asked(reference).await?.ok_or_else(missing)
         });
@@ -133,7 +133,7 @@ impl Repository {
 
     pub(crate) async fn manifest_get_counted(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
         let mirrored =
-            self.from_mirrors(|mirror| async move { mirror.manifest_get_here(reference, counted).await }).await?;
+            self.at_mirrors(|mirror| async move { mirror.manifest_get_here(reference, counted).await }).await?;
         match mirrored {
             Some(manifest) => Ok(manifest),
             None => self.manifest_get_here(reference, counted).await,

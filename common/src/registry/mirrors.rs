@@ -63,7 +63,7 @@ impl Registry {
 impl Repository {
     /// Reads from the mirrors, the first that is not left alone first. `None` where none of them had it. Each is tried
     /// once: there is somebody else to ask.
-    pub(super) async fn from_mirrors<T, F>(&self, read: impl Fn(Repository) -> F) -> Result<Option<T>>
+    pub(super) async fn at_mirrors<T, F>(&self, read: impl Fn(Repository) -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<T>>,
     {

@@ -34,7 +34,7 @@ pub(super) fn personality() -> Personality {
         },
         play: || {
             let bearer = Bearer::user("_json_key", "{\"type\":\"service_account\"}").field(TokenField::Both);
-            FaultRegistry::builder().bearer(bearer.service("europe-docker.pkg.dev")).google().habits(Habits {
+            FaultRegistry::builder().bearer(bearer.service("europe-docker.pkg.dev")).google().rate((5000.0 / 60.0, 5000.0)).habits(Habits {
                 host: Some("europe-docker.pkg.dev"),
                 token_path: Some("/v2/token"),
                 realm: Some("https://europe-docker.pkg.dev/v2/token"),
