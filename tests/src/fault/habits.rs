@@ -269,7 +269,8 @@ pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> 
             if let Some(limit) = habits.pulls {
                 let used = inner.pulls.fetch_add(1, Ordering::SeqCst) + 1;
                 if used > limit {
-                    let refused = Answer::new(StatusCode::TOO_MANY_REQUESTS).body("You have reached your pull rate limit.\n");
+                    let refused =
+                        Answer::new(StatusCode::TOO_MANY_REQUESTS).body("You have reached your pull rate limit.\n");
                     return refused.header(header::RETRY_AFTER, 60);
                 }
                 answer = answer
