@@ -17,7 +17,8 @@ pub(super) fn personality() -> Personality {
         settings: "",
         to_do: "nothing; log in for more pulls",
         habits: "API and tokens at hosts of their own, login under `https://index.docker.io/v1/`, GETs of manifests counted \
-                 (`ratelimit-*`), blobs by 307, no catalog, 429 as text",
+                 (`ratelimit-*`), 429 as text when
+                 100 are used up, blobs by 307, no catalog, `origin` on mounts breaks it",
         takes_docker: true,
         makes_repositories: false,
         expires: true,
@@ -44,6 +45,7 @@ pub(super) fn personality() -> Personality {
                     host: Some("registry-1.docker.io"),
                     realm: Some("https://auth.docker.io/token"),
                     pulls: Some(100),
+                    breaks_on_origin: true,
                     blobs_at: Some(("production.cloudflare.docker.com", 307)),
                     no_catalog: Some(404),
                     ..Habits::default()

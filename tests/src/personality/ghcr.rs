@@ -31,6 +31,7 @@ pub(super) fn personality() -> Personality {
         play: || {
             let bearer = Bearer::user("owner", "ghp_1").anonymous_pull(true).service("ghcr.io").without_expiry();
             FaultRegistry::builder()
+                .rate((2000.0 / 60.0, 2000.0))
                 .bearer(bearer)
                 .relative_locations()
                 .page(100)

@@ -87,10 +87,10 @@ targets! {
         };
         kinds.map(read).join(" ")
     };
-    tag_lists = |input| tags::shape(input);
-    catalogs = |input| catalog::shape(input);
-    referrer_lists = |input| referrers::shape(input);
-    tokens = |input| auth::shape(input);
+    tag_lists = tags::shape;
+    catalogs = catalog::shape;
+    referrer_lists = referrers::shape;
+    tokens = auth::shape;
     error_bodies = |input| {
         let found = ["application/json", "text/html", ""].map(|kind| api_error::parse(Some(kind), input));
         for error in &found {
