@@ -11,6 +11,16 @@ use imgsync_tests::images::{self, Image, Layer};
 
 const MIB: u64 = 1 << 20;
 
+/// A registry's error.
+fn says(code: u16, kind: &str, message: &str) -> Action {
+    let body = serde_json::json!({"errors": [{"code": kind, "message": message}]}).to_string();
+    Action::Status {
+        code,
+        headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+        body: body.into(),
+    }
+}
+
 #[tokio::main]
 async fn main() {
     let slow = |latency| FaultRegistry::builder().latency(Duration::from_millis(latency)).start();
@@ -19,8 +29,8 @@ async fn main() {
         for patch in 0..4 {
             for (at, part) in (0..).zip(["pilot", "proxyv2", "install-cni"]) {
                 let tag = format!("1.{minor}.{patch}");
-                let base = Layer::Shared(format!("istio-{minor}"), 6 * MIB);
-                let own = Layer::Synthetic((2 + at * 3 + minor % 5) * MIB);
+                let base = Layer::Shared(format!("istio-{minor}"), MIB);
+                let own = Layer::Synthetic(MIB / 2 + (at * 3 + minor % 5) * 150_000);
                 let image = Image::single(&format!("{part}-{tag}")).layer(base).layer(own).build();
                 google.push(&format!("istio-release/{part}"), &tag, &image);
                 // Older ones were copied before.
@@ -38,17 +48,25 @@ async fn main() {
     for n in 1..8 {
         quay.push("coreos/flannel", &format!("v0.{n}.0"), &images::single(&format!("flannel-{n}")));
     }
-    google.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 6 * MIB });
+    google.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 3 * MIB / 2 });
     let denied = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("coreos/flannel");
-    quay.on(denied).always().act(Action::error(401, "UNAUTHORIZED"));
-    quay.on(Match::kind(Kind::Tags).repository("coreos/etcd")).always().act(Action::error(404, "NAME_UNKNOWN"));
+    quay.on(denied).always().act(says(401, "UNAUTHORIZED", "access to the requested resource is not authorized"));
+    quay.on(Match::kind(Kind::Tags).repository("coreos/etcd")).always().act(says(
+        404,
+        "NAME_UNKNOWN",
+        "repository not found",
+    ));
     for tag in ["3.7", "3.19", "3.31"] {
         let gone = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("pause").reference(tag);
-        k8s.on(gone).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+        k8s.on(gone).always().act(says(404, "MANIFEST_UNKNOWN", &format!("Failed to fetch \"{tag}\"")));
     }
     let refused = Match::kind(Kind::ManifestPut).repository("mirror/istio-release/install-cni");
     let of_26 = refused.when(|record| record.reference.as_deref().is_some_and(|tag| tag.starts_with("1.26.")));
-    target.on(of_26).always().act(Action::error(413, "DENIED"));
+    target.on(of_26).always().act(says(
+        412,
+        "DENIED",
+        "adding 2.2 MiB will exceed the configured upper limit of 50.0 GiB",
+    ));
     let endpoint = |name: &str, registry: &FaultRegistry| format!("  {name}: {{endpoint: \"{}\"}}\n", registry.url());
     println!(
         "registries:\n{}{}{}{}defaults: {{to: harbor.example.com/mirror, name: keep}}\nconcurrency: 6\nrules:\n\

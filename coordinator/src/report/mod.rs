@@ -2,6 +2,7 @@
 //! as what users make of it.
 
 mod advice;
+mod gather;
 mod json;
 mod plot;
 #[cfg(test)]

@@ -13,8 +13,9 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
 use super::Form;
+use super::gather::thousands;
 use super::plot::{Plotted, svg};
-use super::view::{View, thousands};
+use super::view::View;
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -90,12 +91,18 @@ fn environment(form: Form) -> Environment<'static> {
         Form::Text => AutoEscape::None,
     });
     environment.set_formatter(|out, state, value| {
-        if *state.auto_escape() != FOR_MARKDOWN {
+        let escape: fn(&str) -> String = match state.auto_escape() {
+            // Theirs makes `&#x2f;` of every slash, of which the names of images have many.
+            AutoEscape::Html => html,
+            mode if *mode == FOR_MARKDOWN => markdown,
+            _ => return minijinja::escape_formatter(out, state, value),
+        };
+        if value.is_undefined() || value.is_none() {
+            // Which says what is missing, and fails.
             return minijinja::escape_formatter(out, state, value);
         }
         let text = value.to_string();
-        let text = if value.is_safe() { text } else { markdown(&text) };
-        out.write_str(&text).map_err(minijinja::Error::from)
+        out.write_str(&if value.is_safe() { text } else { escape(&text) }).map_err(minijinja::Error::from)
     });
     environment.add_filter("bytes", bytes);
     environment.add_filter("duration", |seconds: f64| duration(seconds));
@@ -143,6 +150,22 @@ fn share(part: u64, whole: u64) -> f64 {
     (share * 100.0).round().max(1.0) / 100.0
 }
 
+/// Text that is neither a tag nor the end of an attribute.
+fn html(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 /// Text in which Markdown finds nothing to do.
 fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
@@ -182,13 +205,13 @@ mod tests {
     #[test]
     fn whatever_registries_say_stays_text_in_html() {
         let html = Template::own(Form::Html).unwrap().render(&view()).unwrap();
-        for tag in ["<script", "<img", "onerror=\"", "javascript:", "</title><", "http-equiv=\"refresh"] {
+        for tag in ["<script", "<img", "onerror=\"", "href", "</title><script", "http-equiv=\"refresh"] {
             assert!(!html.contains(tag), "{tag} in {html}");
         }
         assert!(html.contains("&lt;script&gt;"), "what was said is shown all the same");
         assert!(html.contains("default-src 'none'"));
-        for outside in ["http://", "https://", "url(", "@import", " src=", "<link"] {
-            assert!(!html.replace("http:&#x2f;&#x2f;", "").contains(outside), "{outside}");
+        for outside in ["http://", "https://", "url(", "@import", "<link"] {
+            assert!(!html.contains(outside), "{outside}");
         }
     }
 
@@ -213,9 +236,8 @@ mod tests {
         let template = Template::new("x", text.replace(".groups[0].images[0].error", ".total"), Form::Json).unwrap();
         let made: serde_json::Value = serde_json::from_str(&template.render(&view()).unwrap()).unwrap();
         assert_eq!(made["n"], view().counts.failed);
-        let loops =
-            r#"[{% for group in failures.groups %}{{ group.images[0].error }}{{ "," if not loop.last }}{% endfor %}]"#;
-        let template = Template::new("x", loops.replace("{{ \",\"", "{{ \",\"|safe"), Form::Json);
+        let loops = r#"[{% for group in failures.groups %}{{ group.images[0].error }}{% if not loop.last %},{% endif %}{% endfor %}]"#;
+        let template = Template::new("x", loops.to_owned(), Form::Json);
         let made = template.unwrap().render(&view()).unwrap();
         assert!(serde_json::from_str::<Vec<String>>(&made).unwrap()[0].contains(HOSTILE), "{made}");
     }

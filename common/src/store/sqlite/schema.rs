@@ -216,3 +216,34 @@ pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fau
     transaction.commit()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_an_earlier_version_is_brought_up_to_date_with_all_that_it_holds() {
+        for version in 1..MIGRATIONS.len() {
+            let mut connection = Connection::open_in_memory().unwrap();
+            for migration in &MIGRATIONS[..version] {
+                connection.execute_batch(migration).unwrap();
+            }
+            connection.pragma_update(None, "application_id", APPLICATION).unwrap();
+            connection.pragma_update(None, "user_version", version as i64).unwrap();
+            connection
+                .execute(
+                    "INSERT INTO batch (id, control, rules, options, created, total, s4) VALUES (x'00', 4, '', '', 5, 1, 1)",
+                    [],
+                )
+                .unwrap();
+            migrate(&mut connection, "a test").unwrap();
+            migrate(&mut connection, "a test").unwrap();
+            let kept = connection.query_row("SELECT created, s4, millis, width FROM batch", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            });
+            assert_eq!(kept.unwrap(), (5, 1, 0, 1000));
+            let parts: i64 = connection.query_row("SELECT count(*) FROM part", [], |row| row.get(0)).unwrap();
+            assert_eq!(parts, 0);
+        }
+    }
+}
