@@ -197,7 +197,7 @@ impl Repository {
             *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
             let Some(used) = used else { return self.basic(scope.login).await };
             // The same credentials would be refused the same way; but a helper may have others by now.
-            if !self.forget_credential(scope.login, used.since).await {
+            if !Box::pin(self.forget_credential(scope.login, used.since)).await {
                 return Ok(None);
             }
             return Ok(self.basic(scope.login).await?.filter(|fresh| fresh.header != used.header));

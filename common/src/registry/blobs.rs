@@ -80,12 +80,13 @@ impl Repository {
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
     /// says that the blob has another size than its descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let mirrored =
-            self.read_from_mirrors(|mirror| async move { mirror.blob_open_here(blob, offset).await }).await?;
-        match mirrored {
-            Some(opened) => Ok(opened),
-            None => self.blob_open_here(blob, offset).await,
+        let at_mirror = |mirror: Repository| async move { mirror.blob_open_here(blob, offset).await };
+        if self.has_mirrors()
+            && let Some(opened) = Box::pin(self.at_mirrors(at_mirror)).await?
+        {
+            return Ok(opened);
         }
+        self.blob_open_here(blob, offset).await
     }
 
     async fn blob_open_here(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {

@@ -72,11 +72,13 @@ impl Repository {
     /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
     /// takes it for that, and hears from the push whether it was meant.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
-        let mirrored = self.read_from_mirrors(|mirror| async move {
+        let at_mirror = |mirror: Repository| async move {
             let missing = || Error::new(Class::NotFound, mirror.place(reference), "it is not there");
             mirror.manifest_asked(reference).await?.ok_or_else(missing)
-        });
-        if let Some(head) = mirrored.await? {
+        };
+        if self.has_mirrors()
+            && let Some(head) = Box::pin(self.at_mirrors(at_mirror)).await?
+        {
             return Ok(Some(head));
         }
         match self.manifest_asked(reference).await {
@@ -132,12 +134,13 @@ impl Repository {
     }
 
     pub(crate) async fn manifest_get_counted(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
-        let mirrored =
-            self.read_from_mirrors(|mirror| async move { mirror.manifest_get_here(reference, counted).await }).await?;
-        match mirrored {
-            Some(manifest) => Ok(manifest),
-            None => self.manifest_get_here(reference, counted).await,
+        let at_mirror = |mirror: Repository| async move { mirror.manifest_get_here(reference, counted).await };
+        if self.has_mirrors()
+            && let Some(manifest) = Box::pin(self.at_mirrors(at_mirror)).await?
+        {
+            return Ok(manifest);
         }
+        self.manifest_get_here(reference, counted).await
     }
 
     async fn manifest_get_here(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {

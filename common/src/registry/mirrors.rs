@@ -61,15 +61,17 @@ impl Registry {
 }
 
 impl Repository {
+    /// Whether there is anything to be read from mirrors.
+    pub(super) fn has_mirrors(&self) -> bool {
+        self.access == Access::Pull && !self.registry.mirrors.is_empty()
+    }
+
     /// Reads from the mirrors, the first that is not left alone first. `None` where none of them had it. Each is tried
     /// once: there is somebody else to ask.
-    pub(super) async fn read_from_mirrors<T, F>(&self, read: impl Fn(Repository) -> F) -> Result<Option<T>>
+    pub(super) async fn at_mirrors<T, F>(&self, read: impl Fn(Repository) -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<T>>,
     {
-        if self.access != Access::Pull {
-            return Ok(None);
-        }
         for registry in &self.registry.mirrors {
             if registry.mirror.as_ref().is_none_or(Mirror::rests) {
                 continue;

@@ -369,7 +369,9 @@ impl Repository {
         let error = self.mind(errand, error).await;
         match error.class() {
             // Some say in words, and not by a challenge, that what was sent has run out: with a fresh one it may pass.
-            Class::Denied | Class::Refused if says_expired(error.detail()) && self.renew(errand.login, began).await => {
+            Class::Denied | Class::Refused
+                if says_expired(error.detail()) && Box::pin(self.renew(errand.login, began)).await =>
+            {
                 let hint = self.login_hint(true);
                 error.as_class(Class::TokenExpired).hint(hint)
             }

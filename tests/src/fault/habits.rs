@@ -69,6 +69,10 @@ pub struct Habits {
     /// The first of every so many bodies of blobs breaks off.
     pub breaks_one_body_in: Option<u64>,
 
+    /// The status of a mount that does not say from where.
+    pub nameless_mount: Option<u16>,
+    /// A mount that names another registry (`origin`) is an error of the server's.
+    pub breaks_on_origin: bool,
     /// What becomes of a mount of a blob that is not there, if not a session.
     pub missing_mount: Option<u16>,
     /// A mount takes what some manifest of the other repository names, and nothing else.
@@ -93,6 +97,8 @@ pub struct Habits {
     pub title_case: bool,
     /// Answers vary, within the specification and beyond.
     pub vary: Option<Vary>,
+    /// Requests of a kind that are taken a second; more are answered 429.
+    pub rates: &'static [(Kind, f64)],
     /// What it calls itself in `Server`.
     pub server: Option<&'static str>,
     /// Bytes of headers that come with each answer besides.
@@ -183,6 +189,19 @@ pub(super) fn before(inner: &Arc<Inner>, record: &Record) -> Option<Answer> {
             () => None,
         };
     }
+    if let Some((_, rate)) = habits.rates.iter().find(|(kind, _)| *kind == record.kind)
+        && !inner.is_within_rate_of(record.kind, *rate)
+    {
+        return refuse(429, "TOOMANYREQUESTS", "Rate exceeded");
+    }
+    if record.kind == Kind::UploadMount {
+        if let Some(status) = habits.nameless_mount.filter(|_| record.parameter("from").is_none()) {
+            return refuse(status, "BLOB_UPLOAD_INVALID", "from where?");
+        }
+        if habits.breaks_on_origin && record.parameter("origin").is_some() {
+            return refuse(500, "UNKNOWN", "unknown error");
+        }
+    }
     if let (Kind::Catalog, Some(status)) = (record.kind, habits.no_catalog) {
         return refuse(status, "UNSUPPORTED", "there is no catalog");
     }
@@ -249,6 +268,11 @@ pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> 
             }
             if let Some(limit) = habits.pulls {
                 let used = inner.pulls.fetch_add(1, Ordering::SeqCst) + 1;
+                if used > limit {
+                    let refused =
+                        Answer::new(StatusCode::TOO_MANY_REQUESTS).body("You have reached your pull rate limit.\n");
+                    return refused.header(header::RETRY_AFTER, 60);
+                }
                 answer = answer
                     .header("ratelimit-limit", format!("{limit};w=21600"))
                     .header("ratelimit-remaining", format!("{};w=21600", limit.saturating_sub(used)))

@@ -30,6 +30,8 @@ pub(super) struct Inner {
     pub(super) misled: AtomicU64,
     /// What was varied.
     pub(super) varied: Mutex<Vec<(Kind, String)>>,
+    /// What is left of the rates of kinds, and when that was so.
+    buckets: Mutex<HashMap<Kind, (f64, Instant)>>,
     /// Bodies of blobs so far.
     pub(super) bodies: AtomicU64,
     /// Manifests that were pulled.
@@ -119,6 +121,7 @@ impl Inner {
             peak: AtomicU64::new(0),
             misled: AtomicU64::new(0),
             varied: Mutex::default(),
+            buckets: Mutex::default(),
             bodies: AtomicU64::new(0),
             pulls: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
@@ -178,11 +181,13 @@ impl Inner {
     /// Whether one more request is within the rate.
     pub(super) fn is_within_rate(&self) -> bool {
         let Some((per_second, burst)) = self.options.rate else { return true };
-        let mut tokens = self.tokens.lock().expect("the tokens are whole");
-        let now = Instant::now();
-        let left = burst.min(tokens.0 + now.duration_since(tokens.1).as_secs_f64() * per_second);
-        *tokens = (if left >= 1.0 { left - 1.0 } else { left }, now);
-        left >= 1.0
+        take(&mut self.tokens.lock().expect("the tokens are whole"), per_second, burst)
+    }
+
+    /// Whether one more request of a kind is within a rate, of which a second's worth may come at once.
+    pub(super) fn is_within_rate_of(&self, kind: Kind, per_second: f64) -> bool {
+        let mut buckets = self.buckets.lock().expect("the rates are whole");
+        take(buckets.entry(kind).or_insert((per_second, Instant::now())), per_second, per_second)
     }
 
     /// What is left of a user's pulls after this request, which may be one; none where that is one too many.
@@ -207,6 +212,14 @@ impl Inner {
         self.peak.fetch_max(now, Ordering::SeqCst);
         InFlight { inner: Arc::clone(self), slot: None }
     }
+}
+
+/// Takes one of what is left, if there is one.
+fn take(tokens: &mut (f64, Instant), per_second: f64, burst: f64) -> bool {
+    let now = Instant::now();
+    let left = burst.min(tokens.0 + now.duration_since(tokens.1).as_secs_f64() * per_second);
+    *tokens = (if left >= 1.0 { left - 1.0 } else { left }, now);
+    left >= 1.0
 }
 
 /// A request that is being answered, until it is dropped.

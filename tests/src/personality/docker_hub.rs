@@ -14,10 +14,12 @@ pub(super) fn personality() -> Personality {
         repository: "library/app",
         neighbour: "library/other",
         login: Login::Password { key: "https://index.docker.io/v1/", user: "gcrxio", password: "dckr_pat_1" },
-        settings: "",
+        // The vendor's API, on a host of its own, is played by what fault/vendor holds.
+        settings: "listing: registry",
         to_do: "nothing; log in for more pulls",
         habits: "API and tokens at hosts of their own, login under `https://index.docker.io/v1/`, GETs of manifests counted \
-                 (`ratelimit-*`), blobs by 307, no catalog, 429 as text",
+                 (`ratelimit-*`), 429 as text when
+                 100 are used up, blobs by 307, no catalog, `origin` on mounts breaks it",
         takes_docker: true,
         makes_repositories: false,
         expires: true,
@@ -44,6 +46,7 @@ pub(super) fn personality() -> Personality {
                     host: Some("registry-1.docker.io"),
                     realm: Some("https://auth.docker.io/token"),
                     pulls: Some(100),
+                    breaks_on_origin: true,
                     blobs_at: Some(("production.cloudflare.docker.com", 307)),
                     no_catalog: Some(404),
                     ..Habits::default()

@@ -19,7 +19,8 @@ pub(super) fn personality() -> Personality {
                 lasts 12 h",
         habits: "Basic with a password that runs out (403), repositories must be made, GET without a digest, `n` above 1000 \
                  and `last` refused, opaque cursors, PATCH answers 201 and drops what follows, mounts of committed blobs \
-                 alone, tags that cannot be moved, blobs by 307",
+                 alone, tags that cannot be moved, limits for
+                 each kind of request, blobs by 307",
         takes_docker: true,
         makes_repositories: true,
         expires: true,
@@ -43,6 +44,7 @@ pub(super) fn personality() -> Personality {
                     expired: Some((403, "Your authorization token has expired. Reauthenticate and try again.")),
                     next_password: Some("twelve-more"),
                     no_new_repositories: true,
+                    rates: &[(Kind::ManifestPut, 10.0), (Kind::UploadStart, 100.0), (Kind::UploadMount, 100.0)],
                     get_without_digest: true,
                     media_type_in_body: true,
                     immutable: &["mirror/fixed"],

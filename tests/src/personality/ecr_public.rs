@@ -39,6 +39,7 @@ pub(super) fn personality() -> Personality {
                     "Your Authorization Token has expired. Please run 'aws ecr-public get-login-password'",
                 )),
                 no_new_repositories: true,
+                rates: &[(Kind::ManifestPut, 10.0), (Kind::UploadStart, 100.0), (Kind::UploadMount, 100.0)],
                 get_without_digest: true,
                 blobs_at: Some(("d2glxqk2uabbnd.cloudfront.net", 307)),
                 patches: Patches::FirstStays,

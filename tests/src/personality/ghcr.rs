@@ -12,7 +12,8 @@ pub(super) fn personality() -> Personality {
         repository: "owner/app",
         neighbour: "owner/other",
         login: Login::Password { key: "ghcr.io", user: "owner", password: "ghp_1" },
-        settings: "",
+        // The vendor's API, on a host of its own, is played by what fault/vendor holds.
+        settings: "listing: registry",
         to_do: "nothing",
         habits: "of several PATCHes the last one stays, bodies that break off, relative Link and Location, limits as 403 with \
                  `Retry-After`, blobs by 307, no catalog",
@@ -31,6 +32,7 @@ pub(super) fn personality() -> Personality {
         play: || {
             let bearer = Bearer::user("owner", "ghp_1").anonymous_pull(true).service("ghcr.io").without_expiry();
             FaultRegistry::builder()
+                .rate((2000.0 / 60.0, 2000.0))
                 .bearer(bearer)
                 .relative_locations()
                 .page(100)

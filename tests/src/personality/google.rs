@@ -34,16 +34,20 @@ pub(super) fn personality() -> Personality {
         },
         play: || {
             let bearer = Bearer::user("_json_key", "{\"type\":\"service_account\"}").field(TokenField::Both);
-            FaultRegistry::builder().bearer(bearer.service("europe-docker.pkg.dev")).google().habits(Habits {
-                host: Some("europe-docker.pkg.dev"),
-                token_path: Some("/v2/token"),
-                realm: Some("https://europe-docker.pkg.dev/v2/token"),
-                bare_401: true,
-                many_scopes: Some(403),
-                blobs_at: Some(("storage.googleapis.com", 302)),
-                patches: Patches::One(405),
-                ..Habits::default()
-            })
+            FaultRegistry::builder()
+                .bearer(bearer.service("europe-docker.pkg.dev"))
+                .google()
+                .rate((5000.0 / 60.0, 5000.0))
+                .habits(Habits {
+                    host: Some("europe-docker.pkg.dev"),
+                    token_path: Some("/v2/token"),
+                    realm: Some("https://europe-docker.pkg.dev/v2/token"),
+                    bare_401: true,
+                    many_scopes: Some(403),
+                    blobs_at: Some(("storage.googleapis.com", 302)),
+                    patches: Patches::One(405),
+                    ..Habits::default()
+                })
         },
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn personality() -> Personality {
         login: Login::Password { key: "quay.io", user: "team+robot", password: "secret" },
         settings: "",
         to_do: "nothing",
-        habits: "tokens at `/v2/auth`, no token at all for who asks for `delete` or for several scopes, pages of 50, a very \
+        habits: "tokens at `/v2/auth`, no token at all for who asks for `delete` or for several scopes, a mount wants `from`, pages of 50, a very \
                  large `n` answered 413, blobs by 302",
         takes_docker: true,
         makes_repositories: false,
@@ -36,6 +36,7 @@ pub(super) fn personality() -> Personality {
                 realm: Some("https://quay.io/v2/auth"),
                 many_scopes: Some(400),
                 never_delete: true,
+                nameless_mount: Some(400),
                 most_entries: Some((1000, 413)),
                 blobs_at: Some(("cdn01.quay.io", 302)),
                 no_catalog: Some(401),

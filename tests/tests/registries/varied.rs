@@ -24,8 +24,8 @@ async fn registry(seed: u64, repository: &str) -> FaultRegistry {
     if seed.is_multiple_of(5) { builder.relative_locations().start().await } else { builder.start().await }
 }
 
-/// One batch of six images of which three are in the odd repository.
-async fn batch(seed: u64) {
+/// One batch of six images of which three are in the odd repository: how many answers were varied, and what failed of it.
+async fn batch(seed: u64) -> (usize, usize) {
     let (source, target) = tokio::join!(registry(seed, ODD), registry(seed ^ 1, "mirror/team/odd"));
     let odd = [
         ("multi", images::multi_platform("varied-multi")),
@@ -77,15 +77,23 @@ async fn batch(seed: u64) {
         assert!(differences.is_empty() || !is_there, "no tag is wrong: {differences:?} {}", told());
         assert!(is_there || relisted || !troubles.is_empty(), "what is missing is told of: {tag} {}", told());
     }
+    (varied.len(), troubles.len())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_odd_fails_alone_or_not_at_all() {
     let first = number("IMGSYNC_VARY_SEED").unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
     let runs = number("IMGSYNC_VARY_RUNS").unwrap_or(8);
+    let (mut varied, mut failed) = (0, 0);
     for seed in first..first + runs {
-        batch(seed).await;
+        let (more_varied, more_failed) = batch(seed).await;
+        varied += more_varied;
+        failed += more_failed;
     }
+    assert!(varied > 0, "nothing was varied from seed {first}");
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{runs} batches from IMGSYNC_VARY_SEED={first}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{runs} batches from IMGSYNC_VARY_SEED={first}: {varied} answers were varied, {failed} images or lists failed for it"
+    );
 }

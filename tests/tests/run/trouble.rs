@@ -40,8 +40,10 @@ async fn one_bad_image_neither_stops_nor_loops_the_run() {
     assert_eq!(json["failures"][0]["class"], "not_found");
     assert_eq!(json["failures"][0]["source"], format!("{}/a:bad", source.host()));
     assert!(json["failures"][0]["error"].as_str().unwrap().contains(&bad.layers()[0]));
-    // What the failure cost is in the sum too.
-    assert_eq!(json["requests"], serde_json::json!({"source": source.total(), "target": target.total()}));
+    // What the failure cost is in the sum too: also what was under way to the target and given up before it was there.
+    assert_eq!(json["requests"]["source"], source.total());
+    let (counted, seen) = (json["requests"]["target"].as_u64().unwrap(), target.total());
+    assert!((seen..=seen + 2).contains(&counted), "{counted} requests were counted, and {seen} seen");
     let gets = source.count_where(|r| r.kind == Kind::ManifestGet && r.reference.as_deref() == Some("bad"));
     assert_eq!(gets, 1, "what is final is not tried again");
 }
