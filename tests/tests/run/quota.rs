@@ -52,9 +52,9 @@ async fn what_a_month_allows_is_kept_from_run_to_run_and_no_more_is_begun() {
         format!("traffic: 700KB\nrules: [{{from: {source}/a, tags: {{include: [{tags}]}}, to: {target}/m}}]\n")
     };
     let imgsync = Imgsync::new();
-    imgsync.file("imgsync.yaml", &rule("v0"));
+    imgsync.file("imgsync.yaml", rule("v0"));
     imgsync.again().arg("run").run().await.assert_code(0);
-    imgsync.file("imgsync.yaml", &rule("v1, v2"));
+    imgsync.file("imgsync.yaml", rule("v1, v2"));
     source.clear_requests();
     let mut run = imgsync.again().arg("run").spawn();
     run.wait_for_line(|line| line.contains("it takes no more before the next"), Duration::from_secs(60)).await;
