@@ -11,7 +11,7 @@ use std::time::Duration;
 use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
-use imgsync_common::queue::{Delivery, TaskQueue};
+use imgsync_common::queue::{Delivery, RETRY_DELAYS, TaskQueue};
 use imgsync_common::registry::Client;
 use imgsync_common::retry::seconds;
 use imgsync_common::store::{Clock, Doing, LEASE, Store};
@@ -230,7 +230,7 @@ impl Runner {
                     let hold = registry.as_ref().and_then(|registry| self.client.hold(registry, true));
                     let why = hold.map_or_else(|| "asked to be left alone".to_owned(), |hold| hold.why);
                     self.park(lane, time, &format!("{who} {why}"));
-                    time
+                    not_after(time)
                 }
                 Ok(task::Ended::OutOfReach { registry, why }) => {
                     self.serving.lost_reach(&registry, lane, &why);
@@ -284,6 +284,12 @@ impl Runner {
         tracing::warn!("{message}");
         self.events.emit(Event::Warning { message: message.to_owned() });
     }
+}
+
+/// How long a message waits of a lane that is left alone for so long: queues that know a few delays only are not to keep it
+/// beyond that, and one that is back sooner is not taken.
+fn not_after(wait: Duration) -> Duration {
+    RETRY_DELAYS.into_iter().rfind(|delay| *delay <= wait).unwrap_or(wait)
 }
 
 async fn free_slot(slots: &Arc<Semaphore>, stop: &Stop) -> Option<tokio::sync::OwnedSemaphorePermit> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use futures_util::future::join_all;
 use imgsync_common::error::Class;
+use imgsync_common::image::{Descriptor, MediaType};
 use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Access, Client, ClientSettings, ManifestRef, RegistrySettings, Reserve, SharedPace};
 use imgsync_common::retry::Policy;
@@ -218,4 +219,56 @@ async fn several_who_pull_take_turns_and_one_whose_quota_is_used_up_is_left_out(
     assert!(error.wait().unwrap() > Duration::from_secs(590), "{error}");
     assert!(error.to_string().contains("has 0 of 4 pulls left"), "{error}");
     assert_eq!(refused(&registry), 0, "it is not asked in vain");
+}
+
+#[tokio::test]
+async fn anonymous_quotas_are_kept_by_the_address_that_asks() {
+    let registry = FaultRegistry::builder().pulls((4, Duration::from_secs(600))).start().await;
+    registry.push("a", "1", &images::single("pace"));
+    let store = Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap());
+    let behind = |egress: &str| {
+        let one = RegistrySettings { egress: Some(egress.into()), ..RegistrySettings::default() };
+        client(ClientSettings {
+            registries: [(registry.host().parse().unwrap(), one)].into(),
+            pace: Some(SharedPace { store: store.clone(), careful: false, alone: false }),
+            ..ClientSettings::default()
+        })
+    };
+    let office = behind("office");
+    for _ in 0..4 {
+        pull(&office, &registry).await.unwrap();
+    }
+    // One that begins later, behind the same address, has heard of it; one behind another has a budget of its own.
+    let asked = registry.total();
+    assert_eq!(pull(&behind("office"), &registry).await.unwrap_err().class(), Class::RateLimited);
+    assert_eq!(registry.total(), asked, "it is not asked in vain");
+    let host = registry.host().parse().unwrap();
+    let home = behind("home");
+    assert_ne!(home.accounts(&host, true).await, office.accounts(&host, true).await);
+    let refused_there = pull(&home, &registry).await.unwrap_err();
+    assert_eq!(refused_there.class(), Class::RateLimited);
+    assert_eq!(registry.total(), asked + 1, "it asks for itself: this registry counts both as one");
+}
+
+#[tokio::test]
+async fn blobs_go_no_faster_than_the_line_may_be_used() {
+    let registry = FaultRegistry::start().await;
+    let image =
+        imgsync_tests::images::Image::single("slow").layer(imgsync_tests::images::Layer::Synthetic(1 << 20)).build();
+    registry.push("a", "1", &image);
+    let one = RegistrySettings { bandwidth: Some(512 << 10), ..RegistrySettings::default() };
+    let client = client(ClientSettings {
+        registries: [(registry.host().parse().unwrap(), one)].into(),
+        ..ClientSettings::default()
+    });
+    let digest: imgsync_common::image::Digest = image.largest_blob().parse().unwrap();
+    let blob = Descriptor::new(MediaType::new("application/octet-stream"), digest, 1 << 20);
+    let started = Instant::now();
+    let mut opened = repository(&client, &registry, "a", Access::Pull).blob_open(&blob, 0).await.unwrap();
+    let mut bytes = 0;
+    while let Some(chunk) = opened.stream.chunk().await.unwrap() {
+        bytes += chunk.len();
+    }
+    assert_eq!((bytes, client.moved()), (1 << 20, 1 << 20));
+    assert!(started.elapsed() > Duration::from_millis(1500), "{:?}", started.elapsed());
 }
