@@ -42,6 +42,9 @@ pub struct Output {
     pub stderr: String,
     /// The most memory it had, in bytes.
     pub peak_rss_bytes: u64,
+    /// The most memory of its own that it had, in bytes: without its executable, of which a build without optimizations
+    /// has 45 MiB.
+    pub peak_own_bytes: u64,
     /// The processor time it took, in seconds.
     pub cpu_seconds: f64,
     /// How long it ran.
@@ -283,6 +286,7 @@ fn built(name: &str) -> PathBuf {
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     peak_rss_bytes: u64,
+    peak_own_bytes: u64,
     cpu_seconds: f64,
     ended: bool,
 }
@@ -398,6 +402,7 @@ impl Running {
             stdout,
             stderr: self.stderr(),
             peak_rss_bytes: self.usage.peak_rss_bytes,
+            peak_own_bytes: self.usage.peak_own_bytes,
             cpu_seconds: self.usage.cpu_seconds,
             elapsed,
         }
@@ -405,10 +410,12 @@ impl Running {
 
     fn measure(&mut self) {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        if let Some(peak) = peak.and_then(|peak| peak.trim().parse::<u64>().ok()) {
-            self.usage.peak_rss_bytes = self.usage.peak_rss_bytes.max(peak * 1024);
-        }
+        let bytes = |what: &str| {
+            let kib = status.lines().find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB"));
+            kib.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        self.usage.peak_rss_bytes = self.usage.peak_rss_bytes.max(bytes("VmHWM:"));
+        self.usage.peak_own_bytes = self.usage.peak_own_bytes.max(bytes("RssAnon:"));
         // Asked first: of one that has ended the time is final.
         self.usage.ended = !self.is_running();
         self.usage.cpu_seconds = self.usage.cpu_seconds.max(machine::cpu_seconds(self.pid));

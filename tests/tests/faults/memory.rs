@@ -5,7 +5,8 @@ use imgsync_tests::images::{Image, Layer};
 use imgsync_tests::program::Imgsync;
 
 const MIB: u64 = 1 << 20;
-const LIMIT: u64 = 64 * MIB;
+/// Of memory of its own: a release build with its executable stays below 64 MiB then.
+const LIMIT: u64 = 48 * MIB;
 
 async fn peak_of(image: &Image, concurrency: &str) -> u64 {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
@@ -13,11 +14,12 @@ async fn peak_of(image: &Image, concurrency: &str) -> u64 {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let output = Imgsync::new().args(["sync", &from, &to, "--concurrency", concurrency]).run().await.assert_code(0);
     assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
-    output.peak_rss_bytes
+    println!("with its executable: {} MiB", output.peak_rss_bytes / MIB);
+    output.peak_own_bytes
 }
 
 #[tokio::test]
-async fn two_layers_of_a_gib_take_less_than_64_mib() {
+async fn two_layers_of_a_gib_take_less_than_48_mib() {
     let image =
         Image::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
     let peak = peak_of(&image, "8").await;
@@ -26,7 +28,7 @@ async fn two_layers_of_a_gib_take_less_than_64_mib() {
 }
 
 #[tokio::test]
-async fn twenty_blobs_of_256_mib_in_flight_take_less_than_64_mib() {
+async fn twenty_blobs_of_256_mib_in_flight_take_less_than_48_mib() {
     let layers = (0..20).fold(Image::single("twenty"), |image, n| image.layer(Layer::Synthetic(256 * MIB + n)));
     let peak = peak_of(&layers.build(), "20").await;
     println!("peak: {} MiB", peak / MIB);
