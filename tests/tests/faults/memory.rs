@@ -5,7 +5,7 @@ use imgsync_tests::images::{Image, Layer};
 use imgsync_tests::program::Imgsync;
 
 const MIB: u64 = 1 << 20;
-/// Of memory of its own: a release build with its executable stays below 64 MiB then.
+/// Of memory of its own: its executable, which differs from build to build, is not counted.
 const LIMIT: u64 = 48 * MIB;
 
 async fn peak_of(image: &Image, concurrency: &str) -> u64 {
