@@ -8,29 +8,29 @@ const MIB: u64 = 1 << 20;
 /// Of memory of its own: its executable, which differs from build to build, is not counted.
 const LIMIT: u64 = 48 * MIB;
 
-async fn peak_of(image: &Image, concurrency: &str) -> u64 {
+/// Its own memory, and with its executable; in bytes.
+async fn peaks_of(image: &Image, concurrency: &str) -> (u64, u64) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
     source.push("a", "1", image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let output = Imgsync::new().args(["sync", &from, &to, "--concurrency", concurrency]).run().await.assert_code(0);
     assert_eq!(target.tag_digest("b", "1").as_ref(), Some(&image.root));
-    println!("with its executable: {} MiB", output.peak_rss_bytes / MIB);
-    output.peak_own_bytes
+    (output.peak_own_bytes, output.peak_rss_bytes)
 }
 
 #[tokio::test]
 async fn two_layers_of_a_gib_take_less_than_48_mib() {
     let image =
         Image::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
-    let peak = peak_of(&image, "8").await;
-    println!("peak: {} MiB", peak / MIB);
+    let (peak, whole) = peaks_of(&image, "8").await;
+    println!("peak: {} MiB, {} with its executable", peak / MIB, whole / MIB);
     assert!(peak < LIMIT, "{} MiB", peak / MIB);
 }
 
 #[tokio::test]
 async fn twenty_blobs_of_256_mib_in_flight_take_less_than_48_mib() {
     let layers = (0..20).fold(Image::single("twenty"), |image, n| image.layer(Layer::Synthetic(256 * MIB + n)));
-    let peak = peak_of(&layers.build(), "20").await;
-    println!("peak: {} MiB", peak / MIB);
+    let (peak, whole) = peaks_of(&layers.build(), "20").await;
+    println!("peak: {} MiB, {} with its executable", peak / MIB, whole / MIB);
     assert!(peak < LIMIT, "{} MiB", peak / MIB);
 }
