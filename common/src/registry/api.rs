@@ -251,10 +251,14 @@ impl Api {
         Ok(())
     }
 
-    /// An API on a host of its own can be out of reach where the registry is not.
+    /// Whether an error says that this API, on a host of its own, cannot be connected to where the registry may be: so it is
+    /// behind filtered networks.
+    pub fn is_out_of_reach(&self, error: &Error) -> bool {
+        error.is_unconnected() && self.asked.registry().host() != self.registry().host()
+    }
+
     fn unreached(&self, error: Error) -> Error {
-        let is_elsewhere = self.asked.registry().host() != self.registry().host();
-        if !is_elsewhere || !error.is_unconnected() {
+        if !self.is_out_of_reach(&error) {
             return error;
         }
         let advice = error.advice().map(|advice| format!("{advice}; ")).unwrap_or_default();

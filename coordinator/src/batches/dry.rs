@@ -72,7 +72,7 @@ impl Dry<'_> {
                         let failed = plan.failed.into_iter();
                         dry.failed
                             .extend(failed.map(|failed| (failed.source.to_string(), failed.target, failed.error)));
-                        if let Some(error) = plan.below_min {
+                        if let Some(error) = plan.refused {
                             self.unlisted(&mut dry, format!("{}/{}", listing.registry, listing.repository), error)?;
                         }
                     }

@@ -191,7 +191,15 @@ async fn of_layout(folder: &Path) -> Result<Vec<Found>> {
         tags.dedup_by(|a, b| a.tag == b.tag);
         let manifests = tags.len();
         let (registry, repository) = (name.registry, name.repository);
-        Found::Listed(Listing { registry, repository, tags, children: Vec::new(), manifests, google: false })
+        Found::Listed(Listing {
+            registry,
+            repository,
+            tags,
+            children: Vec::new(),
+            manifests,
+            google: false,
+            undated: None,
+        })
     }));
     Ok(found)
 }

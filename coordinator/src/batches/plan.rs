@@ -81,8 +81,8 @@ pub struct Plan {
     pub dropped: Vec<(String, Reason)>,
     /// Tags that were chosen and fail.
     pub failed: Vec<Failed>,
-    /// Fewer tags were chosen than the rule's `min`: there are no tasks then.
-    pub below_min: Option<Error>,
+    /// There are no tasks, for fewer tags were chosen than the rule's `min`, or dates are missing that it chooses by.
+    pub refused: Option<Error>,
 }
 
 /// Plans listing after listing and remembers who writes where, in memory that grows with the repositories.
@@ -103,6 +103,9 @@ impl Planner {
     /// choose tags themselves, and know the names of the original imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
     /// come in any order; of two that collide the one planned first has the target.
     pub fn plan(&mut self, index: usize, rule: &Rule, part: Option<&Part>, listing: &Listing, now: Timestamp) -> Plan {
+        if let Some(error) = listing.lacks_dates_for(&rule.selection) {
+            return Plan { refused: Some(error), ..Plan::default() };
+        }
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
         let evaluation = match part {
@@ -116,7 +119,7 @@ impl Planner {
         if let Some(min) = evaluation.below_min {
             let detail = format!("{} of {} are left, and `min` is {min}", evaluation.kept.len(), listing.tags.len());
             let error = Error::new(Class::NotFound, format!("choosing the tags of {name}"), detail);
-            plan.below_min = Some(error.hint("nothing of it is copied; see what `imgsync tags` drops, and why"));
+            plan.refused = Some(error.hint("nothing of it is copied; see what `imgsync tags` drops, and why"));
             return plan;
         }
         let mut writer = Writer { planner: self, rule, name: identity(&name, rule), claims: HashMap::new() };

@@ -129,7 +129,7 @@ impl Sealing<'_> {
                         let now = self.house.clock.now();
                         // Planned even if it is sealed already: later collisions are found by what was planned.
                         let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
-                        if let Some(error) = &plan.below_min {
+                        if let Some(error) = &plan.refused {
                             self.note(format!("{}/{}", listing.registry, listing.repository), error).await?;
                         }
                         if self.slice.is_some() {

@@ -78,6 +78,10 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
                 printer.data(&format!("{place}: the source does not list the tag {tag}"));
                 continue;
             }
+            if let Some(error) = listing.lacks_dates_for(&rule.selection) {
+                printer.data(&format!("{place}: not copied: {error}"));
+                continue;
+            }
             let candidates =
                 listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());

@@ -75,6 +75,11 @@ async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Print
     while let Some(Offer { found, part }) = listings.next().await? {
         match found {
             Found::Listed(listing) => {
+                if let Some(error) = listing.lacks_dates_for(&selection) {
+                    told.unlisted += 1;
+                    printer.failure(&error);
+                    continue;
+                }
                 let part = part.as_deref();
                 if !told.repository(part, &selection, &listing, now) {
                     // Nobody reads on: `| head`.

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use imgsync_common::error::{Class, Result};
+use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Digest, MediaType, RegistryName, RepositoryName};
 use imgsync_common::registry::{ListedManifest, Repository, TagPage, TagPages};
+use imgsync_common::select::Selection;
 use jiff::Timestamp;
 
 use super::vendor;
@@ -24,6 +25,8 @@ pub struct Listing {
     pub manifests: usize,
     /// Whether the registry lists Google style, and so answers for what does not exist too.
     pub google: bool,
+    /// Why dates are missing that there would be at another time.
+    pub undated: Option<String>,
 }
 
 /// A tag, and what its registry says of it without being asked.
@@ -45,6 +48,16 @@ impl Listing {
         self.tags.is_empty() && self.children.is_empty() && self.manifests == 0
     }
 
+    /// What is wrong where tags are to be chosen by dates that are missing for now: nothing would be chosen, and look as if
+    /// there were nothing new.
+    pub fn lacks_dates_for(&self, selection: &Selection) -> Option<Error> {
+        let why = self.undated.as_ref().filter(|_| selection.needs_created())?;
+        let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
+        let detail = format!("`since` and `newest: {{by: date}}` go by dates, and there are none while {why}");
+        let hint = "give `registries` a proxy or `api:` that leads there, or choose by version";
+        Some(Error::new(Class::Unreachable, tried, detail).hint(hint))
+    }
+
     /// The digest of a tag, where it is listed with one.
     pub fn digest(&self, tag: &str) -> Option<&Digest> {
         self.get(tag)?.digest.as_ref()
@@ -61,20 +74,30 @@ impl Listing {
 /// own. An error is an error and never an empty list; only Google-style registries answer for repositories that do not
 /// exist, see [`Listing::is_nothing`].
 pub async fn list(repository: &Repository) -> Result<Listing> {
-    let refused = match vendor::tags(repository).await? {
-        None => None,
-        Some(pages) => match of_vendor(repository, pages, None).await {
-            Ok(listing) => return Ok(listing),
-            Err(error) if vendor::is_unavailable(&error) => Some(error),
-            Err(error) => return Err(error),
+    const OWN: &str = "its own list of tags is used, which has no digests and no dates";
+    let mut undated = vendor::out_of_reach(repository, None, OWN)?;
+    let refused = match undated {
+        Some(_) => None,
+        None => match vendor::tags(repository).await? {
+            None => None,
+            Some(pages) => match of_vendor(repository, pages, None).await {
+                Ok(listing) => return Ok(listing),
+                Err(error) if vendor::is_unavailable(&error) => Some(error),
+                Err(error) => {
+                    undated = vendor::out_of_reach(repository, Some(&error), OWN)?;
+                    if undated.is_none() {
+                        return Err(error);
+                    }
+                    None
+                }
+            },
         },
     };
     let mut contents = Contents::default();
     contents.read_on(&mut repository.tags()).await?;
     match refused {
-        Some(error) => {
-            vendor::tell(repository, &error, "its own list of tags is used, which has no digests and no dates")?
-        }
+        Some(error) => vendor::tell(repository, &error, OWN)?,
+        None if undated.is_some() => {}
         // It may have shown whose it is only while it answered.
         None if !contents.google => {
             if let Some(pages) = vendor::tags_of_recognised(repository).await? {
@@ -87,12 +110,15 @@ pub async fn list(repository: &Repository) -> Result<Listing> {
         }
         None => {}
     }
-    Ok(contents.listing(repository))
+    Ok(Listing { undated, ..contents.listing(repository) })
 }
 
 /// Looks for tags and their digests in a repository's list, and reads no further than it must: until all are found, and
 /// no more pages than there are tags to be found. None where lists say no digests.
 pub async fn find(repository: &Repository, wanted: &[&str]) -> Result<Option<Listing>> {
+    if vendor::out_of_reach(repository, None, ONE_BY_ONE)?.is_some() {
+        return Ok(None);
+    }
     if let Some(pages) = vendor::tags(repository).await? {
         return found(repository, of_vendor(repository, pages, Some(wanted)).await);
     }
@@ -110,13 +136,16 @@ pub async fn find(repository: &Repository, wanted: &[&str]) -> Result<Option<Lis
     }
 }
 
+const ONE_BY_ONE: &str = "its tags are asked for one by one";
+
 fn found(repository: &Repository, listing: Result<Listing>) -> Result<Option<Listing>> {
     match listing {
         Ok(listing) => Ok(Some(listing)),
         Err(error) if error.class() != Class::NotFound && vendor::is_unavailable(&error) => {
-            vendor::tell(repository, &error, "its tags are asked for one by one")?;
+            vendor::tell(repository, &error, ONE_BY_ONE)?;
             Ok(None)
         }
+        Err(error) if vendor::out_of_reach(repository, Some(&error), ONE_BY_ONE)?.is_some() => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -188,6 +217,7 @@ impl Contents {
             children: self.children,
             manifests: self.manifests,
             google: self.google,
+            undated: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Vendor};
 use imgsync_tests::images::{self, Image};
 use imgsync_tests::program::Imgsync;
+use imgsync_tests::servers::free_port;
 use serde_json::{Value, json};
 
 use super::Vendors;
@@ -129,4 +130,43 @@ async fn a_target_whose_api_is_shut_is_asked_tag_by_tag_and_that_is_told_once() 
         assert_eq!(output.stderr.matches("its tags are asked for one by one").count(), 1, "{}", output.stderr);
         assert_eq!((target.count(Kind::ManifestHead), target.count(Kind::Tags)), (8, 0));
     }
+}
+
+/// A registry under Docker Hub's name, whose API is at an address where nobody is.
+fn hub_out_of_reach(registry: &FaultRegistry) -> String {
+    let nowhere = free_port();
+    format!("registries:\n  docker.io: {{endpoint: '{}', api: 'http://127.0.0.1:{nowhere}'}}\n", registry.url())
+}
+
+#[tokio::test]
+async fn an_api_out_of_reach_leaves_the_registrys_own_list_at_both_ends() {
+    let (hub, other) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().google().start());
+    fill(&hub, "p/a", 3);
+    fill(&hub, "p/b", 3);
+    let yaml = |rule: &str| format!("{}rules:\n- {rule}\n", hub_out_of_reach(&hub));
+    let host = other.host();
+    let program =
+        configured(&yaml(&format!("{{from: [docker.io/p/a, docker.io/p/b], to: '{host}/me', name: basename}}")));
+    let again = program.again().args(["run", "--json", "--retry-delay", "10ms", "--query-limit", "1", "-c"]);
+    let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0);
+    assert_eq!(output.json()["counts"]["copied"], 6, "{}", output.stderr);
+    assert_eq!(output.stderr.matches("its own list of tags is used").count(), 1, "{}", output.stderr);
+    assert_eq!(hub.count(Kind::Tags), 2, "{}", hub.describe_requests());
+
+    fill(&other, "q/c", 2);
+    let program = configured(&yaml(&format!("{{from: {host}/q/c, to: docker.io/p, name: basename}}")));
+    assert_eq!(run(&program).await.0, (2, 0, 0));
+    assert_eq!(run(&program).await.0, (0, 2, 0));
+}
+
+#[tokio::test]
+async fn a_rule_that_goes_by_dates_says_so_where_they_are_out_of_reach() {
+    let (hub, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    fill(&hub, "p/a", 3);
+    let rule = format!("rules:\n- {{from: docker.io/p/a, to: {}/me, tags: {{since: 90d}}}}\n", target.host());
+    let program = configured(&format!("{}{rule}", hub_out_of_reach(&hub)));
+    let again = program.again().args(["run", "--retry-delay", "10ms", "-c"]);
+    let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(1);
+    assert!(output.stderr.contains("Docker Hub's API cannot be reached"), "{}", output.stderr);
+    assert_eq!(target.total(), 0, "{}", target.describe_requests());
 }

@@ -11,7 +11,7 @@ use imgsync_common::image::RepositoryName;
 use imgsync_common::registry::{Api, Page, Pages, Repository};
 use imgsync_common::select::RepositoryPattern;
 use imgsync_common::vendor::Vendor;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::listing::ListedTag;
 use super::roots::Names;
@@ -148,6 +148,29 @@ pub(super) fn tell(repository: &Repository, error: &Error, instead: &str) -> Res
         repository.context().warn(format!("{error}; {instead}{advice}"));
     }
     Ok(())
+}
+
+/// How long an API that could not be connected to is left alone.
+const OUT_OF_REACH: SignedDuration = SignedDuration::from_mins(10);
+const REACH: &str = "out of reach";
+
+/// Why a vendor's API is not asked for now: it could not be connected to a while ago, or `error` says so. It is told once
+/// for each registry.
+pub(super) fn out_of_reach(repository: &Repository, error: Option<&Error>, instead: &str) -> Result<Option<String>> {
+    let Some(api) = repository.vendor_api()? else { return Ok(None) };
+    match error {
+        Some(error) if api.is_out_of_reach(error) => {
+            let name = api.vendor().name();
+            api.note(REACH, &format!("{} {name}'s API cannot be reached", Timestamp::now()));
+            tell(repository, error, instead)?;
+        }
+        Some(_) => return Ok(None),
+        None => {}
+    }
+    let noted = api.noted(REACH).unwrap_or_default();
+    let (at, why) = noted.split_once(' ').unwrap_or_default();
+    let is_fresh = at.parse::<Timestamp>().is_ok_and(|at| Timestamp::now().duration_since(at) < OUT_OF_REACH);
+    Ok(is_fresh.then(|| why.to_owned()))
 }
 
 fn withheld(repository: &Repository) -> String {
