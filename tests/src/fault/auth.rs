@@ -152,19 +152,21 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     };
     let form = String::from_utf8_lossy(&form).into_owned();
     let given = record.header("authorization").unwrap_or_default();
+    // What logs in has run out with the tokens, where there is a next one.
+    let next = inner.options.habits.next_password.filter(|_| inner.tokens_since() > 0);
     let known = |user: &str, password: &str| {
-        bearer.user.as_ref().is_some_and(|(name, secret)| name == user && secret == password)
+        bearer.user.as_ref().is_some_and(|(name, secret)| name == user && next.unwrap_or(secret) == password)
     };
     let post = record.method == "POST";
     let trusted = if post {
         let field = |name| parameter(&form, name).unwrap_or_default();
         match (&bearer.refresh, field("grant_type").as_str()) {
             (Refresh::Refuse(status), _) => return Ok(Answer::new(*status)),
-            (Refresh::Accept(identity), "refresh_token") => field("refresh_token") == *identity,
+            (Refresh::Accept(identity), "refresh_token") => field("refresh_token") == next.unwrap_or(identity),
             (Refresh::Accept(_), _) => known(&field("username"), &field("password")),
         }
     } else {
-        bearer.user.as_ref().is_some_and(|(user, password)| given == basic(user, password))
+        bearer.user.as_ref().is_some_and(|(user, password)| given == basic(user, next.unwrap_or(password)))
     };
     let anonymous = !post && given.is_empty() && bearer.anonymous_pull;
     if !trusted && !anonymous {

@@ -3,6 +3,7 @@
 
 mod at_once;
 mod client;
+mod clouds;
 mod cost;
 mod helpers;
 mod lines;
