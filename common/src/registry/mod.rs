@@ -26,6 +26,7 @@ mod mounts;
 mod pace;
 mod pacer;
 mod paged;
+mod patience;
 mod places;
 pub mod range;
 pub mod ratelimit;
@@ -55,6 +56,7 @@ pub use http::{client_for_others, install_tls_provider};
 pub use manifests::{Head, ManifestPut, ManifestRef};
 pub use pacer::Hold;
 pub use paged::{Next, Page};
+pub use patience::PATIENCE;
 pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
@@ -373,10 +375,22 @@ impl Repository {
         Retry::new(self.policy(), &self.context.budget)
     }
 
+    /// The same for lists: those of sources have no second chance, and hold up nothing but themselves. Of targets they only
+    /// save requests.
+    pub(crate) fn patient_retry(&self) -> Retry {
+        let (policy, most) = (self.policy(), Policy::default());
+        if self.access == Access::Push {
+            return self.retry();
+        }
+        let (max_wait, patience) = (policy.max_wait.max(most.max_wait), policy.patience.max(most.patience));
+        Retry::new(Policy { max_wait, patience, ..policy }, &self.context.budget)
+    }
+
     fn policy(&self) -> Policy {
         let policy = self.client.0.settings.retry;
         match self.registry.mirror {
-            Some(_) => Policy { attempts: 1, ..policy },
+            // There is another place to read from.
+            Some(_) => Policy { attempts: 1, patience: Duration::ZERO, ..policy },
             None => policy,
         }
     }

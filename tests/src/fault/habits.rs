@@ -99,6 +99,8 @@ pub struct Habits {
     pub vary: Option<Vary>,
     /// Requests of a kind that are taken a second; more are answered 429.
     pub rates: &'static [(Kind, f64)],
+    /// So many requests are answered at a time; more are refused at once, with this status and no word of when.
+    pub most_at_once: Option<(u64, u16)>,
     /// What it calls itself in `Server`.
     pub server: Option<&'static str>,
     /// Bytes of headers that come with each answer besides.
@@ -193,6 +195,11 @@ pub(super) fn before(inner: &Arc<Inner>, record: &Record) -> Option<Answer> {
         && !inner.is_within_rate_of(record.kind, *rate)
     {
         return refuse(429, "TOOMANYREQUESTS", "Rate exceeded");
+    }
+    if let Some((most, status)) = habits.most_at_once
+        && inner.in_flight() > most
+    {
+        return refuse(status, "TOOMANYREQUESTS", "too many at a time");
     }
     if record.kind == Kind::UploadMount {
         if let Some(status) = habits.nameless_mount.filter(|_| record.parameter("from").is_none()) {

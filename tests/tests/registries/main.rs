@@ -4,6 +4,7 @@
 mod at_once;
 mod client;
 mod clouds;
+mod congestion;
 mod cost;
 mod helpers;
 mod lines;
