@@ -55,6 +55,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         },
         bandwidth: written.bandwidth,
         egress: written.egress.as_deref().map(Into::into),
+        create: written.create,
         chunk: written.chunk,
     })
 }

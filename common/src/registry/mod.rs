@@ -11,6 +11,7 @@ mod blobs;
 mod catalog;
 pub mod challenge;
 mod context;
+mod create;
 pub mod credentials;
 mod failure;
 #[cfg(test)]
@@ -119,6 +120,7 @@ struct Registry {
     reach: tokio::sync::OnceCell<hop::Reach>,
     auth: Auth,
     mounts: Mounts,
+    making: create::Making,
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
     /// Whether its credential helper's failure was told of.
@@ -266,6 +268,7 @@ impl Client {
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),
             mounts: Mounts::default(),
+            making: create::Making::default(),
             heads_fail: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             logins,

@@ -91,7 +91,13 @@ pub(super) fn basic(user: &str, password: &str) -> String {
 /// The scopes that a request needs, as (type:name, actions).
 fn wanted(record: &Record) -> Vec<(String, Vec<&'static str>)> {
     let actions = match record.kind {
-        Kind::Ping | Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::Other => {
+        Kind::Ping
+        | Kind::Token
+        | Kind::ApiRepositories
+        | Kind::ApiTags
+        | Kind::ApiLogin
+        | Kind::ApiCreate
+        | Kind::Other => {
             return Vec::new();
         }
         Kind::Catalog => return vec![("registry:catalog".to_owned(), vec!["*"])],
@@ -185,7 +191,12 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     if habits.never_delete && deletes || habits.no_offline_token && offline {
         return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
     }
-    let scopes = if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
+    let mut scopes: Vec<String> =
+        if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
+    if habits.needs_projects {
+        // A project that is not there is nobody's, until a token is asked for again.
+        scopes.retain(|scope| scope.split(':').nth(1).is_none_or(|name| inner.store().has_project(name)));
+    }
     let claims = Claims {
         service: parameter(source, "service").unwrap_or_default(),
         expires: now() + bearer.ttl.as_millis() as u64,

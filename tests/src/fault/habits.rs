@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use http::{HeaderValue, StatusCode, header};
 
 use super::answer::{Answer, Payload};
+use super::create::Makes;
 use super::record::Record;
 use super::route::Kind;
 use super::script::Action;
@@ -46,6 +47,10 @@ pub struct Habits {
     pub missing_repository: Option<u16>,
     /// A repository must be made before it is pushed to.
     pub no_new_repositories: bool,
+    /// A repository is in a project, which must be made before it is pushed to: until then tokens are good for nothing there.
+    pub needs_projects: bool,
+    /// How repositories or projects are made by its API.
+    pub makes: Option<Makes>,
     /// The body of refusals.
     pub errors: Errors,
 

@@ -6,6 +6,7 @@ mod client;
 mod clouds;
 mod congestion;
 mod cost;
+mod create;
 mod helpers;
 mod lines;
 mod login;
