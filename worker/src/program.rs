@@ -193,6 +193,9 @@ fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
         say(&errors.to_string());
         Error::new(Class::Invalid, format!("reading the configuration {name}"), "it cannot be used as it is")
     })?;
+    if let Some(warning) = settings::exposed(&config, path) {
+        say(&format!("warning: {warning}"));
+    }
     Ok((config, path.parent().unwrap_or(Path::new("")).to_owned()))
 }
 

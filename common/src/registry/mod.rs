@@ -254,7 +254,11 @@ impl Client {
         let meters = self.0.throttles.each_ref().map(meter);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
-        let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
+        let is_link_local = hop::literal_reach(&base) == Some(hop::Reach::LinkLocal);
+        let (http, http_elsewhere) = match settings.allow_private || is_link_local {
+            true => (client(Toward::Home)?, client(Toward::Elsewhere)?),
+            false => (client(Toward::Home)?, client(Toward::NotLinkLocal)?),
+        };
         let http_public_only = client(Toward::Public)?;
         Ok(Registry {
             name: name.clone(),
