@@ -163,20 +163,25 @@ async fn a_project_of_harbor_is_made_once_for_all_of_its_repositories() {
 }
 
 #[tokio::test]
-async fn a_project_that_another_made_meanwhile_is_as_good() {
-    let scene = Scene::of("Harbor").await;
-    let conflict = Action::error(409, "CONFLICT");
-    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    scene.played.registry.on(Match::kind(Kind::ApiCreate)).act_all([Action::Gate(gate.clone()), conflict]);
-    let program = scene.program("create: true");
-    let mut running = program.spawn();
+async fn what_another_made_meanwhile_is_as_good() {
     let limit = std::time::Duration::from_secs(60);
-    scene.played.registry.wait_until(|registry| registry.count(Kind::ApiCreate) > 0, limit).await;
-    scene.played.registry.create_repository("mirror/by-another");
-    gate.add_permits(1);
-    let output = tokio::time::timeout(limit, running.wait()).await.unwrap();
-    output.assert_code(0);
-    scene.assert_arrived();
+    for name in ["ECR", "Harbor"] {
+        let scene = Scene::of(name).await;
+        let registry = &scene.played.registry;
+        let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+        registry.on(Match::kind(Kind::ApiCreate)).always().act(Action::Gate(gate.clone()));
+        let program = with_keys(scene.program("create: true"));
+        let mut running = program.spawn();
+        registry.wait_until(|registry| registry.count(Kind::ApiCreate) > 0, limit).await;
+        for app in ["one", "two", "three"] {
+            registry.create_repository(&format!("mirror/{app}"));
+        }
+        gate.add_permits(3);
+        tokio::time::timeout(limit, running.wait()).await.unwrap().assert_code(0);
+        scene.assert_arrived();
+        let refused = registry.count_where(|asked| asked.kind == Kind::ApiCreate && asked.status != Some(200));
+        assert!(refused > 0, "{name}: {}", registry.describe_requests());
+    }
 }
 
 #[tokio::test]
