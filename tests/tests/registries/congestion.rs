@@ -83,8 +83,8 @@ async fn a_refusal_that_does_not_say_for_how_long_spends_no_attempt() {
         images.push((format!("v{n}"), image));
     }
     // One try is all that each image has, for reading and for writing.
-    source.on(Kind::ManifestGet).times(16).act(Action::error(429, "TOOMANYREQUESTS"));
-    target.on(Kind::ManifestPut).skip(1).times(4).act(Action::error(429, "TOOMANYREQUESTS"));
+    source.on(Kind::ManifestGet).times(4).act(Action::error(429, "TOOMANYREQUESTS"));
+    target.on(Kind::ManifestPut).skip(1).times(3).act(Action::error(429, "TOOMANYREQUESTS"));
     let output = batch(&source, &target).args(["run", "--json", "--attempts", "1"]).run().await.assert_code(0);
     let json = output.json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&12.into(), &0.into()), "{json}");
