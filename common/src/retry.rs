@@ -55,6 +55,9 @@ pub struct Policy {
     pub max_delay: Duration,
     /// The longest `Retry-After` that is waited out; a longer one ends the task with "rate limited".
     pub max_wait: Duration,
+    /// For how long a registry that refuses requests for being too many (429) is waited for. No try is counted meanwhile:
+    /// it is the registry's wait. Nothing: they are counted as all others.
+    pub patience: Duration,
 }
 
 impl Default for Policy {
@@ -64,6 +67,7 @@ impl Default for Policy {
             first_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
             max_wait: Duration::from_secs(300),
+            patience: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -101,6 +105,9 @@ pub struct Retry {
     budget: Budget,
     started: Instant,
     attempts: u32,
+    /// With those that do not count.
+    tries: u32,
+    limited_since: Option<Instant>,
     spent: u32,
     delays: backon::ExponentialBackoff,
 }
@@ -108,11 +115,21 @@ pub struct Retry {
 impl Retry {
     /// The first try is about to be made.
     pub fn new(policy: Policy, budget: &Budget) -> Retry {
-        Retry { policy, budget: budget.clone(), started: Instant::now(), attempts: 0, spent: 0, delays: delays(policy) }
+        Retry {
+            policy,
+            budget: budget.clone(),
+            started: Instant::now(),
+            attempts: 0,
+            tries: 0,
+            limited_since: None,
+            spent: 0,
+            delays: delays(policy),
+        }
     }
 
     /// Something was achieved: what failed before it is forgotten.
     pub fn progressed(&mut self) {
+        (self.tries, self.limited_since) = (0, None);
         if self.attempts > 0 {
             self.attempts = 0;
             self.delays = delays(self.policy);
@@ -127,6 +144,13 @@ impl Retry {
             // What was tried often enough within is not tried again around it: the times would multiply.
             return Err(error);
         }
+        self.tries += 1;
+        if error.class() == Class::RateLimited
+            && !self.policy.patience.is_zero()
+            && let Some(wait) = error.wait()
+        {
+            return self.wait_out(error, wait);
+        }
         self.attempts += 1;
         if !is_passing(&error) {
             return Err(self.last(error));
@@ -139,14 +163,26 @@ impl Retry {
         // Full jitter: many clients that failed together come back apart.
         let delay = rand::rng().random_range(Duration::ZERO..=bound);
         match error.wait() {
-            Some(wait) if wait > self.policy.max_wait => {
-                let hint = format!("the registry asks to wait {}: try again then", seconds(wait));
-                Err(self.last(error).hint(hint))
-            }
+            Some(wait) if wait > self.policy.max_wait => Err(self.too_long(error, wait)),
             // Never before the time that the registry named, and not all at that very moment.
             Some(wait) => Ok((wait + delay.min(wait / 4 + Duration::from_millis(50)), error)),
             None => Ok((delay, error)),
         }
+    }
+
+    /// There were too many requests: the registry is waited for, as long as that is borne here.
+    fn wait_out(&mut self, error: Error, wait: Duration) -> Result<(Duration, Error), Error> {
+        let since = *self.limited_since.get_or_insert_with(Instant::now);
+        if wait > self.policy.max_wait || since.elapsed() + wait > self.policy.patience {
+            return Err(self.too_long(error, wait));
+        }
+        let apart = (wait / 4 + Duration::from_millis(50)).min(self.policy.first_delay);
+        Ok((wait + rand::rng().random_range(Duration::ZERO..=apart), error))
+    }
+
+    fn too_long(&self, error: Error, wait: Duration) -> Error {
+        let hint = format!("the registry is to be left alone for {}: try again then", seconds(wait));
+        self.last(error).hint(hint)
     }
 
     /// Waits as [`Retry::next_delay`] says, unless cancelled. `seen` is told of the error and the wait first.
@@ -157,7 +193,7 @@ impl Retry {
         seen: impl FnOnce(&Error, u32, Duration),
     ) -> Result<(), Error> {
         let (delay, error) = self.next_delay(error)?;
-        seen(&error, self.attempts, delay);
+        seen(&error, self.tries, delay);
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),
             () = cancel.cancelled() => Err(self.last(error).as_class(Class::Cancelled)),
@@ -165,7 +201,7 @@ impl Retry {
     }
 
     fn last(&self, error: Error) -> Error {
-        error.after(self.attempts, self.started.elapsed())
+        error.after(self.tries, self.started.elapsed())
     }
 }
 
@@ -244,6 +280,21 @@ mod tests {
         assert!(delay >= asked && delay <= asked * 2);
         let error = retry.next_delay(failure().retry_after(Some(Duration::from_secs(3600)))).unwrap_err();
         assert!(error.advice().unwrap().contains("60 min"));
+    }
+
+    #[test]
+    fn too_many_requests_are_waited_out_and_no_try_is_counted_until_patience_ends() {
+        let policy = Policy { attempts: 1, patience: Duration::from_secs(100), ..Policy::default() };
+        let limited = |wait| Error::new(Class::RateLimited, "reading x", "429").retry_after(wait);
+        let second = Some(Duration::from_secs(1));
+        let mut retry = Retry::new(policy, &Budget::new(0));
+        for _ in 0..50 {
+            retry.next_delay(limited(second)).unwrap();
+        }
+        assert_eq!(retry.next_delay(limited(Some(Duration::from_secs(101)))).unwrap_err().attempts(), 51);
+        assert!(Retry::new(policy, &Budget::default()).next_delay(limited(None)).is_err(), "nothing to wait for");
+        let hasty = Policy { patience: Duration::ZERO, ..policy };
+        assert!(Retry::new(hasty, &Budget::default()).next_delay(limited(second)).is_err(), "there is another way");
     }
 
     #[test]

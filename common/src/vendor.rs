@@ -47,6 +47,61 @@ pub struct Listing {
     pub at: Option<Url>,
 }
 
+/// A registry of Amazon's (ECR), as its name tells: whose it is, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EcrHost {
+    /// The account's number; none: ECR Public, where the first part of a repository stands for the account.
+    pub account: Option<String>,
+    /// The region, such as `eu-west-1`.
+    pub region: String,
+    /// Where its own API is.
+    api: String,
+}
+
+impl EcrHost {
+    /// From `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), or `public.ecr.aws`.
+    pub fn of(registry: &RegistryName) -> Option<EcrHost> {
+        if registry.port().is_some() {
+            return None;
+        }
+        if registry.host() == "public.ecr.aws" {
+            let (region, api) = ("us-east-1".to_owned(), "api.ecr-public.us-east-1.amazonaws.com".to_owned());
+            return Some(EcrHost { account: None, region, api });
+        }
+        let (account, rest) = registry.host().split_once(".dkr.")?;
+        let (service, rest) = rest.split_once('.')?;
+        let (region, domain) = rest.split_once('.')?;
+        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let is_account = !account.is_empty() && account.bytes().all(|byte| byte.is_ascii_digit());
+        let is_amazons = matches!(domain, "amazonaws.com" | "amazonaws.com.cn");
+        let api = match service {
+            "ecr" => format!("api.ecr.{region}.{domain}"),
+            "ecr-fips" => format!("ecr-fips.{region}.{domain}"),
+            _ => return None,
+        };
+        (is_account && is_amazons && is_plain(region)).then(|| EcrHost {
+            account: Some(account.to_owned()),
+            region: region.to_owned(),
+            api,
+        })
+    }
+
+    /// Where its own API is.
+    pub fn api(&self) -> Url {
+        // Made of letters, digits, dots and hyphens.
+        #[allow(clippy::expect_used)]
+        Url::parse(&format!("https://{}/", self.api)).expect("a checked host makes a URL")
+    }
+
+    /// What the API calls a repository.
+    pub fn repository<'a>(&self, path: &'a str) -> &'a str {
+        match self.account {
+            Some(_) => path,
+            None => path.split_once('/').map_or(path, |(_, name)| name),
+        }
+    }
+}
+
 impl Vendor {
     /// In sentences: "Quay's API".
     pub fn name(self) -> &'static str {
@@ -148,6 +203,8 @@ pub fn listing(
             (Some(_), None) if endpoint.is_some() => return Ok(None),
             (Some(vendor), _) => vendor,
             (None, None) => return Ok(None),
+            // It lists nothing, but makes repositories.
+            (None, Some(_)) if EcrHost::of(registry).is_some() => return Ok(None),
             (None, Some(api)) => Vendor::at(api).ok_or(
                 "whose API this is cannot be told from its address: add `listing:` with quay, hub, harbor or github",
             )?,
@@ -219,6 +276,30 @@ mod tests {
         let github = Some("https://git.example.org/api/v3");
         assert_eq!(is("c.example.org", "auto", None, github), "GitHub at https://git.example.org/api/v3/");
         assert_eq!(is("c.example.org", "auto", None, Some("https://q/api/v1")), "Quay at https://q/api/v1/");
+    }
+
+    #[test]
+    fn amazons_registries_are_known_by_their_names() {
+        let of =
+            |name: &str| EcrHost::of(&name.parse().unwrap()).map(|host| (host.account.clone(), host.api().to_string()));
+        let ecr = of("123456789012.dkr.ecr.eu-west-1.amazonaws.com").unwrap();
+        assert_eq!(ecr, (Some("123456789012".to_owned()), "https://api.ecr.eu-west-1.amazonaws.com/".to_owned()));
+        let fips = of("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com").unwrap();
+        assert_eq!(fips.1, "https://ecr-fips.us-gov-west-1.amazonaws.com/");
+        let china = of("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn").unwrap();
+        assert_eq!(china.1, "https://api.ecr.cn-north-1.amazonaws.com.cn/");
+        assert_eq!(of("public.ecr.aws").unwrap().0, None);
+        let public = EcrHost::of(&"public.ecr.aws".parse().unwrap()).unwrap();
+        assert_eq!(public.repository("alias/team/app"), "team/app");
+        for other in [
+            "x.dkr.ecr.eu-west-1.amazonaws.com",
+            "1.dkr.ecr.eu-west-1.example.com",
+            "1.dkr.ecr.eu.amazonaws.com.evil.io",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        let api = Some("https://vpce-1.api.ecr.eu-west-1.vpce.amazonaws.com");
+        assert_eq!(is("1.dkr.ecr.eu-west-1.amazonaws.com", "auto", None, api), "none");
     }
 
     #[test]

@@ -272,6 +272,7 @@ fn is_unwanted(name: &str) -> bool {
     lower.ends_with("_proxy")
         || lower.starts_with("imgsync_")
         || lower.starts_with("xdg_")
+        || lower.starts_with("aws_")
         || matches!(lower.as_str(), "registry_auth_file" | "docker_host" | "rust_log" | "no_color" | "ssl_cert_file")
 }
 

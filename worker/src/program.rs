@@ -31,6 +31,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const CLEAN_UP: Duration = Duration::from_secs(8);
 /// A longer Retry-After is not slept out with a slot held: the task is given back.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
+const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
 const STACK_BYTES: usize = 8 << 20;
 
@@ -135,7 +137,7 @@ async fn run(cli: Cli) -> Result<()> {
         None => None,
     };
     let mut client = settings::client_settings(&config, &folder)?;
-    client.retry = Policy { attempts: cli.attempts, max_wait: LONGEST_SLEEP, ..client.retry };
+    client.retry = Policy { attempts: cli.attempts, max_wait: LONGEST_SLEEP, patience: SLOT_PATIENCE, ..client.retry };
     client.stall = Duration::from_secs(cli.stall_timeout);
     client.bandwidth = cli.bandwidth.or(client.bandwidth);
     let name = process_name();
@@ -191,6 +193,9 @@ fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
         say(&errors.to_string());
         Error::new(Class::Invalid, format!("reading the configuration {name}"), "it cannot be used as it is")
     })?;
+    if let Some(warning) = settings::exposed(&config, path) {
+        say(&format!("warning: {warning}"));
+    }
     Ok((config, path.parent().unwrap_or(Path::new("")).to_owned()))
 }
 

@@ -18,6 +18,25 @@ pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings>
     Ok(client)
 }
 
+/// What to say of a configuration file with secrets in it that others than its owner can read.
+#[must_use]
+pub fn exposed(config: &Config, file: &Path) -> Option<String> {
+    let name = file.display();
+    (config.has_secrets_inline() && others_can_read(file))
+        .then(|| format!("{name} holds secrets and others can read it: chmod 600 {name}"))
+}
+
+#[cfg(unix)]
+fn others_can_read(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0)
+}
+
+#[cfg(not(unix))]
+fn others_can_read(_path: &Path) -> bool {
+    false
+}
+
 fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<RegistrySettings> {
     let credential = |written: &config::Credential| match written.clone() {
         config::Credential::Basic { username, password } => Credential::Basic { username, password },
@@ -55,6 +74,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         },
         bandwidth: written.bandwidth,
         egress: written.egress.as_deref().map(Into::into),
+        create: written.create,
         chunk: written.chunk,
     })
 }

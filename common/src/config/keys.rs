@@ -140,6 +140,7 @@ pub(super) static REGISTRY: Section = Section {
         ),
         key("bandwidth", Kind::Size, "Bytes of blobs a second, to it and from it each, of one process; such as 20MiB."),
         key("egress", Kind::Text, "A name for the address that limits of anonymous users are counted by."),
+        key("create", Kind::Flag, "Makes what a push needs: repositories of ECR, projects of Harbor."),
         key("chunk", Kind::Size, "Uploads blobs in pieces of this size (PATCH), such as 10MiB."),
     ],
 };

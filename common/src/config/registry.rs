@@ -55,6 +55,8 @@ pub struct RegistrySettings {
     pub bandwidth: Option<u64>,
     /// A name for the address that limits of anonymous users are counted by.
     pub egress: Option<String>,
+    /// What a push needs is made: repositories of ECR, projects of Harbor.
+    pub create: bool,
     /// Uploads go in pieces of so many bytes.
     pub chunk: Option<u64>,
 }
@@ -151,6 +153,7 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
         pull_reserve: fields.get("pull_reserve").and_then(|node| reader.parse(node)),
         bandwidth: fields.get("bandwidth").and_then(|node| reader.size(node)),
         egress: fields.get("egress").and_then(|node| reader.text(node)).map(str::to_owned),
+        create: flag("create").unwrap_or_default(),
         chunk: fields.get("chunk").and_then(|node| reader.size(node)),
     };
     contradictions(reader, &fields, &settings);

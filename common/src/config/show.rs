@@ -96,9 +96,12 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
         yaml.field("client_cert", pem(certificate));
         yaml.field("client_key", pem(key));
     }
-    for (name, on) in
-        [("insecure", settings.insecure), ("http1", settings.http1), ("allow_private", settings.allow_private)]
-    {
+    for (name, on) in [
+        ("insecure", settings.insecure),
+        ("http1", settings.http1),
+        ("allow_private", settings.allow_private),
+        ("create", settings.create),
+    ] {
         yaml.option(name, on.then_some(true));
     }
     yaml.option("requests_per_second", settings.requests_per_second);

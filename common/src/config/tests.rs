@@ -111,7 +111,9 @@ fn good_configurations_are_taken() {
         "rules: [{preset: kubeadm ~1.31, to: r.io}]",
         &registry("username: 'robot$name', password: p$$word"),
         &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
-        &registry("proxy: 'socks5://u:p@proxy:1080', tls: off, egress: office, chunk: 10MiB, allow_private: true"),
+        &registry(
+            "proxy: 'socks5://u:p@proxy:1080', tls: off, egress: office, chunk: 10MiB, allow_private: true, create: yes",
+        ),
         &registry("ca: [/etc/ca.pem, \"-----BEGIN CERTIFICATE-----\\nx\\n-----END CERTIFICATE-----\"]"),
         &registry(
             "client_cert: c.pem, client_key: k.pem, listing: harbor, api: 'https://api.example.com', insecure: false",

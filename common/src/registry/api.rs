@@ -210,6 +210,15 @@ impl Api {
         Pages { api: self.clone(), cursor: Cursor::new(first), tried, of: PhantomData }
     }
 
+    /// Sends JSON to an address below its base, once, for the one who does everything.
+    pub(super) async fn post(&self, parts: &[&str], json: String, login: Authorization, tried: &str) -> Result<Answer> {
+        self.must_be_private(tried)?;
+        let outgoing = Outgoing::new(Method::POST, self.url(parts, &[]), tried)
+            .header(header::CONTENT_TYPE, "application/json")
+            .payload(Payload::Bytes(json.into()));
+        self.asked.send_as(outgoing, 0, Some(login)).await.map_err(|error| self.unreached(error))
+    }
+
     /// Something that was learnt of it, for as long as the client lives.
     pub fn noted(&self, about: &str) -> Option<String> {
         self.notes().get(about).cloned()
@@ -335,7 +344,7 @@ impl Api {
     }
 
     /// The error of an answer, with what to do about it.
-    async fn refusal(&self, answer: Answer, tried: &str) -> Error {
+    pub(super) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let (with_credentials, errand) = (answer.is_with_credentials(), answer.errand());
         let error = answer.into_error(tried).await.at(&self.asked.registry.name);
         let error = self.asked.mind(errand, error).await;
@@ -433,7 +442,7 @@ fn bearer(token: &Secret, tried: &str) -> Result<HeaderValue> {
 }
 
 /// What an API on another host than the registry is called in errors and counted by.
-fn host_of(base: &Url) -> Result<RegistryName> {
+pub(super) fn host_of(base: &Url) -> Result<RegistryName> {
     let host = base.host_str().unwrap_or_default();
     let host = base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     host.parse().map_err(|error: crate::image::ParseReferenceError| {

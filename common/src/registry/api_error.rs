@@ -125,7 +125,7 @@ fn of_object(object: &Map<String, Value>) -> Found {
         return Found { code: Some(error.to_owned()), message: described.to_owned() };
     }
 
-    let code = ["code", "Code", "errorCode", "error_type"].iter().find_map(|key| match object.get(*key)? {
+    let code = ["code", "Code", "errorCode", "error_type", "__type"].iter().find_map(|key| match object.get(*key)? {
         Value::String(code) => Some(code.clone()),
         Value::Number(code) => Some(code.to_string()),
         _ => None,

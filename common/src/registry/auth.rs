@@ -3,14 +3,15 @@
 //! Tokens are kept per repository and action, fetched once however many requests wait for them, renewed before they
 //! run out, and thrown away when the registry says that they no longer hold.
 
+mod token;
+
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, Method, header};
 use base64::Engine as _;
-use serde::Deserialize;
 use url::Url;
 
 use super::challenge::{self, Challenge, Scheme};
@@ -18,16 +19,13 @@ use super::context::Counted;
 use super::credentials::Credential;
 use super::hop;
 use super::pace::Errand;
-use super::transport::Answer;
 use super::{Client, Registry, Repository, failure};
 use crate::error::{Class, Error, Result};
 use crate::image::RepositoryName;
 use crate::secret::Secret;
 
-/// How long a token lives whose answer does not say (Docker registry v2 token specification, `expires_in`).
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
-/// A token's answer is small.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+#[cfg(test)]
+pub(super) use token::shape;
 
 /// What a repository is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -315,111 +313,6 @@ impl Repository {
         Ok(realm)
     }
 
-    /// Gets a token from the token service.
-    async fn fetch_token(
-        &self,
-        realm: &Url,
-        service: Option<&str>,
-        scope: &Scope,
-        scopes: Option<Vec<String>>,
-    ) -> Result<Token> {
-        let credential = self.credential(scope.login).await?;
-        let written = scopes.clone().unwrap_or_else(|| scope.written());
-        let tried = format!("getting a token for {} from {}", self.label(), hop::origin(realm));
-        let who = (scope.login, credential.as_ref());
-        let answer = self.with_retries(|| self.token_request(realm, service, &written, who, &tried)).await?;
-        let text = answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| Error::new(Class::BadAnswer, &tried, "the token service answered without a token"))?;
-        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
-            .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
-        header.set_sensitive(true);
-        let since = Instant::now();
-        let lifetime = lifetime(answer.expires_in);
-        let margin = (lifetime / 4).min(Duration::from_secs(30));
-        Ok(Token {
-            authorization: Authorization { header, since, with_credentials: credential.is_some() },
-            renew_at: since + (lifetime - margin.min(lifetime)),
-            scopes,
-        })
-    }
-
-    async fn token_request(
-        &self,
-        realm: &Url,
-        service: Option<&str>,
-        scopes: &[String],
-        (login, credential): (usize, Option<&Credential>),
-        tried: &str,
-    ) -> Result<TokenAnswer> {
-        let http = self.http_for(realm).await;
-        let errand = Errand::aside(login);
-        self.paced(errand, tried).await?;
-        if let Some(Credential::IdentityToken { token, .. }) = credential {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            let body = reqwest::Body::from(refresh_form(token, service, scopes));
-            self.tally.count(Counted::Token);
-            let answer = self.exchange(&http, Method::POST, realm.clone(), headers, Some(body), tried).await?;
-            if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
-                return self.read_token(errand, answer, true, tried).await;
-            }
-        }
-        let mut url = realm.clone();
-        if matches!(credential, Some(Credential::IdentityToken { .. })) {
-            self.paced(errand, tried).await?;
-        }
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = service {
-                query.append_pair("service", service);
-            }
-            for scope in scopes {
-                query.append_pair("scope", scope);
-            }
-        }
-        let mut headers = HeaderMap::new();
-        match credential {
-            Some(Credential::Basic { username, password }) => {
-                headers.insert(header::AUTHORIZATION, basic_header(username, password)?);
-            }
-            Some(Credential::IdentityToken { username, token }) => {
-                let username = username.as_deref().unwrap_or("<token>");
-                headers.insert(header::AUTHORIZATION, basic_header(username, token)?);
-            }
-            None => {}
-        }
-        self.tally.count(Counted::Token);
-        let answer = self.exchange(&http, Method::GET, url, headers, None, tried).await?;
-        self.read_token(errand, answer, credential.is_some(), tried).await
-    }
-
-    async fn read_token(
-        &self,
-        errand: Errand,
-        answer: Answer,
-        with_credentials: bool,
-        tried: &str,
-    ) -> Result<TokenAnswer> {
-        if !answer.status().is_success() {
-            let error = answer.into_error(tried).await.at(&self.registry.name);
-            let error = self.mind(errand, error).await;
-            return Err(match error.class() {
-                Class::Denied | Class::Refused | Class::NotFound => {
-                    let hint = self.login_hint(with_credentials);
-                    error.as_class(Class::Denied).hint(hint)
-                }
-                _ => error,
-            });
-        }
-        let bytes = answer.bytes(MAX_ANSWER_BYTES, tried).await?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed: {error}"))
-        })
-    }
-
     /// What to do when a registry lets us in no further.
     pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
         let registry = &self.registry.name;
@@ -500,58 +393,8 @@ pub(crate) fn basic_header(username: &str, password: &Secret) -> Result<HeaderVa
     Ok(header)
 }
 
-/// What an identity token is exchanged with (Docker registry v2 token specification, OAuth2).
-fn refresh_form(token: &Secret, service: Option<&str>, scopes: &[String]) -> String {
-    let mut form = url::form_urlencoded::Serializer::new(String::new());
-    form.append_pair("grant_type", "refresh_token")
-        .append_pair("client_id", "imgsync")
-        .append_pair("refresh_token", token.expose())
-        .append_pair("scope", &scopes.join(" "));
-    if let Some(service) = service {
-        form.append_pair("service", service);
-    }
-    form.finish()
-}
-
 fn read_challenges(headers: &HeaderMap) -> Vec<Challenge> {
     challenge::parse(headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()))
-}
-
-/// How long a token is used whose answer says this, a day at the most.
-fn lifetime(expires_in: Option<f64>) -> Duration {
-    let lifetime = match expires_in {
-        Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(DEFAULT_LIFETIME),
-        _ => DEFAULT_LIFETIME,
-    };
-    lifetime.min(Duration::from_secs(24 * 3600))
-}
-
-#[derive(Debug, Deserialize)]
-struct TokenAnswer {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
-    #[serde(default, deserialize_with = "number")]
-    expires_in: Option<f64>,
-}
-
-/// What a token service's answer is read as, for those who try to break that.
-#[cfg(test)]
-pub(super) fn shape(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<TokenAnswer>(bytes) {
-        Ok(answer) => format!("{answer:?} {:?}", lifetime(answer.expires_in)),
-        Err(error) => format!("{:?}", error.classify()),
-    }
-}
-
-/// A number that some services write as a string; anything else counts as not said.
-fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Number(number) => number.as_f64(),
-        serde_json::Value::String(text) => text.parse().ok(),
-        _ => None,
-    })
 }
 
 #[cfg(test)]
@@ -576,13 +419,5 @@ mod tests {
         assert_eq!(scope.widened(&["registry:catalog:*".to_owned()]), ["registry:catalog:*"]);
         let scope = Scope { access: Access::Pull, ..scope };
         assert_eq!(scope.widened(&["repository:a/b:pull repository:c:pull".to_owned()]).len(), 2);
-    }
-
-    #[test]
-    fn a_token_answer_is_read_however_it_is_written() {
-        let read = |text: &str| serde_json::from_str::<TokenAnswer>(text).unwrap();
-        assert_eq!(read(r#"{"token":"a","expires_in":"300"}"#).expires_in, Some(300.0));
-        assert_eq!(read(r#"{"access_token":"a","expires_in":null}"#).expires_in, None);
-        assert_eq!(read(r#"{"access_token":"a","issued_at":"x"}"#).access_token.as_deref(), Some("a"));
     }
 }

@@ -3,7 +3,7 @@
 //! A registry is trusted with requests to itself, not with where on the network we connect (CVE-2020-15157 and its
 //! kind): never from https to http, never from a public host to loopback, link-local or private addresses.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
@@ -34,6 +34,9 @@ pub(crate) fn reach(address: IpAddr) -> Reach {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
             Some(v4) => reach(IpAddr::V4(v4)),
             None if v6.is_loopback() || v6.is_unspecified() => Reach::Loopback,
+            // Addresses of IPv4 behind a translator (RFC 6052) and by 6to4 (RFC 3056).
+            None if v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0] => embedded(v6.segments()[6], v6.segments()[7]),
+            None if v6.segments()[0] == 0x2002 => embedded(v6.segments()[1], v6.segments()[2]),
             None if (v6.segments()[0] & 0xffc0) == 0xfe80 => Reach::LinkLocal,
             None if (v6.segments()[0] & 0xfe00) == 0xfc00 => Reach::Private,
             None => Reach::Public,
@@ -41,8 +44,12 @@ pub(crate) fn reach(address: IpAddr) -> Reach {
     }
 }
 
+fn embedded(high: u16, low: u16) -> Reach {
+    reach(IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))))
+}
+
 /// What can be told of a URL's host without asking the network.
-fn literal_reach(url: &Url) -> Option<Reach> {
+pub(crate) fn literal_reach(url: &Url) -> Option<Reach> {
     match url.host()? {
         Host::Ipv4(address) => Some(reach(IpAddr::V4(address))),
         Host::Ipv6(address) => Some(reach(IpAddr::V6(address))),
@@ -121,30 +128,54 @@ pub(crate) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// Resolves names and gives public addresses only, so that a name cannot lead where a literal address may not. Proxies
-/// are excepted: they were chosen by the user, and mostly stand on private addresses. What a proxy resolves itself is
-/// not seen here: then the literal check alone holds.
-#[derive(Debug)]
-pub(crate) struct PublicOnly {
-    /// The hosts of the proxies, in lower case.
-    pub proxies: Vec<String>,
+/// Where names may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Names {
+    /// The user has said so.
+    Anywhere,
+    /// From a private registry: within, but not to the metadata service of a cloud.
+    NotLinkLocal,
+    /// From a public registry.
+    Public,
 }
 
-/// Why [`PublicOnly`] gave nothing.
+impl Names {
+    fn may_lead_to(self, address: IpAddr) -> bool {
+        match self {
+            Names::Anywhere => true,
+            Names::NotLinkLocal => reach(address) != Reach::LinkLocal,
+            Names::Public => reach(address) == Reach::Public,
+        }
+    }
+}
+
+/// Resolves names and gives only addresses that they may lead to, so that a name cannot lead where a literal address may
+/// not. Proxies are excepted: they were chosen by the user, and mostly stand on private addresses. What a proxy resolves
+/// itself is not seen here: then the literal check alone holds.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    /// The hosts of the proxies, in lower case.
+    pub proxies: Vec<String>,
+    /// Where all others may lead.
+    pub names: Names,
+}
+
+/// Why [`Guarded`] gave nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} has private, link-local or loopback addresses only")]
 pub(crate) struct NotPublic {
     name: String,
 }
 
-impl Resolve for PublicOnly {
+impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
         let is_proxy = self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
+        let names = self.names;
         Box::pin(async move {
             let name = name.as_str().to_owned();
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let public: Vec<SocketAddr> =
-                found.iter().copied().filter(|address| is_proxy || reach(address.ip()) == Reach::Public).collect();
+                found.iter().copied().filter(|address| is_proxy || names.may_lead_to(address.ip())).collect();
             if public.is_empty() && !found.is_empty() {
                 return Err(NotPublic { name }.into());
             }
@@ -191,15 +222,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_resolves_inside_is_refused_where_public_addresses_alone_are_allowed() {
-        let resolver = PublicOnly { proxies: vec!["proxy.corp".to_owned()] };
+        let resolver = Guarded { proxies: vec!["proxy.corp".to_owned()], names: Names::Public };
         let error = resolver.resolve("localhost".parse().unwrap()).await.err().unwrap();
         assert!(error.downcast_ref::<NotPublic>().is_some(), "{error}");
     }
 
     #[tokio::test]
     async fn a_proxy_may_stand_on_a_private_address() {
-        let resolver = PublicOnly { proxies: vec!["localhost".to_owned()] };
+        let resolver = Guarded { proxies: vec!["localhost".to_owned()], names: Names::Public };
         assert!(resolver.resolve("LocalHost".parse().unwrap()).await.unwrap().count() > 0);
+    }
+
+    #[test]
+    fn a_name_that_a_private_registry_gives_leads_within_but_not_to_the_metadata_address() {
+        let may = |names: Names, address: &str| names.may_lead_to(address.parse().unwrap());
+        for inside in ["10.0.0.6", "127.0.0.1", "93.184.215.14"] {
+            assert!(may(Names::NotLinkLocal, inside), "{inside}");
+        }
+        for metadata in ["169.254.169.254", "fe80::1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"] {
+            assert!(!may(Names::NotLinkLocal, metadata) && !may(Names::Public, metadata), "{metadata}");
+            assert!(may(Names::Anywhere, metadata), "{metadata}");
+        }
     }
 
     #[test]

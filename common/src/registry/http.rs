@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use url::Url;
 
-use super::hop::PublicOnly;
+use super::hop::{Guarded, Names};
 use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
 
@@ -26,7 +26,7 @@ struct Shape {
     http1: bool,
     proxy: Option<String>,
     direct: bool,
-    public_only: bool,
+    names: Names,
 }
 
 /// What a client is for.
@@ -36,7 +36,9 @@ pub(crate) enum Toward {
     Home,
     /// Where it sends us: without our certificate, which is for the registry alone.
     Elsewhere,
-    /// The same, and to public addresses only.
+    /// The same, and by names to no link-local address.
+    NotLinkLocal,
+    /// The same, and by names to public addresses only.
     Public,
 }
 
@@ -65,7 +67,11 @@ impl HttpClients {
             proxy: registry.proxy.as_ref().map(ToString::to_string),
             // As docker and Go do: what is on this machine is not asked for through the environment's proxy.
             direct: loopback && registry.proxy.is_none(),
-            public_only: toward == Toward::Public,
+            names: match toward {
+                Toward::Home | Toward::Elsewhere => Names::Anywhere,
+                Toward::NotLinkLocal => Names::NotLinkLocal,
+                Toward::Public => Names::Public,
+            },
         };
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&shape) {
@@ -120,14 +126,14 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
     if let Some(proxy) = &shape.proxy {
         builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?);
     }
-    if shape.public_only {
+    if shape.names != Names::Anywhere {
         let proxies = match (&shape.proxy, shape.direct) {
             (Some(proxy), _) => vec![proxy.clone()],
             (None, true) => Vec::new(),
             (None, false) => environment_proxies(),
         };
         let proxies = proxies.iter().filter_map(|proxy| proxy_host(proxy)).collect();
-        builder = builder.dns_resolver(PublicOnly { proxies });
+        builder = builder.dns_resolver(Guarded { proxies, names: shape.names });
     }
     builder.build().map_err(|error| invalid("TLS", error))
 }

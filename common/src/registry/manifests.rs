@@ -202,7 +202,7 @@ impl Repository {
         counted: Counted,
     ) -> Result<ManifestPut> {
         let tried = format!("writing {}", self.place(reference));
-        let put = self.with_retries(|| async {
+        let once = || async {
             let request = Outgoing::new(Method::PUT, self.url(&format!("manifests/{reference}")), &tried)
                 .header(header::CONTENT_TYPE, manifest.media_type().as_str())
                 .payload(Payload::Bytes(manifest.bytes().clone()))
@@ -226,8 +226,8 @@ impl Repository {
                 ));
             }
             Ok(ManifestPut { subject_kept })
-        });
-        match put.await {
+        };
+        match self.with_retries(|| self.in_place(&once)).await {
             // An immutable tag is refused even to who writes what it has. Whoever wrote it first saw to its subject.
             Err(error)
                 if matches!(reference, ManifestRef::Tag(_))

@@ -11,6 +11,7 @@ mod blobs;
 mod catalog;
 pub mod challenge;
 mod context;
+mod create;
 pub mod credentials;
 mod failure;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod mounts;
 mod pace;
 mod pacer;
 mod paged;
+mod patience;
 mod places;
 pub mod range;
 pub mod ratelimit;
@@ -55,6 +57,7 @@ pub use http::{client_for_others, install_tls_provider};
 pub use manifests::{Head, ManifestPut, ManifestRef};
 pub use pacer::Hold;
 pub use paged::{Next, Page};
+pub use patience::PATIENCE;
 pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
@@ -117,6 +120,7 @@ struct Registry {
     reach: tokio::sync::OnceCell<hop::Reach>,
     auth: Auth,
     mounts: Mounts,
+    making: create::Making,
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
     /// Whether its credential helper's failure was told of.
@@ -250,7 +254,11 @@ impl Client {
         let meters = self.0.throttles.each_ref().map(meter);
         let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
         let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
-        let (http, http_elsewhere) = (client(Toward::Home)?, client(Toward::Elsewhere)?);
+        let is_link_local = hop::literal_reach(&base) == Some(hop::Reach::LinkLocal);
+        let (http, http_elsewhere) = match settings.allow_private || is_link_local {
+            true => (client(Toward::Home)?, client(Toward::Elsewhere)?),
+            false => (client(Toward::Home)?, client(Toward::NotLinkLocal)?),
+        };
         let http_public_only = client(Toward::Public)?;
         Ok(Registry {
             name: name.clone(),
@@ -264,6 +272,7 @@ impl Client {
             reach: tokio::sync::OnceCell::new(),
             auth: Auth::default(),
             mounts: Mounts::default(),
+            making: create::Making::default(),
             heads_fail: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             logins,
@@ -373,10 +382,22 @@ impl Repository {
         Retry::new(self.policy(), &self.context.budget)
     }
 
+    /// The same for lists: those of sources have no second chance, and hold up nothing but themselves. Of targets they only
+    /// save requests.
+    pub(crate) fn patient_retry(&self) -> Retry {
+        let (policy, most) = (self.policy(), Policy::default());
+        if self.access == Access::Push {
+            return self.retry();
+        }
+        let (max_wait, patience) = (policy.max_wait.max(most.max_wait), policy.patience.max(most.patience));
+        Retry::new(Policy { max_wait, patience, ..policy }, &self.context.budget)
+    }
+
     fn policy(&self) -> Policy {
         let policy = self.client.0.settings.retry;
         match self.registry.mirror {
-            Some(_) => Policy { attempts: 1, ..policy },
+            // There is another place to read from.
+            Some(_) => Policy { attempts: 1, patience: Duration::ZERO, ..policy },
             None => policy,
         }
     }

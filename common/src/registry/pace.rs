@@ -32,6 +32,18 @@ pub(crate) struct Errand {
 }
 
 impl Errand {
+    /// Kinds of which some can be refused while others go well.
+    fn kind(&self) -> usize {
+        match (self.action, self.part) {
+            (Action::Manifests, _) if self.reads_manifest => 0,
+            (Action::Manifests, _) => 1,
+            (Action::Blobs, _) => 2,
+            (Action::List, _) => 3,
+            (Action::Push, Some(AccountPart::ManifestPuts)) => 4,
+            (Action::Push, _) => 5,
+        }
+    }
+
     /// A request that is none of the copy's: for a token, or for where tokens are.
     pub(crate) fn aside(login: usize) -> Errand {
         Errand { login, action: Action::List, reads_manifest: false, part: None, goes_on: false }
@@ -79,10 +91,10 @@ impl Repository {
         let login = self.registry.logins.get(errand.login);
         let pass = async {
             login.pacer.at(|| self.client.account(&self.registry, errand.login)).await;
-            login.pacer.pass(errand.reads_manifest).await?;
+            login.pacer.pass(errand.reads_manifest, self.registry.mirror.is_some()).await?;
             if let Some((part, pacer)) = login.parts.iter().find(|(part, _)| Some(*part) == errand.part) {
                 pacer.at(|| async { self.client.account(&self.registry, errand.login).await.of(*part) }).await;
-                pacer.pass(false).await?;
+                pacer.pass(false, false).await?;
             }
             Ok::<(), std::time::Duration>(())
         };
@@ -132,6 +144,9 @@ impl Repository {
                 _ => window.well(now),
             }
         }
+        if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND {
+            self.registry.logins.get(errand.login).pacer.went_well(errand.kind());
+        }
         let Some(quota) = ratelimit::parse(headers, SystemTime::now()) else { return };
         let reads_manifest = errand.action == Action::Manifests;
         let login = self.registry.logins.get(errand.login);
@@ -160,9 +175,11 @@ impl Repository {
             return error;
         }
         let pacer = &self.registry.logins.get(errand.login).pacer;
-        match pacer.refused(error.wait(), errand.reads_manifest).await {
+        // None to wait for is none that was said: it would be asked again and again.
+        let wait = error.wait().filter(|wait| !wait.is_zero());
+        match pacer.refused(wait, errand.reads_manifest, errand.kind()).await {
             Some(wait) => error.retry_after(Some(wait)),
-            None => error,
+            None => error.retry_after(wait),
         }
     }
 }

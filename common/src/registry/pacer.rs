@@ -11,14 +11,13 @@ use rand::Rng as _;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::patience::Streak;
 use super::ratelimit::Quota;
 use super::settings::{Reserve, SharedPace};
 use crate::store::{Account, AccountPart, Allowance, Ask, Grant, LOOK_EVERY, Pace, QuotaWindow, Told, WindowTime};
 
 /// A longer wait is not slept out: who asked is told, and may do something else.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// How long requests stop for after a refusal that does not say it.
-const SHORT_WAIT: Duration = Duration::from_millis(500);
 /// A store that does not answer so soon is gone on without …
 const ANSWER: Duration = Duration::from_secs(1);
 /// … for so long.
@@ -57,6 +56,10 @@ struct Own {
     /// Where the pace is not shared, and while the store is away.
     allowance: Allowance,
     not_before: Option<Instant>,
+    /// The same, where it was not said for how long.
+    not_before_as_guessed: Option<Instant>,
+    /// By the kinds of requests.
+    streaks: [Streak; 6],
     /// No manifests are read before: the quota is used up.
     pulls_from: Option<Instant>,
     /// Nothing that needs manifests is begun before: the quota is used up but for the reserve.
@@ -120,11 +123,12 @@ impl Pacer {
         self.shared.as_ref().map(|shared| &shared.store).zip(self.account.get())
     }
 
-    /// Returns when one more request may go. Where that is too far off, how far.
-    pub(crate) async fn pass(&self, reads_manifest: bool) -> Result<(), Duration> {
+    /// Returns when one more request may go. Where that is too far off, how far; and where there is another way, as soon
+    /// as there is a wait that the registry wants.
+    pub(crate) async fn pass(&self, reads_manifest: bool, another_way: bool) -> Result<(), Duration> {
         loop {
             if let Some(wait) = self.held_off(reads_manifest) {
-                if wait > LONGEST_SLEEP {
+                if another_way || wait > LONGEST_SLEEP {
                     return Err(wait);
                 }
                 // Not all at that very moment.
@@ -213,9 +217,17 @@ impl Pacer {
         }
     }
 
+    /// A request of a kind went well.
+    pub(crate) fn went_well(&self, kind: usize) {
+        if let Some(streak) = self.own().streaks.get_mut(kind) {
+            streak.ended();
+        }
+    }
+
     /// A request was refused; the registry wants none for so long, if it said so. Returns for how long there will be none
-    /// where it did not say so, but a quota is known to be used up.
-    pub(crate) async fn refused(&self, wait: Option<Duration>, reads_manifest: bool) -> Option<Duration> {
+    /// where it did not say so: as long as a quota is known to be used up, or longer each time. None: it has refused
+    /// everything of that kind for so long that nothing is to be hoped for.
+    pub(crate) async fn refused(&self, wait: Option<Duration>, reads_manifest: bool, kind: usize) -> Option<Duration> {
         if wait.is_none()
             && reads_manifest
             && let Some(wait) = self.is_used_up()
@@ -230,22 +242,45 @@ impl Pacer {
             }
             return Some(wait);
         }
-        let wait = wait.unwrap_or(SHORT_WAIT);
+        let guessed = match wait {
+            Some(_) => None,
+            None => self.own().streaks.get_mut(kind).and_then(|streak| streak.refused(Instant::now())),
+        };
+        // Refused again after a wait that was too short: the pace is no faster than it was.
+        let cuts = guessed.is_none_or(|(_, is_first)| is_first);
+        let guessed = guessed.map(|(wait, _)| wait);
+        let wait = wait.or(guessed).unwrap_or_default();
         let ask = self.question(1);
         {
             let mut own = self.own();
-            own.not_before = own.not_before.max(Instant::now().checked_add(wait));
+            let until = Instant::now().checked_add(wait);
+            own.not_before = own.not_before.max(until);
+            if guessed.is_some() {
+                own.not_before_as_guessed = own.not_before_as_guessed.max(until);
+            }
             own.free_since = None;
-            own.allowance.refused(self.time(), &ask);
+            match cuts {
+                true => own.allowance.refused(self.time(), &ask),
+                false => own.allowance.count(self.time(), ask.sent),
+            }
         }
         if let Some((shared, account)) = self.store().filter(|(shared, _)| !shared.alone) {
-            match tokio::time::timeout(ANSWER, shared.store.refused(account, wait, &ask)).await {
+            let told = async {
+                match cuts {
+                    true => shared.store.refused(account, wait, &ask).await,
+                    false => {
+                        let until = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+                        shared.store.hold_off(account, until).await
+                    }
+                }
+            };
+            match tokio::time::timeout(ANSWER, told).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => _ = self.do_without(&error.to_string()),
                 Err(_) => _ = self.do_without("no answer in time"),
             }
         }
-        None
+        guessed
     }
 
     /// For how long a quota is used up: one that was told of, of which not much was left, and that is refused now.
@@ -318,7 +353,11 @@ impl Pacer {
             until.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
         };
         if let Some(wait) = wait(own.not_before) {
-            return Some(Hold { wait, why: "asked to be left alone".to_owned() });
+            let why = match own.not_before == own.not_before_as_guessed {
+                true => "refuses more requests and does not say for how long",
+                false => "asked to be left alone",
+            };
+            return Some(Hold { wait, why: why.to_owned() });
         }
         let wait = wait(own.begin_from.max(own.pulls_from)).filter(|_| pulls)?;
         let of = own.quota_of.map(|limit| format!(" of {limit}")).unwrap_or_default();

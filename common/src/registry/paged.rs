@@ -12,6 +12,7 @@ use url::Url;
 use super::transport::{Answer, Outgoing};
 use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
+use crate::retry::Retry;
 
 /// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
 const MAX_BARREN_PAGES: usize = 50;
@@ -52,6 +53,11 @@ pub(crate) trait Ask {
 
     /// What retries and hops are judged by.
     fn repository(&self) -> &Repository;
+
+    /// How a page is tried again.
+    fn retry(&self) -> Retry {
+        self.repository().retry()
+    }
 }
 
 impl Ask for Repository {
@@ -65,6 +71,10 @@ impl Ask for Repository {
 
     fn repository(&self) -> &Repository {
         self
+    }
+
+    fn retry(&self) -> Retry {
+        self.patient_retry()
     }
 }
 
@@ -110,7 +120,7 @@ impl Cursor {
             return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
         }
         let repository = asker.repository();
-        let (page, next) = repository.with_retries(|| read::<T>(asker, &url, max_bytes, tried)).await?;
+        let (page, next) = repository.with_retry(asker.retry(), || read::<T>(asker, &url, max_bytes, tried)).await?;
         if next.is_some() || !self.pages.is_empty() {
             self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
         }

@@ -56,6 +56,8 @@ pub struct RegistrySettings {
     pub bandwidth: Option<u64>,
     /// A name for the address that limits of anonymous users are counted by.
     pub egress: Option<Box<str>>,
+    /// Make what a push needs and is missing: repositories of ECR, projects of Harbor.
+    pub create: bool,
     /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
 }

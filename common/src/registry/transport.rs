@@ -334,11 +334,18 @@ impl Repository {
     }
 
     /// Does something until it succeeds, fails for good, or has been tried often enough.
-    pub(crate) async fn with_retries<T, F>(&self, mut once: impl FnMut() -> F) -> Result<T>
+    pub(crate) async fn with_retries<T, F>(&self, once: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let mut retry = self.retry();
+        self.with_retry(self.retry(), once).await
+    }
+
+    /// The same, as patiently as this says.
+    pub(crate) async fn with_retry<T, F>(&self, mut retry: Retry, mut once: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         loop {
             match once().await {
                 Ok(value) => return Ok(value),

@@ -78,28 +78,23 @@ impl Repository {
                 return Ok(Started::Mounted);
             }
         }
-        self.with_retries(|| async {
-            let answer = self.send(self.start_request(None, &tried)).await?;
-            match answer.status() {
-                StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::OK => {
-                    Ok(Started::Session(self.session(answer, digest, &tried).await?))
-                }
-                _ => {
-                    let missing = answer.status() == StatusCode::NOT_FOUND;
-                    let error = self.refusal(answer, &tried).await;
-                    Err(match missing {
-                        true => error.hint("the repository may have to be created first at this registry"),
-                        false => error,
-                    })
-                }
+        let started = self.with_retries(|| self.in_place(|| self.start_plainly(digest, &tried))).await;
+        started.map_err(|error| self.unmade(error))
+    }
+
+    async fn start_plainly(&self, digest: &Digest, tried: &str) -> Result<Started> {
+        let answer = self.send(self.start_request(None, tried)).await?;
+        match answer.status() {
+            StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::OK => {
+                Ok(Started::Session(self.session(answer, digest, tried).await?))
             }
-        })
-        .await
+            _ => Err(self.refusal(answer, tried).await),
+        }
     }
 
     /// `None`: no mount between these two, which is remembered.
     async fn mount(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Option<Started>> {
-        match self.with_retries(|| self.mount_once(digest, from, tried)).await {
+        match self.with_retries(|| self.in_place(|| self.mount_once(digest, from, tried))).await {
             Ok(started) => Ok(Some(started)),
             Err(error) => match error.class() {
                 // The token service may refuse a second scope, or the registry the repository to mount from; nothing of

@@ -32,6 +32,8 @@ use crate::report::{self, Level, Report};
 const DRAIN: Duration = Duration::from_secs(30);
 /// A longer Retry-After is not slept out with a slot held: the task is given back.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
+const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &Global, printer: &Printer) -> Exit {
@@ -175,6 +177,7 @@ impl<'a> Work<'a> {
             first_delay,
             max_delay: client.retry.max_delay.max(first_delay),
             max_wait: LONGEST_SLEEP,
+            patience: SLOT_PATIENCE,
         };
         client.stall = args.patience.stall_timeout;
         let is_cluster = house.is_cluster();

@@ -7,7 +7,7 @@ use imgsync_common::error::Result;
 use imgsync_common::registry::ClientSettings;
 use imgsync_common::secret::Secret;
 use imgsync_worker::cluster::{Addresses, Given};
-use imgsync_worker::settings::client_settings;
+use imgsync_worker::settings::{client_settings, exposed};
 
 use super::args::Global;
 use super::exit::Exit;
@@ -53,8 +53,8 @@ impl Settings {
             printer.raw(&errors.to_string());
             Exit::Usage
         })?;
-        if config.has_secrets_inline() && others_can_read(&path) {
-            printer.warning(&format!("{name} holds secrets and others can read it: chmod 600 {name}"));
+        if let Some(warning) = exposed(&config, &path) {
+            printer.warning(&warning);
         }
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
         // A variable that is set to nothing names nothing.
@@ -84,15 +84,4 @@ impl Settings {
     pub(crate) fn client(&self) -> Result<ClientSettings> {
         client_settings(&self.config, self.folder())
     }
-}
-
-#[cfg(unix)]
-fn others_can_read(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0)
-}
-
-#[cfg(not(unix))]
-fn others_can_read(_path: &Path) -> bool {
-    false
 }

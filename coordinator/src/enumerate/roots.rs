@@ -6,12 +6,18 @@ use std::sync::Arc;
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::RepositoryName;
+use imgsync_common::printable::printable_within;
 use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, Tally};
 use imgsync_common::select::RepositoryPattern;
 
 use super::listing::{Contents, Listing, list};
 use super::order::InOrder;
 use super::{Unlisted, vendor};
+
+/// As many names that are none are told of.
+const MAX_ODD_NAMES: usize = 100;
+/// As much of one is shown, in characters.
+const LONGEST_NAME: usize = 300;
 
 /// What a pattern begins with.
 #[derive(Debug)]
@@ -38,7 +44,16 @@ impl Names {
     pub(super) fn add(&mut self, pattern: &RepositoryPattern, name: &str) {
         match name.parse::<RepositoryName>() {
             Ok(name) => _ = self.good.insert(InOrder(name)),
+            // Each is kept until the end: a flood of them is cut off.
+            Err(_) if self.odd.len() > MAX_ODD_NAMES => {}
+            Err(_) if self.odd.len() == MAX_ODD_NAMES => {
+                let repository = format!("{}/…", pattern.registry());
+                let detail = "there are more names that are none of repositories";
+                let error = Error::new(Class::BadAnswer, format!("listing {pattern}"), detail);
+                self.odd.push(Unlisted { repository, error });
+            }
             Err(error) => {
+                let name = printable_within(name, LONGEST_NAME);
                 let tried = format!("listing {}/{name}", pattern.registry());
                 let error = Error::new(Class::BadAnswer, tried, error.to_string());
                 self.odd.push(Unlisted { repository: format!("{}/{name}", pattern.registry()), error });

@@ -91,7 +91,13 @@ pub(super) fn basic(user: &str, password: &str) -> String {
 /// The scopes that a request needs, as (type:name, actions).
 fn wanted(record: &Record) -> Vec<(String, Vec<&'static str>)> {
     let actions = match record.kind {
-        Kind::Ping | Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::Other => {
+        Kind::Ping
+        | Kind::Token
+        | Kind::ApiRepositories
+        | Kind::ApiTags
+        | Kind::ApiLogin
+        | Kind::ApiCreate
+        | Kind::Other => {
             return Vec::new();
         }
         Kind::Catalog => return vec![("registry:catalog".to_owned(), vec!["*"])],
@@ -152,19 +158,21 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     };
     let form = String::from_utf8_lossy(&form).into_owned();
     let given = record.header("authorization").unwrap_or_default();
+    // What logs in has run out with the tokens, where there is a next one.
+    let next = inner.options.habits.next_password.filter(|_| inner.tokens_since() > 0);
     let known = |user: &str, password: &str| {
-        bearer.user.as_ref().is_some_and(|(name, secret)| name == user && secret == password)
+        bearer.user.as_ref().is_some_and(|(name, secret)| name == user && next.unwrap_or(secret) == password)
     };
     let post = record.method == "POST";
     let trusted = if post {
         let field = |name| parameter(&form, name).unwrap_or_default();
         match (&bearer.refresh, field("grant_type").as_str()) {
             (Refresh::Refuse(status), _) => return Ok(Answer::new(*status)),
-            (Refresh::Accept(identity), "refresh_token") => field("refresh_token") == *identity,
+            (Refresh::Accept(identity), "refresh_token") => field("refresh_token") == next.unwrap_or(identity),
             (Refresh::Accept(_), _) => known(&field("username"), &field("password")),
         }
     } else {
-        bearer.user.as_ref().is_some_and(|(user, password)| given == basic(user, password))
+        bearer.user.as_ref().is_some_and(|(user, password)| given == basic(user, next.unwrap_or(password)))
     };
     let anonymous = !post && given.is_empty() && bearer.anonymous_pull;
     if !trusted && !anonymous {
@@ -183,7 +191,12 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     if habits.never_delete && deletes || habits.no_offline_token && offline {
         return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
     }
-    let scopes = if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
+    let mut scopes: Vec<String> =
+        if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
+    if habits.needs_projects {
+        // A project that is not there is nobody's, until a token is asked for again.
+        scopes.retain(|scope| scope.split(':').nth(1).is_none_or(|name| inner.store().has_project(name)));
+    }
     let claims = Claims {
         service: parameter(source, "service").unwrap_or_default(),
         expires: now() + bearer.ttl.as_millis() as u64,

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use http::{HeaderValue, StatusCode, header};
 
 use super::answer::{Answer, Payload};
+use super::create::Makes;
 use super::record::Record;
 use super::route::Kind;
 use super::script::Action;
@@ -46,6 +47,10 @@ pub struct Habits {
     pub missing_repository: Option<u16>,
     /// A repository must be made before it is pushed to.
     pub no_new_repositories: bool,
+    /// A repository is in a project, which must be made before it is pushed to: until then tokens are good for nothing there.
+    pub needs_projects: bool,
+    /// How repositories or projects are made by its API.
+    pub makes: Option<Makes>,
     /// The body of refusals.
     pub errors: Errors,
 
@@ -99,6 +104,8 @@ pub struct Habits {
     pub vary: Option<Vary>,
     /// Requests of a kind that are taken a second; more are answered 429.
     pub rates: &'static [(Kind, f64)],
+    /// So many requests are answered at a time; more are refused at once, with this status and no word of when.
+    pub most_at_once: Option<(u64, u16)>,
     /// What it calls itself in `Server`.
     pub server: Option<&'static str>,
     /// Bytes of headers that come with each answer besides.
@@ -193,6 +200,11 @@ pub(super) fn before(inner: &Arc<Inner>, record: &Record) -> Option<Answer> {
         && !inner.is_within_rate_of(record.kind, *rate)
     {
         return refuse(429, "TOOMANYREQUESTS", "Rate exceeded");
+    }
+    if let Some((most, status)) = habits.most_at_once
+        && inner.in_flight() > most
+    {
+        return refuse(status, "TOOMANYREQUESTS", "too many at a time");
     }
     if record.kind == Kind::UploadMount {
         if let Some(status) = habits.nameless_mount.filter(|_| record.parameter("from").is_none()) {

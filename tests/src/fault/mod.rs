@@ -18,6 +18,7 @@ mod answer;
 mod auth;
 mod blobs;
 mod content;
+mod create;
 mod habits;
 mod listing;
 mod manifests;
@@ -41,6 +42,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+pub use create::Makes;
 pub use habits::{Errors, Habits, Heads, Links, Patches};
 pub use options::{Auth, Bearer, Builder, MountPolicy, Refresh, TokenField};
 pub use record::Record;

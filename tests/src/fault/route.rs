@@ -32,6 +32,8 @@ pub enum Kind {
     ApiLogin,
     /// A blob at its signed address, on another host.
     Signed,
+    /// A vendor's API: a repository or a project is made.
+    ApiCreate,
     Other,
 }
 
@@ -45,6 +47,9 @@ pub(super) struct Route {
 
 pub(super) fn route(method: &Method, path: &str, query: &str) -> Route {
     let plain = |kind| Route { kind, repository: None, reference: None };
+    if *method == Method::POST && super::create::is_path(path) {
+        return plain(Kind::ApiCreate);
+    }
     if path == "/token" {
         return plain(Kind::Token);
     }

@@ -18,7 +18,7 @@ use super::route::{Kind, Route, route};
 use super::script::{Action, actions_for};
 use super::state::Inner;
 use super::upload_body::{Broken, Incoming};
-use super::{auth, blobs, habits, listing, manifests, pump, uploads, vary, vendor};
+use super::{auth, blobs, create, habits, listing, manifests, pump, uploads, vary, vendor};
 
 pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>) {
     let acceptor = inner.options.authority.as_ref().map(|authority| {
@@ -174,8 +174,10 @@ async fn answer(
             _ => {}
         }
     }
-    let has_its_own_way =
-        matches!(record.kind, Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::Signed);
+    let has_its_own_way = matches!(
+        record.kind,
+        Kind::Token | Kind::ApiRepositories | Kind::ApiTags | Kind::ApiLogin | Kind::ApiCreate | Kind::Signed
+    );
     if let Some(refusal) = if has_its_own_way { None } else { auth::check(inner, record) } {
         body.drain().await?;
         return Ok(refusal);
@@ -188,6 +190,7 @@ async fn answer(
         Kind::Ping => Ok(Answer::json(StatusCode::OK, &serde_json::json!({}))
             .header("docker-distribution-api-version", "registry/2.0")),
         Kind::Token => auth::token(inner, record, body).await,
+        Kind::ApiCreate => create::create(inner, record, body).await,
         Kind::ApiLogin => vendor::login(inner, body).await,
         Kind::ApiRepositories | Kind::ApiTags => Ok(vendor::list(inner, record)),
         Kind::Tags => Ok(listing::tags(inner, record)),

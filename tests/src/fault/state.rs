@@ -1,6 +1,6 @@
 //! What the registry holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,6 +51,8 @@ pub(super) struct Inner {
 pub(super) struct Store {
     pub(super) repositories: BTreeMap<String, Repository>,
     pub(super) uploads: HashMap<String, Arc<Mutex<Upload>>>,
+    /// Those that were made, besides those of repositories.
+    pub(super) projects: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -237,6 +239,13 @@ impl Drop for InFlight {
 }
 
 impl Store {
+    /// Whether the project of a repository is there.
+    pub(super) fn has_project(&self, repository: &str) -> bool {
+        let project = repository.split('/').next().unwrap_or_default();
+        let is_in = |name: &String| name.strip_prefix(project).is_some_and(|rest| rest.starts_with('/'));
+        self.projects.contains(project) || self.repositories.keys().any(is_in)
+    }
+
     pub(super) fn repository(&mut self, name: &str) -> &mut Repository {
         self.repositories.entry(name.to_owned()).or_default()
     }

@@ -1,7 +1,7 @@
 //! Amazon ECR, a private registry.
 
 use super::{Login, Personality, Throttle};
-use crate::fault::{FaultRegistry, Habits, Kind, Patches};
+use crate::fault::{FaultRegistry, Habits, Kind, Makes, Patches};
 
 const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
@@ -10,12 +10,12 @@ pub(super) fn personality() -> Personality {
         name: "ECR",
         registry: HOST,
         api: HOST,
-        others: &["prod-eu-west-1-starport-layer-bucket.s3.eu-west-1.amazonaws.com"],
+        others: &["prod-eu-west-1-starport-layer-bucket.s3.eu-west-1.amazonaws.com", "api.ecr.eu-west-1.amazonaws.com"],
         repository: "mirror/app",
         neighbour: "mirror/other",
         login: Login::Helper { user: "AWS", passwords: ["twelve-hours", "twelve-more"] },
         settings: "",
-        to_do: "make the repositories; use the credential helper `ecr-login`, a password of `aws ecr get-login-password` \
+        to_do: "make the repositories, or `create: true`; use the credential helper `ecr-login`, a password of `aws ecr get-login-password` \
                 lasts 12 h",
         habits: "Basic with a password that runs out (403), repositories must be made, GET without a digest, `n` above 1000 \
                  and `last` refused, opaque cursors, PATCH answers 201 and drops what follows, mounts of committed blobs \
@@ -44,6 +44,12 @@ pub(super) fn personality() -> Personality {
                     expired: Some((403, "Your authorization token has expired. Reauthenticate and try again.")),
                     next_password: Some("twelve-more"),
                     no_new_repositories: true,
+                    makes: Some(Makes::Ecr {
+                        account: "123456789012",
+                        region: "eu-west-1",
+                        key: ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+                        session: "of some/hours+==",
+                    }),
                     rates: &[(Kind::ManifestPut, 10.0), (Kind::UploadStart, 100.0), (Kind::UploadMount, 100.0)],
                     get_without_digest: true,
                     media_type_in_body: true,

@@ -13,7 +13,7 @@ pub(super) fn personality() -> Personality {
         neighbour: "a1b2c3/other",
         login: Login::Password { key: "public.ecr.aws", user: "AWS", password: "secret" },
         settings: "",
-        to_do: "make the repositories",
+        to_do: "make the repositories, or `create: true`",
         habits: "a token that has run out is answered 400 without a challenge, repositories must be made, GET without a \
                  digest, opaque cursors, blobs by 307",
         takes_docker: true,

@@ -1,7 +1,7 @@
 //! Harbor.
 
 use super::{Login, Personality, Throttle};
-use crate::fault::{Bearer, FaultRegistry, Habits, Heads, Kind};
+use crate::fault::{Bearer, FaultRegistry, Habits, Heads, Kind, Makes};
 
 pub(super) fn personality() -> Personality {
     Personality {
@@ -13,11 +13,11 @@ pub(super) fn personality() -> Personality {
         neighbour: "mirror/other",
         login: Login::Password { key: "harbor.example.com", user: "robot$mirror", password: "secret" },
         settings: "",
-        to_do: "make the project",
-        habits: "HEAD and GET differ in length, unknown manifests as `NOT_FOUND`, a mount that fails is 404, no token for who \
+        to_do: "make the project, or `create: true`",
+        habits: "projects must be made (401), HEAD and GET differ in length, unknown manifests as `NOT_FOUND`, a mount that fails is 404, no token for who \
                  asks for `offline_token`; as a target its manifests are never GET, which it would count as pulls",
         takes_docker: true,
-        makes_repositories: false,
+        makes_repositories: true,
         expires: true,
         counts_pulls_of_targets: true,
         chunk: None,
@@ -38,6 +38,8 @@ pub(super) fn personality() -> Personality {
                 missing_manifest: Some((404, "NOT_FOUND")),
                 heads: Heads::OtherLength,
                 missing_mount: Some(404),
+                needs_projects: true,
+                makes: Some(Makes::Harbor { user: "robot$mirror", password: "secret" }),
                 ..Habits::default()
             })
         },

@@ -84,6 +84,27 @@ async fn a_token_that_lives_a_second_is_renewed_as_often_as_needed() {
 }
 
 #[tokio::test]
+async fn a_token_of_five_seconds_outlasts_an_upload_of_thirty_from_a_source_of_200_kib_a_second() {
+    let ttl = Duration::from_secs(5);
+    let (source, target) = tokio::join!(
+        FaultRegistry::builder().bearer(Bearer::user("me", "secret").ttl(ttl)).start(),
+        FaultRegistry::builder().bearer(Bearer::user("me", "secret").ttl(ttl)).start()
+    );
+    let image = images::big("thirty-seconds", 6 << 20);
+    source.push("a", "1", &image);
+    source.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 200 << 10 });
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    // Slow is not still: bytes come, if few.
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1", "--stall-timeout", "3s"]);
+    sync.write_docker_config(&[(&source.host(), "me", "secret"), (&target.host(), "me", "secret")]);
+    let output = sync.run().await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert!(output.elapsed > Duration::from_secs(25), "the upload was as long as it was to be: {:?}", output.elapsed);
+    assert_eq!(output.json()["traffic"]["source"]["retries"], 0);
+    assert_eq!(target.open_uploads(), 0);
+}
+
+#[tokio::test]
 async fn an_identity_token_goes_by_post_and_where_that_is_unknown_by_get() {
     for refresh in [Refresh::Accept("identity".into()), Refresh::Refuse(status(404)), Refresh::Refuse(status(405))] {
         let source =

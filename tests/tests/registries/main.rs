@@ -3,7 +3,10 @@
 
 mod at_once;
 mod client;
+mod clouds;
+mod congestion;
 mod cost;
+mod create;
 mod helpers;
 mod lines;
 mod login;

@@ -3,6 +3,7 @@
 
 mod config;
 mod enumerate;
+mod hostile;
 mod streams;
 mod tags;
 mod trees;

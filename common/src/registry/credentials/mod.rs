@@ -117,14 +117,43 @@ pub struct Environment {
     pub xdg_config_home: Option<PathBuf>,
     /// `PATH`, where helpers are looked for.
     pub path: Option<OsString>,
+    /// Keys of AWS.
+    pub aws: AwsEnvironment,
+}
+
+/// What the process's environment says of keys of AWS, in the names of Amazon's SDKs.
+#[derive(Debug, Clone, Default)]
+pub struct AwsEnvironment {
+    /// `AWS_ACCESS_KEY_ID`.
+    pub access_key_id: Option<String>,
+    /// `AWS_SECRET_ACCESS_KEY`.
+    pub secret_access_key: Option<Secret>,
+    /// `AWS_SESSION_TOKEN`.
+    pub session_token: Option<Secret>,
+    /// `AWS_PROFILE`: which part of the file holds.
+    pub profile: Option<String>,
+    /// `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
+    pub credentials_file: Option<PathBuf>,
 }
 
 impl Environment {
     /// Reads this process's environment. A variable that is empty counts as not set.
     pub fn from_process() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+        let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
+        let aws = AwsEnvironment {
+            access_key_id: text("AWS_ACCESS_KEY_ID"),
+            secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::from),
+            session_token: text("AWS_SESSION_TOKEN").map(Secret::from),
+            profile: text("AWS_PROFILE"),
+            credentials_file: variable("AWS_SHARED_CREDENTIALS_FILE")
+                .map(PathBuf::from)
+                .or_else(|| Some(home.as_ref()?.join(".aws/credentials"))),
+        };
         Self {
-            home: env::home_dir().filter(|home| !home.as_os_str().is_empty()),
+            aws,
+            home,
             docker_config: variable("DOCKER_CONFIG").map(PathBuf::from),
             registry_auth_file: variable("REGISTRY_AUTH_FILE").map(PathBuf::from),
             xdg_runtime_dir: variable("XDG_RUNTIME_DIR").map(PathBuf::from),
@@ -226,6 +255,11 @@ impl CredentialStore {
     pub fn keep_failure_for(mut self, time: Duration) -> Self {
         self.keep_failure_for = time;
         self
+    }
+
+    /// Where keys of AWS are.
+    pub(crate) fn aws(&self) -> &AwsEnvironment {
+        &self.env.aws
     }
 
     /// All credentials that the configuration gives for a registry.

@@ -63,6 +63,7 @@ impl Default for RedisOptions {
             first_delay: Duration::from_millis(100),
             max_delay: Duration::from_secs(1),
             max_wait: Duration::from_secs(1),
+            patience: Duration::ZERO,
         };
         RedisOptions { prefix: "imgsync:".to_owned(), patience, ca: None, clock: None }
     }
@@ -76,6 +77,7 @@ impl RedisOptions {
             first_delay: Duration::from_millis(200),
             max_delay: Duration::from_secs(10),
             max_wait: Duration::from_secs(10),
+            patience: Duration::ZERO,
         };
         RedisOptions { patience, ..RedisOptions::default() }
     }

@@ -1,0 +1,150 @@
+//! The APIs by which repositories and projects are made: of ECR, with a signature that is checked here by hand, and of
+//! Harbor.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use ring::hmac;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::answer::Answer;
+use super::auth::basic;
+use super::record::Record;
+use super::state::Inner;
+use super::upload_body::{Broken, Incoming};
+
+/// How repositories or projects are made.
+#[derive(Clone, Copy, Debug)]
+pub enum Makes {
+    /// `CreateRepository` of ECR.
+    Ecr {
+        /// The account's number, which `registryId` must say.
+        account: &'static str,
+        /// The region that signatures are for.
+        region: &'static str,
+        /// The key's id and the key.
+        key: (&'static str, &'static str),
+        /// The session's token, which must come with it.
+        session: &'static str,
+    },
+    /// `POST /api/v2.0/projects` of Harbor.
+    Harbor {
+        /// Who may.
+        user: &'static str,
+        /// With this password.
+        password: &'static str,
+    },
+}
+
+/// Whether something is made by a POST to this path.
+pub(super) fn is_path(path: &str) -> bool {
+    matches!(path, "/" | "/api/v2.0/projects")
+}
+
+pub(super) async fn create(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+    let body = body.all(64 * 1024).await?.unwrap_or_default();
+    let json: Value = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(match inner.options.habits.makes {
+        Some(Makes::Ecr { account, .. }) => match check(inner, record, &body) {
+            Err((code, message)) => ecr_error(code, &message),
+            Ok(()) if json["registryId"] != account => ecr_error("InvalidParameterException", "another registryId"),
+            Ok(()) => repository(inner, account, json["repositoryName"].as_str().unwrap_or_default()),
+        },
+        Some(Makes::Harbor { user, password }) => {
+            if record.header("authorization") != Some(basic(user, password).as_str()) {
+                return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "unauthorized"));
+            }
+            project(inner, json["project_name"].as_str().unwrap_or_default())
+        }
+        None => Answer::not_found("NOT_FOUND"),
+    })
+}
+
+fn repository(inner: &Inner, account: &str, name: &str) -> Answer {
+    let mut store = inner.store();
+    if name.is_empty() || name.starts_with('/') {
+        return ecr_error("InvalidParameterException", "repositoryName");
+    }
+    if store.repositories.contains_key(name) {
+        let message = format!("The repository with name '{name}' already exists in the registry with id '{account}'");
+        return ecr_error("RepositoryAlreadyExistsException", &message);
+    }
+    store.repository(name);
+    Answer::json(StatusCode::OK, &json!({"repository": {"registryId": account, "repositoryName": name}}))
+}
+
+fn project(inner: &Inner, name: &str) -> Answer {
+    let mut store = inner.store();
+    if name.is_empty() || name.contains('/') {
+        return Answer::error(StatusCode::BAD_REQUEST, "BAD_REQUEST", "project_name");
+    }
+    if store.has_project(name) {
+        return Answer::error(StatusCode::CONFLICT, "CONFLICT", "The project named so already exists");
+    }
+    store.projects.insert(name.to_owned());
+    Answer::new(StatusCode::CREATED)
+}
+
+fn ecr_error(code: &str, message: &str) -> Answer {
+    Answer::json(StatusCode::BAD_REQUEST, &json!({"__type": code, "message": message}))
+        .header("content-type", "application/x-amz-json-1.1")
+}
+
+/// The form and the signature of a request to ECR (Signature Version 4).
+fn check(inner: &Inner, record: &Record, body: &[u8]) -> Result<(), (&'static str, String)> {
+    let Some(Makes::Ecr { region, key: (id, secret), session, .. }) = inner.options.habits.makes else {
+        return Err(("InternalFailure", String::new()));
+    };
+    let header = |name: &str| record.header(name).unwrap_or_default();
+    if header("x-amz-target") != "AmazonEC2ContainerRegistry_V20150921.CreateRepository" {
+        return Err(("UnknownOperationException", header("x-amz-target").to_owned()));
+    }
+    if header("content-type") != "application/x-amz-json-1.1" {
+        return Err(("SerializationException", header("content-type").to_owned()));
+    }
+    if header("x-amz-security-token") != session {
+        return Err((
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid".to_owned(),
+        ));
+    }
+    let wrong = |what: &str| ("InvalidSignatureException", what.to_owned());
+    let date = header("x-amz-date");
+    let when = Timestamp::strptime("%Y%m%dT%H%M%S%z", date.replace('Z', "+0000")).map_err(|_| wrong("x-amz-date"))?;
+    if Timestamp::now().duration_since(when).abs() > SignedDuration::from_mins(5) {
+        return Err(wrong("Signature expired"));
+    }
+    let given = header("authorization").strip_prefix("AWS4-HMAC-SHA256 ").ok_or(wrong("no AWS4-HMAC-SHA256"))?;
+    let part = |name: &str| {
+        let found = given.split(", ").find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        found.ok_or(wrong(name))
+    };
+    let (credential, names, signature) = (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
+    let day = &date[..8];
+    let scope = format!("{day}/{region}/ecr/aws4_request");
+    if credential != format!("{id}/{scope}") {
+        return Err(("UnrecognizedClientException", credential.to_owned()));
+    }
+    for needed in ["host", "x-amz-date", "x-amz-target", "x-amz-security-token"] {
+        if !names.split(';').any(|name| name == needed) {
+            return Err(wrong(needed));
+        }
+    }
+    let host = format!("api.ecr.{region}.amazonaws.com");
+    let mut canonical = "POST\n/\n\n".to_owned();
+    for name in names.split(';') {
+        // HTTP/2 has no `Host`.
+        let value = if name == "host" { record.header(name).unwrap_or(&host) } else { header(name) };
+        canonical.push_str(&format!("{name}:{value}\n"));
+    }
+    canonical.push_str(&format!("\n{names}\n{}", hex::encode(Sha256::digest(body))));
+    let digest = hex::encode(Sha256::digest(canonical.as_bytes()));
+    let mac =
+        |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec();
+    let first = format!("AWS4{secret}").into_bytes();
+    let key = [day, region, "ecr", "aws4_request"].iter().fold(first, |key, part| mac(&key, part));
+    let right = hex::encode(mac(&key, &format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{digest}")));
+    if right == signature { Ok(()) } else { Err(wrong("The request signature does not match")) }
+}

@@ -1,0 +1,149 @@
+//! The clouds' credential helpers as they are: stand-ins of the same names that are asked in the same way and answer in
+//! the same words, found by what the clouds' own commands write into docker's config.json.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Habits, Kind, Refresh, TokenField};
+use imgsync_tests::images;
+use imgsync_tests::personality::{self, Login, Personality, Played};
+use imgsync_tests::program::Imgsync;
+use serde_json::{Value, json};
+
+fn named(name: &str) -> Personality {
+    personality::all().into_iter().find(|personality| personality.name == name).expect("there is such a one")
+}
+
+/// Writes `docker-credential-NAME` into the folder that is the program's PATH. It knows one host, remembers that it was
+/// asked, and gives the secret that stands in a file.
+fn helper(program: &Imgsync, name: &str, host: &str, answer: &str) {
+    let work = program.work();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = get ] || exit 1\nasked=$(cat)\necho \"$asked\" >> '{work}/asked'\n\
+         case \"$asked\" in *{host}*) ;; *) echo 'credentials not found in native keychain'; exit 1;; esac\n\
+         secret=$(cat '{work}/secret')\necho 'time=\"now\" level=info msg=\"checking\"' >&2\ncat <<END\n{answer}\nEND\n",
+        work = work.display()
+    );
+    let file = program.file(&format!("docker-credential-{name}"), script);
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn asked(program: &Imgsync) -> usize {
+    fs::read_to_string(program.work().join("asked")).unwrap_or_default().lines().count()
+}
+
+/// Copies an image to a cloud's registry; and then one during which what its helper gave runs out: after the target was
+/// first asked, and before anything is written.
+async fn push(played: &Played, program: &Imgsync, secrets: [&str; 2], config: &Value) {
+    let source = FaultRegistry::start().await;
+    let image = images::multi_platform("clouds");
+    source.push("a", "1", &image);
+    program.file("secret", secrets[0]);
+    program.write_docker_json(config);
+    let sync = program.again().args(["sync", &format!("{}/a:1", source.host()), &played.reference("1"), "--json"]);
+    sync.run().await.assert_code(0);
+    played.registry.assert_holds(played.personality.repository, "1", &image);
+    assert_eq!(asked(program), 1, "one answer is used for all");
+
+    let other = images::multi_platform("clouds-later");
+    source.push("a", "2", &other);
+    // Long enough for what was had at the beginning to count as old.
+    source.on(Kind::ManifestGet).act(Action::Delay(Duration::from_millis(1500)));
+    source.clear_requests();
+    let sync = program.again().args(["sync", &format!("{}/a:2", source.host()), &played.reference("2"), "--json"]);
+    let mut running = sync.spawn();
+    source.wait_until(|source| source.count(Kind::ManifestGet) > 0, Duration::from_secs(30)).await;
+    program.file("secret", secrets[1]);
+    played.registry.expire_tokens();
+    running.wait().await.assert_code(0);
+    played.registry.assert_holds(played.personality.repository, "2", &other);
+    assert_eq!(asked(program), 3, "asked anew when it had run out");
+}
+
+#[tokio::test]
+async fn ecr_login_gives_passwords_of_twelve_hours() {
+    let mut personality = named("ECR");
+    personality.login = Login::None;
+    let played = personality.start().await;
+    let program = played.introduce(Imgsync::new());
+    let host = played.personality.registry;
+    let answer = format!(r#"{{"ServerURL":"https://{host}","Username":"AWS","Secret":"$secret"}}"#);
+    helper(&program, "ecr-login", host, &answer);
+    push(&played, &program, ["twelve-hours", "twelve-more"], &json!({"credsStore": "ecr-login"})).await;
+}
+
+#[tokio::test]
+async fn gcloud_gives_access_tokens_of_an_hour() {
+    let mut personality = named("GCR, Artifact Registry");
+    personality.login = Login::None;
+    personality.play = || {
+        let host = "europe-docker.pkg.dev";
+        let bearer = Bearer::user("_dcgcloud_token", "ya29.first").field(TokenField::Both).service(host);
+        FaultRegistry::builder().bearer(bearer).google().habits(Habits {
+            host: Some(host),
+            token_path: Some("/v2/token"),
+            realm: Some("https://europe-docker.pkg.dev/v2/token"),
+            next_password: Some("ya29.next"),
+            many_scopes: Some(403),
+            ..Habits::default()
+        })
+    };
+    let played = personality.start().await;
+    let program = played.introduce(Imgsync::new());
+    let host = played.personality.registry;
+    helper(&program, "gcloud", host, "{\n  \"Secret\": \"$secret\",\n  \"Username\": \"_dcgcloud_token\"\n}");
+    let config = json!({"credHelpers": {"gcr.io": "gcloud", "europe-docker.pkg.dev": "gcloud"}});
+    push(&played, &program, ["ya29.first", "ya29.next"], &config).await;
+}
+
+#[tokio::test]
+async fn acr_env_gives_refresh_tokens_of_three_hours_under_the_name_of_nobody() {
+    for user in ["<token>", "00000000-0000-0000-0000-000000000000"] {
+        let mut personality = named("ACR");
+        personality.login = Login::None;
+        personality.play = || {
+            let host = "team.azurecr.io";
+            // By POST where it is said to be a refresh token; under the name of nobody by Basic.
+            let bearer = Bearer::user("00000000-0000-0000-0000-000000000000", "refresh-1").service(host);
+            let bearer = bearer.refresh(Refresh::Accept("refresh-1".to_owned())).field(TokenField::AccessToken);
+            FaultRegistry::builder().bearer(bearer).relative_locations().habits(Habits {
+                host: Some(host),
+                token_path: Some("/oauth2/token"),
+                realm: Some("https://team.azurecr.io/oauth2/token"),
+                next_password: Some("refresh-2"),
+                many_scopes: Some(400),
+                ..Habits::default()
+            })
+        };
+        let played = personality.start().await;
+        let program = played.introduce(Imgsync::new());
+        let host = played.personality.registry;
+        helper(&program, "acr-env", host, &format!("{{\"Username\":\"{user}\",\"Secret\":\"$secret\"}}"));
+        let config = json!({"credHelpers": {host: "acr-env"}});
+        push(&played, &program, ["refresh-1", "refresh-2"], &config).await;
+        let posts = played.registry.count_where(|request| request.kind == Kind::Token && request.method == "POST");
+        assert_eq!(posts > 0, user == "<token>", "{}", played.registry.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_a_helper_is_asked_for_no_more_often_than_once_a_second() {
+    let source = FaultRegistry::start().await;
+    let mut personality = named("GCR, Artifact Registry");
+    personality.login = Login::None;
+    let played = personality.start().await;
+    let program = played.introduce(Imgsync::new());
+    let host = played.personality.registry;
+    helper(&program, "gcloud", host, r#"{"Secret": "$secret", "Username": "_dcgcloud_token"}"#);
+    program.file("secret", "wrong");
+    program.write_docker_json(&json!({"credHelpers": {host: "gcloud"}}));
+    let image = images::multi_platform("wrong");
+    source.push("a", "1", &image);
+    let sync = program.again().args(["sync", &format!("{}/a:1", source.host()), &played.reference("1"), "--json"]);
+    let output = sync.run().await.assert_code(1);
+    assert_eq!(output.json()["class"], "denied", "{output:?}");
+    assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);
+    let most = 2 + output.elapsed.as_secs() as usize;
+    assert!(asked(&program) <= most, "{} times in {:?}", asked(&program), output.elapsed);
+}

@@ -1,0 +1,187 @@
+//! Registries that take so many requests at a time, or refuse some and do not say for how long: all ends whole, and no
+//! attempt is spent.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use imgsync_common::registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
+use imgsync_common::retry::Policy;
+use imgsync_tests::fault::{Action, FaultRegistry, Habits, Kind, Match};
+use imgsync_tests::images::{self, Image, Layer};
+use imgsync_tests::program::{Imgsync, Signal};
+
+use super::client::{client, repository};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+async fn takes_at_once(most: u64, status: u16) -> FaultRegistry {
+    let habits = Habits { most_at_once: Some((most, status)), ..Habits::default() };
+    FaultRegistry::builder().latency(Duration::from_millis(15)).habits(habits).start().await
+}
+
+fn refused(registry: &FaultRegistry) -> u64 {
+    registry.count_where(|request| matches!(request.status, Some(429 | 503)))
+}
+
+#[tokio::test]
+async fn who_asks_too_much_at_once_finds_out_how_much_is_taken() {
+    for status in [429, 503] {
+        let registry = takes_at_once(6, status).await;
+        registry.push("a", "1", &images::single("congestion"));
+        let retry = Policy { attempts: 10, first_delay: Duration::from_millis(50), ..Policy::default() };
+        let client = client(ClientSettings { retry, ..ClientSettings::default() });
+        let asking = (0..24).map(|_| async {
+            let repository = repository(&client, &registry, "a", Access::Pull);
+            for _ in 0..6 {
+                repository.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await.unwrap();
+            }
+        });
+        join_all(asking).await;
+        let (total, refused) = (registry.total(), refused(&registry));
+        assert_eq!(total, 24 * 6 + refused, "{status}: each was answered in the end");
+        // The first round, and then one or two each time that it was tried whether more is taken.
+        assert!((1..72).contains(&refused), "{status}: {refused} of {total} were refused");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_goes_through_the_eye_of_a_needle() {
+    // One for each kind of request.
+    let (registry, target) = (takes_at_once(4, 503).await, takes_at_once(4, 429).await);
+    let mut images = Vec::new();
+    for n in 0..6 {
+        let image = Image::single(&format!("one-{n}")).layers(3, 2000).build();
+        registry.push("a", &format!("v{n}"), &image);
+        images.push((format!("v{n}"), image));
+    }
+    let program = Imgsync::new();
+    program.file(
+        "imgsync.yaml",
+        format!("rules: [{{from: {}/a, to: {}/m, name: keep}}]\n", registry.host(), target.host()),
+    );
+    let output = program.args(["run", "--json", "--retry-delay", "100ms", "--attempts", "20"]).run().await;
+    assert_eq!(output.assert_code(0).json()["counts"]["copied"], 6);
+    for (tag, image) in &images {
+        target.assert_holds("m/a", tag, image);
+    }
+}
+
+fn batch(source: &FaultRegistry, target: &FaultRegistry) -> Imgsync {
+    let program = Imgsync::new();
+    program
+        .file("imgsync.yaml", format!("rules: [{{from: {}/a, to: {}/m, name: keep}}]\n", source.host(), target.host()));
+    program
+}
+
+#[tokio::test]
+async fn a_refusal_that_does_not_say_for_how_long_spends_no_attempt() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let mut images = Vec::new();
+    for n in 0..12 {
+        let image = images::single(&format!("plain-{n}"));
+        source.push("a", &format!("v{n}"), &image);
+        images.push((format!("v{n}"), image));
+    }
+    // One try is all that each image has, for reading and for writing.
+    source.on(Kind::ManifestGet).times(4).act(Action::error(429, "TOOMANYREQUESTS"));
+    target.on(Kind::ManifestPut).skip(1).times(3).act(Action::error(429, "TOOMANYREQUESTS"));
+    let output = batch(&source, &target).args(["run", "--json", "--attempts", "1"]).run().await.assert_code(0);
+    let json = output.json();
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&12.into(), &0.into()), "{json}");
+    for (tag, image) in &images {
+        target.assert_holds("m/a", tag, image);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_when() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for n in 0..5 {
+        source.push("a", &format!("v{n}"), &images::single(&format!("long-{n}")));
+    }
+    source.on(Kind::ManifestGet).always().act(Action::error(429, "TOOMANYREQUESTS"));
+    let program = batch(&source, &target);
+    let mut running = program.again().args(["run", "--json", "--attempts", "1"]).spawn();
+    let says =
+        |line: &str| line.contains("refuses more requests and does not say for how long") && line.contains(" UTC");
+    running.wait_for_line(says, LIMIT).await;
+    let asked = source.count(Kind::ManifestGet);
+    assert!(asked <= 60, "{asked} requests in half a minute");
+    let shown = program.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
+    let waits = shown["waits"].to_string();
+    assert!(waits.contains(&source.host()) && waits.contains("nothing is begun there before 2"), "{shown}");
+    running.signal(Signal::INT);
+    let json = running.wait().await.assert_code(4).json();
+    assert_eq!(json["counts"]["failed"], 0, "{json}");
+    // And all of it is there for another day.
+    source.clear_rules();
+    let resumed = program.again().args(["batch", "resume", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(resumed["counts"]["copied"], 5, "{resumed}");
+}
+
+#[tokio::test]
+async fn one_image_keeps_to_the_pace_and_to_what_is_taken_at_once_as_well() {
+    let (source, target) = tokio::join!(
+        FaultRegistry::builder().rate((20.0, 20.0)).start(),
+        FaultRegistry::builder().rate((20.0, 20.0)).start()
+    );
+    let image = Image::single("paced").layers(40, 2000).build();
+    source.push("a", "1", &image);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json"]);
+    let paced = |host: String| format!("  \"{host}\": {{requests_per_second: 20}}\n");
+    sync.file("imgsync.yaml", format!("registries:\n{}{}", paced(source.host()), paced(target.host())));
+    sync.run().await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!((refused(&source), refused(&target)), (0, 0));
+
+    let (source, target) = (takes_at_once(2, 429).await, takes_at_once(2, 503).await);
+    source.push("a", "1", &image);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "100ms", "--attempts", "10"]);
+    sync.run().await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+}
+
+#[tokio::test]
+async fn a_mirror_whose_quota_is_used_up_is_passed_over_and_never_overdrawn() {
+    let window = Duration::from_secs(600);
+    let (mirror, source) = tokio::join!(FaultRegistry::builder().pulls((5, window)).start(), FaultRegistry::start());
+    for n in 0..8 {
+        let image = Image::single(&format!("mirrored-{n}")).layer(Layer::File(500)).build();
+        mirror.push("a", &format!("v{n}"), &image);
+        source.push("a", &format!("v{n}"), &image);
+    }
+    let one = RegistrySettings { mirrors: vec![mirror.url().parse().unwrap()], ..RegistrySettings::default() };
+    let client = client(ClientSettings {
+        registries: [(source.host().parse().unwrap(), one)].into(),
+        ..ClientSettings::default()
+    });
+    for n in 0..8 {
+        let tag = ManifestRef::Tag(format!("v{n}").parse().unwrap());
+        repository(&client, &source, "a", Access::Pull).manifest_get(&tag).await.unwrap();
+    }
+    let answered = mirror.count_where(|request| request.status == Some(200) && request.kind == Kind::ManifestGet);
+    assert_eq!((answered, refused(&mirror)), (5, 0), "{}", mirror.describe_requests());
+    assert_eq!(source.count(Kind::ManifestGet), 3);
+}
+
+#[tokio::test]
+async fn a_mirror_that_refuses_is_not_waited_for() {
+    let (mirror, source) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::single("hurried");
+    for registry in [&mirror, &source] {
+        registry.push("a", "1", &image);
+    }
+    let rule = mirror.on(Match::any()).always().act(Action::error(429, "TOOMANYREQUESTS"));
+    let one = RegistrySettings { mirrors: vec![mirror.url().parse().unwrap()], ..RegistrySettings::default() };
+    let client = client(ClientSettings {
+        registries: [(source.host().parse().unwrap(), one)].into(),
+        ..ClientSettings::default()
+    });
+    for _ in 0..3 {
+        let tag = ManifestRef::Tag("1".parse().unwrap());
+        repository(&client, &source, "a", Access::Pull).manifest_get(&tag).await.unwrap();
+    }
+    assert_eq!((rule.hits(), source.count(Kind::ManifestGet)), (1, 3));
+}
