@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{End, Lane};
 use crate::image::Platform;
+use crate::select::TagPattern;
 
 /// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,12 @@ pub struct RuleOptions {
     /// These platforms alone; all, where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,
+    /// Source tags that never move: globs, or regular expressions between slashes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub immutable: Vec<String>,
+    /// A template of the tags under which is kept what others pointed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
     /// How long a target tag is believed in, in seconds.
     pub verify_every_seconds: u64,
 }
@@ -74,6 +81,12 @@ impl RuleOptions {
         platforms.sort();
         platforms.dedup();
         platforms.join(",")
+    }
+
+    /// The patterns of tags that never move.
+    pub fn immutable(&self) -> Vec<TagPattern> {
+        // They were checked when the configuration was read.
+        self.immutable.iter().filter_map(|pattern| pattern.parse().ok()).collect()
     }
 
     /// Whether a target tag that was last seen so long ago is still believed in. When each is asked again differs from tag

@@ -9,6 +9,7 @@
 //! `show` goes the other way, from the meaning to YAML.
 
 mod errors;
+mod keep;
 mod keys;
 mod notify;
 mod preset;
@@ -30,6 +31,7 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
+pub use keep::{Prune, PruneLimit};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};

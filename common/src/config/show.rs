@@ -183,6 +183,12 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         Referrers::None => yaml.field("referrers", false),
         Referrers::Types(types) => yaml.list("referrers", types.iter()),
     }
+    yaml.list("immutable", rule.immutable.iter());
+    yaml.option("backup", rule.backup.as_ref());
+    if let Some(prune) = &rule.prune {
+        let days = prune.keep.as_secs() / (24 * 60 * 60);
+        yaml.raw("prune", &format!("{{keep_days: {days}, limit: {}}}", scalar(prune.limit)));
+    }
     yaml.field("verify_every", duration(rule.verify_every));
     yaml.field("referrers_every", duration(rule.referrers_every));
 }

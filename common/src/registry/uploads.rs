@@ -123,6 +123,8 @@ impl Repository {
                 | Class::Invalid
                 | Class::Local
                 | Class::Collision
+                | Class::Immutable
+                | Class::Differs
                 | Class::Cancelled => Err(error),
             },
         }

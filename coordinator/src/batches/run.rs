@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::house::House;
 use super::lead::{Care, Leader};
 use super::plan::Slice;
-use super::seal::Sealing;
+use super::remove::Remover;
+use super::seal::{Listed, Sealing};
 use super::settle::Settler;
 use crate::presets::parts;
 
@@ -141,7 +142,7 @@ impl Run<'_> {
         let list = async {
             let listed = match options {
                 Some(options) => self.list(id, options, &listing, &more).await,
-                None => Ok(Vec::new()),
+                None => Ok(Listed::default()),
             };
             if self.settings.detach {
                 stop.drain.cancel();
@@ -188,10 +189,24 @@ impl Run<'_> {
             led
         };
         let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
-        let went = listed.and_then(|refused| watched.and(led).map(|()| refused));
+        let went = listed.and_then(|listed| watched.and(led).map(|()| listed));
         let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
-        let refused = went?;
+        let Listed { refused, prunings } = went?;
         let interrupted = batch.ended_at.is_none();
+        // After the copies, unless those are left to others: what is removed is none of them.
+        if !self.drain.is_cancelled() && (self.settings.detach || batch.control == Control::Done) {
+            let context =
+                Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+            let remover = Remover {
+                house: self.house,
+                client: &self.client,
+                context: &context,
+                rules: &self.config.rules,
+                batch: id,
+                holder: &self.name(id),
+            };
+            remover.run(prunings).await?;
+        }
         Ok(RunEnd { batch, interrupted, refused })
     }
 
@@ -249,8 +264,10 @@ impl Run<'_> {
         }
     }
 
-    async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Vec<Error>> {
+    async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Listed> {
         let tallies = (Tally::new(), Tally::new());
+        // A part of the whole, or what only compares, removes nothing.
+        let prunes = self.settings.slice.is_none() && !options.prime;
         let settler = Settler::new(
             self.house,
             &self.client,
@@ -267,6 +284,7 @@ impl Run<'_> {
             folder: self.folder,
             batch,
             slice: self.settings.slice,
+            prunes,
             query_limit: self.settings.query_limit,
             settler: &settler,
             tallies,
@@ -277,7 +295,7 @@ impl Run<'_> {
         if listed.is_err() {
             self.drain.cancel();
         }
-        Ok(listed?.refused)
+        listed
     }
 
     /// Returns when the batch has ended, or when the work is over for another reason.
@@ -341,11 +359,13 @@ fn lost(id: BatchId) -> Error {
         .hint("run the rules again: what is at the target is not copied twice")
 }
 
-fn rule_options(rule: &Rule) -> RuleOptions {
+pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
     RuleOptions {
         from: crate::report::from(rule),
         to: crate::report::to(rule),
         platforms: rule.platforms.clone(),
+        immutable: rule.immutable.iter().map(ToString::to_string).collect(),
+        backup: rule.backup.as_ref().map(ToString::to_string),
         verify_every_seconds: rule.verify_every.as_secs(),
     }
 }

@@ -295,11 +295,17 @@ impl<'a> Work<'a> {
                 ));
             }
         }
-        let exit = exit_of(ended, report.unlisted.is_empty());
+        let troubles = report.pruned.iter().filter(|line| line.outcome.is_trouble()).count();
+        let exit = exit_of(ended, report.unlisted.is_empty() && troubles == 0);
         if exit == Exit::Failed {
             let counts = &ended.batch.counts;
             let (failed, cancelled, unlisted) = (counts.failed, counts.cancelled, report.unlisted.len());
-            let parts = [(failed, "failed"), (cancelled, "cancelled"), (unlisted as u64, "not listed")];
+            let parts = [
+                (failed, "failed"),
+                (cancelled, "cancelled"),
+                (unlisted as u64, "not listed"),
+                (troubles as u64, "not removed"),
+            ];
             let parts: Vec<String> =
                 parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
             printer.error(

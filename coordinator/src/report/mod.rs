@@ -120,6 +120,8 @@ pub struct Report<'a> {
     pub batch: Batch,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
+    /// What became of target tags whose source is gone.
+    pub pruned: Vec<Pruned>,
     /// What was to be copied, in a few words, or what the user calls it.
     pub title: String,
     /// As the batch was made with.
@@ -135,9 +137,10 @@ impl<'a> Report<'a> {
                 .hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.unlisted(id).await?;
+        let pruned = store.pruned(id).await?;
         // Those of a version that wrote them otherwise are not needed to report.
         let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
-        Ok(Report { store, batch, unlisted, title: options.title.clone(), options })
+        Ok(Report { store, batch, unlisted, pruned, title: options.title.clone(), options })
     }
 
     /// How long it took, or takes until now, in seconds.

@@ -48,9 +48,11 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
     let about = |record: &Record| record.kind == Kind::Tags && record.repository.as_deref() == Some(repository);
     registry.count_where(about)
 }
+mod keep;
 mod kill;
 mod layouts;
 mod notify;
+mod prune;
 mod quota;
 mod report;
 mod trouble;

@@ -1,5 +1,6 @@
 //! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
 
+mod backup;
 mod blob;
 mod choose;
 mod ends;
@@ -17,6 +18,7 @@ use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
+use imgsync_common::naming::BackupName;
 use imgsync_common::registry::{Client, Context, ManifestRef, Tally, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
@@ -24,6 +26,7 @@ use imgsync_common::store::{BlobIndex, Leases};
 pub use ends::Location;
 pub use survey::Survey;
 
+use self::backup::Backup;
 use self::ends::Ends;
 use self::known::Known;
 use self::walk::Walk;
@@ -66,6 +69,8 @@ pub struct Job {
     pub listed: Option<Digest>,
     /// What is known of the target's tag.
     pub target_tag: TargetTag,
+    /// What becomes of a target tag that points at something else.
+    pub overwrite: Overwrite,
     /// What counts the requests to source and target, of a copy that fails too.
     pub tallies: (Arc<Tally>, Arc<Tally>),
 }
@@ -94,6 +99,18 @@ pub enum TargetTag {
     Outdated,
 }
 
+/// What becomes of a target tag that points at something else.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Overwrite {
+    /// It is moved.
+    #[default]
+    Allowed,
+    /// It stays as it is, and the copy fails.
+    Never,
+    /// It is moved, and what it pointed to is kept under another tag.
+    Keeping(BackupName),
+}
+
 impl Job {
     /// A job of which nothing is known yet.
     pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
@@ -104,6 +121,7 @@ impl Job {
             force: false,
             listed: None,
             target_tag: TargetTag::Unknown,
+            overwrite: Overwrite::Allowed,
             tallies: (Tally::new(), Tally::new()),
         }
     }
@@ -324,6 +342,8 @@ impl Copier {
         let digest = root.digest().clone();
         let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
+        let backup = Backup::of(job, ends, &digest, gate).filter(|_| found.target_has_tag);
+        let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn Gate);
         Box::pin(walk.push(root, place, gate, &source_digest)).await?;
         Ok(End { outcome: Outcome::Copied, digest, source_digest })
     }
@@ -392,6 +412,7 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
         _ => None,
     };
     let target_has_tag = there.is_some() || job.target_tag == TargetTag::Outdated;
+    let tag_now = there.as_ref().map(|head| head.digest.clone());
     let there = there.filter(|_| !job.force).map(|head| head.digest);
     let unchanged = |digest, source_digest| Ok(Found { root: Root::Unchanged(digest), source_digest, target_has_tag });
     let known = job.listed.clone().or_else(|| match &ends.source_ref {
@@ -425,6 +446,14 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let root = choose::choose(root, job, ends).await?;
     if there.as_ref() == Some(root.digest()) {
         return unchanged(root.digest().clone(), Some(source_digest));
+    }
+    if job.overwrite == Overwrite::Never
+        && let Some(now) = tag_now.filter(|now| now != root.digest())
+    {
+        let tried = format!("copying {} to {}", job.source, job.target);
+        let detail = format!("the tag never moves, and it is {now} there and {} at the source", root.digest());
+        return Err(Error::new(Class::Immutable, tried, detail)
+            .hint("find out why the source moved it; if it is to be taken, `imgsync sync` copies it once"));
     }
     Ok(Found { root: Root::Changed(root), source_digest: Some(source_digest), target_has_tag })
 }

@@ -19,7 +19,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Done, Job, Location, Moved, Outcome, Platforms, Seen, TargetTag};
+use crate::copy::{Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -231,6 +231,15 @@ impl Runner {
             false => self.known(held).await.unwrap_or_default(),
         };
         let now = self.clock.now();
+        let never_moves = rule.immutable().iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
+        if never_moves
+            && let Some(known) = &known
+            && message.digest.as_ref().is_none_or(|listed| *listed == known.source)
+        {
+            return Ok(Came::Equal(None));
+        }
+        // What the target has under a tag that never moves decides, and not what is believed of it.
+        let known = known.filter(|_| !never_moves);
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
         let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
         let mut listed = message.digest.clone().filter(|_| !is_old);
@@ -255,6 +264,7 @@ impl Runner {
                 Some(_) => TargetTag::Outdated,
                 None => TargetTag::Unknown,
             },
+            overwrite: overwrite(rule, never_moves)?,
             tallies: tallies.clone(),
             ..Job::new(location(&message.source)?, location(target)?)
         };
@@ -308,6 +318,7 @@ impl Runner {
 
     /// Tells the ledger how a task ended.
     async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
+        let is_ours = matches!(&came, Came::Copied(done) if done.outcome == Outcome::Copied);
         let (verdict, bytes, seen) = match came {
             Came::Failed(error) => return self.settle_failure(held, stop, error).await,
             Came::Equal(seen) => (Verdict::Unchanged, Bytes::default(), seen),
@@ -323,6 +334,9 @@ impl Runner {
         };
         let learn = async {
             let Some(Seen { source, target }) = seen else { return Ok(()) };
+            if is_ours {
+                self.store.note_origin(&held.message.source, held.target, &target).await?;
+            }
             let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
             self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await
         };
@@ -413,6 +427,18 @@ impl Runner {
 
     fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
         self.events.emit(Event::TaskEnded { ticket, end });
+    }
+}
+
+/// What becomes of a target tag that points at something else.
+fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
+    match &rule.backup {
+        _ if never_moves => Ok(Overwrite::Never),
+        None => Ok(Overwrite::Allowed),
+        Some(name) => name
+            .parse()
+            .map(Overwrite::Keeping)
+            .map_err(|error: String| Error::new(Class::Invalid, "reading `backup`", error)),
     }
 }
 
