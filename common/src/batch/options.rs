@@ -24,6 +24,9 @@ pub struct Options {
     /// Compare the ends and remember what is equal; copy nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prime: bool,
+    /// Compare the ends, and copy nothing; how thoroughly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
     /// What an image is given at the least, in seconds.
     pub timeout_seconds: u64,
     /// Whether that is all it gets, however large it is.
@@ -33,6 +36,18 @@ pub struct Options {
     /// runs the task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<String, String>,
+}
+
+/// How the ends of a batch are compared (`imgsync verify`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verify {
+    /// Read all bytes of the target, in place of asking whether they are there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deep: bool,
+    /// Which referrers must be there, by the rules' numbers: all, where it says nothing; none of an empty list; else those
+    /// of these artifact types.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub referrers: Vec<Option<Vec<String>>>,
 }
 
 /// The options of one rule.

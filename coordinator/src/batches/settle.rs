@@ -72,7 +72,7 @@ impl Settler {
     /// The tasks of one source repository, each with its end if it needs no worker.
     pub(super) async fn settle(&self, tasks: Vec<Planned>) -> Result<Vec<(Planned, Option<Verdict>)>> {
         let mut settled: Vec<(Planned, Option<Verdict>)> = tasks.into_iter().map(|task| (task, None)).collect();
-        if self.options.force || self.options.prime {
+        if self.options.force || self.options.prime || self.options.verify.is_some() {
             return Ok(settled);
         }
         let mut groups: HashMap<(u32, Arc<Home>), Vec<usize>> = HashMap::new();

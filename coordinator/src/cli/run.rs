@@ -194,6 +194,7 @@ impl<'a> Work<'a> {
                 name: args.report.report_name.clone(),
                 force: args.force,
                 prime: args.download_manifests,
+                verify: args.verify,
                 manifests: args.manifests.clone(),
                 slice,
                 query_limit: args.query_limit.into(),

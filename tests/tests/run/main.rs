@@ -56,6 +56,7 @@ mod prune;
 mod quota;
 mod report;
 mod trouble;
+mod verify;
 mod whole;
 
 /// Registries with a vendor's API each: by the names that they are known under, with addresses that are ours.

@@ -5,9 +5,11 @@ mod blob;
 mod choose;
 mod ends;
 mod feed;
+mod inspect;
 mod known;
 mod survey;
 mod to_layout;
+mod verify;
 mod walk;
 
 use std::sync::Arc;
@@ -24,7 +26,9 @@ use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
 
 pub use ends::Location;
+pub use inspect::{Inspected, InspectedBlob, inspect};
 pub use survey::Survey;
+pub use verify::{Check, Finding, Kind, Verified, WhichReferrers};
 
 use self::backup::Backup;
 use self::ends::Ends;
@@ -280,6 +284,16 @@ impl Copier {
         let work = survey::survey(job, &ends, &inner);
         let what = || format!("comparing {} with {}", job.source, job.target);
         self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
+    }
+
+    /// Whether the target has what the source has, found out by reading alone, within the time that a copy has.
+    pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
+        let inner = self.inner(context);
+        let sums = Arc::new(Sums::default());
+        let ends = Ends::open(&self.client, job, &inner).await?;
+        let work = Box::pin(verify::verify(job, &ends, check, (self.limits.blobs, &sums), &inner));
+        let what = || format!("comparing {} with {}", job.source, job.target);
+        self.in_time(Instant::now(), &sums, &inner, what, work).await
     }
 
     /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
+use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict, Verify};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
@@ -19,7 +19,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag};
+use crate::copy::{Check, Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag, WhichReferrers};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -225,6 +225,9 @@ impl Runner {
     async fn copy(&self, held: &Held<'_>) -> Result<Came> {
         let Held { message, target, options, rule, context, tallies, .. } = held;
         self.serving.check_target(target)?;
+        if let Some(verify) = &options.verify {
+            return Box::pin(self.verify(held, verify)).await;
+        }
         let known = match options.force {
             true => None,
             // A hint that cannot be had is done without.
@@ -254,10 +257,7 @@ impl Runner {
             }
         }
         let mut job = Job {
-            platforms: match rule.platforms.is_empty() {
-                true => Platforms::All,
-                false => Platforms::Some(rule.platforms.clone()),
-            },
+            platforms: platforms(rule),
             force: options.force,
             listed,
             target_tag: match believed {
@@ -272,10 +272,7 @@ impl Runner {
             return self.compare(job, context).await;
         }
         let gate = TaskGate::new(self, held, is_old);
-        let copier = match options.timeout_seconds {
-            0 => self.copier.clone(),
-            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
-        };
+        let copier = self.copier_for(options);
         for _ in 0..MOVES {
             let copied = Box::pin(copier.copy(&job, &gate, context)).await;
             gate.release().await;
@@ -302,6 +299,38 @@ impl Runner {
                 .hint("run without --download-manifests to copy it")
         })?;
         Ok(Came::Equal(Some(seen)))
+    }
+
+    /// Whether the target has all that the source has. What it was believed to have is asked for again if not.
+    async fn verify(&self, held: &Held<'_>, verify: &Verify) -> Result<Came> {
+        let Held { message, target, options, rule, context, tallies, .. } = held;
+        let referrers = match verify.referrers.get(message.rule as usize) {
+            None | Some(None) => WhichReferrers::All,
+            Some(Some(types)) if types.is_empty() => WhichReferrers::None,
+            Some(Some(types)) => WhichReferrers::Types(types.clone()),
+        };
+        let check = Check { deep: verify.deep, referrers };
+        let job = Job {
+            platforms: platforms(rule),
+            tallies: tallies.clone(),
+            ..Job::new(location(&message.source)?, location(target)?)
+        };
+        let verified = self.copier_for(options).verify(&job, &check, context).await?;
+        match verified.error(&job) {
+            None => Ok(Came::Equal(Some(Seen { source: verified.source_digest, target: verified.digest }))),
+            Some(error) => {
+                self.store.forget_tags(&held.scope(), std::slice::from_ref(&target.tag)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The copier with a batch's time limit.
+    fn copier_for(&self, options: &Options) -> Copier {
+        match options.timeout_seconds {
+            0 => self.copier.clone(),
+            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
+        }
     }
 
     /// What the source's tag is now; none where it is in a layout, which nobody moves.
@@ -427,6 +456,14 @@ impl Runner {
 
     fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
         self.events.emit(Event::TaskEnded { ticket, end });
+    }
+}
+
+/// Which platforms a rule wants.
+fn platforms(rule: &RuleOptions) -> Platforms {
+    match rule.platforms.is_empty() {
+        true => Platforms::All,
+        false => Platforms::Some(rule.platforms.clone()),
     }
 }
 
