@@ -36,8 +36,8 @@ pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
-pub use show::yaml_scalar;
 pub use rule::{Destination, Referrers, Rule, Source};
+pub use show::yaml_scalar;
 pub use url::SecretUrl;
 
 use keys::{CLUSTER, CONFIG};
@@ -182,9 +182,11 @@ fn tree(node: &Node) -> serde_json::Value {
         Value::Null | Value::Broken => serde_json::Value::Null,
         Value::Scalar(scalar) => scalar.written.clone().into(),
         Value::List(items) => items.iter().map(tree).collect(),
-        Value::Map(entries) => {
-            entries.iter().map(|entry| (entry.key.clone(), tree(&entry.value))).collect::<serde_json::Map<_, _>>().into()
-        }
+        Value::Map(entries) => entries
+            .iter()
+            .map(|entry| (entry.key.clone(), tree(&entry.value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
     }
 }
 

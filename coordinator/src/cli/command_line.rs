@@ -7,8 +7,7 @@ use super::args::{Cli, Command};
 use super::original::OriginalArgs;
 use crate::presets;
 
-/// What a command line of imgsync 2.1 says.
-#[derive(Debug)]
+/// What a command line of imgsync 2.1 says; with its secrets, and so not to be shown.
 pub(crate) struct Original {
     pub(crate) source: OriginalSource,
     pub(crate) user: Option<String>,
@@ -92,7 +91,16 @@ impl Original {
         };
         let report = run.report.report.clone().flatten().map(|path| path.display().to_string());
         let mut stay = Vec::new();
-        for flag in ["--download-manifests", "--force", "--dry-run", "--json", "--events", "--detach", "--debug", "--password-stdin"] {
+        for flag in [
+            "--download-manifests",
+            "--force",
+            "--dry-run",
+            "--json",
+            "--events",
+            "--detach",
+            "--debug",
+            "--password-stdin",
+        ] {
             if typed(flag) {
                 stay.push(flag.to_owned());
             }

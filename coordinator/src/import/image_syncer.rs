@@ -25,7 +25,9 @@ pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mu
         credentials(auth, draft);
     }
     if auth.is_none() && inside.is_none() {
-        draft.note("credentials are in image-syncer's other file: name it with --auth; without it, `docker login` counts");
+        draft.note(
+            "credentials are in image-syncer's other file: name it with --auth; without it, `docker login` counts",
+        );
     }
     for (source, targets) in images {
         let targets = match targets {

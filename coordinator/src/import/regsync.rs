@@ -11,13 +11,36 @@ use super::{leave_out, text, texts};
 
 const TOP: [&str; 4] = ["version", "creds", "defaults", "sync"];
 const CREDS: [&str; 14] = [
-    "registry", "hostname", "user", "pass", "token", "tls", "scheme", "regcert", "clientCert", "clientKey", "mirrors",
-    "reqPerSec", "reqConcurrent", "blobChunk",
+    "registry",
+    "hostname",
+    "user",
+    "pass",
+    "token",
+    "tls",
+    "scheme",
+    "regcert",
+    "clientCert",
+    "clientKey",
+    "mirrors",
+    "reqPerSec",
+    "reqConcurrent",
+    "blobChunk",
 ];
 const DEFAULTS: [&str; 7] = ["backup", "interval", "schedule", "ratelimit", "parallel", "platform", "referrers"];
 const SYNC: [&str; 13] = [
-    "source", "target", "type", "tags", "repos", "platform", "platforms", "backup", "interval", "schedule", "ratelimit",
-    "referrers", "referrerFilters",
+    "source",
+    "target",
+    "type",
+    "tags",
+    "repos",
+    "platform",
+    "platforms",
+    "backup",
+    "interval",
+    "schedule",
+    "ratelimit",
+    "referrers",
+    "referrerFilters",
 ];
 
 pub(super) fn read(tree: &Value, draft: &mut Draft) -> Result<(), String> {
@@ -29,7 +52,9 @@ pub(super) fn read(tree: &Value, draft: &mut Draft) -> Result<(), String> {
     }
     let nothing = Map::new();
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);
-    if let Some(parallel) = text(defaults.get("parallel")).filter(|parallel| parallel.parse::<u32>().is_ok_and(|n| n > 0)) {
+    if let Some(parallel) =
+        text(defaults.get("parallel")).filter(|parallel| parallel.parse::<u32>().is_ok_and(|n| n > 0))
+    {
         draft.setting("concurrency", parallel.to_owned());
     }
     for key in leave_out(defaults, &DEFAULTS) {
@@ -130,7 +155,9 @@ fn sync(
     }
     let (is_layout, to_layout) = (source.starts_with("ocidir://"), target.starts_with("ocidir://"));
     if is_layout || to_layout {
-        return Err("image layouts are named otherwise here (oci:DIR in `from` or `to`): write the rule by hand".to_owned());
+        return Err(
+            "image layouts are named otherwise here (oci:DIR in `from` or `to`): write the rule by hand".to_owned()
+        );
     }
     let said = |key: &str| entry.get(key).or_else(|| defaults.get(key)).filter(|value| !value.is_null());
     let mut rule = DraftRule { platforms: platforms(entry, defaults), ..DraftRule::default() };
@@ -153,7 +180,9 @@ fn sync(
         draft.note("signatures and other referrers come along unless a rule says `referrers: false`");
     }
     if said("interval").is_some() || said("schedule").is_some() {
-        draft.note("`interval` and `schedule` have no counterpart in rules: let cron, a timer or a CI job run `imgsync run`");
+        draft.note(
+            "`interval` and `schedule` have no counterpart in rules: let cron, a timer or a CI job run `imgsync run`",
+        );
     }
     let reserve = said("ratelimit").and_then(|limit| text(limit.get("min")));
     match text(entry.get("type")).unwrap_or("image") {

@@ -8,8 +8,7 @@ use super::draft::{Draft, DraftRule, Text};
 use super::place::{of_regex, of_tag};
 use super::{Hints, leave_out, text, texts};
 
-const KEYS: [&str; 6] =
-    ["images", "images-by-tag-regex", "images-by-semver", "credentials", "tls-verify", "cert-dir"];
+const KEYS: [&str; 6] = ["images", "images-by-tag-regex", "images-by-semver", "credentials", "tls-verify", "cert-dir"];
 
 pub(super) fn read(tree: &Value, hints: &Hints, draft: &mut Draft) -> Result<(), String> {
     let registries = tree.as_object().ok_or("skopeo's file is a mapping of registries")?;

@@ -174,7 +174,17 @@ rules:
     backup: "bkup-{{tag}}"
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
-    let told = ["repoAuth", "is read by a template", "mediaTypes", "interval", "hooks", "platform", "[a-c].*", "not denied", "ocidir"];
+    let told = [
+        "repoAuth",
+        "is read by a template",
+        "mediaTypes",
+        "interval",
+        "hooks",
+        "platform",
+        "[a-c].*",
+        "not denied",
+        "ocidir",
+    ];
     for words in told.iter().filter(|words| **words != "ocidir") {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
@@ -244,7 +254,11 @@ fn a_command_of_the_original_becomes_its_rule() {
     assert!(!format!("{draft:?}{yaml}").contains("S3cret") && !format!("{draft:?}").contains("1:abc"));
     let (yaml, _) = read("imgsync gcr --user me");
     assert!(yaml.contains("- from: \"gcr.io/google-containers/**\"\n    to: docker.io/me\n    name: flat"), "{yaml}");
-    assert!(read("imgsync gcr --kubeadm --user $HUB_USER --password ${HUB_PASS} --to docker.io/me").0.contains("${HUB_PASS}"));
+    assert!(
+        read("imgsync gcr --kubeadm --user $HUB_USER --password ${HUB_PASS} --to docker.io/me")
+            .0
+            .contains("${HUB_PASS}")
+    );
     assert!(read("imgsync flannel --user me --report=out.json").0.contains("report: {file: out.json}"));
     for bad in ["", "imgsync", "imgsync sync alpine", "imgsync gcr --nope", "imgsync run", "imgsync gcr 'x"] {
         assert!(command(bad).is_err(), "{bad}");

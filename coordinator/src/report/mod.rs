@@ -19,7 +19,7 @@ use std::path::Path;
 use imgsync_common::batch::{BatchId, Options, TaskState};
 use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{Batch, Course, FailedTask, Store, TaskRow, Unlisted};
+use imgsync_common::store::{Batch, Course, FailedTask, Pruned, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
 pub use json::{Json, json_schema, write_json};

@@ -23,7 +23,8 @@ async fn a_file_of_another_program_becomes_a_configuration_that_runs() {
     // image-syncer's gives a name of its own.
     program.file("images.json", format!(r#"{{"{}/team/app:2.0": "{to}/other/name:two"}}"#, source.host()));
     program.file("auth.json", format!(r#"{{"{}": {{"username": "me", "password": "hush-hush"}}}}"#, target.host()));
-    let made = program.again().args(["config", "import", "images.json", "--auth", "auth.json"]).run().await.assert_code(0);
+    let made =
+        program.again().args(["config", "import", "images.json", "--auth", "auth.json"]).run().await.assert_code(0);
     assert!(!made.stdout.contains("hush-hush") && !made.stderr.contains("hush-hush"), "{}", made.stdout);
     assert!(made.stderr.contains("the password of"), "{}", made.stderr);
     let name = made.stdout.split("${").nth(1).and_then(|rest| rest.split('}').next()).unwrap().to_owned();

@@ -58,7 +58,12 @@ async fn what_is_equal_is_said_to_be_and_costs_heads_at_the_target() {
     assert_eq!(json["digest"], image.root.as_str());
     // A HEAD for the tag, for each manifest and each blob; referrers cannot be asked for otherwise.
     let reads = target.count(Kind::ManifestGet) + target.count(Kind::BlobGet);
-    assert_eq!((reads, target.count(Kind::ManifestHead), target.count(Kind::BlobHead)), (0, 5, blobs as u64), "{}", target.describe_requests());
+    assert_eq!(
+        (reads, target.count(Kind::ManifestHead), target.count(Kind::BlobHead)),
+        (0, 5, blobs as u64),
+        "{}",
+        target.describe_requests()
+    );
     assert_eq!(target.count(Kind::ManifestPut) + target.count(Kind::UploadStart), 0);
     let deep = pair(&source, &target, &["--json", "--deep"]).await.assert_code(0).json();
     assert_eq!((&deep["outcome"], &deep["blobs"]), (&json!("equal"), &json!(blobs)), "{deep}");
@@ -165,7 +170,9 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     }
     let rule = |name: &str| format!("- {{from: {}/{name}, to: {}/m, name: keep}}\n", source.host(), target.host());
     let program = configured(&format!("rules:\n{}{}", rule("app"), rule("other")));
-    let verify = async |more: &[&str]| program.again().args(["verify", "--json", "--retry-delay", "10ms"]).args(more).run().await;
+    let verify = async |more: &[&str]| {
+        program.again().args(["verify", "--json", "--retry-delay", "10ms"]).args(more).run().await
+    };
     run(&program, &[]).await.assert_code(0);
     target.clear_requests();
     let json = verify(&[]).await.assert_code(0).json();
@@ -206,7 +213,8 @@ async fn a_batch_is_verified_by_its_own_plan() {
     let id = run(&program, &[]).await.assert_code(0).json()["batch"].as_str().unwrap().to_owned();
     // What came later is none of its tasks.
     source.push("app", "3", &multi("3")).await;
-    let verify = async |more: &[&str]| program.again().args(["verify", "--json", "--batch", &id]).args(more).run().await;
+    let verify =
+        async |more: &[&str]| program.again().args(["verify", "--json", "--batch", &id]).args(more).run().await;
     let json = verify(&["--deep"]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["total"]), (&json!(2), &json!(2)), "{json}");
     source.push("app", "2", &multi("moved")).await;
@@ -243,7 +251,8 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
     assert_eq!((&root["digest"], &json["blobs"]), (&json!(image.root), &json!(image.blobs.len())), "{json}");
     assert_eq!(json["bytes"], image.blob_bytes());
     assert_eq!(root["manifests"][1]["platform"], "linux/arm64");
-    let layers: Vec<&str> = root["manifests"][0]["layers"].as_array().unwrap().iter().map(|l| l["digest"].as_str().unwrap()).collect();
+    let layers: Vec<&str> =
+        root["manifests"][0]["layers"].as_array().unwrap().iter().map(|l| l["digest"].as_str().unwrap()).collect();
     assert_eq!(layers, image.subtree(&image.children()[0]).layers());
     assert_eq!(root["referrers"][0]["digest"], referrer.root.as_str());
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
@@ -257,7 +266,12 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
     assert!(text.contains("(listed, and not there)"), "{text}");
     // One image alone says itself what it runs on.
     source.push("app", "one", &images::single("verify-one"));
-    let json = Imgsync::new().args(["inspect", &format!("{}/app:one", source.host()), "--json"]).run().await.assert_code(0).json();
+    let json = Imgsync::new()
+        .args(["inspect", &format!("{}/app:one", source.host()), "--json"])
+        .run()
+        .await
+        .assert_code(0)
+        .json();
     assert!(json["image"]["platform"].as_str().is_some_and(|platform| platform.starts_with("linux/")), "{json}");
     let missing = Imgsync::new().args(["inspect", &format!("{}/app:none", source.host())]).run().await.assert_code(1);
     assert!(missing.stderr.contains("hint:"), "{}", missing.stderr);

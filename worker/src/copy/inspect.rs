@@ -104,7 +104,8 @@ pub async fn inspect(client: &Client, location: &Location, context: &Context) ->
         )?),
         Location::Layout(image) => Source::Layout(Layout::open(&image.dir).await?.repository(image.repository())),
     };
-    let reference = location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));
+    let reference =
+        location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));
     let root = source.manifest_get(reference.as_ref()).await?;
     let reader = Reader { source, context: context.clone() };
     let mut image = reader.manifest(root, None, 0).await?;

@@ -318,12 +318,7 @@ impl Look<'_> {
                 self.found(Kind::MissingReferrer, &referrer.digest, detail);
                 continue;
             }
-            open.push(Open {
-                digest: referrer.digest,
-                what: name,
-                depth: depth + 1,
-                missing: Kind::MissingReferrer,
-            });
+            open.push(Open { digest: referrer.digest, what: name, depth: depth + 1, missing: Kind::MissingReferrer });
         }
         Ok(())
     }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict, Verify};
+use imgsync_common::batch::{
+    Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict, Verify,
+};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
@@ -19,7 +21,9 @@ use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Check, Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag, WhichReferrers};
+use crate::copy::{
+    Check, Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag, WhichReferrers,
+};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
