@@ -64,9 +64,9 @@ async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
     target.push("m/other", "1", &image("1"));
     source.delete_tag("team/app", "2");
     let dry = run(&program, &["--dry-run"]).await.assert_code(0);
-    let line =
-        format!(r#""action":"remove","source":"{}/team/app:2","target":"{}/m/app:2""#, source.host(), target.host());
-    assert!(dry.stdout.contains(&line), "{}", dry.stdout);
+    let lines: Vec<Value> = dry.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (from, to) = (format!("{}/team/app:2", source.host()), format!("{}/m/app:2", target.host()));
+    assert!(lines.contains(&json!({"action": "remove", "source": from, "target": to})), "{}", dry.stdout);
     assert_eq!(dry.stdout.matches("remove").count(), 1, "{}", dry.stdout);
     assert_eq!(deletions(&target), [""; 0], "a dry run removes nothing");
 
@@ -335,11 +335,13 @@ async fn a_tag_that_another_source_gives_now_stays() {
     source.push("a/app", "1", &image("same"));
     source.push("a/app", "2", &image("2"));
     source.push("b/app", "3", &image("3"));
-    let name = "name: '{{basename}}:{{tag}}'";
-    let rule = |which: &str| {
-        format!("- {{from: {}/{which}/app, to: {}/m, {name}, {AT_ONCE}}}\n", source.host(), target.host())
+    let rule = |which: &str, tags: &str| {
+        let (from, to) = (source.host(), target.host());
+        format!(
+            "- {{from: {from}/{which}/app, to: {to}/m, name: basename, tags: {{include: ['{tags}']}}, {AT_ONCE}}}\n"
+        )
     };
-    let program = configured(&format!("rules:\n{}{}", rule("a"), rule("b")));
+    let program = configured(&format!("rules:\n{}{}", rule("a", "[0-9]"), rule("b", "?")));
     run(&program, &[]).await.assert_code(0);
     source.delete_tag("a/app", "1");
     source.push("b/app", "1", &image("same"));
