@@ -1,14 +1,14 @@
 //! One task: held by a lease that is renewed while it runs, copied, and told to the ledger.
 
+mod verify;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use imgsync_common::batch::{
-    Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict, Verify,
-};
+use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
@@ -21,9 +21,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{
-    Check, Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag, WhichReferrers,
-};
+use crate::copy::{Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -303,30 +301,6 @@ impl Runner {
                 .hint("run without --download-manifests to copy it")
         })?;
         Ok(Came::Equal(Some(seen)))
-    }
-
-    /// Whether the target has all that the source has. What it was believed to have is asked for again if not.
-    async fn verify(&self, held: &Held<'_>, verify: &Verify) -> Result<Came> {
-        let Held { message, target, options, rule, context, tallies, .. } = held;
-        let referrers = match verify.referrers.get(message.rule as usize) {
-            None | Some(None) => WhichReferrers::All,
-            Some(Some(types)) if types.is_empty() => WhichReferrers::None,
-            Some(Some(types)) => WhichReferrers::Types(types.clone()),
-        };
-        let check = Check { deep: verify.deep, referrers };
-        let job = Job {
-            platforms: platforms(rule),
-            tallies: tallies.clone(),
-            ..Job::new(location(&message.source)?, location(target)?)
-        };
-        let verified = self.copier_for(options).verify(&job, &check, context).await?;
-        match verified.error(&job) {
-            None => Ok(Came::Equal(Some(Seen { source: verified.source_digest, target: verified.digest }))),
-            Some(error) => {
-                self.store.forget_tags(&held.scope(), std::slice::from_ref(&target.tag)).await?;
-                Err(error)
-            }
-        }
     }
 
     /// The copier with a batch's time limit.
