@@ -125,7 +125,7 @@ pub(crate) fn notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -
 }
 
 /// A layout is on one machine, and the tasks are done on others.
-fn refuse_layouts(settings: &Settings) -> Result<()> {
+pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
     let is_layout = |rule: &&Rule| {
         matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
     };

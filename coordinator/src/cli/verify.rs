@@ -19,7 +19,7 @@ use super::exit::{self, Exit};
 use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::report::ReportArgs;
-use super::run::{Work, fail, notifier};
+use super::run::{Work, fail, notifier, refuse_layouts};
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
@@ -144,6 +144,9 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     let notifier = notifier(&run, &settings, printer)?;
     let house = state::open(&settings, run.state.as_ref()).await?;
     let _lock = house.lock()?;
+    if house.is_cluster() {
+        refuse_layouts(&settings)?;
+    }
     let of = match batch {
         None => None,
         Some(prefix) => {
