@@ -20,8 +20,12 @@ pub struct Json<'a> {
     requests: &'a Requests,
     seconds: f64,
     unlisted: &'a [Unlisted],
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[serde(skip_serializing_if = "are_none")]
     pruned: &'a [Pruned],
+}
+
+fn are_none(lines: &&[Pruned]) -> bool {
+    lines.is_empty()
 }
 
 #[derive(Serialize)]
