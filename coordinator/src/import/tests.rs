@@ -162,7 +162,7 @@ rules:
     platforms: [linux/amd64]
     to: "registry:5000"
     name: "{{ \"regclient/regctl\" if basename }}:stable"
-    referrers: [application/spdx+json]
+    referrers: ["application/spdx+json"]
     backup: "backup-{{date}}-{{tag}}"
   - from: "old.example.com/library/**"
     to: "registry:5000"
