@@ -65,14 +65,16 @@ impl Ledger for RedisStore {
         let text = serde_json::to_string(&pruned).unwrap_or_default();
         let name = format!("{} {}", pruned.target, pruned.source);
         let mut pipe = redis::pipe();
-        let key = format!("{}:g", self.base(batch));
-        pipe.exists(self.base(batch)).hset(&key, name, text).ignore();
-        // Of a batch that has ended all is kept for so long.
-        pipe.expire(&key, KEPT).ignore();
-        match self.query(&tried, &pipe).await? {
-            (true,) => Ok(()),
-            (false,) => Err(gone(&tried)),
+        pipe.exists(self.base(batch));
+        let (is_there,): (bool,) = self.query(&tried, &pipe).await?;
+        if !is_there {
+            return Err(gone(&tried));
         }
+        let key = format!("{}:g", self.base(batch));
+        let mut pipe = redis::pipe();
+        // Of a batch that has ended all is kept for so long.
+        pipe.hset(&key, name, text).ignore().expire(&key, KEPT).ignore();
+        self.query::<()>(&tried, &pipe).await
     }
 
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {

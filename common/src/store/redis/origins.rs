@@ -95,12 +95,16 @@ impl Origins for RedisStore {
             }
             let known: Vec<Option<Vec<u8>>> = self.query(&tried, &pipe).await?;
             let mut pipe = redis::pipe();
+            let mut changes = 0;
             for ((target, since), bytes) in targets.iter().zip(known) {
                 let Some((digest, _, source_tag)) = bytes.as_deref().and_then(unpack) else { continue };
                 let packed = pack(&digest, *since, source_tag.as_ref());
                 pipe.hset(key(target), target.tag.as_str(), packed).ignore();
+                changes += 1;
             }
-            self.query::<()>(&tried, &pipe).await?;
+            if changes > 0 {
+                self.query::<()>(&tried, &pipe).await?;
+            }
         }
         Ok(())
     }
