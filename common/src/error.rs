@@ -46,6 +46,10 @@ pub enum Class {
     Local,
     /// Two sources want the same target.
     Collision,
+    /// A tag that is not to be moved points at something else.
+    Immutable,
+    /// The target does not have what the source has: found by comparing, where nothing is copied.
+    Differs,
     /// Stopped on request.
     Cancelled,
 }
@@ -70,6 +74,8 @@ impl Class {
             Class::Invalid => "invalid",
             Class::Local => "local",
             Class::Collision => "collision",
+            Class::Immutable => "immutable",
+            Class::Differs => "differs",
             Class::Cancelled => "cancelled",
         }
     }

@@ -2,6 +2,7 @@
 //! reason why the target would not take it. Two images under one name are found by [`Names`] while listing, and by
 //! [`must_collide`] before.
 
+mod backup;
 mod collision;
 mod template;
 
@@ -10,6 +11,7 @@ use std::str::FromStr;
 
 use crate::image::{ParseReferenceError, RegistryName, RepositoryName, Tag};
 
+pub use backup::BackupName;
 pub use collision::{Claim, Collision, FixedRule, Names, must_collide};
 pub use template::{Template, TemplateError};
 

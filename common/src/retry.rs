@@ -27,6 +27,8 @@ pub fn is_passing(error: &Error) -> bool {
         | Class::Invalid
         | Class::Local
         | Class::Collision
+        | Class::Immutable
+        | Class::Differs
         | Class::Cancelled => false,
     }
 }

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod cli;
 pub mod enumerate;
+pub mod import;
 pub mod notify;
 pub mod presets;
 pub mod report;

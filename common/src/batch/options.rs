@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{End, Lane};
 use crate::image::Platform;
+use crate::select::TagPattern;
 
 /// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Options {
     /// Compare the ends and remember what is equal; copy nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prime: bool,
+    /// Compare the ends, and copy nothing; how thoroughly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
     /// What an image is given at the least, in seconds.
     pub timeout_seconds: u64,
     /// Whether that is all it gets, however large it is.
@@ -32,6 +36,18 @@ pub struct Options {
     /// runs the task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<String, String>,
+}
+
+/// How the ends of a batch are compared (`imgsync verify`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verify {
+    /// Read all bytes of the target, in place of asking whether they are there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deep: bool,
+    /// Which referrers must be there, by the rules' numbers: all, where it says nothing; none of an empty list; else those
+    /// of these artifact types.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub referrers: Vec<Option<Vec<String>>>,
 }
 
 /// The options of one rule.
@@ -46,6 +62,12 @@ pub struct RuleOptions {
     /// These platforms alone; all, where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,
+    /// Source tags that never move: globs, or regular expressions between slashes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub immutable: Vec<String>,
+    /// A template of the tags under which is kept what others pointed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
     /// How long a target tag is believed in, in seconds.
     pub verify_every_seconds: u64,
 }
@@ -74,6 +96,12 @@ impl RuleOptions {
         platforms.sort();
         platforms.dedup();
         platforms.join(",")
+    }
+
+    /// The patterns of tags that never move.
+    pub fn immutable(&self) -> Vec<TagPattern> {
+        // They were checked when the configuration was read.
+        self.immutable.iter().filter_map(|pattern| pattern.parse().ok()).collect()
     }
 
     /// Whether a target tag that was last seen so long ago is still believed in. When each is asked again differs from tag

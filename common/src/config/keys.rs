@@ -171,10 +171,21 @@ const REFERRERS: Key = key(
     Kind::Either(&[Kind::Flag, Kind::List(&Kind::Text)]),
     "Whether signatures, SBOMs and other referrers come along (true), or those of which artifact types.",
 );
+const IMMUTABLE: Key = key(
+    "immutable",
+    Kind::Several(&Kind::Text),
+    "Tags that never move (globs, or /…/): once copied they are not asked for again, and never overwritten.",
+);
+const BACKUP: Key = key(
+    "backup",
+    Kind::Text,
+    "Keeps what an overwritten tag pointed to under another, such as {{tag}}-before-{{date}}; also {{time}}, {{digest}}.",
+);
 const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
-pub(super) static DEFAULTS: Section = Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS] };
+pub(super) static DEFAULTS: Section =
+    Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS, IMMUTABLE, BACKUP] };
 
 pub(super) static RULE: Section = Section {
     title: "a rule",
@@ -190,8 +201,23 @@ pub(super) static RULE: Section = Section {
         TO,
         NAME,
         REFERRERS,
+        IMMUTABLE,
+        BACKUP,
+        key(
+            "prune",
+            Kind::Either(&[Kind::Flag, Kind::Section(&PRUNE)]),
+            "Removes target tags that this rule made and its source has no more (off).",
+        ),
         VERIFY_EVERY,
         REFERRERS_EVERY,
+    ],
+};
+
+pub(super) static PRUNE: Section = Section {
+    title: "`prune`",
+    keys: &[
+        key("keep_days", Kind::Text, "For how many days the source must have been without the tag (30)."),
+        key("limit", Kind::Text, "The most that one run removes, in tags or as a part of those that were made (10%)."),
     ],
 };
 
@@ -271,7 +297,7 @@ pub(super) static WEBHOOK: Section = Section {
 };
 
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 13] = [
+pub(super) static SECTIONS: [&Section; 14] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -285,6 +311,7 @@ pub(super) static SECTIONS: [&Section; 13] = [
     &TELEGRAM,
     &WEBHOOK,
     &PRESET,
+    &PRUNE,
 ];
 
 impl Section {

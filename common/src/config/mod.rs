@@ -9,6 +9,7 @@
 //! `show` goes the other way, from the meaning to YAML.
 
 mod errors;
+mod keep;
 mod keys;
 mod notify;
 mod preset;
@@ -30,11 +31,13 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
+pub use keep::{Prune, PruneLimit};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
+pub use show::yaml_scalar;
 pub use url::SecretUrl;
 
 use keys::{CLUSTER, CONFIG};
@@ -160,6 +163,30 @@ impl Config {
     /// to read it.
     pub fn has_secrets_inline(&self) -> bool {
         self.inline_secrets
+    }
+}
+
+/// Any YAML or JSON as a tree, for files that are not ours: single values are texts as they are written, variables in
+/// them too. An error says where it is wrong, and shows nothing of the file.
+pub fn yaml_tree(text: &str) -> Result<serde_json::Value, String> {
+    let parsed = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text), &|_| Some(String::new()));
+    if let Some(found) = parsed.found.first() {
+        let line = errors::place(text, found.at.start).0;
+        return Err(format!("line {line}: {}", found.message));
+    }
+    Ok(parsed.root.map(|root| tree(&root)).unwrap_or_default())
+}
+
+fn tree(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null | Value::Broken => serde_json::Value::Null,
+        Value::Scalar(scalar) => scalar.written.clone().into(),
+        Value::List(items) => items.iter().map(tree).collect(),
+        Value::Map(entries) => entries
+            .iter()
+            .map(|entry| (entry.key.clone(), tree(&entry.value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
     }
 }
 

@@ -5,13 +5,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::keep::{self, Prune};
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
 use super::preset::{self, KnownPreset, Preset};
 use super::reader::{Fields, Reader};
 use super::yaml::{Node, Value};
 use crate::image::{Platform, RepositoryName, Tag};
-use crate::naming::{Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
-use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection};
+use crate::naming::{BackupName, Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
+use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection, TagPattern};
 
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,12 @@ pub struct Rule {
     pub name: Option<Style>,
     /// What comes along.
     pub referrers: Referrers,
+    /// Source tags that never move: once copied they are not asked for again, and never overwritten.
+    pub immutable: Vec<TagPattern>,
+    /// Under which tag is kept what an overwritten one pointed to.
+    pub backup: Option<BackupName>,
+    /// Whether, and when, target tags are removed whose source is gone.
+    pub prune: Option<Prune>,
     /// How long a target tag is believed in.
     pub verify_every: Duration,
     /// How often an unchanged image is asked for new referrers.
@@ -118,6 +125,8 @@ pub(super) struct Defaults {
     selection: Option<Selection>,
     platforms: Option<Vec<Platform>>,
     referrers: Option<Referrers>,
+    immutable: Option<Vec<TagPattern>>,
+    backup: Option<BackupName>,
 }
 
 /// What the rest of the configuration means for rules.
@@ -163,6 +172,8 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
             }
             _ => reader.flag(node).map(|all| if all { Referrers::All } else { Referrers::None }),
         }),
+        immutable: fields.get("immutable").map(|node| reader.parse_several(node)),
+        backup: fields.get("backup").and_then(|node| reader.parse(node)),
     }
 }
 
@@ -175,6 +186,8 @@ impl Defaults {
             selection: self.selection.or_else(|| other.selection.clone()),
             platforms: self.platforms.or_else(|| other.platforms.clone()),
             referrers: self.referrers.or_else(|| other.referrers.clone()),
+            immutable: self.immutable.or_else(|| other.immutable.clone()),
+            backup: self.backup.or_else(|| other.backup.clone()),
         }
     }
 
@@ -189,6 +202,9 @@ impl Defaults {
             to: self.to.clone().or_else(home).unwrap_or_default(),
             name: self.name.clone(),
             referrers: self.referrers.clone().unwrap_or_default(),
+            immutable: self.immutable.clone().unwrap_or_default(),
+            backup: self.backup.clone(),
+            prune: None,
             verify_every: every.0,
             referrers_every: every.1,
         }
@@ -214,7 +230,8 @@ pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) ->
             "write `to` here or in `defaults`, or a `username` for docker.io in `registries`",
         );
     }
-    let rule = Rule { line, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
+    let prune = fields.get("prune").and_then(|node| keep::prune(reader, node));
+    let rule = Rule { line, prune, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
     check(surroundings, &rule, &fields);
     Some(rule)
 }
@@ -343,6 +360,18 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
         if rule.to.iter().any(|to| matches!(to, Destination::Layout(_))) {
             reader.report(&place("to"), message);
         }
+    }
+    if rule.prune.is_some()
+        && (matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_))))
+    {
+        let key = fields.entry("prune").map_or(&fields.at, |entry| &entry.key_at);
+        reader.report(key, "`prune` is for rules from registries to registries; nothing is removed from a layout");
+    }
+    if rule.backup.is_some()
+        && fields.entry("backup").is_some()
+        && rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
+    {
+        reader.report(&place("backup"), "a layout keeps no backups; `backup` is for registries");
     }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {

@@ -26,7 +26,7 @@ impl Config {
         if !self.registries.is_empty() {
             yaml.open("registries");
             for (name, settings) in &self.registries {
-                yaml.open(&scalar(name));
+                yaml.open(&yaml_scalar(name));
                 registry(&mut yaml, settings);
                 yaml.close();
             }
@@ -163,7 +163,7 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
     match &rule.source {
         Source::Preset(Preset { name, versions: None }) => yaml.field("preset", name),
         Source::Preset(Preset { name, versions: Some(versions) }) => {
-            yaml.raw("preset", &format!("{{{}: {{versions: {}}}}}", scalar(name), scalar(versions)));
+            yaml.raw("preset", &format!("{{{}: {{versions: {}}}}}", yaml_scalar(name), yaml_scalar(versions)));
         }
         Source::Repositories(pattern) => yaml.field("from", pattern),
         Source::Layout(folder) => yaml.field("from", format!("oci:{}", folder.display())),
@@ -185,6 +185,12 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         Referrers::All => yaml.field("referrers", true),
         Referrers::None => yaml.field("referrers", false),
         Referrers::Types(types) => yaml.list("referrers", types.iter()),
+    }
+    yaml.list("immutable", rule.immutable.iter());
+    yaml.option("backup", rule.backup.as_ref());
+    if let Some(prune) = &rule.prune {
+        let days = prune.keep.as_secs() / (24 * 60 * 60);
+        yaml.raw("prune", &format!("{{keep_days: {days}, limit: {}}}", yaml_scalar(prune.limit)));
     }
     yaml.field("verify_every", duration(rule.verify_every));
     yaml.field("referrers_every", duration(rule.referrers_every));
@@ -264,7 +270,7 @@ impl Yaml {
     }
 
     fn field(&mut self, key: &str, value: impl Display) {
-        self.raw(key, &scalar(value));
+        self.raw(key, &yaml_scalar(value));
     }
 
     fn option(&mut self, key: &str, value: Option<impl Display>) {
@@ -274,7 +280,7 @@ impl Yaml {
     }
 
     fn list(&mut self, key: &str, items: impl Iterator<Item = impl Display>) {
-        let items: Vec<String> = items.map(scalar).collect();
+        let items: Vec<String> = items.map(yaml_scalar).collect();
         if !items.is_empty() {
             self.raw(key, &format!("[{}]", items.join(", ")));
         }
@@ -283,7 +289,7 @@ impl Yaml {
 
 /// A value that is read back as it is: quoted unless it is a plain word, its dollars doubled where they would begin a
 /// variable.
-fn scalar(value: impl Display) -> String {
+pub fn yaml_scalar(value: impl Display) -> String {
     let value = value.to_string();
     let value = value.replace("$$", "$$$$").replace("${", "$${");
     let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b))

@@ -433,6 +433,47 @@ fn a_configuration_is_shown_as_it_is_understood() {
 }
 
 #[test]
+fn what_is_kept_and_what_is_removed_is_read_and_shown() {
+    let config = good(&rule(
+        "immutable: ['v*', '/^[0-9.]+$/'], backup: '{{tag}}-before-{{date}}', prune: {keep_days: 0, limit: 5}",
+    ));
+    let Rule { immutable, backup, prune, .. } = &config.rules[0];
+    assert_eq!(
+        (immutable.len(), backup.as_ref().map(ToString::to_string)),
+        (2, Some("{{tag}}-before-{{date}}".into()))
+    );
+    assert_eq!(*prune, Some(Prune { keep: Duration::ZERO, limit: PruneLimit::Count(5) }));
+    assert_eq!(good(&config.to_yaml_redacted()).rules, {
+        let mut again = good(&config.to_yaml_redacted()).rules;
+        again[0].prune = *prune;
+        again
+    });
+    assert_eq!(
+        good(&rule("prune: true")).rules[0].prune,
+        Some(Prune { keep: 30 * DAY, limit: PruneLimit::Percent(10) })
+    );
+    assert_eq!(good(&rule("prune: {}")).rules[0].prune, good(&rule("prune: on")).rules[0].prune);
+    assert_eq!(good(&rule("prune: false")).rules[0].prune, None);
+    let defaults = good(
+        "defaults: {to: r.example.com, immutable: '1.*'}\nrules: [{from: gcr.io/a}, {from: gcr.io/b, immutable: '2.*'}]",
+    );
+    let of = |index: usize| defaults.rules[index].immutable[0].as_str().to_owned();
+    assert_eq!((of(0), of(1)), ("1.*".to_owned(), "2.*".to_owned()));
+    for (text, wanted) in [
+        ("prune: {limit: 200%}", "`200%` is neither a number of tags nor a part such as 10%"),
+        ("prune: {keep_days: 1.5}", "`1.5` is not a whole number from 0 to 36500"),
+        ("prune: {keep_day: 1}", "unknown key `keep_day`, did you mean `keep_days`?"),
+        ("backup: '{{tag}}'", "a backup needs another tag than what it is a backup of"),
+        ("backup: '{{date}}'", "a backup's tag must contain {{tag}}, or all would be called the same"),
+    ] {
+        assert_eq!(messages(&rule(text)), [wanted], "{text}");
+    }
+    let layout = "rules: [{from: gcr.io/a, to: 'oci:x', prune: true, backup: '{{tag}}-old'}]";
+    assert_eq!(messages(layout).len(), 2);
+    assert_eq!(messages("defaults: {to: r.example.com, prune: true}").len(), 1, "a rule says so itself");
+}
+
+#[test]
 fn aliases_cannot_make_a_file_explode() {
     let mut text = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (name, of) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"]) {

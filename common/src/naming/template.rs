@@ -110,7 +110,7 @@ fn is_global(environment: &Environment<'_>, name: &str) -> bool {
 }
 
 /// The kind and the detail, without the template's invented file name.
-fn describe(error: &minijinja::Error) -> String {
+pub(super) fn describe(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),

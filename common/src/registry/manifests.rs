@@ -23,6 +23,9 @@ const ACCEPT: [&str; 6] = [
 /// What to do where Docker's manifests are refused.
 const OCI_ONLY: &str = "the registry may take OCI images alone (zot: set `\"compat\": [\"docker2s2\"]` under `http`); the \
                         image is not converted, as that would change its digest";
+/// What to do where a tag is not to be overwritten.
+const IMMUTABLE: &str =
+    "the target keeps this tag as it is; allow it there, exclude the tag, or name it in `immutable:`";
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// How a manifest is asked for.
@@ -57,6 +60,17 @@ pub struct Head {
 pub struct ManifestPut {
     /// Whether the registry lists it among its subject's referrers by itself (`OCI-Subject`).
     pub subject_kept: bool,
+}
+
+/// What a registry did when it was told to delete.
+#[derive(Debug)]
+pub enum Deleted {
+    /// It took that.
+    Done,
+    /// It says that there is no such thing.
+    Missing,
+    /// It does not delete so, in its own words: by tag, by digest, or at all.
+    Unsupported(Error),
 }
 
 impl Repository {
@@ -236,11 +250,36 @@ impl Repository {
             {
                 match self.manifest_head(reference).await {
                     Ok(Some(head)) if head.digest == *manifest.digest() => Ok(ManifestPut { subject_kept: true }),
+                    Ok(Some(_)) if says_immutable(&error) => Err(error.as_class(Class::Immutable).hint(IMMUTABLE)),
                     _ => Err(error),
                 }
             }
             put => put,
         }
+    }
+
+    /// Deletes a tag; or a manifest by its digest, and all tags that point at it. Wants [`Access::Delete`].
+    pub async fn manifest_delete(&self, reference: &ManifestRef) -> Result<Deleted> {
+        let tried = format!("deleting {}", self.place(reference));
+        self.with_retries(|| async {
+            let url = self.url(&format!("manifests/{reference}"));
+            let answer = self.send(Outgoing::new(Method::DELETE, url, &tried)).await?;
+            let status = answer.status();
+            if status.is_success() {
+                answer.drain().await;
+                return Ok(Deleted::Done);
+            }
+            let error = self.refusal(answer, &tried).await;
+            match status {
+                StatusCode::NOT_FOUND => Ok(Deleted::Missing),
+                // distribution 2.8 answers 405 to a tag, others 400 (DIGEST_INVALID) or 501; and whoever has deletions
+                // turned off answers 405 to all.
+                StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Deleted::Unsupported(error)),
+                StatusCode::BAD_REQUEST if error.class() == Class::Refused => Ok(Deleted::Unsupported(error)),
+                _ => Err(error),
+            }
+        })
+        .await
     }
 
     fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, tried: &'a str) -> Outgoing<'a> {
@@ -251,6 +290,17 @@ impl Repository {
                 request.header(header::ACCEPT, accept)
             })
     }
+}
+
+/// Whether a registry refuses to move a tag. ECR: `TAG_INVALID`, "… cannot be overwritten because the tag is immutable";
+/// Harbor: 412, "configured as immutable"; Artifact Registry: "The repository has enabled tag immutability"; others have
+/// codes of their own, `TAG_IMMUTABLE` or `TAG_ALREADY_EXISTS`.
+fn says_immutable(error: &Error) -> bool {
+    let code = error.code().unwrap_or_default().to_ascii_uppercase();
+    let detail = error.detail().to_ascii_lowercase();
+    code.contains("IMMUTABLE")
+        || code.contains("ALREADY_EXISTS")
+        || ["immutab", "cannot be overwritten", "alreadyexists"].iter().any(|word| detail.contains(word))
 }
 
 /// Whether a manifest may have been refused for being one of Docker's.

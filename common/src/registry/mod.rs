@@ -54,7 +54,7 @@ pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
 pub use http::{client_for_others, install_tls_provider};
-pub use manifests::{Head, ManifestPut, ManifestRef};
+pub use manifests::{Deleted, Head, ManifestPut, ManifestRef};
 pub use pacer::Hold;
 pub use paged::{Next, Page};
 pub use patience::PATIENCE;

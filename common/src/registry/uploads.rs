@@ -118,6 +118,8 @@ impl Repository {
                 | Class::Invalid
                 | Class::Local
                 | Class::Collision
+                | Class::Immutable
+                | Class::Differs
                 | Class::Cancelled => Err(error),
             },
         }

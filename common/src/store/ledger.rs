@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Course;
+use super::{Course, Pruned};
 use crate::batch::{BatchId, Bytes, Counts, Failure, Planned, Requests, Task, TaskState, Ticket, Verdict};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, RegistryName};
@@ -303,6 +303,9 @@ pub trait Ledger: Send + Sync {
     /// Notes that a repository could not be listed; the last word on it stays.
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()>;
 
+    /// Notes what became of a target tag whose source is gone, also after the batch has ended; the last word on it stays.
+    async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()>;
+
     /// The total is final.
     async fn seal_all(&self, batch: BatchId) -> Result<()>;
 
@@ -389,6 +392,9 @@ pub trait Ledger: Send + Sync {
 
     /// What could not be listed.
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>>;
+
+    /// What became of target tags whose sources are gone, in the order of outcome and target.
+    async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>>;
 
     /// Tasks that failed, from an index on.
     async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>>;

@@ -1,8 +1,8 @@
 //! The second seam: what is remembered.
 //!
-//! Six traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
+//! Seven traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
 //! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, and the
-//! [`Roster`] of workers and lanes. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
+//! [`Roster`] of workers and lanes, and the [`Origins`] of target tags. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
 
 mod blob_index;
 mod cache;
@@ -12,6 +12,7 @@ pub mod contract;
 mod course;
 mod leases;
 mod ledger;
+mod origins;
 mod pace;
 mod redis;
 mod roster;
@@ -27,6 +28,7 @@ pub use ledger::{
     Appended, Batch, Block, Control, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
     Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
+pub use origins::{Origin, Origins, PruneOutcome, Pruned};
 pub(crate) use pace::Allowance;
 pub(crate) use pace::QuotaWindow;
 pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
@@ -34,6 +36,6 @@ pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use sqlite::{RunLock, SqliteStore};
 
 /// All that is remembered.
-pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster {}
+pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Origins {}
 
-impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster> Store for T {}
+impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Origins> Store for T {}

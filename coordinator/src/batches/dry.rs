@@ -8,15 +8,16 @@ use imgsync_common::error::{Error, Result};
 use imgsync_common::image::Reference;
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::{Client, Context, Tally};
+use imgsync_common::store::Store;
 use imgsync_worker::copy::Location;
 use jiff::Timestamp;
 
 use super::listings::{Listings, Offer};
 use super::plan::{PlannedTask, Planner, Slice, cut, settle};
+use super::prune::Pruning;
 use crate::enumerate::{self, Found, Order};
 
 /// What to plan.
-#[derive(Debug)]
 pub struct Dry<'a> {
     /// Registries.
     pub client: &'a Client,
@@ -30,6 +31,8 @@ pub struct Dry<'a> {
     pub slice: Option<Slice>,
     /// Repositories that are listed at a time.
     pub query_limit: usize,
+    /// What knows which target tags were made; where there is none, none are looked for whose source is gone.
+    pub store: Option<&'a dyn Store>,
 }
 
 /// What would be done.
@@ -41,6 +44,8 @@ pub struct DryPlan {
     pub failed: Vec<(String, String, Error)>,
     /// What could not be listed.
     pub unlisted: Vec<(String, Error)>,
+    /// What the rules may remove.
+    pub prunings: Vec<Pruning>,
 }
 
 impl Dry<'_> {
@@ -52,10 +57,18 @@ impl Dry<'_> {
         let mut tasks = Vec::new();
         for (number, rule) in self.rules.iter().enumerate() {
             let options = enumerate::Options { query_limit: self.query_limit, order: Order::ByName };
+            let mut pruning = if self.slice.is_none() { Pruning::of(rule, number) } else { None };
+            let unsure = |pruning: &mut Option<Pruning>, what: &str| {
+                if let Some(pruning) = pruning {
+                    pruning.refuse(format!("{what} could not be listed"));
+                }
+            };
             let mut listings =
                 match Listings::of(&rule.source, self.folder, self.client, options, self.context, tally).await {
                     Ok(listings) => listings,
                     Err(error) => {
+                        unsure(&mut pruning, &rule.source.to_string());
+                        dry.prunings.extend(pruning);
                         self.unlisted(&mut dry, rule.place(), error)?;
                         continue;
                     }
@@ -64,6 +77,7 @@ impl Dry<'_> {
                 match listings.next().await {
                     Ok(None) => break,
                     Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
+                        unsure(&mut pruning, &unlisted.repository);
                         self.unlisted(&mut dry, unlisted.repository, unlisted.error)?;
                     }
                     Ok(Some(Offer { found: Found::Listed(listing), part })) => {
@@ -72,16 +86,24 @@ impl Dry<'_> {
                         let failed = plan.failed.into_iter();
                         dry.failed
                             .extend(failed.map(|failed| (failed.source.to_string(), failed.target, failed.error)));
+                        if let (Some(pruning), Some(store)) = (&mut pruning, self.store) {
+                            pruning.look(store, (rule, part.as_deref()), &listing, now, false).await?;
+                        }
                         if let Some(error) = plan.refused {
+                            if let Some(pruning) = &mut pruning {
+                                pruning.refuse(error.to_string());
+                            }
                             self.unlisted(&mut dry, format!("{}/{}", listing.registry, listing.repository), error)?;
                         }
                     }
                     Err(error) => {
+                        unsure(&mut pruning, &rule.source.to_string());
                         self.unlisted(&mut dry, rule.place(), error)?;
                         break;
                     }
                 }
             }
+            dry.prunings.extend(pruning);
         }
         let (tasks, failed) = settle(tasks, self.rules);
         dry.failed.extend(failed.into_iter().map(|failed| (failed.source.to_string(), failed.target, failed.error)));

@@ -7,6 +7,8 @@ mod house;
 mod lead;
 mod listings;
 mod plan;
+mod prune;
+mod remove;
 mod run;
 mod seal;
 mod serve;
@@ -18,6 +20,7 @@ pub use house::House;
 pub use lead::{Care, Leader, living_leader};
 pub use listings::{Listings, Offer};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
+pub use prune::{Due, Pruning};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
 pub use serve::serve;
 

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Options, RuleOptions};
-use imgsync_common::config::{Config, Destination, Rule};
+use imgsync_common::batch::{BatchId, Options, Planned, RuleOptions, TaskState, Verify};
+use imgsync_common::config::{Config, Destination, Referrers, Rule};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
 use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_common::store::{Batch, Control, NewBatch, Sweep};
+use imgsync_common::store::{Batch, Control, NewBatch, Sealed, Sweep, TaskRow};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::{Allowed, Runner, Serving, Settings, Stop};
 use imgsync_worker::traffic::Traffic;
@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::house::House;
 use super::lead::{Care, Leader};
 use super::plan::Slice;
-use super::seal::Sealing;
+use super::remove::Remover;
+use super::seal::{Listed, Sealing};
 use super::settle::Settler;
 use crate::presets::parts;
 
@@ -39,6 +40,8 @@ pub struct RunSettings {
     pub force: bool,
     /// Compare and remember; copy nothing.
     pub prime: bool,
+    /// Compare all that there is, and copy nothing; whether all bytes are read.
+    pub verify: Option<bool>,
     /// The original's folder of manifests, as a hint of what was synced.
     pub manifests: Option<PathBuf>,
     /// A part of the sorted whole.
@@ -95,13 +98,75 @@ pub struct RunEnd {
 impl Run<'_> {
     /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
     pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
-        let rules = fingerprint(self.config, self.settings.slice);
+        let rules = self.rules();
         let options = self.options().await;
         let written = serde_json::to_string(&options)
             .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
         let supersedes = self.house.store.unfinished(&rules).await?;
         self.house.store.create(NewBatch { id, rules, options: written, supersedes }).await?;
         self.go(id, Some(options)).await
+    }
+
+    /// Compares again what another batch has copied, or found unchanged.
+    pub async fn verify(&self, id: BatchId, of: &Batch) -> Result<RunEnd> {
+        const PAGE: usize = 2_000;
+        let store = &self.house.store;
+        let unreadable = |error: serde_json::Error| {
+            Error::new(Class::Invalid, format!("reading the options of batch {}", of.id), error.to_string())
+        };
+        let before: Options = serde_json::from_str(&of.options).map_err(unreadable)?;
+        // Of a configuration that has other rules by now, nothing follows for these.
+        let is_ours = of.rules == fingerprint(self.config, None);
+        let mut verify = self.verification().unwrap_or_default();
+        verify.referrers.retain(|_| is_ours);
+        let options = Options {
+            title: format!("verification of batch {}", of.id),
+            force: false,
+            prime: false,
+            verify: Some(verify),
+            timeout_seconds: self.settings.time.0.as_secs().max(1),
+            timeout_is_exact: self.settings.time.1,
+            ..before
+        };
+        let written = serde_json::to_string(&options).map_err(unreadable)?;
+        let rules = Digest::sha256(format!("verification of batch {}", of.id).as_bytes());
+        let supersedes = store.unfinished(&rules).await?;
+        store.create(NewBatch { id, rules, options: written, supersedes }).await?;
+        let mut from = 0;
+        loop {
+            let rows = store.tasks(of.id, None, from, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            let key = format!("part {from}");
+            from = last.task.index + 1;
+            let is_there = |row: &TaskRow| matches!(row.state, TaskState::Copied | TaskState::Unchanged);
+            // What a listing said then says nothing now.
+            let planned = |row: TaskRow| (Planned { digest: None, ..row.task.planned }, None);
+            let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
+            if !tasks.is_empty() {
+                store.append(id, Sealed { key, listed_at: self.house.clock.now(), tasks }).await?;
+            }
+        }
+        store.seal_all(id).await?;
+        self.go(id, None).await
+    }
+
+    /// What tells batches of these rules from others.
+    fn rules(&self) -> Digest {
+        let rules = fingerprint(self.config, self.settings.slice);
+        match self.settings.verify {
+            None => rules,
+            Some(_) => Digest::sha256(format!("verification of {rules}").as_bytes()),
+        }
+    }
+
+    fn verification(&self) -> Option<Verify> {
+        let of = |rule: &Rule| match &rule.referrers {
+            Referrers::All => None,
+            Referrers::None => Some(Vec::new()),
+            Referrers::Types(types) => Some(types.clone()),
+        };
+        let referrers = self.config.rules.iter().map(of).collect();
+        self.settings.verify.map(|deep| Verify { deep, referrers })
     }
 
     /// Goes on with a batch that was left unfinished, or whose failures were requeued.
@@ -115,7 +180,7 @@ impl Run<'_> {
         }
         let options = match batch.sealed_at {
             Some(_) => None,
-            None if batch.rules == fingerprint(self.config, self.settings.slice) => Some(self.options().await),
+            None if batch.rules == self.rules() => Some(self.options().await),
             None => {
                 let detail = "its listing was not finished, and the configuration now has other rules";
                 return Err(Error::new(Class::Invalid, tried, detail)
@@ -141,7 +206,7 @@ impl Run<'_> {
         let list = async {
             let listed = match options {
                 Some(options) => self.list(id, options, &listing, &more).await,
-                None => Ok(Vec::new()),
+                None => Ok(Listed::default()),
             };
             if self.settings.detach {
                 stop.drain.cancel();
@@ -188,10 +253,24 @@ impl Run<'_> {
             led
         };
         let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
-        let went = listed.and_then(|refused| watched.and(led).map(|()| refused));
+        let went = listed.and_then(|listed| watched.and(led).map(|()| listed));
         let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
-        let refused = went?;
+        let Listed { refused, prunings } = went?;
         let interrupted = batch.ended_at.is_none();
+        // After the copies, unless those are left to others: what is removed is none of them.
+        if !self.drain.is_cancelled() && (self.settings.detach || batch.control == Control::Done) {
+            let context =
+                Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+            let remover = Remover {
+                house: self.house,
+                client: &self.client,
+                context: &context,
+                rules: &self.config.rules,
+                batch: id,
+                holder: &self.name(id),
+            };
+            remover.run(prunings).await?;
+        }
         Ok(RunEnd { batch, interrupted, refused })
     }
 
@@ -249,8 +328,10 @@ impl Run<'_> {
         }
     }
 
-    async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Vec<Error>> {
+    async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Listed> {
         let tallies = (Tally::new(), Tally::new());
+        // A part of the whole, or what only compares, removes nothing.
+        let prunes = self.settings.slice.is_none() && !options.prime && options.verify.is_none();
         let settler = Settler::new(
             self.house,
             &self.client,
@@ -267,6 +348,7 @@ impl Run<'_> {
             folder: self.folder,
             batch,
             slice: self.settings.slice,
+            prunes,
             query_limit: self.settings.query_limit,
             settler: &settler,
             tallies,
@@ -277,7 +359,7 @@ impl Run<'_> {
         if listed.is_err() {
             self.drain.cancel();
         }
-        Ok(listed?.refused)
+        listed
     }
 
     /// Returns when the batch has ended, or when the work is over for another reason.
@@ -304,14 +386,20 @@ impl Run<'_> {
     async fn options(&self) -> Options {
         let (time, timeout_is_exact) = self.settings.time;
         Options {
-            title: self.settings.name.clone().unwrap_or_else(|| crate::report::title(self.config)),
+            title: self.settings.name.clone().unwrap_or_else(|| self.title()),
             rules: self.config.rules.iter().map(rule_options).collect(),
             force: self.settings.force,
             prime: self.settings.prime,
+            verify: self.verification(),
             timeout_seconds: time.as_secs().max(1),
             timeout_is_exact,
             accounts: self.accounts().await,
         }
+    }
+
+    fn title(&self) -> String {
+        let title = crate::report::title(self.config);
+        if self.settings.verify.is_some() { format!("verification of {title}") } else { title }
     }
 
     /// The names of the credentials that are used here, of the registries that the rules name.
@@ -341,11 +429,13 @@ fn lost(id: BatchId) -> Error {
         .hint("run the rules again: what is at the target is not copied twice")
 }
 
-fn rule_options(rule: &Rule) -> RuleOptions {
+pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
     RuleOptions {
         from: crate::report::from(rule),
         to: crate::report::to(rule),
         platforms: rule.platforms.clone(),
+        immutable: rule.immutable.iter().map(ToString::to_string).collect(),
+        backup: rule.backup.as_ref().map(ToString::to_string),
         verify_every_seconds: rule.verify_every.as_secs(),
     }
 }

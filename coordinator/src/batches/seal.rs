@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::house::House;
 use super::listings::{Listings, Offer};
 use super::plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
+use super::prune::Pruning;
 use super::settle::Settler;
 use crate::enumerate::{self, Found, Order};
 
@@ -37,6 +38,8 @@ pub(super) struct Sealing<'a> {
     pub(super) folder: &'a Path,
     pub(super) batch: BatchId,
     pub(super) slice: Option<Slice>,
+    /// Whether to look for target tags whose source is gone.
+    pub(super) prunes: bool,
     pub(super) query_limit: usize,
     pub(super) settler: &'a Settler,
     pub(super) tallies: (Arc<Tally>, Arc<Tally>),
@@ -79,6 +82,8 @@ impl Parts {
 pub(super) struct Listed {
     /// Rules of which nothing at all could be listed, each with why.
     pub(super) refused: Vec<Error>,
+    /// What the rules may remove; empty where the listing was broken off.
+    pub(super) prunings: Vec<Pruning>,
 }
 
 impl Sealing<'_> {
@@ -89,14 +94,18 @@ impl Sealing<'_> {
         self.parts().is_resumed = !done.is_empty();
         let mut planner = Planner::new();
         let mut whole: Vec<PlannedTask> = Vec::new();
+        let mut prunings: Vec<Pruning> = Vec::new();
         for (number, rule) in self.rules.iter().enumerate() {
             let order = if self.slice.is_some() { Order::ByName } else { Order::AsTheyEnd };
             let options = enumerate::Options { query_limit: self.query_limit, order };
+            let mut pruning = if self.prunes { Pruning::of(rule, number) } else { None };
             let listings =
                 Listings::of(&rule.source, self.folder, self.client, options, self.context, &self.tallies.0).await;
             let mut listings = match listings {
                 Ok(listings) => listings,
                 Err(error) => {
+                    unsure(&mut pruning, &rule.source);
+                    prunings.extend(pruning);
                     self.refuse(rule, error, &mut listed).await?;
                     continue;
                 }
@@ -122,6 +131,7 @@ impl Sealing<'_> {
                 match found {
                     Ok(None) => break,
                     Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
+                        unsure(&mut pruning, &unlisted.repository);
                         self.note(unlisted.repository, &unlisted.error).await?;
                     }
                     Ok(Some(Offer { found: Found::Listed(listing), part })) => {
@@ -129,7 +139,14 @@ impl Sealing<'_> {
                         let now = self.house.clock.now();
                         // Planned even if it is sealed already: later collisions are found by what was planned.
                         let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                        if let Some(pruning) = &mut pruning {
+                            let rule = (rule, part.as_deref());
+                            pruning.look(&*self.house.store, rule, &listing, now, true).await?;
+                        }
                         if let Some(error) = &plan.refused {
+                            if let Some(pruning) = &mut pruning {
+                                pruning.refuse(error.to_string());
+                            }
                             self.note(format!("{}/{}", listing.registry, listing.repository), error).await?;
                         }
                         if self.slice.is_some() {
@@ -142,6 +159,7 @@ impl Sealing<'_> {
                         }
                     }
                     Err(error) => {
+                        unsure(&mut pruning, &rule.source);
                         if !error.is_cancelled() {
                             self.refuse(rule, error, &mut listed).await?;
                         }
@@ -152,6 +170,7 @@ impl Sealing<'_> {
             while let Some(result) = under_way.next().await {
                 result?;
             }
+            prunings.extend(pruning);
         }
         if self.context.cancel.is_cancelled() {
             return Ok(listed);
@@ -163,6 +182,7 @@ impl Sealing<'_> {
         self.house.store.spend(self.batch, Spent { requests, ..Spent::default() }).await?;
         self.house.store.seal_all(self.batch).await?;
         self.more.notify_one();
+        listed.prunings = prunings;
         Ok(listed)
     }
 
@@ -271,6 +291,13 @@ impl Sealing<'_> {
         self.note(rule.source.to_string(), &error).await?;
         listed.refused.push(error);
         Ok(())
+    }
+}
+
+/// What is not listed says nothing about what is gone.
+fn unsure(pruning: &mut Option<Pruning>, what: &dyn std::fmt::Display) {
+    if let Some(pruning) = pruning {
+        pruning.refuse(format!("{what} could not be listed"));
     }
 }
 

@@ -72,7 +72,7 @@ impl Settler {
     /// The tasks of one source repository, each with its end if it needs no worker.
     pub(super) async fn settle(&self, tasks: Vec<Planned>) -> Result<Vec<(Planned, Option<Verdict>)>> {
         let mut settled: Vec<(Planned, Option<Verdict>)> = tasks.into_iter().map(|task| (task, None)).collect();
-        if self.options.force || self.options.prime {
+        if self.options.force || self.options.prime || self.options.verify.is_some() {
             return Ok(settled);
         }
         let mut groups: HashMap<(u32, Arc<Home>), Vec<usize>> = HashMap::new();
@@ -106,9 +106,17 @@ impl Settler {
             self.take_hints(&scope, tasks, members, &mut known).await?;
         }
         let now = self.house.clock.now();
-        let (mut believed, mut doubtful) = (Vec::new(), Vec::new());
+        let immutable = rule.immutable();
+        let (mut believed, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
+            let (task, _) = &tasks[at];
+            let never_moves = immutable.iter().any(|pattern| pattern.matches(task.source.tag.as_str()));
             match known {
+                // Never asked for again; one that was moved all the same is its task's to tell of.
+                Some(known) if never_moves => match task.digest.as_ref().is_none_or(|listed| *listed == known.source) {
+                    true => frozen.push(at),
+                    false => doubtful.push((at, Some(known))),
+                },
                 Some(known) if rule.believes(tag.as_str(), age(known.seen_at, now)) => believed.push((at, known)),
                 known => doubtful.push((at, known)),
             }
@@ -128,7 +136,7 @@ impl Settler {
         let unchanged: Vec<_> =
             believed.into_iter().filter(|(at, known)| tasks[*at].0.digest.as_ref() == Some(&known.source)).collect();
         doubtful.retain(|(at, _)| tasks[*at].0.digest.is_some());
-        let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).collect();
+        let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).chain(frozen).collect();
         settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
         Ok(settled)
     }

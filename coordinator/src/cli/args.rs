@@ -11,10 +11,13 @@ use imgsync_common::secret::Secret;
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
 
+use super::import::ImportArgs;
+use super::inspect::InspectArgs;
 use super::notify::NotifyArgs;
 use super::original::{GcrArgs, OriginalArgs};
 use super::presets::{PresetsArgs, RunCommand, preset};
 use super::report::ReportArgs;
+use super::verify::VerifyArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
 #[derive(Debug, Parser)]
@@ -64,6 +67,13 @@ pub(crate) enum Command {
     ///
     /// To docker.io/<user>, under the names of then. docs/from-2.1.md says what became of each flag.
     Flannel(Box<OriginalArgs>),
+    /// Compare targets with their sources, and copy nothing
+    ///
+    /// Every digest of every image: the tag, its manifests, its blobs, and what refers to them. Of the rules, of what an earlier
+    /// batch has copied, or of one image. Ends as `run` does: with the same reports, and 1 if something differs.
+    Verify(Box<VerifyArgs>),
+    /// Show what an image is made of: platforms, layers, sizes, what refers to it
+    Inspect(InspectArgs),
     /// List the presets, and what they expand to
     Presets(PresetsArgs),
     /// Look at batches and steer them
@@ -83,10 +93,10 @@ pub(crate) enum Command {
     /// `imgsync sync` takes it. Repositories come in the order of their paths, tags from old to new, what is no version
     /// first. What was dropped, and why, is said on stderr. The exit code is 1 if something could not be listed.
     Tags(Box<TagsArgs>),
-    /// Look at a configuration
+    /// Look at a configuration, or make one of another program's
     Config {
         #[command(subcommand)]
-        action: ConfigAction,
+        action: Box<ConfigAction>,
     },
 }
 
@@ -144,7 +154,7 @@ impl From<NewestByArg> for NewestBy {
 }
 
 /// What is to be done with a configuration: the file of `-c`, else ./imgsync.yaml.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Say all that is wrong with it, each with its place; the exit code is 2 then
     Check,
@@ -152,6 +162,10 @@ pub(crate) enum ConfigAction {
     Show,
     /// Print the JSON Schema of configurations, for editors
     Schema,
+    /// Turn a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
+    ///
+    /// It comes on stdout; what has no counterpart is said on stderr. No secret is repeated: each becomes a variable.
+    Import(ImportArgs),
 }
 
 fn pattern(text: &str) -> Result<RepositoryPattern, String> {
@@ -276,6 +290,9 @@ pub(crate) struct RunArgs {
     pub(crate) patience: Patience,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
+    /// Set by `imgsync verify`, whether all bytes are read; no flag of its own.
+    #[arg(skip)]
+    pub(crate) verify: Option<bool>,
 }
 
 /// The coordinator that stays.
@@ -451,6 +468,7 @@ impl From<Resumed> for RunArgs {
             state: None,
             patience,
             notify,
+            verify: None,
         }
     }
 }
@@ -477,7 +495,7 @@ pub(crate) struct Patience {
 }
 
 /// A reference to an image in a registry or in a layout.
-fn location(text: &str) -> Result<Location, String> {
+pub(super) fn location(text: &str) -> Result<Location, String> {
     text.parse::<Location>().map_err(|error| error.detail().to_owned())
 }
 

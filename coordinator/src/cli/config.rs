@@ -6,13 +6,16 @@ use imgsync_common::config::{Config, Source};
 
 use super::args::{ConfigAction, Global};
 use super::exit::Exit;
+use super::import;
 use super::printer::Printer;
 use super::settings::Settings;
 
 /// Runs the command.
 pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> Exit {
-    if let ConfigAction::Schema = action {
-        return print(&format!("{:#}", Config::json_schema()), printer);
+    match &action {
+        ConfigAction::Schema => return print(&format!("{:#}", Config::json_schema()), printer),
+        ConfigAction::Import(args) => return import::run(args, printer),
+        ConfigAction::Check | ConfigAction::Show => {}
     }
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
@@ -28,7 +31,7 @@ pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> E
             Exit::Done
         }
         ConfigAction::Show => print(settings.config.to_yaml_redacted().trim_end(), printer),
-        ConfigAction::Schema => Exit::Done,
+        ConfigAction::Schema | ConfigAction::Import(_) => Exit::Done,
     }
 }
 

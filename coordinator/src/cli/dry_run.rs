@@ -1,5 +1,6 @@
 //! `imgsync run --dry-run`: a line per task with what would be done, found out by reading alone.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -9,7 +10,7 @@ use imgsync_common::image::Reference;
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_worker::copy::{Copier, Job, Limits, Location, Platforms};
+use imgsync_worker::copy::{Copier, Job, Limits, Location, Overwrite, Platforms};
 use serde_json::json;
 
 use super::args::RunArgs;
@@ -17,9 +18,9 @@ use super::exit::Exit;
 use super::printer::Printer;
 use super::run::folder;
 use super::settings::Settings;
-use super::signals;
 use super::watching::Watching;
-use crate::batches::{Dry, PlannedTask, Slice, Target};
+use super::{signals, state};
+use crate::batches::{Dry, PlannedTask, Pruning, Slice, Target};
 
 /// Tasks that are looked at at a time.
 const AT_ONCE: usize = 20;
@@ -34,6 +35,10 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let slice =
         args.batch_size.map(|size| Slice { size, number: args.batch_number.unwrap_or(std::num::NonZeroUsize::MIN) });
+    let store = match settings.config.rules.iter().any(|rule| rule.prune.is_some()) {
+        true => Some(state::store(settings, args.state.as_ref()).await?),
+        false => None,
+    };
     let dry = Dry {
         client: &client,
         context: &context,
@@ -41,8 +46,11 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         folder: folder(settings),
         slice,
         query_limit: args.query_limit.into(),
+        store: store.as_deref(),
     };
-    let planned = dry.plan(&Tally::new()).await?;
+    let mut planned = dry.plan(&Tally::new()).await?;
+    let prunings = std::mem::take(&mut planned.prunings);
+    let targets: HashSet<String> = planned.tasks.iter().map(|task| task.target.to_string()).collect();
     let mut failed = planned.failed.len() + planned.unlisted.len();
     for (source, target, error) in &planned.failed {
         print(args, printer, source, target, "fail", Some(&error.to_string()));
@@ -53,12 +61,15 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
             let (copier, context) = (copier.clone(), context.clone());
             let platforms = settings.config.rules[task.rule].platforms.clone();
             let place = dry.source_of(&task);
+            let is_immutable =
+                settings.config.rules[task.rule].immutable.iter().any(|p| p.matches(task.source.tag.as_str()));
             async move {
                 let target = location(&task.target, folder(settings));
                 let job = Job {
                     platforms: if platforms.is_empty() { Platforms::All } else { Platforms::Some(platforms) },
                     force: args.force,
                     listed: task.digest.clone(),
+                    overwrite: if is_immutable { Overwrite::Never } else { Overwrite::Allowed },
                     ..Job::new(place, target)
                 };
                 let same = copier.compare(&job, &context).await;
@@ -82,8 +93,37 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         }
         print(args, printer, &source.to_string(), &target.to_string(), what, error.as_deref());
     }
-    printer.line(&format!("{copies} to copy, {unchanged} unchanged, {failed} failing; nothing was written"));
+    let removals = removals(args, settings, printer, prunings, &targets);
+    let removing = if removals > 0 { format!(", {removals} to remove") } else { String::new() };
+    printer.line(&format!("{copies} to copy, {unchanged} unchanged, {failed} failing{removing}; nothing was written"));
     Ok(if failed > 0 { Exit::Failed } else { Exit::Done })
+}
+
+/// Says what would be removed, and how many that are.
+fn removals(
+    args: &RunArgs,
+    settings: &Settings,
+    printer: &Printer,
+    prunings: Vec<Pruning>,
+    targets: &HashSet<String>,
+) -> usize {
+    let mut removals = 0;
+    for pruning in prunings {
+        let place = settings.config.rules[pruning.rule].place();
+        if pruning.waiting() > 0 {
+            printer.line(&format!("{place}: {} tags are gone at the source, and are kept for now", pruning.waiting()));
+        }
+        match pruning.decide() {
+            Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),
+            Ok(due) => {
+                for due in due.into_iter().filter(|due| !targets.contains(&due.target.to_string())) {
+                    removals += 1;
+                    print(args, printer, &due.source.to_string(), &due.target.to_string(), "remove", None);
+                }
+            }
+        }
+    }
+    removals
 }
 
 fn print(args: &RunArgs, printer: &Printer, source: &str, target: &str, what: &str, error: Option<&str>) {

@@ -59,7 +59,9 @@ pub(crate) fn of_error(error: &Error) -> Exit {
         | Class::BadAnswer
         | Class::Insecure
         | Class::Local
-        | Class::Collision => Exit::Failed,
+        | Class::Collision
+        | Class::Immutable
+        | Class::Differs => Exit::Failed,
     }
 }
 

@@ -3,10 +3,13 @@
 mod args;
 mod batch;
 mod cache;
+mod command_line;
 mod config;
 mod dry_run;
 mod exit;
 mod explain;
+mod import;
+mod inspect;
 mod notify;
 mod original;
 mod presets;
@@ -21,6 +24,7 @@ mod state;
 mod sync;
 mod tags;
 mod target;
+mod verify;
 mod watching;
 
 use std::process::ExitCode;
@@ -28,6 +32,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::args::{Cli, Command};
+pub(crate) use self::command_line::{Original, OriginalSource};
 use self::exit::Exit;
 use self::printer::Printer;
 
@@ -66,7 +71,9 @@ pub fn main() -> ExitCode {
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,
-            Some(Command::Config { action }) => config::run(action, &cli.global, &printer),
+            Some(Command::Verify(args)) => verify::run(*args, &cli.global, &printer).await,
+            Some(Command::Inspect(args)) => inspect::run(args, &cli.global, &printer).await,
+            Some(Command::Config { action }) => config::run(*action, &cli.global, &printer),
             None => {
                 printer.line(&Cli::command().render_help().to_string());
                 Exit::Usage

@@ -127,7 +127,7 @@ pub(crate) fn notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -
 }
 
 /// A layout is on one machine, and the tasks are done on others.
-fn refuse_layouts(settings: &Settings) -> Result<()> {
+pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
     let is_layout = |rule: &&Rule| {
         matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
     };
@@ -197,6 +197,7 @@ impl<'a> Work<'a> {
                 name: args.report.report_name.clone(),
                 force: args.force,
                 prime: args.download_manifests,
+                verify: args.verify,
                 manifests: args.manifests.clone(),
                 slice,
                 query_limit: args.query_limit.into(),
@@ -298,11 +299,17 @@ impl<'a> Work<'a> {
                 ));
             }
         }
-        let exit = exit_of(ended, report.unlisted.is_empty());
+        let troubles = report.pruned.iter().filter(|line| line.outcome.is_trouble()).count();
+        let exit = exit_of(ended, report.unlisted.is_empty() && troubles == 0);
         if exit == Exit::Failed {
             let counts = &ended.batch.counts;
             let (failed, cancelled, unlisted) = (counts.failed, counts.cancelled, report.unlisted.len());
-            let parts = [(failed, "failed"), (cancelled, "cancelled"), (unlisted as u64, "not listed")];
+            let parts = [
+                (failed, "failed"),
+                (cancelled, "cancelled"),
+                (unlisted as u64, "not listed"),
+                (troubles as u64, "not removed"),
+            ];
             let parts: Vec<String> =
                 parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
             printer.error(

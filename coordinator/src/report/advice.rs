@@ -21,6 +21,8 @@ pub(super) fn title(class: Class) -> &'static str {
         Class::Invalid => "Invalid",
         Class::Local => "On this machine",
         Class::Collision => "Collision of names",
+        Class::Immutable => "Immutable",
+        Class::Differs => "Different at the target",
         Class::Cancelled => "Cancelled",
     }
 }
@@ -62,6 +64,12 @@ pub(super) fn on(class: Class) -> &'static str {
         Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
         Class::Local => "A file, a disk or a program on this machine: the error says which.",
         Class::Collision => "Two sources want the same target: give one of the rules another `name` or another `to`.",
+        Class::Immutable => {
+            "The tag is not to be moved, by the target's settings or by `immutable`, and the source has something else under it by now: find out why it was moved; exclude the tag, or copy it once with `imgsync sync`."
+        }
+        Class::Differs => {
+            "The target lacks something that the source has, or has something else: `imgsync run --force` brings it."
+        }
         Class::Cancelled => "It was stopped on request; run again to go on.",
     }
 }

@@ -8,8 +8,8 @@ use imgsync_common::store::{FailedTask, Part, TaskRow};
 use jiff::Timestamp;
 
 use super::view::{
-    Ends, FailedImage, Failures, Group, Image, Lane, Listed, Rule, Slowest, Timeline, TimelinePart, Unlisted, View,
-    Worker,
+    Ends, FailedImage, Failures, Group, Image, Lane, Listed, Pruned, Rule, Slowest, Timeline, TimelinePart, Unlisted,
+    View, Worker,
 };
 use super::{Level, Report, advice};
 
@@ -36,6 +36,17 @@ impl View {
                 class: it.class.to_string(),
                 error: it.error.clone(),
                 advice: advice::on(it.class).to_owned(),
+            })
+            .collect();
+        let pruned: Vec<Pruned> = report
+            .pruned
+            .iter()
+            .map(|it| Pruned {
+                source: it.source.clone(),
+                target: it.target.clone(),
+                outcome: it.outcome.as_str().to_owned(),
+                digest: it.digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+                reason: it.reason.clone(),
             })
             .collect();
         let tasks = Tasks::read(report, level).await?;
@@ -69,7 +80,9 @@ impl View {
             name: report.title.clone(),
             batch: batch.id.to_string(),
             state: batch.control.to_string(),
-            ok: counts.failed + counts.cancelled + counts.open() == 0 && unlisted.is_empty(),
+            ok: counts.failed + counts.cancelled + counts.open() == 0
+                && unlisted.is_empty()
+                && !report.pruned.iter().any(|line| line.outcome.is_trouble()),
             headline,
             next,
             level: level.number(),
@@ -84,6 +97,7 @@ impl View {
             timeline: timeline(&course.parts, course.width.as_secs_f64(), report.seconds()),
             failures: failures(report, level).await?,
             unlisted: Listed::cut(unlisted, MAX_ROWS),
+            pruned: Listed::cut(pruned, MAX_IMAGES),
             slowest,
             rules: Listed::cut(tasks.rules(report), MAX_ROWS),
             lanes: Listed::cut(tasks.lanes(), MAX_ROWS),

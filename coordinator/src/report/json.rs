@@ -4,7 +4,7 @@ use std::io::Write;
 
 use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::Unlisted;
+use imgsync_common::store::{Pruned, Unlisted};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -20,6 +20,12 @@ pub struct Json<'a> {
     requests: &'a Requests,
     seconds: f64,
     unlisted: &'a [Unlisted],
+    #[serde(skip_serializing_if = "are_none")]
+    pruned: &'a [Pruned],
+}
+
+fn are_none(lines: &&[Pruned]) -> bool {
+    lines.is_empty()
 }
 
 #[derive(Serialize)]
@@ -49,6 +55,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
         requests: &report.batch.spent.requests,
         seconds: report.seconds(),
         unlisted: &report.unlisted,
+        pruned: &report.pruned,
     };
     let head = serde_json::to_string(&head).map_err(|error| failed(error.into()))?;
     // The head without its closing brace, and the failures after it, however many there are.
@@ -121,6 +128,15 @@ pub fn json_schema() -> Value {
                 "type": "object",
                 "properties": {"repository": text, "class": text, "error": text},
                 "required": ["repository", "class", "error"],
+                "additionalProperties": false
+            }},
+            "pruned": {"description": "target tags whose source is gone; left out where there are none", "type": "array", "items": {
+                "type": "object",
+                "properties": {
+                    "source": text, "target": text, "digest": text, "reason": text,
+                    "outcome": {"enum": ["removed", "left", "failed", "refused"]}
+                },
+                "required": ["source", "target", "outcome"],
                 "additionalProperties": false
             }},
             "failures": {"type": "array", "items": {

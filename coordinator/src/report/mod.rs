@@ -19,7 +19,7 @@ use std::path::Path;
 use imgsync_common::batch::{BatchId, Options, TaskState};
 use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{Batch, Course, FailedTask, Store, TaskRow, Unlisted};
+use imgsync_common::store::{Batch, Course, FailedTask, Pruned, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
 pub use json::{Json, json_schema, write_json};
@@ -120,6 +120,8 @@ pub struct Report<'a> {
     pub batch: Batch,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
+    /// What became of target tags whose source is gone.
+    pub pruned: Vec<Pruned>,
     /// What was to be copied, in a few words, or what the user calls it.
     pub title: String,
     /// As the batch was made with.
@@ -135,9 +137,10 @@ impl<'a> Report<'a> {
                 .hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.unlisted(id).await?;
+        let pruned = store.pruned(id).await?;
         // Those of a version that wrote them otherwise are not needed to report.
         let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
-        Ok(Report { store, batch, unlisted, title: options.title.clone(), options })
+        Ok(Report { store, batch, unlisted, pruned, title: options.title.clone(), options })
     }
 
     /// How long it took, or takes until now, in seconds.

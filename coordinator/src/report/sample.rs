@@ -70,6 +70,17 @@ pub(super) fn view() -> View {
             }],
             more: 1,
         },
+        pruned: Listed {
+            total: 2,
+            items: vec![Pruned {
+                source: format!("evil.example/{HOSTILE}:2"),
+                target: "docker.io/m/a:2".to_owned(),
+                outcome: "left".to_owned(),
+                digest: HOSTILE.to_owned(),
+                reason: HOSTILE.to_owned(),
+            }],
+            more: 1,
+        },
         slowest: vec![Slowest {
             source: HOSTILE.to_owned(),
             target: HOSTILE.to_owned(),

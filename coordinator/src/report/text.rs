@@ -5,6 +5,7 @@ use std::io::Write;
 use bytesize::ByteSize;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::retry::seconds;
+use imgsync_common::store::PruneOutcome;
 
 use super::{Level, Report};
 
@@ -15,6 +16,9 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
     let text = totals(report);
     out.write_all(text.as_bytes()).map_err(failed)?;
+    if !report.pruned.is_empty() {
+        out.write_all(pruned(report).as_bytes()).map_err(failed)?;
+    }
     if level >= Level::Failures {
         let mut from = 0;
         let mut first = true;
@@ -63,6 +67,19 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     Ok(())
 }
 
+/// What was removed, at every level: nobody else says what was there.
+fn pruned(report: &Report<'_>) -> String {
+    let mut text = "Gone at the source:\n".to_owned();
+    for line in &report.pruned {
+        let digest = line.digest.as_ref().map(|digest| format!(" ({digest})")).unwrap_or_default();
+        text.push_str(&format!("  {:<7} {} <- {}{digest}\n", line.outcome.as_str(), line.target, line.source));
+        if !line.reason.is_empty() {
+            text.push_str(&format!("    {}\n", line.reason));
+        }
+    }
+    text
+}
+
 fn totals(report: &Report<'_>) -> String {
     let (counts, spent) = (&report.batch.counts, &report.batch.spent);
     let mut lines = vec![
@@ -90,6 +107,10 @@ fn totals(report: &Report<'_>) -> String {
     }
     if !report.unlisted.is_empty() {
         lines.push(format!("Not listed: {}", report.unlisted.len()));
+    }
+    let removed = report.pruned.iter().filter(|line| line.outcome == PruneOutcome::Removed).count();
+    if removed > 0 {
+        lines.push(format!("Removed: {removed}"));
     }
     lines.push(format!("Requests: {} to sources, {} to targets", spent.requests.source, spent.requests.target));
     lines.push(format!("Time: {}", seconds(std::time::Duration::from_secs_f64(report.seconds().max(0.0)))));

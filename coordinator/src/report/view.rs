@@ -47,6 +47,8 @@ pub struct View {
     pub failures: Failures,
     /// What could not be listed.
     pub unlisted: Listed<Unlisted>,
+    /// What became of target tags whose source is gone.
+    pub pruned: Listed<Pruned>,
     /// The tasks that took longest.
     pub slowest: Vec<Slowest>,
     /// By rule.
@@ -154,6 +156,21 @@ pub struct Unlisted {
     pub error: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// A target tag whose source is gone, or a rule of which nothing was removed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Pruned {
+    /// The source tag, or what the rule reads.
+    pub source: String,
+    /// The target tag, or where the rule writes.
+    pub target: String,
+    /// removed, left, failed or refused.
+    pub outcome: String,
+    /// What was removed, or would have been; empty where a rule was refused.
+    pub digest: String,
+    /// Why; empty where it was removed.
+    pub reason: String,
 }
 
 /// A task that took long.

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod endings;
+mod import;
 mod original;
 mod output;
 mod presets;

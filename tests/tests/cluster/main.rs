@@ -5,6 +5,7 @@ mod broker;
 mod coordinators;
 mod fleet;
 mod flight;
+mod keep;
 mod lanes;
 mod messages;
 mod pace;

@@ -49,12 +49,15 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
     let about = |record: &Record| record.kind == Kind::Tags && record.repository.as_deref() == Some(repository);
     registry.count_where(about)
 }
+mod keep;
 mod kill;
 mod layouts;
 mod notify;
+mod prune;
 mod quota;
 mod report;
 mod trouble;
+mod verify;
 mod whole;
 
 /// Registries with a vendor's API each: by the names that they are known under, with addresses that are ours.

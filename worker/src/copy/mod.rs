@@ -1,12 +1,15 @@
 //! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
 
+mod backup;
 mod blob;
 mod choose;
 mod ends;
 mod feed;
+mod inspect;
 mod known;
 mod survey;
 mod to_layout;
+mod verify;
 mod walk;
 
 use std::sync::Arc;
@@ -17,13 +20,17 @@ use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, Manifest, Platform};
+use imgsync_common::naming::BackupName;
 use imgsync_common::registry::{Client, Context, ManifestRef, Tally, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
 
 pub use ends::Location;
+pub use inspect::{Inspected, InspectedBlob, inspect};
 pub use survey::Survey;
+pub use verify::{Check, Finding, Kind, Verified, WhichReferrers};
 
+use self::backup::Backup;
 use self::ends::Ends;
 use self::known::Known;
 use self::walk::Walk;
@@ -66,6 +73,8 @@ pub struct Job {
     pub listed: Option<Digest>,
     /// What is known of the target's tag.
     pub target_tag: TargetTag,
+    /// What becomes of a target tag that points at something else.
+    pub overwrite: Overwrite,
     /// What counts the requests to source and target, of a copy that fails too.
     pub tallies: (Arc<Tally>, Arc<Tally>),
 }
@@ -94,6 +103,18 @@ pub enum TargetTag {
     Outdated,
 }
 
+/// What becomes of a target tag that points at something else.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Overwrite {
+    /// It is moved.
+    #[default]
+    Allowed,
+    /// It stays as it is, and the copy fails.
+    Never,
+    /// It is moved, and what it pointed to is kept under another tag.
+    Keeping(BackupName),
+}
+
 impl Job {
     /// A job of which nothing is known yet.
     pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
@@ -104,6 +125,7 @@ impl Job {
             force: false,
             listed: None,
             target_tag: TargetTag::Unknown,
+            overwrite: Overwrite::Allowed,
             tallies: (Tally::new(), Tally::new()),
         }
     }
@@ -264,6 +286,16 @@ impl Copier {
         self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
     }
 
+    /// Whether the target has what the source has, found out by reading alone, within the time that a copy has.
+    pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
+        let inner = self.inner(context);
+        let sums = Arc::new(Sums::default());
+        let ends = Ends::open(&self.client, job, &inner).await?;
+        let work = Box::pin(verify::verify(job, &ends, check, (self.limits.blobs, &sums), &inner));
+        let what = || format!("comparing {} with {}", job.source, job.target);
+        self.in_time(Instant::now(), &sums, &inner, what, work).await
+    }
+
     /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all
     /// blobs in flight have in common.
     fn inner(&self, context: &Context) -> Context {
@@ -324,6 +356,8 @@ impl Copier {
         let digest = root.digest().clone();
         let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
         let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
+        let backup = Backup::of(job, ends, &digest, gate).filter(|_| found.target_has_tag);
+        let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn Gate);
         Box::pin(walk.push(root, place, gate, &source_digest)).await?;
         Ok(End { outcome: Outcome::Copied, digest, source_digest })
     }
@@ -392,6 +426,7 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
         _ => None,
     };
     let target_has_tag = there.is_some() || job.target_tag == TargetTag::Outdated;
+    let tag_now = there.as_ref().map(|head| head.digest.clone());
     let there = there.filter(|_| !job.force).map(|head| head.digest);
     let unchanged = |digest, source_digest| Ok(Found { root: Root::Unchanged(digest), source_digest, target_has_tag });
     let known = job.listed.clone().or_else(|| match &ends.source_ref {
@@ -425,6 +460,14 @@ async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     let root = choose::choose(root, job, ends).await?;
     if there.as_ref() == Some(root.digest()) {
         return unchanged(root.digest().clone(), Some(source_digest));
+    }
+    if job.overwrite == Overwrite::Never
+        && let Some(now) = tag_now.filter(|now| now != root.digest())
+    {
+        let tried = format!("copying {} to {}", job.source, job.target);
+        let detail = format!("the tag never moves, and it is {now} there and {} at the source", root.digest());
+        return Err(Error::new(Class::Immutable, tried, detail)
+            .hint("find out why the source moved it; if it is to be taken, `imgsync sync` copies it once"));
     }
     Ok(Found { root: Root::Changed(root), source_digest: Some(source_digest), target_has_tag })
 }

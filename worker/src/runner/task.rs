@@ -1,5 +1,7 @@
 //! One task: held by a lease that is renewed while it runs, copied, and told to the ledger.
 
+mod verify;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +21,7 @@ use tokio::sync::RwLockReadGuard;
 
 use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Done, Job, Location, Moved, Outcome, Platforms, Seen, TargetTag};
+use crate::copy::{Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -225,12 +227,24 @@ impl Runner {
     async fn copy(&self, held: &Held<'_>) -> Result<Came> {
         let Held { message, target, options, rule, context, tallies, .. } = held;
         self.serving.check_target(target)?;
+        if let Some(verify) = &options.verify {
+            return Box::pin(self.verify(held, verify)).await;
+        }
         let known = match options.force {
             true => None,
             // A hint that cannot be had is done without.
             false => self.known(held).await.unwrap_or_default(),
         };
         let now = self.clock.now();
+        let never_moves = rule.immutable().iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
+        if never_moves
+            && let Some(known) = &known
+            && message.digest.as_ref().is_none_or(|listed| *listed == known.source)
+        {
+            return Ok(Came::Equal(None));
+        }
+        // What the target has under a tag that never moves decides, and not what is believed of it.
+        let known = known.filter(|_| !never_moves);
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
         let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
         let mut listed = message.digest.clone().filter(|_| !is_old);
@@ -245,16 +259,14 @@ impl Runner {
             }
         }
         let mut job = Job {
-            platforms: match rule.platforms.is_empty() {
-                true => Platforms::All,
-                false => Platforms::Some(rule.platforms.clone()),
-            },
+            platforms: platforms(rule),
             force: options.force,
             listed,
             target_tag: match believed {
                 Some(_) => TargetTag::Outdated,
                 None => TargetTag::Unknown,
             },
+            overwrite: overwrite(rule, never_moves)?,
             tallies: tallies.clone(),
             ..Job::new(location(&message.source)?, location(target)?)
         };
@@ -262,10 +274,7 @@ impl Runner {
             return self.compare(job, context).await;
         }
         let gate = TaskGate::new(self, held, is_old);
-        let copier = match options.timeout_seconds {
-            0 => self.copier.clone(),
-            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
-        };
+        let copier = self.copier_for(options);
         for _ in 0..MOVES {
             let copied = Box::pin(copier.copy(&job, &gate, context)).await;
             gate.release().await;
@@ -294,6 +303,14 @@ impl Runner {
         Ok(Came::Equal(Some(seen)))
     }
 
+    /// The copier with a batch's time limit.
+    fn copier_for(&self, options: &Options) -> Copier {
+        match options.timeout_seconds {
+            0 => self.copier.clone(),
+            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
+        }
+    }
+
     /// What the source's tag is now; none where it is in a layout, which nobody moves.
     pub(super) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
         let source = &held.message.source;
@@ -308,6 +325,7 @@ impl Runner {
 
     /// Tells the ledger how a task ended.
     async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
+        let is_ours = matches!(&came, Came::Copied(done) if done.outcome == Outcome::Copied);
         let (verdict, bytes, seen) = match came {
             Came::Failed(error) => return self.settle_failure(held, stop, error).await,
             Came::Equal(seen) => (Verdict::Unchanged, Bytes::default(), seen),
@@ -323,6 +341,9 @@ impl Runner {
         };
         let learn = async {
             let Some(Seen { source, target }) = seen else { return Ok(()) };
+            if is_ours {
+                self.store.note_origin(&held.message.source, held.target, &target).await?;
+            }
             let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
             self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await
         };
@@ -413,6 +434,26 @@ impl Runner {
 
     fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
         self.events.emit(Event::TaskEnded { ticket, end });
+    }
+}
+
+/// Which platforms a rule wants.
+fn platforms(rule: &RuleOptions) -> Platforms {
+    match rule.platforms.is_empty() {
+        true => Platforms::All,
+        false => Platforms::Some(rule.platforms.clone()),
+    }
+}
+
+/// What becomes of a target tag that points at something else.
+fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
+    match &rule.backup {
+        _ if never_moves => Ok(Overwrite::Never),
+        None => Ok(Overwrite::Allowed),
+        Some(name) => name
+            .parse()
+            .map(Overwrite::Keeping)
+            .map_err(|error: String| Error::new(Class::Invalid, "reading `backup`", error)),
     }
 }
 

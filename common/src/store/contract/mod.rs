@@ -5,6 +5,7 @@
 pub mod course;
 pub mod hints;
 pub mod ledger;
+pub mod origins;
 pub mod pace;
 pub mod plan;
 pub mod run;
@@ -85,6 +86,11 @@ macro_rules! store_contract_tests {
             one_holds_a_name_at_a_time_and_epochs_grow,
             a_worker_lives_as_long_as_it_says_so,
             lanes_are_remembered
+        );
+        $crate::store_contract_tests!($make: origins:
+            a_target_tag_has_the_origin_that_was_noted_last,
+            since_when_a_source_is_missing_is_kept_until_it_is_back,
+            what_was_removed_is_told_with_its_batch
         );
         $crate::store_contract_tests!($make: pace:
             places_are_shared_evenly_and_those_of_the_dead_come_back,

@@ -10,12 +10,15 @@ use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
-    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter, Retried,
+    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.
 const AT_ONCE: usize = 1_000;
+
+/// How long batches that have ended are kept, in seconds, as in prelude.lua.
+const KEPT: i64 = 2_592_000;
 
 #[async_trait]
 impl Ledger for RedisStore {
@@ -55,6 +58,23 @@ impl Ledger for RedisStore {
         }
         keys.sort_unstable();
         Ok(keys)
+    }
+
+    async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()> {
+        let tried = format!("noting in batch {batch}");
+        let text = serde_json::to_string(&pruned).unwrap_or_default();
+        let name = format!("{} {}", pruned.target, pruned.source);
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch));
+        let (is_there,): (bool,) = self.query(&tried, &pipe).await?;
+        if !is_there {
+            return Err(gone(&tried));
+        }
+        let key = format!("{}:g", self.base(batch));
+        let mut pipe = redis::pipe();
+        // Of a batch that has ended all is kept for so long.
+        pipe.hset(&key, name, text).ignore().expire(&key, KEPT).ignore();
+        self.query::<()>(&tried, &pipe).await
     }
 
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
@@ -285,6 +305,20 @@ impl Ledger for RedisStore {
             .arg(10);
         let (ids,): (Vec<String>,) = self.query("looking for a batch", &pipe).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hvals(format!("{}:g", self.base(batch)));
+        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        if !there {
+            return Err(gone(&tried));
+        }
+        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
+        let mut pruned: Vec<Pruned> = texts.iter().map(read).collect::<Result<_>>()?;
+        pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
+        Ok(pruned)
     }
 
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {

@@ -11,6 +11,7 @@ mod course;
 mod leases;
 mod ledger;
 mod look;
+mod origins;
 mod pace;
 mod roster;
 mod scripts;

@@ -11,6 +11,7 @@ mod fault;
 mod leases;
 mod ledger;
 mod lock;
+mod origins;
 mod pace;
 mod roster;
 mod rows;

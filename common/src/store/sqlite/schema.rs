@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -200,6 +200,28 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 ";
 
+/// Where target tags came from, and what was removed of them. `missing` is in seconds since 1970; `source_tag` is there
+/// where it is another than `tag`.
+const VERSION_5: &str = "
+CREATE TABLE origin (
+    target INTEGER NOT NULL,
+    tag TEXT NOT NULL,
+    source INTEGER NOT NULL,
+    source_tag TEXT,
+    digest BLOB NOT NULL,
+    missing INTEGER,
+    PRIMARY KEY (target, tag)
+) WITHOUT ROWID;
+CREATE INDEX origin_of_source ON origin (source);
+CREATE TABLE pruned (
+    batch INTEGER NOT NULL,
+    target TEXT NOT NULL,
+    source TEXT NOT NULL,
+    entry TEXT NOT NULL,
+    PRIMARY KEY (batch, target, source)
+) WITHOUT ROWID;
+";
+
 /// Brings a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
     let refuse = |detail: String, hint: String| {
@@ -263,6 +285,8 @@ mod tests {
             assert_eq!(parts, 0);
             let quotas: i64 = connection.query_row("SELECT count(*) FROM quota", [], |row| row.get(0)).unwrap();
             assert_eq!(quotas, 0);
+            let origins: i64 = connection.query_row("SELECT count(*) FROM origin", [], |row| row.get(0)).unwrap();
+            assert_eq!(origins, 0);
         }
     }
 }

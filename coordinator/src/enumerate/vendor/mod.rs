@@ -128,6 +128,8 @@ pub(super) fn is_unavailable(error: &Error) -> bool {
         | Class::Invalid
         | Class::Local
         | Class::Collision
+        | Class::Immutable
+        | Class::Differs
         | Class::Cancelled => false,
     }
 }

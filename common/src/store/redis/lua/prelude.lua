@@ -11,10 +11,11 @@
 --   b:h  hash    how many tasks ended how in which part of the batch's time (part, c u f x), and bytes (part, b)
 --   b:t  zset    the slowest tasks: index|bytes|worker
 --   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)
+--   b:g  hash    what was removed at targets, or not
 --   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
 local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
 local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
-local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w'}
+local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g'}
 -- 30 days, in seconds.
 local KEPT = 2592000
 -- The most parts that a batch's time is cut into, how many milliseconds each is at first, and how many slow tasks are kept.

@@ -139,6 +139,7 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
             "part",
             "slow",
             "share",
+            "pruned",
         ] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }

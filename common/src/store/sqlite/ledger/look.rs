@@ -10,7 +10,7 @@ use super::super::rows::{class, number, time};
 use super::book::{Entry, control, get};
 use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState, decode_chunk};
 use crate::image::Digest;
-use crate::store::{Batch, Control, FailedTask, Spent, TaskRow, Unlisted};
+use crate::store::{Batch, Control, FailedTask, Pruned, Spent, TaskRow, Unlisted};
 
 const COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
     s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests, millis";
@@ -96,6 +96,19 @@ pub(super) fn unlisted(connection: &Connection, batch: BatchId) -> Result<Vec<Un
         unlisted.push(Unlisted { repository: row.get(0)?, class: class(&its_class)?, error: row.get(2)? });
     }
     Ok(unlisted)
+}
+
+pub(super) fn pruned(connection: &Connection, batch: BatchId) -> Result<Vec<Pruned>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let mut statement = connection.prepare_cached("SELECT entry FROM pruned WHERE batch = ?1")?;
+    let mut rows = statement.query([entry.no])?;
+    let mut pruned: Vec<Pruned> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let text: String = row.get(0)?;
+        pruned.push(serde_json::from_str(&text).map_err(|_| damaged("what was removed cannot be read"))?);
+    }
+    pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
+    Ok(pruned)
 }
 
 pub(super) fn failures(

@@ -18,8 +18,8 @@ use crate::batch::{BatchId, TaskState, Ticket, Verdict};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
-    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter, Retried,
+    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 #[async_trait]
@@ -43,6 +43,10 @@ impl Ledger for SqliteStore {
 
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
         self.write(format!("noting in batch {batch}"), move |c| plan::note_unlisted(c, batch, &unlisted)).await
+    }
+
+    async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()> {
+        self.write(format!("noting in batch {batch}"), move |c| plan::note_pruned(c, batch, &pruned)).await
     }
 
     async fn seal_all(&self, batch: BatchId) -> Result<()> {
@@ -154,6 +158,10 @@ impl Ledger for SqliteStore {
 
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {
         self.read(format!("reading batch {batch}"), move |c| look::unlisted(c, batch)).await
+    }
+
+    async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>> {
+        self.read(format!("reading batch {batch}"), move |c| look::pruned(c, batch)).await
     }
 
     async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {

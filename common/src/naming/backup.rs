@@ -1,0 +1,98 @@
+//! Under which tag is kept what an overwritten tag pointed to.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use minijinja::{Environment, UndefinedBehavior, Value};
+
+use super::template::describe;
+use crate::image::{Digest, Tag};
+
+/// What a template may name.
+const VARIABLES: [&str; 4] = ["tag", "date", "time", "digest"];
+
+/// A template of tags such as `{{tag}}-before-{{date}}`. For latest, overwritten on the 25th of November: `tag` latest,
+/// `date` 2026-11-25, `time` 152000 (UTC), `digest` the first 12 digits of that of what is kept.
+#[derive(Clone, Debug)]
+pub struct BackupName {
+    text: String,
+    environment: Arc<Environment<'static>>,
+}
+
+impl BackupName {
+    /// The tag. An error says, in words, why it is none: too long, mostly.
+    pub fn tag(&self, tag: &Tag, kept: &Digest, now: Timestamp) -> Result<Tag, String> {
+        let (date, time) = (now.strftime("%Y-%m-%d").to_string(), now.strftime("%H%M%S").to_string());
+        let values = [tag.as_str(), &date, &time, &kept.hex()[..12]];
+        let context = Value::from_pairs(VARIABLES.into_iter().zip(values));
+        let rendered = self.environment.get_template("tag").and_then(|template| template.render(context));
+        let text = rendered.map_err(|error| describe(&error))?;
+        text.trim().parse().map_err(|error| format!("`backup` makes `{}` of it: {error}", text.trim()))
+    }
+}
+
+impl FromStr for BackupName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BackupName, String> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        let broken = |error: minijinja::Error| format!("the template does not work: {}", describe(&error));
+        environment.add_template_owned("tag", text.to_owned()).map_err(broken)?;
+        let used = environment.get_template("tag").map_err(broken)?.undeclared_variables(false);
+        let known = |name: &String| {
+            VARIABLES.contains(&name.as_str()) || environment.globals().any(|(global, _)| global == name)
+        };
+        let mut unknown: Vec<&String> = used.iter().filter(|name| !known(name)).collect();
+        unknown.sort();
+        if let Some(unknown) = unknown.first() {
+            return Err(format!("there is no `{unknown}` here: there are {}", VARIABLES.join(", ")));
+        }
+        if !used.contains("tag") {
+            return Err("a backup's tag must contain {{tag}}, or all would be called the same".to_owned());
+        }
+        let name = BackupName { text: text.to_owned(), environment: Arc::new(environment) };
+        let tag = Tag::latest();
+        let made = name.tag(&tag, &Digest::sha256(b""), Timestamp::UNIX_EPOCH)?;
+        match made == tag {
+            true => Err("a backup needs another tag than what it is a backup of".to_owned()),
+            false => Ok(name),
+        }
+    }
+}
+
+impl fmt::Display for BackupName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for BackupName {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_has_a_tag_of_its_own() {
+        let now: Timestamp = "2026-11-25T15:20:00Z".parse().unwrap();
+        let kept = Digest::sha256(b"kept");
+        let name = |template: &str| template.parse::<BackupName>().unwrap();
+        let tag = |template: &str| name(template).tag(&"1.0".parse().unwrap(), &kept, now).unwrap().to_string();
+        assert_eq!(tag("{{tag}}-before-{{date}}"), "1.0-before-2026-11-25");
+        assert_eq!(tag("{{ date }}T{{ time }}_{{ tag }}"), "2026-11-25T152000_1.0");
+        assert_eq!(tag("{{tag}}-{{digest}}"), format!("1.0-{}", &kept.hex()[..12]));
+        for bad in ["{{tag}}", "backup", "{{date}}", "{{tag}}/x", "{{tag}}-{{version}}", "{{tag}}-{{", ""] {
+            assert!(bad.parse::<BackupName>().is_err(), "{bad}");
+        }
+        let long = format!("v{}", "1".repeat(126));
+        let error = name("{{tag}}-before-{{date}}").tag(&long.parse().unwrap(), &kept, now).unwrap_err();
+        assert!(error.contains("`backup` makes"), "{error}");
+    }
+}

@@ -1,0 +1,93 @@
+//! Where target tags came from, and what was removed of them.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Subject, home, new_batch};
+use crate::batch::Place;
+use crate::error::Class;
+use crate::image::{Algorithm, Digest};
+use crate::store::{Origin, PruneOutcome, Pruned};
+
+fn place(registry: &str, path: &str, tag: &str) -> Place {
+    Place { home: Arc::new(home(registry, path)), tag: tag.parse().unwrap() }
+}
+
+fn names(origins: &[Origin]) -> Vec<String> {
+    origins.iter().map(|origin| format!("{} of {}", origin.target, origin.source_tag)).collect()
+}
+
+pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: Subject) {
+    let store = &subject.store;
+    let (one, two) = (Digest::sha256(b"1"), Digest::of(Algorithm::Sha512, b"2"));
+    let source = place("gcr.io", "a", "v1");
+    assert_eq!(store.origins(&source.home).await.unwrap(), []);
+    let targets = [place("b.example", "x", "v1"), place("a.example", "x", "other"), place("b.example", "x", "V1")];
+    for target in &targets {
+        store.note_origin(&source, target, &one).await.unwrap();
+        store.note_origin(&source, target, &two).await.unwrap();
+    }
+    let found = store.origins(&source.home).await.unwrap();
+    assert_eq!(names(&found), ["a.example/x:other of v1", "b.example/x:V1 of v1", "b.example/x:v1 of v1"]);
+    assert!(found.iter().all(|origin| origin.digest == two && origin.missing_since.is_none()), "{found:?}");
+    // Another source has it by now.
+    let other = place("gcr.io", "b", "v9");
+    store.note_origin(&other, &targets[0], &one).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap().len(), 2);
+    assert_eq!(names(&store.origins(&other.home).await.unwrap()), ["b.example/x:v1 of v9"]);
+    store.forget_origins(&source.home, &targets).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap(), []);
+    assert_eq!(store.origins(&other.home).await.unwrap().len(), 1, "it is not the source's to forget");
+    for n in 0..1_500 {
+        let target = place("a.example", "many", &format!("v{n:04}"));
+        store.note_origin(&Place { tag: target.tag.clone(), ..source.clone() }, &target, &one).await.unwrap();
+    }
+    let found = store.origins(&source.home).await.unwrap();
+    assert_eq!((found.len(), found[7].target.tag.as_str(), found[7].source_tag.as_str()), (1_500, "v0007", "v0007"));
+}
+
+pub async fn since_when_a_source_is_missing_is_kept_until_it_is_back(subject: Subject) {
+    let store = &subject.store;
+    let digest = Digest::sha256(b"1");
+    let (source, target) = (place("gcr.io", "a", "v1"), place("b.example", "x", "v2"));
+    let since = Timestamp::from_second(1_767_225_600).unwrap();
+    let missing = async || store.origins(&source.home).await.unwrap().first().map(|origin| origin.missing_since);
+    store.note_missing(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    assert_eq!(missing().await, None, "what is not known is not made up");
+    store.note_origin(&source, &target, &digest).await.unwrap();
+    store.note_missing(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    assert_eq!(missing().await, Some(Some(since)));
+    let found = store.origins(&source.home).await.unwrap();
+    assert_eq!(found[0].source_tag.as_str(), "v1");
+    store.note_missing(&home("gcr.io", "other"), vec![(target.clone(), None)]).await.unwrap();
+    assert_eq!(missing().await, Some(Some(since)));
+    store.note_missing(&source.home, vec![(target.clone(), None)]).await.unwrap();
+    assert_eq!(missing().await, Some(None));
+    store.note_missing(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    store.note_origin(&source, &target, &digest).await.unwrap();
+    assert_eq!(missing().await, Some(None), "what was written again is there again");
+}
+
+pub async fn what_was_removed_is_told_with_its_batch(subject: Subject) {
+    let store = &subject.store;
+    let batch = new_batch();
+    let id = batch.id;
+    let line = |target: &str, outcome| Pruned {
+        source: "gcr.io/a:v1".to_owned(),
+        target: target.to_owned(),
+        outcome,
+        digest: Some(Digest::sha256(b"1")),
+        reason: "because".to_owned(),
+    };
+    let unknown = store.note_pruned(id, line("b.example/x:v1", PruneOutcome::Left)).await.unwrap_err();
+    assert_eq!(unknown.class(), Class::NotFound);
+    store.create(batch).await.unwrap();
+    assert_eq!(store.pruned(id).await.unwrap(), []);
+    store.note_pruned(id, line("b.example/x:v2", PruneOutcome::Failed)).await.unwrap();
+    store.note_pruned(id, line("b.example/x:v1", PruneOutcome::Left)).await.unwrap();
+    store.seal_all(id).await.unwrap();
+    store.note_pruned(id, line("b.example/x:v2", PruneOutcome::Removed)).await.unwrap();
+    let expected = [line("b.example/x:v2", PruneOutcome::Removed), line("b.example/x:v1", PruneOutcome::Left)];
+    assert_eq!(store.pruned(id).await.unwrap(), expected);
+}

@@ -1,0 +1,166 @@
+//! Target tags that a rule made and whose source is gone (`prune`): which those are, found while the sources are listed.
+//! They are removed in `remove`.
+//!
+//! What is not certain is left: a source that could not be listed, or lists nothing, says nothing about its tags.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use imgsync_common::batch::{Home, Place};
+use imgsync_common::config::{Destination, Prune, Rule};
+use imgsync_common::error::Result;
+use imgsync_common::image::{Digest, Tag};
+use imgsync_common::naming;
+use imgsync_common::select::{Candidate, Selection};
+use imgsync_common::store::{Origin, Store};
+use jiff::Timestamp;
+
+use crate::enumerate::Listing;
+use crate::presets::Part;
+
+/// A target tag that may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// The source's tag that is gone.
+    pub source: Place,
+    /// The tag that was made of it.
+    pub target: Place,
+    /// What was written there.
+    pub digest: Digest,
+}
+
+/// What one rule may remove, as far as its sources are listed.
+#[derive(Debug)]
+pub struct Pruning {
+    /// The rule's place among the rules.
+    pub rule: usize,
+    prune: Prune,
+    /// Tags that the rule has made of what was listed.
+    made: u64,
+    due: Vec<Due>,
+    /// Tags whose source has not been gone for long enough.
+    waiting: u64,
+    refusal: Option<String>,
+    sources: HashSet<Home>,
+}
+
+impl Pruning {
+    /// Of a rule that removes anything at all.
+    pub fn of(rule: &Rule, index: usize) -> Option<Pruning> {
+        let prune = rule.prune?;
+        Some(Pruning {
+            rule: index,
+            prune,
+            made: 0,
+            due: Vec::new(),
+            waiting: 0,
+            refusal: None,
+            sources: HashSet::new(),
+        })
+    }
+
+    /// Nothing is to be removed, for this reason; the first one stays.
+    pub fn refuse(&mut self, why: impl Into<String>) {
+        self.refusal.get_or_insert_with(|| why.into());
+    }
+
+    /// Tags whose source has not been gone for long enough.
+    pub fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Compares a listing that came to its end with what was made of it. What is missing from now on is written down if
+    /// that is wanted.
+    pub async fn look(
+        &mut self,
+        store: &dyn Store,
+        (rule, part): (&Rule, Option<&Part>),
+        listing: &Listing,
+        now: Timestamp,
+        is_noted: bool,
+    ) -> Result<()> {
+        let home = Home::in_registry(listing.registry.clone(), &listing.repository);
+        let mut made = store.origins(&home).await?;
+        made.retain(|origin| is_ours(rule, part, listing, origin));
+        if made.is_empty() {
+            return Ok(());
+        }
+        if listing.tags.is_empty() {
+            self.refuse(format!("{home} lists no tags at all, and {} were made of it", made.len()));
+            return Ok(());
+        }
+        if self.sources.insert(home.clone()) {
+            self.made += made.len() as u64;
+        }
+        let mut changes = Vec::new();
+        for origin in made {
+            if listing.get(origin.source_tag.as_str()).is_some() {
+                if origin.missing_since.is_some() {
+                    changes.push((origin.target, None));
+                }
+                continue;
+            }
+            let since = origin.missing_since.unwrap_or_else(|| {
+                changes.push((origin.target.clone(), Some(now)));
+                now
+            });
+            if passed(since, now) < self.prune.keep {
+                self.waiting += 1;
+                continue;
+            }
+            let source = Place { home: home.clone().into(), tag: origin.source_tag };
+            let due = Due { source, target: origin.target, digest: origin.digest };
+            if !self.due.contains(&due) {
+                self.due.push(due);
+            }
+        }
+        match is_noted {
+            true => store.note_missing(&home, changes).await,
+            false => Ok(()),
+        }
+    }
+
+    /// What may be removed once all is listed; or why nothing is.
+    pub fn decide(self) -> Result<Vec<Due>, String> {
+        let due = self.due.len() as u64;
+        match self.refusal {
+            Some(why) => Err(why),
+            None if !self.prune.limit.allows(due, self.made) => Err(format!(
+                "{due} of the {} tags that were made would go, and the limit is {}",
+                self.made, self.prune.limit
+            )),
+            None => Ok(self.due),
+        }
+    }
+}
+
+/// Whether a rule would make this target of this source: another rule may have made it.
+fn is_ours(rule: &Rule, part: Option<&Part>, listing: &Listing, made: &Origin) -> bool {
+    let Some((registry, repository)) = made.target.home.registry() else { return false };
+    let (from, of) = (&listing.registry, &listing.repository);
+    let original = part.and_then(|part| part.original(from, of));
+    let origin =
+        naming::Origin { registry: from, repository: of, tag: &made.source_tag, original: original.as_deref() };
+    let is_there = |to: &Destination| match to {
+        Destination::Layout(_) => false,
+        Destination::Registry(base) => rule.style_at(to).name(base, &origin).is_ok_and(|name| {
+            name.registry == *registry && name.repository == repository && name.tag == made.target.tag
+        }),
+    };
+    rule.to.iter().any(is_there) && chooses(rule, part, &made.source_tag)
+}
+
+/// Whether a rule chooses a tag, however many newer ones there are and however old it is.
+fn chooses(rule: &Rule, part: Option<&Part>, tag: &Tag) -> bool {
+    let selection = Selection { since: None, newest: None, min: None, ..rule.selection.clone() };
+    let tag = std::iter::once(Candidate { tag: tag.as_str().to_owned(), created: None });
+    let evaluation = match part {
+        Some(part) => part.evaluate(&selection, tag, Timestamp::UNIX_EPOCH),
+        None => selection.evaluate(tag, Timestamp::UNIX_EPOCH),
+    };
+    evaluation.dropped.is_empty()
+}
+
+fn passed(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or(Duration::ZERO)
+}

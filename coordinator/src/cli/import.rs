@@ -1,0 +1,106 @@
+//! `imgsync config import`: a configuration on stdout, and on stderr what was left out and which variables it wants.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use imgsync_common::config::{Config, File};
+use imgsync_common::naming::Style;
+
+use super::exit::Exit;
+use super::printer::Printer;
+use crate::import::{self, Draft, Format, Hints};
+use crate::presets;
+
+/// The most that is read of a file, in bytes.
+const LARGEST: u64 = 16 << 20;
+
+/// Turns what another program was told into a configuration.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImportArgs {
+    /// skopeo's sync YAML, regsync's YAML, or image-syncer's images (YAML or JSON); - is stdin
+    #[arg(value_name = "FILE", required_unless_present = "command")]
+    pub(crate) file: Option<PathBuf>,
+    /// A command line of imgsync 2.1, in quotes: "imgsync gcr --user me --namespace istio-release"
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["file", "auth", "format"])]
+    pub(crate) command: Option<String>,
+    /// Whose file it is: skopeo, regsync or image-syncer [default: what it looks like]
+    #[arg(long, value_name = "PROGRAM", value_parser = |text: &str| text.parse::<Format>())]
+    pub(crate) format: Option<Format>,
+    /// image-syncer's file with credentials
+    #[arg(long, value_name = "FILE")]
+    pub(crate) auth: Option<PathBuf>,
+    /// Where to, which skopeo's file does not say: registry.example.com/mirror
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) to: Option<String>,
+    /// What targets are called, if not as skopeo calls them without --scoped; with it: full
+    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
+    pub(crate) name: Option<Style>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
+    let draft = match draft(args, printer) {
+        Ok(draft) => draft,
+        Err(error) => {
+            printer.error(&error, None);
+            return Exit::Usage;
+        }
+    };
+    let yaml = draft.yaml();
+    printer.data(yaml.trim_end());
+    for note in draft.notes() {
+        printer.line(&format!("note: {note}"));
+    }
+    for (name, what) in draft.variables() {
+        printer.line(&format!("set {name}: {what}, which is not repeated here"));
+    }
+    check(&yaml, printer)
+}
+
+fn draft(args: &ImportArgs, printer: &Printer) -> Result<Draft, String> {
+    if let Some(command) = &args.command {
+        return import::command(command);
+    }
+    let path = args.file.as_deref().unwrap_or(Path::new("-"));
+    let hints = Hints {
+        to: args.to.clone(),
+        name: args.name.as_ref().map(ToString::to_string),
+        auth: args.auth.as_deref().map(read).transpose()?,
+    };
+    let (format, draft) = import::file(&read(path)?, args.format, &hints)
+        .map_err(|error| format!("{} cannot be taken over: {error}", path.display()))?;
+    printer.line(&format!("{} is read as {format}'s", path.display()));
+    Ok(draft)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut text = String::new();
+    match path == Path::new("-") {
+        true => std::io::stdin().take(LARGEST).read_to_string(&mut text),
+        false => std::fs::File::open(path).map_err(failed)?.take(LARGEST).read_to_string(&mut text),
+    }
+    .map_err(failed)?;
+    Ok(text)
+}
+
+/// Says what this program itself finds wrong with what it wrote: something to be mended by hand.
+fn check(yaml: &str, printer: &Printer) -> Exit {
+    let presets = presets::known();
+    let file = File {
+        name: "the configuration above",
+        text: yaml,
+        // Whatever the variables will hold.
+        environment: &|_| Some("set-later".to_owned()),
+        presets: Some(&presets),
+    };
+    match Config::read(&file) {
+        Ok(_) => Exit::Done,
+        Err(errors) => {
+            printer.raw(&errors.to_string());
+            printer.error("this has to be mended by hand before it can be used", None);
+            Exit::Failed
+        }
+    }
+}

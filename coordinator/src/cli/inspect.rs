@@ -1,0 +1,125 @@
+//! `imgsync inspect REF`: what an image is made of, as a tree or as JSON.
+
+use bytesize::ByteSize;
+use clap::Args;
+use imgsync_common::error::Result;
+use imgsync_common::event::Events;
+use imgsync_common::printable::printable;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::{Client, Context};
+use imgsync_common::retry::Policy;
+use imgsync_worker::copy::{Inspected, InspectedBlob, Location, inspect};
+use serde_json::json;
+
+use super::args::{Global, Patience, location};
+use super::exit::{self, Exit};
+use super::printer::Printer;
+use super::settings::Settings;
+use super::signals;
+use super::watching::Watching;
+
+/// Shows what an image is made of.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
+    #[arg(value_name = "REF", value_parser = location)]
+    pub(crate) reference: Location,
+    /// Print it as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -> Exit {
+    let settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match look(&args, &settings, printer).await {
+        Ok(image) => {
+            let (blobs, bytes) = image.blobs();
+            printer.data(&match args.json {
+                true => {
+                    let mut object = json!({"reference": args.reference.to_string(), "blobs": blobs, "bytes": bytes});
+                    // Of these types nothing fails to be written.
+                    object["image"] = serde_json::to_value(&image).unwrap_or_default();
+                    object.to_string()
+                }
+                false => {
+                    let mut lines = vec![format!("{}: {blobs} blobs, {}", args.reference, ByteSize(bytes))];
+                    tree(&image, "", &mut lines);
+                    lines.join("\n")
+                }
+            });
+            Exit::Done
+        }
+        Err(error) => {
+            printer.failure(&error);
+            exit::of_error(&error)
+        }
+    }
+}
+
+async fn look(args: &InspectArgs, settings: &Settings, printer: &Printer) -> Result<Inspected> {
+    let mut client = settings.client()?;
+    client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
+    client.stall = args.patience.stall_timeout;
+    let context = Context { events: Events::to(Watching::new(printer, false)), ..Context::default() };
+    signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+    let client = Client::new(client, Environment::from_process());
+    inspect(&client, &args.reference, &context).await
+}
+
+/// What a manifest is called in a line.
+fn title(image: &Inspected) -> String {
+    let kind = match (&image.artifact_type, image.manifests.is_empty()) {
+        (Some(kind), _) => kind.clone(),
+        (None, false) => "index".to_owned(),
+        (None, true) => image.media_type.clone(),
+    };
+    let mut words = Vec::new();
+    words.extend(image.platform.clone().filter(|platform| platform != "unknown/unknown"));
+    words.push(image.digest.to_string());
+    words.push(kind);
+    words.push(ByteSize(image.size).to_string());
+    if let Some(about) = &image.about {
+        words.push(format!("about {about}"));
+    }
+    if image.missing {
+        words.push("(listed, and not there)".to_owned());
+    }
+    printable(&words.join("  ")).into_owned()
+}
+
+fn blob(name: &str, blob: &InspectedBlob) -> String {
+    let mut line = format!("{name}  {}  {}  {}", blob.digest, ByteSize(blob.size), blob.media_type);
+    if !blob.urls.is_empty() {
+        line.push_str(&format!("  lives at {}", blob.urls.join(" ")));
+    }
+    printable(&line).into_owned()
+}
+
+/// Lines of a manifest and of all below it; `indent` stands before those below.
+fn tree(image: &Inspected, indent: &str, lines: &mut Vec<String>) {
+    lines.push(title(image));
+    let mut below: Vec<(String, Option<&Inspected>)> = Vec::new();
+    below.extend(image.config.iter().map(|config| (blob("config", config), None)));
+    below.extend(image.layers.iter().map(|layer| (blob("layer", layer), None)));
+    below.extend(image.manifests.iter().map(|child| (String::new(), Some(child))));
+    below.extend(image.referrers.iter().map(|referrer| ("referrer  ".to_owned(), Some(referrer))));
+    let last = below.len().saturating_sub(1);
+    for (at, (text, child)) in below.into_iter().enumerate() {
+        let (branch, more) = if at == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        match child {
+            None => lines.push(format!("{indent}{branch}{text}")),
+            Some(child) => {
+                let first = lines.len();
+                tree(child, &format!("{indent}{more}"), lines);
+                lines[first] = format!("{indent}{branch}{text}{}", lines[first]);
+            }
+        }
+    }
+}

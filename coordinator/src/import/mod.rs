@@ -1,0 +1,133 @@
+//! Configurations of other programs, turned into ours: skopeo's, regsync's and image-syncer's files, and command lines of
+//! imgsync 2.1. What has no counterpart is named, and no secret is repeated: each becomes a variable.
+//!
+//! A file is read into a tree without meaning, each format makes a [`Draft`] of it, and that is written as YAML.
+
+mod draft;
+mod image_syncer;
+mod original;
+mod place;
+mod regsync;
+mod skopeo;
+
+use std::fmt;
+use std::str::FromStr;
+
+use imgsync_common::config::yaml_tree;
+use serde_json::Value;
+
+pub use draft::Draft;
+
+/// What wrote a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `skopeo sync --src yaml`.
+    Skopeo,
+    /// regclient's regsync.
+    Regsync,
+    /// AliyunContainerService/image-syncer.
+    ImageSyncer,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Format, String> {
+        match text {
+            "skopeo" => Ok(Format::Skopeo),
+            "regsync" => Ok(Format::Regsync),
+            "image-syncer" => Ok(Format::ImageSyncer),
+            other => Err(format!("`{other}` is not known: there are skopeo, regsync and image-syncer")),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Skopeo => "skopeo",
+            Format::Regsync => "regsync",
+            Format::ImageSyncer => "image-syncer",
+        })
+    }
+}
+
+/// What a file does not say itself.
+#[derive(Debug, Clone, Default)]
+pub struct Hints {
+    /// Where to.
+    pub to: Option<String>,
+    /// How targets are named.
+    pub name: Option<String>,
+    /// image-syncer's credentials, which are in a file of their own.
+    pub auth: Option<String>,
+}
+
+/// Turns a file into a configuration. An error says why that cannot be; it shows nothing of the file.
+pub fn file(text: &str, format: Option<Format>, hints: &Hints) -> Result<(Format, Draft), String> {
+    let tree = yaml_tree(text)?;
+    let format = match format.or_else(|| guess(&tree)) {
+        Some(format) => format,
+        None => return Err("it is neither skopeo's, nor regsync's, nor image-syncer's; say with --format whose".into()),
+    };
+    let mut draft = Draft::default();
+    match format {
+        Format::Skopeo => skopeo::read(&tree, hints, &mut draft)?,
+        Format::Regsync => regsync::read(&tree, &mut draft)?,
+        Format::ImageSyncer => {
+            let auth = hints.auth.as_deref().map(yaml_tree).transpose().map_err(|error| format!("--auth: {error}"))?;
+            image_syncer::read(&tree, auth.as_ref(), hints, &mut draft)?;
+        }
+    }
+    Ok((format, draft))
+}
+
+/// Turns a command line of imgsync 2.1 into a configuration.
+pub fn command(line: &str) -> Result<Draft, String> {
+    original::read(line)
+}
+
+/// Whose file it is, by what only that has.
+fn guess(tree: &Value) -> Option<Format> {
+    let map = tree.as_object()?;
+    if map.get("sync").is_some_and(Value::is_array) {
+        return Some(Format::Regsync);
+    }
+    if map.get("images").is_some_and(Value::is_object) {
+        return Some(Format::ImageSyncer);
+    }
+    let is_skopeo = |value: &Value| {
+        let keys = ["images", "images-by-tag-regex", "images-by-semver"];
+        value.as_object().is_some_and(|value| keys.iter().any(|key| value.contains_key(*key)))
+    };
+    if map.values().any(is_skopeo) {
+        return Some(Format::Skopeo);
+    }
+    let is_place = |value: &Value| value.is_null() || value.is_string() || value.is_array();
+    (!map.is_empty() && map.values().all(is_place)).then_some(Format::ImageSyncer)
+}
+
+/// A value as text, however it was written; none where it is empty or no single value.
+fn text(value: Option<&Value>) -> Option<&str> {
+    value.and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn is_true(value: Option<&Value>) -> bool {
+    text(value).is_some_and(|text| ["true", "yes", "on"].contains(&text.to_ascii_lowercase().as_str()))
+}
+
+/// One value, or each of several.
+fn texts(value: Option<&Value>) -> Vec<&str> {
+    match value {
+        Some(Value::Array(items)) => items.iter().filter_map(|item| text(Some(item))).collect(),
+        one => text(one).into_iter().collect(),
+    }
+}
+
+/// The keys that nothing was made of.
+fn leave_out<'a>(map: &'a serde_json::Map<String, Value>, known: &[&str]) -> Vec<&'a str> {
+    map.keys().map(String::as_str).filter(|key| !known.contains(key) && !key.starts_with("x-")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Command lines of imgsync 2.1 (`gcr`, `flannel`), as the same program understands them today.
+
+use imgsync_common::config::yaml_scalar;
+
+use super::draft::{Draft, DraftRule, variable_of};
+use crate::cli::{Original, OriginalSource};
+
+pub(super) fn read(line: &str) -> Result<Draft, String> {
+    let words = words(line)?;
+    let original = Original::parse_from_words(&words)?;
+    let mut draft = Draft::default();
+    let hub = "docker.io";
+    let mut rule = DraftRule::default();
+    match &original.source {
+        OriginalSource::Preset(name) => rule.preset = Some(name.clone()),
+        OriginalSource::Pattern(pattern) => rule.from = pattern.clone(),
+    }
+    rule.name = Some(original.name.clone().unwrap_or_else(|| "original".to_owned()));
+    if rule.preset.is_none() && rule.name.as_deref() == Some("original") {
+        // Of what is no preset the original's names are the flat ones.
+        rule.name = Some("flat".to_owned());
+    }
+    rule.to = original.to.clone();
+    if let Some(user) = &original.user {
+        draft.user(hub, user);
+        if rule.to.is_empty() && variable_of(user).is_none() {
+            rule.to = vec![format!("{hub}/{}", user.to_ascii_lowercase())];
+        }
+    }
+    if let Some(password) = &original.password {
+        draft.secret(hub, "password", password);
+    }
+    if let Some(concurrency) = original.concurrency {
+        draft.setting("concurrency", concurrency.to_string());
+    }
+    if let Some(timeout) = &original.timeout {
+        draft.setting("timeout", yaml_scalar(timeout));
+    }
+    if let Some((token, group, api)) = &original.telegram {
+        let token = variable_of(token).unwrap_or_else(|| {
+            draft.variable("IMGSYNC_TELEGRAM_TOKEN", "the token of the Telegram bot");
+            "IMGSYNC_TELEGRAM_TOKEN".to_owned()
+        });
+        let api = api.as_ref().map(|api| format!(", api: {}", yaml_scalar(api))).unwrap_or_default();
+        let telegram = format!("{{telegram: {{token: \"${{{token}}}\", group: {}{api}}}}}", yaml_scalar(group));
+        draft.setting("notify", telegram);
+    }
+    if let Some(file) = &original.report {
+        let level = original.report_level.map(|level| format!(", level: {level}")).unwrap_or_default();
+        draft.setting("report", format!("{{file: {}{level}}}", yaml_scalar(file)));
+    }
+    for flag in &original.stay {
+        draft.note(format!("{flag} stays a flag: imgsync run {flag}"));
+    }
+    if rule.to.is_empty() {
+        draft.note("nobody says where to: write `to:` in the rule, or a `username` for docker.io");
+    }
+    draft.rule(rule);
+    Ok(draft)
+}
+
+/// The words of a command line, as a shell splits them: quotes and backslashes, no expansion.
+fn words(line: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote: Option<char> = None;
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match (quote, letter) {
+            (Some(open), letter) if letter == open => quote = None,
+            (Some('"') | None, '\\') => match letters.next() {
+                // A line that goes on.
+                Some('\n') => {}
+                Some(next) => word.get_or_insert_default().push(next),
+                None => return Err("the command ends within an escape".to_owned()),
+            },
+            (Some(_), letter) => word.get_or_insert_default().push(letter),
+            (None, '"' | '\'') => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            (None, letter) if letter.is_whitespace() => words.extend(word.take()),
+            (None, letter) => word.get_or_insert_default().push(letter),
+        }
+    }
+    if quote.is_some() {
+        return Err("the command ends within quotes".to_owned());
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn a_command_is_split_as_a_shell_splits_it() {
+        let split = |line: &str| words(line).unwrap();
+        assert_eq!(split("  imgsync gcr  --user me"), ["imgsync", "gcr", "--user", "me"]);
+        assert_eq!(split(r#"a "b c" 'd "e' f\ g "h\"i""#), ["a", "b c", "d \"e", "f g", "h\"i"]);
+        assert_eq!(split("a \\\n  b ''"), ["a", "b", ""]);
+        assert!(words("a 'b").is_err() && words("a \\").is_err());
+    }
+}

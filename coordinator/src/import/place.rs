@@ -1,0 +1,75 @@
+//! From "this repository, under that name" to a rule's `to` and `name`.
+
+use imgsync_common::image::Reference;
+use imgsync_common::select::TagPattern;
+
+/// Where an image goes under a name of its own, as a rule says it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) to: String,
+    pub(super) name: String,
+}
+
+/// `from` and `target` are references; a tag of the target is the tag there.
+pub(super) fn placed(from: &Reference, target: &Reference) -> Placed {
+    let (source, wanted) = (from.repository.as_str(), target.repository.as_str());
+    let registry = target.registry.as_str();
+    let base = |prefix: &str| if prefix.is_empty() { registry.to_owned() } else { format!("{registry}/{prefix}") };
+    if target.tag.is_none() || target.tag == from.tag {
+        if let Some(prefix) = wanted.strip_suffix(source)
+            && (prefix.is_empty() || prefix.ends_with('/'))
+        {
+            return Placed { to: base(prefix.trim_end_matches('/')), name: "keep".into() };
+        }
+        let basename = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        if basename(source) == basename(wanted) {
+            let prefix = wanted.rsplit_once('/').map_or("", |(prefix, _)| prefix);
+            return Placed { to: base(prefix), name: "basename".into() };
+        }
+    }
+    // A name must depend on the source: this one does, in form.
+    let tag = target.tag.as_ref().filter(|tag| from.tag.as_ref() != Some(tag));
+    let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+    Placed { to: registry.to_owned(), name: format!("{{{{ \"{wanted}\" if basename }}}}{tag}") }
+}
+
+/// A tag, or a regular expression over all of it, as a pattern of ours.
+pub(super) fn of_anchored_regex(regex: &str) -> Result<String, String> {
+    let bare = regex.strip_prefix('^').unwrap_or(regex);
+    let bare = match bare.strip_suffix('$') {
+        Some(rest) if !rest.ends_with('\\') => rest,
+        _ => bare,
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let text = match !bare.is_empty() && bare.chars().all(is_plain) {
+        // Nobody who writes 3.9 means 3x9.
+        true => bare.to_owned(),
+        false => format!("/{bare}/"),
+    };
+    checked(text)
+}
+
+/// A regular expression that may match anywhere in a tag, as a pattern of ours, which matches all of it.
+pub(super) fn of_regex(regex: &str) -> Result<String, String> {
+    let is_anchored = (regex.starts_with('^'), regex.ends_with('$') && !regex.ends_with("\\$"));
+    match is_anchored {
+        (true, true) if !regex.contains('|') => of_anchored_regex(regex),
+        _ => {
+            let before = if is_anchored.0 && !regex.contains('|') { "" } else { ".*" };
+            let after = if is_anchored.1 && !regex.contains('|') { "" } else { ".*" };
+            checked(format!("/{before}(?:{regex}){after}/"))
+        }
+    }
+}
+
+/// A tag as a pattern that matches it alone.
+pub(super) fn of_tag(tag: &str) -> Result<String, String> {
+    checked(tag.to_owned())
+}
+
+fn checked(pattern: String) -> Result<String, String> {
+    match pattern.parse::<TagPattern>() {
+        Ok(_) => Ok(pattern),
+        Err(error) => Err(error.to_string()),
+    }
+}

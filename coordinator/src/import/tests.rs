@@ -1,0 +1,277 @@
+use imgsync_common::config::{Config, File};
+
+use super::*;
+
+fn made(text: &str, hints: &Hints) -> (String, Draft) {
+    let (_, draft) = file(text, None, hints).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    (checked(&draft), draft)
+}
+
+/// What is written must be a configuration.
+fn checked(draft: &Draft) -> String {
+    let yaml = draft.yaml();
+    let presets = crate::presets::known();
+    let environment = |_: &str| Some("x".to_owned());
+    let read = Config::read(&File { name: "f", text: &yaml, environment: &environment, presets: Some(&presets) });
+    read.unwrap_or_else(|errors| panic!("{errors}\n{yaml}"));
+    yaml
+}
+
+fn has_note(draft: &Draft, words: &str) -> bool {
+    draft.notes().iter().any(|note| note.contains(words))
+}
+
+const SKOPEO: &str = r#"
+registry.example.com:
+    images:
+        busybox: []
+        redis:
+            - "1.0"
+            - "2.0"
+            - "sha256:0000000000000000000000000000000011111111111111111111111111111111"
+    images-by-tag-regex:
+        nginx: ^1\.13\.[12]-alpine-perl$
+        apache: rc
+    images-by-semver:
+        alpine: ">= 3.12.0"
+        node: 1.2 - 1.4
+    credentials:
+        username: john
+        password: this is a secret
+    tls-verify: false
+    cert-dir: /home/john/certs
+    signed: yes
+quay.io:
+    tls-verify: true
+    images:
+        coreos/etcd:
+            - latest
+"#;
+
+#[test]
+fn a_file_of_skopeo_becomes_a_rule_an_image() {
+    let hints = Hints { to: Some("mirror.example.com/all".into()), ..Hints::default() };
+    let (yaml, draft) = made(SKOPEO, &hints);
+    let expected = r#"registries:
+  registry.example.com: {username: john, password: "${REGISTRY_EXAMPLE_COM_PASSWORD}", insecure: true}
+rules:
+  - from: registry.example.com/busybox
+    to: mirror.example.com/all
+    name: basename
+  - from: registry.example.com/redis
+    tags: {include: [1.0, 2.0]}
+    to: mirror.example.com/all
+    name: basename
+  - from: registry.example.com/apache
+    tags: {include: ["/.*(?:rc).*/"]}
+    to: mirror.example.com/all
+    name: basename
+  - from: registry.example.com/nginx
+    tags: {include: ["/1\\.13\\.[12]-alpine-perl/"]}
+    to: mirror.example.com/all
+    name: basename
+  - from: registry.example.com/alpine
+    tags: {semver: ">= 3.12.0"}
+    to: mirror.example.com/all
+    name: basename
+  - from: registry.example.com/node
+    tags: {semver: ">=1.2 <=1.4"}
+    to: mirror.example.com/all
+    name: basename
+  - from: quay.io/coreos/etcd
+    tags: {include: [latest]}
+    to: mirror.example.com/all
+    name: basename
+"#;
+    assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
+    for words in ["is no tag", "cert-dir", "`signed` has no counterpart", "tls: off", "--scoped"] {
+        assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
+    }
+    assert_eq!(draft.variables().len(), 1);
+    assert!(!yaml.contains("this is a secret"));
+    assert!(file(SKOPEO, None, &Hints::default()).unwrap_err().contains("--to"));
+}
+
+/// Rules in an order of their own: a tree's keys have none.
+fn sorted(yaml: &str) -> Vec<String> {
+    let mut rules: Vec<String> = yaml.split("  - ").map(|part| part.trim().to_owned()).collect();
+    rules.sort();
+    rules
+}
+
+const REGSYNC: &str = r#"
+version: 1
+x-common: &common
+  type: repository
+creds:
+  - registry: docker.io
+    user: "{{env \"HUB_USER\"}}"
+    pass: "{{file \"/var/run/secrets/pass\"}}"
+    reqPerSec: 5
+    repoAuth: true
+  - registry: registry:5000
+    tls: disabled
+    hostname: localhost:5000
+defaults:
+  ratelimit: {min: 60, retry: 15m}
+  parallel: 4
+  interval: 12h
+  backup: "bkup-{{.Ref.Tag}}"
+  mediaTypes: [a]
+sync:
+  - source: alpine
+    target: registry:5000/library/alpine
+    <<: *common
+    tags:
+      allow: ["latest", "3", "3\\.\\d+"]
+      deny: ["edge.*"]
+  - source: ghcr.io/regclient/regctl:v0.3
+    target: registry:5000/regclient/regctl:stable
+    type: image
+    platform: linux/amd64
+    referrers: true
+    referrerFilters: [{artifactType: application/spdx+json}]
+    backup: "backup-{{time.Now.Format \"20060102\"}}-{{.Ref.Tag}}"
+    hooks: {pre: {type: exec}}
+  - source: old.example.com
+    target: registry:5000
+    type: registry
+    repos: {allow: ["library/.*", "tools", "[a-c].*"], deny: ["x"]}
+  - source: ocidir://x
+    target: registry:5000/x
+    type: repository
+"#;
+
+#[test]
+fn a_file_of_regsync_becomes_rules_with_its_choices_and_backups() {
+    let (yaml, draft) = made(REGSYNC, &Hints::default());
+    let expected = r#"registries:
+  docker.io: {username: "${HUB_USER}", password: "${DOCKER_IO_PASSWORD}", requests_per_second: 5, pull_reserve: 60}
+  ghcr.io: {pull_reserve: 60}
+  old.example.com: {pull_reserve: 60}
+  "registry:5000": {tls: off, endpoint: "http://localhost:5000"}
+concurrency: 4
+rules:
+  - from: docker.io/library/alpine
+    tags: {include: [latest, 3, "/3\\.\\d+/"], exclude: ["/edge.*/"]}
+    to: "registry:5000"
+    name: keep
+    backup: "bkup-{{tag}}"
+  - from: ghcr.io/regclient/regctl
+    tags: {include: [v0.3]}
+    platforms: [linux/amd64]
+    to: "registry:5000"
+    name: "{{ \"regclient/regctl\" if basename }}:stable"
+    referrers: ["application/spdx+json"]
+    backup: "backup-{{date}}-{{tag}}"
+  - from: "old.example.com/library/**"
+    to: "registry:5000"
+    name: keep
+    backup: "bkup-{{tag}}"
+  - from: old.example.com/tools
+    to: "registry:5000"
+    name: keep
+    backup: "bkup-{{tag}}"
+"#;
+    assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
+    let told = [
+        "repoAuth",
+        "is read by a template",
+        "mediaTypes",
+        "interval",
+        "hooks",
+        "platform",
+        "[a-c].*",
+        "not denied",
+        "ocidir",
+    ];
+    for words in told.iter().filter(|words| **words != "ocidir") {
+        assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
+    }
+    assert!(has_note(&draft, "image layouts are named otherwise"));
+}
+
+#[test]
+fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
+    let images = r#"{
+        "quay.io/coreos/kube-rbac-proxy": "quay.io/ruohe/kube-rbac-proxy",
+        "docker.io/library/busybox:1.36,latest": ["r.example.com/mirror/library/busybox", "r.example.com/tools/bb"],
+        "gcr.io/a/b:/v1\\..*/": "r.example.com/b",
+        "gcr.io/a/c:1,2": "r.example.com/c:one,two",
+        "gcr.io/a/d@sha256:0000000000000000000000000000000011111111111111111111111111111111": "r.example.com/d",
+        "gcr.io/a/e:1,2": "r.example.com/e:1",
+        "gcr.io/a/f": ""
+    }"#;
+    let auth = "quay.io: {username: me, password: 'hush hush'}\n\
+                'r.example.com': {username: '${R_USER}', password: $R_PASSWORD, insecure: true}\n\
+                quay.io/coreos: {username: other, password: other}\n";
+    let hints = Hints { auth: Some(auth.into()), to: Some("r.example.com/default".into()), ..Hints::default() };
+    let (yaml, draft) = made(images, &hints);
+    for part in [
+        "quay.io: {username: me, password: \"${QUAY_IO_PASSWORD}\"}",
+        "r.example.com: {username: \"${R_USER}\", password: \"${R_PASSWORD}\", tls: off}",
+        "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    name: basename\n",
+        "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    name: keep\n",
+        "    to: r.example.com\n    name: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
+        "tags: {include: [\"/v1\\\\..*/\"]}",
+        "name: \"{{ \\\"c\\\" if basename }}:one\"",
+        "name: \"{{ \\\"c\\\" if basename }}:two\"",
+        "- from: gcr.io/a/f\n    to: r.example.com/default\n    name: basename\n",
+    ] {
+        assert!(yaml.contains(part), "{part}\n---\n{yaml}");
+    }
+    assert!(!yaml.contains("hush") && !yaml.contains("gcr.io/a/d") && !yaml.contains("gcr.io/a/e"));
+    for words in ["is no tag", "do not match", "quay.io/coreos", "tls: off"] {
+        assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
+    }
+    assert_eq!(draft.variables().keys().collect::<Vec<_>>(), ["QUAY_IO_PASSWORD"]);
+    // Both in one file, as before 1.2.
+    let old = "auth: {quay.io: {username: me, password: hush}}\nimages: {quay.io/a/b: r.example.com/a/b}\nproc: 6\n";
+    let (yaml, draft) = made(old, &Hints::default());
+    assert!(yaml.contains("to: r.example.com\n    name: keep"), "{yaml}");
+    assert!(has_note(&draft, "`proc` has no counterpart"));
+}
+
+#[test]
+fn a_command_of_the_original_becomes_its_rule() {
+    let read = |line: &str| {
+        let draft = command(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        (checked(&draft), draft)
+    };
+    let (yaml, draft) = read(
+        "/usr/bin/imgsync gcr --user gcrxio --password 'S3cret!' --namespace istio-release --process-limit 10 \
+         --timeout 30m --query-limit 5 --report --report-level 2 --telegram-token 1:abc --telegram-group -100123",
+    );
+    let expected = "registries:\n  docker.io: {username: gcrxio, password: \"${DOCKER_IO_PASSWORD}\"}\n\
+                    concurrency: 10\n\
+                    notify: {telegram: {token: \"${IMGSYNC_TELEGRAM_TOKEN}\", group: \"-100123\"}}\n\
+                    timeout: 30m\n\
+                    rules:\n  - preset: istio\n    to: docker.io/gcrxio\n    name: original\n";
+    assert_eq!(yaml, expected);
+    for words in ["--query-limit 5", "--report stays", "--report-level 2"] {
+        assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
+    }
+    assert!(!format!("{draft:?}{yaml}").contains("S3cret") && !format!("{draft:?}").contains("1:abc"));
+    let (yaml, _) = read("imgsync gcr --user me");
+    assert!(yaml.contains("- from: \"gcr.io/google-containers/**\"\n    to: docker.io/me\n    name: flat"), "{yaml}");
+    assert!(
+        read("imgsync gcr --kubeadm --user $HUB_USER --password ${HUB_PASS} --to docker.io/me")
+            .0
+            .contains("${HUB_PASS}")
+    );
+    assert!(read("imgsync flannel --user me --report=out.json").0.contains("report: {file: out.json}"));
+    for bad in ["", "imgsync", "imgsync sync alpine", "imgsync gcr --nope", "imgsync run", "imgsync gcr 'x"] {
+        assert!(command(bad).is_err(), "{bad}");
+    }
+    let error = command("imgsync gcr --user me --passwort S3cret").unwrap_err();
+    assert!(!error.contains("S3cret"), "{error}");
+}
+
+#[test]
+fn what_is_none_of_these_is_said_to_be_none_and_shows_nothing() {
+    for text in ["", "[1, 2]", "just words", "a: {b: c}", "rules: [{from: x}]", "a: [", "password: \"s3cret"] {
+        let error = file(text, None, &Hints::default()).unwrap_err();
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+    assert!(file("a: b", Some(Format::Regsync), &Hints::default()).is_err());
+}

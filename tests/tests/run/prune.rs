@@ -1,0 +1,351 @@
+//! `prune`: what a rule made is removed when its source is gone, and nothing else ever is.
+
+use imgsync_tests::FaultRegistry;
+use imgsync_tests::fault::{Action, Habits, Kind, Match};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::servers::{Auth, DockerRegistry, Options};
+use serde_json::{Value, json};
+
+use super::whole::{configured, run};
+
+fn image(name: &str) -> Image {
+    images::single(&format!("prune-{name}"))
+}
+
+/// A rule from `team/app` of a source to `m/app` of a target.
+fn rule(source: &str, target: &str, prune: &str) -> Imgsync {
+    configured(&format!("rules:\n- {{from: {source}/team/app, to: {target}/m, name: basename, {prune}}}\n"))
+}
+
+const AT_ONCE: &str = "prune: {keep_days: 0, limit: 50%}";
+
+/// A source with these tags, each an image of its own, and all of them at the target.
+async fn mirrored(tags: &[&str], prune: &str) -> (FaultRegistry, FaultRegistry, Imgsync) {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for tag in tags {
+        source.push("team/app", tag, &image(tag));
+    }
+    let program = rule(&source.host(), &target.host(), prune);
+    run(&program, &[]).await.assert_code(0);
+    target.clear_requests();
+    source.clear_requests();
+    (source, target, program)
+}
+
+/// What became of which target tag.
+fn pruned(json: &Value) -> Vec<(String, String)> {
+    let of = |line: &Value, name: &str| line[name].as_str().unwrap().to_owned();
+    let tag = |target: String| target.rsplit_once(':').map_or(target.clone(), |(_, tag)| tag.to_owned());
+    let lines = json["pruned"].as_array().into_iter().flatten();
+    lines.map(|line| (of(line, "outcome"), tag(of(line, "target")))).collect()
+}
+
+fn deletions(target: &FaultRegistry) -> Vec<String> {
+    target.requests_of(Kind::ManifestDelete).into_iter().filter_map(|request| request.reference).collect()
+}
+
+fn is(outcome: &str, tag: &str) -> Vec<(String, String)> {
+    vec![(outcome.to_owned(), tag.to_owned())]
+}
+
+fn refused(output: &Output) -> String {
+    let json = output.json();
+    let lines = json["pruned"].as_array().unwrap_or_else(|| panic!("{json}"));
+    assert_eq!((lines.len(), &lines[0]["outcome"]), (1, &json!("refused")), "{json}");
+    lines[0]["reason"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
+    let (source, target, program) = mirrored(&["1", "2", "3"], AT_ONCE).await;
+    // What is not ours is never looked at.
+    target.push("m/app", "by-hand", &image("by-hand"));
+    target.push("m/other", "1", &image("1"));
+    source.delete_tag("team/app", "2");
+    let dry = run(&program, &["--dry-run"]).await.assert_code(0);
+    let lines: Vec<Value> = dry.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (from, to) = (format!("{}/team/app:2", source.host()), format!("{}/m/app:2", target.host()));
+    assert!(lines.contains(&json!({"action": "remove", "source": from, "target": to})), "{}", dry.stdout);
+    assert_eq!(dry.stdout.matches("remove").count(), 1, "{}", dry.stdout);
+    assert_eq!(deletions(&target), [""; 0], "a dry run removes nothing");
+
+    let output = run(&program, &["--report=report.html"]).await.assert_code(0);
+    let json = output.json();
+    assert_eq!(pruned(&json), is("removed", "2"));
+    assert_eq!(json["pruned"][0]["digest"], image("2").root.as_str());
+    assert_eq!(json["pruned"][0]["source"], format!("{}/team/app:2", source.host()));
+    assert_eq!(
+        (target.tags("m/app"), deletions(&target)),
+        (vec!["1".into(), "3".into(), "by-hand".into()], vec!["2".into()])
+    );
+    assert_eq!(target.tags("m/other"), ["1"]);
+    assert!(output.stderr.contains("Removed: 1"), "{}", output.stderr);
+    let page = std::fs::read_to_string(program.work().join("report.html")).unwrap();
+    assert!(page.contains("Gone at the source") && page.contains("m/app:2"));
+    let report = program.again().args(["batch", "report"]).run().await.assert_code(0);
+    assert!(
+        report.stdout.contains(&format!("removed {}/m/app:2 <- {}/team/app:2", target.host(), source.host())),
+        "{}",
+        report.stdout
+    );
+
+    // Once, and what comes back is copied again and is not removed again.
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    source.push("team/app", "2", &image("2"));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!((&json["counts"]["copied"], pruned(&json)), (&json!(1), vec![]));
+    target.assert_holds("m/app", "2", &image("2"));
+}
+
+#[tokio::test]
+async fn nothing_is_removed_by_a_rule_that_does_not_say_so() {
+    let (source, target, program) = mirrored(&["1", "2"], "tags: {include: ['*']}").await;
+    source.delete_tag("team/app", "2");
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    assert_eq!(target.tags("m/app"), ["1", "2"]);
+    // Said later, it holds for what was made before.
+    let file = program.work().join("imgsync.yaml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("tags: {include: ['*']}", AT_ONCE);
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "2"));
+}
+
+#[tokio::test]
+async fn days_are_counted_from_when_the_tag_was_first_seen_missing() {
+    let (source, target, program) = mirrored(&["1", "2"], "prune: {keep_days: 30, limit: 100%}").await;
+    source.delete_tag("team/app", "2");
+    for _ in 0..2 {
+        assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    }
+    assert_eq!(target.tags("m/app"), ["1", "2"]);
+    let dry = run(&program, &["--dry-run"]).await.assert_code(0);
+    assert!(dry.stderr.contains("1 tags are gone at the source, and are kept for now"), "{}", dry.stderr);
+    assert_eq!(deletions(&target), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_source_that_cannot_be_listed_says_nothing_about_what_is_gone() {
+    let (source, target, program) = mirrored(&["1", "2"], AT_ONCE).await;
+    source.delete_tag("team/app", "2");
+    source.on(Kind::Tags).always().act(Action::error(500, "UNKNOWN"));
+    let output = run(&program, &["--attempts", "1"]).await.assert_code(1);
+    assert!(refused(&output).contains("could not be listed"), "{}", output.stdout);
+    assert!(output.stderr.contains("not removed"), "{}", output.stderr);
+    assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (2, 0));
+}
+
+#[tokio::test]
+async fn a_source_that_lists_nothing_says_nothing_about_what_is_gone() {
+    let (source, target, program) = mirrored(&["1", "2"], "prune: {keep_days: 0, limit: 100%}").await;
+    source.on(Kind::Tags).always().act(Action::json(&json!({"name": "team/app", "tags": []})));
+    let output = run(&program, &[]).await.assert_code(1);
+    assert!(refused(&output).contains("lists no tags at all"), "{}", output.stdout);
+    assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (2, 0));
+    // Nor is it remembered that they were missing.
+    source.clear_rules();
+    source.delete_tag("team/app", "2");
+    let file = program.work().join("imgsync.yaml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("keep_days: 0", "keep_days: 1");
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+}
+
+#[tokio::test]
+async fn one_repository_of_a_rule_that_cannot_be_listed_keeps_all_of_the_rules_tags() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for (repository, tag) in [("p/a", "1"), ("p/a", "2"), ("p/b", "1"), ("p/b", "2")] {
+        source.push(repository, tag, &image(&format!("{repository}{tag}")));
+    }
+    let rule =
+        format!("rules:\n- {{from: {}/p/*, to: {}/m, name: basename, {AT_ONCE}}}\n", source.host(), target.host());
+    let program = configured(&rule);
+    run(&program, &[]).await.assert_code(0);
+    source.delete_tag("p/a", "2");
+    source.on(Match::kind(Kind::Tags).repository("p/b")).always().act(Action::error(403, "DENIED"));
+    let output = run(&program, &[]).await.assert_code(1);
+    assert!(refused(&output).contains("p/b could not be listed"), "{}", output.stdout);
+    assert_eq!(target.count(Kind::ManifestDelete), 0);
+    source.clear_rules();
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "2"));
+    assert_eq!(
+        (target.tags("a"), target.tags("m/a"), target.tags("m/b")),
+        (vec![], vec!["1".into()], vec!["1".into(), "2".into()])
+    );
+}
+
+#[tokio::test]
+async fn a_list_that_leaves_out_what_is_there_removes_nothing() {
+    let (source, target, program) = mirrored(&["1", "2"], AT_ONCE).await;
+    source.on(Kind::Tags).always().act(Action::json(&json!({"name": "team/app", "tags": ["1"]})));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!(pruned(&json), is("left", "2"));
+    assert!(json["pruned"][0]["reason"].as_str().unwrap().contains("the source has it all the same"), "{json}");
+    assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (2, 0));
+    // A source that does not answer is no source without the tag.
+    source.on(Match::kind(Kind::ManifestHead).reference("2")).always().act(Action::error(401, "UNAUTHORIZED"));
+    let json = run(&program, &[]).await.assert_code(1).json();
+    assert_eq!(pruned(&json), is("failed", "2"));
+    assert_eq!(target.count(Kind::ManifestDelete), 0);
+}
+
+#[tokio::test]
+async fn more_than_the_limit_is_a_reason_to_remove_nothing() {
+    let (source, target, program) = mirrored(&["1", "2", "3", "4"], "prune: {keep_days: 0, limit: 25%}").await;
+    source.delete_tag("team/app", "1");
+    source.delete_tag("team/app", "2");
+    let output = run(&program, &[]).await.assert_code(1);
+    assert!(refused(&output).contains("2 of the 4 tags that were made would go, and the limit is 25%"));
+    assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (4, 0));
+    let dry = run(&program, &["--dry-run"]).await.assert_code(0);
+    assert!(dry.stderr.contains("nothing would be removed: 2 of the 4 tags"), "{}", dry.stderr);
+    source.push("team/app", "1", &image("1"));
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "2"));
+}
+
+#[tokio::test]
+async fn a_tag_that_was_reused_by_hand_is_not_ours_any_more() {
+    let (source, target, program) = mirrored(&["1", "2"], AT_ONCE).await;
+    source.delete_tag("team/app", "2");
+    target.push("m/app", "2", &image("another"));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!(pruned(&json), is("left", "2"));
+    assert!(json["pruned"][0]["reason"].as_str().unwrap().contains(&image("another").root), "{json}");
+    target.assert_holds("m/app", "2", &image("another"));
+    // It stays so, even if it becomes by hand what we had written.
+    target.push("m/app", "2", &image("2"));
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    assert_eq!(target.count(Kind::ManifestDelete), 0);
+}
+
+#[tokio::test]
+async fn what_was_there_before_us_is_never_removed() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for tag in ["1", "2"] {
+        source.push("team/app", tag, &image(tag));
+    }
+    target.push("m/app", "2", &image("2"));
+    let program = rule(&source.host(), &target.host(), AT_ONCE);
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["unchanged"]), (&json!(1), &json!(1)));
+    source.delete_tag("team/app", "2");
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    assert_eq!(target.tags("m/app"), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn what_a_rule_does_not_choose_any_more_is_still_at_the_source_and_stays() {
+    let (source, target, program) = mirrored(&["1.0", "2.0", "x-1"], AT_ONCE).await;
+    let file = program.work().join("imgsync.yaml");
+    let text = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace(AT_ONCE, &format!("tags: {{include: ['*.0'], newest: 1}}, {AT_ONCE}"));
+    std::fs::write(&file, &text).unwrap();
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
+    // Of what is gone, the rule removes what it would make: not what another rule may have made.
+    source.delete_tag("team/app", "1.0");
+    source.delete_tag("team/app", "x-1");
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "1.0"));
+    assert_eq!(target.tags("m/app"), ["2.0", "x-1"]);
+}
+
+#[tokio::test]
+async fn a_registry_that_removes_no_tag_alone_keeps_what_other_tags_need() {
+    let (source, target) = tokio::join!(
+        DockerRegistry::start(Auth::None),
+        DockerRegistry::start_with(Options { delete: true, ..Options::default() })
+    );
+    // Two tags of one image of which one stays, two of which both go, one that an index needs, and one of its own.
+    let index = images::multi_platform("prune-index");
+    let child = index.subtree(&index.children()[0]);
+    let pairs = [
+        ("shared", image("shared")),
+        ("stays", image("shared")),
+        ("both", image("both")),
+        ("both-too", image("both")),
+        ("index", index.clone()),
+        ("child", child),
+        ("alone", image("alone")),
+        ("rest", image("rest")),
+    ];
+    for (tag, image) in &pairs {
+        source.push("team/app", tag, image).await;
+    }
+    let program = rule(&source.host(), &target.host(), "prune: {keep_days: 0, limit: 5}");
+    run(&program, &[]).await.assert_code(0);
+    let (other, file) = (DockerRegistry::start(Auth::None).await, program.work().join("imgsync.yaml"));
+    // The source without them: distribution 2.8 itself removes no tag alone.
+    for (tag, image) in pairs.iter().filter(|(tag, _)| ["stays", "index", "rest"].contains(tag)) {
+        other.push("team/app", tag, image).await;
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    let name = source.host();
+    std::fs::write(&file, format!("registries:\n  {name}: {{endpoint: 'http://{}'}}\n{text}", other.host())).unwrap();
+    let json = run(&program, &[]).await.assert_code(0).json();
+    let mut became = pruned(&json);
+    became.sort();
+    let expected =
+        [("left", "child"), ("left", "shared"), ("removed", "alone"), ("removed", "both"), ("removed", "both-too")];
+    assert_eq!(became, expected.map(|(outcome, tag)| (outcome.to_owned(), tag.to_owned())), "{json}");
+    for (tag, image) in &pairs {
+        match *tag {
+            "alone" | "both" | "both-too" => assert_eq!(target.tag_digest("m/app", tag).await, None, "{tag}"),
+            _ => target.assert_holds("m/app", tag, image).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_deletes_nothing_fails_the_removal_and_says_what_to_do() {
+    let (source, target, program) = mirrored(&["1", "2"], AT_ONCE).await;
+    source.delete_tag("team/app", "2");
+    target.on(Kind::ManifestDelete).always().act(Action::error(405, "UNSUPPORTED"));
+    let output = run(&program, &[]).await.assert_code(1);
+    let json = output.json();
+    assert_eq!(pruned(&json), is("failed", "2"));
+    assert!(json["pruned"][0]["reason"].as_str().unwrap().contains("the registry deletes nothing"), "{json}");
+    assert_eq!(deletions(&target), ["2".to_owned(), image("2").root]);
+    assert_eq!(target.tags("m/app").len(), 2);
+    // It is tried again in the next run.
+    target.clear_rules();
+    assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "2"));
+}
+
+#[tokio::test]
+async fn a_token_that_may_not_delete_removes_nothing() {
+    let source = FaultRegistry::start().await;
+    let bearer = imgsync_tests::fault::Bearer::user("me", "secret");
+    let habits = Habits { never_delete: true, ..Habits::default() };
+    let target = FaultRegistry::builder().bearer(bearer).habits(habits).start().await;
+    for tag in ["1", "2"] {
+        source.push("team/app", tag, &image(tag));
+    }
+    let program = rule(&source.host(), &target.host(), AT_ONCE);
+    program.write_docker_config(&[(&target.host(), "me", "secret")]);
+    run(&program, &[]).await.assert_code(0);
+    source.delete_tag("team/app", "2");
+    let json = run(&program, &[]).await.assert_code(1).json();
+    assert_eq!(pruned(&json), is("failed", "2"), "{json}");
+    assert_eq!(target.tags("m/app"), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn a_tag_that_another_source_gives_now_stays() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a/app", "1", &image("same"));
+    source.push("a/app", "2", &image("2"));
+    source.push("b/app", "3", &image("3"));
+    let rule = |which: &str, tags: &str| {
+        let (from, to) = (source.host(), target.host());
+        format!(
+            "- {{from: {from}/{which}/app, to: {to}/m, name: basename, tags: {{include: ['{tags}']}}, {AT_ONCE}}}\n"
+        )
+    };
+    let program = configured(&format!("rules:\n{}{}", rule("a", "[0-9]"), rule("b", "?")));
+    run(&program, &[]).await.assert_code(0);
+    source.delete_tag("a/app", "1");
+    source.push("b/app", "1", &image("same"));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!(pruned(&json), is("left", "1"), "{json}");
+    target.assert_holds("m/app", "1", &image("same"));
+}

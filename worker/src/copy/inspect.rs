@@ -1,0 +1,225 @@
+//! What an image is made of: its manifests, configs, layers and referrers, read from one end.
+
+use std::collections::BTreeMap;
+use std::collections::HashSet;
+
+use futures_util::future::BoxFuture;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Descriptor, Digest, Kind, Manifest, Platform};
+use imgsync_common::layout::Layout;
+use imgsync_common::registry::{Access, Client, Context, ManifestRef, Tally};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Location;
+use super::ends::Source;
+use super::verify::source_referrers;
+
+/// Indexes within indexes, referrers of referrers.
+const MAX_DEPTH: usize = 16;
+/// Configs beyond this are not read for what they say of the platform.
+const MAX_CONFIG: u64 = 4 << 20;
+/// Of an attestation in an index: the child that it is about (BuildKit).
+const ABOUT: &str = "vnd.docker.reference.digest";
+
+/// A manifest, and what hangs below it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspected {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its own bytes.
+    pub size: u64,
+    /// What it runs on, as its index or its config says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// What kind of artifact it is, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// The other manifest of its index that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// Whether it is listed and not there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
+    /// Free text by key.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// The config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<InspectedBlob>,
+    /// The layers, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<InspectedBlob>,
+    /// Of an index, what it lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<Inspected>,
+    /// What refers to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub referrers: Vec<Inspected>,
+}
+
+/// A blob that a manifest names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InspectedBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Where it lives, if not at the registry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+}
+
+impl Inspected {
+    /// Distinct blobs of it and all below, and their bytes; those of referrers are not counted.
+    pub fn blobs(&self) -> (usize, u64) {
+        let mut seen: HashSet<&Digest> = HashSet::new();
+        let mut bytes = 0;
+        let mut open = vec![self];
+        while let Some(next) = open.pop() {
+            for blob in next.config.iter().chain(&next.layers).filter(|blob| blob.urls.is_empty()) {
+                if seen.insert(&blob.digest) {
+                    bytes += blob.size;
+                }
+            }
+            open.extend(&next.manifests);
+        }
+        (seen.len(), bytes)
+    }
+}
+
+/// Reads what an image is made of.
+pub async fn inspect(client: &Client, location: &Location, context: &Context) -> Result<Inspected> {
+    let source = match location {
+        Location::Registry(reference) => Source::Registry(client.repository(
+            &reference.registry,
+            &reference.repository,
+            Access::Pull,
+            context,
+            &Tally::new(),
+        )?),
+        Location::Layout(image) => Source::Layout(Layout::open(&image.dir).await?.repository(image.repository())),
+    };
+    let reference =
+        location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));
+    let root = source.manifest_get(reference.as_ref()).await?;
+    let reader = Reader { source, context: context.clone() };
+    let mut image = reader.manifest(root, None, 0).await?;
+    if image.platform.is_none() {
+        image.platform = reader.platform(&image).await?;
+    }
+    Ok(image)
+}
+
+struct Reader {
+    source: Source,
+    context: Context,
+}
+
+impl Reader {
+    fn manifest<'a>(
+        &'a self,
+        manifest: Manifest,
+        named: Option<&'a Descriptor>,
+        depth: usize,
+    ) -> BoxFuture<'a, Result<Inspected>> {
+        Box::pin(async move {
+            let tried = || self.source.reading(manifest.digest());
+            if depth > MAX_DEPTH {
+                return Err(Error::new(Class::Unsupported, tried(), "there is no end to what hangs below it"));
+            }
+            if self.context.cancel.is_cancelled() {
+                return Err(Error::cancelled(tried()));
+            }
+            let parsed = manifest.parsed();
+            let mut image = Inspected {
+                digest: manifest.digest().clone(),
+                media_type: manifest.media_type().to_string(),
+                size: manifest.bytes().len() as u64,
+                annotations: parsed.annotations.clone(),
+                artifact_type: parsed.artifact_type.clone(),
+                ..unread(named, manifest.digest())
+            };
+            match manifest.kind() {
+                Kind::Image { config, layers } => {
+                    image.config = config.as_deref().map(blob);
+                    image.layers = layers.iter().map(blob).collect();
+                }
+                Kind::Index { manifests } => {
+                    for child in manifests {
+                        image.manifests.push(self.listed(child, depth).await?);
+                    }
+                }
+            }
+            for referrer in source_referrers(&self.source, manifest.digest()).await? {
+                let mut read = self.listed(&referrer, depth).await?;
+                read.artifact_type = read.artifact_type.or(referrer.artifact_type);
+                image.referrers.push(read);
+            }
+            Ok(image)
+        })
+    }
+
+    /// One that another lists; it may not be there.
+    async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Inspected> {
+        match self.source.child(&named.digest).await {
+            Ok(manifest) => self.manifest(manifest, Some(named), depth + 1).await,
+            Err(error) if error.class() == Class::NotFound => {
+                let (media_type, size) = (named.media_type.to_string(), named.size);
+                Ok(Inspected { media_type, size, missing: true, ..unread(Some(named), &named.digest) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What an image's config says of where it runs; none where it is no image's.
+    async fn platform(&self, image: &Inspected) -> Result<Option<String>> {
+        let Some(config) = image.config.as_ref().filter(|config| config.size <= MAX_CONFIG) else { return Ok(None) };
+        let named = Descriptor::new(
+            imgsync_common::image::MediaType::new(&config.media_type),
+            config.digest.clone(),
+            config.size,
+        );
+        let (mut stream, _) = self.source.blob_open(&named, 0, &Tally::new()).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let text = |key: &str| said.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let (Some(os), Some(architecture)) = (text("os"), text("architecture")) else { return Ok(None) };
+        let variant = text("variant").map(|variant| format!("/{variant}")).unwrap_or_default();
+        Ok(format!("{os}/{architecture}{variant}").parse::<Platform>().ok().map(|platform| platform.to_string()))
+    }
+}
+
+/// What is known of a manifest by who names it.
+fn unread(named: Option<&Descriptor>, digest: &Digest) -> Inspected {
+    Inspected {
+        digest: digest.clone(),
+        media_type: String::new(),
+        size: 0,
+        platform: named.and_then(|named| named.platform.as_ref()).map(ToString::to_string),
+        artifact_type: named.and_then(|named| named.artifact_type.clone()),
+        about: named.and_then(|named| named.annotations.get(ABOUT).cloned()),
+        missing: false,
+        annotations: BTreeMap::new(),
+        config: None,
+        layers: Vec::new(),
+        manifests: Vec::new(),
+        referrers: Vec::new(),
+    }
+}
+
+fn blob(descriptor: &Descriptor) -> InspectedBlob {
+    InspectedBlob {
+        digest: descriptor.digest.clone(),
+        media_type: descriptor.media_type.to_string(),
+        size: descriptor.size,
+        urls: descriptor.urls.clone(),
+    }
+}

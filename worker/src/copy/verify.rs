@@ -1,0 +1,435 @@
+//! Whether a target has what its source has: the tag, every manifest and blob below it, and what refers to them. Nothing is
+//! written. Digests tell: what hangs below equal digests is equal, so that only what is there is to be found out, and, where
+//! all bytes are read, whether they are what they are called.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures_util::StreamExt as _;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Descriptor, Digest, Hasher, Manifest, Tag};
+use imgsync_common::printable::printable;
+use imgsync_common::registry::{Context, ManifestRef, Traffic};
+use serde::Serialize;
+
+use super::ends::{Ends, Source, Target};
+use super::{Job, Platforms, Sums, choose, missing};
+
+/// What cosign's tags end with.
+const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
+/// What an error names of what was found; the rest is counted.
+const NAMED: usize = 3;
+/// Referrers of referrers, indexes within indexes.
+const MAX_DEPTH: usize = 32;
+
+/// How thoroughly it is looked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Check {
+    /// Reads all bytes of the target, in place of asking whether they are there.
+    pub deep: bool,
+    /// Which referrers must be there.
+    pub referrers: WhichReferrers,
+}
+
+/// Which referrers must be at the target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WhichReferrers {
+    /// All that the source has.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Those of these artifact types.
+    Types(Vec<String>),
+}
+
+/// What kind of difference it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The target does not have the tag.
+    MissingTag,
+    /// The target's tag is something else.
+    StaleTag,
+    /// A manifest of the tree is not there.
+    MissingManifest,
+    /// A manifest's bytes are not what its digest says.
+    CorruptManifest,
+    /// A blob is not there.
+    MissingBlob,
+    /// A blob's bytes are not what its digest says.
+    CorruptBlob,
+    /// Something that refers to the image is not there.
+    MissingReferrer,
+}
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// Its kind.
+    pub kind: Kind,
+    /// Which content of the source it is about.
+    pub digest: Digest,
+    /// In words, safe to print.
+    pub detail: String,
+}
+
+/// What was compared, and what was found.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// What the source's tag is.
+    pub source_digest: Digest,
+    /// What the target's should be: another where platforms were chosen.
+    pub digest: Digest,
+    /// Manifests of the tree, those of referrers among them.
+    pub manifests: u64,
+    /// Blobs of it.
+    pub blobs: u64,
+    /// Their bytes; read, where all bytes are.
+    pub bytes: u64,
+    /// What refers to something in the tree.
+    pub referrers: u64,
+    /// The differences.
+    pub findings: Vec<Finding>,
+    /// What went over the line to the source.
+    pub source: Traffic,
+    /// What went over the line to the target.
+    pub target: Traffic,
+}
+
+impl Verified {
+    /// The differences as an error; none where there are none.
+    pub fn error(&self, job: &Job) -> Option<Error> {
+        let first = self.findings.first()?;
+        let is_corrupt = |kind| matches!(kind, Kind::CorruptBlob | Kind::CorruptManifest);
+        let mut words: Vec<String> = self.findings.iter().take(NAMED).map(|finding| finding.detail.clone()).collect();
+        if self.findings.len() > NAMED {
+            words.push(format!("and {} more", self.findings.len() - NAMED));
+        }
+        let tried = format!("comparing {} with {}", job.source, job.target);
+        let corrupt = self.findings.iter().any(|finding| is_corrupt(finding.kind));
+        let class = if corrupt { Class::Corrupt } else { Class::Differs };
+        let hint = match (corrupt, first.kind) {
+            (true, _) => {
+                "the target's storage changed it: it has to be removed there, and `imgsync run --force` brings it again"
+            }
+            (false, Kind::MissingTag | Kind::StaleTag) => "`imgsync run` copies it again",
+            (false, _) => "`imgsync run --force` brings what is missing",
+        };
+        Some(Error::new(class, tried, words.join("; ")).hint(hint))
+    }
+}
+
+/// A manifest that is to be looked at.
+struct Open {
+    digest: Digest,
+    /// What it is to whoever names it.
+    what: String,
+    depth: usize,
+    /// What to call it where it is not there.
+    missing: Kind,
+}
+
+/// One comparison under way.
+struct Look<'a> {
+    ends: &'a Ends,
+    check: &'a Check,
+    findings: Vec<Finding>,
+    seen: HashSet<Digest>,
+    blobs: BTreeMap<Digest, (Descriptor, String)>,
+    manifests: u64,
+    referrers: u64,
+}
+
+pub(super) async fn verify(
+    job: &Job,
+    ends: &Ends,
+    check: &Check,
+    (at_once, sums): (usize, &Sums),
+    context: &Context,
+) -> Result<Verified> {
+    let (source_digest, digest) = expected(job, ends).await?;
+    let mut look = Look {
+        ends,
+        check,
+        findings: Vec::new(),
+        seen: HashSet::new(),
+        blobs: BTreeMap::new(),
+        manifests: 0,
+        referrers: 0,
+    };
+    if look.tag(job, &digest).await? {
+        let mut open =
+            vec![Open { digest: digest.clone(), what: "the image".into(), depth: 0, missing: Kind::MissingManifest }];
+        look.cosign(&digest, &mut open).await?;
+        while let Some(next) = open.pop() {
+            if context.cancel.is_cancelled() {
+                return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
+            }
+            look.manifest(next, &mut open).await?;
+        }
+        let bytes: u64 = look.blobs.values().map(|(blob, _)| blob.size).sum();
+        if check.deep {
+            sums.expected.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+        let blobs: Vec<(Descriptor, String)> = look.blobs.values().cloned().collect();
+        let mut found = futures_util::stream::iter(blobs)
+            .map(|(blob, of)| async move { blob_differs(&ends.target, &blob, &of, check.deep).await })
+            .buffer_unordered(at_once.max(1));
+        while let Some(finding) = found.next().await {
+            look.findings.extend(finding?);
+        }
+    }
+    look.findings.sort();
+    Ok(Verified {
+        source_digest,
+        digest,
+        manifests: look.manifests,
+        blobs: look.blobs.len() as u64,
+        bytes: look.blobs.values().map(|(blob, _)| blob.size).sum(),
+        referrers: look.referrers,
+        findings: look.findings,
+        source: ends.source_tally.read(),
+        target: ends.target_tally.read(),
+    })
+}
+
+/// What the source's tag is, and what the target's should be.
+async fn expected(job: &Job, ends: &Ends) -> Result<(Digest, Digest)> {
+    if job.platforms == Platforms::All
+        && let Some(reference) = &ends.source_ref
+    {
+        let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?;
+        return Ok((head.digest.clone(), head.digest));
+    }
+    let root = ends.source.manifest_get(ends.source_ref.as_ref()).await?;
+    let source = root.digest().clone();
+    let chosen = choose::choose(root, job, ends).await?;
+    Ok((source, chosen.digest().clone()))
+}
+
+impl Look<'_> {
+    fn found(&mut self, kind: Kind, digest: &Digest, detail: String) {
+        self.findings.push(Finding { kind, digest: digest.clone(), detail: printable(&detail).into_owned() });
+    }
+
+    /// Whether the target's tag is what it should be, so that it is worth looking further.
+    async fn tag(&mut self, job: &Job, digest: &Digest) -> Result<bool> {
+        let Some(reference) = &self.ends.target_ref else { return Ok(true) };
+        match self.ends.target.manifest_head(reference).await? {
+            Some(there) if there.digest == *digest => Ok(true),
+            Some(there) => {
+                let detail = format!("{} is {}, and should be {digest}", job.target, there.digest);
+                self.found(Kind::StaleTag, digest, detail);
+                Ok(false)
+            }
+            None => {
+                self.found(Kind::MissingTag, digest, format!("{} is not there, and should be {digest}", job.target));
+                Ok(false)
+            }
+        }
+    }
+
+    /// One manifest; what hangs below it, and what refers to it, is opened.
+    async fn manifest(&mut self, Open { digest, what, depth, missing }: Open, open: &mut Vec<Open>) -> Result<()> {
+        if !self.seen.insert(digest.clone()) {
+            return Ok(());
+        }
+        if depth > MAX_DEPTH {
+            let tried = self.ends.source.reading(&digest);
+            return Err(Error::new(Class::Unsupported, tried, "there is no end to what hangs below it"));
+        }
+        let Some(manifest) = self.read(&digest, &what, missing).await? else { return Ok(()) };
+        self.manifests += 1;
+        for blob in manifest.blobs() {
+            self.blobs.entry(blob.digest.clone()).or_insert_with(|| (blob.clone(), what.clone()));
+        }
+        for child in manifest.children() {
+            let what = match &child.platform {
+                Some(platform) => format!("{platform} of {what}"),
+                None => format!("a part of {what}"),
+            };
+            let digest = child.digest.clone();
+            open.push(Open { digest, what, depth: depth + 1, missing: Kind::MissingManifest });
+        }
+        self.referrers_of(&digest, &what, depth, open).await
+    }
+
+    /// A manifest, and whether the target has it. None where neither has it: an index may list what is nowhere.
+    async fn read(&mut self, digest: &Digest, what: &str, missing: Kind) -> Result<Option<Manifest>> {
+        let reference = ManifestRef::Digest(digest.clone());
+        let finding = match self.check.deep {
+            // By its bytes, which the client holds against the digest.
+            true => match target_manifest(&self.ends.target, &reference).await {
+                Ok(manifest) => return Ok(Some(manifest)),
+                Err(error) if error.class() == Class::NotFound => Some((missing, "is not there".to_owned())),
+                Err(error) if error.class() == Class::Corrupt => {
+                    Some((Kind::CorruptManifest, format!("has other bytes there: {}", error.detail())))
+                }
+                Err(error) => return Err(error),
+            },
+            false => match self.ends.target.manifest_head(&reference).await? {
+                Some(_) => None,
+                None => Some((missing, "is not there".to_owned())),
+            },
+        };
+        match (self.ends.source.child(digest).await, finding) {
+            (Ok(manifest), finding) => {
+                if let Some((kind, how)) = finding {
+                    self.found(kind, digest, format!("{what} ({digest}) {how}"));
+                }
+                Ok(Some(manifest))
+            }
+            (Err(error), Some((kind, _))) if error.class() == Class::NotFound && kind != Kind::CorruptManifest => {
+                Ok(None)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// What refers to a manifest at the source, and should at the target.
+    async fn referrers_of(&mut self, digest: &Digest, what: &str, depth: usize, open: &mut Vec<Open>) -> Result<()> {
+        let wanted = match &self.check.referrers {
+            WhichReferrers::None => return Ok(()),
+            WhichReferrers::All => None,
+            WhichReferrers::Types(types) => Some(types),
+        };
+        let mut there = source_referrers(&self.ends.source, digest).await?;
+        let is_wanted = |referrer: &Descriptor| match wanted {
+            None => true,
+            Some(types) => types.iter().any(|wanted| referrer.artifact_type.as_deref() == Some(wanted)),
+        };
+        there.retain(is_wanted);
+        if there.is_empty() {
+            return Ok(());
+        }
+        let here: HashSet<Digest> = match &self.ends.target {
+            Target::Registry(repository) => repository.referrers(digest).await?,
+            Target::Layout(repository) => repository.referrers(digest).await?,
+        }
+        .into_iter()
+        .map(|referrer| referrer.digest)
+        .collect();
+        for referrer in there {
+            self.referrers += 1;
+            let kind = referrer.artifact_type.as_deref().unwrap_or("something");
+            let name = format!("{kind} about {what}");
+            if !here.contains(&referrer.digest) {
+                let detail = format!("{name} ({}) is not listed there", referrer.digest);
+                self.found(Kind::MissingReferrer, &referrer.digest, detail);
+                continue;
+            }
+            open.push(Open { digest: referrer.digest, what: name, depth: depth + 1, missing: Kind::MissingReferrer });
+        }
+        Ok(())
+    }
+
+    /// Cosign's tags of an image, which are referrers of an older kind.
+    async fn cosign(&mut self, digest: &Digest, open: &mut Vec<Open>) -> Result<()> {
+        if self.check.referrers != WhichReferrers::All || self.ends.source.repository().is_none() {
+            return Ok(());
+        }
+        for kind in COSIGN {
+            let Ok(tag) = format!("{}.{kind}", digest.fallback_tag()).parse::<Tag>() else { continue };
+            let reference = ManifestRef::Tag(tag.clone());
+            let Some(there) = self.ends.source.manifest_head(&reference).await? else { continue };
+            self.referrers += 1;
+            let here = self.ends.target.manifest_head(&reference).await?;
+            match here.is_some_and(|here| here.digest == there.digest) {
+                true => open.push(Open {
+                    digest: there.digest,
+                    what: format!("the tag {tag}"),
+                    depth: 1,
+                    missing: Kind::MissingReferrer,
+                }),
+                false => {
+                    let detail = format!("the tag {tag} is not what it is at the source ({})", there.digest);
+                    self.found(Kind::MissingReferrer, &there.digest, detail);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn target_manifest(target: &Target, reference: &ManifestRef) -> Result<Manifest> {
+    match target {
+        Target::Registry(repository) => repository.manifest_get(reference).await,
+        Target::Layout(repository) => repository.manifest_get(reference).await,
+    }
+}
+
+pub(super) async fn source_referrers(source: &Source, digest: &Digest) -> Result<Vec<Descriptor>> {
+    match source {
+        Source::Registry(repository) => repository.referrers(digest).await,
+        Source::Layout(repository) => repository.referrers(digest).await,
+    }
+}
+
+/// What is wrong with a blob of the target.
+async fn blob_differs(target: &Target, blob: &Descriptor, of: &str, deep: bool) -> Result<Option<Finding>> {
+    let finding = |kind, how: &str| {
+        let detail = format!("blob {} of {of} {how}", blob.digest);
+        Ok(Some(Finding { kind, digest: blob.digest.clone(), detail: printable(&detail).into_owned() }))
+    };
+    if !deep {
+        return match target.has_blob(blob).await? {
+            true => Ok(None),
+            false => finding(Kind::MissingBlob, "is not there"),
+        };
+    }
+    match read_blob(target, blob).await {
+        Ok(found) if found == blob.digest => Ok(None),
+        Ok(found) => finding(Kind::CorruptBlob, &format!("has other bytes there: they are {found}")),
+        Err(error) if error.class() == Class::NotFound => finding(Kind::MissingBlob, "is not there"),
+        Err(error) if error.class() == Class::Corrupt => {
+            finding(Kind::CorruptBlob, &format!("has other bytes there: {}", error.detail()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a blob's bytes hash to. A line that breaks is tried again from the beginning.
+async fn read_blob(target: &Target, blob: &Descriptor) -> Result<Digest> {
+    match target {
+        Target::Layout(repository) => {
+            let mut stream = repository.layout().blob_open(blob, 0).await?.stream;
+            let mut hasher = Hasher::new(blob.digest.algorithm());
+            while let Some(chunk) = stream.chunk().await? {
+                hasher.update(&chunk);
+            }
+            Ok(hasher.finish())
+        }
+        Target::Registry(repository) => {
+            let mut retry = repository.retry();
+            loop {
+                let read = async {
+                    let mut stream = repository.blob_open(blob, 0).await?.stream;
+                    let mut hasher = Hasher::new(blob.digest.algorithm());
+                    let mut length = 0_u64;
+                    while let Some(chunk) = stream.chunk().await? {
+                        length += chunk.len() as u64;
+                        if length > blob.size {
+                            break;
+                        }
+                        hasher.update(&chunk);
+                    }
+                    match length {
+                        length if length < blob.size => {
+                            let detail = format!("it ended after {length} of {} bytes", blob.size);
+                            Err(Error::new(Class::Unreachable, repository.reading(&blob.digest), detail))
+                        }
+                        length if length > blob.size => {
+                            let detail = format!("it has more than the {} bytes that it should have", blob.size);
+                            Err(Error::new(Class::Corrupt, repository.reading(&blob.digest), detail))
+                        }
+                        _ => Ok(hasher.finish()),
+                    }
+                };
+                match read.await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => repository.pause(&mut retry, error).await?,
+                }
+            }
+        }
+    }
+}

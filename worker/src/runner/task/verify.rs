@@ -1,0 +1,33 @@
+//! A task that compares, in place of one that copies.
+
+use imgsync_common::batch::Verify;
+use imgsync_common::error::Result;
+
+use super::{Came, Held, Runner, location, platforms};
+use crate::copy::{Check, Job, Seen, WhichReferrers};
+
+impl Runner {
+    /// Whether the target has all that the source has. What it was believed to have is asked for again if not.
+    pub(super) async fn verify(&self, held: &Held<'_>, verify: &Verify) -> Result<Came> {
+        let Held { message, target, options, rule, context, tallies, .. } = held;
+        let referrers = match verify.referrers.get(message.rule as usize) {
+            None | Some(None) => WhichReferrers::All,
+            Some(Some(types)) if types.is_empty() => WhichReferrers::None,
+            Some(Some(types)) => WhichReferrers::Types(types.clone()),
+        };
+        let check = Check { deep: verify.deep, referrers };
+        let job = Job {
+            platforms: platforms(rule),
+            tallies: tallies.clone(),
+            ..Job::new(location(&message.source)?, location(target)?)
+        };
+        let verified = self.copier_for(options).verify(&job, &check, context).await?;
+        match verified.error(&job) {
+            None => Ok(Came::Equal(Some(Seen { source: verified.source_digest, target: verified.digest }))),
+            Some(error) => {
+                self.store.forget_tags(&held.scope(), std::slice::from_ref(&target.tag)).await?;
+                Err(error)
+            }
+        }
+    }
+}
