@@ -29,12 +29,13 @@ use crate::image::RegistryName;
 use crate::naming::Base;
 use crate::secret::Secret;
 
+pub use crate::batch::{ForeignLayers, Referrers};
 pub use errors::{ConfigErrors, Problem};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
-pub use rule::{Destination, Referrers, Rule, Source};
+pub use rule::{Destination, Rule, Source};
 pub use url::SecretUrl;
 
 use keys::{CLUSTER, CONFIG};
