@@ -346,7 +346,11 @@ fn rule_options(rule: &Rule) -> RuleOptions {
         from: crate::report::from(rule),
         to: crate::report::to(rule),
         platforms: rule.platforms.clone(),
+        sparse: rule.sparse,
+        referrers: rule.referrers.clone(),
+        foreign_layers: rule.foreign_layers,
         verify_every_seconds: rule.verify_every.as_secs(),
+        referrers_every_seconds: rule.referrers_every.as_secs(),
     }
 }
 
