@@ -9,6 +9,7 @@ mod lanes;
 mod messages;
 mod pace;
 mod queue;
+mod referrers;
 mod rights;
 mod scale;
 mod scene;

@@ -3,8 +3,10 @@
 
 mod at_once;
 mod client;
+mod company;
 mod cost;
 mod helpers;
+mod kinds;
 mod lines;
 mod login;
 mod mirrors;
