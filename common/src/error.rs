@@ -34,8 +34,10 @@ pub enum Class {
     Refused,
     /// The target says that content which a manifest needs is missing.
     Incomplete,
-    /// Content that cannot be copied, such as Docker's schema 1.
+    /// Content that cannot be copied.
     Unsupported,
+    /// A manifest of Docker's schema 1, which today's registries refuse.
+    Outdated,
     /// The registry answered something that the specification does not allow.
     BadAnswer,
     /// Following the answer would be unsafe, or a certificate is not to be trusted.
@@ -69,6 +71,7 @@ impl Class {
             Class::Refused => "refused",
             Class::Incomplete => "incomplete",
             Class::Unsupported => "unsupported",
+            Class::Outdated => "outdated",
             Class::BadAnswer => "bad_answer",
             Class::Insecure => "insecure",
             Class::Invalid => "invalid",

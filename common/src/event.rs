@@ -102,6 +102,8 @@ pub enum TaskEnd {
     Copied {
         /// Bytes of blobs that were moved.
         bytes: u64,
+        /// Bytes of blobs that were read from the source for it: fewer where another task read them for both.
+        read: u64,
     },
     /// The target had it.
     Unchanged,

@@ -22,6 +22,7 @@ pub fn is_passing(error: &Error) -> bool {
         | Class::Refused
         | Class::Incomplete
         | Class::Unsupported
+        | Class::Outdated
         | Class::BadAnswer
         | Class::Insecure
         | Class::Invalid

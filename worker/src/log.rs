@@ -36,7 +36,7 @@ impl Observer for Log {
                 let Some((what, began)) = self.running().remove(ticket) else { return };
                 let time = seconds(began.elapsed());
                 match end {
-                    TaskEnd::Copied { bytes } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
+                    TaskEnd::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
                     TaskEnd::Unchanged => tracing::info!("unchanged {what}"),
                     TaskEnd::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),
                     TaskEnd::Cancelled => tracing::info!("cancelled {what}"),

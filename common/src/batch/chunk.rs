@@ -2,7 +2,8 @@
 //!
 //! Tasks of a repository differ in their tags and digests only. A chunk is: a version byte; the length of the packed part
 //! as a varint; the packed part, deflated (RFC 1951); the digests' own bytes, which do not pack. The packed part is:
-//! when it was listed, the repositories, then for each task rule, source, target and kind of digest, then the tags.
+//! when it was listed, the repositories, then for each task rule, source, target and a byte for the kind of digest and what
+//! the listing showed of companions, then the tags.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -13,12 +14,14 @@ use flate2::write::DeflateEncoder;
 use jiff::Timestamp;
 
 use super::{Home, Place, Planned};
-use crate::image::{Algorithm, Digest, Tag};
+use crate::image::{Algorithm, Company, Digest, Tag};
 
 /// The most tasks in a chunk.
 pub const MAX_TASKS: usize = 500;
 
 const VERSION: u8 = 1;
+/// Of a task's byte, those that say what kind of digest there is.
+const KIND_BITS: u32 = 2;
 /// More than any chunk unpacks to.
 const MAX_UNPACKED: u64 = 8 << 20;
 
@@ -54,11 +57,12 @@ pub fn encode_chunk(listed_at: Timestamp, tasks: &[Planned], keeps_digest: impl 
         put_number(&mut rows, task.rule.into());
         put_number(&mut rows, number_of(&task.source.home) as u64);
         put_number(&mut rows, number_of(&task.target.home) as u64);
-        rows.push(match digest.map(Digest::algorithm) {
+        let kind = match digest.map(Digest::algorithm) {
             None => 0,
             Some(Algorithm::Sha256) => 1,
             Some(Algorithm::Sha512) => 2,
-        });
+        };
+        rows.push(kind | task.company.bits() << KIND_BITS);
         if let Some(digest) = digest {
             // A digest's digits are hexadecimal: it was checked when it was made.
             digests.extend(hex::decode(digest.hex()).unwrap_or_default());
@@ -114,23 +118,24 @@ pub fn decode_chunk(bytes: &[u8]) -> Result<Chunk, ChunkError> {
         let rule = u32::try_from(packed.number()?).map_err(|_| ChunkError("no such rule"))?;
         let mut home = || homes.get(packed.number()?).cloned().ok_or(ChunkError("it names no repository"));
         let (source, target) = (home()?, home()?);
-        let digest = match packed.take(1)? {
-            [0] => None,
-            [1] => Some(digests.digest(Algorithm::Sha256)?),
-            [2] => Some(digests.digest(Algorithm::Sha512)?),
+        let byte = packed.take(1)?[0];
+        let digest = match byte & ((1 << KIND_BITS) - 1) {
+            0 => None,
+            1 => Some(digests.digest(Algorithm::Sha256)?),
+            2 => Some(digests.digest(Algorithm::Sha512)?),
             _ => return Err(ChunkError("no such digest")),
         };
-        rows.push((rule, source, target, digest));
+        rows.push((rule, source, target, digest, Company::from_bits(byte >> KIND_BITS)));
     }
     let mut tasks = Vec::with_capacity(number);
-    for (rule, source, target, digest) in rows {
+    for (rule, source, target, digest, company) in rows {
         let tag: Tag = packed.text()?.parse().map_err(|_| ChunkError("no such tag"))?;
         let target_tag = match packed.text()? {
             "" => tag.clone(),
             other => other.parse().map_err(|_| ChunkError("no such tag"))?,
         };
         let (source, target) = (Place { home: source, tag }, Place { home: target, tag: target_tag });
-        tasks.push(Planned { rule, source, digest, target });
+        tasks.push(Planned { rule, source, digest, target, company });
     }
     Ok(Chunk { listed_at, tasks })
 }
@@ -203,6 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::image::Companion;
 
     fn place(home: &Arc<Home>, tag: &str) -> Place {
         Place { home: home.clone(), tag: tag.parse().unwrap() }
@@ -215,7 +221,8 @@ mod tests {
             let tag = format!("1.{}.{}-distroless", n / 20, n % 20);
             let digest = Some(Digest::of([Algorithm::Sha256, Algorithm::Sha512][usize::from(n == 3)], tag.as_bytes()));
             let target_tag = if n == 5 { "other" } else { &tag };
-            Planned { rule: 300, source: place(&source, &tag), digest, target: place(&target, target_tag) }
+            let company = if n == 4 { Company::listed([Companion::Sbom]).with_news() } else { Company::default() };
+            Planned { rule: 300, source: place(&source, &tag), digest, target: place(&target, target_tag), company }
         };
         (0..tags).map(task).collect()
     }

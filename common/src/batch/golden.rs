@@ -9,7 +9,7 @@ use super::{
     Chunk, Decoded, Home, Message, MessageTarget, Options, Place, Planned, RuleOptions, SigningKey, decode_chunk,
     encode_chunk,
 };
-use crate::image::{Algorithm, Digest};
+use crate::image::{Algorithm, Company, Digest};
 use crate::secret::Secret;
 
 const MESSAGE: &[u8] = include_bytes!("golden/1-message.json");
@@ -36,6 +36,7 @@ fn message() -> Message {
         source: place("gcr.io", "distroless/static", "nonroot"),
         digest: Some(Digest::sha256(b"{}")),
         listed_at: at(1_767_225_600),
+        company: Company::default(),
         targets: vec![MessageTarget {
             index: 17,
             place: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
@@ -77,6 +78,7 @@ fn a_plan_of_version_1_is_read() {
         source: place("gcr.io", "distroless/static", source_tag),
         digest,
         target: place("docker.io", "gcrxio/gcr.io_distroless_static", target_tag),
+        company: Company::default(),
     };
     let tasks = vec![
         task(3, "nonroot", Some(Digest::sha256(b"{}")), "nonroot"),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, End, Home, Lane, Place, Task, Ticket};
-use crate::image::{Digest, Tag};
+use super::{BatchId, End, Home, Lane, Place, Planned, Task, Ticket};
+use crate::image::{Company, Digest, Tag};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
@@ -32,6 +32,8 @@ pub struct Message {
     pub digest: Option<Digest>,
     /// When that was, to the second.
     pub listed_at: Timestamp,
+    /// What the listing showed of tags that belong to the image.
+    pub company: Company,
     /// Where to: one at least.
     pub targets: Vec<MessageTarget>,
 }
@@ -68,7 +70,14 @@ struct Version1 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<Digest>,
     listed: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    company: u8,
     targets: Vec<Target1>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
+fn is_zero(bits: &u8) -> bool {
+    *bits == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,9 +108,10 @@ impl Message {
         for (run, task) in tasks {
             let lane = lane_of(&task);
             let Task { index, planned } = task;
-            let target = MessageTarget { index, place: planned.target };
+            let target = MessageTarget { index, place: planned.target.clone() };
             let same_source = messages.last().is_some_and(|(_, last)| {
-                last.source == planned.source && last.rule == planned.rule && last.digest == planned.digest
+                (&last.source, last.rule, &last.digest, last.company)
+                    == (&planned.source, planned.rule, &planned.digest, planned.company)
             });
             if !same_source {
                 of_this_source = messages.len();
@@ -110,10 +120,9 @@ impl Message {
             match same {
                 Some((_, message)) => message.targets.push(target),
                 None => {
-                    let (source, digest) = (planned.source, planned.digest);
+                    let Planned { rule, source, digest, company, .. } = planned;
                     let targets = vec![target];
-                    messages
-                        .push((lane, Message { batch, run, rule: planned.rule, source, digest, listed_at, targets }));
+                    messages.push((lane, Message { batch, run, rule, source, digest, listed_at, company, targets }));
                 }
             }
         }
@@ -143,6 +152,7 @@ impl Message {
             tag: self.source.tag.as_str().to_owned(),
             digest: self.digest.clone(),
             listed: self.listed_at.as_second(),
+            company: self.company.bits(),
             targets: self.targets.iter().map(target).collect(),
         };
         // Writing texts and numbers to memory does not fail.
@@ -183,6 +193,7 @@ impl Version1 {
             source: place(self.registry, &self.repository, &self.tag)?,
             digest: self.digest,
             listed_at: Timestamp::from_second(self.listed).map_err(|error| error.to_string())?,
+            company: Company::from_bits(self.company),
             targets: targets.collect::<Result<_, String>>()?,
         })
     }
@@ -199,7 +210,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::batch::Planned;
 
     fn somewhere(end: &str, path: &str, tag: &str) -> Place {
         place(end.parse().unwrap(), path, tag).unwrap()
@@ -213,6 +223,7 @@ mod tests {
             source: somewhere("gcr.io", "distroless/static", "nonroot"),
             digest: Some(Digest::sha256(b"{}")),
             listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
+            company: Company::default(),
             targets: vec![MessageTarget {
                 index: 17,
                 place: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
@@ -266,7 +277,7 @@ mod tests {
     fn one_source_tag_is_one_message_in_each_lane() {
         let task = |index, tag: &str, end: &str, path: &str| {
             let (source, target) = (somewhere("gcr.io", "a", tag), somewhere(end, path, tag));
-            (0, Task { index, planned: Planned { rule: 0, source, digest: None, target } })
+            (0, Task { index, planned: Planned { rule: 0, source, digest: None, target, company: Company::default() } })
         };
         let tasks = [
             task(0, "1", "docker.io", "x/a"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{End, Lane};
-use crate::image::Platform;
+use crate::image::{Digest, Platform};
 use crate::select::TagPattern;
 
 /// The options of a batch.
@@ -68,8 +68,89 @@ pub struct RuleOptions {
     /// A template of the tags under which is kept what others pointed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
+    /// Of an index only these platforms are copied, and the index itself as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sparse: bool,
+    /// What comes along with an image.
+    #[serde(default, skip_serializing_if = "Referrers::are_all")]
+    pub referrers: Referrers,
+    /// Whether layers that live elsewhere are copied.
+    #[serde(default, skip_serializing_if = "ForeignLayers::are_kept")]
+    pub foreign_layers: ForeignLayers,
     /// How long a target tag is believed in, in seconds.
     pub verify_every_seconds: u64,
+    /// How often an unchanged image is asked for new referrers, in seconds.
+    #[serde(default)]
+    pub referrers_every_seconds: u64,
+}
+
+/// Which referrers come along with an image: signatures, SBOMs, attestations and whatever else refers to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WrittenReferrers", into = "WrittenReferrers")]
+pub enum Referrers {
+    /// All of them.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Those of these artifact types.
+    Types(Vec<String>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenReferrers {
+    Flag(bool),
+    Types(Vec<String>),
+}
+
+impl From<WrittenReferrers> for Referrers {
+    fn from(written: WrittenReferrers) -> Referrers {
+        match written {
+            WrittenReferrers::Flag(true) => Referrers::All,
+            WrittenReferrers::Flag(false) => Referrers::None,
+            WrittenReferrers::Types(types) => Referrers::Types(types),
+        }
+    }
+}
+
+impl From<Referrers> for WrittenReferrers {
+    fn from(referrers: Referrers) -> WrittenReferrers {
+        match referrers {
+            Referrers::All => WrittenReferrers::Flag(true),
+            Referrers::None => WrittenReferrers::Flag(false),
+            Referrers::Types(types) => WrittenReferrers::Types(types),
+        }
+    }
+}
+
+impl Referrers {
+    fn are_all(&self) -> bool {
+        *self == Referrers::All
+    }
+
+    /// Whether any come along.
+    pub fn are_wanted(&self) -> bool {
+        *self != Referrers::None
+    }
+}
+
+/// What becomes of layers that live at URLs and that registries need not hold ("foreign", "non-distributable").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForeignLayers {
+    /// They stay where they are: whoever pulls the image gets them there.
+    #[default]
+    Keep,
+    /// They are copied like all others.
+    Copy,
+}
+
+impl ForeignLayers {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
+    fn are_kept(&self) -> bool {
+        *self == ForeignLayers::Keep
+    }
 }
 
 impl Options {
@@ -95,7 +176,44 @@ impl RuleOptions {
             self.platforms.iter().map(|platform| platform.normalized().to_string()).collect();
         platforms.sort();
         platforms.dedup();
-        platforms.join(",")
+        let mut fingerprint = platforms.join(",");
+        if self.sparse {
+            fingerprint.push_str("+sparse");
+        }
+        if self.foreign_layers == ForeignLayers::Copy {
+            fingerprint.push_str("+foreign");
+        }
+        if let Referrers::Types(types) = &self.referrers {
+            let mut types = types.clone();
+            types.sort();
+            types.dedup();
+            let named = types.join(",");
+            fingerprint.push_str("+referrers=");
+            fingerprint.push_str(Digest::sha256(named.as_bytes()).short());
+        }
+        fingerprint
+    }
+
+    /// Whether a tag may point at less than all of an image of its digest.
+    pub fn leaves_out(&self) -> bool {
+        self.sparse && !self.platforms.is_empty()
+    }
+
+    /// Whether the target's digests are not the source's.
+    pub fn cuts(&self) -> bool {
+        !self.sparse && !self.platforms.is_empty()
+    }
+
+    /// Whether an unchanged image that was asked for referrers so long ago need not be asked again.
+    pub fn knows_referrers(&self, tag: &str, asked_ago: Duration) -> bool {
+        asked_ago.as_secs_f64() < self.referrers_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
+    }
+
+    /// How long before now an image is said to have been asked for referrers that was found at the target without ever
+    /// having been asked: a part of the time, another for each tag, so that no run pays for all.
+    pub fn referrers_head_start(&self, tag: &str) -> Duration {
+        // So that it is due after between a twentieth and the whole of the time.
+        Duration::from_secs((self.referrers_every_seconds as f64 * (0.7 - 0.45 * spread(tag))) as u64)
     }
 
     /// The patterns of tags that never move.
@@ -107,13 +225,17 @@ impl RuleOptions {
     /// Whether a target tag that was last seen so long ago is still believed in. When each is asked again differs from tag
     /// to tag, between three quarters and five quarters of the time, so that no run pays for all.
     pub fn believes(&self, tag: &str, seen_ago: Duration) -> bool {
-        // FNV-1a: any hash that is the same on every machine.
-        let hash = tag
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let spread = 0.75 + 0.5 * (hash >> 11) as f64 / (1_u64 << 53) as f64;
-        seen_ago.as_secs_f64() < self.verify_every_seconds as f64 * spread
+        seen_ago.as_secs_f64() < self.verify_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
     }
+}
+
+/// A number from 0 to 1, always the same for a tag.
+fn spread(tag: &str) -> f64 {
+    // FNV-1a: any hash that is the same on every machine.
+    let hash = tag
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    (hash >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -139,6 +261,33 @@ mod tests {
         assert_eq!(of(&["linux/arm64", "linux/amd64"]), of(&["linux/amd64", "linux/arm64/v8"]));
         assert_ne!(of(&["linux/arm64"]), of(&["linux/amd64"]));
         assert_eq!(of(&[]), "");
+        let platforms = vec!["linux/amd64".parse().unwrap()];
+        let sparse = RuleOptions { platforms, sparse: true, ..Default::default() };
+        assert_ne!(sparse.fingerprint(), of(&["linux/amd64"]));
+        let foreign = RuleOptions { foreign_layers: ForeignLayers::Copy, ..Default::default() };
+        assert_eq!(foreign.fingerprint(), "+foreign");
+        let typed = |types: &[&str]| {
+            let types = types.iter().map(|text| (*text).to_owned()).collect();
+            RuleOptions { referrers: Referrers::Types(types), ..Default::default() }.fingerprint()
+        };
+        assert_eq!(typed(&["a", "b"]), typed(&["b", "a"]));
+        assert_ne!(typed(&["a"]), typed(&["b"]));
+    }
+
+    #[test]
+    fn images_that_were_never_asked_are_asked_within_the_time_and_not_all_at_once() {
+        let options = RuleOptions { referrers_every_seconds: 1000, ..Default::default() };
+        let asked_after = |after: u64| {
+            let is_due = |tag: &str| {
+                let head_start = options.referrers_head_start(tag);
+                assert!(options.knows_referrers(tag, head_start), "not in this run");
+                !options.knows_referrers(tag, head_start + Duration::from_secs(after))
+            };
+            (0..1000).filter(|n| is_due(&format!("v{n}"))).count()
+        };
+        assert_eq!(asked_after(40), 0);
+        assert!((300..700).contains(&asked_after(500)), "{}", asked_after(500));
+        assert_eq!(asked_after(1001), 1000);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BatchId, Place};
 use crate::error::{Class, Error};
-use crate::image::Digest;
+use crate::image::{Company, Digest};
 
 /// The most bytes that the words of a [`Failure`] have.
 pub const MAX_ERROR_BYTES: usize = 350;
@@ -22,6 +22,8 @@ pub struct Planned {
     pub digest: Option<Digest>,
     /// The tag to write.
     pub target: Place,
+    /// What the listing showed of tags that belong to the image.
+    pub company: Company,
 }
 
 /// A task of a batch.

@@ -166,6 +166,16 @@ const PLATFORMS: Key = key(
     Kind::Several(&Kind::Text),
     "Only these platforms: os/arch or os/arch/variant. All of them if left out.",
 );
+const SPARSE: Key = key(
+    "sparse",
+    Kind::Flag,
+    "With `platforms`: the index stays as it is, and only those of its images are copied; for targets that take that.",
+);
+const FOREIGN_LAYERS: Key = key(
+    "foreign_layers",
+    Kind::Text,
+    "keep: layers that live at URLs of their own stay there; copy: they are copied like others (keep).",
+);
 const REFERRERS: Key = key(
     "referrers",
     Kind::Either(&[Kind::Flag, Kind::List(&Kind::Text)]),
@@ -185,7 +195,10 @@ const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, fo
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
 pub(super) static DEFAULTS: Section =
-    Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS, IMMUTABLE, BACKUP] };
+    Section {
+    title: "`defaults`",
+    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP],
+};
 
 pub(super) static RULE: Section = Section {
     title: "a rule",
@@ -198,6 +211,8 @@ pub(super) static RULE: Section = Section {
         key("from", Kind::Text, "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`."),
         TAGS,
         PLATFORMS,
+        SPARSE,
+        FOREIGN_LAYERS,
         TO,
         NAME,
         REFERRERS,

@@ -30,13 +30,14 @@ use crate::image::RegistryName;
 use crate::naming::Base;
 use crate::secret::Secret;
 
+pub use crate::batch::{ForeignLayers, Referrers};
 pub use errors::{ConfigErrors, Problem};
 pub use keep::{Prune, PruneLimit};
 pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
-pub use rule::{Destination, Referrers, Rule, Source};
+pub use rule::{Destination, Rule, Source};
 pub use show::yaml_scalar;
 pub use url::SecretUrl;
 

@@ -10,6 +10,7 @@ use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
 use super::preset::{self, KnownPreset, Preset};
 use super::reader::{Fields, Reader};
 use super::yaml::{Node, Value};
+use crate::batch::{ForeignLayers, Referrers};
 use crate::image::{Platform, RepositoryName, Tag};
 use crate::naming::{BackupName, Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
 use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection, TagPattern};
@@ -25,6 +26,10 @@ pub struct Rule {
     pub selection: Selection,
     /// Only these platforms; all of them if empty.
     pub platforms: Vec<Platform>,
+    /// Of an index only these platforms are copied, and the index itself as it is.
+    pub sparse: bool,
+    /// What becomes of layers that live elsewhere.
+    pub foreign_layers: ForeignLayers,
     /// Where to; at least one.
     pub to: Vec<Destination>,
     /// What targets are called; none written leaves it to the preset and the kind of target, see [`Rule::style_at`].
@@ -73,18 +78,6 @@ pub enum Destination {
     Layout(PathBuf),
 }
 
-/// Which referrers come along with an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Referrers {
-    /// All of them.
-    #[default]
-    All,
-    /// None.
-    None,
-    /// Those of these artifact types.
-    Types(Vec<String>),
-}
-
 impl Rule {
     /// The naming style at a destination: what was written, else `full` in a layout and `flat` in a registry.
     pub fn style_at(&self, destination: &Destination) -> Style {
@@ -124,6 +117,8 @@ pub(super) struct Defaults {
     pub(super) name: Option<Style>,
     selection: Option<Selection>,
     platforms: Option<Vec<Platform>>,
+    sparse: Option<bool>,
+    foreign_layers: Option<ForeignLayers>,
     referrers: Option<Referrers>,
     immutable: Option<Vec<TagPattern>>,
     backup: Option<BackupName>,
@@ -164,6 +159,19 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         }),
         selection: fields.get("tags").map(|node| read_selection(reader, node)),
         platforms: fields.get("platforms").map(|node| reader.parse_several(node)),
+        sparse: fields.get("sparse").and_then(|node| reader.flag(node)),
+        foreign_layers: fields.get("foreign_layers").and_then(|node| match reader.text(node)? {
+            "keep" => Some(ForeignLayers::Keep),
+            "copy" => Some(ForeignLayers::Copy),
+            other => {
+                reader.refuse(
+                    node,
+                    format!("foreign layers are kept as references (`keep`) or copied (`copy`), not `{other}`"),
+                    None,
+                );
+                None
+            }
+        }),
         referrers: fields.get("referrers").and_then(|node| match &node.value {
             Value::List(_) => {
                 let types: Vec<String> =
@@ -185,6 +193,8 @@ impl Defaults {
             name: self.name.or_else(|| other.name.clone()),
             selection: self.selection.or_else(|| other.selection.clone()),
             platforms: self.platforms.or_else(|| other.platforms.clone()),
+            sparse: self.sparse.or(other.sparse),
+            foreign_layers: self.foreign_layers.or(other.foreign_layers),
             referrers: self.referrers.or_else(|| other.referrers.clone()),
             immutable: self.immutable.or_else(|| other.immutable.clone()),
             backup: self.backup.or_else(|| other.backup.clone()),
@@ -199,6 +209,8 @@ impl Defaults {
             source,
             selection: self.selection.clone().unwrap_or_default(),
             platforms: self.platforms.clone().unwrap_or_default(),
+            sparse: self.sparse.unwrap_or_default(),
+            foreign_layers: self.foreign_layers.unwrap_or_default(),
             to: self.to.clone().or_else(home).unwrap_or_default(),
             name: self.name.clone(),
             referrers: self.referrers.clone().unwrap_or_default(),
@@ -373,6 +385,9 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
     {
         reader.report(&place("backup"), "a layout keeps no backups; `backup` is for registries");
     }
+    if rule.sparse && rule.platforms.is_empty() && fields.get("sparse").is_some() {
+        reader.report_with(&place("sparse"), "`sparse` needs `platforms`", "name those that are to be copied");
+    }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {
             reader.report(&place("to"), "the same place is written twice");
@@ -447,7 +462,7 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                 let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
                 must_collide(&theirs, &this).is_some()
                     || (same_source
-                        && other_rule.platforms != rule.platforms
+                        && (&other_rule.platforms, other_rule.sparse) != (&rule.platforms, rule.sparse)
                         && other_rule.selection.surely_overlaps(&rule.selection))
             });
             if let Some((other, ..)) = met {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{
-    ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source,
+    ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Pem, Preset, Referrers, RegistrySettings,
+    Rule, Source,
 };
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
@@ -174,6 +175,8 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         yaml.close();
     }
     yaml.list("platforms", rule.platforms.iter().map(ToString::to_string));
+    yaml.option("sparse", rule.sparse.then_some(true));
+    yaml.option("foreign_layers", (rule.foreign_layers == ForeignLayers::Copy).then_some("copy"));
     yaml.list("to", rule.to.iter().map(destination));
     // Left out where it depends on the destination, or on the preset.
     let styles: Vec<String> = rule.to.iter().map(|to| rule.style_at(to).to_string()).collect();

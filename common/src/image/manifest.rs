@@ -181,20 +181,41 @@ impl Manifest {
         Descriptor::new(self.media_type.clone(), self.digest.clone(), self.bytes.len() as u64)
     }
 
+    /// What kind of artifact it is, as registries list it among referrers: its `artifactType`, else its config's type.
+    pub fn artifact_type(&self) -> Option<&str> {
+        self.parsed.artifact_type.as_deref().or_else(|| match &self.parsed.kind {
+            Kind::Image { config: Some(config), .. } => Some(config.media_type.as_str()),
+            _ => None,
+        })
+    }
+
     /// The blobs that it needs to be whole, each once: config first, then the layers that registries must hold.
     /// Foreign layers live at their `urls` and are left as references.
     pub fn blobs(&self) -> Vec<&Descriptor> {
-        let Kind::Image { config, layers } = &self.parsed.kind else { return Vec::new() };
+        self.blobs_with(false)
+    }
+
+    /// The same, with foreign layers or without.
+    pub fn blobs_with(&self, foreign_layers: bool) -> Vec<&Descriptor> {
         let mut seen = std::collections::HashSet::new();
-        let wanted = layers.iter().filter(|layer| !layer.media_type.is_foreign_layer() || layer.urls.is_empty());
+        let (config, layers) = match &self.parsed.kind {
+            Kind::Image { config, layers } => (config, layers),
+            Kind::Index { manifests } => {
+                let blobs = manifests.iter().filter(|child| child.media_type.is_blob_in_index());
+                return blobs.filter(|blob| seen.insert(&blob.digest)).collect();
+            }
+        };
+        let is_left = |layer: &&Descriptor| layer.media_type.is_foreign_layer() && !layer.urls.is_empty();
+        let wanted = layers.iter().filter(|layer| foreign_layers || !is_left(layer));
         config.iter().map(|config| &**config).chain(wanted).filter(|blob| seen.insert(&blob.digest)).collect()
     }
 
-    /// The manifests that an index lists, each once.
+    /// The manifests that an index lists, each once; not the blobs that some list beside them.
     pub fn children(&self) -> Vec<&Descriptor> {
         let Kind::Index { manifests } = &self.parsed.kind else { return Vec::new() };
         let mut seen = std::collections::HashSet::new();
-        manifests.iter().filter(|child| seen.insert(&child.digest)).collect()
+        let children = manifests.iter().filter(|child| !child.media_type.is_blob_in_index());
+        children.filter(|child| seen.insert(&child.digest)).collect()
     }
 }
 
@@ -242,8 +263,11 @@ mod tests {
         let (c, l) = (descriptor("c"), descriptor("l"));
         let image = parse(&format!(r#"{{"schemaVersion":2,"config":{c},"layers":[{l},{l},{c}]}}"#), "").unwrap();
         assert_eq!(image.blobs().len(), 2);
+        let cache = parse(&format!(r#"{{"schemaVersion":2,"manifests":[{c},{l},{c}]}}"#), "").unwrap();
+        assert_eq!((cache.children().len(), cache.blobs().len()), (0, 2), "an index of layers is a cache");
+        let (c, l) = (c.replace("layer.v1.tar", "manifest.v1+json"), l.replace("layer.v1.tar", "manifest.v1+json"));
         let index = parse(&format!(r#"{{"schemaVersion":2,"manifests":[{c},{l},{c}]}}"#), "").unwrap();
-        assert_eq!(index.children().len(), 2);
+        assert_eq!((index.children().len(), index.blobs().len()), (2, 0));
     }
 
     #[test]

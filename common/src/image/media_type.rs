@@ -64,6 +64,13 @@ impl MediaType {
         matches!(self, MediaType::OciManifest | MediaType::DockerManifest)
     }
 
+    /// Whether it is certainly no manifest although an index lists it: caches of builds are such indexes (BuildKit,
+    /// `type=registry` without `image-manifest=true`).
+    pub fn is_blob_in_index(&self) -> bool {
+        matches!(self, MediaType::Other(text)
+            if text.contains(".image.layer.") || text.contains(".image.rootfs.") || text.starts_with("application/vnd.buildkit.cacheconfig"))
+    }
+
     /// A layer that lives at its `urls` and that registries need not hold ("foreign", "non-distributable").
     pub fn is_foreign_layer(&self) -> bool {
         matches!(self, MediaType::Other(text)
@@ -102,6 +109,20 @@ mod tests {
     fn an_unknown_type_is_kept_as_it_is_written() {
         assert_eq!(MediaType::new("application/vnd.Example+tar").as_str(), "application/vnd.Example+tar");
         assert_eq!(MediaType::new(""), MediaType::Missing);
+    }
+
+    #[test]
+    fn what_caches_list_is_told_from_manifests() {
+        for text in [
+            "application/vnd.buildkit.cacheconfig.v0",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+        ] {
+            assert!(MediaType::new(text).is_blob_in_index());
+        }
+        for text in ["", "application/vnd.oci.image.manifest.v1+json", "application/vnd.example.new+json"] {
+            assert!(!MediaType::new(text).is_blob_in_index());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no I/O, no async, no HTTP.
 
+mod companion;
 mod descriptor;
 mod digest;
 mod manifest;
@@ -9,6 +10,7 @@ mod media_type;
 mod platform;
 mod reference;
 
+pub use companion::{Companion, Company};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
 pub use manifest::{Kind, Manifest, ManifestError, Parsed};

@@ -187,6 +187,11 @@ impl Tag {
     pub fn latest() -> Tag {
         Tag("latest".into())
     }
+
+    /// One that was made of parts that are known to fit.
+    pub(super) fn of_checked(text: String) -> Tag {
+        Tag(text.into())
+    }
 }
 
 impl FromStr for Tag {

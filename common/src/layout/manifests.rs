@@ -10,7 +10,7 @@ use super::trouble::Trouble;
 use super::writer::Part;
 use super::{Layout, Shared};
 use crate::error::{Class, Result};
-use crate::image::{Descriptor, Digest, Manifest, ManifestError, MediaType};
+use crate::image::{Companion, Descriptor, Digest, Manifest, ManifestError, MediaType};
 use crate::registry::{Head, ManifestPut, ManifestRef};
 
 /// How many names a message lists.
@@ -117,7 +117,7 @@ impl LayoutRepository {
         let Some(reference) = enter else { return Ok(()) };
         let mut descriptor = manifest.descriptor();
         if manifest.parsed().subject.is_some() {
-            descriptor.artifact_type = super::referrers::artifact_type(manifest);
+            descriptor.artifact_type = manifest.artifact_type().map(str::to_owned);
             descriptor.annotations = manifest.parsed().annotations.clone();
         }
         self.layout.enter(Change { repository: name, reference: reference.clone(), descriptor }, &tried).await
@@ -129,7 +129,7 @@ impl Shared {
         let index = self.read_index()?;
         let here = |entry: &&Entry| name.is_none() || entry.repository.as_ref() == name;
         let found: Vec<&Entry> = match reference {
-            None => index.entries().filter(here).collect(),
+            None => self.own_images(index.entries().filter(here).collect()),
             Some(ManifestRef::Tag(tag)) => {
                 let tagged = || index.entries().filter(here).filter(|entry| entry.tag.as_ref() == Some(tag));
                 // Of several with the same name, the first counts, as it does for others who read layouts.
@@ -165,6 +165,19 @@ impl Shared {
         }
     }
 
+    /// Entries without those that belong to another image, unless there are only such.
+    fn own_images<'a>(&self, entries: Vec<&'a Entry>) -> Vec<&'a Entry> {
+        if entries.len() < 2 {
+            return entries;
+        }
+        let is_own = |entry: &&Entry| match &entry.tag {
+            Some(tag) => Companion::read(tag.as_str()).is_none(),
+            None => self.subject_of(&entry.descriptor).is_none(),
+        };
+        let own: Vec<&Entry> = entries.iter().copied().filter(is_own).collect();
+        if own.is_empty() { entries } else { own }
+    }
+
     /// A manifest that is a part of another one.
     fn unlisted(&self, digest: &Digest, index: &Index) -> Result<Descriptor, Trouble> {
         match self.blob_file(digest)? {
@@ -180,7 +193,8 @@ impl Shared {
     pub(super) fn manifest(&self, found: &Descriptor) -> Result<Manifest, Trouble> {
         let unfit = |error: ManifestError| {
             let class = match error {
-                ManifestError::Schema1 | ManifestError::Unknown(_) => Class::Unsupported,
+                ManifestError::Schema1 => Class::Outdated,
+                ManifestError::Unknown(_) => Class::Unsupported,
                 ManifestError::Unparsable(_) | ManifestError::TooLarge => Class::BadAnswer,
             };
             Trouble::bad(class, error.to_string())

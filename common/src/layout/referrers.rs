@@ -6,7 +6,7 @@ use super::manifests::LayoutRepository;
 use super::trouble::Trouble;
 use super::{Layout, Shared};
 use crate::error::Result;
-use crate::image::{Descriptor, Digest, Kind, Manifest};
+use crate::image::{Descriptor, Digest};
 
 impl LayoutRepository {
     /// What refers to a manifest, by the index; empty where there is nothing. Cosign's signatures have tags, and are found
@@ -35,7 +35,7 @@ impl Shared {
     }
 
     /// What a listed manifest refers to. One that cannot be read refers to nothing: it is an error when it is wanted.
-    fn subject_of(&self, descriptor: &Descriptor) -> Option<Digest> {
+    pub(super) fn subject_of(&self, descriptor: &Descriptor) -> Option<Digest> {
         let known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&descriptor.digest).cloned();
         if let Some(known) = known {
             return known;
@@ -46,13 +46,4 @@ impl Shared {
         subjects.insert(descriptor.digest.clone(), subject.clone());
         subject
     }
-}
-
-/// What kind of artifact a manifest is, as registries list it among referrers.
-pub(super) fn artifact_type(manifest: &Manifest) -> Option<String> {
-    let parsed = manifest.parsed();
-    parsed.artifact_type.clone().or_else(|| match &parsed.kind {
-        Kind::Image { config: Some(config), .. } => Some(config.media_type.to_string()),
-        _ => None,
-    })
 }

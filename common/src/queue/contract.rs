@@ -67,6 +67,7 @@ pub fn message(source: &str, batch: BatchId, index: u32) -> (Lane, Message) {
         source: place(&lane.source),
         digest: None,
         listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
+        company: crate::image::Company::default(),
         targets: vec![MessageTarget { index, place: place(&lane.target) }],
     };
     (lane, message)

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
+use url::Url;
 
 use super::transport::{Answer, Outgoing};
-use super::{Access, Registry, Repository, range};
+use super::{Access, Registry, Repository, hop, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
 
@@ -86,12 +87,43 @@ impl Repository {
         {
             return Ok(opened);
         }
-        self.blob_open_here(blob, offset).await
+        match self.blob_open_here(blob, offset).await {
+            Err(error) if error.class() == Class::NotFound && blob.media_type.is_foreign_layer() => {
+                self.foreign_open(blob, offset, error).await
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens a layer where it really lives: the first of its URLs that has it. Nothing of ours goes there: no credentials,
+    /// and no way to addresses that a redirect could not lead to.
+    async fn foreign_open(&self, blob: &Descriptor, offset: u64, missing: Error) -> Result<Opened> {
+        let mut failure = missing;
+        for written in &blob.urls {
+            let tried = format!("{} at a URL that the manifest names", self.reading(&blob.digest));
+            let url = written
+                .parse::<Url>()
+                .map_err(|error| Error::new(Class::BadAnswer, &tried, format!("`{written}` is no URL")).because(error));
+            let opened = async {
+                let (from, reach) = (&self.registry.base, self.reach().await);
+                let url = hop::check(from, url?, reach, self.registry.settings.allow_private, "foreign layer")?;
+                self.blob_open_at(url, blob, offset, tried).await
+            };
+            match opened.await {
+                Ok(opened) => return Ok(opened),
+                Err(error) if error.is_cancelled() => return Err(error),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure.hint("`foreign_layers: keep` leaves such layers where they are"))
     }
 
     async fn blob_open_here(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let tried = self.reading(&blob.digest);
-        let mut request = Outgoing::new(Method::GET, self.url(&format!("blobs/{}", blob.digest)), &tried);
+        self.blob_open_at(self.url(&format!("blobs/{}", blob.digest)), blob, offset, self.reading(&blob.digest)).await
+    }
+
+    async fn blob_open_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<Opened> {
+        let mut request = Outgoing::new(Method::GET, url, &tried);
         if offset > 0 {
             request = request.header(header::RANGE, &format!("bytes={offset}-"));
         }

@@ -86,26 +86,35 @@ impl Repository {
     /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
     /// takes it for that, and hears from the push whether it was meant.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        self.manifest_head_counted(reference, Counted::Request).await
+    }
+
+    pub(crate) async fn manifest_head_counted(
+        &self,
+        reference: &ManifestRef,
+        counted: Counted,
+    ) -> Result<Option<Head>> {
         let at_mirror = |mirror: Repository| async move {
             let missing = || Error::new(Class::NotFound, mirror.place(reference), "it is not there");
-            mirror.manifest_asked(reference).await?.ok_or_else(missing)
+            mirror.manifest_asked(reference, counted).await?.ok_or_else(missing)
         };
         if self.has_mirrors()
             && let Some(head) = Box::pin(self.at_mirrors(at_mirror)).await?
         {
             return Ok(Some(head));
         }
-        match self.manifest_asked(reference).await {
+        match self.manifest_asked(reference, counted).await {
             Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(None),
             asked => asked,
         }
     }
 
-    async fn manifest_asked(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+    pub(super) async fn manifest_asked(&self, reference: &ManifestRef, counted: Counted) -> Result<Option<Head>> {
         let tried = format!("asking for {}", self.place(reference));
         let head = self
             .with_retries(|| async {
-                let answer = self.send(self.manifest_request(Method::HEAD, reference, &tried)).await?;
+                let request = self.manifest_request(Method::HEAD, reference, &tried).counted(counted);
+                let answer = self.send(request).await?;
                 match answer.status() {
                     StatusCode::OK => {
                         let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
@@ -126,12 +135,16 @@ impl Repository {
             .await?;
         match head {
             // Where it is only asked whether to write, a wrong "no" costs a request and no image.
-            Asked::Missing if self.access == Access::Push && !self.registry.heads_fail.load(Ordering::Relaxed) => {
+            // Nor does one for what mostly is not there.
+            Asked::Missing
+                if (self.access == Access::Push || counted == Counted::Referrers)
+                    && !self.registry.heads_fail.load(Ordering::Relaxed) =>
+            {
                 Ok(None)
             }
             Asked::There(Some(head)) => Ok(Some(head)),
             // Some answer HEADs with 404 whatever is there, or with less than they should.
-            Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, Counted::Request).await {
+            Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, counted).await {
                 Ok(manifest) => {
                     self.registry.heads_fail.store(true, Ordering::Relaxed);
                     Ok(Some(Head { digest: manifest.digest().clone(), media_type: manifest.media_type().clone() }))
@@ -197,7 +210,8 @@ impl Repository {
         }
         Manifest::parse_as(bytes, digest, &content_type).map_err(|error| {
             let class = match error {
-                ManifestError::Schema1 | ManifestError::Unknown(_) => Class::Unsupported,
+                ManifestError::Schema1 => Class::Outdated,
+                ManifestError::Unknown(_) => Class::Unsupported,
                 ManifestError::Unparsable(_) | ManifestError::TooLarge => Class::BadAnswer,
             };
             Error::new(class, tried, error.to_string()).because(error)

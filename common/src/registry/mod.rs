@@ -40,7 +40,7 @@ mod transport;
 mod uploads;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,6 +58,7 @@ pub use manifests::{Deleted, Head, ManifestPut, ManifestRef};
 pub use pacer::Hold;
 pub use paged::{Next, Page};
 pub use patience::PATIENCE;
+pub use referrers::FallbackTag;
 pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
@@ -123,6 +124,8 @@ struct Registry {
     making: create::Making,
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
+    /// Repositories that were seen to have no referrers API: one host can stand before several registries.
+    no_referrers: Mutex<HashSet<RepositoryName>>,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
     logins: Arc<Logins>,
@@ -274,6 +277,7 @@ impl Client {
             mounts: Mounts::default(),
             making: create::Making::default(),
             heads_fail: AtomicBool::new(false),
+            no_referrers: Mutex::default(),
             warned: AtomicBool::new(false),
             logins,
             turn: AtomicUsize::new(0),

@@ -1,20 +1,25 @@
 //! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, and by the fallback tag where a registry
 //! lacks it. Requests made here are counted apart from those of a copy.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
+use rand::Rng as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
 use super::context::Counted;
-use super::manifests::ManifestRef;
+use super::manifests::{Head, ManifestPut, ManifestRef};
 use super::transport::Outgoing;
 use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
-use crate::image::{Descriptor, Digest, Kind, Manifest, MediaType, Tag};
+use crate::image::{Companion, Descriptor, Digest, Kind, Manifest, MediaType, RepositoryName, Tag};
+use crate::retry;
 
 /// A page of referrers is an index.
 const MAX_PAGE_BYTES: usize = 8 << 20;
@@ -58,9 +63,63 @@ impl FallbackLocks {
     }
 }
 
+/// How often an index is written again that somebody else wrote at the same time.
+const FALLBACK_ROUNDS: usize = 8;
+/// How long is waited before that, at the most, in milliseconds.
+const FALLBACK_PAUSE_MS: u64 = 400;
+
+/// What is known of the index under the fallback tag before it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallbackTag {
+    /// Nothing: it is asked for where the registry lacks the API.
+    Unknown,
+    /// The repository's list of tags shows some: it is asked for whatever the API says.
+    Listed,
+    /// The repository's list of tags shows none.
+    Absent,
+}
+
 impl Repository {
     /// What refers to a manifest: signatures, SBOMs, attestations. Empty where there is nothing.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(self.referrers_beside(subject, FallbackTag::Unknown).await?.0)
+    }
+
+    /// The same, where something may be known of the fallback tag; and the index under that, where it was read.
+    pub async fn referrers_beside(
+        &self,
+        subject: &Digest,
+        fallback: FallbackTag,
+    ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
+        let listed = match self.referrers_by_api(subject).await {
+            // A mirror serves what is asked for by name, and says nothing of what refers to it.
+            Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
+                self.context.warn(format!("{error}; what refers to it is left out this time"));
+                None
+            }
+            listed => listed?,
+        };
+        let (has_api, mut found) = (listed.is_some(), listed.unwrap_or_default());
+        // Where there is the API, an index is left from the days before.
+        if fallback == FallbackTag::Absent || (has_api && fallback == FallbackTag::Unknown) {
+            return Ok((found, None));
+        }
+        let Some(index) = self.fallback_index(subject).await? else { return Ok((found, None)) };
+        if let Kind::Index { manifests } = index.kind() {
+            for other in manifests {
+                if !found.iter().any(|known| known.digest == other.digest) {
+                    found.push(other.clone());
+                }
+            }
+        }
+        Ok((found, Some(index.digest().clone())))
+    }
+
+    /// `None`: the registry does not have the API.
+    async fn referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
+        if self.without_api().contains(&self.name) {
+            return Ok(None);
+        }
         let tried = format!("listing the referrers of {}@{subject}", self.label());
         let mut found = Vec::new();
         let mut next = Some(self.url(&format!("referrers/{subject}")));
@@ -75,10 +134,14 @@ impl Repository {
                     found.extend(page);
                     next = after;
                 }
-                None => return self.fallback_referrers(subject).await,
+                None => return Ok(None),
             }
         }
-        Ok(found)
+        Ok(Some(found))
+    }
+
+    fn without_api(&self) -> std::sync::MutexGuard<'_, HashSet<RepositoryName>> {
+        self.registry.no_referrers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None`: the registry does not have the API.
@@ -87,10 +150,27 @@ impl Repository {
             .header(header::ACCEPT, MediaType::OciIndex.as_str())
             .counted(Counted::Referrers);
         let answer = self.send(request).await?;
-        match answer.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => return Ok(None),
-            _ => return Err(self.refusal(answer, tried).await),
+        let status = answer.status();
+        if status != StatusCode::OK {
+            let error = self.refusal(answer, tried).await;
+            let about_content = matches!(error.code(), Some("NAME_UNKNOWN" | "MANIFEST_UNKNOWN"));
+            return match status {
+                _ if error.class() == Class::RateLimited => Err(error),
+                StatusCode::NOT_FOUND
+                | StatusCode::METHOD_NOT_ALLOWED
+                | StatusCode::BAD_REQUEST
+                | StatusCode::NOT_ACCEPTABLE
+                | StatusCode::NOT_IMPLEMENTED => {
+                    if !about_content {
+                        self.without_api().insert(self.name.clone());
+                    }
+                    Ok(None)
+                }
+                // Some let nobody in at addresses that they do not know. Who may not read here at all hears that from
+                // the manifest.
+                _ if error.class() == Class::Denied => Ok(None),
+                _ => Err(error.hint("`referrers: false` copies the image without what refers to it")),
+            };
         }
         // A proxy that answers everything with a page of its own has no API.
         let content_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
@@ -112,68 +192,100 @@ impl Repository {
         Ok(Some((index.manifests, next)))
     }
 
-    async fn fallback_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let Some(manifest) = self.fallback_index(subject).await? else { return Ok(Vec::new()) };
-        match manifest.kind() {
-            Kind::Index { manifests } => Ok(manifests.clone()),
-            Kind::Image { .. } => Ok(Vec::new()),
-        }
-    }
-
     async fn fallback_index(&self, subject: &Digest) -> Result<Option<Manifest>> {
-        let tag: Tag = subject.fallback_tag().parse().map_err(|error: crate::image::ParseReferenceError| {
-            Error::new(Class::Invalid, "making a fallback tag", error.to_string())
-        })?;
+        let tag = Companion::Referrers.tag_of(subject);
         match self.manifest_get_counted(&ManifestRef::Tag(tag), Counted::Referrers).await {
             Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if error.class() == Class::NotFound => Ok(None),
+            // Some answer so for a tag that is missing. Who may not read here at all hears that from the image.
+            Err(error) if matches!(error.class(), Class::NotFound | Class::Denied) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Adds a referrer to the index under its subject's fallback tag, for registries that do not keep referrers by
+    /// What stands under a companion's tag; counted as what is asked of referrers.
+    pub async fn companion_head(&self, tag: &Tag) -> Result<Option<Head>> {
+        // That a mirror lacks it says nothing: it is the registry itself that is asked, as it is for lists.
+        match self.manifest_asked(&ManifestRef::Tag(tag.clone()), Counted::Referrers).await {
+            Err(error) if error.class() == Class::Denied => Ok(None),
+            Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
+                self.context.warn(format!("{error}; it is left out this time"));
+                Ok(None)
+            }
+            head => head,
+        }
+    }
+
+    /// Puts a companion under its tag; counted as what is asked of referrers.
+    pub async fn companion_put(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
+        self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), manifest, Counted::Referrers).await
+    }
+
+    /// Adds referrers to the index under their subject's fallback tag, for registries that do not keep referrers by
     /// themselves. Adding what is there already changes nothing, and what the index holds besides is kept.
-    pub async fn add_to_fallback(&self, subject: &Digest, referrer: &Manifest) -> Result<()> {
-        let tried = "writing an index of referrers";
-        let invalid = |error: String| Error::new(Class::Invalid, tried, error);
+    ///
+    /// The index is read, changed and written: of two writers at once one would be lost. Within a process they wait for
+    /// each other; other processes are kept away by whoever calls this. Against all others it is looked at once more
+    /// when it was written, and written again where something is missing.
+    pub async fn add_to_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
+        let tried = format!("writing the index of referrers of {}@{subject}", self.label());
         let lock = self.client.0.fallbacks.of((&self.registry.name, &self.name, subject));
+        let cancelled = || Error::cancelled(&tried);
         let _alone = tokio::select! {
             alone = lock.lock() => alone,
-            () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
+            () = self.context.cancel.cancelled() => return Err(cancelled()),
         };
-        let found = self.fallback_index(subject).await?.filter(|found| matches!(found.kind(), Kind::Index { .. }));
-        if found.iter().flat_map(Manifest::children).any(|known| known.digest == *referrer.digest()) {
-            return Ok(());
-        }
-        let mut descriptor = referrer.descriptor();
-        let parsed = referrer.parsed();
-        descriptor.artifact_type = parsed.artifact_type.clone().or_else(|| match &parsed.kind {
-            Kind::Image { config: Some(config), .. } => Some(config.media_type.to_string()),
-            _ => None,
-        });
-        descriptor.annotations = parsed.annotations.clone();
-        let descriptor = serde_json::to_value(&descriptor).map_err(|error| invalid(error.to_string()))?;
-        // As JSON, not as what we know of it: others write fields there that are not ours to lose.
-        let (mut index, media_type) = match &found {
-            Some(found) => {
-                let index = serde_json::from_slice(found.bytes()).map_err(|error| invalid(error.to_string()))?;
-                (index, found.media_type().clone())
+        for _ in 0..FALLBACK_ROUNDS {
+            let found = self.fallback_index(subject).await?.filter(|found| matches!(found.kind(), Kind::Index { .. }));
+            let is_listed = |referrer: &Manifest| {
+                found.iter().flat_map(Manifest::children).any(|known| known.digest == *referrer.digest())
+            };
+            let missing: Vec<&Manifest> = referrers.iter().filter(|referrer| !is_listed(referrer)).collect();
+            if missing.is_empty() {
+                return Ok(());
             }
-            None => (
-                json!({"schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": []}),
-                MediaType::OciIndex,
-            ),
-        };
-        match index.get_mut("manifests").and_then(Value::as_array_mut) {
-            Some(manifests) => manifests.push(descriptor),
-            None => return Err(invalid("the index there has no list of manifests".to_owned())),
+            let index =
+                with_added(found.as_ref(), &missing).map_err(|error| Error::new(Class::Invalid, &tried, error))?;
+            let tag = Companion::Referrers.tag_of(subject);
+            self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), &index, Counted::Referrers).await?;
+            // Somebody who did not wait may have written at the same time.
+            let there = self.manifest_head_counted(&ManifestRef::Tag(tag), Counted::Referrers).await?;
+            if there.is_none_or(|there| there.digest == *index.digest()) {
+                return Ok(());
+            }
+            let pause = Duration::from_millis(rand::rng().random_range(0..FALLBACK_PAUSE_MS));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.context.cancel.cancelled() => return Err(cancelled()),
+            }
         }
-        let bytes = serde_json::to_vec(&index).map_err(|error| invalid(error.to_string()))?;
-        let index = Manifest::parse(Bytes::from(bytes), &media_type).map_err(|error| invalid(error.to_string()))?;
-        let tag: Tag = subject
-            .fallback_tag()
-            .parse()
-            .map_err(|error: crate::image::ParseReferenceError| invalid(error.to_string()))?;
-        self.manifest_put_counted(&ManifestRef::Tag(tag), &index, Counted::Referrers).await.map(drop)
+        let detail = "others write it at the same time, again and again";
+        Err(Error::new(Class::ServerError, tried, detail).hint("let one program at a time write referrers there"))
     }
+}
+
+/// The index with more in it. As JSON, not as what we know of it: others write fields there that are not ours to lose.
+fn with_added(found: Option<&Manifest>, referrers: &[&Manifest]) -> Result<Manifest, String> {
+    let (mut index, media_type) = match found {
+        Some(found) => {
+            let index = serde_json::from_slice(found.bytes()).map_err(|error| error.to_string())?;
+            (index, found.media_type().clone())
+        }
+        None => (
+            json!({"schemaVersion": 2, "mediaType": MediaType::OciIndex.as_str(), "manifests": []}),
+            MediaType::OciIndex,
+        ),
+    };
+    let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
+        return Err("the index there has no list of manifests".to_owned());
+    };
+    for referrer in referrers {
+        let descriptor = Descriptor {
+            artifact_type: referrer.artifact_type().map(str::to_owned),
+            annotations: referrer.parsed().annotations.clone(),
+            ..referrer.descriptor()
+        };
+        manifests.push(serde_json::to_value(&descriptor).map_err(|error| error.to_string())?);
+    }
+    let bytes = serde_json::to_vec(&index).map_err(|error| error.to_string())?;
+    Manifest::parse(Bytes::from(bytes), &media_type).map_err(|error| error.to_string())
 }

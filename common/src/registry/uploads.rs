@@ -104,6 +104,7 @@ impl Repository {
                 | Class::Refused
                 | Class::Incomplete
                 | Class::Unsupported
+                | Class::Outdated
                 | Class::BadAnswer
                 | Class::ServerError => {
                     self.registry.mounts.refuse(from, &self.name);

@@ -126,6 +126,8 @@ fn show_moment(moment: Timestamp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 pub enum Reason {
     /// Not what the OCI specification calls a tag.
     NotATag,
+    /// A signature, an attestation, an SBOM or an index of referrers: it goes where its image goes.
+    Companion,
     /// Matched by `exclude`.
     Excluded(String),
     /// Matched by nothing in `include`.
@@ -173,6 +175,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::NotATag => f.write_str("not a valid tag"),
+            Reason::Companion => f.write_str("belongs to the image that it names"),
             Reason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
             Reason::NotIncluded => f.write_str("not matched by any include"),
             Reason::NotAVersion => f.write_str("not a version"),
@@ -322,6 +325,9 @@ impl Selection {
         let tag = &candidate.tag;
         if !is_tag(tag) {
             return Err(Reason::NotATag);
+        }
+        if crate::image::Companion::read(tag).is_some() {
+            return Err(Reason::Companion);
         }
         if let Some(pattern) = self.exclude.iter().find(|pattern| pattern.matches(tag)) {
             return Err(Reason::Excluded(pattern.to_string()));

@@ -20,6 +20,14 @@ pub struct CacheScope {
     pub options: Box<str>,
 }
 
+impl CacheScope {
+    /// Where is noted which tags of the repository may point at less than all of an image of their digest: for each the
+    /// fingerprint of the options that left something out, hashed, as what was put there.
+    pub fn parts(&self) -> CacheScope {
+        CacheScope { home: self.home.clone(), options: "parts".into() }
+    }
+}
+
 /// What is known of a target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {

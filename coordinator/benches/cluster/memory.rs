@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_common::batch::Planned;
-use imgsync_common::image::Digest;
+use imgsync_common::image::{Company, Digest};
 use imgsync_common::store::{Batch, CacheScope, DigestCache as _, Known, Ledger as _, RedisStore, Sealed};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::{Cluster, images};
@@ -111,7 +111,8 @@ async fn of_tasks(cluster: &Cluster, store: &RedisStore, tags: usize, with_diges
             let digest = Digest::sha256(format!("{repository} {tag}").as_bytes());
             let name = if hashes { digest.hex()[..12].to_owned() } else { version(tag) };
             let digest = with_digest.then_some(digest);
-            (Planned { rule: 0, source: place(&source, &name), digest, target: place(&target, &name) }, None)
+            let (source, target) = (place(&source, &name), place(&target, &name));
+            (Planned { rule: 0, source, digest, target, company: Company::default() }, None)
         };
         let tasks = (0..tags).map(planned).collect();
         let sealed = Sealed { key: format!("0 {SOURCE}/{path}"), listed_at: Timestamp::now(), tasks };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_common::batch::{BatchId, Planned};
-use imgsync_common::image::Digest;
+use imgsync_common::image::{Company, Digest};
 use imgsync_common::store::{CacheScope, DigestCache as _, Known, Ledger as _, RedisStore, Sealed};
 use imgsync_tests::machine::{Processors, cpu_seconds};
 use jiff::Timestamp;
@@ -99,6 +99,7 @@ async fn seal(store: &RedisStore, id: BatchId, repositories: usize, tags: &[Stri
             source: place(&source, tag),
             digest: Some(digest.clone()),
             target: place(&target, tag),
+            company: Company::default(),
         };
         let tasks = tags.iter().map(|tag| (planned(tag), None)).collect();
         let sealed = Sealed { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };

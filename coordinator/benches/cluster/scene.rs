@@ -53,7 +53,11 @@ pub(crate) async fn store(cluster: &Cluster) -> RedisStore {
 /// Makes a batch of one rule.
 pub(crate) async fn new_batch(store: &RedisStore) -> BatchId {
     let id = BatchId::generate();
-    let rules = vec![RuleOptions { verify_every_seconds: 7 * 24 * 60 * 60, ..RuleOptions::default() }];
+    let rules = vec![RuleOptions {
+        verify_every_seconds: 7 * 24 * 60 * 60,
+        referrers_every_seconds: 7 * 24 * 60 * 60,
+        ..RuleOptions::default()
+    }];
     let options = serde_json::to_string(&Options { rules, timeout_seconds: 600, ..Options::default() }).unwrap();
     let rules = Digest::sha256(id.to_string().as_bytes());
     store.create(NewBatch { id, rules, options, supersedes: None }).await.unwrap();

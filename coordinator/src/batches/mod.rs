@@ -1,5 +1,6 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod companions;
 mod crew;
 mod dry;
 mod feed;
@@ -14,6 +15,7 @@ mod seal;
 mod serve;
 mod settle;
 
+pub use companions::Companions;
 pub use crew::{Crew, waits};
 pub use dry::{Dry, DryPlan};
 pub use house::House;

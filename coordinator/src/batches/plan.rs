@@ -9,11 +9,12 @@ use std::path::PathBuf;
 
 use imgsync_common::config::{Destination, Rule};
 use imgsync_common::error::{Class, Error};
-use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
+use imgsync_common::image::{Company, Digest, RegistryName, RepositoryName, Tag};
 use imgsync_common::naming::{Claim, Collision, Names, Origin, Style, TargetName};
 use imgsync_common::select::{Candidate, Reason, Version};
 use jiff::Timestamp;
 
+use super::companions::Companions;
 use crate::enumerate::{Listing, compare_repositories};
 use crate::presets::Part;
 
@@ -32,6 +33,8 @@ pub struct PlannedTask {
     /// for the same platforms, makes this task superfluous, any other makes it fail ([`Failed::collision`]); see
     /// [`settle`].
     pub in_doubt: bool,
+    /// What the listing showed of tags that belong to the image.
+    pub company: Company,
 }
 
 /// A tag of a source.
@@ -81,6 +84,8 @@ pub struct Plan {
     pub dropped: Vec<(String, Reason)>,
     /// Tags that were chosen and fail.
     pub failed: Vec<Failed>,
+    /// Tags that belong to images, where the rule wants what belongs to them.
+    pub companions: Companions,
     /// There are no tasks, for fewer tags were chosen than the rule's `min`, or dates are missing that it chooses by.
     pub refused: Option<Error>,
 }
@@ -114,7 +119,12 @@ impl Planner {
         };
         let original = part.and_then(|part| part.original(&listing.registry, &listing.repository));
         let dropped = evaluation.dropped.into_iter().map(|(candidate, reason)| (candidate.tag, reason)).collect();
-        let mut plan = Plan { dropped, ..Plan::default() };
+        let companions = match rule.referrers.are_wanted() {
+            true => Companions::of(listing),
+            false => Companions::default(),
+        };
+        let company = companions.company();
+        let mut plan = Plan { dropped, companions, ..Plan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
         if let Some(min) = evaluation.below_min {
             let detail = format!("{} of {} are left, and `min` is {min}", evaluation.kept.len(), listing.tags.len());
@@ -137,6 +147,7 @@ impl Planner {
                         digest: listing.digest(&candidate.tag).cloned(),
                         target,
                         in_doubt,
+                        company,
                     }),
                     Err(failed) => plan.failed.push(failed),
                 }
@@ -152,7 +163,11 @@ impl Planner {
 /// Who a source is among those that write: an image cut to other platforms is another image.
 fn identity(name: &str, rule: &Rule) -> String {
     let platforms = platforms_of(rule);
-    if platforms.is_empty() { name.to_owned() } else { format!("{name} ({})", platforms.join(", ")) }
+    match (platforms.is_empty(), rule.sparse) {
+        (true, _) => name.to_owned(),
+        (false, false) => format!("{name} ({})", platforms.join(", ")),
+        (false, true) => format!("{name} ({}, sparse)", platforms.join(", ")),
+    }
 }
 
 fn platforms_of(rule: &Rule) -> Vec<String> {
@@ -268,7 +283,7 @@ impl fmt::Display for SourceTag {
 /// Decides what is in doubt, where the whole plan is at hand: the same image twice is one task, another one fails. The
 /// tasks stay in the order in which they were planned; `rules` are those that they were planned under.
 pub fn settle(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec<Failed>) {
-    let platforms = |index: usize| rules.get(index).map(platforms_of).unwrap_or_default();
+    let platforms = |index: usize| rules.get(index).map(|rule| (platforms_of(rule), rule.sparse)).unwrap_or_default();
     let mut holders: HashMap<Target, (SourceTag, usize)> = HashMap::new();
     let mut settled: Vec<PlannedTask> = Vec::with_capacity(tasks.len());
     let mut failed = Vec::new();

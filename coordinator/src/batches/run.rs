@@ -436,7 +436,11 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
         platforms: rule.platforms.clone(),
         immutable: rule.immutable.iter().map(ToString::to_string).collect(),
         backup: rule.backup.as_ref().map(ToString::to_string),
+        sparse: rule.sparse,
+        referrers: rule.referrers.clone(),
+        foreign_layers: rule.foreign_layers,
         verify_every_seconds: rule.verify_every.as_secs(),
+        referrers_every_seconds: rule.referrers_every.as_secs(),
     }
 }
 

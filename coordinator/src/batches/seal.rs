@@ -11,11 +11,13 @@ use futures_util::stream::FuturesUnordered;
 use imgsync_common::batch::{BatchId, End, Failure, Home, Place, Planned, Requests, Verdict};
 use imgsync_common::config::{Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::Company;
 use imgsync_common::registry::{Client, Context, Tally};
 use imgsync_common::store::{Appended, Sealed, Spent, Unlisted};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use super::companions::Companions;
 use super::house::House;
 use super::listings::{Listings, Offer};
 use super::plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
@@ -95,6 +97,7 @@ impl Sealing<'_> {
         let mut planner = Planner::new();
         let mut whole: Vec<PlannedTask> = Vec::new();
         let mut prunings: Vec<Pruning> = Vec::new();
+        let mut companions = Companions::default();
         for (number, rule) in self.rules.iter().enumerate() {
             let order = if self.slice.is_some() { Order::ByName } else { Order::AsTheyEnd };
             let options = enumerate::Options { query_limit: self.query_limit, order };
@@ -151,6 +154,7 @@ impl Sealing<'_> {
                         }
                         if self.slice.is_some() {
                             whole.extend(plan.tasks);
+                            companions.add(plan.companions);
                             for failed in plan.failed {
                                 self.note(failed.source.to_string(), &failed.error).await?;
                             }
@@ -176,7 +180,7 @@ impl Sealing<'_> {
             return Ok(listed);
         }
         if let Some(slice) = self.slice {
-            self.seal_slice(whole, slice).await?;
+            self.seal_slice(whole, slice, &companions).await?;
         }
         let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
         self.house.store.spend(self.batch, Spent { requests, ..Spent::default() }).await?;
@@ -200,7 +204,7 @@ impl Sealing<'_> {
                 Some(source) => failed.push(Failed::collision(task.source, &task.target, &source.to_string())),
             }
         }
-        let mut tasks = self.settler.settle(tasks).await?;
+        let mut tasks = self.settler.settle(tasks, &plan.companions).await?;
         for failed in failed {
             match homes.failed(number, &failed) {
                 Some(planned) => tasks.push((planned, Some(Verdict::Failed(Failure::of(&failed.error, 1))))),
@@ -211,7 +215,7 @@ impl Sealing<'_> {
         self.append(key, listed_at, tasks).await
     }
 
-    async fn seal_slice(&self, whole: Vec<PlannedTask>, slice: Slice) -> Result<()> {
+    async fn seal_slice(&self, whole: Vec<PlannedTask>, slice: Slice, companions: &Companions) -> Result<()> {
         let (tasks, failed) = settle(whole, self.rules);
         for failed in failed {
             self.note(failed.source.to_string(), &failed.error).await?;
@@ -224,7 +228,7 @@ impl Sealing<'_> {
                 let source = source_end(&self.rules[task.rule], self.folder);
                 planned.push(Homes { folder: self.folder, source, made: HashMap::new() }.planned(task)?);
             }
-            let planned = self.settler.settle(planned).await?;
+            let planned = self.settler.settle(planned, companions).await?;
             self.append(format!("slice {part}"), now, planned).await?;
         }
         Ok(())
@@ -332,6 +336,7 @@ impl Homes<'_> {
             source: self.source(&task.source)?,
             digest: task.digest.clone(),
             target: self.target(&task.target)?,
+            company: task.company,
         })
     }
 
@@ -361,7 +366,8 @@ impl Homes<'_> {
         let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
         let home = self.home(End::Registry(reference.registry.clone()), reference.repository.as_str()).ok()?;
         let target = Place { home, tag: reference.tag? };
-        Some(Planned { rule: number as u32, source: self.source(&failed.source).ok()?, digest: None, target })
+        let source = self.source(&failed.source).ok()?;
+        Some(Planned { rule: number as u32, source, digest: None, target, company: Company::default() })
     }
 
     fn home(&mut self, end: End, path: &str) -> Result<Arc<Home>> {

@@ -1,13 +1,13 @@
 //! What needs no worker: tags that the listings, and what is remembered of the target, show to be unchanged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use imgsync_common::batch::{End, Home, Options, Planned, RuleOptions, Verdict};
+use imgsync_common::batch::{End, ForeignLayers, Home, Options, Planned, RuleOptions, Verdict};
 use imgsync_common::error::{Class, Result};
 use imgsync_common::image::{Digest, Tag};
 use imgsync_common::naming::flat;
@@ -15,6 +15,7 @@ use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository,
 use imgsync_common::store::{CacheScope, Known};
 use jiff::Timestamp;
 
+use super::companions::Companions;
 use super::house::House;
 use crate::enumerate::find;
 use crate::presets;
@@ -48,6 +49,12 @@ struct TargetState {
     lists_no_digests: AtomicBool,
 }
 
+/// What came of looking at tasks.
+struct Looked {
+    unchanged: Vec<usize>,
+    news: HashSet<usize>,
+}
+
 impl Settler {
     pub(super) fn new(
         house: &House,
@@ -70,7 +77,11 @@ impl Settler {
     }
 
     /// The tasks of one source repository, each with its end if it needs no worker.
-    pub(super) async fn settle(&self, tasks: Vec<Planned>) -> Result<Vec<(Planned, Option<Verdict>)>> {
+    pub(super) async fn settle(
+        &self,
+        tasks: Vec<Planned>,
+        companions: &Companions,
+    ) -> Result<Vec<(Planned, Option<Verdict>)>> {
         let mut settled: Vec<(Planned, Option<Verdict>)> = tasks.into_iter().map(|task| (task, None)).collect();
         if self.options.force || self.options.prime || self.options.verify.is_some() {
             return Ok(settled);
@@ -83,28 +94,34 @@ impl Settler {
         groups.sort_by(|a, b| a.1.cmp(&b.1));
         for ((rule, home), members) in groups {
             let rule = self.options.rules.get(rule as usize).cloned().unwrap_or_default();
-            for at in self.unchanged(&rule, &home, &settled, &members).await? {
+            let Looked { unchanged, news } = self.look(&rule, &home, &settled, &members, companions).await?;
+            for at in unchanged {
                 settled[at].1 = Some(Verdict::Unchanged);
+            }
+            for at in news {
+                settled[at].0.company = settled[at].0.company.with_news();
             }
         }
         Ok(settled)
     }
 
-    /// Which of the tasks to one target repository are unchanged.
-    async fn unchanged(
+    /// Which of the tasks to one target repository are unchanged, and which have something new that belongs to them.
+    async fn look(
         &self,
         rule: &RuleOptions,
         home: &Arc<Home>,
         tasks: &[(Planned, Option<Verdict>)],
         members: &[usize],
-    ) -> Result<Vec<usize>> {
+        companions: &Companions,
+    ) -> Result<Looked> {
         let target = self.target(home.end());
         let scope = CacheScope { home: (**home).clone(), options: rule.fingerprint().into() };
         let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
         let mut known = self.house.store.known(&scope, &tags).await?;
-        if rule.platforms.is_empty() {
+        if rule.platforms.is_empty() && rule.foreign_layers == ForeignLayers::Keep {
             self.take_hints(&scope, tasks, members, &mut known).await?;
         }
+        let news = self.news(rule, &scope, tasks, members, &known, companions).await?;
         let now = self.house.clock.now();
         let immutable = rule.immutable();
         let (mut believed, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
@@ -133,12 +150,82 @@ impl Settler {
             doubtful.extend(believed.drain(..).map(|(at, _)| (at, None)));
         }
         // What the listing gives another digest than is known is to be copied; what it gives none is asked by its task.
-        let unchanged: Vec<_> =
-            believed.into_iter().filter(|(at, known)| tasks[*at].0.digest.as_ref() == Some(&known.source)).collect();
-        doubtful.retain(|(at, _)| tasks[*at].0.digest.is_some());
-        let mut settled: Vec<usize> = unchanged.into_iter().map(|(at, _)| at).chain(frozen).collect();
+        let mut unchanged = believed;
+        unchanged.retain(|(at, known)| !news.contains(at) && tasks[*at].0.digest.as_ref() == Some(&known.source));
+        doubtful.retain(|(at, _)| !news.contains(at) && tasks[*at].0.digest.is_some());
+        frozen.retain(|at| !news.contains(at));
+        let mut settled = self.not_due(rule, &scope, tasks, unchanged).await?;
+        settled.extend(frozen);
         settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
+        Ok(Looked { unchanged: settled, news })
+    }
+
+    /// Of unchanged tags those that need not be asked for new referrers now.
+    async fn not_due(
+        &self,
+        rule: &RuleOptions,
+        scope: &CacheScope,
+        tasks: &[(Planned, Option<Verdict>)],
+        unchanged: Vec<(usize, Known)>,
+    ) -> Result<Vec<usize>> {
+        let now = self.house.clock.now();
+        let (mut settled, mut learnt) = (Vec::new(), Vec::new());
+        for (at, known) in unchanged {
+            let tag = &tasks[at].0.target.tag;
+            match known.referrers_at {
+                Some(asked) if rule.referrers.are_wanted() => {
+                    if rule.knows_referrers(tag.as_str(), age(asked, now)) {
+                        settled.push(at);
+                    }
+                }
+                None if rule.referrers.are_wanted() => {
+                    settled.push(at);
+                    let referrers_at = head_start(rule, tag, now);
+                    learnt.push((tag.clone(), Known { referrers_at, ..known }));
+                }
+                _ => settled.push(at),
+            }
+        }
+        if !learnt.is_empty() {
+            self.house.store.learn(scope, learnt).await?;
+        }
         Ok(settled)
+    }
+
+    /// Images whose companions in the source's listing are not those that were seen there last. An image that is cut to
+    /// some platforms is another one, and has none.
+    async fn news(
+        &self,
+        rule: &RuleOptions,
+        scope: &CacheScope,
+        tasks: &[(Planned, Option<Verdict>)],
+        members: &[usize],
+        known: &[Option<Known>],
+        companions: &Companions,
+    ) -> Result<HashSet<usize>> {
+        let mut news = HashSet::new();
+        if companions.is_empty() || rule.cuts() || !rule.referrers.are_wanted() {
+            return Ok(news);
+        }
+        let (mut wanted, mut tags) = (Vec::new(), Vec::new());
+        for (at, known) in members.iter().zip(known) {
+            let image = tasks[*at].0.digest.as_ref().or(known.as_ref().map(|known| &known.source));
+            for (kind, digest) in image.map_or(&[][..], |image| companions.of_image(image)) {
+                let Some(image) = image else { continue };
+                wanted.push((*at, digest.as_ref()));
+                tags.push(kind.tag_of(image));
+            }
+        }
+        if tags.is_empty() {
+            return Ok(news);
+        }
+        let seen = self.house.store.known(scope, &tags).await?;
+        for ((at, digest), seen) in wanted.into_iter().zip(seen) {
+            if seen.is_none_or(|seen| digest.is_some_and(|digest| seen.source != *digest)) {
+                news.insert(at);
+            }
+        }
+        Ok(news)
     }
 
     /// What the original has left of tags that nothing is known of: a file for each, under the source's name, with the
@@ -226,6 +313,7 @@ impl Settler {
             return Ok(Vec::new());
         }
         let Some(repository) = self.repository(&scope.home) else { return Ok(Vec::new()) };
+        let doubtful = self.whole(rule, scope, tasks, doubtful).await?;
         let wanted: Vec<&str> = doubtful.iter().map(|(at, _)| tasks[*at].0.target.tag.as_str()).collect();
         let listing = match find(&repository, &wanted).await {
             Ok(Some(listing)) => listing,
@@ -247,18 +335,43 @@ impl Settler {
                 continue;
             };
             // What was made by choosing platforms has another digest than its source: it must be remembered.
-            let wanted: Option<&Digest> = match rule.platforms.is_empty() {
-                true => Some(source),
-                false => known.as_ref().filter(|known| known.source == *source).map(|known| &known.target),
+            let wanted: Option<&Digest> = match rule.cuts() {
+                false => Some(source),
+                true => known.as_ref().filter(|known| known.source == *source).map(|known| &known.target),
             };
             if wanted == Some(there) {
                 settled.push(at);
-                let known = Known { source: source.clone(), target: there.clone(), seen_at, referrers_at: None };
+                let asked = known.as_ref().filter(|known| known.source == *source).and_then(|known| known.referrers_at);
+                let referrers_at = asked.or_else(|| head_start(rule, &task.target.tag, seen_at));
+                let known = Known { source: source.clone(), target: there.clone(), seen_at, referrers_at };
                 learnt.push((task.target.tag.clone(), known));
             }
         }
         self.house.store.learn(scope, learnt).await?;
         Ok(settled)
+    }
+
+    /// Without those of which a part may be missing although the digest is right: what was made with other options.
+    async fn whole(
+        &self,
+        rule: &RuleOptions,
+        scope: &CacheScope,
+        tasks: &[(Planned, Option<Verdict>)],
+        mut doubtful: Vec<(usize, Option<Known>)>,
+    ) -> Result<Vec<(usize, Option<Known>)>> {
+        if rule.foreign_layers == ForeignLayers::Copy {
+            doubtful.retain(|(_, known)| known.is_some());
+        }
+        let unknown: Vec<usize> = doubtful.iter().filter(|(_, known)| known.is_none()).map(|(at, _)| *at).collect();
+        if unknown.is_empty() || rule.cuts() {
+            return Ok(doubtful);
+        }
+        let tags: Vec<Tag> = unknown.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
+        let marks = self.house.store.known(&scope.parts(), &tags).await?;
+        let partial: HashSet<usize> =
+            unknown.into_iter().zip(marks).filter(|(_, mark)| mark.is_some()).map(|(at, _)| at).collect();
+        doubtful.retain(|(at, _)| !partial.contains(at));
+        Ok(doubtful)
     }
 
     fn repository(&self, home: &Home) -> Option<Repository> {
@@ -269,6 +382,12 @@ impl Settler {
     fn target(&self, end: &End) -> Arc<TargetState> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).entry(end.clone()).or_default().clone()
     }
+}
+
+/// When an image is said to have been asked for referrers that never was.
+fn head_start(rule: &RuleOptions, tag: &Tag, now: Timestamp) -> Option<Timestamp> {
+    let wanted = rule.referrers.are_wanted();
+    wanted.then(|| now.checked_sub(rule.referrers_head_start(tag.as_str())).unwrap_or(now))
 }
 
 fn age(then: Timestamp, now: Timestamp) -> Duration {

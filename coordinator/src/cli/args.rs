@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use imgsync_common::batch::Referrers;
 use imgsync_common::config::Preset;
 use imgsync_common::error::Class;
 use imgsync_common::image::{Platform, Reference, RegistryName};
@@ -199,6 +200,12 @@ pub(crate) struct SyncArgs {
     /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
+    /// Signatures, SBOMs and other referrers that come along: all, none, or these artifact types
+    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',')]
+    pub(crate) referrers: Vec<String>,
+    /// Copy layers that live at URLs of their own ("foreign"), in place of leaving them there
+    #[arg(long)]
+    pub(crate) foreign_layers: bool,
     /// Only say what would be copied
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -234,6 +241,18 @@ pub(crate) struct SyncArgs {
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) patience: Patience,
+}
+
+impl SyncArgs {
+    /// What comes along.
+    pub(crate) fn referrers(&self) -> Referrers {
+        match &self.referrers[..] {
+            [] => Referrers::All,
+            [all] if all == "all" => Referrers::All,
+            [none] if none == "none" => Referrers::None,
+            types => Referrers::Types(types.to_vec()),
+        }
+    }
 }
 
 /// Runs the rules of the configuration: lists, finds what is new or changed, copies it, and reports.

@@ -59,14 +59,15 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     let mut looked = futures_util::stream::iter(planned.tasks)
         .map(|task| {
             let (copier, context) = (copier.clone(), context.clone());
-            let platforms = settings.config.rules[task.rule].platforms.clone();
+            let rule = &settings.config.rules[task.rule];
+            let platforms = Platforms::of_rule(&rule.platforms, rule.sparse);
             let place = dry.source_of(&task);
             let is_immutable =
                 settings.config.rules[task.rule].immutable.iter().any(|p| p.matches(task.source.tag.as_str()));
             async move {
                 let target = location(&task.target, folder(settings));
                 let job = Job {
-                    platforms: if platforms.is_empty() { Platforms::All } else { Platforms::Some(platforms) },
+                    platforms,
                     force: args.force,
                     listed: task.digest.clone(),
                     overwrite: if is_immutable { Overwrite::Never } else { Overwrite::Allowed },

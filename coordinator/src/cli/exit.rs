@@ -56,6 +56,7 @@ pub(crate) fn of_error(error: &Error) -> Exit {
         | Class::Refused
         | Class::Incomplete
         | Class::Unsupported
+        | Class::Outdated
         | Class::BadAnswer
         | Class::Insecure
         | Class::Local

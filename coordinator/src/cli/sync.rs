@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use imgsync_common::batch::ForeignLayers;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events, Observer};
 use imgsync_common::image::{Digest, Reference};
@@ -49,6 +50,7 @@ struct Figures<'a> {
     bytes: Moved,
     blobs: Moved,
     manifests: u64,
+    referrers: u64,
     requests: Requests,
     traffic: BothEnds,
     seconds: f64,
@@ -155,6 +157,8 @@ async fn work(
     let job = Job {
         platforms: args.platform.clone().map_or(Platforms::All, Platforms::One),
         force: args.force,
+        referrers: args.referrers(),
+        foreign_layers: if args.foreign_layers { ForeignLayers::Copy } else { ForeignLayers::Keep },
         ..Job::new(args.source.clone(), target.clone())
     };
     if args.manifests.is_some() {
@@ -229,6 +233,7 @@ fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
             bytes: done.bytes,
             blobs: done.blobs,
             manifests: done.manifests,
+            referrers: done.referrers,
             requests: Requests { source: done.source.requests, target: done.target.requests },
             traffic: BothEnds { source: done.source, target: done.target },
             seconds: (done.elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
@@ -244,6 +249,14 @@ fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
     let requests = format!("{} + {} requests", done.source.requests, done.target.requests);
     printer.line(&match done.outcome {
         Outcome::Unchanged => format!("unchanged: {} is at {target} already ({requests})", args.source),
+        Outcome::Copied if done.manifests == done.referrers && done.referrers > 0 => {
+            let new = if done.referrers == 1 {
+                "1 new referrer".to_owned()
+            } else {
+                format!("{} new referrers", done.referrers)
+            };
+            format!("{} is at {target} already; copied {new}, {requests}", args.source)
+        }
         Outcome::Copied => {
             let part = |blobs: u64, bytes: u64, how: &str| match blobs {
                 0 => String::new(),
@@ -251,10 +264,15 @@ fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
                 _ => format!(", {blobs} blobs {how} ({})", ByteSize(bytes)),
             };
             format!(
-                "copied {} to {target} in {}: {}{}{}{}, {requests}",
+                "copied {} to {target} in {}: {}{}{}{}{}, {requests}",
                 args.source,
                 seconds(done.elapsed),
                 if done.manifests == 1 { "1 manifest".to_owned() } else { format!("{} manifests", done.manifests) },
+                match done.referrers {
+                    0 => String::new(),
+                    1 => ", 1 of them a referrer".to_owned(),
+                    referrers => format!(", {referrers} of them referrers"),
+                },
                 part(done.blobs.copied, done.bytes.copied, "copied"),
                 part(done.blobs.mounted, done.bytes.mounted, "mounted"),
                 part(done.blobs.reused, done.bytes.reused, "there already"),

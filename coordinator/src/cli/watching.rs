@@ -211,7 +211,9 @@ impl Observer for Watching {
 
 fn ended(task: u32, end: &TaskEnd) -> serde_json::Value {
     match end {
-        TaskEnd::Copied { bytes } => json!({"event": "copied", "task": task, "bytes": bytes}),
+        TaskEnd::Copied { bytes, read } => {
+            json!({"event": "copied", "task": task, "bytes": bytes, "read": read})
+        }
         TaskEnd::Unchanged => json!({"event": "unchanged", "task": task}),
         TaskEnd::Failed { class, error } => json!({"event": "failed", "task": task, "class": class, "error": error}),
         TaskEnd::Cancelled => json!({"event": "cancelled", "task": task}),

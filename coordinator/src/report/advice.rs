@@ -16,6 +16,7 @@ pub(super) fn title(class: Class) -> &'static str {
         Class::Refused => "Refused",
         Class::Incomplete => "Incomplete",
         Class::Unsupported => "Unsupported",
+        Class::Outdated => "Outdated (Docker schema 1)",
         Class::BadAnswer => "Bad answer",
         Class::Insecure => "Insecure",
         Class::Invalid => "Invalid",
@@ -54,7 +55,10 @@ pub(super) fn on(class: Class) -> &'static str {
             "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
         }
         Class::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
-        Class::Unsupported => "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag.",
+        Class::Unsupported => "Content that cannot be copied as it is: see the error, or exclude its tag.",
+        Class::Outdated => {
+            "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag, or build it again."
+        }
         Class::BadAnswer => {
             "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
         }

@@ -114,9 +114,9 @@ impl FaultRegistry {
         self.inner.log.all()
     }
 
-    /// Requests of a kind.
+    /// Requests of a kind, without those for tags that belong to other images: see [`FaultRegistry::referrer_requests`].
     pub fn count(&self, kind: Kind) -> u64 {
-        self.inner.log.count(|request| request.kind == kind)
+        self.inner.log.count(|request| request.kind == kind && !request.is_about_a_companion())
     }
 
     /// Requests that a condition holds for.
@@ -124,15 +124,17 @@ impl FaultRegistry {
         self.inner.log.count(wanted)
     }
 
-    /// Requests of a kind.
+    /// Requests of a kind, without those for tags that belong to other images.
     pub fn requests_of(&self, kind: Kind) -> Vec<Record> {
-        self.requests().into_iter().filter(|request| request.kind == kind).collect()
+        let wanted = |request: &Record| request.kind == kind && !request.is_about_a_companion();
+        self.requests().into_iter().filter(wanted).collect()
     }
 
-    /// Requests, without pings, tokens, logins, and what was read at the signed addresses of blobs.
+    /// Requests, without pings, tokens, logins, what was read at the signed addresses of blobs, and what is asked of
+    /// referrers.
     pub fn total(&self) -> u64 {
-        let aside = |kind| matches!(kind, Kind::Ping | Kind::Token | Kind::ApiLogin | Kind::Signed);
-        self.inner.log.count(|request| !aside(request.kind))
+        let aside = |kind| matches!(kind, Kind::Ping | Kind::Token | Kind::ApiLogin | Kind::Signed | Kind::Referrers);
+        self.inner.log.count(|request| !aside(request.kind) && !request.is_about_a_companion())
     }
 
     /// Requests, with pings and tokens.
@@ -140,12 +142,9 @@ impl FaultRegistry {
         self.inner.log.count(|_| true)
     }
 
-    /// Requests for referrers: by the API, or by the fallback tag.
+    /// Requests for referrers: by the API, by the fallback tag, or by cosign's tags.
     pub fn referrer_requests(&self) -> Vec<Record> {
-        let fallback = |request: &Record| {
-            request.reference.as_deref().is_some_and(|tag| tag.starts_with("sha256-") || tag.starts_with("sha512-"))
-        };
-        let about = |request: &Record| request.kind == Kind::Referrers || fallback(request);
+        let about = |request: &Record| request.kind == Kind::Referrers || request.is_about_a_companion();
         self.requests().into_iter().filter(about).collect()
     }
 

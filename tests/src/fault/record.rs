@@ -52,6 +52,12 @@ impl Record {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// Whether it is for a tag that is named by the digest of another image.
+    pub fn is_about_a_companion(&self) -> bool {
+        let named = |tag: &str| tag.starts_with("sha256-") || tag.starts_with("sha512-");
+        self.reference.as_deref().is_some_and(named)
+    }
+
     /// A parameter of the query, decoded.
     pub fn parameter(&self, name: &str) -> Option<String> {
         parameter(&self.query, name)

@@ -42,6 +42,7 @@ pub struct Single {
     annotations: BTreeMap<String, String>,
     inline: bool,
     sha512: bool,
+    no_config: bool,
 }
 
 impl Single {
@@ -58,7 +59,15 @@ impl Single {
             annotations: BTreeMap::new(),
             inline: false,
             sha512: false,
+            no_config: false,
         }
+    }
+
+    /// Without a config, and with `blobs` in place of layers: OCI's artifact manifest, which did not live long.
+    #[must_use]
+    pub fn without_config(mut self) -> Self {
+        self.no_config = true;
+        self
     }
 
     /// Docker's schema 2 media types in place of OCI's.
@@ -165,17 +174,28 @@ impl Single {
         };
         let config = Blob::Bytes(config);
         let config_descriptor = self.descriptor(config_type, &config);
-        blobs.insert(config_descriptor["digest"].as_str().expect("a descriptor has a digest").to_owned(), config);
+        if !self.no_config {
+            blobs.insert(config_descriptor["digest"].as_str().expect("a descriptor has a digest").to_owned(), config);
+        }
 
         let mut manifest = Map::new();
-        let media_type = self.pick(media::DOCKER_MANIFEST, media::OCI_MANIFEST);
-        manifest.insert("schemaVersion".into(), json!(2));
+        let media_type = match self.no_config {
+            true => media::OCI_ARTIFACT,
+            false => self.pick(media::DOCKER_MANIFEST, media::OCI_MANIFEST),
+        };
+        if !self.no_config {
+            manifest.insert("schemaVersion".into(), json!(2));
+        }
         manifest.insert("mediaType".into(), json!(media_type));
         if let Some(artifact_type) = &self.artifact_type {
             manifest.insert("artifactType".into(), json!(artifact_type));
         }
-        manifest.insert("config".into(), config_descriptor);
-        manifest.insert("layers".into(), json!(layers));
+        if self.no_config {
+            manifest.insert("blobs".into(), json!(layers));
+        } else {
+            manifest.insert("config".into(), config_descriptor);
+            manifest.insert("layers".into(), json!(layers));
+        }
         if let Some(subject) = &self.subject {
             manifest.insert("subject".into(), subject.clone());
         }
@@ -255,6 +275,7 @@ pub struct Index {
     docker: bool,
     entries: Vec<Value>,
     children: Vec<Image>,
+    blobs: BTreeMap<String, Blob>,
     annotations: BTreeMap<String, String>,
     artifact_type: Option<String>,
     subject: Option<Value>,
@@ -267,6 +288,7 @@ impl Index {
             docker: false,
             entries: Vec::new(),
             children: Vec::new(),
+            blobs: BTreeMap::new(),
             annotations: BTreeMap::new(),
             artifact_type: None,
             subject: None,
@@ -314,6 +336,15 @@ impl Index {
         self
     }
 
+    /// A blob, listed as if it were a manifest: caches of builds are such indexes.
+    #[must_use]
+    pub fn blob(mut self, media_type: &str, blob: Blob) -> Self {
+        let digest = blob.sha256();
+        self.entries.push(json!({"mediaType": media_type, "digest": digest, "size": blob.size()}));
+        self.blobs.insert(digest, blob);
+        self
+    }
+
     /// One annotation.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
@@ -349,6 +380,7 @@ impl Index {
             index["annotations"] = json!(self.annotations);
         }
         let mut image = finish(&self.name, media_type, &index);
+        image.blobs = self.blobs;
         for child in self.children {
             image.manifests.extend(child.manifests);
             image.blobs.extend(child.blobs);

@@ -54,6 +54,12 @@ pub fn referrer(name: &str, subject: &Image) -> Image {
     artifact.layer(Layer::Synthetic(300)).subject(subject).build()
 }
 
+/// What cosign keeps under a tag: an image whose layers are payloads.
+pub fn cosign(name: &str) -> Image {
+    let signature = Image::single(name).layer_type("application/vnd.dev.cosign.simplesigning.v1+json");
+    signature.layer(Layer::Synthetic(240)).build()
+}
+
 /// A manifest whose config is no image's: a chart.
 pub fn odd_config(name: &str) -> Image {
     let chart =

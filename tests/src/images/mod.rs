@@ -21,8 +21,8 @@ pub use blob::{Blob, Synthetic, digest_with, seed_of, sha256, sha512};
 pub use build::{Index, Layer, Single, tarball};
 pub use floor::{Floor, Known, floor};
 pub use gallery::{
-    artifact, big, foreign_layer, inline_data, layer_twice, multi_platform, nested, odd_config, referrer, sha512_blobs,
-    shared_child, shared_layers, single, single_docker, zero_layer,
+    artifact, big, cosign, foreign_layer, inline_data, layer_twice, multi_platform, nested, odd_config, referrer,
+    sha512_blobs, shared_child, shared_layers, single, single_docker, zero_layer,
 };
 
 /// Media types as the two specifications write them.
@@ -37,6 +37,8 @@ pub mod media {
     pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     /// An OCI layer that is not to be distributed.
     pub const OCI_FOREIGN: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    /// OCI's artifact manifest, of a release candidate of version 1.1.
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     /// OCI's empty JSON, the config of artifacts.
     pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
     /// A Docker schema 2 manifest.
@@ -152,6 +154,12 @@ impl Image {
         digests(&self.root_manifest().json()["layers"])
     }
 
+    /// The tag under which cosign keeps what belongs to it: `sig`, `att`, `sbom`; or, with nothing, the index of referrers.
+    pub fn companion_tag(&self, kind: &str) -> String {
+        let stem = self.root.replace(':', "-");
+        if kind.is_empty() { stem } else { format!("{stem}.{kind}") }
+    }
+
     /// The direct children of the root, as often as they are listed.
     pub fn children(&self) -> Vec<String> {
         children(&self.root_manifest().json())
@@ -171,12 +179,22 @@ impl Image {
 
 /// The digests of an index's children, as often as they are listed.
 pub fn children(manifest: &Value) -> Vec<String> {
-    digests(&manifest["manifests"])
+    let listed = manifest["manifests"].as_array().into_iter().flatten().filter(|entry| !is_blob(entry));
+    listed.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned).collect()
 }
 
-/// The digests of a manifest's config and layers, as often as they are listed.
+/// Whether what an index lists is no manifest.
+fn is_blob(entry: &Value) -> bool {
+    let kind = entry["mediaType"].as_str().unwrap_or_default();
+    kind.contains(".layer.") || kind.contains(".rootfs.") || kind.contains("cacheconfig")
+}
+
+/// The digests of a manifest's config and layers, and of the blobs that an index lists, as often as they are listed.
 pub fn blobs(manifest: &Value) -> Vec<String> {
     let mut all = digests(&manifest["layers"]);
+    all.extend(digests(&manifest["blobs"]));
+    let listed = manifest["manifests"].as_array().into_iter().flatten().filter(|entry| is_blob(entry));
+    all.extend(listed.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned));
     all.extend(manifest["config"]["digest"].as_str().map(str::to_owned));
     all
 }

@@ -10,6 +10,7 @@ mod lanes;
 mod messages;
 mod pace;
 mod queue;
+mod referrers;
 mod rights;
 mod scale;
 mod scene;

@@ -4,10 +4,12 @@
 mod at_once;
 mod client;
 mod clouds;
+mod company;
 mod congestion;
 mod cost;
 mod create;
 mod helpers;
+mod kinds;
 mod lines;
 mod login;
 mod mirrors;

@@ -1,5 +1,6 @@
 //! Between two of Debian's docker-registry servers, with skopeo and the Docker Engine as second opinions.
 
+use super::kinds;
 use imgsync_tests::images::{self, Image};
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::servers::{Auth, DockerEngine, DockerRegistry};
@@ -20,6 +21,12 @@ pub(crate) fn gallery(name: &str) -> Vec<(&'static str, Image)> {
         ("zero-layer", images::zero_layer(&format!("{name}-zero"))),
         ("sha512", images::sha512_blobs(&format!("{name}-sha512"))),
         ("inline", images::inline_data(&format!("{name}-inline"))),
+        ("wasm", kinds::wasm(&format!("{name}-wasm"))),
+        ("zstd", kinds::zstd(&format!("{name}-zstd"))),
+        ("unknown", kinds::unknown(&format!("{name}-unknown"))),
+        ("attested", kinds::attested(&format!("{name}-attested"))),
+        ("cache", kinds::cache(&format!("{name}-cache"))),
+        ("cache-image", kinds::cache_as_image(&format!("{name}-cache-image"))),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! From rules to tasks: what is listed, what is chosen of it, and what a configuration means.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod company;
 mod config;
 mod enumerate;
 mod hostile;
@@ -56,6 +57,7 @@ mod notify;
 mod prune;
 mod quota;
 mod report;
+mod together;
 mod trouble;
 mod verify;
 mod whole;

@@ -86,6 +86,11 @@ impl Walk {
     }
 
     pub(super) fn arrived(&self, blob: &Descriptor, arrival: Arrival) -> Arrival {
+        if arrival != Arrival::Copied
+            && let Some(member) = &self.together
+        {
+            member.pass(&blob.digest);
+        }
         self.sums.arrived(blob.size, arrival);
         self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, arrival });
         arrival
@@ -200,7 +205,12 @@ impl Walk {
     }
 
     async fn send_small(&self, target: &Repository, blob: &Descriptor, session: Upload) -> Result<Arrival> {
-        let bytes = match self.read_small(blob).await {
+        let read = Box::pin(self.read_small(blob));
+        let bytes = match &self.together {
+            Some(member) => member.small(blob, read).await,
+            None => read.await,
+        };
+        let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => {
                 target.upload_cancel(session).await;
@@ -273,7 +283,11 @@ impl Walk {
         session: Upload,
         moved: Arc<AtomicU64>,
     ) -> Result<Arrival> {
-        let feed = Feed::new(&self.source, &self.source_tally, blob, moved);
+        let share = match &self.together {
+            Some(member) => member.share(blob, (&self.source, &self.source_tally), &self.context.cancel).await,
+            None => None,
+        };
+        let feed = Feed::new(&self.source, &self.source_tally, blob, moved).sharing(share).await;
         let mut state = Sending {
             retry: target.retry(),
             chunk: target.chunk(),

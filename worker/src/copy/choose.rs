@@ -1,8 +1,10 @@
 //! Less than all platforms of an index: the one case in which a manifest's bytes are not passed on as they came.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Descriptor, Kind, Manifest, Platform};
+use imgsync_common::image::{Descriptor, Digest, Kind, Manifest, Platform};
 use serde_json::Value;
 
 use super::ends::Ends;
@@ -11,16 +13,32 @@ use super::{Job, Platforms};
 /// Of an attestation in an index: the child that it is about (BuildKit).
 const ABOUT: &str = "vnd.docker.reference.digest";
 
+/// What of an image is wanted.
+pub(super) struct Chosen {
+    /// What the target's tag is to point at.
+    pub(super) root: Manifest,
+    /// Of its children these alone, where it is an index that stays as it is.
+    pub(super) only: Option<HashSet<Digest>>,
+    /// Whether it was made here, so that nothing at the source refers to it.
+    pub(super) is_cut: bool,
+}
+
+impl Chosen {
+    fn whole(root: Manifest) -> Chosen {
+        Chosen { root, only: None, is_cut: false }
+    }
+}
+
 /// What of the root is wanted.
-pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Manifest> {
-    let Kind::Index { manifests } = root.kind() else { return Ok(root) };
+pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Chosen> {
+    let Kind::Index { manifests } = root.kind() else { return Ok(Chosen::whole(root)) };
     match &job.platforms {
-        Platforms::All => Ok(root),
+        Platforms::All => Ok(Chosen::whole(root)),
         Platforms::One(wanted) => {
             let child = find(manifests, wanted).ok_or_else(|| lacks(manifests, wanted, job))?;
-            ends.source.child(&child.digest).await
+            ends.source.child(&child.digest).await.map(Chosen::whole)
         }
-        Platforms::Some(wanted) => {
+        Platforms::Some(wanted) | Platforms::Sparse(wanted) => {
             for wanted in wanted {
                 find(manifests, wanted).ok_or_else(|| lacks(manifests, wanted, job))?;
             }
@@ -34,10 +52,16 @@ pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Man
                     None => kept(child),
                 })
                 .collect();
-            match is_kept.iter().all(|kept| *kept) {
-                true => Ok(root),
-                false => smaller(&root, &is_kept, job),
+            if is_kept.iter().all(|kept| *kept) {
+                return Ok(Chosen::whole(root));
             }
+            if matches!(job.platforms, Platforms::Sparse(_)) {
+                let kept = manifests.iter().zip(&is_kept).filter(|(_, kept)| **kept);
+                let only = kept.map(|(child, _)| child.digest.clone()).collect();
+                return Ok(Chosen { root, only: Some(only), is_cut: false });
+            }
+            let root = smaller(&root, &is_kept, job)?;
+            Ok(Chosen { root, only: None, is_cut: true })
         }
     }
 }

@@ -7,10 +7,13 @@ use bytes::Bytes;
 use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Descriptor, Digest, Manifest, Reference, Tag};
 use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
-use imgsync_common::registry::{self, Access, Client, Context, Head, ManifestPut, ManifestRef, Repository, Tally};
+use imgsync_common::registry::{
+    self, Access, Client, Context, FallbackTag, Head, ManifestPut, ManifestRef, Repository, Tally,
+};
 use imgsync_common::retry::{Budget, Policy, Retry};
 
 use super::Job;
+use super::together::Share;
 
 /// Where an image is, or shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +112,8 @@ pub(crate) enum Target {
 pub(crate) enum BlobStream {
     Registry(Box<registry::BlobStream>),
     Layout(layout::BlobStream, Arc<Tally>),
+    /// What another copy reads, who counts it.
+    Shared(Share),
 }
 
 impl BlobStream {
@@ -120,6 +125,7 @@ impl BlobStream {
                 tally.received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
                 Ok(chunk)
             }
+            BlobStream::Shared(share) => Ok(share.chunk().await),
         }
     }
 }
@@ -215,6 +221,25 @@ impl Source {
 
     pub(crate) async fn child(&self, digest: &Digest) -> Result<Manifest> {
         self.manifest_get(Some(&ManifestRef::Digest(digest.clone()))).await
+    }
+
+    /// What refers to a manifest, and the index of it where one was read.
+    pub(crate) async fn referrers(
+        &self,
+        subject: &Digest,
+        fallback: FallbackTag,
+    ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
+        match self {
+            Source::Registry(repository) => repository.referrers_beside(subject, fallback).await,
+            Source::Layout(repository) => Ok((repository.referrers(subject).await?, None)),
+        }
+    }
+
+    pub(crate) async fn companion_head(&self, tag: &Tag) -> Result<Option<Head>> {
+        match self {
+            Source::Registry(repository) => repository.companion_head(tag).await,
+            Source::Layout(repository) => repository.manifest_head(&ManifestRef::Tag(tag.clone())).await,
+        }
     }
 
     /// A blob from an offset on, or from earlier: the second value says from where.
@@ -314,11 +339,25 @@ impl Target {
         }
     }
 
-    /// See [`Repository::add_to_fallback`]; a layout keeps referrers by itself.
-    pub(crate) async fn add_to_fallback(&self, subject: &Digest, referrer: &Manifest) -> Result<()> {
+    /// What refers to a manifest here.
+    pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         match self {
-            Target::Registry(repository) => repository.add_to_fallback(subject, referrer).await,
-            Target::Layout(_) => Ok(()),
+            Target::Registry(repository) => repository.referrers(subject).await,
+            Target::Layout(repository) => repository.referrers(subject).await,
+        }
+    }
+
+    pub(crate) async fn companion_head(&self, tag: &Tag) -> Result<Option<Head>> {
+        match self {
+            Target::Registry(repository) => repository.companion_head(tag).await,
+            Target::Layout(repository) => repository.manifest_head(&ManifestRef::Tag(tag.clone())).await,
+        }
+    }
+
+    pub(crate) async fn companion_put(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            Target::Registry(repository) => repository.companion_put(tag, manifest).await,
+            Target::Layout(repository) => repository.manifest_put(&ManifestRef::Tag(tag.clone()), manifest).await,
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::ends::{BlobStream, Source};
+use super::together::Share;
 
 /// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
 const PIECE: usize = 64 << 10;
@@ -117,6 +118,12 @@ impl Feed {
             gauge,
             abort,
         }
+    }
+
+    /// The same, which begins with what another reads.
+    pub(crate) async fn sharing(self, share: Option<Share>) -> Feed {
+        self.state.lock().await.stream = share.map(BlobStream::Shared);
+        self
     }
 
     /// A body with the bytes from where the feed stands to before `end`. It ends with an error once the feed has been
@@ -270,7 +277,13 @@ impl State {
             self.stream = Some(stream);
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };
+        let is_shared = matches!(stream, BlobStream::Shared(_));
         let Some(mut chunk) = stream.chunk().await? else {
+            if is_shared {
+                // It goes on without us, or was given up: from here we read ourselves.
+                self.stream = None;
+                return Ok(());
+            }
             let detail = format!("the stream ended after {} of {} bytes", self.hashed, self.blob.size);
             return Err(Error::new(Class::Unreachable, self.tried(), detail));
         };

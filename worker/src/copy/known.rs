@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use imgsync_common::batch::{End, Home};
-use imgsync_common::image::{Digest, RegistryName, RepositoryName};
+use imgsync_common::error::{Error, Result};
+use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
 use imgsync_common::store::{BlobIndex, LEASE, Leases, Named};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
@@ -132,26 +133,50 @@ impl Known {
         registry: &RegistryName,
         digest: &Digest,
         cancel: &CancellationToken,
-    ) -> Option<HeldBlob> {
+    ) -> Option<Hold> {
         let (index, (leases, holder)) = (self.index.as_ref()?, self.leases.as_ref()?);
         let end = End::Registry(registry.clone());
         let name = format!("blob:{registry}/{digest}");
-        // Each use has a holder of its own: that one is let go late ends no later one.
-        static USES: AtomicU64 = AtomicU64::new(0);
-        let holder: Arc<str> = format!("{holder}#{}", USES.fetch_add(1, Ordering::Relaxed)).into();
+        let holder = use_of(holder);
         loop {
             let homes = index.blob_homes(&end, std::slice::from_ref(digest)).await.ok()?;
             if homes.into_iter().flatten().next().is_some() {
                 return None;
             }
             match leases.acquire(&name, &holder, LEASE).await.ok()? {
-                Named::Yours { .. } => return Some(HeldBlob::keep(leases.clone(), name, holder)),
+                Named::Yours { .. } => return Some(Hold::keep(leases.clone(), name, holder)),
                 Named::Others { .. } => {}
             }
             let pause = rand::rng().random_range(LOOK_AGAIN.0..LOOK_AGAIN.1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = cancel.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Waits until no other worker is writing a tag, and keeps the others waiting until the guard is dropped. None where
+    /// there are no others. A store that does not answer is an error: what two write at once is lost for one.
+    pub(crate) async fn hold_tag(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        tag: &Tag,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Hold>> {
+        let Some((leases, holder)) = self.leases.as_ref() else { return Ok(None) };
+        let name = format!("tag:{registry}/{repository}:{tag}");
+        let holder = use_of(holder);
+        loop {
+            match leases.acquire(&name, &holder, LEASE).await? {
+                Named::Yours { .. } => return Ok(Some(Hold::keep(leases.clone(), name, holder))),
+                Named::Others { .. } => {}
+            }
+            // Sooner than for a blob: it is a matter of a few requests.
+            let pause = rand::rng().random_range(LOOK_AGAIN.0 / 4..LOOK_AGAIN.1 / 4);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return Err(Error::cancelled(format!("writing {registry}/{repository}:{tag}"))),
             }
         }
     }
@@ -171,13 +196,19 @@ impl Known {
     }
 }
 
-/// A blob that this worker is moving, for others to know; until it is dropped.
-pub(crate) struct HeldBlob {
+/// Each use has a holder of its own: that one is let go late ends no later one.
+fn use_of(holder: &str) -> Arc<str> {
+    static USES: AtomicU64 = AtomicU64::new(0);
+    format!("{holder}#{}", USES.fetch_add(1, Ordering::Relaxed)).into()
+}
+
+/// What this worker is moving or writing, for others to know; until it is dropped.
+pub(crate) struct Hold {
     _ends: DropGuard,
 }
 
-impl HeldBlob {
-    fn keep(leases: Arc<dyn Leases>, name: String, holder: Arc<str>) -> HeldBlob {
+impl Hold {
+    fn keep(leases: Arc<dyn Leases>, name: String, holder: Arc<str>) -> Hold {
         let over = CancellationToken::new();
         let ends = over.clone().drop_guard();
         tokio::spawn(async move {
@@ -191,7 +222,7 @@ impl HeldBlob {
             // A lease that is not let go runs out.
             let _ = leases.release(&name, &holder).await;
         });
-        HeldBlob { _ends: ends }
+        Hold { _ends: ends }
     }
 }
 

@@ -5,34 +5,42 @@ mod blob;
 mod choose;
 mod ends;
 mod feed;
+mod find;
 mod inspect;
+mod job;
 mod known;
+mod referrers;
 mod survey;
 mod to_layout;
+mod together;
 mod verify;
 mod walk;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
-use imgsync_common::image::{Digest, Manifest, Platform};
-use imgsync_common::naming::BackupName;
-use imgsync_common::registry::{Client, Context, ManifestRef, Tally, Traffic};
+use imgsync_common::image::{Digest, RegistryName, Tag};
+use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
 
 pub use ends::Location;
 pub use inspect::{Inspected, InspectedBlob, inspect};
+pub use job::{Ask, Job, Overwrite, Platforms, TargetTag};
 pub use survey::Survey;
+pub use together::Member;
 pub use verify::{Check, Finding, Kind, Verified, WhichReferrers};
 
 use self::backup::Backup;
+use self::choose::{Chosen, choose};
 use self::ends::Ends;
+use self::find::{Root, find};
 use self::known::Known;
+use self::together::Together;
 use self::walk::Walk;
 
 /// The slowest line on which an image is still waited for when no time limit was given, in bytes a second.
@@ -55,79 +63,6 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits { blobs: 8, time: Duration::from_secs(600), time_is_exact: false }
-    }
-}
-
-/// One image to be copied.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// From where; a registry's without tag and digest is `latest`.
-    pub source: Location,
-    /// To where; without a tag it is pushed under the source's tag, or by digest where that has none.
-    pub target: Location,
-    /// Of an index, less than all of it.
-    pub platforms: Platforms,
-    /// Push even what is there already.
-    pub force: bool,
-    /// What the source's tag pointed at when it was listed, shortly ago.
-    pub listed: Option<Digest>,
-    /// What is known of the target's tag.
-    pub target_tag: TargetTag,
-    /// What becomes of a target tag that points at something else.
-    pub overwrite: Overwrite,
-    /// What counts the requests to source and target, of a copy that fails too.
-    pub tallies: (Arc<Tally>, Arc<Tally>),
-}
-
-/// Which platforms of an index are wanted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Platforms {
-    /// All: the index as it is.
-    #[default]
-    All,
-    /// One child in place of the index.
-    One(Platform),
-    /// An index of these alone, which has a digest of its own.
-    Some(Vec<Platform>),
-}
-
-/// What is known of a target's tag before it is asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum TargetTag {
-    /// Nothing: ask.
-    #[default]
-    Unknown,
-    /// It is not there.
-    Absent,
-    /// It is there and is not what the source has now.
-    Outdated,
-}
-
-/// What becomes of a target tag that points at something else.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Overwrite {
-    /// It is moved.
-    #[default]
-    Allowed,
-    /// It stays as it is, and the copy fails.
-    Never,
-    /// It is moved, and what it pointed to is kept under another tag.
-    Keeping(BackupName),
-}
-
-impl Job {
-    /// A job of which nothing is known yet.
-    pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
-        Job {
-            source: source.into(),
-            target: target.into(),
-            platforms: Platforms::All,
-            force: false,
-            listed: None,
-            target_tag: TargetTag::Unknown,
-            overwrite: Overwrite::Allowed,
-            tallies: (Tally::new(), Tally::new()),
-        }
     }
 }
 
@@ -193,6 +128,14 @@ pub struct Done {
     pub blobs: Moved,
     /// Manifests that were put.
     pub manifests: u64,
+    /// Referrers that were put: signatures, SBOMs, attestations.
+    pub referrers: u64,
+    /// Whether the source was asked for all referrers of the image and of what it lists.
+    pub referrers_asked: bool,
+    /// Whether the target's tag was put; not where only what belongs to the image was brought.
+    pub tag_put: bool,
+    /// Tags that belong to the image, as the source has them.
+    pub companions: Vec<(Tag, Digest)>,
     /// What went over the line to the source.
     pub source: Traffic,
     /// What went over the line to the target.
@@ -207,6 +150,7 @@ pub struct Copier {
     client: Client,
     limits: Limits,
     known: Arc<Known>,
+    together: Arc<Together>,
 }
 
 /// What is counted while an image is copied.
@@ -215,6 +159,8 @@ pub(crate) struct Sums {
     bytes: [AtomicU64; 3],
     blobs: [AtomicU64; 3],
     manifests: AtomicU64,
+    referrers: AtomicU64,
+    companions: Mutex<Vec<(Tag, Digest)>>,
     /// Bytes of all blobs that are known to belong to the image so far.
     expected: AtomicU64,
 }
@@ -235,7 +181,7 @@ impl Sums {
 impl Copier {
     /// A copier that knows nothing yet.
     pub fn new(client: Client, limits: Limits) -> Copier {
-        Copier { client, limits, known: Arc::default() }
+        Copier { client, limits, known: Arc::default(), together: Arc::default() }
     }
 
     /// The same, which shares with other processes what is known of blobs at the targets.
@@ -254,16 +200,46 @@ impl Copier {
         Copier { limits: Limits { time, time_is_exact, ..self.limits }, ..self.clone() }
     }
 
+    /// Becomes one of so many copies of one image to different registries: what they want at the same time is read once.
+    /// `None` where one to the same registry is under way: blobs are mounted from that.
+    pub fn join(&self, image: &str, target: &RegistryName, expected: usize) -> Option<Arc<Member>> {
+        self.together.join(image, target, expected)
+    }
+
     /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
     /// were under way are cancelled at the target.
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
-        let started = Instant::now();
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, &inner).await?;
         let work = Box::pin(self.run(job, &ends, &sums, gate, &inner));
+        self.done(job, &ends, &sums, &inner, work).await
+    }
+
+    /// Brings new referrers of an image that is known to be at the target, and nothing else: without asking for its tag.
+    pub async fn accompany(&self, job: &Job, image: &Seen, context: &Context) -> Result<Done> {
+        let sums = Arc::new(Sums::default());
+        let inner = self.inner(context);
+        let ends = Ends::open(&self.client, job, &inner).await?;
+        let work = Box::pin(async {
+            let digests = (image.target.clone(), image.source.clone());
+            self.unchanged(job, &ends, &sums, &inner, digests, None).await
+        });
+        self.done(job, &ends, &sums, &inner, work).await
+    }
+
+    async fn done(
+        &self,
+        job: &Job,
+        ends: &Ends,
+        sums: &Arc<Sums>,
+        context: &Context,
+        work: impl Future<Output = Result<End>>,
+    ) -> Result<Done> {
+        let started = Instant::now();
         let what = || format!("copying {} to {}", job.source, job.target);
-        let End { outcome, digest, source_digest } = self.in_time(started, &sums, &inner, what, work).await?;
+        let End { outcome, digest, source_digest, referrers_asked, tag_put } =
+            self.in_time(started, sums, context, what, work).await?;
         Ok(Done {
             outcome,
             digest,
@@ -271,6 +247,10 @@ impl Copier {
             bytes: Sums::read(&sums.bytes),
             blobs: Sums::read(&sums.blobs),
             manifests: sums.manifests.load(Ordering::Relaxed),
+            referrers: sums.referrers.load(Ordering::Relaxed),
+            referrers_asked,
+            tag_put,
+            companions: std::mem::take(&mut *sums.companions.lock().unwrap_or_else(PoisonError::into_inner)),
             source: ends.source_tally.read(),
             target: ends.target_tally.read(),
             elapsed: started.elapsed(),
@@ -338,12 +318,12 @@ impl Copier {
 
     async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
         let found = find(job, ends).await?;
-        let root = match found.root {
-            Root::Unchanged(digest) => {
+        let Chosen { root, only, is_cut } = match found.root {
+            Root::Unchanged(digest, chosen) => {
                 let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
-                return Ok(End { outcome: Outcome::Unchanged, digest, source_digest });
+                return self.unchanged(job, ends, sums, context, (digest, source_digest), chosen).await;
             }
-            Root::Changed(root) => root,
+            Root::Changed(chosen) => chosen,
         };
         if let Some(wanted) = job.target.digest()
             && wanted != root.digest()
@@ -355,11 +335,45 @@ impl Copier {
         let place = ends.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));
         let digest = root.digest().clone();
         let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
-        let walk = Walk::new(self, ends, sums.clone(), context, found.target_has_tag, job.force);
+        let walk = Walk::new(self, ends, job, sums.clone(), context, found.target_has_tag).only(&root, only);
         let backup = Backup::of(job, ends, &digest, gate).filter(|_| found.target_has_tag);
         let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn Gate);
-        Box::pin(walk.push(root, place, gate, &source_digest)).await?;
-        Ok(End { outcome: Outcome::Copied, digest, source_digest })
+        Box::pin(walk.push(root, place, gate, &source_digest, !is_cut)).await?;
+        let referrers_asked = job.referrers.are_wanted();
+        Ok(End { outcome: Outcome::Copied, digest, source_digest, referrers_asked, tag_put: true })
+    }
+
+    /// What is to be done for an image that the target has: nothing, or its new referrers. `chosen` is the image, where it
+    /// was read.
+    async fn unchanged(
+        &self,
+        job: &Job,
+        ends: &Ends,
+        sums: &Arc<Sums>,
+        context: &Context,
+        (digest, source_digest): (Digest, Digest),
+        chosen: Option<Chosen>,
+    ) -> Result<End> {
+        if !job.referrers.are_wanted() || job.ask_unchanged == Ask::Nothing {
+            return Ok(End { outcome: Outcome::Unchanged, digest, source_digest, referrers_asked: false, tag_put: false });
+        }
+        let walk = Walk::new(self, ends, job, sums.clone(), context, true);
+        let everything = job.ask_unchanged == Ask::All;
+        let read = || async {
+            let root = ends.source.child(&source_digest).await?;
+            choose(root, job, ends).await
+        };
+        let brought = if chosen.is_none() && digest == source_digest && !everything {
+            walk.bring_referrers_of_root(&digest, read).await?
+        } else {
+            let Chosen { root, only, is_cut } = match chosen {
+                Some(chosen) => chosen,
+                None => read().await?,
+            };
+            walk.only(&root, only).bring_referrers(&root, !is_cut, false).await?
+        };
+        let outcome = if brought == 0 { Outcome::Unchanged } else { Outcome::Copied };
+        Ok(End { outcome, digest, source_digest, referrers_asked: everything, tag_put: false })
     }
 
     /// What both ends have, if it is the same; found out with as few requests as can be.
@@ -367,7 +381,7 @@ impl Copier {
         let ends = Ends::open(&self.client, job, context).await?;
         let found = find(job, &ends).await?;
         Ok(match found.root {
-            Root::Unchanged(target) => {
+            Root::Unchanged(target, _) => {
                 let source = found.source_digest.unwrap_or_else(|| target.clone());
                 Some(Seen { source, target })
             }
@@ -401,78 +415,6 @@ struct End {
     outcome: Outcome,
     digest: Digest,
     source_digest: Digest,
-}
-
-/// What the two ends have.
-struct Found {
-    root: Root,
-    /// What the source's tag is, where that is not the root: where platforms were chosen.
-    source_digest: Option<Digest>,
-    /// Whether the target tag exists, so that part of the image may be there.
-    target_has_tag: bool,
-}
-
-enum Root {
-    Unchanged(Digest),
-    Changed(Manifest),
-}
-
-/// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
-/// there yet costs the source no HEAD. Where platforms are chosen, what the source's tag is says nothing of what the
-/// target's should be: the source's manifest is read, and what is chosen of it compared.
-async fn find(job: &Job, ends: &Ends) -> Result<Found> {
-    let there = match &ends.target_ref {
-        Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
-        _ => None,
-    };
-    let target_has_tag = there.is_some() || job.target_tag == TargetTag::Outdated;
-    let tag_now = there.as_ref().map(|head| head.digest.clone());
-    let there = there.filter(|_| !job.force).map(|head| head.digest);
-    let unchanged = |digest, source_digest| Ok(Found { root: Root::Unchanged(digest), source_digest, target_has_tag });
-    let known = job.listed.clone().or_else(|| match &ends.source_ref {
-        Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
-        _ => None,
-    });
-    let comparable = there.as_ref().filter(|_| job.platforms == Platforms::All);
-    let reference = match (comparable, known) {
-        (Some(there), Some(known)) if *there == known => return unchanged(known, None),
-        (_, Some(known)) => Some(ManifestRef::Digest(known)),
-        (None, None) => ends.source_ref.clone(),
-        (Some(there), None) => match &ends.source_ref {
-            None => None,
-            Some(reference) => {
-                let Some(head) = ends.source.manifest_head(reference).await? else { return Err(missing(job)) };
-                if head.digest == *there {
-                    return unchanged(head.digest, None);
-                }
-                Some(ManifestRef::Digest(head.digest))
-            }
-        },
-    };
-    let root = match ends.source.manifest_get(reference.as_ref()).await {
-        // What was listed is gone already: the tag has moved on.
-        Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
-            ends.source.manifest_get(ends.source_ref.as_ref()).await?
-        }
-        root => root?,
-    };
-    let source_digest = root.digest().clone();
-    let root = choose::choose(root, job, ends).await?;
-    if there.as_ref() == Some(root.digest()) {
-        return unchanged(root.digest().clone(), Some(source_digest));
-    }
-    if job.overwrite == Overwrite::Never
-        && let Some(now) = tag_now.filter(|now| now != root.digest())
-    {
-        let tried = format!("copying {} to {}", job.source, job.target);
-        let detail = format!("the tag never moves, and it is {now} there and {} at the source", root.digest());
-        return Err(Error::new(Class::Immutable, tried, detail)
-            .hint("find out why the source moved it; if it is to be taken, `imgsync sync` copies it once"));
-    }
-    Ok(Found { root: Root::Changed(root), source_digest: Some(source_digest), target_has_tag })
-}
-
-fn missing(job: &Job) -> Error {
-    Error::new(Class::NotFound, format!("reading {}", job.source), "the registry does not have it")
-        .hint("check the repository's name and the tag; `imgsync tags` lists them")
+    referrers_asked: bool,
+    tag_put: bool,
 }

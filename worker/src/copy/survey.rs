@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
+use super::choose::Chosen;
 use super::ends::Ends;
-use super::{Job, Outcome, Root, find};
+use super::find::{Root, find};
+use super::{Job, Outcome};
+use imgsync_common::batch::ForeignLayers;
 use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Digest, Manifest};
 use imgsync_common::registry::Context;
@@ -26,8 +29,8 @@ pub struct Survey {
 }
 
 pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<Survey> {
-    let root = match find(job, ends).await?.root {
-        Root::Unchanged(digest) => {
+    let Chosen { root, only, .. } = match find(job, ends).await?.root {
+        Root::Unchanged(digest, _) => {
             return Ok(Survey {
                 outcome: Outcome::Unchanged,
                 digest,
@@ -37,7 +40,7 @@ pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<
                 bytes_there: 0,
             });
         }
-        Root::Changed(root) => root,
+        Root::Changed(chosen) => chosen,
     };
     let mut survey = Survey {
         outcome: Outcome::Copied,
@@ -55,7 +58,7 @@ pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<
             return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
         }
         survey.manifests += 1;
-        for blob in manifest.blobs() {
+        for blob in manifest.blobs_with(job.foreign_layers == ForeignLayers::Copy) {
             if !seen.insert(blob.digest.clone()) {
                 continue;
             }
@@ -67,7 +70,9 @@ pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<
             }
         }
         for child in manifest.children() {
-            if seen.insert(child.digest.clone()) {
+            let is_left =
+                manifest.digest() == &survey.digest && only.as_ref().is_some_and(|only| !only.contains(&child.digest));
+            if !is_left && seen.insert(child.digest.clone()) {
                 waiting.push(ends.source.child(&child.digest).await?);
             }
         }

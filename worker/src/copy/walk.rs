@@ -1,22 +1,23 @@
 //! The graph of one image, walked children first: an index's manifests before the index, a manifest's blobs before the
 //! manifest, what is shared once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use imgsync_common::batch::{ForeignLayers, Referrers};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
-use imgsync_common::image::{Descriptor, Digest, Kind, Manifest};
-use imgsync_common::registry::{Context, ManifestRef, Tally};
+use imgsync_common::image::{Companion, Company, Descriptor, Digest, Kind, Manifest, Tag};
+use imgsync_common::registry::{Context, ManifestPut, ManifestRef, Tally};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::blob::is_large;
 use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
-use super::{Copier, Gate, Sums};
+use super::{Copier, Gate, Job, Member, Sums};
 
 /// How often what a target says it misses is brought to it.
 const MISSING_ROUNDS: usize = 3;
@@ -51,10 +52,29 @@ pub(crate) struct Walk {
     cost: AtomicUsize,
     /// Whether part of the image may be at the target, so that asking can pay.
     may_be_there: bool,
+    /// Of the children of this index these alone.
+    only: Option<(Digest, HashSet<Digest>)>,
+    /// What indexes that were read list.
+    indexes: Mutex<HashMap<Digest, Vec<Descriptor>>>,
+    pub(super) referrers: Referrers,
+    pub(super) company: Company,
+    foreign_layers: bool,
+    pub(super) together: Option<Arc<Member>>,
     /// A blob that the target repository is known to have.
     pub(super) present: OnceLock<Digest>,
     blobs_at_once: usize,
-    force: bool,
+    pub(super) force: bool,
+}
+
+/// Where a manifest is put.
+#[derive(Clone, Copy)]
+pub(super) enum At<'a> {
+    /// Under a tag or its digest.
+    Reference(&'a ManifestRef),
+    /// Where an image is found that has no tag.
+    Untagged,
+    /// Under a tag that is named by another manifest.
+    Companion(&'a Tag),
 }
 
 /// Results by digest, each made once however many want it.
@@ -79,10 +99,10 @@ impl Walk {
     pub(super) fn new(
         copier: &Copier,
         ends: &Ends,
+        job: &Job,
         sums: Arc<Sums>,
         context: &Context,
         may_be_there: bool,
-        force: bool,
     ) -> Walk {
         // A token of its own, so that the first error stops what else is under way for this image.
         let context = context.child();
@@ -103,8 +123,36 @@ impl Walk {
             counted: Seen::default(),
             cost: AtomicUsize::new(0),
             may_be_there,
-            force,
+            only: None,
+            indexes: Mutex::default(),
+            referrers: job.referrers.clone(),
+            company: job.company,
+            foreign_layers: job.foreign_layers == ForeignLayers::Copy,
+            together: job.together.clone(),
+            force: job.force,
         }
+    }
+
+    /// The same, for an index of which only some children are wanted.
+    pub(super) fn only(mut self, root: &Manifest, children: Option<HashSet<Digest>>) -> Walk {
+        self.only = children.map(|children| (root.digest().clone(), children));
+        self
+    }
+
+    /// What of an index is wanted.
+    pub(super) fn children_of<'m>(&self, index: &'m Manifest) -> Vec<&'m Descriptor> {
+        let only = self.only.as_ref().filter(|(root, _)| root == index.digest()).map(|(_, only)| only);
+        let children = index.children().into_iter();
+        children.filter(|child| only.is_none_or(|only| only.contains(&child.digest))).collect()
+    }
+
+    fn blobs_of<'m>(&self, manifest: &'m Manifest) -> Vec<&'m Descriptor> {
+        manifest.blobs_with(self.foreign_layers)
+    }
+
+    /// What an index lists that was read before.
+    pub(super) fn noted_index(&self, digest: &Digest) -> Option<Vec<Descriptor>> {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
     /// Brings the whole image to the target, its root last.
@@ -114,20 +162,27 @@ impl Walk {
         place: ManifestRef,
         gate: &dyn Gate,
         source_digest: &Digest,
+        is_at_source: bool,
     ) -> Result<()> {
         self.note(&root);
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
+        if matches!(place, ManifestRef::Digest(_)) {
+            gate.before_tag(source_digest).await?;
+            self.put_at(&root, At::Untagged).await?;
+            return self.bring_referrers(&root, is_at_source, false).await.map(drop);
+        }
+        self.bring_referrers(&root, is_at_source, true).await?;
         let refers = root.parsed().subject.is_some() && self.target.repository().is_some();
-        if refers && matches!(place, ManifestRef::Tag(_)) {
+        if refers {
             // A tag says that all is done: what refers to another manifest is listed under that first.
-            self.put(&root, &ManifestRef::Digest(root.digest().clone()), false).await?;
+            self.put(&root, &ManifestRef::Digest(root.digest().clone())).await?;
             gate.before_tag(source_digest).await?;
             return self.target.manifest_put(&place, &root).await.map(drop);
         }
         gate.before_tag(source_digest).await?;
-        self.put(&root, &place, true).await
+        self.put(&root, &place).await
     }
 
     /// Whether the target has the root under another tag. Asked for only where something hints at it, so that a fresh
@@ -138,15 +193,15 @@ impl Walk {
         }
         let mut leaf = root.clone();
         for _ in 0..MAX_DEPTH {
-            let Some(child) = leaf.children().first().map(|child| (*child).clone()) else { break };
+            let Some(child) = self.children_of(&leaf).first().map(|child| (*child).clone()) else { break };
             leaf = self.child(&child).await?;
         }
-        let Some(tell_tale) = tell_tale(&leaf) else { return Ok(false) };
+        let Some(tell_tale) = self.tell_tale(&leaf) else { return Ok(false) };
         match self.blob(tell_tale).await? {
             Arrival::Reused => self.has_manifest(root.digest()).await,
             // It was sent, but that says nothing at a registry that takes what it has already. Asking pays where there
             // is much to be sent.
-            Arrival::Copied if leaf.blobs().into_iter().any(is_large) => {
+            Arrival::Copied if self.blobs_of(&leaf).into_iter().any(is_large) => {
                 Ok(!self.mounts_tell().await? && self.has_manifest(root.digest()).await?)
             }
             // The blob came from the source's own repository, next door: nothing is known of the rest.
@@ -159,11 +214,18 @@ impl Walk {
     }
 
     /// What a manifest needs, brought to the target.
-    fn bring_children_and_blobs<'a>(&'a self, manifest: &'a Manifest, depth: usize) -> BoxFuture<'a, Result<()>> {
+    pub(super) fn bring_children_and_blobs<'a>(
+        &'a self,
+        manifest: &'a Manifest,
+        depth: usize,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             match manifest.kind() {
-                Kind::Index { .. } => self.bring_children(manifest, depth).await,
-                Kind::Image { .. } => self.bring_blobs(manifest.blobs()).await,
+                Kind::Index { .. } => {
+                    self.bring_blobs(self.blobs_of(manifest)).await?;
+                    self.bring_children(manifest, depth).await
+                }
+                Kind::Image { .. } => self.bring_blobs(self.blobs_of(manifest)).await,
             }
         })
     }
@@ -173,7 +235,7 @@ impl Walk {
             let tried = self.source.reading(index.digest());
             return Err(Error::new(Class::Unsupported, tried, format!("more than {MAX_DEPTH} indexes in each other")));
         }
-        let children = futures_util::stream::iter(index.children().into_iter().cloned())
+        let children = futures_util::stream::iter(self.children_of(index).into_iter().cloned())
             .map(|child| async move {
                 let digest = child.digest.clone();
                 self.manifests.get(&digest, Box::pin(self.bring_child(child, depth))).await
@@ -190,7 +252,7 @@ impl Walk {
         // Of an image of which an older one is there, this child may be the same.
         if self.may_be_there
             && !self.force
-            && let Some(tell_tale) = tell_tale(&manifest)
+            && let Some(tell_tale) = self.tell_tale(&manifest)
             && self.blob(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?
         {
@@ -199,14 +261,14 @@ impl Walk {
                 return Ok(());
             }
             // Whether its subject lists it is told by putting it once more.
-            return self.put(&manifest, &ManifestRef::Digest(child.digest), false).await;
+            return self.put(&manifest, &ManifestRef::Digest(child.digest)).await;
         }
         self.bring_children_and_blobs(&manifest, depth + 1).await?;
-        self.put(&manifest, &ManifestRef::Digest(child.digest), false).await
+        self.put(&manifest, &ManifestRef::Digest(child.digest)).await
     }
 
     /// A child from the source, read once.
-    async fn child(&self, child: &Descriptor) -> Result<Manifest> {
+    pub(super) async fn child(&self, child: &Descriptor) -> Result<Manifest> {
         if let Some(manifest) = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&child.digest) {
             return Ok(manifest);
         }
@@ -222,7 +284,11 @@ impl Walk {
 
     /// Tells of a manifest that was read, and counts what it adds to the image.
     fn note(&self, manifest: &Manifest) {
-        let fresh = || manifest.blobs().into_iter().filter(|blob| self.counted.first_time(&blob.digest));
+        if let Kind::Index { manifests } = manifest.kind() {
+            let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+            indexes.insert(manifest.digest().clone(), manifests.clone());
+        }
+        let fresh = || self.blobs_of(manifest).into_iter().filter(|blob| self.counted.first_time(&blob.digest));
         let (mut blobs, mut blob_bytes) = (0, 0);
         for blob in fresh() {
             blobs += 1;
@@ -232,7 +298,7 @@ impl Walk {
         // A blob is read, and written in two requests; a manifest is read and put. Of children that are not read yet the
         // least is reckoned: a config and a layer.
         let itself = match manifest.kind() {
-            Kind::Index { .. } => 2 + CHILD_COSTS * manifest.children().len(),
+            Kind::Index { .. } => 2 + CHILD_COSTS * self.children_of(manifest).len(),
             Kind::Image { .. } => 2 + 3 * blobs,
         };
         let reckoned = if self.cost.load(Ordering::Relaxed) == 0 { 0 } else { CHILD_COSTS };
@@ -262,50 +328,92 @@ impl Walk {
         self.blobs.get(&blob.digest, Box::pin(self.bring_blob(blob))).await
     }
 
+    async fn all(&self, work: impl futures_util::Stream<Item = Result<()>> + Unpin) -> Result<()> {
+        self.gather(work).await.map(drop)
+    }
+
     /// Waits for all of them, even after one has failed, so that each can tidy up behind itself. The first real error is
     /// the one that counts.
-    async fn all(&self, mut work: impl futures_util::Stream<Item = Result<()>> + Unpin) -> Result<()> {
+    pub(super) async fn gather<T>(
+        &self,
+        mut work: impl futures_util::Stream<Item = Result<T>> + Unpin,
+    ) -> Result<Vec<T>> {
+        let mut done = Vec::new();
         let mut failure: Option<Error> = None;
         while let Some(result) = work.next().await {
-            if let Err(error) = result {
-                self.context.cancel.cancel();
-                if failure.as_ref().is_none_or(Error::is_cancelled) {
-                    failure = Some(error);
+            match result {
+                Ok(value) => done.push(value),
+                Err(error) => {
+                    self.context.cancel.cancel();
+                    if failure.as_ref().is_none_or(Error::is_cancelled) {
+                        failure = Some(error);
+                    }
                 }
             }
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(done), Err)
     }
 
     /// Puts a manifest whose children and blobs are at the target, and lists it under its subject where the registry does
     /// not do that by itself. Where the target misses what it needs after all, what was believed of that is dropped, and
     /// it is brought once more.
-    async fn put(&self, manifest: &Manifest, place: &ManifestRef, is_root: bool) -> Result<()> {
-        let put = async || match place {
-            ManifestRef::Digest(_) if is_root => self.target.manifest_put_untagged(manifest).await,
-            _ => self.target.manifest_put(place, manifest).await,
+    pub(super) async fn put(&self, manifest: &Manifest, place: &ManifestRef) -> Result<()> {
+        self.put_at(manifest, At::Reference(place)).await
+    }
+
+    async fn put_at(&self, manifest: &Manifest, at: At<'_>) -> Result<()> {
+        let put = self.put_manifest(manifest, at).await?;
+        if let Some(subject) = &manifest.parsed().subject
+            && !put.subject_kept
+        {
+            self.list_under(&subject.digest, std::slice::from_ref(manifest)).await?;
+        }
+        Ok(())
+    }
+
+    /// Lists manifests under their subject, at a registry that does not do so by itself.
+    pub(super) async fn list_under(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
+        let Some(target) = self.target.repository() else { return Ok(()) };
+        let tag = Companion::Referrers.tag_of(subject);
+        // Others read and write the same index: one after the other, or what one has added is lost.
+        let _held = self.known.hold_tag(target.registry(), target.name(), &tag, &self.context.cancel).await?;
+        target.add_to_fallback(subject, referrers).await
+    }
+
+    /// The same without listing it.
+    pub(super) async fn put_manifest(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
+        let put = async || match at {
+            At::Reference(place) => self.target.manifest_put(place, manifest).await,
+            At::Untagged => self.target.manifest_put_untagged(manifest).await,
+            At::Companion(tag) => self.target.companion_put(tag, manifest).await,
         };
+        // Of an index of which a part is left out it is most likely that part.
+        let most = if self.is_sparse(manifest) { 1 } else { MISSING_ROUNDS };
         let mut rounds = 0;
         let put = loop {
             match put().await {
                 // More than once: a registry may for a moment not see a blob that another worker sends it as well.
-                Err(error) if error.class() == Class::Incomplete && rounds < MISSING_ROUNDS => {
+                Err(error) if error.class() == Class::Incomplete && rounds < most => {
                     rounds += 1;
                     self.distrust(manifest).await;
                     self.bring_children_and_blobs(manifest, 0).await?;
                 }
+                Err(error) if error.class() == Class::Incomplete && self.is_sparse(manifest) => {
+                    return Err(error
+                        .as_class(Class::Refused)
+                        .hint("the target takes no index without all that it lists: leave out `sparse`"));
+                }
                 put => break put?,
             }
         };
-        if let Some(subject) = &manifest.parsed().subject
-            && !put.subject_kept
-        {
-            self.target.add_to_fallback(&subject.digest, manifest).await?;
-        }
         self.learn_manifest(manifest.digest());
         self.sums.manifests.fetch_add(1, Ordering::Relaxed);
         self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
-        Ok(())
+        Ok(put)
+    }
+
+    fn is_sparse(&self, manifest: &Manifest) -> bool {
+        self.only.as_ref().is_some_and(|(root, _)| root == manifest.digest())
     }
 
     fn knows_manifest(&self, digest: &Digest) -> bool {
@@ -313,6 +421,10 @@ impl Walk {
     }
 
     fn learn_manifest(&self, digest: &Digest) {
+        // Of what is there in part it is not known that it is whole.
+        if self.only.as_ref().is_some_and(|(root, _)| root == digest) {
+            return;
+        }
         if let Some(target) = self.target.repository() {
             self.known.add_manifest(target.registry(), target.name(), digest);
         }
@@ -321,18 +433,18 @@ impl Walk {
     async fn distrust(&self, manifest: &Manifest) {
         let Some(target) = self.target.repository() else { return };
         let (registry, name) = (target.registry(), target.name());
-        for blob in manifest.blobs() {
+        for blob in self.blobs_of(manifest) {
             self.known.forget_blob(registry, name, &blob.digest).await;
             self.blobs.forget(&blob.digest);
         }
-        for child in manifest.children() {
+        for child in self.children_of(manifest) {
             self.known.forget_manifest(registry, name, &child.digest);
             self.manifests.forget(&child.digest);
         }
     }
-}
 
-/// The blob that is least likely to be at the target unless its image is.
-fn tell_tale(leaf: &Manifest) -> Option<&Descriptor> {
-    leaf.blobs().into_iter().find(|blob| blob.digest.to_string() != EMPTY_CONFIG)
+    /// The blob that is least likely to be at the target unless its image is.
+    fn tell_tale<'m>(&self, leaf: &'m Manifest) -> Option<&'m Descriptor> {
+        self.blobs_of(leaf).into_iter().find(|blob| blob.digest.to_string() != EMPTY_CONFIG)
+    }
 }

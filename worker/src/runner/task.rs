@@ -1,5 +1,6 @@
 //! One task: held by a lease that is renewed while it runs, copied, and told to the ledger.
 
+mod attempt;
 mod verify;
 
 use std::panic::AssertUnwindSafe;
@@ -8,27 +9,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use imgsync_common::batch::{Bytes, End, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
+use imgsync_common::batch::{Bytes, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
-use imgsync_common::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
-use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::{Access, Context, ManifestRef, Tally};
+use imgsync_common::image::{Digest, RegistryName};
+use imgsync_common::registry::{Context, Tally};
 use imgsync_common::retry;
 use imgsync_common::store::{CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 
-use super::gate::TaskGate;
 use super::{Runner, Stop};
-use crate::copy::{Copier, Done, Job, Location, Moved, Outcome, Overwrite, Platforms, Seen, TargetTag};
+use crate::copy::{Done, Moved, Outcome, Seen};
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// A digest that a listing gave is good for so long; then the source is asked once more.
-const PLAN_IS_OLD: Duration = Duration::from_secs(600);
-/// A tag that moves again and again while it is copied is tried again later.
-const MOVES: usize = 3;
 /// How long a message waits whose task another is at: not until the lease must have ended, but so that whoever has it
 /// next is there soon after.
 const HELD_WAIT: Duration = Duration::from_secs(10);
@@ -53,10 +48,19 @@ pub(super) enum Ended {
 
 /// What a task came to.
 enum Came {
-    Copied(Done),
+    Copied(Done, Before),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
     Equal(Option<Seen>),
     Failed(Error),
+}
+
+/// What was known of a target tag before it was copied.
+#[derive(Default)]
+struct Before {
+    /// When it was last seen at the target, where it was not asked for now.
+    seen_at: Option<Timestamp>,
+    /// When its referrers were asked for.
+    referrers_at: Option<Timestamp>,
 }
 
 /// A task that this worker holds.
@@ -78,6 +82,11 @@ impl Held<'_> {
     /// The digest cache's name for the target tag.
     fn scope(&self) -> CacheScope {
         CacheScope { home: (*self.target.home).clone(), options: self.rule.fingerprint().into() }
+    }
+
+    /// What tells its options from others, in a mark.
+    fn fingerprint(&self) -> Digest {
+        Digest::sha256(self.rule.fingerprint().as_bytes())
     }
 
     /// What was spent on it, whatever it came to.
@@ -224,131 +233,54 @@ impl Runner {
         }
     }
 
-    async fn copy(&self, held: &Held<'_>) -> Result<Came> {
-        let Held { message, target, options, rule, context, tallies, .. } = held;
-        self.serving.check_target(target)?;
-        if let Some(verify) = &options.verify {
-            return Box::pin(self.verify(held, verify)).await;
-        }
-        let known = match options.force {
-            true => None,
-            // A hint that cannot be had is done without.
-            false => self.known(held).await.unwrap_or_default(),
-        };
-        let now = self.clock.now();
-        let never_moves = rule.immutable().iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
-        if never_moves
-            && let Some(known) = &known
-            && message.digest.as_ref().is_none_or(|listed| *listed == known.source)
-        {
-            return Ok(Came::Equal(None));
-        }
-        // What the target has under a tag that never moves decides, and not what is believed of it.
-        let known = known.filter(|_| !never_moves);
-        let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
-        let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
-        let mut listed = message.digest.clone().filter(|_| !is_old);
-        if let Some(believed) = &believed {
-            let source = match &listed {
-                Some(listed) => Some(listed.clone()),
-                None => self.ask_source(held).await?,
-            };
-            match source {
-                Some(source) if source == believed.source => return Ok(Came::Equal(None)),
-                source => listed = source.or(listed),
-            }
-        }
-        let mut job = Job {
-            platforms: platforms(rule),
-            force: options.force,
-            listed,
-            target_tag: match believed {
-                Some(_) => TargetTag::Outdated,
-                None => TargetTag::Unknown,
-            },
-            overwrite: overwrite(rule, never_moves)?,
-            tallies: tallies.clone(),
-            ..Job::new(location(&message.source)?, location(target)?)
-        };
-        if options.prime {
-            return self.compare(job, context).await;
-        }
-        let gate = TaskGate::new(self, held, is_old);
-        let copier = self.copier_for(options);
-        for _ in 0..MOVES {
-            let copied = Box::pin(copier.copy(&job, &gate, context)).await;
-            gate.release().await;
-            match copied {
-                // What is copied is not what the tag is any more: once more, with what it is now.
-                Err(_) if gate.moved() => job.listed = None,
-                result => return Ok(Came::Copied(result?)),
-            }
-        }
-        let detail = "its tag moves faster than it is copied";
-        Err(Error::new(Class::ServerError, format!("copying {}", message.source), detail))
-    }
-
-    /// What is known of the target tag.
-    async fn known(&self, held: &Held<'_>) -> Result<Option<Known>> {
-        Ok(self.store.known(&held.scope(), std::slice::from_ref(&held.target.tag)).await?.pop().flatten())
-    }
-
-    /// Whether both ends are equal, without copying: what is equal need not be copied later.
-    async fn compare(&self, job: Job, context: &Context) -> Result<Came> {
-        let seen = self.copier.compare(&job, context).await?.ok_or_else(|| {
-            let tried = format!("comparing {} with {}", job.source, job.target);
-            Error::new(Class::NotFound, tried, "the target does not have what the source has")
-                .hint("run without --download-manifests to copy it")
-        })?;
-        Ok(Came::Equal(Some(seen)))
-    }
-
-    /// The copier with a batch's time limit.
-    fn copier_for(&self, options: &Options) -> Copier {
-        match options.timeout_seconds {
-            0 => self.copier.clone(),
-            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
-        }
-    }
-
-    /// What the source's tag is now; none where it is in a layout, which nobody moves.
-    pub(super) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
-        let source = &held.message.source;
-        let Location::Registry(Reference { registry, repository, .. }) = location(source)? else { return Ok(None) };
-        let repository =
-            self.client.repository(&registry, &repository, Access::Pull, &held.context, &held.tallies.0)?;
-        match repository.manifest_head(&ManifestRef::Tag(source.tag.clone())).await? {
-            Some(head) => Ok(Some(head.digest)),
-            None => Err(Error::new(Class::NotFound, format!("reading {source}"), "the tag is gone")),
-        }
-    }
-
     /// Tells the ledger how a task ended.
     async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
-        let is_ours = matches!(&came, Came::Copied(done) if done.outcome == Outcome::Copied);
-        let (verdict, bytes, seen) = match came {
+        let now = self.clock.now();
+        // What the tag points to now, where we put it.
+        let put = match &came {
+            Came::Copied(done, _) if done.tag_put => Some(done.digest.clone()),
+            _ => None,
+        };
+        let (verdict, bytes, learnt) = match came {
             Came::Failed(error) => return self.settle_failure(held, stop, error).await,
-            Came::Equal(seen) => (Verdict::Unchanged, Bytes::default(), seen),
-            Came::Copied(done) => {
+            Came::Equal(seen) => {
+                let known = seen.map(|Seen { source, target }| {
+                    let known = Known { source, target, seen_at: now, referrers_at: None };
+                    (held.target.tag.clone(), known)
+                });
+                (Verdict::Unchanged, Bytes::default(), known.into_iter().collect())
+            }
+            Came::Copied(done, before) => {
                 let verdict = match done.outcome {
                     Outcome::Copied => Verdict::Copied,
                     Outcome::Unchanged => Verdict::Unchanged,
                 };
                 let Moved { copied, mounted, reused } = done.bytes;
-                let seen = Seen { source: done.source_digest, target: done.digest };
-                (verdict, Bytes { copied, mounted, reused }, Some(seen))
+                let known = Known {
+                    source: done.source_digest,
+                    target: done.digest,
+                    seen_at: before.seen_at.unwrap_or(now),
+                    referrers_at: if done.referrers_asked { Some(now) } else { before.referrers_at },
+                };
+                // As the source has them: that they have changed is told by its next listing.
+                let companions = done.companions.into_iter().map(|(tag, source)| {
+                    (tag, Known { target: source.clone(), source, seen_at: now, referrers_at: None })
+                });
+                let learnt: Vec<_> = companions.chain([(held.target.tag.clone(), known)]).collect();
+                (verdict, Bytes { copied, mounted, reused }, learnt)
             }
         };
         let learn = async {
-            let Some(Seen { source, target }) = seen else { return Ok(()) };
-            if is_ours {
-                self.store.note_origin(&held.message.source, held.target, &target).await?;
+            if let Some(digest) = &put {
+                self.store.note_origin(&held.message.source, held.target, digest).await?;
             }
-            let known = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
-            self.store.learn(&held.scope(), vec![(held.target.tag.clone(), known)]).await
+            match learnt.is_empty() {
+                true => Ok(()),
+                false => self.store.learn(&held.scope(), learnt).await,
+            }
         };
         let end = match verdict {
-            Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied },
+            Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied, read: held.tallies.0.read().received },
             _ => TaskEnd::Unchanged,
         };
         // At the same time: the store may be far away.
@@ -435,51 +367,6 @@ impl Runner {
     fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
         self.events.emit(Event::TaskEnded { ticket, end });
     }
-}
-
-/// Which platforms a rule wants.
-fn platforms(rule: &RuleOptions) -> Platforms {
-    match rule.platforms.is_empty() {
-        true => Platforms::All,
-        false => Platforms::Some(rule.platforms.clone()),
-    }
-}
-
-/// What becomes of a target tag that points at something else.
-fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
-    match &rule.backup {
-        _ if never_moves => Ok(Overwrite::Never),
-        None => Ok(Overwrite::Allowed),
-        Some(name) => name
-            .parse()
-            .map(Overwrite::Keeping)
-            .map_err(|error: String| Error::new(Class::Invalid, "reading `backup`", error)),
-    }
-}
-
-/// Where a place is, for a copy.
-fn location(place: &Place) -> Result<Location> {
-    let invalid = |error: String| Error::new(Class::Invalid, format!("reading the name {place}"), error);
-    match place.home.end() {
-        End::Registry(registry) => {
-            let repository: RepositoryName = place.home.path().parse().map_err(|error| invalid(format!("{error}")))?;
-            let reference =
-                Reference { registry: registry.clone(), repository, tag: Some(place.tag.clone()), digest: None };
-            Ok(Location::Registry(reference))
-        }
-        End::Layout(folder) => {
-            let image = in_layout(place.home.path(), &place.tag).map_err(invalid)?;
-            Ok(Location::Layout(LayoutRef { dir: folder.to_string().into(), image: Some(image) }))
-        }
-    }
-}
-
-/// An image's name in a layout: a full one, or a bare tag where there is no repository.
-fn in_layout(path: &str, tag: &Tag) -> std::result::Result<ImageName, String> {
-    if path.is_empty() {
-        return Ok(ImageName::Tag(tag.clone()));
-    }
-    format!("{path}:{tag}").parse().map(ImageName::Full).map_err(|error| format!("{error}"))
 }
 
 fn age(then: Timestamp, now: Timestamp) -> Duration {

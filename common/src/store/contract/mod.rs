@@ -20,7 +20,7 @@ use jiff::Timestamp;
 
 use super::{Appended, LEASE, NewBatch, Sealed, Start, Store};
 use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
-use crate::image::Digest;
+use crate::image::{Company, Digest};
 
 /// A store to be tested: new and empty.
 pub struct Subject {
@@ -132,6 +132,7 @@ pub fn tasks(repository: &str, number: usize) -> Vec<Planned> {
             source: Place { home: source.clone(), tag: tag.clone() },
             digest: Some(Digest::sha256(tag.as_str().as_bytes())),
             target: Place { home: target.clone(), tag },
+            company: Company::default(),
         }
     };
     (0..number).map(task).collect()

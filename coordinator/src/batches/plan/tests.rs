@@ -1,4 +1,5 @@
 use imgsync_common::config::{Config, File};
+use imgsync_common::image::Companion;
 
 use super::*;
 use crate::enumerate::ListedTag;
@@ -53,6 +54,28 @@ fn a_listing_becomes_tasks_in_the_order_of_tags_then_targets() {
     assert_eq!(plan.tasks[0].digest, Some(Digest::sha256(b"gcr.io/a/b:latest")));
     let dropped: Vec<String> = plan.dropped.iter().map(|(tag, reason)| format!("{tag}: {reason}")).collect();
     assert_eq!(dropped, ["bad tag: not a valid tag", "2.0-rc1: excluded by *-rc*"]);
+}
+
+#[test]
+fn tags_that_belong_to_images_are_none_of_the_chosen_and_told_apart() {
+    let image = Digest::sha256(b"gcr.io/a/b:1.0");
+    let [sig, att] = [Companion::Signature, Companion::Attestation].map(|kind| kind.tag_of(&image).to_string());
+    let rules = rules(
+        "rules: [{from: gcr.io/a/b, to: docker.io/me, tags: {newest: {count: 1, by: version}}},
+                 {from: gcr.io/a/b, to: docker.io/you, referrers: false}]",
+    );
+    let tags = ["1.0", &sig, &att];
+    let wanted = plan(&mut Planner::new(), 0, &rules[0], "gcr.io/a/b", &tags);
+    assert_eq!(targets(&wanted), ["docker.io/me/gcr.io_a_b:1.0"]);
+    assert_eq!(wanted.dropped.len(), 2);
+    assert!(wanted.dropped.iter().all(|(_, reason)| *reason == Reason::Companion), "{:?}", wanted.dropped);
+    let company = wanted.tasks[0].company;
+    assert!(company.is_listed() && company.may_have(Companion::Signature) && !company.may_have(Companion::Sbom));
+    assert_eq!(wanted.companions.of_image(&image).len(), 2);
+    assert!(wanted.companions.of_image(&Digest::sha256(b"another")).is_empty());
+
+    let unwanted = plan(&mut Planner::new(), 1, &rules[1], "gcr.io/a/b", &tags);
+    assert_eq!((unwanted.tasks.len(), unwanted.companions.is_empty()), (1, true), "none is copied, nor counted");
 }
 
 #[test]

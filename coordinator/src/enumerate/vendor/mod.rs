@@ -124,6 +124,7 @@ pub(super) fn is_unavailable(error: &Error) -> bool {
         | Class::ServerError
         | Class::Corrupt
         | Class::Incomplete
+        | Class::Outdated
         | Class::Insecure
         | Class::Invalid
         | Class::Local

@@ -3,8 +3,9 @@
 use imgsync_common::batch::Verify;
 use imgsync_common::error::Result;
 
-use super::{Came, Held, Runner, location, platforms};
-use crate::copy::{Check, Job, Seen, WhichReferrers};
+use super::attempt::location;
+use super::{Came, Held, Runner};
+use crate::copy::{Check, Job, Platforms, Seen, WhichReferrers};
 
 impl Runner {
     /// Whether the target has all that the source has. What it was believed to have is asked for again if not.
@@ -17,11 +18,11 @@ impl Runner {
         };
         let check = Check { deep: verify.deep, referrers };
         let job = Job {
-            platforms: platforms(rule),
+            platforms: Platforms::of_rule(&rule.platforms, rule.sparse),
             tallies: tallies.clone(),
             ..Job::new(location(&message.source)?, location(target)?)
         };
-        let verified = self.copier_for(options).verify(&job, &check, context).await?;
+        let verified = self.copier_of(options).verify(&job, &check, context).await?;
         match verified.error(&job) {
             None => Ok(Came::Equal(Some(Seen { source: verified.source_digest, target: verified.digest }))),
             Some(error) => {

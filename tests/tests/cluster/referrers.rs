@@ -1,0 +1,65 @@
+//! Referrers, written by several workers at once.
+
+use std::time::Duration;
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::FaultRegistry;
+use imgsync_tests::images::{self, Image};
+
+/// Tags that are signatures themselves, all of one image.
+const SIGNATURES: usize = 32;
+
+#[tokio::test]
+async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), async {
+        // Slow enough for all to have read before the first has written.
+        FaultRegistry::builder().without_referrers().latency(Duration::from_millis(15)).start().await
+    });
+    let image = images::multi_platform("signed-by-many");
+    source.push("app", "1", &image);
+    source.push("app", "latest", &image);
+    let child = image.subtree(&image.children()[0]);
+    let sboms: Vec<Image> = (0..3).map(|n| images::referrer(&format!("many-sbom-{n}"), &child)).collect();
+    let signatures: Vec<Image> =
+        (0..SIGNATURES).map(|n| images::referrer(&format!("many-signature-{n}"), &image)).collect();
+    for sbom in &sboms {
+        source.push_untagged("app", sbom);
+    }
+    for (n, signature) in signatures.iter().enumerate() {
+        // Each in a task of its own, and each refers to the same image.
+        source.push("app", &format!("signature-{n}"), signature);
+        let again = images::referrer(&format!("countersigned-{n}"), signature);
+        source.push_untagged("app", &again);
+    }
+    let config = format!("rules:\n- {{from: {}/app, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let _workers = cluster.workers(4, 4).await;
+    let run = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&run, "/counts/copied"), (SIGNATURES + 2) as u64, "{run}");
+    target.assert_holds("m/app", "1", &image);
+    target.assert_holds("m/app", "latest", &image);
+    target.assert_order_was_kept();
+    let listed = |subject: &Image| {
+        let index = target.manifest("m/app", &subject.companion_tag("")).expect("there is an index");
+        let mut listed = images::children(&index.json());
+        listed.sort();
+        listed
+    };
+    let roots = |images: &[Image]| {
+        let mut roots: Vec<String> = images.iter().map(|image| image.root.clone()).collect();
+        roots.sort();
+        roots
+    };
+    assert_eq!(listed(&image), roots(&signatures), "each once, none lost");
+    assert_eq!(listed(&child), roots(&sboms));
+    for signature in &signatures {
+        assert_eq!(listed(signature).len(), 1, "what refers to what refers");
+    }
+
+    // Again, in a cluster that remembers: not one question about any of it.
+    source.clear_requests();
+    target.clear_requests();
+    let again = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&again, "/counts/unchanged"), (SIGNATURES + 2) as u64, "{again}");
+    assert_eq!((source.referrer_requests().len(), target.referrer_requests().len()), (0, 0));
+}

@@ -1,0 +1,143 @@
+//! Kinds of content that are seldom or old: what can be copied is copied as it is, what cannot is refused with the reason.
+
+use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::images::{self, Blob, Image, Layer, Manifest};
+use imgsync_tests::program::{Imgsync, Output};
+use serde_json::json;
+
+/// A module of WebAssembly, as `wasm-to-oci` and wasmCloud push them.
+pub(crate) fn wasm(name: &str) -> Image {
+    let module = Image::single(name).config("application/vnd.wasm.config.v1+json", r#"{"architecture":"wasm"}"#);
+    module.layer_type("application/vnd.wasm.content.layer.v1+wasm").layer(Layer::Synthetic(1500)).build()
+}
+
+/// Layers compressed by zstd.
+pub(crate) fn zstd(name: &str) -> Image {
+    Image::single(name).layer_type("application/vnd.oci.image.layer.v1.tar+zstd").layer(Layer::Synthetic(3000)).build()
+}
+
+/// Types that nobody knows, with parameters of their own.
+pub(crate) fn unknown(name: &str) -> Image {
+    let odd = Image::single(name).config("application/vnd.example.unheard-of.v7+cbor", vec![0xa0]);
+    odd.layer_type("application/x-something-else")
+        .layer(Layer::Synthetic(700))
+        .annotation("org.example", "kept")
+        .build()
+}
+
+/// What BuildKit pushes with `--provenance` and `--sbom`.
+pub(crate) fn attested(name: &str) -> Image {
+    let image = Image::single(name).layers(2, 2000).build();
+    let statement = Image::single(&format!("{name}/attestation")).layer_type("application/vnd.in-toto+json");
+    let statement = statement.platform("unknown/unknown").layer(Layer::Synthetic(900)).build();
+    Image::index(name).child(&image, "linux/amd64").attestation(&statement, &image).build()
+}
+
+/// A cache of BuildKit's (`type=registry`): an index of layers.
+pub(crate) fn cache(name: &str) -> Image {
+    let layer = |number: u32| Blob::synthetic(&format!("{name}/{number}"), 2500);
+    let index = Image::index(name);
+    let index = index.blob(images::media::OCI_LAYER, layer(1)).blob(images::media::OCI_LAYER, layer(2));
+    index
+        .blob("application/vnd.buildkit.cacheconfig.v0", Blob::from(format!(r#"{{"layers":"{name}"}}"#).into_bytes()))
+        .build()
+}
+
+/// The same with `image-manifest=true`.
+pub(crate) fn cache_as_image(name: &str) -> Image {
+    let config = format!(r#"{{"layers":"{name}"}}"#);
+    Image::single(name).config("application/vnd.buildkit.cacheconfig.v0", config).layers(2, 2500).build()
+}
+
+async fn sync(source: &str, target: &str, more: &[&str]) -> Output {
+    let (from, to) = (format!("{source}/a:1"), format!("{target}/b:1"));
+    Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "1ms"]).args(more).run().await
+}
+
+#[tokio::test]
+async fn an_image_of_schema_1_is_refused_with_a_class_of_its_own_and_costs_no_other_image() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let old = json!({
+        "schemaVersion": 1, "name": "a", "tag": "old", "architecture": "amd64", "signatures": [],
+        "fsLayers": [{"blobSum": images::sha256(b"layer")}], "history": [{"v1Compatibility": "{}"}],
+    });
+    let bytes = old.to_string();
+    let digest = images::sha256(bytes.as_bytes());
+    let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws".to_owned();
+    source.push_manifest("a", &digest, Manifest { media_type, bytes: bytes.into() });
+    source.move_tag("a", "old", &digest);
+    let new = images::single("beside-the-old");
+    source.push("a", "new", &new);
+    let program = Imgsync::new();
+    program.file(
+        "imgsync.yaml",
+        format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()),
+    );
+    let run = program.again().args(["run", "--json", "-c"]).arg(program.work().join("imgsync.yaml")).run().await;
+    let json = run.assert_code(1).json();
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&json!(1), &json!(1)), "{json}");
+    assert_eq!((&json["failures"][0]["class"], &json["failures"][0]["attempts"]), (&json!("outdated"), &json!(1)));
+    assert!(json["failures"][0]["error"].as_str().unwrap().contains("schema 1"), "{json}");
+    target.assert_holds("m/a", "new", &new);
+    assert_eq!(target.tags("m/a"), ["new"]);
+}
+
+#[tokio::test]
+async fn an_artifact_without_a_config_and_one_whose_index_lists_layers_arrive_as_they_are() {
+    let (source, target) =
+        tokio::join!(FaultRegistry::start(), async { FaultRegistry::builder().lenient().start().await });
+    let bare = Image::single("bare").without_config().artifact("application/vnd.example.bare").layers(2, 900).build();
+    for (tag, image) in [("bare", bare), ("cache", cache("lenient"))] {
+        source.push("a", tag, &image);
+        let (from, to) = (format!("{}/a:{tag}", source.host()), format!("{}/b:{tag}", target.host()));
+        Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
+        assert_eq!(target.manifest("b", tag).unwrap(), *image.root_manifest(), "{tag}");
+        for digest in image.blobs.keys() {
+            assert!(target.has_blob("b", digest), "{tag}: {digest}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn foreign_layers_stay_where_they_are_unless_they_are_wanted() {
+    let (source, target, elsewhere) =
+        tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+    // The layer lives at a URL, which here is another registry's blob.
+    let sized = images::foreign_layer("foreign", "http://127.0.0.1:1/x");
+    let (digest, layer) = sized.foreign.iter().next().unwrap();
+    elsewhere.push_blob("layers", digest, layer);
+    let image = images::foreign_layer("foreign", &format!("{}/v2/layers/blobs/{digest}", elsewhere.url()));
+    source.push("a", "1", &image);
+
+    sync(&source.host(), &target.host(), &[]).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!((target.has_blob("b", digest), elsewhere.total()), (false, 0));
+
+    // They are wanted: that the tag is right says nothing of them.
+    let output = sync(&source.host(), &target.host(), &["--foreign-layers", "--force"]).await.assert_code(0).json();
+    assert_eq!(output["bytes"]["copied"], layer.size(), "{output}");
+    assert_eq!((target.has_blob("b", digest), elsewhere.count(Kind::BlobGet)), (true, 1));
+    assert_eq!(elsewhere.requests()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_rule_that_wants_foreign_layers_brings_them_to_what_was_copied_without() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::foreign_layer("foreign-rule", "http://127.0.0.1:1/gone");
+    let (digest, layer) = image.foreign.iter().next().unwrap();
+    source.push("a", "1", &image);
+    // This source has it itself, and is asked first.
+    source.push_blob("a", digest, layer);
+    let program = Imgsync::new();
+    let run = async |more: &str| {
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep{more}}}\n", source.host(), target.host());
+        program.file("imgsync.yaml", rule);
+        let run = program.again().args(["run", "--json", "-c"]).arg(program.work().join("imgsync.yaml")).run().await;
+        run.assert_code(0).json()["counts"].clone()
+    };
+    assert_eq!(run("").await["copied"], 1);
+    assert!(!target.has_blob("m/a", digest));
+    assert_eq!(run(", foreign_layers: copy").await["copied"], 1);
+    assert!(target.has_blob("m/a", digest));
+    assert_eq!(run(", foreign_layers: copy").await["unchanged"], 1);
+}

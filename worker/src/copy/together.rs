@@ -1,0 +1,395 @@
+//! One image to several targets at once: what several copies in this process want of a source is read once, and handed to
+//! all of them.
+//!
+//! Copies of one source tag that run at the same time make a group. One that is about to read a blob waits a moment for
+//! the others to want it too, or to say that they do not; then one reader feeds them all, through channels of a few
+//! hundred KiB. Who does not come in time reads for itself, and so does one whose target is so slow that the others would
+//! stand still for it: it goes on from where it is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Descriptor, Digest, RegistryName};
+use imgsync_common::registry::Tally;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, OnceCell, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::ends::Source;
+
+/// How long is waited for those who are to have the same image, from when the first has begun.
+const COMPANY: Duration = Duration::from_millis(300);
+/// How long those who have begun are waited for at a blob. Who is not there then is not waited for again.
+const AT_A_BLOB: Duration = Duration::from_secs(2);
+/// How long the others stand still for one in all, before it has to read for itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether they do.
+const LOOK: Duration = Duration::from_millis(100);
+/// Bytes that are handed on at once, and how many such pieces wait for one target.
+const PIECE: usize = 64 << 10;
+const PIECES: usize = 8;
+/// Small blobs that are kept for the others of a group, in bytes.
+const KEPT: u64 = 4 << 20;
+
+/// All groups of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Together(Mutex<HashMap<String, Weak<Group>>>);
+
+#[derive(Debug)]
+struct Group {
+    began: Instant,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: HashMap<u64, Standing>,
+    /// How many have ever been members, which tells one from another too.
+    came: u64,
+    meetings: HashMap<Digest, Meeting>,
+    /// Small blobs, and how many bytes they are together.
+    kept: HashMap<Digest, Arc<OnceCell<Bytes>>>,
+    kept_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Standing {
+    registry: RegistryName,
+    /// Whether the others wait for it.
+    is_waited_for: bool,
+    /// Blobs that it does not want.
+    passed: HashSet<Digest>,
+}
+
+#[derive(Debug, Default)]
+struct Meeting {
+    here: Vec<u64>,
+    /// Once it is over: what each is handed.
+    handed: Option<HashMap<u64, Share>>,
+}
+
+/// One copy of a group.
+#[derive(Debug)]
+pub struct Member {
+    group: Arc<Group>,
+    id: u64,
+    /// How many there will be, if all come.
+    expected: usize,
+}
+
+/// A blob's bytes, as another reads them.
+#[derive(Debug)]
+pub(crate) struct Share(mpsc::Receiver<Bytes>);
+
+impl Share {
+    /// The next bytes; `None` at the end, or where it goes on without us.
+    pub(crate) async fn chunk(&mut self) -> Option<Bytes> {
+        self.0.recv().await
+    }
+}
+
+impl Together {
+    /// Becomes a member of a group of so many, at targets of different registries; within a registry blobs are mounted.
+    pub(crate) fn join(&self, name: &str, target: &RegistryName, expected: usize) -> Option<Arc<Member>> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|_, group| group.strong_count() > 0);
+        let group = groups.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let group = Arc::new(Group { began: Instant::now(), state: Mutex::default(), changed: Notify::new() });
+            groups.insert(name.to_owned(), Arc::downgrade(&group));
+            group
+        });
+        let id = {
+            let mut state = group.state();
+            if state.members.values().any(|member| member.registry == *target) {
+                return None;
+            }
+            let id = state.came;
+            state.came += 1;
+            let standing = Standing { registry: target.clone(), is_waited_for: true, passed: HashSet::new() };
+            state.members.insert(id, standing);
+            id
+        };
+        group.changed.notify_waiters();
+        Some(Arc::new(Member { group, id, expected }))
+    }
+}
+
+impl Group {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.group.state().members.remove(&self.id);
+        self.group.changed.notify_waiters();
+    }
+}
+
+impl Member {
+    /// The blob need not be read for this one.
+    pub(crate) fn pass(&self, blob: &Digest) {
+        if let Some(standing) = self.group.state().members.get_mut(&self.id) {
+            standing.passed.insert(blob.clone());
+        }
+        self.group.changed.notify_waiters();
+    }
+
+    /// A share of a blob that others want as well; `None`: it is to be read alone.
+    pub(crate) async fn share(
+        &self,
+        blob: &Descriptor,
+        (source, tally): (&Source, &Arc<Tally>),
+        cancel: &CancellationToken,
+    ) -> Option<Share> {
+        let deadline = Instant::now() + AT_A_BLOB;
+        {
+            let mut state = self.group.state();
+            if let Some(standing) = state.members.get_mut(&self.id) {
+                standing.is_waited_for = true;
+            }
+            let meeting = state.meetings.entry(blob.digest.clone()).or_default();
+            if meeting.handed.is_some() {
+                return None;
+            }
+            meeting.here.push(self.id);
+        }
+        self.group.changed.notify_waiters();
+        loop {
+            let mut changed = std::pin::pin!(self.group.changed.notified());
+            changed.as_mut().enable();
+            let until = match self.look(blob, (source, tally), deadline) {
+                Ok(share) => return share,
+                Err(until) => until,
+            };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(until) => {}
+                () = cancel.cancelled() => {
+                    let mut state = self.group.state();
+                    if let Some(meeting) = state.meetings.get_mut(&blob.digest) {
+                        meeting.here.retain(|id| *id != self.id);
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// What this one is handed, if the meeting is over; or when to look again.
+    fn look(
+        &self,
+        blob: &Descriptor,
+        (source, tally): (&Source, &Arc<Tally>),
+        deadline: Instant,
+    ) -> Result<Option<Share>, Instant> {
+        let now = Instant::now();
+        let mut state = self.group.state();
+        let State { members, came, meetings, .. } = &mut *state;
+        let meeting = meetings.entry(blob.digest.clone()).or_default();
+        if let Some(handed) = &mut meeting.handed {
+            return Ok(handed.remove(&self.id));
+        }
+        let company_until = self.group.began + COMPANY;
+        if (*came as usize) < self.expected && now < company_until {
+            return Err(company_until);
+        }
+        let missing: Vec<u64> = members
+            .iter()
+            .filter(|(id, standing)| {
+                standing.is_waited_for && !meeting.here.contains(id) && !standing.passed.contains(&blob.digest)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if !missing.is_empty() && now < deadline {
+            return Err(deadline);
+        }
+        for id in missing {
+            if let Some(standing) = members.get_mut(&id) {
+                standing.is_waited_for = false;
+            }
+        }
+        let mut handed = HashMap::new();
+        if meeting.here.len() > 1 {
+            let mut lines = Vec::new();
+            for id in &meeting.here {
+                let (line, share) = mpsc::channel(PIECES);
+                lines.push(Line { line, stood_still: Duration::ZERO });
+                handed.insert(*id, Share(share));
+            }
+            tokio::spawn(read_for(lines, source.clone(), tally.clone(), blob.clone()));
+        }
+        let own = handed.remove(&self.id);
+        meeting.handed = Some(handed);
+        drop(state);
+        self.group.changed.notify_waiters();
+        Ok(own)
+    }
+
+    /// A small blob, read by one for all.
+    pub(crate) async fn small(&self, blob: &Descriptor, read: impl Future<Output = Result<Bytes>>) -> Result<Bytes> {
+        let cell = {
+            let mut state = self.group.state();
+            if self.expected < 2 && state.came < 2 {
+                None
+            } else if let Some(cell) = state.kept.get(&blob.digest) {
+                Some(cell.clone())
+            } else if state.kept_bytes + blob.size > KEPT {
+                None
+            } else {
+                state.kept_bytes += blob.size;
+                Some(state.kept.entry(blob.digest.clone()).or_default().clone())
+            }
+        };
+        match cell {
+            Some(cell) => cell.get_or_try_init(|| read).await.cloned(),
+            None => read.await,
+        }
+    }
+}
+
+/// The way to one of those who share.
+struct Line {
+    line: mpsc::Sender<Bytes>,
+    /// How long the others had nothing to do for this one.
+    stood_still: Duration,
+}
+
+/// Reads a blob for all of them, until nobody wants it any more. Whoever is left without goes on by itself.
+async fn read_for(mut lines: Vec<Line>, source: Source, tally: Arc<Tally>, blob: Descriptor) {
+    let (mut offset, mut retry) = (0, source.retry());
+    while offset < blob.size {
+        let Err(error) = read_on(&mut lines, &source, &tally, &blob, &mut offset).await else { return };
+        if source.pause(&mut retry, error).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_on(
+    lines: &mut Vec<Line>,
+    source: &Source,
+    tally: &Arc<Tally>,
+    blob: &Descriptor,
+    offset: &mut u64,
+) -> Result<()> {
+    let (mut stream, begins) = source.blob_open(blob, *offset, tally).await?;
+    let mut skip = *offset - begins;
+    while let Some(mut chunk) = stream.chunk().await? {
+        let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+        let _ = chunk.split_to(skipped);
+        skip -= skipped as u64;
+        *offset += chunk.len() as u64;
+        while !chunk.is_empty() {
+            let piece = chunk.split_to(chunk.len().min(PIECE));
+            hand_on(lines, &piece).await;
+            if lines.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+    match *offset < blob.size {
+        true => {
+            let detail = format!("the stream ended after {offset} of {} bytes", blob.size);
+            Err(Error::new(Class::Unreachable, source.reading(&blob.digest), detail))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Gives a piece to each, as soon as it has room. One that keeps the others waiting for too long is left behind.
+async fn hand_on(lines: &mut Vec<Line>, piece: &Bytes) {
+    let mut at = 0;
+    while at < lines.len() {
+        match lines[at].line.try_send(piece.clone()) {
+            Ok(()) => at += 1,
+            Err(TrySendError::Closed(_)) => drop(lines.remove(at)),
+            Err(TrySendError::Full(_)) => {
+                if tokio::time::timeout(LOOK, lines[at].line.reserve()).await.is_ok() {
+                    continue;
+                }
+                let is_alone_in_it = lines
+                    .iter()
+                    .enumerate()
+                    .any(|(other, line)| other != at && line.line.capacity() == line.line.max_capacity());
+                if is_alone_in_it {
+                    lines[at].stood_still += LOOK;
+                    if lines[at].stood_still >= PATIENCE {
+                        lines.remove(at);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(stood_still: Duration) -> (Line, mpsc::Receiver<Bytes>) {
+        let (line, share) = mpsc::channel(PIECES);
+        (Line { line, stood_still }, share)
+    }
+
+    #[tokio::test]
+    async fn who_keeps_the_others_waiting_for_too_long_is_left_behind() {
+        // It has kept them waiting for nearly as long as it may.
+        let ((slow, mut slow_share), (quick, mut quick_share)) = (line(PATIENCE - LOOK), line(Duration::ZERO));
+        let mut lines = vec![slow, quick];
+        let piece = Bytes::from_static(b"piece");
+        for _ in 0..=PIECES {
+            hand_on(&mut lines, &piece).await;
+            assert_eq!(quick_share.recv().await, Some(piece.clone()));
+        }
+        assert_eq!(lines.len(), 1);
+        let mut held = 0;
+        while slow_share.recv().await.is_some() {
+            held += 1;
+        }
+        assert_eq!(held, PIECES, "it has what it was given, and then the end");
+    }
+
+    #[tokio::test]
+    async fn all_that_are_equally_slow_are_waited_for() {
+        let ((one, mut one_share), (two, mut two_share)) = (line(Duration::ZERO), line(Duration::ZERO));
+        let mut lines = vec![one, two];
+        let piece = Bytes::from_static(b"piece");
+        let taking = tokio::spawn(async move {
+            let mut taken = 0;
+            loop {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let (one, two) = (one_share.recv().await, two_share.recv().await);
+                if one.is_none() || two.is_none() {
+                    return taken;
+                }
+                taken += 1;
+            }
+        });
+        for _ in 0..60 {
+            hand_on(&mut lines, &piece).await;
+        }
+        assert_eq!(lines.len(), 2);
+        drop(lines);
+        assert_eq!(taking.await.unwrap(), 60);
+    }
+
+    #[tokio::test]
+    async fn a_group_has_one_member_for_each_registry() {
+        let together = Together::default();
+        let (one, two) = ("one.example".parse().unwrap(), "two.example".parse().unwrap());
+        let first = together.join("a", &one, 2).unwrap();
+        assert!(together.join("a", &one, 2).is_none());
+        assert!(together.join("b", &one, 2).is_some());
+        let second = together.join("a", &two, 2).unwrap();
+        assert!(Arc::ptr_eq(&first.group, &second.group));
+        drop(first);
+        assert!(together.join("a", &one, 2).is_some());
+    }
+}

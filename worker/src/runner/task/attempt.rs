@@ -1,0 +1,238 @@
+//! What a task asks for, done once: what is remembered, what the source says, a copy.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::{End, ForeignLayers, Options, Place, RuleOptions};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
+use imgsync_common::layout::{ImageName, LayoutRef};
+use imgsync_common::registry::{Access, Context, ManifestRef};
+use imgsync_common::store::Known;
+
+use super::super::Runner;
+use super::super::gate::TaskGate;
+use super::{Before, Came, Held, age};
+use crate::copy::{Ask, Copier, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
+
+/// A digest that a listing gave is good for so long; then the source is asked once more.
+const PLAN_IS_OLD: Duration = Duration::from_secs(600);
+/// A tag that moves again and again while it is copied is tried again later.
+const MOVES: usize = 3;
+
+impl Runner {
+    /// Does it, unless what is remembered and what the source says show that there is nothing to do.
+    pub(super) async fn copy(&self, held: &Held<'_>) -> Result<Came> {
+        let Held { message, target, options, rule, context, .. } = held;
+        self.serving.check_target(target)?;
+        if let Some(verify) = &options.verify {
+            return Box::pin(self.verify(held, verify)).await;
+        }
+        let known = match options.force {
+            true => None,
+            // A hint that cannot be had is done without.
+            false => self.known(held).await.unwrap_or_default(),
+        };
+        let never_moves = rule.immutable().iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
+        if never_moves
+            && !message.company.has_news()
+            && let Some(known) = &known
+            && message.digest.as_ref().is_none_or(|listed| *listed == known.source)
+        {
+            return Ok(Came::Equal(None));
+        }
+        // What was made with other options may have the right digest and lack a part.
+        let in_part = !options.force && known.is_none() && self.may_be_in_part(held).await?;
+        let now = self.clock.now();
+        let asked = known.as_ref().and_then(|known| known.referrers_at);
+        let tag = target.tag.as_str();
+        let ask = match asked {
+            _ if !rule.referrers.are_wanted() => Ask::Nothing,
+            _ if message.company.has_news() => Ask::All,
+            Some(asked) if rule.knows_referrers(tag, age(asked, now)) => Ask::Nothing,
+            Some(_) => Ask::All,
+            // What it lists is asked about at a time of its own, so that no run pays for all.
+            None => Ask::Root,
+        };
+        let asked = asked.or_else(|| now.checked_sub(rule.referrers_head_start(tag)).ok());
+        // What the target has under a tag that never moves decides, and not what is believed of it.
+        let known = known.filter(|_| !never_moves);
+        let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
+        let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
+        let mut listed = message.digest.clone().filter(|_| !is_old);
+        if let Some(believed) = &believed {
+            let source = match &listed {
+                Some(listed) => Some(listed.clone()),
+                None => self.ask_source(held).await?,
+            };
+            match source {
+                Some(source) if source == believed.source && ask != Ask::Nothing => {
+                    let job = self.job(held, Some(source), ask)?;
+                    let image = Seen { source: believed.source.clone(), target: believed.target.clone() };
+                    let done = Box::pin(self.copier_of(options).accompany(&job, &image, context)).await?;
+                    let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
+                    return Ok(Came::Copied(done, before));
+                }
+                Some(source) if source == believed.source => return Ok(Came::Equal(None)),
+                source => listed = source.or(listed),
+            }
+        }
+        let mut job = Job {
+            force: options.force || in_part,
+            target_tag: match believed {
+                Some(_) => TargetTag::Outdated,
+                None => TargetTag::Unknown,
+            },
+            overwrite: overwrite(rule, never_moves)?,
+            ..self.job(held, listed, ask)?
+        };
+        if options.prime {
+            return self.compare(job, context).await;
+        }
+        let gate = TaskGate::new(self, held, is_old);
+        let copier = self.copier_of(options);
+        if rule.leaves_out() {
+            // Before it is so: a mark too many costs a look, one too few would hide that something is missing.
+            self.mark_in_part(held, message.digest.as_ref()).await?;
+        }
+        for _ in 0..MOVES {
+            let copied = Box::pin(copier.copy(&job, &gate, context)).await;
+            gate.release().await;
+            match copied {
+                // What is copied is not what the tag is any more: once more, with what it is now.
+                Err(_) if gate.moved() => job.listed = None,
+                result => {
+                    let done = result?;
+                    if in_part && !rule.leaves_out() {
+                        self.store.forget_tags(&held.scope().parts(), std::slice::from_ref(&target.tag)).await?;
+                    }
+                    return Ok(Came::Copied(done, Before { seen_at: None, referrers_at: asked }));
+                }
+            }
+        }
+        let detail = "its tag moves faster than it is copied";
+        Err(Error::new(Class::ServerError, format!("copying {}", message.source), detail))
+    }
+
+    /// What is to be copied, as far as the message and the rule say.
+    fn job(&self, held: &Held<'_>, listed: Option<Digest>, ask_unchanged: Ask) -> Result<Job> {
+        let Held { message, target, rule, tallies, .. } = held;
+        Ok(Job {
+            platforms: Platforms::of_rule(&rule.platforms, rule.sparse),
+            referrers: rule.referrers.clone(),
+            ask_unchanged,
+            company: message.company,
+            foreign_layers: rule.foreign_layers,
+            together: self.company(held),
+            listed,
+            tallies: tallies.clone(),
+            ..Job::new(location(&message.source)?, location(target)?)
+        })
+    }
+
+    /// Its place among the tasks of the same source tag that go to other registries, where a rule has several targets. In
+    /// one process they run side by side; in a cluster those that happen to.
+    fn company(&self, held: &Held<'_>) -> Option<Arc<Member>> {
+        let registry = held.target.home.end().registry()?;
+        let registries: HashSet<&str> =
+            held.rule.to.iter().map(|to| to.split_once('/').map_or(to.as_str(), |(registry, _)| registry)).collect();
+        if registries.len() < 2 {
+            return None;
+        }
+        let expected = if self.settings.others_may_reach { 0 } else { registries.len() };
+        self.copier.join(&format!("{} {}", held.ticket.batch, held.message.source), registry, expected)
+    }
+
+    /// The copier with a batch's time limit.
+    pub(super) fn copier_of(&self, options: &Options) -> Copier {
+        match options.timeout_seconds {
+            0 => self.copier.clone(),
+            seconds => self.copier.within(Duration::from_secs(seconds), options.timeout_is_exact),
+        }
+    }
+
+    /// Whether the target's tag may point at less than all that this rule wants, although the digest is right.
+    async fn may_be_in_part(&self, held: &Held<'_>) -> Result<bool> {
+        if held.rule.cuts() {
+            return Ok(false);
+        }
+        if held.rule.foreign_layers == ForeignLayers::Copy {
+            return Ok(true);
+        }
+        let marks = self.store.known(&held.scope().parts(), std::slice::from_ref(&held.target.tag)).await?;
+        Ok(marks.into_iter().flatten().next().is_some_and(|mark| mark.target != held.fingerprint()))
+    }
+
+    /// Notes that the target's tag may point at less than all of an image from now on.
+    async fn mark_in_part(&self, held: &Held<'_>, listed: Option<&Digest>) -> Result<()> {
+        let target = held.fingerprint();
+        let source = listed.unwrap_or(&target).clone();
+        let mark = Known { source, target, seen_at: self.clock.now(), referrers_at: None };
+        self.store.learn(&held.scope().parts(), vec![(held.target.tag.clone(), mark)]).await
+    }
+
+    /// What is known of the target tag.
+    async fn known(&self, held: &Held<'_>) -> Result<Option<Known>> {
+        Ok(self.store.known(&held.scope(), std::slice::from_ref(&held.target.tag)).await?.pop().flatten())
+    }
+
+    /// Whether both ends are equal, without copying: what is equal need not be copied later.
+    async fn compare(&self, job: Job, context: &Context) -> Result<Came> {
+        let seen = self.copier.compare(&job, context).await?.ok_or_else(|| {
+            let tried = format!("comparing {} with {}", job.source, job.target);
+            Error::new(Class::NotFound, tried, "the target does not have what the source has")
+                .hint("run without --download-manifests to copy it")
+        })?;
+        Ok(Came::Equal(Some(seen)))
+    }
+
+    /// What the source's tag is now; none where it is in a layout, which nobody moves.
+    pub(in crate::runner) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
+        let source = &held.message.source;
+        let Location::Registry(Reference { registry, repository, .. }) = location(source)? else { return Ok(None) };
+        let repository =
+            self.client.repository(&registry, &repository, Access::Pull, &held.context, &held.tallies.0)?;
+        match repository.manifest_head(&ManifestRef::Tag(source.tag.clone())).await? {
+            Some(head) => Ok(Some(head.digest)),
+            None => Err(Error::new(Class::NotFound, format!("reading {source}"), "the tag is gone")),
+        }
+    }
+}
+
+/// What becomes of a target tag that points at something else.
+fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
+    match &rule.backup {
+        _ if never_moves => Ok(Overwrite::Never),
+        None => Ok(Overwrite::Allowed),
+        Some(name) => name
+            .parse()
+            .map(Overwrite::Keeping)
+            .map_err(|error: String| Error::new(Class::Invalid, "reading `backup`", error)),
+    }
+}
+
+/// Where a place is, for a copy.
+pub(super) fn location(place: &Place) -> Result<Location> {
+    let invalid = |error: String| Error::new(Class::Invalid, format!("reading the name {place}"), error);
+    match place.home.end() {
+        End::Registry(registry) => {
+            let repository: RepositoryName = place.home.path().parse().map_err(|error| invalid(format!("{error}")))?;
+            let reference =
+                Reference { registry: registry.clone(), repository, tag: Some(place.tag.clone()), digest: None };
+            Ok(Location::Registry(reference))
+        }
+        End::Layout(folder) => {
+            let image = in_layout(place.home.path(), &place.tag).map_err(invalid)?;
+            Ok(Location::Layout(LayoutRef { dir: folder.to_string().into(), image: Some(image) }))
+        }
+    }
+}
+
+/// An image's name in a layout: a full one, or a bare tag where there is no repository.
+fn in_layout(path: &str, tag: &Tag) -> std::result::Result<ImageName, String> {
+    if path.is_empty() {
+        return Ok(ImageName::Tag(tag.clone()));
+    }
+    format!("{path}:{tag}").parse().map(ImageName::Full).map_err(|error| format!("{error}"))
+}
