@@ -108,6 +108,18 @@ async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer
     let mut told = false;
     for batch in store.batches(BATCHES).await? {
         let started = batch.created_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+        let name = format!("{home}:{tag}");
+        for line in store.pruned(batch.id).await?.iter().filter(|line| line.target == name || line.source == name) {
+            told = true;
+            let why = if line.reason.is_empty() { String::new() } else { format!(": {}", line.reason) };
+            printer.data(&format!(
+                "batch {} of {started}: {} is gone at the source, {} {}{why}",
+                batch.id,
+                line.source,
+                line.target,
+                line.outcome.as_str()
+            ));
+        }
         let mut from = 0;
         loop {
             let rows = store.tasks(batch.id, None, from, PAGE).await?;

@@ -90,6 +90,12 @@ async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
         report.stdout
     );
 
+    let explained = program.again().args(["explain", &format!("{}/m/app:2", target.host())]).run().await.assert_code(0);
+    assert!(
+        explained.stdout.contains("is gone at the source") && explained.stdout.contains("removed"),
+        "{explained:?}"
+    );
+
     // Once, and what comes back is copied again and is not removed again.
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
     source.push("team/app", "2", &image("2"));
