@@ -194,8 +194,7 @@ const BACKUP: Key = key(
 const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
-pub(super) static DEFAULTS: Section =
-    Section {
+pub(super) static DEFAULTS: Section = Section {
     title: "`defaults`",
     keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP],
 };

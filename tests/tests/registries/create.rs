@@ -40,7 +40,7 @@ impl Scene {
         Scene { played, source, images }
     }
 
-    fn name(&self) -> &'static str {
+    fn registry(&self) -> &'static str {
         self.played.personality.registry
     }
 
@@ -49,9 +49,11 @@ impl Scene {
         let program = self.played.introduce(Imgsync::new());
         let rules: Vec<String> = ["one", "two", "three"]
             .iter()
-            .map(|app| format!("  - {{from: {}/mirror/{app}, to: {}, name: keep}}\n", self.source.host(), self.name()))
+            .map(|app| {
+                format!("  - {{from: {}/mirror/{app}, to: {}, name: keep}}\n", self.source.host(), self.registry())
+            })
             .collect();
-        let config = format!("registries:\n  {}: {{{settings}}}\nrules:\n{}", self.name(), rules.concat());
+        let config = format!("registries:\n  {}: {{{settings}}}\nrules:\n{}", self.registry(), rules.concat());
         program.file("imgsync.yaml", config);
         program.args(["run", "--json", "--retry-delay", "10ms", "--attempts", "1"])
     }

@@ -82,7 +82,7 @@ pub(super) async fn find(job: &Job, ends: &Ends) -> Result<Found> {
     Ok(Found { root, source_digest: Some(source_digest), target_has_tag })
 }
 
-fn missing(job: &Job) -> Error {
+pub(super) fn missing(job: &Job) -> Error {
     Error::new(Class::NotFound, format!("reading {}", job.source), "the registry does not have it")
         .hint("check the repository's name and the tag; `imgsync tags` lists them")
 }

@@ -355,7 +355,13 @@ impl Copier {
         chosen: Option<Chosen>,
     ) -> Result<End> {
         if !job.referrers.are_wanted() || job.ask_unchanged == Ask::Nothing {
-            return Ok(End { outcome: Outcome::Unchanged, digest, source_digest, referrers_asked: false, tag_put: false });
+            return Ok(End {
+                outcome: Outcome::Unchanged,
+                digest,
+                source_digest,
+                referrers_asked: false,
+                tag_put: false,
+            });
         }
         let walk = Walk::new(self, ends, job, sums.clone(), context, true);
         let everything = job.ask_unchanged == Ask::All;

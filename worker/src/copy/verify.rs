@@ -5,14 +5,17 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures_util::StreamExt as _;
+use imgsync_common::batch::ForeignLayers;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Digest, Hasher, Manifest, Tag};
 use imgsync_common::printable::printable;
 use imgsync_common::registry::{Context, ManifestRef, Traffic};
 use serde::Serialize;
 
+use super::choose::{Chosen, choose};
 use super::ends::{Ends, Source, Target};
-use super::{Job, Platforms, Sums, choose, missing};
+use super::find::missing;
+use super::{Job, Platforms, Sums};
 
 /// What cosign's tags end with.
 const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
@@ -131,6 +134,10 @@ struct Open {
 
 /// One comparison under way.
 struct Look<'a> {
+    /// The image, and of what it lists these alone, where not all is wanted.
+    root: Digest,
+    only: Option<HashSet<Digest>>,
+    with_foreign_layers: bool,
     ends: &'a Ends,
     check: &'a Check,
     findings: Vec<Finding>,
@@ -147,8 +154,11 @@ pub(super) async fn verify(
     (at_once, sums): (usize, &Sums),
     context: &Context,
 ) -> Result<Verified> {
-    let (source_digest, digest) = expected(job, ends).await?;
+    let Expected { source: source_digest, digest, only } = expected(job, ends).await?;
     let mut look = Look {
+        root: digest.clone(),
+        only,
+        with_foreign_layers: job.foreign_layers == ForeignLayers::Copy,
         ends,
         check,
         findings: Vec::new(),
@@ -193,18 +203,24 @@ pub(super) async fn verify(
     })
 }
 
-/// What the source's tag is, and what the target's should be.
-async fn expected(job: &Job, ends: &Ends) -> Result<(Digest, Digest)> {
+/// What the source's tag is, what the target's should be, and what of an index should be there where not all is.
+struct Expected {
+    source: Digest,
+    digest: Digest,
+    only: Option<HashSet<Digest>>,
+}
+
+async fn expected(job: &Job, ends: &Ends) -> Result<Expected> {
     if job.platforms == Platforms::All
         && let Some(reference) = &ends.source_ref
     {
         let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?;
-        return Ok((head.digest.clone(), head.digest));
+        return Ok(Expected { source: head.digest.clone(), digest: head.digest, only: None });
     }
     let root = ends.source.manifest_get(ends.source_ref.as_ref()).await?;
     let source = root.digest().clone();
-    let chosen = choose::choose(root, job, ends).await?;
-    Ok((source, chosen.digest().clone()))
+    let Chosen { root, only, .. } = choose(root, job, ends).await?;
+    Ok(Expected { source, digest: root.digest().clone(), only })
 }
 
 impl Look<'_> {
@@ -240,10 +256,14 @@ impl Look<'_> {
         }
         let Some(manifest) = self.read(&digest, &what, missing).await? else { return Ok(()) };
         self.manifests += 1;
-        for blob in manifest.blobs() {
+        for blob in manifest.blobs_with(self.with_foreign_layers) {
             self.blobs.entry(blob.digest.clone()).or_insert_with(|| (blob.clone(), what.clone()));
         }
         for child in manifest.children() {
+            let is_left_out = |only: &HashSet<Digest>| digest == self.root && !only.contains(&child.digest);
+            if self.only.as_ref().is_some_and(is_left_out) {
+                continue;
+            }
             let what = match &child.platform {
                 Some(platform) => format!("{platform} of {what}"),
                 None => format!("a part of {what}"),

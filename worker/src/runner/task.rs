@@ -48,7 +48,7 @@ pub(super) enum Ended {
 
 /// What a task came to.
 enum Came {
-    Copied(Done, Before),
+    Copied(Box<Done>, Before),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
     Equal(Option<Seen>),
     Failed(Error),
@@ -251,6 +251,7 @@ impl Runner {
                 (Verdict::Unchanged, Bytes::default(), known.into_iter().collect())
             }
             Came::Copied(done, before) => {
+                let done = *done;
                 let verdict = match done.outcome {
                     Outcome::Copied => Verdict::Copied,
                     Outcome::Unchanged => Verdict::Unchanged,

@@ -18,6 +18,7 @@ impl Runner {
         };
         let check = Check { deep: verify.deep, referrers };
         let job = Job {
+            foreign_layers: rule.foreign_layers,
             platforms: Platforms::of_rule(&rule.platforms, rule.sparse),
             tallies: tallies.clone(),
             ..Job::new(location(&message.source)?, location(target)?)
