@@ -3,6 +3,7 @@
 mod crew;
 mod dry;
 mod feed;
+pub mod figures;
 mod house;
 mod lead;
 mod listings;
@@ -12,7 +13,7 @@ mod seal;
 mod serve;
 mod settle;
 
-pub use crew::{Crew, waits};
+pub use crew::{Crew, holds, waits};
 pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};
