@@ -13,6 +13,8 @@ mod keys;
 mod notify;
 mod preset;
 mod reader;
+#[cfg(test)]
+mod reference;
 mod registry;
 mod report;
 mod rule;
@@ -30,7 +32,7 @@ use crate::naming::Base;
 use crate::secret::Secret;
 
 pub use errors::{ConfigErrors, Problem};
-pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
+pub use notify::{Chat, ChatKind, Email, Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;

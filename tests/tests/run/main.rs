@@ -51,6 +51,7 @@ pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
 mod kill;
 mod layouts;
 mod notify;
+mod notify_chats;
 mod quota;
 mod report;
 mod trouble;
