@@ -133,11 +133,14 @@ fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => {
             Error::new(Class::Denied, tried, words).hint("the server wants another `username` and `password`")
         }
+        // What is wrong with a certificate comes as a connection that failed.
+        () if error.is_tls() || status.is_none() && words.contains("certificate") => {
+            Error::new(Class::Insecure, tried, words)
+                .hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
+        }
         () if error.is_permanent() => Error::new(Class::Refused, tried, words),
         () if error.is_transient() => Error::new(Class::ServerError, tried, words),
         () if error.is_timeout() => Error::new(Class::TimedOut, tried, words),
-        () if error.is_tls() => Error::new(Class::Insecure, tried, words)
-            .hint("set `ca` for a certificate of your own; a server without TLS is not given mails"),
         () if error.is_client() => Error::new(Class::Refused, tried, words),
         () => Error::new(Class::Unreachable, tried, words),
     }
