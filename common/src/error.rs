@@ -57,6 +57,27 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Class; 17] = [
+        Class::NotFound,
+        Class::Denied,
+        Class::TokenExpired,
+        Class::RateLimited,
+        Class::Unreachable,
+        Class::TimedOut,
+        Class::ServerError,
+        Class::Corrupt,
+        Class::Refused,
+        Class::Incomplete,
+        Class::Unsupported,
+        Class::BadAnswer,
+        Class::Insecure,
+        Class::Invalid,
+        Class::Local,
+        Class::Collision,
+        Class::Cancelled,
+    ];
+
     /// As it is written in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {

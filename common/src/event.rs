@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::batch::Ticket;
 use crate::error::Class;
-use crate::image::Digest;
+use crate::image::{Digest, RegistryName};
 
 /// How a blob came to be at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +21,83 @@ pub enum Arrival {
     Reused,
 }
 
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// To read a manifest.
+    Manifests,
+    /// To read a blob.
+    Blobs,
+    /// To write: uploads, manifests, tags.
+    Push,
+    /// To list, or for something else.
+    List,
+    /// To another server: where the registry redirects to, or where its tokens are.
+    Elsewhere,
+}
+
+impl Errand {
+    /// As metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Errand::Manifests => "manifests",
+            Errand::Blobs => "blobs",
+            Errand::Push => "push",
+            Errand::List => "list",
+            Errand::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// What a request is held back for before it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delay {
+    /// The pace: so many requests a second, or a quota.
+    Pace,
+    /// A place: so many requests may be open at a time.
+    Place,
+}
+
+impl Delay {
+    /// As metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Delay::Pace => "pace",
+            Delay::Place => "place",
+        }
+    }
+}
+
 /// Something happened.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// A request was answered, or was not.
+    Answered {
+        /// The registry that it was for.
+        registry: RegistryName,
+        /// What for.
+        errand: Errand,
+        /// The status; none where no answer came.
+        status: Option<u16>,
+        /// From its sending to the head of the answer.
+        took: Duration,
+    },
+    /// A request was held back.
+    HeldBack {
+        /// The registry that it is for.
+        registry: RegistryName,
+        /// By what.
+        by: Delay,
+        /// How long.
+        time: Duration,
+    },
+    /// Tasks went back to the plan whose workers, or whose messages, were lost.
+    PutBack {
+        /// Lost by their workers.
+        leased: u64,
+        /// Lost by the queue.
+        queued: u64,
+    },
     /// A blob is about to be moved or mounted. `moved` counts the bytes that went out, and is live.
     BlobStarted {
         /// Which blob.
@@ -137,10 +211,26 @@ pub trait Observer: Send + Sync {
 #[derive(Clone)]
 pub struct Events(Option<Arc<dyn Observer>>);
 
+/// Tells several, one after the other.
+struct Several(Vec<Arc<dyn Observer>>);
+
+impl Observer for Several {
+    fn on(&self, event: &Event) {
+        for observer in &self.0 {
+            observer.on(event);
+        }
+    }
+}
+
 impl Events {
     /// Tells this one.
     pub fn to(observer: Arc<dyn Observer>) -> Events {
         Events(Some(observer))
+    }
+
+    /// Tells all of these.
+    pub fn to_all(observers: Vec<Arc<dyn Observer>>) -> Events {
+        Events::to(Arc::new(Several(observers)))
     }
 
     /// Tells nobody.

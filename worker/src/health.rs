@@ -31,10 +31,11 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Answers until stopped: `/healthz` while the process lives, `/readyz` as `ready` says (503 and why).
-pub async fn answer(listener: TcpListener, ready: Ready, stop: CancellationToken) {
+/// Answers until stopped: `/healthz` while the process lives, `/readyz` as `ready` says (503 and why), and what `more` has.
+pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: CancellationToken) {
     let router =
         Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(is_ready)).with_state(ready);
+    let router = router.merge(more);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::warn!("health is not answered any more: {error}");
@@ -101,7 +102,7 @@ mod tests {
                 let ready = answers.clone();
                 Box::pin(async move { ready })
             });
-            let answering = tokio::spawn(answer(listener, ready, stop.clone()));
+            let answering = tokio::spawn(answer(listener, ready, Router::new(), stop.clone()));
             let asked = ask(address).await;
             match wanted {
                 None => asked.unwrap(),

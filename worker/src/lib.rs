@@ -1,12 +1,17 @@
 //! The worker of imgsync: moves manifests and blobs from registry to registry.
 
+pub mod arguments;
 pub mod cluster;
 pub mod copy;
 pub mod health;
 pub mod log;
+pub mod logging;
+pub mod metrics;
 pub mod runner;
 pub mod service;
 pub mod settings;
+#[cfg(feature = "otel")]
+mod traces;
 pub mod traffic;
 
 /// The name of the machine; `localhost` where it has none that is text.

@@ -25,16 +25,23 @@ impl Log {
     }
 }
 
+/// What lines about a task are about.
+pub(crate) fn about(ticket: &Ticket) -> tracing::Span {
+    // At the level of errors, so that no filter of levels leaves its fields out.
+    tracing::error_span!("task", batch = %ticket.batch, task = ticket.index)
+}
+
 impl Observer for Log {
     fn on(&self, event: &Event) {
         match event {
             Event::TaskStarted { ticket, source, target } => {
-                tracing::debug!("begins {source} to {target}");
+                tracing::debug!(batch = %ticket.batch, task = ticket.index, "begins {source} to {target}");
                 self.running().insert(*ticket, (format!("{source} to {target}"), Instant::now()));
             }
             Event::TaskEnded { ticket, end } => {
                 let Some((what, began)) = self.running().remove(ticket) else { return };
                 let time = seconds(began.elapsed());
+                let _about = about(ticket).entered();
                 match end {
                     TaskEnd::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
                     TaskEnd::Unchanged => tracing::info!("unchanged {what}"),

@@ -7,6 +7,8 @@ use imgsync_common::event::Events;
 use imgsync_common::registry::Client;
 use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Leases, Roster as _, SystemClock};
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
@@ -32,6 +34,37 @@ pub struct Worker {
     traffic: Option<Traffic>,
     events: Events,
     started_at: Timestamp,
+    figures: Figures,
+}
+
+/// What a worker says of itself, in numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    slots: Gauge,
+    unserved: Gauge,
+    refused: Gauge,
+    draining: Gauge,
+}
+
+impl Figures {
+    /// Names them.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("slots", "Tasks at once, at the most", self.slots.clone());
+        registry.register("unserved_lanes", "Lanes that this worker leaves alone", self.unserved.clone());
+        registry.register("refused_messages", "Messages that were refused since the start", self.refused.clone());
+        registry.register(
+            "draining",
+            "1 where no more is taken, and the process is about to end",
+            self.draining.clone(),
+        );
+    }
+
+    fn set(&self, heartbeat: &Heartbeat) {
+        self.slots.set(heartbeat.slots.into());
+        self.unserved.set(i64::try_from(heartbeat.unserved.len()).unwrap_or(i64::MAX));
+        self.refused.set(i64::try_from(heartbeat.refused).unwrap_or(i64::MAX));
+        self.draining.set(heartbeat.draining.into());
+    }
 }
 
 impl Worker {
@@ -61,13 +94,31 @@ impl Worker {
             events.clone(),
         );
         let (cluster, client, started_at) = (cluster.clone(), client.clone(), Timestamp::now());
-        Worker { cluster, client, serving, runner, name: name.to_owned(), slots, traffic: None, events, started_at }
+        Worker {
+            cluster,
+            client,
+            serving,
+            runner,
+            name: name.to_owned(),
+            slots,
+            traffic: None,
+            events,
+            started_at,
+            figures: Figures::default(),
+        }
     }
 
     /// Holds tasks for so long without word from it, in place of the usual half minute.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Worker {
         self.runner = self.runner.with_lease(lease);
+        self
+    }
+
+    /// Keeps these figures up to date.
+    #[must_use]
+    pub fn with_figures(mut self, figures: Figures) -> Worker {
+        self.figures = figures;
         self
     }
 
@@ -115,7 +166,9 @@ impl Worker {
         let mut changes = self.serving.changes();
         loop {
             changes.mark_unchanged();
-            if let Err(error) = self.cluster.store.beat(self.heartbeat(drain.is_cancelled()), HEARTBEAT).await {
+            let heartbeat = self.heartbeat(drain.is_cancelled());
+            self.figures.set(&heartbeat);
+            if let Err(error) = self.cluster.store.beat(heartbeat, HEARTBEAT).await {
                 tracing::warn!("{error}");
             }
             let _ = tokio::time::timeout(BEAT_EVERY, changes.changed()).await;

@@ -80,7 +80,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
 }
 
 /// The text of a certificate or key; a relative path begins where the configuration is.
-pub(crate) fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
+pub fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
     match pem {
         Pem::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
         Pem::File(path) => {

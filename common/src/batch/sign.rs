@@ -25,6 +25,11 @@ impl SigningKey {
         hex::encode(self.0.clone().chain_update(body).finalize().into_bytes())
     }
 
+    /// The signature of a body, as bytes: 32 of them.
+    pub fn sign_raw(&self, body: &[u8]) -> Vec<u8> {
+        self.0.clone().chain_update(body).finalize().into_bytes().to_vec()
+    }
+
     /// Whether it is this body's signature with this key. Takes as long for wrong ones, wherever they differ.
     pub fn verifies(&self, body: &[u8], signature: &str) -> bool {
         let Ok(signature) = hex::decode(signature) else { return false };

@@ -279,6 +279,21 @@ pub(super) static NOTIFY: Section = Section {
     keys: &[
         key("telegram", Kind::Section(&TELEGRAM), "A message with the report to a group."),
         key("webhook", Kind::Several(&Kind::Section(&WEBHOOK)), "A POST with JSON, or what a template makes."),
+        key("slack", Kind::Several(&Kind::Section(&CHAT)), "A message by an incoming webhook of Slack."),
+        key("wecom", Kind::Several(&Kind::Section(&CHAT)), "A message by a robot of a WeCom group."),
+        key("feishu", Kind::Several(&Kind::Section(&SIGNED_CHAT)), "A message by a robot of a Feishu or Lark group."),
+        key("dingtalk", Kind::Several(&Kind::Section(&SIGNED_CHAT)), "A message by a robot of a DingTalk group."),
+        key("email", Kind::Several(&Kind::Section(&EMAIL)), "A mail with the report as a page."),
+        key(
+            "ping",
+            Kind::Several(&Kind::Secret),
+            "URLs that are asked after each batch in which all was done: whoever is not asked for too long raises the alarm.",
+        ),
+        key(
+            "throttled",
+            Kind::Duration,
+            "Tell all but `ping` when a registry leaves a batch waiting for this long (1h).",
+        ),
     ],
 };
 
@@ -310,8 +325,43 @@ pub(super) static WEBHOOK: Section = Section {
     ],
 };
 
+const CHAT_TEMPLATE: Key = key(
+    "template",
+    Kind::Text,
+    "A template of the message (Jinja), in place of the report; docs/notifications.md says more.",
+);
+
+pub(super) static CHAT: Section = Section {
+    title: "a chat",
+    keys: &[key("url", Kind::Secret, "The webhook's URL. Only its host is ever shown."), CHAT_TEMPLATE, ON],
+};
+
+pub(super) static SIGNED_CHAT: Section = Section {
+    title: "a robot",
+    keys: &[
+        key("url", Kind::Secret, "The robot's URL. Only its host is ever shown."),
+        key("secret", Kind::Secret, "What messages are signed with, where the robot asks for that."),
+        CHAT_TEMPLATE,
+        ON,
+    ],
+};
+
+pub(super) static EMAIL: Section = Section {
+    title: "a mail",
+    keys: &[
+        key("server", Kind::Url, "smtps://host:465, or smtp://host:587, which turns to TLS before anything is said."),
+        key("username", Kind::Text, "The user there."),
+        key("password", Kind::Secret, "The user's password."),
+        key("ca", Kind::Several(&Kind::Text), "Certificates to trust besides the system's: a file, or PEM."),
+        key("from", Kind::Text, "Whom it is from: imgsync@example.com, or imgsync <imgsync@example.com>."),
+        key("to", Kind::Several(&Kind::Text), "Whom it is for."),
+        CHAT_TEMPLATE,
+        ON,
+    ],
+};
+
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 14] = [
+pub(super) static SECTIONS: [&Section; 17] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -324,6 +374,9 @@ pub(super) static SECTIONS: [&Section; 14] = [
     &NOTIFY,
     &TELEGRAM,
     &WEBHOOK,
+    &CHAT,
+    &SIGNED_CHAT,
+    &EMAIL,
     &PRESET,
     &PRUNE,
 ];

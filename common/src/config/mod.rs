@@ -14,6 +14,8 @@ mod keys;
 mod notify;
 mod preset;
 mod reader;
+#[cfg(test)]
+mod reference;
 mod registry;
 mod report;
 mod rule;
@@ -33,7 +35,7 @@ use crate::secret::Secret;
 pub use crate::batch::{ForeignLayers, Referrers};
 pub use errors::{ConfigErrors, Problem};
 pub use keep::{Prune, PruneLimit};
-pub use notify::{Notify, Telegram, Webhook, WebhookUrl, When};
+pub use notify::{Chat, ChatKind, Email, Notify, Telegram, Webhook, WebhookUrl, When};
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;

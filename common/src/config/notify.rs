@@ -3,22 +3,128 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
-use super::keys::{NOTIFY, TELEGRAM, WEBHOOK};
+use super::keys::{CHAT, EMAIL, NOTIFY, SIGNED_CHAT, Section, TELEGRAM, WEBHOOK};
 use super::reader::{Fields, Reader};
+use super::registry::{Pem, certificates};
 use super::yaml::{Node, Value};
 use crate::secret::Secret;
 
 /// What the configuration says about notifications.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Notify {
     /// A group of Telegram. What is missing can come from flags or the environment.
     pub telegram: Option<Telegram>,
     /// Each is told of every batch that it wants to hear of.
     pub webhooks: Vec<Webhook>,
+    /// Groups that have a robot.
+    pub chats: Vec<Chat>,
+    /// Mails.
+    pub emails: Vec<Email>,
+    /// Asked after each batch in which all was done.
+    pub pings: Vec<WebhookUrl>,
+    /// How long a registry may leave a batch waiting before all are told; an hour.
+    pub throttled: Duration,
+}
+
+impl Default for Notify {
+    fn default() -> Notify {
+        Notify {
+            telegram: None,
+            webhooks: Vec::new(),
+            chats: Vec::new(),
+            emails: Vec::new(),
+            pings: Vec::new(),
+            throttled: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Whose group a chat is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChatKind {
+    /// Slack's incoming webhooks (api.slack.com/messaging/webhooks).
+    Slack,
+    /// WeCom's group robots (developer.work.weixin.qq.com/document/path/91770).
+    WeCom,
+    /// Feishu's and Lark's custom robots (open.feishu.cn/document/client-docs/bot-v3/add-custom-bot).
+    Feishu,
+    /// DingTalk's custom robots (open.dingtalk.com/document/robots/custom-robot-access).
+    DingTalk,
+}
+
+impl ChatKind {
+    /// All of them, in the order in which they are told.
+    pub const ALL: [ChatKind; 4] = [ChatKind::Slack, ChatKind::WeCom, ChatKind::Feishu, ChatKind::DingTalk];
+
+    /// Its key.
+    pub fn key(self) -> &'static str {
+        match self {
+            ChatKind::Slack => "slack",
+            ChatKind::WeCom => "wecom",
+            ChatKind::Feishu => "feishu",
+            ChatKind::DingTalk => "dingtalk",
+        }
+    }
+
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChatKind::Slack => "Slack",
+            ChatKind::WeCom => "WeCom",
+            ChatKind::Feishu => "Feishu",
+            ChatKind::DingTalk => "DingTalk",
+        }
+    }
+
+    fn section(self) -> &'static Section {
+        match self {
+            ChatKind::Slack | ChatKind::WeCom => &CHAT,
+            ChatKind::Feishu | ChatKind::DingTalk => &SIGNED_CHAT,
+        }
+    }
+}
+
+/// An entry of `slack:`, `wecom:`, `feishu:` or `dingtalk:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chat {
+    /// Whose.
+    pub kind: ChatKind,
+    /// The robot's URL.
+    pub url: WebhookUrl,
+    /// Signs messages.
+    pub secret: Option<Secret>,
+    /// A template of the message; a relative path begins where the configuration file is.
+    pub template: Option<PathBuf>,
+    /// Which batches.
+    pub on: When,
+}
+
+/// An entry of `email:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Email {
+    /// The server's host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// TLS from the first byte on; else the connection turns to it before anything is said.
+    pub wrapped: bool,
+    /// User and password there.
+    pub login: Option<(String, Secret)>,
+    /// Certificates to trust besides the system's.
+    pub ca: Vec<Pem>,
+    /// Whom it is from.
+    pub from: String,
+    /// Whom it is for; one at least.
+    pub to: Vec<String>,
+    /// A template of the text; a relative path begins where the configuration file is.
+    pub template: Option<PathBuf>,
+    /// Which batches.
+    pub on: When,
 }
 
 /// `telegram:`.
@@ -116,6 +222,98 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Notify {
             Some(node) => reader.several(node).iter().filter_map(|node| webhook(reader, node)).collect(),
             None => Vec::new(),
         },
+        chats: ChatKind::ALL.into_iter().flat_map(|kind| chats(reader, &fields, kind)).collect(),
+        emails: match fields.get("email") {
+            Some(node) => reader.several(node).iter().filter_map(|node| email(reader, node)).collect(),
+            None => Vec::new(),
+        },
+        pings: match fields.get("ping") {
+            Some(node) => reader.several(node).iter().filter_map(|node| hidden_url(reader, node)).collect(),
+            None => Vec::new(),
+        },
+        throttled: fields
+            .get("throttled")
+            .and_then(|node| reader.duration(node))
+            .unwrap_or(Notify::default().throttled),
+    }
+}
+
+fn chats(reader: &Reader, fields: &Fields<'_>, kind: ChatKind) -> Vec<Chat> {
+    let Some(node) = fields.get(kind.key()) else { return Vec::new() };
+    reader.several(node).iter().filter_map(|node| chat(reader, node, kind)).collect()
+}
+
+fn chat(reader: &Reader, node: &Node, kind: ChatKind) -> Option<Chat> {
+    let fields = reader.fields(node, kind.section())?;
+    let secret = match kind {
+        ChatKind::Slack | ChatKind::WeCom => None,
+        ChatKind::Feishu | ChatKind::DingTalk => fields.get("secret").and_then(|node| reader.secret(node)),
+    };
+    let template = fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from);
+    let on = when(reader, &fields);
+    let Some(named) = fields.get("url") else {
+        reader.report(&fields.at, "`url` is missing: where to?");
+        return None;
+    };
+    Some(Chat { kind, url: hidden_url(reader, named)?, secret, template, on })
+}
+
+fn email(reader: &Reader, node: &Node) -> Option<Email> {
+    let fields = reader.fields(node, &EMAIL)?;
+    let text = |name| fields.get(name).and_then(|node| reader.text(node)).map(str::to_owned);
+    let username = text("username");
+    let password = fields.get("password").and_then(|node| reader.secret(node));
+    let on = when(reader, &fields);
+    for name in ["server", "from", "to"] {
+        if fields.get(name).is_none() {
+            reader.report(&fields.at, format!("`{name}` is missing"));
+        }
+    }
+    if username.is_some() != password.is_some() {
+        reader.report(&fields.at, "`username` and `password` go together");
+    }
+    let mut to = Vec::new();
+    for node in fields.get("to").map(|node| reader.several(node)).into_iter().flatten() {
+        to.extend(address(reader, node));
+    }
+    let server = fields.get("server").and_then(|node| reader.url(node, &["smtps", "smtp"]))?;
+    let wrapped = server.scheme() == "smtps";
+    Some(Email {
+        host: server.host_str()?.trim_matches(['[', ']']).to_owned(),
+        port: server.port().unwrap_or(if wrapped { 465 } else { 587 }),
+        wrapped,
+        login: username.zip(password),
+        ca: fields.get("ca").map(|node| certificates(reader, node)).unwrap_or_default(),
+        from: address(reader, fields.get("from")?)?,
+        to: Some(to).filter(|to| !to.is_empty())?,
+        template: fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from),
+        on,
+    })
+}
+
+/// `name@host`, or `words <name@host>`.
+fn address(reader: &Reader, node: &Node) -> Option<String> {
+    let text = reader.text(node)?.trim();
+    let bare = text.strip_suffix('>').and_then(|text| text.rsplit_once('<')).map_or(text, |(_, bare)| bare);
+    let is_one =
+        bare.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty() && !host.contains('@'));
+    if !is_one || text.contains(['\r', '\n']) || bare.contains(char::is_whitespace) {
+        reader.refuse(node, format!("`{text}` is no address such as imgsync@example.com"), None);
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// A URL that is not shown, for it holds a token.
+fn hidden_url(reader: &Reader, node: &Node) -> Option<WebhookUrl> {
+    let written = reader.secret(node)?;
+    match Url::parse(written.expose()) {
+        Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Some(WebhookUrl(url)),
+        // What is refused is not shown.
+        _ => {
+            reader.report(&node.at, "this is not a URL: it begins with https:// or http://");
+            None
+        }
     }
 }
 
@@ -156,17 +354,7 @@ fn webhook(reader: &Reader, node: &Node) -> Option<Webhook> {
         reader.report(&fields.at, "`url` is missing: where to?");
         return None;
     };
-    let written = reader.secret(named)?;
-    match Url::parse(written.expose()) {
-        Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => {
-            Some(Webhook { url: WebhookUrl(url), headers, template, secret, on })
-        }
-        // What is refused is not shown.
-        _ => {
-            reader.report(&named.at, "this is not a URL: it begins with https:// or http://");
-            None
-        }
-    }
+    Some(Webhook { url: hidden_url(reader, named)?, headers, template, secret, on })
 }
 
 fn headers(reader: &Reader, node: &Node) -> BTreeMap<String, Secret> {
@@ -233,6 +421,11 @@ mod tests {
   webhook:
   - {url: 'https://hooks.example/T0/secretpath', headers: {X-Key: hushhush}, secret: sesame, on: changes}
   - url: http://127.0.0.1:8080/x
+  slack: {url: 'https://hooks.slack.example/services/slackpath'}
+  dingtalk: [{url: 'https://oapi.example/robot/send?access_token=dingpath', secret: SECding, on: failure}]
+  email: {server: 'smtp://mail.example', username: me, password: mailpass, from: 'imgsync <a@b.example>', to: [c@d.example]}
+  ping: https://hc.example/pingpath
+  throttled: 30m
 ";
         let config = read(text).unwrap();
         let telegram = config.notify.telegram.clone().unwrap();
@@ -242,7 +435,15 @@ mod tests {
         assert_eq!(first.headers["x-key"].expose(), "hushhush");
         assert_eq!((first.on, config.notify.webhooks[1].on), (When::Changes, When::Always));
         let shown = config.to_yaml_redacted();
-        for secret in ["123:abc", "secretpath", "hushhush", "sesame"] {
+        let [slack, dingtalk] = &config.notify.chats[..] else { panic!("{:?}", config.notify.chats) };
+        assert_eq!((slack.kind, dingtalk.kind, dingtalk.on), (ChatKind::Slack, ChatKind::DingTalk, When::Failure));
+        let mail = &config.notify.emails[0];
+        assert_eq!((mail.host.as_str(), mail.port, mail.wrapped), ("mail.example", 587, false));
+        assert_eq!((mail.to.as_slice(), config.notify.pings.len()), (["c@d.example".to_owned()].as_slice(), 1));
+        assert_eq!(config.notify.throttled, Duration::from_secs(1800));
+        let secrets =
+            ["123:abc", "secretpath", "hushhush", "sesame", "slackpath", "dingpath", "SECding", "mailpass", "pingpath"];
+        for secret in secrets {
             assert!(!shown.contains(secret), "{shown}");
             assert!(!format!("{config:?}").contains(secret));
         }
@@ -258,6 +459,12 @@ mod tests {
             ("notify: {webhook: {url: 'ftp://x.example/secretpath'}}", "this is not a URL"),
             ("notify: {webhook: {on: always}}", "`url` is missing"),
             ("notify: {webhook: {url: 'https://x', headers: {\"a b\": c}}}", "no name of a header"),
+            ("notify: {slack: {url: 'hooks.slack.example/secretpath'}}", "this is not a URL"),
+            ("notify: {slack: {url: 'https://x.example', secret: secretpath}}", "`secret` is no key of a chat"),
+            ("notify: {email: {server: 'smtp://x.example', from: me, to: a@b.example}}", "`me` is no address"),
+            ("notify: {email: {server: 'smtp://x.example', from: a@b.example}}", "`to` is missing"),
+            ("notify: {email: {server: 'imap://x.example', from: a@b.example, to: c@d.example}}", "smtp"),
+            ("notify: {ping: secretpath}", "this is not a URL"),
             ("notify: {telegramm: {}}", "did you mean `telegram`?"),
         ] {
             let said = read(text).unwrap_err();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{
-    ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Pem, Preset, Referrers, RegistrySettings,
-    Rule, Source,
+    ChatKind, ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Pem, Preset, Referrers,
+    RegistrySettings, Rule, Source,
 };
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
@@ -140,6 +140,46 @@ fn notify(yaml: &mut Yaml, notify: &Notify) {
             yaml.close();
         }
         yaml.close();
+    }
+    for kind in ChatKind::ALL {
+        let chats: Vec<_> = notify.chats.iter().filter(|chat| chat.kind == kind).collect();
+        if chats.is_empty() {
+            continue;
+        }
+        yaml.open(kind.key());
+        for chat in chats {
+            yaml.item();
+            yaml.field("url", &chat.url);
+            yaml.option("secret", chat.secret.as_ref());
+            yaml.option("template", chat.template.as_ref().map(|path| path.display()));
+            yaml.field("on", chat.on.as_str());
+            yaml.close();
+        }
+        yaml.close();
+    }
+    if !notify.emails.is_empty() {
+        yaml.open("email");
+        for email in &notify.emails {
+            yaml.item();
+            let (scheme, host) = (if email.wrapped { "smtps" } else { "smtp" }, &email.host);
+            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            yaml.field("server", format!("{scheme}://{host}:{}", email.port));
+            if let Some((username, password)) = &email.login {
+                yaml.field("username", username);
+                yaml.field("password", password);
+            }
+            yaml.list("ca", email.ca.iter().map(pem));
+            yaml.field("from", &email.from);
+            yaml.list("to", email.to.iter().cloned());
+            yaml.option("template", email.template.as_ref().map(|path| path.display()));
+            yaml.field("on", email.on.as_str());
+            yaml.close();
+        }
+        yaml.close();
+    }
+    yaml.list("ping", notify.pings.iter().map(ToString::to_string));
+    if notify.throttled != Notify::default().throttled {
+        yaml.field("throttled", duration(notify.throttled));
     }
 }
 

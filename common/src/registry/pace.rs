@@ -2,7 +2,7 @@
 //! was answered.
 
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use ::http::{HeaderMap, Method, StatusCode};
 use url::Url;
@@ -13,9 +13,13 @@ use super::seats::Seat;
 use super::window::{Action, Entry};
 use super::{Client, Hold, Registry, Repository, auth, ratelimit};
 use crate::error::{Class, Error, Result};
+use crate::event::{Delay, Event};
 use crate::image::RegistryName;
 use crate::retry;
 use crate::store::{Account, AccountPart};
+
+/// What is shorter is no wait.
+const NOTICED: Duration = Duration::from_millis(1);
 
 /// What a request is, as far as paces and quotas go.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +93,7 @@ impl Repository {
     /// Waits until the registry's pace allows one more request. A long wait is an error, at once.
     pub(crate) async fn paced(&self, errand: Errand, tried: &str) -> Result<()> {
         let login = self.registry.logins.get(errand.login);
+        let began = Instant::now();
         let pass = async {
             login.pacer.at(|| self.client.account(&self.registry, errand.login)).await;
             login.pacer.pass(errand.reads_manifest, self.registry.mirror.is_some()).await?;
@@ -102,6 +107,7 @@ impl Repository {
             passed = pass => passed,
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
         };
+        self.held_back(Delay::Pace, began);
         passed.map_err(|wait| {
             let why = login.pacer.hold(errand.reads_manifest).map(|hold| hold.why);
             let why = why.unwrap_or_else(|| "asked to be left alone".to_owned());
@@ -113,6 +119,7 @@ impl Repository {
     /// Waits until one more request to the registry itself may be open.
     pub(crate) async fn begin(&self, errand: Errand, tried: &str) -> Result<UnderWay> {
         let login = self.registry.logins.get(errand.login);
+        let began = Instant::now();
         let begin = async {
             let window = self.registry.windows.of(errand.action);
             let entry = match errand.goes_on {
@@ -128,9 +135,19 @@ impl Repository {
             };
             UnderWay { entry: Some(entry), place }
         };
-        tokio::select! {
+        let under_way = tokio::select! {
             under_way = begin => Ok(under_way),
             () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
+        };
+        self.held_back(Delay::Place, began);
+        under_way
+    }
+
+    /// Tells of a wait, if it was one.
+    fn held_back(&self, by: Delay, began: Instant) {
+        let time = began.elapsed();
+        if time >= NOTICED {
+            self.context.events.emit(Event::HeldBack { registry: self.registry.name.clone(), by, time });
         }
     }
 

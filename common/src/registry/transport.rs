@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use reqwest::Body;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::auth::Authorization;
@@ -12,9 +13,10 @@ use super::context::Counted;
 use super::failure::{classify, says_expired, transport_error};
 use super::pace::{Errand, UnderWay};
 use super::seats::Seat;
+use super::window::Action;
 use super::{Repository, api_error, hop, ratelimit, retry_after};
 use crate::error::{Class, Error, Result};
-use crate::event::Event;
+use crate::event::{self, Event};
 use crate::image::RepositoryName;
 use crate::retry::{self, Retry};
 
@@ -301,9 +303,11 @@ impl Repository {
         tried: &str,
     ) -> Result<Answer> {
         let stall = self.stall();
+        let errand = self.purpose(&method, &url);
         match tokio::time::timeout(stall, self.exchange_stream(http, method, url, headers, body, tried)).await {
             Ok(result) => result,
             Err(_) => {
+                self.answered(errand, None, stall);
                 let detail = format!("no answer within {}", retry::seconds(stall));
                 Err(Error::new(Class::TimedOut, tried, detail).at(&self.registry.name))
             }
@@ -320,6 +324,10 @@ impl Repository {
         tried: &str,
     ) -> Result<Answer> {
         let began = Instant::now();
+        let errand = self.purpose(&method, &url);
+        let span = tracing::debug_span!(
+            "request", registry = %self.registry.name, %method, purpose = errand.as_str(), status = tracing::field::Empty
+        );
         let mut request = http.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
@@ -327,10 +335,27 @@ impl Repository {
         let response = tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
-            response = request.send() => response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?,
+            response = request.send().instrument(span.clone()) => response,
         };
+        let status = response.as_ref().ok().map(|response| response.status().as_u16());
+        span.record("status", status);
+        self.answered(errand, status, began.elapsed());
+        let response = response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?;
         let (stall, errand) = (self.stall(), Errand::aside(0));
         Ok(Answer { response, url, stall, with_credentials: false, began, errand, _seats: Default::default() })
+    }
+
+    /// What a request is for, for those who count.
+    fn purpose(&self, method: &Method, url: &Url) -> event::Errand {
+        match hop::same_origin(url, &self.registry.base) {
+            true => Action::of(method, url).into(),
+            false => event::Errand::Elsewhere,
+        }
+    }
+
+    fn answered(&self, errand: event::Errand, status: Option<u16>, took: Duration) {
+        let registry = self.registry.name.clone();
+        self.context.events.emit(Event::Answered { registry, errand, status, took });
     }
 
     /// Does something until it succeeds, fails for good, or has been tried often enough.

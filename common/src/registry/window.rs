@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::seats::{Seat, Seats};
+use crate::event::Errand;
 
 /// What was learnt is forgotten after so long without overload.
 const FORGET: Duration = Duration::from_secs(600);
@@ -38,6 +39,17 @@ impl Action {
             // The state of an upload.
             Some("uploads") => Action::Push,
             _ => Action::List,
+        }
+    }
+}
+
+impl From<Action> for Errand {
+    fn from(action: Action) -> Errand {
+        match action {
+            Action::Manifests => Errand::Manifests,
+            Action::Blobs => Errand::Blobs,
+            Action::Push => Errand::Push,
+            Action::List => Errand::List,
         }
     }
 }

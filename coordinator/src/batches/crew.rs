@@ -59,18 +59,23 @@ impl Crew {
     }
 }
 
-/// Registries that a batch waits for, in words: those that are left alone, as far as is known for who pulls with the
-/// settings of this process.
+/// Registries that a batch waits for, in words.
 pub async fn waits(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<String>> {
+    let words = |(registry, hold): &(RegistryName, Hold)| {
+        format!("{registry} {}: nothing is begun there before {}", hold.why, moment(hold.wait))
+    };
+    Ok(holds(store, batch, client).await?.iter().map(words).collect())
+}
+
+/// Registries that a batch waits for: those that are left alone, as far as is known for who pulls with the settings of this
+/// process.
+pub async fn holds(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<(RegistryName, Hold)>> {
     if !batch.control.is_live() || batch.counts.open() == 0 {
         return Ok(Vec::new());
     }
     let lanes: Vec<Lane> = open_lanes(store, batch).await?.into_iter().collect();
     let holds = store_holds(&lanes, store, client).await?;
-    let words = |((registry, _), hold): (&(RegistryName, bool), &Hold)| {
-        format!("{registry} {}: nothing is begun there before {}", hold.why, moment(hold.wait))
-    };
-    Ok(holds.iter().map(words).collect())
+    Ok(holds.into_iter().map(|((registry, _), hold)| (registry, hold)).collect())
 }
 
 /// The lanes that a batch has something waiting in.
@@ -87,7 +92,7 @@ async fn open_lanes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Lane>> 
 }
 
 /// Why none of the workers serves a lane; none where one does.
-fn whether_unserved(workers: &[Heartbeat], lane: &Lane) -> Option<Vec<String>> {
+pub(super) fn whether_unserved(workers: &[Heartbeat], lane: &Lane) -> Option<Vec<String>> {
     let mut reasons = Vec::new();
     for worker in workers.iter().filter(|worker| !worker.draining) {
         let unserved = worker.unserved.iter().find(|unserved| unserved.lane == *lane)?;

@@ -124,6 +124,7 @@ impl Leader {
             }
             if swept != Swept::default() {
                 let Swept { leased, queued } = swept;
+                self.events.emit(Event::PutBack { leased, queued });
                 tracing::info!(
                     "batch {id}: put back {leased} that their workers lost and {queued} that the queue lost"
                 );

@@ -4,6 +4,7 @@ mod companions;
 mod crew;
 mod dry;
 mod feed;
+pub mod figures;
 mod house;
 mod lead;
 mod listings;
@@ -16,7 +17,7 @@ mod serve;
 mod settle;
 
 pub use companions::Companions;
-pub use crew::{Crew, waits};
+pub use crew::{Crew, holds, waits};
 pub use dry::{Dry, DryPlan};
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events};
+use imgsync_common::registry::Client;
 use imgsync_common::store::{Named, Store, leader};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::house::House;
 use super::lead::{Care, Leader};
 use super::{SERVE, coordinator_name};
-use crate::notify::{Notifier, is_ours_to_tell};
+use crate::notify::{Notifier, is_ours_to_tell, watch};
 use crate::report::{Level, Report};
 
 /// How long it leads unless it says so again.
@@ -32,7 +33,7 @@ pub async fn serve(
     house: &House,
     care: Care,
     keep: Duration,
-    notifier: &Arc<Notifier>,
+    (notifier, client): (&Arc<Notifier>, &Client),
     events: &Events,
     stop: &CancellationToken,
 ) {
@@ -47,7 +48,7 @@ pub async fn serve(
                 say(events, "leads");
                 let over = stop.child_token();
                 tokio::select! {
-                    () = lead_all(house, &leads, keep, (notifier, events, &name), &over) => {}
+                    () = lead_all(house, &leads, keep, (notifier, client, events, &name), &over) => {}
                     () = leads.mind_the_dead(&over) => {}
                     () = keep_lead(house, &lease, &name, events, &over) => {}
                 }
@@ -83,7 +84,7 @@ async fn lead_all(
     house: &House,
     leads: &Leader,
     keep: Duration,
-    (notifier, events, name): (&Arc<Notifier>, &Events, &str),
+    (notifier, client, events, name): (&Arc<Notifier>, &Client, &Events, &str),
     stop: &CancellationToken,
 ) {
     let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
@@ -96,9 +97,13 @@ async fn lead_all(
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
                         let (store, notifier) = (house.store.clone(), notifier.clone());
-                        let (events, name) = (events.clone(), name.to_owned());
+                        let (client, events, name) = (client.clone(), events.clone(), name.to_owned());
                         tokio::spawn(async move {
-                            leads.lead(id, &Notify::new(), &stop).await?;
+                            let more = Notify::new();
+                            tokio::select! {
+                                led = leads.lead(id, &more, &stop) => led?,
+                                () = watch(&*store, id, &client, &notifier, &events, &name) => {}
+                            }
                             tell(&*store, id, &notifier, &events, &name).await
                         })
                     });

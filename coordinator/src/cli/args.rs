@@ -11,11 +11,13 @@ use imgsync_common::image::{Platform, Reference, RegistryName};
 use imgsync_common::secret::Secret;
 use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
 use imgsync_worker::copy::Location;
+use imgsync_worker::logging::LogFormat;
 
 use super::import::ImportArgs;
 use super::inspect::InspectArgs;
 use super::notify::NotifyArgs;
 use super::original::{GcrArgs, OriginalArgs};
+use super::pages::{CompletionsArgs, ManArgs};
 use super::presets::{PresetsArgs, RunCommand, preset};
 use super::report::ReportArgs;
 use super::verify::VerifyArgs;
@@ -39,6 +41,9 @@ pub(crate) struct Global {
     /// Say on stderr, in detail, what is done
     #[arg(long, global = true)]
     pub(crate) debug: bool,
+    /// How the log on stderr is written (RUST_LOG or --debug say what is in it); json: an object a line
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "IMGSYNC_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
     /// Say nothing on stderr but errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
@@ -99,6 +104,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: Box<ConfigAction>,
     },
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write all of them
+    Man(ManArgs),
 }
 
 /// Which repositories, and which of their tags.
@@ -317,7 +326,7 @@ pub(crate) struct RunArgs {
 /// The coordinator that stays.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Answer /healthz and /readyz on this address
+    /// Answer /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: std::net::SocketAddr,
     #[command(flatten)]

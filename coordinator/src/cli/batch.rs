@@ -245,7 +245,7 @@ async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, p
     let wanted = run.report.resolve(settings)?;
     let notifier = notifier(&run, settings, printer)?;
     let work = Work::new(&run, settings, house, printer)?;
-    let ended = work.follow(id, async |run| run.again(id).await).await?;
+    let ended = work.follow(id, &notifier, async |run| run.again(id).await).await?;
     work.report(&ended, (&wanted, run.report.report_name.as_deref()), run.json, &notifier, printer).await
 }
 

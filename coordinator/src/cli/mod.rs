@@ -12,9 +12,12 @@ mod import;
 mod inspect;
 mod notify;
 mod original;
+mod pages;
 mod presets;
 mod printer;
 mod progress;
+#[cfg(test)]
+mod reference;
 mod report;
 mod run;
 mod serve;
@@ -30,6 +33,7 @@ mod watching;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use imgsync_worker::logging::{self, LogFormat};
 
 use self::args::{Cli, Command};
 pub(crate) use self::command_line::{Original, OriginalSource};
@@ -49,8 +53,11 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    let printer = Printer::new(cli.global.quiet);
-    logging(cli.global.debug);
+    let printer = Printer::new(cli.global.quiet).into_log(cli.global.log_format == LogFormat::Json);
+    let format = cli.global.log_format;
+    let name = crate::batches::coordinator_name();
+    let _logging =
+        logging::begin(format, default_log(cli.global.debug, format), &[("program", "imgsync"), ("worker", &name)]);
     let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
     {
         Ok(runtime) => runtime,
@@ -74,6 +81,8 @@ pub fn main() -> ExitCode {
             Some(Command::Verify(args)) => verify::run(*args, &cli.global, &printer).await,
             Some(Command::Inspect(args)) => inspect::run(args, &cli.global, &printer).await,
             Some(Command::Config { action }) => config::run(*action, &cli.global, &printer),
+            Some(Command::Completions(args)) => pages::completions(&args, &printer),
+            Some(Command::Man(args)) => pages::man(&args, &printer),
             None => {
                 printer.line(&Cli::command().render_help().to_string());
                 Exit::Usage
@@ -85,11 +94,11 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-fn logging(debug: bool) {
-    use tracing_subscriber::EnvFilter;
-    let default = if debug { "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,warn" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    let _ = log.try_init();
+/// What is logged unless RUST_LOG says otherwise. As JSON it is for machines, and what people would see as lines is in it.
+fn default_log(debug: bool, format: LogFormat) -> &'static str {
+    match (debug, format) {
+        (true, _) => "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,warn",
+        (false, LogFormat::Text) => "warn",
+        (false, LogFormat::Json) => "imgsync::cli=info,warn",
+    }
 }

@@ -92,7 +92,7 @@ mod tests {
             typed.notify.resolve(configured, &printer).telegram.map(|it| (it.token.unwrap(), it.group.unwrap()))
         };
         let file = Telegram { token: Some(Secret::new("1:a")), group: Some("-1".to_owned()), ..Telegram::default() };
-        let file = Notify { telegram: Some(file), webhooks: Vec::new() };
+        let file = Notify { telegram: Some(file), ..Notify::default() };
         let none = Notify::default();
         assert_eq!(told(&[], &none), None);
         assert_eq!(told(&[], &file), Some((Secret::new("1:a"), "-1".to_owned())));

@@ -9,13 +9,20 @@ use indicatif::MultiProgress;
 #[derive(Debug, Clone)]
 pub(crate) struct Printer {
     quiet: bool,
+    /// Words go into the log, which is for programs then.
+    logs: bool,
     bars: MultiProgress,
 }
 
 impl Printer {
     /// Quiet: errors only.
     pub(crate) fn new(quiet: bool) -> Printer {
-        Printer { quiet, bars: MultiProgress::new() }
+        Printer { quiet, logs: false, bars: MultiProgress::new() }
+    }
+
+    /// The same, with all words as lines of the log.
+    pub(crate) fn into_log(self, logs: bool) -> Printer {
+        Printer { logs, ..self }
     }
 
     /// Where bars are drawn; only to be used on a terminal.
@@ -25,7 +32,10 @@ impl Printer {
 
     /// Whether bars can be shown and are wanted.
     pub(crate) fn shows_bars(&self) -> bool {
-        !self.quiet && std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+        !self.quiet
+            && !self.logs
+            && std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
     /// Data, one line. False if nobody reads it: who closed our stdout does not want it.
@@ -35,18 +45,26 @@ impl Printer {
 
     /// Words for people.
     pub(crate) fn line(&self, line: &str) {
-        if !self.quiet {
+        if self.logs {
+            tracing::info!("{line}");
+        } else if !self.quiet {
             self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
         }
     }
 
     /// Something that people should know.
     pub(crate) fn warning(&self, message: &str) {
-        self.line(&format!("warning: {message}"));
+        match self.logs {
+            true => tracing::warn!("{message}"),
+            false => self.line(&format!("warning: {message}")),
+        }
     }
 
     /// Why it did not work, and what to do.
     pub(crate) fn error(&self, message: &str, hint: Option<&str>) {
+        if self.logs {
+            return tracing::error!(hint, "{message}");
+        }
         self.bars.suspend(|| {
             let mut stderr = std::io::stderr();
             let _ = writeln!(stderr, "error: {message}");
@@ -58,6 +76,9 @@ impl Printer {
 
     /// Errors that bring their own form: several lines, with carets.
     pub(crate) fn raw(&self, text: &str) {
+        if self.logs {
+            return tracing::error!("{}", text.trim_end());
+        }
         self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", text.trim_end()));
     }
 

@@ -155,8 +155,12 @@ impl Observer for Progress {
                 self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
             }
             Event::Warning { message } => self.printer.warning(message),
-            // One image has no tasks.
-            Event::TaskStarted { .. } | Event::TaskEnded { .. } => {}
+            // One image has no tasks; the rest is for those who count.
+            Event::TaskStarted { .. }
+            | Event::TaskEnded { .. }
+            | Event::Answered { .. }
+            | Event::HeldBack { .. }
+            | Event::PutBack { .. } => {}
         }
     }
 }

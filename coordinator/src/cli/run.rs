@@ -25,7 +25,7 @@ use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
 use crate::batches::{Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader};
-use crate::notify::{Notifier, is_ours_to_tell};
+use crate::notify::{Notifier, is_ours_to_tell, watch};
 use crate::report::{self, Level, Report};
 
 /// How long running tasks may go on after the first signal.
@@ -105,7 +105,7 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     }
     let id = BatchId::generate();
     let work = Work::new(args, settings, &house, printer)?;
-    let ended = work.follow(id, async |run| run.fresh(id).await).await?;
+    let ended = work.follow(id, &notifier, async |run| run.fresh(id).await).await?;
     if args.detach {
         printer.data(&id.to_string());
         return Ok(match ended.refused.is_empty() {
@@ -217,6 +217,7 @@ impl<'a> Work<'a> {
     pub(crate) async fn follow(
         &self,
         id: BatchId,
+        notifier: &Notifier,
         work: impl AsyncFnOnce(&Run<'_>) -> Result<RunEnd>,
     ) -> Result<RunEnd> {
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
@@ -233,8 +234,10 @@ impl<'a> Work<'a> {
             abort,
         };
         self.printer.line(&format!("batch {id}"));
+        let (store, name) = (&*self.house.store, coordinator_name());
         let ended = tokio::select! {
             ended = work(&run) => ended,
+            () = watch(store, id, &self.client, notifier, &run.events, &name) => unreachable!("it goes on until dropped"),
             () = self.watching.keep_going(&*self.house.store, id, self.house.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.watching.finish();

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events, Observer};
-use imgsync_worker::{health, service};
+use imgsync_common::registry::Client;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_worker::{health, metrics, service};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, ServeArgs};
@@ -13,7 +15,7 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
 use super::signals;
-use crate::batches::{Care, House, coordinator_name, serve};
+use crate::batches::{Care, House, coordinator_name, figures, serve};
 use crate::notify::Notifier;
 
 /// Runs the command.
@@ -45,10 +47,13 @@ async fn work(args: &ServeArgs, settings: &Settings, printer: &Printer) -> Resul
     let stop = CancellationToken::new();
     signals::cancel_on_signal(stop.clone(), printer.clone());
     let address = listener.local_addr().map_or_else(|_| args.listen.to_string(), |address| address.to_string());
-    printer.line(&format!("answers /healthz and /readyz on http://{address}"));
-    let answering = tokio::spawn(health::answer(listener, service::ready(&cluster, &stop), stop.clone()));
-    let events = Events::to(Arc::new(Said(printer.clone())));
-    serve(&house, Care::default(), settings.config.keep, &notifier, &events, &stop).await;
+    printer.line(&format!("answers /healthz, /readyz and /metrics on http://{address}"));
+    let client = Client::new(settings.client()?, Environment::from_process());
+    let (metrics, refresh) = figures::of(&house, client.clone());
+    let events = Events::to_all(vec![Arc::new(Said(printer.clone())), metrics.clone()]);
+    let more = metrics::router(metrics, Some(refresh));
+    let answering = tokio::spawn(health::answer(listener, service::ready(&cluster, &stop), more, stop.clone()));
+    serve(&house, Care::default(), settings.config.keep, (&notifier, &client), &events, &stop).await;
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), answering).await;
     printer.line("ended");
     Ok(())

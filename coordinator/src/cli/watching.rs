@@ -204,7 +204,11 @@ impl Observer for Watching {
                 }
             }
             Event::BlobFailed { digest } => _ = self.moved().in_flight.remove(digest),
-            Event::ManifestRead { .. } | Event::ManifestPut { .. } => {}
+            Event::ManifestRead { .. }
+            | Event::ManifestPut { .. }
+            | Event::Answered { .. }
+            | Event::HeldBack { .. }
+            | Event::PutBack { .. } => {}
         }
     }
 }

@@ -1,24 +1,34 @@
-//! Tells people and programs how a batch went: a group of Telegram, and webhooks. What cannot be told is a warning, never a
-//! failed run.
+//! Tells people and programs how a batch went: a group of Telegram, chats, mails, webhooks, and pings of who watches that
+//! batches end well. What cannot be told is a warning, never a failed run.
 
+mod chat;
+mod email;
+mod message;
 mod post;
 mod split;
 mod telegram;
+mod watch;
 mod webhook;
 
 use std::path::Path;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::config::{Notify, When};
+use imgsync_common::config::{Notify, WebhookUrl, When};
 use imgsync_common::error::Result;
 use imgsync_common::retry::Policy;
 use imgsync_common::store::{Named, Store};
 
-use self::post::Post;
+pub use self::message::Throttled;
+pub use self::watch::watch;
+
+use self::chat::Chat;
+use self::email::Email;
+use self::message::Message;
+use self::post::{Answer, Post, refused};
 use self::telegram::Telegram;
 use self::webhook::Webhook;
-use crate::report::{Level, Report};
+use crate::report::{self, Form, Level, Report, Shape};
 
 /// Tries of one request.
 const ATTEMPTS: u32 = 5;
@@ -28,12 +38,19 @@ const MAX_DELAY: Duration = Duration::from_secs(15);
 const MAX_WAIT: Duration = Duration::from_secs(90);
 /// For how long it is remembered that a batch was told of: longer than two coordinators can see the same end apart.
 const TOLD: Duration = Duration::from_secs(3600);
+/// How long a ping may take.
+const FOR_PING: Duration = Duration::from_secs(30);
 
 /// Who is told.
 #[derive(Debug)]
 pub struct Notifier {
     telegram: Option<(Telegram, When)>,
     webhooks: Vec<(Webhook, When)>,
+    chats: Vec<(Chat, When)>,
+    emails: Vec<(Email, When)>,
+    pings: Vec<WebhookUrl>,
+    throttled: Duration,
+    post: Post,
 }
 
 impl Notifier {
@@ -41,22 +58,33 @@ impl Notifier {
     /// in passing is tried again after this pause at first.
     pub fn new(notify: &Notify, folder: &Path, first_delay: Duration) -> Result<Notifier> {
         let max_delay = MAX_DELAY.max(first_delay);
-        let post = Post::new(Policy {
+        let policy = Policy {
             attempts: ATTEMPTS,
             first_delay,
             max_delay,
             max_wait: MAX_WAIT,
             patience: Duration::ZERO,
-        });
+        };
+        let post = Post::new(policy);
         let telegram = notify.telegram.as_ref().and_then(|it| Some((Telegram::new(it, post.clone())?, it.on)));
         let webhook = |it| Ok((Webhook::new(it, folder, post.clone())?, it.on));
         let webhooks = notify.webhooks.iter().map(webhook).collect::<Result<_>>()?;
-        Ok(Notifier { telegram, webhooks })
+        let chats = notify.chats.iter().map(|it| Ok((Chat::new(it, folder, post.clone())?, it.on)));
+        let chats = chats.collect::<Result<_>>()?;
+        let emails = notify.emails.iter().map(|it| Ok((Email::new(it, folder, policy)?, it.on)));
+        let emails = emails.collect::<Result<_>>()?;
+        let (pings, throttled) = (notify.pings.clone(), notify.throttled);
+        Ok(Notifier { telegram, webhooks, chats, emails, pings, throttled, post })
     }
 
     /// Whether nobody is told of anything.
     pub fn is_empty(&self) -> bool {
-        self.telegram.is_none() && self.webhooks.is_empty()
+        !self.has_listeners() && self.pings.is_empty()
+    }
+
+    /// Whether somebody would hear of a registry that leaves a batch waiting.
+    fn has_listeners(&self) -> bool {
+        self.telegram.is_some() || !self.webhooks.is_empty() || !self.chats.is_empty() || !self.emails.is_empty()
     }
 
     /// Tells all who want to hear of it. Says whom it could not tell, and why.
@@ -78,12 +106,93 @@ impl Notifier {
                 warnings.push(format!("a webhook was not told: {error}"));
             }
         }
+        for (chat, on) in &self.chats {
+            if is_met(on)
+                && let Err(error) = tell_chat(chat, report, level).await
+            {
+                warnings.push(format!("{} was not told: {}", chat.name(), with_advice(&error)));
+            }
+        }
+        for (email, on) in &self.emails {
+            if is_met(on)
+                && let Err(error) = tell_by_mail(email, report, level).await
+            {
+                warnings.push(format!("no mail was sent: {}", with_advice(&error)));
+            }
+        }
+        if !failed {
+            for url in &self.pings {
+                if let Err(error) = self.ping(url).await {
+                    warnings.push(format!("a ping was not heard: {error}"));
+                }
+            }
+        }
         warnings
+    }
+
+    /// Tells all but those who are pinged that a registry leaves a batch waiting. Says whom it could not tell, and why.
+    pub async fn tell_throttled(&self, throttled: &Throttled) -> Vec<String> {
+        let message = Message::throttled(throttled);
+        let mut warnings = Vec::new();
+        if let Some((telegram, _)) = &self.telegram
+            && let Err(error) = telegram.say(&format!("{}\n\n{}", message.title, message.text)).await
+        {
+            warnings.push(format!("Telegram was not told: {error}"));
+        }
+        for (webhook, _) in &self.webhooks {
+            if let Err(error) = webhook.tell_throttled(throttled).await {
+                warnings.push(format!("a webhook was not told: {error}"));
+            }
+        }
+        for (chat, _) in &self.chats {
+            if let Err(error) = chat.tell(&message).await {
+                warnings.push(format!("{} was not told: {}", chat.name(), with_advice(&error)));
+            }
+        }
+        for (email, _) in &self.emails {
+            if let Err(error) = email.tell(&message, None).await {
+                warnings.push(format!("no mail was sent: {}", with_advice(&error)));
+            }
+        }
+        warnings
+    }
+
+    /// Lets who watches over batches know that one ended well.
+    async fn ping(&self, url: &WebhookUrl) -> Result<()> {
+        let tried = format!("asking {url}");
+        let read = |answer: &Answer| match answer.status.is_success() {
+            true => None,
+            false => Some(refused(&tried, answer, &format!("HTTP {}", answer.status))),
+        };
+        let request = |client: &reqwest::Client| client.get(url.expose().clone());
+        self.post.send(url.expose(), &tried, FOR_PING, request, read).await
+    }
+}
+
+async fn tell_chat(chat: &Chat, report: &Report<'_>, level: Level) -> Result<()> {
+    chat.tell(&Message::of(report, level, chat.template.as_ref()).await?).await
+}
+
+async fn tell_by_mail(email: &Email, report: &Report<'_>, level: Level) -> Result<()> {
+    let message = Message::of(report, level, email.template.as_ref()).await?;
+    let mut page = Vec::new();
+    report::write(report, &Shape { form: Form::Html, level: Some(level), template: None }, &mut page).await?;
+    email.tell(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
+}
+
+fn with_advice(error: &imgsync_common::error::Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{error} ({advice})"),
+        None => error.to_string(),
     }
 }
 
 /// Whether a batch is this coordinator's to tell of: of several that see it end, one tells. A store that does not answer
 /// makes nobody silent.
 pub async fn is_ours_to_tell(store: &dyn Store, batch: BatchId, name: &str) -> bool {
-    !matches!(store.acquire(&format!("told:{batch}"), name, TOLD).await, Ok(Named::Others { .. }))
+    is_ours(store, &batch.to_string(), name).await
+}
+
+async fn is_ours(store: &dyn Store, what: &str, name: &str) -> bool {
+    !matches!(store.acquire(&format!("told:{what}"), name, TOLD).await, Ok(Named::Others { .. }))
 }

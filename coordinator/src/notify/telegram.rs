@@ -100,6 +100,11 @@ impl Telegram {
         self.file(&format!("imgsync-{id}.txt"), text).await
     }
 
+    /// Says something short.
+    pub(super) async fn say(&self, text: &str) -> Result<()> {
+        self.message(text).await
+    }
+
     /// Text as it is, in a code fence.
     async fn message(&self, text: &str) -> Result<()> {
         let url = self.method("sendMessage")?;

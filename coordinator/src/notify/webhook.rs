@@ -8,7 +8,9 @@ use imgsync_common::config;
 use imgsync_common::error::{Class, Error, Result};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
+use serde_json::json;
 
+use super::Throttled;
 use super::post::{Answer, Post, refused};
 use crate::report::{Form, Level, Report, Template, View};
 
@@ -38,7 +40,7 @@ struct Ended<'a> {
 impl Webhook {
     /// As configured.
     pub(super) fn new(configured: &config::Webhook, folder: &Path, post: Post) -> Result<Webhook> {
-        let form = configured.template.as_deref().map(form_of).unwrap_or(Form::Json);
+        let form = configured.template.as_deref().map_or(Form::Json, Form::of_template);
         let template = match &configured.template {
             Some(path) => Some(Template::read(&folder.join(path), form)?),
             None => None,
@@ -73,7 +75,22 @@ impl Webhook {
             None => serde_json::to_string(&Ended { event: "batch.ended", view: &view })
                 .map_err(|error| Error::new(Class::Local, &tried, error.to_string()))?,
         };
+        self.send(&tried, self.headers.clone(), body).await
+    }
+
+    /// Posts that a registry leaves a batch waiting: always as JSON, for a template is made for reports.
+    pub(super) async fn tell_throttled(&self, throttled: &Throttled) -> Result<()> {
+        let Throttled { batch, registry, why, until, open } = throttled;
+        let body = json!({
+            "event": "registry.throttled", "batch": batch.to_string(), "registry": registry.to_string(), "why": why,
+            "until": until.to_string(), "open": open,
+        });
         let mut headers = self.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.send(&format!("posting to {}", self.url), headers, body.to_string()).await
+    }
+
+    async fn send(&self, tried: &str, mut headers: HeaderMap, body: String) -> Result<()> {
         if let Some(key) = &self.key
             && let Ok(signature) = HeaderValue::from_str(&format!("sha256={}", key.sign(body.as_bytes())))
         {
@@ -84,16 +101,8 @@ impl Webhook {
         let read = |answer: &Answer| match answer.status.is_success() {
             true => None,
             // Its words are left out: they could say back what is secret.
-            false => Some(refused(&tried, answer, &format!("HTTP {}", answer.status))),
+            false => Some(refused(tried, answer, &format!("HTTP {}", answer.status))),
         };
-        self.post.send(url, &tried, LIMIT, request, read).await
-    }
-}
-
-/// What a template makes, by its name: `slack.json`, `chat.md.j2`.
-fn form_of(path: &Path) -> Form {
-    match path.extension().and_then(|end| end.to_str()) {
-        Some("j2" | "jinja" | "jinja2") => path.file_stem().map_or(Form::Text, |stem| form_of(stem.as_ref())),
-        _ => Form::of_file(path).unwrap_or(Form::Text),
+        self.post.send(url, tried, LIMIT, request, read).await
     }
 }

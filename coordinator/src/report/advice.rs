@@ -77,3 +77,31 @@ pub(super) fn on(class: Class) -> &'static str {
         Class::Cancelled => "It was stopped on request; run again to go on.",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    const BEGIN: &str = "<!-- The table is written by a test: UPDATE_DOCS=1 cargo nextest run classes -->";
+    const END: &str = "<!-- The end of the table -->";
+
+    /// `UPDATE_DOCS=1 cargo nextest run classes` writes it anew.
+    #[test]
+    fn the_page_for_operators_explains_all_classes() {
+        let mut table = String::from("\n| class | | what to do |\n|---|---|---|\n");
+        for class in Class::ALL {
+            let _ = writeln!(table, "| `{}` | {} | {} |", class.as_str(), title(class), on(class));
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = page.split_once(BEGIN).expect("the page says where the table begins");
+        let (_, after) = rest.split_once(END).expect("the page says where the table ends");
+        let current = format!("{before}{BEGIN}\n{table}\n{END}{after}");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, &current).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), current, "run the tests with UPDATE_DOCS=1");
+    }
+}

@@ -85,6 +85,16 @@ impl Form {
             _ => None,
         }
     }
+
+    /// What a template makes, by its name: `slack.json`, `chat.md.j2`.
+    pub fn of_template(path: &Path) -> Form {
+        match path.extension().and_then(|end| end.to_str()) {
+            Some("j2" | "jinja" | "jinja2") => {
+                path.file_stem().map_or(Form::Text, |stem| Form::of_template(stem.as_ref()))
+            }
+            _ => Form::of_file(path).unwrap_or(Form::Text),
+        }
+    }
 }
 
 /// How a report is to be written.

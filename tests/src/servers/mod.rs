@@ -1,6 +1,7 @@
 //! Real servers, started for a test and gone with it.
 
 mod access_log;
+mod chats;
 mod docker_engine;
 mod docker_registry;
 mod firewall;
@@ -10,10 +11,12 @@ mod rabbitmq;
 mod receiver;
 mod redis;
 mod remote;
+mod smtp;
 mod telegram;
 mod token;
 
 pub use access_log::LoggedRequest;
+pub use chats::{ChatServer, Said};
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{Auth, DockerRegistry, Options};
 pub use other_registry::OtherRegistry;
@@ -22,5 +25,6 @@ pub use rabbitmq::RabbitMq;
 pub use receiver::{Received, Receiver};
 pub use redis::{RedisOptions, RedisServer};
 pub use remote::RemoteRegistry;
+pub use smtp::{Delivered, MailServer};
 pub use telegram::{Posted, TelegramServer};
 pub use token::{TokenRequest, TokenServer};

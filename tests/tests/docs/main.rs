@@ -1,6 +1,7 @@
 //! What is written for users: it agrees with itself, and its links lead somewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
+mod commands;
 mod links;
 mod page;
 mod readmes;

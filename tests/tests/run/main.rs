@@ -54,6 +54,7 @@ mod keep;
 mod kill;
 mod layouts;
 mod notify;
+mod notify_chats;
 mod prune;
 mod quota;
 mod report;

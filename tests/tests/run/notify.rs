@@ -14,13 +14,13 @@ const GROUP: &str = "-1001234567890";
 const HOSTILE: &str = "</pre><b>no</b> &lt; & `x` *y* [z](tg://user?id=1)";
 
 /// Two registries, and images of which those in `bad` cannot be read.
-struct Scene {
-    source: FaultRegistry,
-    target: FaultRegistry,
+pub(crate) struct Scene {
+    pub(crate) source: FaultRegistry,
+    pub(crate) target: FaultRegistry,
 }
 
 impl Scene {
-    async fn new(good: usize, bad: usize) -> Scene {
+    pub(crate) async fn new(good: usize, bad: usize) -> Scene {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         for n in 0..good {
             source.push("good", &format!("v{n}"), &images::single(&format!("notify-{n}")));
@@ -37,13 +37,13 @@ impl Scene {
         Scene { source, target }
     }
 
-    fn program(&self, more: &str) -> Imgsync {
+    pub(crate) fn program(&self, more: &str) -> Imgsync {
         let (source, target) = (self.source.host(), self.target.host());
         configured(&format!("rules:\n- {{from: {source}/*, to: {target}/m, name: keep}}\n{more}"))
     }
 }
 
-async fn run(program: &Imgsync, more: &[&str]) -> Output {
+pub(crate) async fn run(program: &Imgsync, more: &[&str]) -> Output {
     let file = program.work().join("imgsync.yaml");
     program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file).args(more).run().await
 }

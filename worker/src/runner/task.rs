@@ -18,9 +18,11 @@ use imgsync_common::retry;
 use imgsync_common::store::{CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
+use tracing::Instrument as _;
 
 use super::{Runner, Stop};
 use crate::copy::{Done, Moved, Outcome, Seen};
+use crate::log::about;
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -126,7 +128,8 @@ impl Runner {
         };
         self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
         self.running().insert(ticket, doing);
-        let ended = self.hold(message, ticket, target, (epoch, attempts, losses), beside, stop).await;
+        let held = self.hold(message, ticket, target, (epoch, attempts, losses), beside, stop);
+        let ended = held.instrument(about(&ticket)).await;
         self.running().remove(&ticket);
         ended
     }

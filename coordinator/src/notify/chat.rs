@@ -1,0 +1,218 @@
+//! Groups that have a robot: Slack, WeCom, Feishu (Lark) and DingTalk. One message for a batch, as text, cut where the chat takes
+//! no more.
+
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use imgsync_common::batch::SigningKey;
+use imgsync_common::config::{self, ChatKind};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::printable::printable_within;
+use imgsync_common::secret::Secret;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use url::Url;
+
+use super::message::{Message, fitted, template_at};
+use super::post::{Answer, Post, refused};
+use crate::report::Template;
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A group.
+#[derive(Debug)]
+pub(super) struct Chat {
+    kind: ChatKind,
+    url: config::WebhookUrl,
+    secret: Option<Secret>,
+    pub(super) template: Option<Template>,
+    post: Post,
+}
+
+impl Chat {
+    /// As configured.
+    pub(super) fn new(configured: &config::Chat, folder: &Path, post: Post) -> Result<Chat> {
+        let template = template_at(configured.template.as_deref(), folder)?;
+        let config::Chat { kind, url, secret, .. } = configured.clone();
+        Ok(Chat { kind, url, secret, template, post })
+    }
+
+    /// As people call it.
+    pub(super) fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    /// Sends a message.
+    pub(super) async fn tell(&self, message: &Message) -> Result<()> {
+        let tried = format!("sending a message to {} by {}", self.kind.name(), self.url);
+        let read = |answer: &Answer| match self.kind {
+            ChatKind::Slack => read_slack(&tried, answer),
+            ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.read(&tried, answer),
+        };
+        // Signed anew each time: a signature is good for a while only.
+        let request = |client: &reqwest::Client| {
+            let (url, body) = self.signed(message, Timestamp::now());
+            client.post(url).json(&body)
+        };
+        self.post.send(self.url.expose(), &tried, LIMIT, request, read).await
+    }
+
+    /// Where to, and what: with a signature where there is a secret.
+    fn signed(&self, message: &Message, now: Timestamp) -> (Url, Value) {
+        let mut url = self.url.expose().clone();
+        let mut body = body(self.kind, message);
+        let Some(secret) = &self.secret else { return (url, body) };
+        match self.kind {
+            ChatKind::Feishu => {
+                let time = now.as_second();
+                // The key is what is usually signed, and the text is empty.
+                let key = SigningKey::new(&Secret::new(format!("{time}\n{}", secret.expose())));
+                body["timestamp"] = time.to_string().into();
+                body["sign"] = STANDARD.encode(key.sign_raw(b"")).into();
+            }
+            ChatKind::DingTalk => {
+                let time = now.as_millisecond();
+                let text = format!("{time}\n{}", secret.expose());
+                let sign = STANDARD.encode(SigningKey::new(secret).sign_raw(text.as_bytes()));
+                url.query_pairs_mut().append_pair("timestamp", &time.to_string()).append_pair("sign", &sign);
+            }
+            ChatKind::Slack | ChatKind::WeCom => {}
+        }
+        (url, body)
+    }
+
+    /// What is wrong with an answer that has a code of its own, if anything is.
+    fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
+        let status = answer.status.as_u16();
+        let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
+            let detail = format!("HTTP {status}, and not in {}'s words", self.kind.name());
+            return Some(refused(tried, answer, &detail));
+        };
+        let number = |names: &[&str]| names.iter().find_map(|name| said.get(*name)?.as_i64());
+        let code = number(&["errcode", "code", "StatusCode"]);
+        if answer.status.is_success() && code == Some(0) {
+            return None;
+        }
+        let words = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| said.get(*name)?.as_str());
+        let code = code.unwrap_or(-1);
+        let detail = format!("{} {code}: {}", self.kind.name(), printable_within(words.unwrap_or("no words"), 200));
+        if !answer.status.is_success() {
+            return Some(refused(tried, answer, &detail));
+        }
+        let (class, hint) = meaning(self.kind, code);
+        let error = Error::new(class, tried, detail).answered(status, Some(code.to_string()));
+        Some(match hint {
+            "" => error,
+            hint => error.hint(hint),
+        })
+    }
+}
+
+/// What a code says: its class, and what to do. A chat that is told too much lets itself be asked again.
+fn meaning(kind: ChatKind, code: i64) -> (Class, &'static str) {
+    match (kind, code) {
+        (ChatKind::DingTalk, 130_101)
+        | (ChatKind::Feishu, 11_232 | 99_991_400)
+        | (ChatKind::WeCom, 45_009 | 45_033) => (Class::RateLimited, ""),
+        (ChatKind::DingTalk | ChatKind::WeCom, -1) => (Class::ServerError, ""),
+        (ChatKind::DingTalk, 310_000) => (
+            Class::Denied,
+            "the robot's security settings ask for something else: is `secret` right, the clock of this machine, its address, a keyword?",
+        ),
+        (ChatKind::DingTalk, 300_001 | 300_005) | (ChatKind::WeCom, 93_000) => {
+            (Class::Denied, "the robot's URL is not right, or the robot was removed")
+        }
+        (ChatKind::Feishu, 19_021) => (Class::Denied, "is `secret` right, and the clock of this machine?"),
+        (ChatKind::Feishu, 19_022 | 19_024) => {
+            (Class::Denied, "the robot's security settings ask for a keyword, or another address than this machine's")
+        }
+        (ChatKind::Feishu, 19_001) => (Class::Denied, "the robot's URL is not right, or the robot was removed"),
+        _ => (Class::Refused, ""),
+    }
+}
+
+/// Slack answers in single words.
+fn read_slack(tried: &str, answer: &Answer) -> Option<Error> {
+    if answer.status.is_success() {
+        return None;
+    }
+    let said = String::from_utf8_lossy(&answer.body);
+    let is_word = said.len() <= 60 && said.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !said.is_empty();
+    let detail = match is_word {
+        true => format!("HTTP {}: {said}", answer.status.as_u16()),
+        false => format!("HTTP {}", answer.status.as_u16()),
+    };
+    let error = refused(tried, answer, &detail);
+    Some(match answer.status.as_u16() {
+        403 | 404 | 410 => error.hint("the webhook's URL is not right, or was revoked with its app or channel"),
+        _ => error,
+    })
+}
+
+/// A message, as the chat takes it.
+fn body(kind: ChatKind, message: &Message) -> Value {
+    let Message { title, text, is_markup } = message;
+    match kind {
+        // The limit is 40,000 characters, and 4,000 are what is shown without more.
+        ChatKind::Slack => {
+            let text = match is_markup {
+                true => fitted(text, 3_900, |text| text.chars().count()),
+                false => {
+                    let fenced = fitted(&escape(text).replace("```", "'''"), 3_500, |text| text.chars().count());
+                    format!("*{}*\n```\n{fenced}\n```", escape(title))
+                }
+            };
+            json!({"text": text})
+        }
+        // 2,048 bytes.
+        ChatKind::WeCom => json!({"msgtype": "text", "text": {"content": whole(message, 2_000)}}),
+        // The whole body may have 20 KB, and a character of Chinese six bytes of it.
+        ChatKind::Feishu => json!({"msg_type": "text", "content": {"text": whole(message, 9_000)}}),
+        ChatKind::DingTalk => json!({"msgtype": "text", "text": {"content": whole(message, 9_000)}}),
+    }
+}
+
+fn whole(message: &Message, most: usize) -> String {
+    match message.is_markup {
+        true => fitted(&message.text, most, str::len),
+        false => fitted(&format!("{}\n\n{}", message.title, message.text), most, str::len),
+    }
+}
+
+/// For text in Slack's markup, which knows these three.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message { title: "imgsync: 1 of 2 images failed".to_owned(), text: text.to_owned(), is_markup: false }
+    }
+
+    #[test]
+    fn nothing_in_a_text_is_markup_of_slack() {
+        let body = body(ChatKind::Slack, &message("a <!channel> & ```b```"));
+        assert_eq!(body["text"], "*imgsync: 1 of 2 images failed*\n```\na &lt;!channel&gt; &amp; '''b'''\n```");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_for_each() {
+        let long = "镜像 gcr.io/a/b:v1 失败\n".repeat(2_000);
+        for (kind, pointer, most) in [
+            (ChatKind::Slack, "/text", 4_000 * 4),
+            (ChatKind::WeCom, "/text/content", 2_048),
+            (ChatKind::Feishu, "/content/text", 10_000),
+            (ChatKind::DingTalk, "/text/content", 10_000),
+        ] {
+            let body = body(kind, &message(&long));
+            let text = body.pointer(pointer).unwrap().as_str().unwrap();
+            assert!(text.len() <= most && text.contains("lines more"), "{kind:?}: {}", text.len());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Mails by SMTP (RFC 5321): the report as text, and as a page that is attached.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use imgsync_common::config;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::printable::printable_within;
+use imgsync_common::registry::install_tls_provider;
+use imgsync_common::retry::{Budget, Policy, Retry};
+use imgsync_worker::settings;
+use lettre::message::header::{ContentType, HeaderName, HeaderValue};
+use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
+use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message as Mail, Tokio1Executor};
+use tokio_util::sync::CancellationToken;
+
+use super::message::{Message, template_at};
+use crate::report::Template;
+
+/// How long one mail may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// A larger page is not attached: many servers take no more than 10 MB.
+const MAX_PAGE: usize = 5_000_000;
+
+/// Whom a mail goes to, and how.
+pub(super) struct Email {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    server: String,
+    from: Mailbox,
+    to: Vec<Mailbox>,
+    pub(super) template: Option<Template>,
+    policy: Policy,
+}
+
+impl fmt::Debug for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Email(by {})", self.server)
+    }
+}
+
+impl Email {
+    /// As configured.
+    pub(super) fn new(configured: &config::Email, folder: &Path, policy: Policy) -> Result<Email> {
+        install_tls_provider();
+        let server = format!("{}:{}", configured.host, configured.port);
+        let tried = format!("reading how mails go to {server}");
+        let invalid = |error: String| Error::new(Class::Invalid, &tried, error);
+        let mut tls = TlsParameters::builder(configured.host.clone());
+        for pem in &configured.ca {
+            let pem = settings::read(pem, folder)?;
+            let trusted = Certificate::from_pem(&pem).map_err(|error| invalid(format!("`ca`: {error}")))?;
+            tls = tls.add_root_certificate(trusted);
+        }
+        let tls = tls.build_rustls().map_err(|error| invalid(error.to_string()))?;
+        let tls = match configured.wrapped {
+            true => Tls::Wrapper(tls),
+            false => Tls::Required(tls),
+        };
+        let mut transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(&configured.host)
+            .port(configured.port)
+            .tls(tls)
+            .timeout(Some(LIMIT));
+        if let Some((username, password)) = &configured.login {
+            transport = transport.credentials(Credentials::new(username.clone(), password.expose().to_owned()));
+        }
+        let mailbox = |text: &String| text.parse::<Mailbox>().map_err(|error| invalid(format!("`{text}`: {error}")));
+        Ok(Email {
+            transport: transport.build(),
+            server,
+            from: mailbox(&configured.from)?,
+            to: configured.to.iter().map(mailbox).collect::<Result<_>>()?,
+            template: template_at(configured.template.as_deref(), folder)?,
+            policy,
+        })
+    }
+
+    /// Sends a mail; with a page, if there is one.
+    pub(super) async fn tell(&self, message: &Message, page: Option<(&str, Vec<u8>)>) -> Result<()> {
+        let tried = format!("sending a mail by {}", self.server);
+        let mail = self.mail(message, page).map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
+        let mut retry = Retry::new(self.policy, &Budget::default());
+        loop {
+            let error = match self.transport.send(mail.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) => failure(&tried, &error),
+            };
+            tracing::debug!("{error}");
+            retry.pause(error, &CancellationToken::new(), |_, _, _| {}).await?;
+        }
+    }
+
+    fn mail(
+        &self,
+        message: &Message,
+        page: Option<(&str, Vec<u8>)>,
+    ) -> std::result::Result<Mail, lettre::error::Error> {
+        let mut mail = Mail::builder().from(self.from.clone()).subject(&message.title).message_id(None);
+        for to in &self.to {
+            mail = mail.to(to.clone());
+        }
+        // Whoever is away need not answer (RFC 3834).
+        let automatic = HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
+        let text = SinglePart::plain(format!("{}\n", message.text));
+        let mut mail = match page.filter(|(_, page)| page.len() <= MAX_PAGE) {
+            Some((name, page)) => {
+                let page = Attachment::new(name.to_owned()).body(page, ContentType::TEXT_HTML);
+                mail.multipart(MultiPart::mixed().singlepart(text).singlepart(page))?
+            }
+            None => mail.singlepart(text)?,
+        };
+        mail.headers_mut().insert_raw(automatic);
+        Ok(mail)
+    }
+}
+
+/// Why a mail was not taken.
+fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
+    let mut words = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(source) = next {
+        let text = source.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        next = source.source();
+    }
+    let words = printable_within(&words, 400).into_owned();
+    let status = error.status().map(u16::from);
+    match () {
+        () if matches!(status, Some(530 | 534 | 535 | 538)) => {
+            Error::new(Class::Denied, tried, words).hint("the server wants another `username` and `password`")
+        }
+        // What is wrong with a certificate comes as a connection that failed.
+        () if error.is_tls() || status.is_none() && words.contains("certificate") => {
+            Error::new(Class::Insecure, tried, words)
+                .hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
+        }
+        () if error.is_permanent() => Error::new(Class::Refused, tried, words),
+        () if error.is_transient() => Error::new(Class::ServerError, tried, words),
+        () if error.is_timeout() => Error::new(Class::TimedOut, tried, words),
+        () if error.is_client() => Error::new(Class::Refused, tried, words),
+        () => Error::new(Class::Unreachable, tried, words),
+    }
+}

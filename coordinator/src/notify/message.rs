@@ -1,0 +1,139 @@
+//! What people are told in a chat or a mail: a title, and the report as text, or what a template makes.
+
+use std::io::Write;
+use std::path::Path;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::image::RegistryName;
+use jiff::Timestamp;
+
+use crate::report::{Form, Level, Report, Template, View, write_text};
+
+/// More of a report than this is in no chat and no mail.
+const MAX_TEXT: usize = 64 << 10;
+
+/// A message.
+#[derive(Debug, Clone)]
+pub(super) struct Message {
+    /// In a line.
+    pub(super) title: String,
+    /// The rest.
+    pub(super) text: String,
+    /// The text is written for whom it goes to, and is all that is sent.
+    pub(super) is_markup: bool,
+}
+
+/// A registry that leaves a batch waiting.
+#[derive(Debug, Clone)]
+pub struct Throttled {
+    /// Which batch.
+    pub batch: BatchId,
+    /// Which registry.
+    pub registry: RegistryName,
+    /// What it said, in words.
+    pub why: String,
+    /// Nothing is begun there before.
+    pub until: Timestamp,
+    /// Tasks of the batch that have not ended.
+    pub open: u64,
+}
+
+impl Message {
+    /// How a batch went.
+    pub(super) async fn of(report: &Report<'_>, level: Level, template: Option<&Template>) -> Result<Message> {
+        let view = View::of(report, level).await?;
+        let title = format!("imgsync: {}", view.headline);
+        if let Some(template) = template {
+            return Ok(Message { title, text: template.render(&view)?, is_markup: true });
+        }
+        let mut bounded = Bounded { text: Vec::new(), left: MAX_TEXT };
+        write_text(report, level, &mut bounded).await?;
+        Ok(Message { title, text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(), is_markup: false })
+    }
+
+    /// That a registry leaves a batch waiting.
+    pub(super) fn throttled(throttled: &Throttled) -> Message {
+        let Throttled { batch, registry, why, until, open } = throttled;
+        let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
+        let title = format!("imgsync: {registry} leaves a batch waiting");
+        let text = format!(
+            "{registry} {why}: nothing is begun there before {until}.\nBatch {batch} has {open} images open; those of other registries go on.\nMore: imgsync batch show {batch}"
+        );
+        Message { title, text, is_markup: false }
+    }
+}
+
+/// A template of a message.
+pub(super) fn template_at(path: Option<&Path>, folder: &Path) -> Result<Option<Template>> {
+    let Some(path) = path else { return Ok(None) };
+    Ok(Some(Template::read(&folder.join(path), Form::of_template(path))?))
+}
+
+/// The lines that fit, and how many more there are. `length` says how long a text is, as the one counts whom it is for.
+pub(super) fn fitted(text: &str, most: usize, length: impl Fn(&str) -> usize) -> String {
+    let text = text.trim_end();
+    if length(text) <= most {
+        return text.to_owned();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let (mut kept, mut long) = (0, 0);
+    // For the last line.
+    let room = most.saturating_sub(40);
+    for line in &lines {
+        long += length(line) + 1;
+        if long > room {
+            break;
+        }
+        kept += 1;
+    }
+    match kept {
+        // A line that is too long by itself.
+        0 => {
+            let mut cut = String::new();
+            for c in text.chars() {
+                cut.push(c);
+                if length(&cut) > room {
+                    cut.pop();
+                    break;
+                }
+            }
+            format!("{cut}\n… and more")
+        }
+        _ => format!("{}\n… {} lines more", lines[..kept].join("\n"), lines.len() - kept),
+    }
+}
+
+/// Keeps the first so many bytes.
+struct Bounded {
+    text: Vec<u8>,
+    left: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let kept = bytes.len().min(self.left);
+        self.text.extend_from_slice(&bytes[..kept]);
+        self.left -= kept;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_at_lines_and_says_how_many_more_there_are() {
+        assert_eq!(fitted("a\nb\n", 100, str::len), "a\nb");
+        let long = "0123456789\n".repeat(20);
+        assert_eq!(fitted(&long, 75, str::len), "0123456789\n0123456789\n0123456789\n… 17 lines more");
+        let one = "镜".repeat(100);
+        let cut = fitted(&one, 100, str::len);
+        assert_eq!(cut, format!("{}\n… and more", "镜".repeat(20)));
+    }
+}

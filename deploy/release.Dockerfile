@@ -1,0 +1,13 @@
+# The image of a release, from programs that were built and tried before (dist/amd64, dist/arm64): .github/workflows/release.yml.
+# The Dockerfile at the root builds the same from the sources.
+FROM debian:trixie-slim
+ARG TARGETARCH
+RUN apt-get update \
+    && apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null \
+    && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/debconf/* \
+    && install -d -o 10001 -g 10001 /var/lib/imgsync && install -d /etc/imgsync
+ENV HOME=/var/lib/imgsync
+WORKDIR /etc/imgsync
+COPY dist/${TARGETARCH}/imgsync dist/${TARGETARCH}/imgsync-worker /usr/local/bin/
+USER 10001:10001
+ENTRYPOINT ["imgsync"]

@@ -1,0 +1,240 @@
+//! The robots of Slack, WeCom, Feishu and DingTalk, and a switch that is to be pinged: each checks what the real one documents, and
+//! remembers what came.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Json, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use ring::hmac;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// The token in each robot's URL.
+const TOKEN: &str = "t0k3n-in-the-url";
+/// What robots that are signed for sign with.
+const SECRET: &str = "SEC-of-the-robot";
+/// A signature is good for an hour.
+const HOUR: i64 = 3600;
+
+/// What came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// To which: slack, wecom, feishu, dingtalk or ping.
+    pub to: &'static str,
+    /// The text of the message, as it is shown there.
+    pub text: String,
+}
+
+/// The server of all of them. It ends when it is dropped.
+#[derive(Debug)]
+pub struct ChatServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    said: Mutex<Vec<Said>>,
+    requests: Mutex<u64>,
+    /// Answers that are given in place of what would have been, each once.
+    refusals: Mutex<Vec<(u16, String)>>,
+}
+
+impl ChatServer {
+    /// Starts it.
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared::default());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
+        });
+        Self { shared, address, _stop: stop.drop_guard() }
+    }
+
+    /// The URL of a robot, as its settings show it.
+    ///
+    /// # Panics
+    /// When there is no such robot.
+    pub fn url(&self, to: &str) -> String {
+        let path = match to {
+            "slack" => format!("/services/T000/B000/{TOKEN}"),
+            "wecom" => format!("/cgi-bin/webhook/send?key={TOKEN}"),
+            "feishu" => format!("/open-apis/bot/v2/hook/{TOKEN}"),
+            "dingtalk" => format!("/robot/send?access_token={TOKEN}"),
+            "ping" => format!("/ping/{TOKEN}"),
+            other => panic!("no robot is called {other}"),
+        };
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What the signed robots sign with.
+    pub fn secret(&self) -> &'static str {
+        SECRET
+    }
+
+    /// What must never be shown of its URLs.
+    pub fn token(&self) -> &'static str {
+        TOKEN
+    }
+
+    /// What came, in order.
+    pub fn said(&self) -> Vec<Said> {
+        self.shared.said.lock().expect("no test panics in here").clone()
+    }
+
+    /// What came to one of them.
+    pub fn said_to(&self, to: &str) -> Vec<String> {
+        self.said().into_iter().filter(|said| said.to == to).map(|said| said.text).collect()
+    }
+
+    /// Requests of any kind.
+    pub fn requests(&self) -> u64 {
+        *self.shared.requests.lock().expect("no test panics in here")
+    }
+
+    /// The next request is answered with this status and body.
+    pub fn refuse_once(&self, status: u16, body: impl Into<String>) {
+        self.shared.refusals.lock().expect("no test panics in here").push((status, body.into()));
+    }
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    *shared.requests.lock().expect("no test panics in here") += 1;
+    let refusal = {
+        let mut refusals = shared.refusals.lock().expect("no test panics in here");
+        if refusals.is_empty() { None } else { Some(refusals.remove(0)) }
+    };
+    if let Some((status, body)) = refusal {
+        return (StatusCode::from_u16(status).expect("a status"), body).into_response();
+    }
+    let said = |to: &'static str, text: &str| {
+        shared.said.lock().expect("no test panics in here").push(Said { to, text: text.to_owned() });
+    };
+    if uri.path() == format!("/ping/{TOKEN}") && method == Method::GET {
+        said("ping", "");
+        return "OK".into_response();
+    }
+    let is_json =
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let parsed: Option<Value> = serde_json::from_slice(&body).ok().filter(|_| method == Method::POST && is_json);
+    match uri.path() {
+        path if path == format!("/services/T000/B000/{TOKEN}") => match slack(parsed.as_ref()) {
+            Ok(text) => {
+                said("slack", &text);
+                "ok".into_response()
+            }
+            Err((status, word)) => (StatusCode::from_u16(status).expect("a status"), word).into_response(),
+        },
+        path if path.starts_with("/services/") => (StatusCode::NOT_FOUND, "no_team").into_response(),
+        "/cgi-bin/webhook/send" => match wecom(&query, parsed.as_ref()) {
+            Ok(text) => {
+                said("wecom", &text);
+                Json(json!({"errcode": 0, "errmsg": "ok"})).into_response()
+            }
+            Err((code, words)) => Json(json!({"errcode": code, "errmsg": words})).into_response(),
+        },
+        path if path == format!("/open-apis/bot/v2/hook/{TOKEN}") => match feishu(body.len(), parsed.as_ref()) {
+            Ok(text) => {
+                said("feishu", &text);
+                Json(json!({"code": 0, "data": {}, "msg": "success"})).into_response()
+            }
+            Err((code, words)) => Json(json!({"code": code, "data": {}, "msg": words})).into_response(),
+        },
+        "/robot/send" => match dingtalk(&query, parsed.as_ref()) {
+            Ok(text) => {
+                said("dingtalk", &text);
+                Json(json!({"errcode": 0, "errmsg": "ok"})).into_response()
+            }
+            Err((code, words)) => Json(json!({"errcode": code, "errmsg": words})).into_response(),
+        },
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// Slack: `text`, not empty, of at most 40,000 characters; what is no markup is escaped.
+fn slack(body: Option<&Value>) -> Result<String, (u16, &'static str)> {
+    let text = body.and_then(|body| body["text"].as_str()).ok_or((400, "invalid_payload"))?;
+    match text.chars().count() {
+        0 => Err((400, "no_text")),
+        40_001.. => Err((400, "msg_too_long")),
+        // `<!channel>` would wake everybody up.
+        _ if text.contains("<!") || text.contains("<@") => Err((400, "a_mention_that_nobody_wrote")),
+        _ => Ok(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")),
+    }
+}
+
+type Refused = (i64, String);
+
+/// WeCom: `msgtype` and a `content` of at most 2,048 bytes.
+fn wecom(query: &HashMap<String, String>, body: Option<&Value>) -> Result<String, Refused> {
+    if query.get("key").map(String::as_str) != Some(TOKEN) {
+        return Err((93_000, "invalid webhook url".to_owned()));
+    }
+    let body = body.ok_or((47_001, "data format error".to_owned()))?;
+    if body["msgtype"] != "text" {
+        return Err((40_008, "invalid message type".to_owned()));
+    }
+    let text = body["text"]["content"].as_str().ok_or((44_004, "empty content".to_owned()))?;
+    match text.len() {
+        0 => Err((44_004, "empty content".to_owned())),
+        2_049.. => Err((40_058, format!("text.content exceed max length 2048. invalid length: {}", text.len()))),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// Feishu: signed by HMAC-SHA256 of nothing, under the time in seconds, a line's end and the secret; 20 KB at the most.
+fn feishu(size: usize, body: Option<&Value>) -> Result<String, Refused> {
+    let body = body.ok_or((9_499, "Bad Request".to_owned()))?;
+    if size > 20_000 {
+        return Err((9_499, "Bad Request: the body is too large".to_owned()));
+    }
+    let time = body["timestamp"].as_str().and_then(|time| time.parse::<i64>().ok()).unwrap_or_default();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, format!("{time}\n{SECRET}").as_bytes());
+    let wanted = STANDARD.encode(hmac::sign(&key, b""));
+    if (Timestamp::now().as_second() - time).abs() > HOUR || body["sign"] != wanted.as_str() {
+        return Err((19_021, "sign match fail or timestamp is not within one hour from current time".to_owned()));
+    }
+    match (body["msg_type"].as_str(), body["content"]["text"].as_str()) {
+        (Some("text"), Some(text)) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err((9_499, "Bad Request".to_owned())),
+    }
+}
+
+/// DingTalk: signed in the query, by HMAC-SHA256 of the time in milliseconds, a line's end and the secret; 20,000 bytes.
+fn dingtalk(query: &HashMap<String, String>, body: Option<&Value>) -> Result<String, Refused> {
+    if query.get("access_token").map(String::as_str) != Some(TOKEN) {
+        return Err((300_005, "token is not exist".to_owned()));
+    }
+    let time = query.get("timestamp").and_then(|time| time.parse::<i64>().ok()).unwrap_or_default();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let wanted = STANDARD.encode(hmac::sign(&key, format!("{time}\n{SECRET}").as_bytes()));
+    if (Timestamp::now().as_millisecond() - time).abs() > HOUR * 1000 || query.get("sign") != Some(&wanted) {
+        return Err((310_000, "sign not match".to_owned()));
+    }
+    let body = body.ok_or((43_004, "invalid Content-Type or body".to_owned()))?;
+    match (body["msgtype"].as_str(), body["text"]["content"].as_str()) {
+        (Some("text"), Some(text)) if !text.is_empty() && text.len() <= 20_000 => Ok(text.to_owned()),
+        _ => Err((40_035, "invalid parameter".to_owned())),
+    }
+}

@@ -1,0 +1,51 @@
+//! What is shipped to run imgsync with: units, manifests, alerts, a dashboard. Real tools take it, and it fits the programs.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
+
+mod figures;
+mod kubernetes;
+mod logs;
+mod pages;
+mod units;
+mod workflow;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use imgsync_tests::program::Imgsync;
+
+/// A file or folder of `deploy`.
+fn deploy(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy").join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(deploy(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Runs a tool; says loudly that it is not there.
+fn tool(command: &mut Command, package: &str) -> Option<Output> {
+    match command.output() {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            imgsync_tests::skipped(&format!(
+                "{} is not installed ({package})",
+                command.get_program().to_string_lossy()
+            ));
+            None
+        }
+        Err(error) => panic!("{command:?}: {error}"),
+    }
+}
+
+#[track_caller]
+fn assert_well(output: &Output) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Demands that a program takes a command line, without doing what it says.
+async fn assert_taken(program: &str, arguments: &[String]) {
+    let asked = Imgsync::named(program).args(arguments).arg("--help").run().await;
+    assert_eq!(asked.code, Some(0), "{program} {arguments:?}: {}", asked.stderr);
+    assert!(asked.stdout.contains("Usage: "), "{}", asked.stdout);
+}
