@@ -6,3 +6,4 @@ pub mod enumerate;
 pub mod notify;
 pub mod presets;
 pub mod report;
+pub mod serve;

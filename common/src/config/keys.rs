@@ -75,6 +75,7 @@ pub(super) static CONFIG: Section = Section {
             "Where a run's report goes: a .txt, .json, .md or .html file.",
         ),
         key("notify", Kind::Section(&NOTIFY), "Who is told when a batch has ended."),
+        key("serve", Kind::Section(&SERVE), "How `imgsync serve` answers."),
     ],
 };
 
@@ -170,10 +171,17 @@ const REFERRERS: Key = key(
     Kind::Either(&[Kind::Flag, Kind::List(&Kind::Text)]),
     "Whether signatures, SBOMs and other referrers come along (true), or those of which artifact types.",
 );
+static SCHEDULES: &[Kind] = &[Kind::Text, Kind::Section(&SCHEDULE)];
+const RULE_SCHEDULE: Key = key(
+    "schedule",
+    Kind::Either(SCHEDULES),
+    "When `imgsync serve` runs it: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
+);
 const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
-pub(super) static DEFAULTS: Section = Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS] };
+pub(super) static DEFAULTS: Section =
+    Section { title: "`defaults`", keys: &[TO, NAME, TAGS, PLATFORMS, REFERRERS, RULE_SCHEDULE] };
 
 pub(super) static RULE: Section = Section {
     title: "a rule",
@@ -189,6 +197,7 @@ pub(super) static RULE: Section = Section {
         TO,
         NAME,
         REFERRERS,
+        RULE_SCHEDULE,
         VERIFY_EVERY,
         REFERRERS_EVERY,
     ],
@@ -269,8 +278,31 @@ pub(super) static WEBHOOK: Section = Section {
     ],
 };
 
+pub(super) static SCHEDULE: Section = Section {
+    title: "`schedule`",
+    keys: &[
+        key("cron", Kind::Text, "Minute, hour, day of month, month, day of week: 0 3 * * MON-FRI."),
+        key("every", Kind::Duration, "So long after each other, such as 6h; at first, at once."),
+        key("jitter", Kind::Duration, "Each time up to so much later, so that not all is begun at once."),
+        key("zone", Kind::Text, "The time zone of `cron`, such as Asia/Shanghai (UTC)."),
+    ],
+};
+
+pub(super) static SERVE: Section = Section {
+    title: "`serve`",
+    keys: &[
+        key("listen", Kind::Text, "Address and port (127.0.0.1:8080)."),
+        key("token", Kind::Secret, "What changes need, and off loopback reading too; one is made up if left out."),
+        key(
+            "hosts",
+            Kind::Several(&Kind::Text),
+            "Names that it is asked under besides its own address, such as that of a proxy in front of it.",
+        ),
+    ],
+};
+
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 13] = [
+pub(super) static SECTIONS: [&Section; 15] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -284,6 +316,8 @@ pub(super) static SECTIONS: [&Section; 13] = [
     &TELEGRAM,
     &WEBHOOK,
     &PRESET,
+    &SCHEDULE,
+    &SERVE,
 ];
 
 impl Section {

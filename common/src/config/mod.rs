@@ -16,7 +16,9 @@ mod reader;
 mod registry;
 mod report;
 mod rule;
+mod schedule;
 mod schema;
+mod serve;
 mod show;
 mod url;
 mod variables;
@@ -35,6 +37,7 @@ pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
 pub use rule::{Destination, Referrers, Rule, Source};
+pub use serve::Serve;
 pub use url::SecretUrl;
 
 use keys::{CLUSTER, CONFIG};
@@ -84,6 +87,8 @@ pub struct Config {
     pub report: Option<Report>,
     /// Who is told when a batch has ended.
     pub notify: Notify,
+    /// How `imgsync serve` answers.
+    pub serve: Serve,
     defaults: rule::Defaults,
     inline_secrets: bool,
 }
@@ -117,6 +122,7 @@ impl Default for Config {
             timeout: Duration::from_secs(10 * 60),
             report: None,
             notify: Notify::default(),
+            serve: Serve::default(),
             defaults: rule::Defaults::default(),
             inline_secrets: false,
         }
@@ -178,6 +184,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     config.traffic = fields.get("traffic").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report::read(reader, node));
     config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
+    config.serve = fields.get("serve").map(|node| serve::read(reader, node)).unwrap_or_default();
     config.cluster =
         fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));
     config.registries = registries(reader, &fields);

@@ -8,9 +8,11 @@ use std::time::Duration;
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
 use super::preset::{self, KnownPreset, Preset};
 use super::reader::{Fields, Reader};
+use super::schedule;
 use super::yaml::{Node, Value};
 use crate::image::{Platform, RepositoryName, Tag};
 use crate::naming::{Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
+use crate::schedule::Schedule;
 use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection};
 
 /// An entry of `rules`, with `defaults` filled in.
@@ -30,6 +32,8 @@ pub struct Rule {
     pub name: Option<Style>,
     /// What comes along.
     pub referrers: Referrers,
+    /// When it is run by itself.
+    pub schedule: Option<Schedule>,
     /// How long a target tag is believed in.
     pub verify_every: Duration,
     /// How often an unchanged image is asked for new referrers.
@@ -118,6 +122,7 @@ pub(super) struct Defaults {
     selection: Option<Selection>,
     platforms: Option<Vec<Platform>>,
     referrers: Option<Referrers>,
+    schedule: Option<Schedule>,
 }
 
 /// What the rest of the configuration means for rules.
@@ -155,6 +160,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         }),
         selection: fields.get("tags").map(|node| read_selection(reader, node)),
         platforms: fields.get("platforms").map(|node| reader.parse_several(node)),
+        schedule: fields.get("schedule").and_then(|node| schedule::read(reader, node)),
         referrers: fields.get("referrers").and_then(|node| match &node.value {
             Value::List(_) => {
                 let types: Vec<String> =
@@ -175,6 +181,7 @@ impl Defaults {
             selection: self.selection.or_else(|| other.selection.clone()),
             platforms: self.platforms.or_else(|| other.platforms.clone()),
             referrers: self.referrers.or_else(|| other.referrers.clone()),
+            schedule: self.schedule.or_else(|| other.schedule.clone()),
         }
     }
 
@@ -189,6 +196,7 @@ impl Defaults {
             to: self.to.clone().or_else(home).unwrap_or_default(),
             name: self.name.clone(),
             referrers: self.referrers.clone().unwrap_or_default(),
+            schedule: self.schedule.clone(),
             verify_every: every.0,
             referrers_every: every.1,
         }

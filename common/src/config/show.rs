@@ -6,8 +6,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{
-    ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Source,
+    ClientIdentity, Config, Credential, Destination, Notify, Pem, Preset, Referrers, RegistrySettings, Rule, Serve,
+    Source,
 };
+use crate::schedule::Times;
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
 
@@ -65,6 +67,13 @@ impl Config {
         if self.notify != Notify::default() {
             yaml.open("notify");
             notify(&mut yaml, &self.notify);
+            yaml.close();
+        }
+        if self.serve != Serve::default() {
+            yaml.open("serve");
+            yaml.option("listen", self.serve.listen);
+            yaml.option("token", self.serve.token.as_ref());
+            yaml.list("hosts", self.serve.hosts.iter());
             yaml.close();
         }
         yaml.text
@@ -182,6 +191,16 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         Referrers::All => yaml.field("referrers", true),
         Referrers::None => yaml.field("referrers", false),
         Referrers::Types(types) => yaml.list("referrers", types.iter()),
+    }
+    if let Some(schedule) = &rule.schedule {
+        yaml.open("schedule");
+        match &schedule.times {
+            Times::Cron(pattern) => yaml.field("cron", pattern),
+            Times::Every(time) => yaml.field("every", duration(*time)),
+        }
+        yaml.option("jitter", Some(schedule.jitter).filter(|jitter| !jitter.is_zero()).map(duration));
+        yaml.option("zone", schedule.zone.iana_name().filter(|name| *name != "UTC"));
+        yaml.close();
     }
     yaml.field("verify_every", duration(rule.verify_every));
     yaml.field("referrers_every", duration(rule.referrers_every));

@@ -8,13 +8,13 @@ use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events};
 use imgsync_common::store::{Named, Store, leader};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::house::House;
 use super::lead::{Care, Leader};
-use super::{SERVE, coordinator_name};
+use super::{SERVE, serve_name};
 use crate::notify::{Notifier, is_ours_to_tell};
 use crate::report::{Level, Report};
 
@@ -27,30 +27,42 @@ const BATCHES: usize = 1_000;
 /// How often old batches are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
-/// Leads until told to stop.
+/// What the one who serves needs to know, and may change while it does.
+#[derive(Debug, Clone)]
+pub struct Duties {
+    /// How long batches are kept.
+    pub keep: Duration,
+    /// Who is told how batches ended.
+    pub notifier: Arc<Notifier>,
+}
+
+/// Leads until told to stop. `more` says that there may be a new batch, or more of one; `leads` is told whether this is
+/// the one that leads.
 pub async fn serve(
     house: &House,
     care: Care,
-    keep: Duration,
-    notifier: &Arc<Notifier>,
+    duties: &watch::Receiver<Duties>,
+    (more, leads): (&Notify, &watch::Sender<bool>),
     events: &Events,
     stop: &CancellationToken,
 ) {
-    let name = format!("serve on {}", coordinator_name());
+    let name = serve_name(house);
     let lease = leader(SERVE);
-    let leads = Leader::new(house, &name, care, events.clone());
+    let leader = Leader::new(house, &name, care, events.clone());
     let mut stood_by = false;
     while !stop.is_cancelled() {
         match house.store.acquire(&lease, &name, LEADS).await {
             Ok(Named::Yours { .. }) => {
                 stood_by = false;
+                leads.send_replace(true);
                 say(events, "leads");
                 let over = stop.child_token();
                 tokio::select! {
-                    () = lead_all(house, &leads, keep, (notifier, events, &name), &over) => {}
-                    () = leads.mind_the_dead(&over) => {}
+                    () = lead_all(house, &leader, duties, (more, events, &name), &over) => {}
+                    () = leader.mind_the_dead(&over) => {}
                     () = keep_lead(house, &lease, &name, events, &over) => {}
                 }
+                leads.send_replace(false);
                 over.cancel();
                 let _ = house.store.release(&lease, &name).await;
             }
@@ -82,8 +94,8 @@ async fn keep_lead(house: &House, lease: &str, name: &str, events: &Events, stop
 async fn lead_all(
     house: &House,
     leads: &Leader,
-    keep: Duration,
-    (notifier, events, name): (&Arc<Notifier>, &Events, &str),
+    duties: &watch::Receiver<Duties>,
+    (more, events, name): (&Notify, &Events, &str),
     stop: &CancellationToken,
 ) {
     let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
@@ -95,10 +107,11 @@ async fn lead_all(
                 for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
-                        let (store, notifier) = (house.store.clone(), notifier.clone());
+                        let (store, duties) = (house.store.clone(), duties.clone());
                         let (events, name) = (events.clone(), name.to_owned());
                         tokio::spawn(async move {
                             leads.lead(id, &Notify::new(), &stop).await?;
+                            let notifier = duties.borrow().notifier.clone();
                             tell(&*store, id, &notifier, &events, &name).await
                         })
                     });
@@ -108,6 +121,7 @@ async fn lead_all(
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
             tidied = Some(tokio::time::Instant::now());
+            let keep = duties.borrow().keep;
             let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
             if let Ok(before) = house.clock.now().checked_sub(keep)
                 && let Err(error) = house.store.remove_before(before).await
@@ -115,7 +129,10 @@ async fn lead_all(
                 tracing::warn!("{error}");
             }
         }
-        pause(LOOK_EVERY, stop).await;
+        tokio::select! {
+            () = more.notified() => {}
+            () = pause(LOOK_EVERY, stop) => {}
+        }
     }
     for (_, task) in led {
         let _ = task.await;

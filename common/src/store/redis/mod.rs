@@ -13,6 +13,7 @@ mod ledger;
 mod look;
 mod pace;
 mod roster;
+mod schedules;
 mod scripts;
 
 use std::collections::HashMap;

@@ -14,6 +14,7 @@ mod lock;
 mod pace;
 mod roster;
 mod rows;
+mod schedules;
 mod schema;
 mod writer;
 
