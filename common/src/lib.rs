@@ -12,6 +12,7 @@ pub mod printable;
 pub mod queue;
 pub mod registry;
 pub mod retry;
+pub mod schedule;
 pub mod secret;
 pub mod select;
 pub mod store;

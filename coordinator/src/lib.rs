@@ -7,3 +7,4 @@ pub mod import;
 pub mod notify;
 pub mod presets;
 pub mod report;
+pub mod serve;

@@ -7,6 +7,7 @@
     reason = "a test harness: a failure of the harness itself is a failure of the test"
 )]
 
+pub mod browser;
 pub mod cluster;
 pub mod compose;
 pub mod fault;
@@ -16,6 +17,7 @@ pub mod personality;
 pub mod program;
 pub mod proxy;
 pub mod relay;
+pub mod served;
 pub mod servers;
 pub mod skopeo;
 pub mod tls;
@@ -23,11 +25,13 @@ pub mod tls;
 mod sockets;
 mod tree;
 
+pub use browser::Browser;
 pub use cluster::Cluster;
 pub use compose::Compose;
 pub use fault::FaultRegistry;
 pub use images::{Blob, Image};
 pub use program::Imgsync;
+pub use served::Served;
 pub use servers::{DockerEngine, DockerRegistry, RabbitMq, RedisServer};
 pub use tree::Tree;
 

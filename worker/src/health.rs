@@ -33,13 +33,16 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 
 /// Answers until stopped: `/healthz` while the process lives, `/readyz` as `ready` says (503 and why), and what `more` has.
 pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: CancellationToken) {
-    let router =
-        Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(is_ready)).with_state(ready);
-    let router = router.merge(more);
+    let router = routes(ready).merge(more);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::warn!("health is not answered any more: {error}");
     }
+}
+
+/// `/healthz` and `/readyz`, for a server that answers more.
+pub fn routes(ready: Ready) -> Router {
+    Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(is_ready)).with_state(ready)
 }
 
 async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {

@@ -75,6 +75,7 @@ pub(super) static CONFIG: Section = Section {
             "Where a run's report goes: a .txt, .json, .md or .html file.",
         ),
         key("notify", Kind::Section(&NOTIFY), "Who is told when a batch has ended."),
+        key("serve", Kind::Section(&SERVE), "How `imgsync serve` answers."),
     ],
 };
 
@@ -191,12 +192,18 @@ const BACKUP: Key = key(
     Kind::Text,
     "Keeps what an overwritten tag pointed to under another, such as {{tag}}-before-{{date}}; also {{time}}, {{digest}}.",
 );
+static SCHEDULES: &[Kind] = &[Kind::Text, Kind::Section(&SCHEDULE)];
+const RULE_SCHEDULE: Key = key(
+    "schedule",
+    Kind::Either(SCHEDULES),
+    "When `imgsync serve` runs it: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
+);
 const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
 pub(super) static DEFAULTS: Section = Section {
     title: "`defaults`",
-    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP],
+    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE],
 };
 
 pub(super) static RULE: Section = Section {
@@ -222,6 +229,7 @@ pub(super) static RULE: Section = Section {
             Kind::Either(&[Kind::Flag, Kind::Section(&PRUNE)]),
             "Removes target tags that this rule made and its source has no more (off).",
         ),
+        RULE_SCHEDULE,
         VERIFY_EVERY,
         REFERRERS_EVERY,
     ],
@@ -360,8 +368,31 @@ pub(super) static EMAIL: Section = Section {
     ],
 };
 
+pub(super) static SCHEDULE: Section = Section {
+    title: "`schedule`",
+    keys: &[
+        key("cron", Kind::Text, "Minute, hour, day of month, month, day of week: 0 3 * * MON-FRI."),
+        key("every", Kind::Duration, "So long after each other, such as 6h; at first, at once."),
+        key("jitter", Kind::Duration, "Each time up to so much later, so that not all is begun at once."),
+        key("zone", Kind::Text, "The time zone of `cron`, such as Asia/Shanghai (UTC)."),
+    ],
+};
+
+pub(super) static SERVE: Section = Section {
+    title: "`serve`",
+    keys: &[
+        key("listen", Kind::Text, "Address and port (127.0.0.1:8080)."),
+        key("token", Kind::Secret, "What changes need, and off loopback reading too; one is made up if left out."),
+        key(
+            "hosts",
+            Kind::Several(&Kind::Text),
+            "Names that it is asked under besides its own address, such as that of a proxy in front of it.",
+        ),
+    ],
+};
+
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 17] = [
+pub(super) static SECTIONS: [&Section; 19] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -379,6 +410,8 @@ pub(super) static SECTIONS: [&Section; 17] = [
     &EMAIL,
     &PRESET,
     &PRUNE,
+    &SCHEDULE,
+    &SERVE,
 ];
 
 impl Section {

@@ -19,7 +19,9 @@ mod reference;
 mod registry;
 mod report;
 mod rule;
+mod schedule;
 mod schema;
+mod serve;
 mod show;
 mod url;
 mod variables;
@@ -40,6 +42,7 @@ pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
 pub use rule::{Destination, Rule, Source};
+pub use serve::Serve;
 pub use show::yaml_scalar;
 pub use url::SecretUrl;
 
@@ -90,6 +93,8 @@ pub struct Config {
     pub report: Option<Report>,
     /// Who is told when a batch has ended.
     pub notify: Notify,
+    /// How `imgsync serve` answers.
+    pub serve: Serve,
     defaults: rule::Defaults,
     inline_secrets: bool,
 }
@@ -123,6 +128,7 @@ impl Default for Config {
             timeout: Duration::from_secs(10 * 60),
             report: None,
             notify: Notify::default(),
+            serve: Serve::default(),
             defaults: rule::Defaults::default(),
             inline_secrets: false,
         }
@@ -208,6 +214,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     config.traffic = fields.get("traffic").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report::read(reader, node));
     config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
+    config.serve = fields.get("serve").map(|node| serve::read(reader, node)).unwrap_or_default();
     config.cluster =
         fields.get("cluster").filter(|node| !matches!(node.value, Value::Null)).map(|node| cluster(reader, node));
     config.registries = registries(reader, &fields);

@@ -9,10 +9,12 @@ use super::keep::{self, Prune};
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
 use super::preset::{self, KnownPreset, Preset};
 use super::reader::{Fields, Reader};
+use super::schedule;
 use super::yaml::{Node, Value};
 use crate::batch::{ForeignLayers, Referrers};
 use crate::image::{Platform, RepositoryName, Tag};
 use crate::naming::{BackupName, Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
+use crate::schedule::Schedule;
 use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection, TagPattern};
 
 /// An entry of `rules`, with `defaults` filled in.
@@ -42,6 +44,8 @@ pub struct Rule {
     pub backup: Option<BackupName>,
     /// Whether, and when, target tags are removed whose source is gone.
     pub prune: Option<Prune>,
+    /// When it is run by itself.
+    pub schedule: Option<Schedule>,
     /// How long a target tag is believed in.
     pub verify_every: Duration,
     /// How often an unchanged image is asked for new referrers.
@@ -122,6 +126,7 @@ pub(super) struct Defaults {
     referrers: Option<Referrers>,
     immutable: Option<Vec<TagPattern>>,
     backup: Option<BackupName>,
+    schedule: Option<Schedule>,
 }
 
 /// What the rest of the configuration means for rules.
@@ -172,6 +177,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
                 None
             }
         }),
+        schedule: fields.get("schedule").and_then(|node| schedule::read(reader, node)),
         referrers: fields.get("referrers").and_then(|node| match &node.value {
             Value::List(_) => {
                 let types: Vec<String> =
@@ -198,6 +204,7 @@ impl Defaults {
             referrers: self.referrers.or_else(|| other.referrers.clone()),
             immutable: self.immutable.or_else(|| other.immutable.clone()),
             backup: self.backup.or_else(|| other.backup.clone()),
+            schedule: self.schedule.or_else(|| other.schedule.clone()),
         }
     }
 
@@ -217,6 +224,7 @@ impl Defaults {
             immutable: self.immutable.clone().unwrap_or_default(),
             backup: self.backup.clone(),
             prune: None,
+            schedule: self.schedule.clone(),
             verify_every: every.0,
             referrers_every: every.1,
         }

@@ -7,8 +7,9 @@ use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{
     ChatKind, ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Pem, Preset, Referrers,
-    RegistrySettings, Rule, Source,
+    RegistrySettings, Rule, Serve, Source,
 };
+use crate::schedule::Times;
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
 
@@ -66,6 +67,13 @@ impl Config {
         if self.notify != Notify::default() {
             yaml.open("notify");
             notify(&mut yaml, &self.notify);
+            yaml.close();
+        }
+        if self.serve != Serve::default() {
+            yaml.open("serve");
+            yaml.option("listen", self.serve.listen);
+            yaml.option("token", self.serve.token.as_ref());
+            yaml.list("hosts", self.serve.hosts.iter());
             yaml.close();
         }
         yaml.text
@@ -234,6 +242,16 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
     if let Some(prune) = &rule.prune {
         let days = prune.keep.as_secs() / (24 * 60 * 60);
         yaml.raw("prune", &format!("{{keep_days: {days}, limit: {}}}", yaml_scalar(prune.limit)));
+    }
+    if let Some(schedule) = &rule.schedule {
+        yaml.open("schedule");
+        match &schedule.times {
+            Times::Cron(pattern) => yaml.field("cron", pattern),
+            Times::Every(time) => yaml.field("every", duration(*time)),
+        }
+        yaml.option("jitter", Some(schedule.jitter).filter(|jitter| !jitter.is_zero()).map(duration));
+        yaml.option("zone", schedule.zone.iana_name().filter(|name| *name != "UTC"));
+        yaml.close();
     }
     yaml.field("verify_every", duration(rule.verify_every));
     yaml.field("referrers_every", duration(rule.referrers_every));

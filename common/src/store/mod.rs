@@ -1,8 +1,9 @@
 //! The second seam: what is remembered.
 //!
-//! Seven traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
-//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, and the
-//! [`Roster`] of workers and lanes, and the [`Origins`] of target tags. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
+//! Eight traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
+//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, the
+//! [`Roster`] of workers and lanes, the [`Schedules`] that were begun, and the [`Origins`] of target tags. A [`Store`] is all of
+//! them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
 
 mod blob_index;
 mod cache;
@@ -16,6 +17,7 @@ mod origins;
 mod pace;
 mod redis;
 mod roster;
+mod schedules;
 mod sqlite;
 
 pub use self::redis::{RedisOptions, RedisStore};
@@ -33,9 +35,10 @@ pub(crate) use pace::Allowance;
 pub(crate) use pace::QuotaWindow;
 pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
 pub use roster::{Doing, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
+pub use schedules::{Begun, Schedules};
 pub use sqlite::{RunLock, SqliteStore};
 
 /// All that is remembered.
-pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Origins {}
+pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins {}
 
-impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Origins> Store for T {}
+impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins> Store for T {}

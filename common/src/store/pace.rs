@@ -169,6 +169,10 @@ pub trait Pace: Send + Sync {
     /// Until when to wait for each of these, in their order.
     async fn not_before(&self, accounts: &[Account]) -> Result<Vec<Option<Timestamp>>>;
 
+    /// How many requests a second were learnt of each of these from refusals, in their order; none where nothing was. For
+    /// looking only.
+    async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>>;
+
     /// What may be sent now.
     async fn grant(&self, account: &Account, ask: &Ask) -> Result<Grant>;
 

@@ -1,9 +1,9 @@
 //! Gives the plan to the queue, part by part, and notes what the queue has confirmed.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Message, Options, Ticket};
+use imgsync_common::batch::{BatchId, Lane, Message, Options, Ticket};
 use imgsync_common::error::Result;
 use imgsync_common::store::Block;
 use tokio::sync::Notify;
@@ -90,6 +90,12 @@ impl<'a> Feeder<'a> {
             options.lane(task.planned.source.home.end(), task.planned.target.home.end())
         };
         let mut waiting = Message::for_tasks(self.batch, block.listed_at, block.tasks, lane_of);
+        if !self.house.is_cluster() {
+            // In a cluster the queue does, which others ask; here it is for those who look.
+            let lanes: Vec<Lane> =
+                waiting.iter().map(|(lane, _)| lane).collect::<BTreeSet<_>>().into_iter().cloned().collect();
+            self.house.store.note_lanes(&lanes).await?;
+        }
         while !waiting.is_empty() {
             let published = self.house.queue.publish(&waiting).await?;
             let refused: HashSet<usize> = published.refused.into_iter().collect();

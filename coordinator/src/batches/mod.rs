@@ -5,6 +5,7 @@ mod crew;
 mod dry;
 mod feed;
 pub mod figures;
+mod hands;
 mod house;
 mod lead;
 mod listings;
@@ -19,16 +20,26 @@ mod settle;
 pub use companions::Companions;
 pub use crew::{Crew, holds, waits};
 pub use dry::{Dry, DryPlan};
+pub use hands::Hands;
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};
 pub use listings::{Listings, Offer};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use prune::{Due, Pruning};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
-pub use serve::serve;
+pub use serve::{Duties, serve};
 
 /// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.
 pub const SERVE: &str = "all batches";
+
+/// Under which name this process leads all batches: where one at a time works with a store, always the same, so that what a
+/// killed one held is not waited for.
+pub fn serve_name(house: &House) -> String {
+    match house.is_cluster() {
+        true => format!("serve on {}", coordinator_name()),
+        false => hands::THE_ONE.to_owned(),
+    }
+}
 
 /// This process, for people and for leases: the machine and the process's number there.
 pub fn coordinator_name() -> String {

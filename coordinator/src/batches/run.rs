@@ -13,11 +13,11 @@ use imgsync_common::image::Digest;
 use imgsync_common::registry::{Client, Context, Tally};
 use imgsync_common::store::{Batch, Control, NewBatch, Sealed, Sweep, TaskRow};
 use imgsync_worker::copy::Copier;
-use imgsync_worker::runner::{Allowed, Runner, Serving, Settings, Stop};
-use imgsync_worker::traffic::Traffic;
+use imgsync_worker::runner::Stop;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::hands::{Hands, THE_ONE};
 use super::house::House;
 use super::lead::{Care, Leader};
 use super::plan::Slice;
@@ -26,8 +26,6 @@ use super::seal::{Listed, Sealing};
 use super::settle::Settler;
 use crate::presets::parts;
 
-/// How the one process that works with a store is called.
-const THE_ONE: &str = "the one run of this store";
 /// How often the ledger is asked whether the batch has ended, or was stopped by someone else.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -56,7 +54,7 @@ pub struct RunSettings {
     pub time: (Duration, bool),
     /// How long running tasks may go on after the first signal.
     pub drain: Duration,
-    /// Whether to leave a batch to another coordinator once it is listed.
+    /// Whether to leave a batch to others once it is listed: who serves feeds it, and workers do it.
     pub detach: bool,
     /// How the batch is looked after.
     pub care: Care,
@@ -98,12 +96,23 @@ pub struct RunEnd {
 impl Run<'_> {
     /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
     pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
+        let options = self.make(id).await?;
+        self.list_made(id, options).await
+    }
+
+    /// Makes the batch, which is to be listed next.
+    pub async fn make(&self, id: BatchId) -> Result<Options> {
         let rules = self.rules();
         let options = self.options().await;
         let written = serde_json::to_string(&options)
             .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
         let supersedes = self.house.store.unfinished(&rules).await?;
         self.house.store.create(NewBatch { id, rules, options: written, supersedes }).await?;
+        Ok(options)
+    }
+
+    /// Lists a batch that was made with these options, and runs it.
+    pub async fn list_made(&self, id: BatchId, options: Options) -> Result<RunEnd> {
         self.go(id, Some(options)).await
     }
 
@@ -187,11 +196,11 @@ impl Run<'_> {
                     .hint("give the configuration that it was run with (-c), or run the rules again"));
             }
         };
-        if !self.house.is_cluster() {
+        if !self.house.is_cluster() && !self.settings.detach {
             // Whoever ran it before is gone, and so is its queue.
             self.house.store.sweep(id, Sweep::Everything).await?;
         }
-        if batch.control == Control::Paused {
+        if batch.control == Control::Paused && !self.settings.detach {
             self.house.store.resume(id).await?;
         }
         self.go(id, options).await
@@ -214,10 +223,10 @@ impl Run<'_> {
             listed
         };
         let work = async {
-            match self.house.is_cluster() {
+            match self.house.is_cluster() || self.settings.detach {
                 // Workers do.
                 true => stop.drain.cancelled().await,
-                false => self.work(id, &stop).await,
+                false => self.hands(id).work(&stop).await,
             }
             over.cancel();
         };
@@ -274,49 +283,18 @@ impl Run<'_> {
         Ok(RunEnd { batch, interrupted, refused })
     }
 
-    /// Works, where all is done in this process.
-    async fn work(&self, id: BatchId, stop: &Stop) {
-        let serving = Serving::new(Allowed::default());
-        let traffic = self.config.traffic.map(Traffic::new);
-        let store = &*self.house.store;
-        let keep = async {
-            match &traffic {
-                Some(traffic) => traffic.keep(store, &self.client, &serving, &self.events).await,
-                None => std::future::pending().await,
-            }
-        };
-        let note = async || {
-            if let Some(traffic) = &traffic {
-                traffic.note(store, &self.client, &serving, &self.events).await;
-            }
-        };
-        note().await;
-        let worker = self.worker(id, &serving);
-        tokio::select! {
-            () = worker.run(stop) => {}
-            () = keep => unreachable!("it goes on until dropped"),
-        }
-        note().await;
-    }
-
     /// The one worker where all is done in this process.
-    fn worker(&self, id: BatchId, serving: &Serving) -> Runner {
-        let settings = Settings {
+    fn hands(&self, id: BatchId) -> Hands {
+        Hands {
+            house: self.house.clone(),
+            client: self.client.clone(),
+            copier: self.copier.clone(),
             name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
-            holds_tags_as: THE_ONE.to_owned(),
             slots: self.settings.concurrency,
             attempts: self.settings.attempts,
-            others_may_reach: false,
-        };
-        Runner::new(
-            self.house.queue.clone(),
-            self.house.store.clone(),
-            self.house.clock.clone(),
-            (self.client.clone(), self.copier.clone()),
-            settings,
-            serving.clone(),
-            self.events.clone(),
-        )
+            traffic: self.config.traffic,
+            events: self.events.clone(),
+        }
     }
 
     /// Under which name this process leads: where one at a time works with a store, always the same, so that what a killed
@@ -446,7 +424,10 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
 
 /// What tells one set of rules, and one slice of them, from another: what the rules mean, not how they are written.
 pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
-    let yaml = config.to_yaml_redacted();
+    let mut plain = config.clone();
+    // When a rule is run says nothing of what it does.
+    plain.rules.iter_mut().for_each(|rule| rule.schedule = None);
+    let yaml = plain.to_yaml_redacted();
     let rules = yaml.lines().skip_while(|line| *line != "rules:");
     let mut text: String =
         rules.take_while(|line| *line == "rules:" || line.starts_with(' ')).flat_map(|line| [line, "\n"]).collect();

@@ -9,14 +9,14 @@ use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
 use imgsync_common::store::{Named, Store, leader};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::house::House;
 use super::lead::{Care, Leader};
-use super::{SERVE, coordinator_name};
-use crate::notify::{Notifier, is_ours_to_tell, watch};
+use super::{SERVE, serve_name};
+use crate::notify::{Notifier, is_ours_to_tell, watch as watch_waits};
 use crate::report::{Level, Report};
 
 /// How long it leads unless it says so again.
@@ -28,30 +28,44 @@ const BATCHES: usize = 1_000;
 /// How often old batches are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
-/// Leads until told to stop.
+/// What the one who serves needs to know, and may change while it does.
+#[derive(Debug, Clone)]
+pub struct Duties {
+    /// How long batches are kept.
+    pub keep: Duration,
+    /// Who is told how batches ended.
+    pub notifier: Arc<Notifier>,
+    /// Whose registries' waits are told of.
+    pub client: Client,
+}
+
+/// Leads until told to stop. `more` says that there may be a new batch, or more of one; `leads` is told whether this is
+/// the one that leads.
 pub async fn serve(
     house: &House,
     care: Care,
-    keep: Duration,
-    (notifier, client): (&Arc<Notifier>, &Client),
+    duties: &watch::Receiver<Duties>,
+    (more, leads): (&Notify, &watch::Sender<bool>),
     events: &Events,
     stop: &CancellationToken,
 ) {
-    let name = format!("serve on {}", coordinator_name());
+    let name = serve_name(house);
     let lease = leader(SERVE);
-    let leads = Leader::new(house, &name, care, events.clone());
+    let leader = Leader::new(house, &name, care, events.clone());
     let mut stood_by = false;
     while !stop.is_cancelled() {
         match house.store.acquire(&lease, &name, LEADS).await {
             Ok(Named::Yours { .. }) => {
                 stood_by = false;
+                leads.send_replace(true);
                 say(events, "leads");
                 let over = stop.child_token();
                 tokio::select! {
-                    () = lead_all(house, &leads, keep, (notifier, client, events, &name), &over) => {}
-                    () = leads.mind_the_dead(&over) => {}
+                    () = lead_all(house, &leader, duties, (more, events, &name), &over) => {}
+                    () = leader.mind_the_dead(&over) => {}
                     () = keep_lead(house, &lease, &name, events, &over) => {}
                 }
+                leads.send_replace(false);
                 over.cancel();
                 let _ = house.store.release(&lease, &name).await;
             }
@@ -83,8 +97,8 @@ async fn keep_lead(house: &House, lease: &str, name: &str, events: &Events, stop
 async fn lead_all(
     house: &House,
     leads: &Leader,
-    keep: Duration,
-    (notifier, client, events, name): (&Arc<Notifier>, &Client, &Events, &str),
+    duties: &watch::Receiver<Duties>,
+    (more, events, name): (&Notify, &Events, &str),
     stop: &CancellationToken,
 ) {
     let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
@@ -96,14 +110,16 @@ async fn lead_all(
                 for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
-                        let (store, notifier) = (house.store.clone(), notifier.clone());
-                        let (client, events, name) = (client.clone(), events.clone(), name.to_owned());
+                        let (store, duties) = (house.store.clone(), duties.clone());
+                        let (events, name) = (events.clone(), name.to_owned());
                         tokio::spawn(async move {
+                            let Duties { notifier, client, .. } = duties.borrow().clone();
                             let more = Notify::new();
                             tokio::select! {
                                 led = leads.lead(id, &more, &stop) => led?,
-                                () = watch(&*store, id, &client, &notifier, &events, &name) => {}
+                                () = watch_waits(&*store, id, &client, &notifier, &events, &name) => {}
                             }
+                            let notifier = duties.borrow().notifier.clone();
                             tell(&*store, id, &notifier, &events, &name).await
                         })
                     });
@@ -113,6 +129,7 @@ async fn lead_all(
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
             tidied = Some(tokio::time::Instant::now());
+            let keep = duties.borrow().keep;
             let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
             if let Ok(before) = house.clock.now().checked_sub(keep)
                 && let Err(error) = house.store.remove_before(before).await
@@ -120,7 +137,10 @@ async fn lead_all(
                 tracing::warn!("{error}");
             }
         }
-        pause(LOOK_EVERY, stop).await;
+        tokio::select! {
+            () = more.notified() => {}
+            () = pause(LOOK_EVERY, stop) => {}
+        }
     }
     for (_, task) in led {
         let _ = task.await;

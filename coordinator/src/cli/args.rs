@@ -36,7 +36,7 @@ pub(crate) struct Cli {
 }
 
 /// What every command takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Say on stderr, in detail, what is done
     #[arg(long, global = true)]
@@ -84,11 +84,12 @@ pub(crate) enum Command {
     Presets(PresetsArgs),
     /// Look at batches and steer them
     Batch(Box<BatchArgs>),
-    /// Lead the batches of a cluster that no `run` leads
+    /// Run rules at their times, and show how it goes: dashboard and JSON API
     ///
-    /// Feeds their tasks to the workers and puts back what was lost, until it is told to stop. Of several, one leads and
-    /// the others stand by.
-    Serve(ServeArgs),
+    /// Rules that have a `schedule:` are run at their times, in this process or by the cluster, until it is told to stop; the
+    /// configuration is read again when it changes. In a cluster it also leads the batches that no `run` leads: of several
+    /// that serve, one leads and the others stand by. docs/serving.md says more.
+    Serve(Box<ServeArgs>),
     /// Say why a tag was, or was not, copied
     Explain(ExplainArgs),
     /// Carry what is known of target tags from one store to another
@@ -326,9 +327,21 @@ pub(crate) struct RunArgs {
 /// The coordinator that stays.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Answer /healthz, /readyz and /metrics on this address
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-    pub(crate) listen: std::net::SocketAddr,
+    /// Answer on this address, /metrics too [default: the configuration's, else 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Images that are copied at a time, where there is no cluster [default: the configuration's, else 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) concurrency: Option<u16>,
+    /// Repositories that are listed at a time
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) query_limit: u16,
+    /// Keep the state in this folder, where there is no cluster [default: $XDG_STATE_HOME/imgsync, else
+    /// ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
     /// Ask the one that runs and answers on that address whether it is ready, and end: 0 if it is, else 3
@@ -399,7 +412,7 @@ pub(crate) enum BatchCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Follow a batch until it ends
+    /// Follow a batch until it ends: as a full view on a terminal, as lines elsewhere
     Watch {
         #[command(flatten)]
         id: Named,

@@ -1,13 +1,10 @@
 //! `imgsync batch …`: looking at batches and steering them, also from another terminal while a run goes on.
 
-use std::time::Duration;
-
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::store::{Batch, Control, RequeueFilter, Store, leader};
-use jiff::Timestamp;
 use serde_json::json;
 
 use super::args::{BatchArgs, BatchCommand, Global, Named, RunArgs};
@@ -17,14 +14,12 @@ use super::report::Wanted;
 use super::run::{Work, fail, notifier};
 use super::settings::Settings;
 use super::state;
-use super::watching::progress_line;
+use super::watch::watch;
 use crate::batches::{Crew, House, SERVE, coordinator_name, living_leader, waits};
 use crate::report::{self, Level, Report};
 
 /// Running tasks that are shown, at the most.
 const MOST_AT_WORK: usize = 50;
-/// How often `watch` looks.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the command.
 pub(crate) async fn run(args: BatchArgs, global: &Global, printer: &Printer) -> Exit {
@@ -46,7 +41,13 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
             show(&*store().await?, &id, (json, is_cluster), settings, printer).await
         }
-        BatchCommand::Watch { id } => watch(&*store().await?, &id, printer).await,
+        BatchCommand::Watch { id } => {
+            let store = store().await?;
+            let id = resolve(&*store, &id).await?;
+            let client = Client::new(settings.client()?, Environment::from_process());
+            let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
+            watch(&*store, id, (&client, is_cluster), printer).await
+        }
         BatchCommand::Pause { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
@@ -197,25 +198,6 @@ fn show_crew(id: BatchId, crew: &Crew, printer: &Printer) {
     }
     for complaint in crew.complaints() {
         printer.data(&format!("Attention: {complaint}"));
-    }
-}
-
-async fn watch(store: &dyn Store, id: &Named, printer: &Printer) -> Result<Exit> {
-    let id = resolve(store, id).await?;
-    let mut before = None;
-    loop {
-        let tried = format!("watching batch {id}");
-        let batch = store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))?;
-        if before != Some(batch.counts) || batch.ended_at.is_some() {
-            let elapsed = Duration::try_from(Timestamp::now().duration_since(batch.created_at)).unwrap_or_default();
-            let line = progress_line(&batch, batch.spent.bytes.copied, elapsed);
-            printer.data(&format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total));
-        }
-        if batch.ended_at.is_some() {
-            return Ok(if batch.counts.failed + batch.counts.cancelled > 0 { Exit::Failed } else { Exit::Done });
-        }
-        before = Some(batch.counts);
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -20,6 +20,7 @@ mod progress;
 mod reference;
 mod report;
 mod run;
+mod screen;
 mod serve;
 mod settings;
 mod signals;
@@ -28,6 +29,7 @@ mod sync;
 mod tags;
 mod target;
 mod verify;
+mod watch;
 mod watching;
 
 use std::process::ExitCode;
@@ -72,7 +74,7 @@ pub fn main() -> ExitCode {
             Some(Command::Gcr(args)) => original::gcr(*args, &cli.global, &printer).await,
             Some(Command::Flannel(args)) => original::flannel(*args, &cli.global, &printer).await,
             Some(Command::Presets(args)) => presets::run(&args, &printer),
-            Some(Command::Serve(args)) => serve::run(args, &cli.global, &printer).await,
+            Some(Command::Serve(args)) => serve::run(*args, &cli.global, &printer).await,
             Some(Command::Cache(args)) => cache::run(args, &cli.global, &printer).await,
             Some(Command::Explain(args)) => explain::run(args, &cli.global, &printer).await,
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,

@@ -1,71 +1,200 @@
 //! `imgsync serve`: the coordinator that stays.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::event::{Event, Events, Observer};
+use imgsync_common::batch::BatchId;
+use imgsync_common::config::Config;
+use imgsync_common::error::Result;
+use imgsync_common::event::{Event, Events, Observer, TaskEnd};
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
-use imgsync_worker::{health, metrics, service};
+use imgsync_common::retry::seconds;
+use imgsync_common::secret::Secret;
+use imgsync_common::store::RunLock;
+use imgsync_worker::health::{self, Ready};
+use imgsync_worker::runner::Stop;
+use imgsync_worker::{metrics, service};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, ServeArgs};
 use super::exit::Exit;
+use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::run::fail;
-use super::settings::Settings;
-use super::signals;
-use crate::batches::{Care, House, coordinator_name, figures, serve};
-use crate::notify::Notifier;
+use super::settings::{Settings, Wrong};
+use super::{signals, state};
+use crate::batches::{House, coordinator_name, figures};
+use crate::serve::{Access, Doors, Given, Manner, Office, Origin, Token, token};
+
+/// Where it listens if nobody says so.
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+/// How long running tasks may go on after the first signal.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &Global, printer: &Printer) -> Exit {
-    if args.check {
-        return health::ask(args.listen).await.map_or_else(|error| fail(&error, printer), |()| Exit::Done);
-    }
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match work(&args, &settings, printer).await {
+    let listen = args.listen.or(settings.config.serve.listen).unwrap_or(LISTEN);
+    if args.check {
+        return health::ask(listen).await.map_or_else(|error| fail(&error, printer), |()| Exit::Done);
+    }
+    match work(&args, listen, global, &settings, printer).await {
         Ok(()) => Exit::Done,
         Err(error) => fail(&error, printer),
     }
 }
 
-async fn work(args: &ServeArgs, settings: &Settings, printer: &Printer) -> Result<()> {
-    let Some(addresses) = settings.cluster()? else {
-        let detail = "it leads the batches of a cluster, and none is configured";
-        return Err(Error::new(Class::Invalid, "serving", detail)
-            .hint("write `cluster:` in the configuration, or give --broker and --store; without, `imgsync run` does all by itself"));
+async fn work(
+    args: &ServeArgs,
+    listen: SocketAddr,
+    global: &Global,
+    settings: &Settings,
+    printer: &Printer,
+) -> Result<()> {
+    let listener = health::bind(listen).await?;
+    let address = listener.local_addr().unwrap_or(listen);
+    let stop = Stop::default();
+    let (house, ready, _lock) = house(args, settings, &stop.drain).await?;
+    let variable = std::env::var("IMGSYNC_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new);
+    // Where nobody has a home, the token is in nobody's file.
+    let folder = state::folder(args.state.as_ref()).ok();
+    let token = token(variable.as_ref().or(settings.config.serve.token.as_ref()), folder.as_deref())?;
+    let access = Access::new(address, token.secret.expose(), &settings.config.serve.hosts);
+    let manner = Manner {
+        concurrency: args.concurrency.map(usize::from),
+        query_limit: args.query_limit.into(),
+        attempts: args.patience.attempts,
+        first_delay: args.patience.retry_delay,
+        stall: args.patience.stall_timeout,
+        drain: DRAIN,
     };
-    let told = args.notify.resolve(&settings.config.notify, printer);
-    let notifier = Arc::new(Notifier::new(&told, settings.folder(), std::time::Duration::from_secs(1))?);
-    let listener = health::bind(args.listen).await?;
-    let cluster = addresses.connect(&coordinator_name()).await?;
-    let house = House::of_cluster(Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
-    let stop = CancellationToken::new();
-    signals::cancel_on_signal(stop.clone(), printer.clone());
-    let address = listener.local_addr().map_or_else(|_| args.listen.to_string(), |address| address.to_string());
-    printer.line(&format!("answers /healthz, /readyz and /metrics on http://{address}"));
-    let client = Client::new(settings.client()?, Environment::from_process());
-    let (metrics, refresh) = figures::of(&house, client.clone());
-    let events = Events::to_all(vec![Arc::new(Said(printer.clone())), metrics.clone()]);
+    let first = given(settings, &args.notify, printer)?;
+    let origin = origin(global, args.notify.clone(), settings, printer);
+    let (metrics, refresh) = figures::of(&house, Client::new(settings.client()?, Environment::from_process()));
+    let said = Said { printer: printer.clone(), is_cluster: house.is_cluster() };
+    let events = Events::to_all(vec![Arc::new(said), metrics.clone()]);
     let more = metrics::router(metrics, Some(refresh));
-    let answering = tokio::spawn(health::answer(listener, service::ready(&cluster, &stop), more, stop.clone()));
-    serve(&house, Care::default(), settings.config.keep, (&notifier, &client), &events, &stop).await;
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), answering).await;
+    match house.is_cluster() {
+        true => signals::cancel_on_signal(stop.drain.clone(), printer.clone()),
+        false => signals::drain_on_signal(stop.drain.clone(), stop.abort.clone(), printer.clone()),
+    }
+    let office = Office::new(house, first, origin, manner, events)?;
+    welcome(address, &token, settings, printer);
+    office.run(Doors { listener, access, more }, ready, &stop).await;
     printer.line("ended");
     Ok(())
 }
 
+/// What serving works with, whether that is ready, and the right to run tasks where others might.
+async fn house(
+    args: &ServeArgs,
+    settings: &Settings,
+    drain: &CancellationToken,
+) -> Result<(House, Ready, Option<RunLock>)> {
+    if let Some(addresses) = settings.cluster()? {
+        let cluster = addresses.connect(&coordinator_name()).await?;
+        let house = House::of_cluster(Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
+        return Ok((house, service::ready(&cluster, drain), None));
+    }
+    let house = House::embedded(&state::folder(args.state.as_ref())?).await?;
+    let lock = house.lock()?;
+    let (store, drain) = (house.store.clone(), drain.clone());
+    let ready: Ready = Arc::new(move || {
+        let (store, drain) = (store.clone(), drain.clone());
+        Box::pin(async move {
+            match () {
+                () if drain.is_cancelled() => Err("it is about to end".to_owned()),
+                () => store.control(BatchId::generate()).await.map(drop).map_err(|error| error.to_string()),
+            }
+        })
+    });
+    Ok((house, ready, lock))
+}
+
+/// Says where it is, and how to get in.
+fn welcome(address: SocketAddr, token: &Token, settings: &Settings, printer: &Printer) {
+    printer.line(&format!("answers on http://{address} (/healthz, /readyz and /metrics, too)"));
+    match (&token.file, token.is_made_up) {
+        // The address alone opens the page with it: what follows the hash is never sent to anybody.
+        (Some(file), true) => printer.line(&format!(
+            "the dashboard, with the right to change things: http://{}/#token={} (the token is kept in {})",
+            reachable(address),
+            token.secret.expose(),
+            file.display()
+        )),
+        (None, true) => printer.line(&format!(
+            "the dashboard, with the right to change things: http://{}/#token={} (the token is of this start alone: \
+             set `serve: {{token: …}}` or IMGSYNC_TOKEN)",
+            reachable(address),
+            token.secret.expose()
+        )),
+        (_, false) => printer.line("changes need the configured token; the dashboard asks for it"),
+    }
+    let Config { rules, .. } = &settings.config;
+    match rules.iter().filter(|rule| rule.schedule.is_some()).count() {
+        0 => printer.line("no rule has a `schedule:`: rules are run when somebody starts them"),
+        scheduled => printer.line(&format!("{scheduled} of {} rules are run at their times", rules.len())),
+    }
+}
+
+/// Where a browser of this machine finds it.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),
+        false => address,
+    }
+}
+
+fn given(settings: &Settings, notify: &NotifyArgs, printer: &Printer) -> Result<Given> {
+    Ok(Given {
+        config: settings.config.clone(),
+        folder: settings.folder().to_owned(),
+        client: settings.client()?,
+        notify: notify.resolve(&settings.config.notify, printer),
+    })
+}
+
+/// Reads the configuration again. What needs a new start is said, and left as it is.
+fn origin(global: &Global, notify: NotifyArgs, first: &Settings, printer: &Printer) -> Origin {
+    let file: Option<PathBuf> = Some(Settings::path(global));
+    let (global, printer) = (global.clone(), printer.clone());
+    let (cluster, serve) = (first.config.cluster.clone(), first.config.serve.clone());
+    let read = move || {
+        let (settings, warning) = Settings::read(&global).map_err(|wrong| match wrong {
+            Wrong::Unreadable(why) | Wrong::Refused(why) => why,
+        })?;
+        warning.iter().for_each(|warning| printer.warning(warning));
+        if settings.config.cluster != cluster || settings.config.serve != serve {
+            printer.warning("what changed in `cluster:` or `serve:` holds from the next start on");
+        }
+        given(&settings, &notify, &printer).map_err(|error| error.to_string())
+    };
+    Origin { file, read: Box::new(read) }
+}
+
 /// Says what happens, as lines.
-struct Said(Printer);
+struct Said {
+    printer: Printer,
+    is_cluster: bool,
+}
 
 impl Observer for Said {
     fn on(&self, event: &Event) {
-        if let Event::Warning { message } = event {
-            self.0.line(message);
+        match event {
+            Event::Warning { message } => self.printer.line(message),
+            Event::TaskEnded { end: TaskEnd::Failed { error, .. }, .. } if !self.is_cluster => {
+                self.printer.line(&format!("failed: {error}"));
+            }
+            Event::TaskEnded { end: TaskEnd::Later { error, wait }, .. } if !self.is_cluster => {
+                self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
+            }
+            _ => {}
         }
     }
 }

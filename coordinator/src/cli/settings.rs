@@ -28,17 +28,42 @@ pub(crate) struct Settings {
     given: Given,
 }
 
+/// Why there are no settings, in words.
+#[derive(Debug)]
+pub(crate) enum Wrong {
+    /// The file cannot be read.
+    Unreadable(String),
+    /// What it says is wrong: several lines, with carets.
+    Refused(String),
+}
+
 impl Settings {
     /// Reads the file that was named, else `./imgsync.yaml` if it is there. What is wrong with it is printed.
     pub(crate) fn load(global: &Global, printer: &Printer) -> std::result::Result<Settings, Exit> {
-        let named = global.config.clone();
-        let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+        match Settings::read(global) {
+            Ok((settings, warning)) => {
+                warning.iter().for_each(|warning| printer.warning(warning));
+                Ok(settings)
+            }
+            Err(Wrong::Unreadable(why)) => {
+                printer.error(&why, None);
+                Err(Exit::Usage)
+            }
+            Err(Wrong::Refused(errors)) => {
+                printer.raw(&errors);
+                Err(Exit::Usage)
+            }
+        }
+    }
+
+    /// The same, with what people should know of it in place of its being printed.
+    pub(crate) fn read(global: &Global) -> std::result::Result<(Settings, Option<String>), Wrong> {
+        let path = Settings::path(global);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => None,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && global.config.is_none() => None,
             Err(error) => {
-                printer.error(&format!("cannot read the configuration {}: {error}", path.display()), None);
-                return Err(Exit::Usage);
+                return Err(Wrong::Unreadable(format!("cannot read the configuration {}: {error}", path.display())));
             }
         };
         let name = path.display().to_string();
@@ -49,18 +74,18 @@ impl Settings {
             environment: &|name| std::env::var(name).ok(),
             presets: Some(&presets),
         };
-        let config = Config::read(&file).map_err(|errors| {
-            printer.raw(&errors.to_string());
-            Exit::Usage
-        })?;
-        if let Some(warning) = exposed(&config, &path) {
-            printer.warning(&warning);
-        }
+        let config = Config::read(&file).map_err(|errors| Wrong::Refused(errors.to_string()))?;
+        let warning = exposed(&config, &path);
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
         // A variable that is set to nothing names nothing.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         let given = Given { broker: named(&global.broker), store: named(&global.store), key };
-        Ok(Settings { config, file: text.map(|_| path), given })
+        Ok((Settings { config, file: text.map(|_| path), given }, warning))
+    }
+
+    /// The file that is read.
+    pub(crate) fn path(global: &Global) -> PathBuf {
+        global.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
     }
 
     /// The same without `report:`, which is for runs.

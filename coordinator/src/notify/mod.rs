@@ -58,13 +58,8 @@ impl Notifier {
     /// in passing is tried again after this pause at first.
     pub fn new(notify: &Notify, folder: &Path, first_delay: Duration) -> Result<Notifier> {
         let max_delay = MAX_DELAY.max(first_delay);
-        let policy = Policy {
-            attempts: ATTEMPTS,
-            first_delay,
-            max_delay,
-            max_wait: MAX_WAIT,
-            patience: Duration::ZERO,
-        };
+        let policy =
+            Policy { attempts: ATTEMPTS, first_delay, max_delay, max_wait: MAX_WAIT, patience: Duration::ZERO };
         let post = Post::new(policy);
         let telegram = notify.telegram.as_ref().and_then(|it| Some((Telegram::new(it, post.clone())?, it.on)));
         let webhook = |it| Ok((Webhook::new(it, folder, post.clone())?, it.on));

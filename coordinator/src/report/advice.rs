@@ -3,7 +3,7 @@
 use imgsync_common::error::Class;
 
 /// A class in words.
-pub(super) fn title(class: Class) -> &'static str {
+pub(crate) fn title(class: Class) -> &'static str {
     match class {
         Class::NotFound => "Not found",
         Class::Denied => "Denied",
@@ -29,7 +29,7 @@ pub(super) fn title(class: Class) -> &'static str {
 }
 
 /// What to do about a class.
-pub(super) fn on(class: Class) -> &'static str {
+pub(crate) fn on(class: Class) -> &'static str {
     match class {
         Class::NotFound => {
             "The source does not have it any more, or never had: run again, which lists afresh; exclude the tag if it stays away."

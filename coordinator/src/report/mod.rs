@@ -1,7 +1,7 @@
 //! How a batch went: as text in the original's three levels, as one JSON object, and by templates as Markdown and HTML, or
 //! as what users make of it.
 
-mod advice;
+pub(crate) mod advice;
 mod gather;
 mod json;
 mod plot;

@@ -6,7 +6,7 @@ mod docker_engine;
 mod docker_registry;
 mod firewall;
 mod other_registry;
-mod process;
+pub(crate) mod process;
 mod rabbitmq;
 mod receiver;
 mod redis;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Subject, end, home};
-use crate::batch::Lane;
+use crate::batch::{BatchId, Lane};
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{
-    Account, Ask, BLOB_GENERATION, CacheScope, DigestCache, Grant, HEARTBEAT, Heartbeat, Known, LANE_KEPT, Named,
-    Unserved, export_cache, import_cache,
+    Account, Ask, BLOB_GENERATION, Begun, CacheScope, DigestCache, Grant, HEARTBEAT, Heartbeat, Known, LANE_KEPT,
+    Named, Unserved, export_cache, import_cache,
 };
 
 fn scope(path: &str, options: &str) -> CacheScope {
@@ -309,4 +309,17 @@ pub async fn lanes_are_remembered(subject: Subject) {
     assert_eq!(ages, [(lane("gcr.io"), Duration::ZERO), (lane("quay.io"), LANE_KEPT / 2)]);
     (subject.advance)(LANE_KEPT / 2 + Duration::from_secs(1));
     assert!(subject.store.lanes().await.unwrap().contains(&lane("gcr.io")));
+}
+
+pub async fn a_schedule_is_remembered_by_its_last_begin(subject: Subject) {
+    assert_eq!(subject.store.schedules().await.unwrap(), []);
+    let (first, batch) = ((subject.now)(), BatchId::generate());
+    let note = async |name: &str, begun| subject.store.note_schedule(name, begun).await.unwrap();
+    note("b", Begun { at: first, batch: None }).await;
+    note("a", Begun { at: first, batch: None }).await;
+    (subject.advance)(Duration::from_secs(60));
+    let later = Begun { at: (subject.now)(), batch: Some(batch) };
+    note("b", later).await;
+    let known = [("a".to_owned(), Begun { at: first, batch: None }), ("b".to_owned(), later)];
+    assert_eq!(subject.store.schedules().await.unwrap(), known);
 }

@@ -85,7 +85,8 @@ macro_rules! store_contract_tests {
             the_careful_begin_slowly_once,
             one_holds_a_name_at_a_time_and_epochs_grow,
             a_worker_lives_as_long_as_it_says_so,
-            lanes_are_remembered
+            lanes_are_remembered,
+            a_schedule_is_remembered_by_its_last_begin
         );
         $crate::store_contract_tests!($make: origins:
             a_target_tag_has_the_origin_that_was_noted_last,
@@ -95,6 +96,7 @@ macro_rules! store_contract_tests {
         $crate::store_contract_tests!($make: pace:
             places_are_shared_evenly_and_those_of_the_dead_come_back,
             where_there_are_fewer_places_than_holders_they_take_turns,
+            what_was_learnt_can_be_looked_at,
             a_quota_that_is_low_holds_pulls_off_until_its_window_ends,
             what_a_machine_moves_is_added_up_by_month
         );

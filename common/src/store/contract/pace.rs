@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Subject;
-use crate::store::{Account, AccountPart, Claim, PlaceShare, Told, WindowTime};
+use crate::store::{Account, AccountPart, Ask, Claim, PlaceShare, Told, WindowTime};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -87,4 +87,16 @@ pub async fn what_a_machine_moves_is_added_up_by_month(subject: Subject) {
     assert_eq!(note("here", "2026-11", 1 << 40).await, 1 << 40);
     assert_eq!(note("here", "2026-11", 5).await, (1 << 40) + 5);
     assert_eq!((note("there", "2026-11", 7).await, note("here", "2026-12", 8).await), (7, 8));
+}
+
+pub async fn what_was_learnt_can_be_looked_at(subject: Subject) {
+    let other = Account::new(&"r.example".parse().unwrap(), "you");
+    let learnt = async || subject.store.learnt(&[account(), other.clone()]).await.unwrap();
+    assert_eq!(learnt().await, [None, None]);
+    let ask = Ask { wanted: 1, sent: 40, ..Ask::default() };
+    subject.store.refused(&account(), Duration::from_secs(1), &ask).await.unwrap();
+    let [Some(rate), None] = learnt().await[..] else { panic!("what one account learnt is not of another") };
+    assert!((10.0..=40.0).contains(&rate), "{rate}");
+    (subject.advance)(Duration::from_secs(601));
+    assert_eq!(learnt().await, [None, None]);
 }

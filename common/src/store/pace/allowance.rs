@@ -84,6 +84,11 @@ impl Allowance {
         }
     }
 
+    /// The rate that holds now because of a refusal.
+    pub(crate) fn known(&self, now: f64) -> Option<f64> {
+        (self.learnt > 0.0 && !self.presumed && now - self.refused_at < FORGET).then_some(self.learnt)
+    }
+
     fn learnt(&mut self, now: f64) -> Option<f64> {
         if self.learnt <= 0.0 {
             return None;

@@ -14,6 +14,7 @@ mod look;
 mod origins;
 mod pace;
 mod roster;
+mod schedules;
 mod scripts;
 
 use std::collections::HashMap;

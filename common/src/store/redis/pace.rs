@@ -9,6 +9,9 @@ use super::{Call, RedisStore, damaged, millis, time};
 use crate::error::Result;
 use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, WindowTime};
 
+/// What was learnt is forgotten after so many milliseconds, as `pace.lua` has it.
+const LEARNT_FOR: f64 = 600_000.0;
+
 #[async_trait]
 impl Pace for RedisStore {
     async fn hold_off(&self, account: &Account, until: Timestamp) -> Result<()> {
@@ -30,6 +33,23 @@ impl Pace for RedisStore {
         let (ends,): (Vec<Option<i64>>,) = self.query(tried, &pipe).await?;
         let now = self.now(tried).await?;
         Ok(ends.into_iter().map(|ends| ends.filter(|ends| *ends > now).map(time)).collect())
+    }
+
+    async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>> {
+        if accounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tried = "reading the pace of registries";
+        let mut pipe = redis::pipe();
+        for account in accounts {
+            pipe.cmd("HMGET").arg(self.account_key("rl", account)).arg("learnt").arg("refused");
+        }
+        let rates: Vec<(Option<f64>, Option<f64>)> = self.query(tried, &pipe).await?;
+        let now = self.now(tried).await? as f64;
+        let known = |(learnt, refused): (Option<f64>, Option<f64>)| {
+            learnt.filter(|rate| *rate > 0.0 && refused.is_some_and(|at| now - at < LEARNT_FOR))
+        };
+        Ok(rates.into_iter().map(known).collect())
     }
 
     async fn grant(&self, account: &Account, ask: &Ask) -> Result<Grant> {

@@ -15,6 +15,7 @@ mod origins;
 mod pace;
 mod roster;
 mod rows;
+mod schedules;
 mod schema;
 mod writer;
 

@@ -53,6 +53,12 @@ impl Pace for SqliteStore {
         .await
     }
 
+    async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>> {
+        let now = self.0.clock.now().as_microsecond() as f64 / 1000.0;
+        let allowances = self.0.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(accounts.iter().map(|account| allowances.get(account)?.known(now)).collect())
+    }
+
     async fn grant(&self, account: &Account, ask: &Ask) -> Result<Grant> {
         let until = self.not_before(std::slice::from_ref(account)).await?.into_iter().next().flatten();
         if let Some(wait) = until.map(|until| until.as_millisecond() - self.now()).filter(|wait| *wait > 0) {

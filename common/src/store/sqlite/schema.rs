@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -222,6 +222,15 @@ CREATE TABLE pruned (
 ) WITHOUT ROWID;
 ";
 
+/// When schedules were last begun, and with which batch.
+const VERSION_6: &str = "
+CREATE TABLE schedule (
+    name TEXT NOT NULL PRIMARY KEY,
+    at INTEGER NOT NULL,
+    batch BLOB
+) WITHOUT ROWID;
+";
+
 /// Brings a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
     let refuse = |detail: String, hint: String| {
@@ -287,6 +296,8 @@ mod tests {
             assert_eq!(quotas, 0);
             let origins: i64 = connection.query_row("SELECT count(*) FROM origin", [], |row| row.get(0)).unwrap();
             assert_eq!(origins, 0);
+            let begun: i64 = connection.query_row("SELECT count(*) FROM schedule", [], |row| row.get(0)).unwrap();
+            assert_eq!(begun, 0);
         }
     }
 }

@@ -1,0 +1,104 @@
+//! `serve:`: how `imgsync serve` answers.
+
+use std::net::SocketAddr;
+
+use super::keys::SERVE;
+use super::reader::Reader;
+use super::yaml::Node;
+use crate::secret::Secret;
+
+/// The fewest characters of a token: it is all that stands between others and the registries.
+const SHORTEST_TOKEN: usize = 16;
+
+/// What the configuration says about serving.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Serve {
+    /// Where it listens.
+    pub listen: Option<SocketAddr>,
+    /// What changes need, and reading off loopback.
+    pub token: Option<Secret>,
+    /// Names that it may be asked under besides its own address; lowercase, with a port or without.
+    pub hosts: Vec<String>,
+}
+
+impl Serve {
+    /// Why a text is too weak to be a token; none where it is not.
+    pub fn why_no_token(text: &str) -> Option<String> {
+        if text.chars().any(|c| !c.is_ascii_graphic()) {
+            return Some("a token is of visible ASCII characters, without spaces".to_owned());
+        }
+        (text.len() < SHORTEST_TOKEN).then(|| {
+            format!(
+                "a token of fewer than {SHORTEST_TOKEN} characters can be guessed; `openssl rand -hex 32` makes one"
+            )
+        })
+    }
+}
+
+pub(super) fn read(reader: &Reader, node: &Node) -> Serve {
+    let Some(fields) = reader.fields(node, &SERVE) else { return Serve::default() };
+    let listen = fields.get("listen").and_then(|node| {
+        let text = reader.text(node)?;
+        let address = text.parse().ok();
+        if address.is_none() {
+            let hint = "write 127.0.0.1:8080, or 0.0.0.0:8080 for all addresses".to_owned();
+            reader.refuse(node, format!("`{text}` is no address with a port"), Some(hint));
+        }
+        address
+    });
+    let token = fields.get("token").and_then(|node| {
+        let token = reader.secret(node)?;
+        match Serve::why_no_token(token.expose()) {
+            Some(why) => {
+                reader.report(&node.at, why);
+                None
+            }
+            None => Some(token),
+        }
+    });
+    let hosts = fields.get("hosts").map(|node| {
+        let names = reader.several(node).iter().filter_map(|item| {
+            let name = reader.text(item)?.to_ascii_lowercase();
+            if name.contains('/') || name.contains('*') {
+                reader.refuse(item, format!("`{name}` is no name of a host"), None);
+                return None;
+            }
+            Some(name)
+        });
+        names.collect()
+    });
+    Serve { listen, token, hosts: hosts.unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, File};
+
+    fn read(serve: &str) -> Result<Config, String> {
+        let text = format!("serve: {serve}\n");
+        let file = File { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
+        Config::read(&file).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn how_to_answer_is_read_and_shown_without_the_token() {
+        let config = read("{listen: '0.0.0.0:8080', token: 0123456789abcdef, hosts: Sync.Example}").unwrap();
+        assert_eq!(config.serve.listen.unwrap().port(), 8080);
+        assert_eq!(config.serve.hosts, ["sync.example"]);
+        let shown = config.to_yaml_redacted();
+        assert!(shown.contains("sync.example") && !shown.contains("0123456789abcdef"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_token() {
+        for (written, wanted) in [
+            ("{listen: '8080'}", "no address with a port"),
+            ("{token: hush}", "can be guessed"),
+            ("{token: 'hush hush hush hush'}", "without spaces"),
+            ("{hosts: 'https://x'}", "no name of a host"),
+        ] {
+            let said = read(written).unwrap_err();
+            assert!(said.contains(wanted) && !said.contains("hush"), "{said}");
+        }
+    }
+}

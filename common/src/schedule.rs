@@ -1,0 +1,286 @@
+//! When a rule is run by itself: at times of a cron pattern in a time zone, or every so often; a little later where that is
+//! wanted. Pure: the time is handed in.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::time::Duration;
+
+use croner::errors::CronError;
+use croner::{CivilDate, CivilDateTime, CivilTime, Cron, CronDateTime, Resolution, Weekday};
+use jiff::civil::DateTime;
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{SignedDuration, Timestamp, ZonedDateTime};
+use sha2::{Digest as _, Sha256};
+
+/// No pattern is looked for beyond this many times that do not count.
+const MOST_LOOKED_AT: usize = 1_000;
+
+/// When a rule is run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// At which times.
+    pub times: Times,
+    /// Each time up to so much later, by a hash of its name and the time: many rules are not begun at once, and all who
+    /// look know when.
+    pub jitter: Duration,
+    /// By whose clocks.
+    pub zone: TimeZone,
+}
+
+/// At which times a rule is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Times {
+    /// Those of a pattern: minute, hour, day of month, month, day of week.
+    Cron(Pattern),
+    /// So long after each other; at first, at once.
+    Every(Duration),
+}
+
+/// A cron pattern that can be met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+/// Why a text is not a [`Pattern`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PatternError(String);
+
+/// A time to begin at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// As the schedule says, without jitter.
+    pub nominal: Timestamp,
+    /// With it.
+    pub at: Timestamp,
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Pattern, PatternError> {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let says = |why: String| PatternError(format!("`{text}` is no cron pattern: {why}"));
+        let fields = text.split(' ').count();
+        if !text.starts_with('@') && fields != 5 {
+            return Err(says(format!("it has {fields} fields, and five are wanted (minute hour day month weekday)")));
+        }
+        let cron: Cron = text.parse().map_err(|error: CronError| says(error.to_string()))?;
+        // The 30th of February is well formed.
+        let from = Timestamp::UNIX_EPOCH.to_zoned_datetime(TimeZone::UTC);
+        if cron.find_next_occurrence(&Moment(from), false).is_err() {
+            return Err(PatternError(format!("`{text}` is a time that never comes")));
+        }
+        Ok(Pattern(text))
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Schedule {
+    /// A schedule by UTC, to the minute.
+    pub fn new(times: Times) -> Schedule {
+        Schedule { times, jitter: Duration::ZERO, zone: TimeZone::UTC }
+    }
+
+    /// The first time after `last`, at which the rule of this name was begun or first seen. None where there is none
+    /// before the end of time.
+    pub fn after(&self, last: Timestamp, name: &str) -> Option<Due> {
+        let nominal = match &self.times {
+            Times::Every(time) => last.checked_add(*time).ok()?,
+            Times::Cron(pattern) => self.next_of(pattern, last)?,
+        };
+        let at = nominal.checked_add(self.delay(name, nominal)).ok()?;
+        Some(Due { nominal, at })
+    }
+
+    /// What is to be remembered as the last time, where one that was due is begun now: of those that were missed one is
+    /// caught up, and what is regular stays so.
+    pub fn begun(&self, due: Due, now: Timestamp) -> Timestamp {
+        match &self.times {
+            Times::Every(time) if due.nominal.checked_add(*time).is_ok_and(|next| next > now) => due.nominal,
+            Times::Every(_) | Times::Cron(_) => now,
+        }
+    }
+
+    /// Whether it is begun at once when it is seen for the first time.
+    pub fn begins_at_once(&self) -> bool {
+        matches!(self.times, Times::Every(_))
+    }
+
+    fn next_of(&self, pattern: &Pattern, last: Timestamp) -> Option<Timestamp> {
+        let cron: Cron = pattern.0.parse().ok()?;
+        let mut from = Moment(last.to_zoned_datetime(self.zone.clone()));
+        for _ in 0..MOST_LOOKED_AT {
+            from = cron.find_next_occurrence(&from, false).ok()?;
+            if from.0.timestamp() > last {
+                return Some(from.0.timestamp());
+            }
+        }
+        None
+    }
+
+    fn delay(&self, name: &str, nominal: Timestamp) -> SignedDuration {
+        let hash = Sha256::digest(format!("{name} {nominal}"));
+        let part = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let delay = self.jitter.as_secs_f64() * f64::from(part) / f64::from(u32::MAX);
+        SignedDuration::from_secs(delay as i64)
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.times {
+            Times::Cron(pattern) => write!(f, "{pattern}")?,
+            Times::Every(time) => write!(f, "every {:#}", SignedDuration::try_from(*time).unwrap_or_default())?,
+        }
+        if !self.jitter.is_zero() {
+            write!(f, ", up to {:#} later", SignedDuration::try_from(self.jitter).unwrap_or_default())?;
+        }
+        match self.zone.iana_name() {
+            Some(name) if matches!(self.times, Times::Cron(_)) => write!(f, " ({name})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A time as the library of cron patterns wants it.
+#[derive(Debug, Clone)]
+struct Moment(ZonedDateTime);
+
+fn civil(of: CivilDateTime) -> Result<DateTime, CronError> {
+    let small = |value: u32| i8::try_from(value).map_err(|_| CronError::InvalidDate);
+    let year = i16::try_from(of.year()).map_err(|_| CronError::InvalidDate)?;
+    DateTime::new(
+        year,
+        small(of.month())?,
+        small(of.day())?,
+        small(of.hour())?,
+        small(of.minute())?,
+        small(of.second())?,
+        0,
+    )
+    .map_err(|_| CronError::InvalidDate)
+}
+
+impl CronDateTime for Moment {
+    fn to_civil(&self) -> CivilDateTime {
+        let at = self.0.datetime();
+        let part = |value: i8| u32::from(value.unsigned_abs());
+        CivilDateTime::new(
+            CivilDate::from_parts_unchecked(i32::from(at.year()), part(at.month()), part(at.day())),
+            CivilTime::from_parts_unchecked(part(at.hour()), part(at.minute()), part(at.second())),
+        )
+    }
+
+    fn civil_weekday(&self) -> Weekday {
+        Weekday::from_days_from_sunday(u32::from(self.0.weekday().to_sunday_zero_offset().unsigned_abs()))
+    }
+
+    fn resolve_civil(&self, at: CivilDateTime) -> Result<Resolution<Self>, CronError> {
+        let ambiguous = self.0.time_zone().to_ambiguous_zoned_datetime(civil(at)?);
+        let of = |zoned: Result<ZonedDateTime, jiff::Error>| zoned.map(Moment).map_err(|_| CronError::InvalidTime);
+        Ok(match ambiguous.offset() {
+            AmbiguousOffset::Unambiguous { .. } => Resolution::Single(of(ambiguous.unambiguous())?),
+            AmbiguousOffset::Fold { .. } => {
+                Resolution::Ambiguous(of(ambiguous.clone().earlier())?, of(ambiguous.later())?)
+            }
+            AmbiguousOffset::Gap { .. } => Resolution::Gap,
+        })
+    }
+
+    fn checked_add_seconds(&self, seconds: i64) -> Option<Self> {
+        self.0.checked_add(SignedDuration::from_secs(seconds)).ok().map(Moment)
+    }
+
+    fn cmp_instant(&self, other: &Self) -> Ordering {
+        self.0.timestamp().cmp(&other.0.timestamp())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cron(text: &str, zone: &str) -> Schedule {
+        let times = Times::Cron(text.parse().unwrap());
+        Schedule { zone: TimeZone::get(zone).unwrap(), ..Schedule::new(times) }
+    }
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn next(schedule: &Schedule, last: &str) -> String {
+        schedule.after(time(last), "a").unwrap().at.to_string()
+    }
+
+    #[test]
+    fn a_pattern_is_met_by_the_clocks_of_its_zone() {
+        assert_eq!(next(&cron("0 */6 * * *", "UTC"), "2026-11-25T06:00:00Z"), "2026-11-25T12:00:00Z");
+        assert_eq!(next(&cron("30 4 * * *", "Asia/Shanghai"), "2026-11-25T06:00:00Z"), "2026-11-25T20:30:00Z");
+        assert_eq!(next(&cron("0 0 * * MON", "UTC"), "2026-11-25T06:00:00Z"), "2026-11-30T00:00:00Z");
+        assert_eq!(next(&cron("@daily", "UTC"), "2026-11-25T06:00:00Z"), "2026-11-26T00:00:00Z");
+    }
+
+    #[test]
+    fn each_day_has_one_run_also_when_the_clocks_are_changed() {
+        // In Berlin 02:30 was not on 2026-03-29, and twice on 2026-10-25.
+        let schedule = cron("30 2 * * *", "Europe/Berlin");
+        for (from, days) in [("2026-03-27T12:00:00Z", 4), ("2026-10-23T12:00:00Z", 4)] {
+            let mut last = time(from);
+            let mut seen = Vec::new();
+            for _ in 0..days {
+                last = schedule.after(last, "a").unwrap().at;
+                seen.push(last.to_zoned_datetime(schedule.zone.clone()).date());
+            }
+            assert!(seen.windows(2).all(|pair| pair[0].tomorrow().unwrap() == pair[1]), "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn times_that_were_missed_are_caught_up_once() {
+        let every = Schedule::new(Times::Every(Duration::from_secs(3600)));
+        let due = every.after(time("2026-11-25T06:00:00Z"), "a").unwrap();
+        assert_eq!(every.begun(due, time("2026-11-25T07:00:05Z")), time("2026-11-25T07:00:00Z"), "it stays regular");
+        let late = time("2026-11-25T20:10:00Z");
+        assert_eq!(every.begun(due, late), late);
+        let daily = cron("0 3 * * *", "UTC");
+        let due = daily.after(time("2026-11-20T03:00:00Z"), "a").unwrap();
+        assert!(due.at < late);
+        assert_eq!(next(&daily, &daily.begun(due, late).to_string()), "2026-11-26T03:00:00Z");
+    }
+
+    #[test]
+    fn jitter_differs_by_name_and_is_the_same_for_all_who_look() {
+        let schedule =
+            Schedule { jitter: Duration::from_secs(600), ..Schedule::new(Times::Every(Duration::from_secs(3600))) };
+        let last = time("2026-11-25T06:00:00Z");
+        let of = |name: &str| schedule.after(last, name).unwrap();
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        for name in ["a", "b", "c"] {
+            let delay = of(name).at.duration_since(of(name).nominal);
+            assert!((0..=600).contains(&delay.as_secs()), "{delay}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for (text, wanted) in [
+            ("0 * * *", "it has 4 fields"),
+            ("* * * * * *", "it has 6 fields"),
+            ("61 * * * *", "is no cron pattern"),
+            ("0 0 30 2 *", "never comes"),
+            ("@hurly", "is no cron pattern"),
+            ("", "it has 1 fields"),
+        ] {
+            let error = text.parse::<Pattern>().unwrap_err().to_string();
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+        assert_eq!("  0  3 * * * ".parse::<Pattern>().unwrap().to_string(), "0 3 * * *");
+    }
+}

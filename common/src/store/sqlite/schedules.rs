@@ -1,0 +1,37 @@
+//! [`Schedules`] in SQLite.
+
+use async_trait::async_trait;
+
+use super::SqliteStore;
+use super::rows::time;
+use crate::batch::BatchId;
+use crate::error::Result;
+use crate::store::{Begun, Schedules};
+
+#[async_trait]
+impl Schedules for SqliteStore {
+    async fn note_schedule(&self, name: &str, begun: Begun) -> Result<()> {
+        let (name, at) = (name.to_owned(), begun.at.as_millisecond());
+        self.write("noting when a schedule was begun", move |connection| {
+            connection.prepare_cached("REPLACE INTO schedule (name, at, batch) VALUES (?1, ?2, ?3)")?.execute((
+                name,
+                at,
+                begun.batch.map(|batch| batch.as_bytes().to_vec()),
+            ))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn schedules(&self) -> Result<Vec<(String, Begun)>> {
+        self.read("reading when schedules were begun", |connection| {
+            let mut statement = connection.prepare_cached("SELECT name, at, batch FROM schedule ORDER BY name")?;
+            let rows = statement.query_map([], |row| {
+                let batch = row.get::<_, Option<[u8; 16]>>(2)?.map(BatchId::from_bytes);
+                Ok((row.get(0)?, Begun { at: time(row.get(1)?), batch }))
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,187 @@
+//! `imgsync batch watch`: a batch until it ends; as a full view on a terminal, as lines elsewhere.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::registry::Client;
+use imgsync_common::store::{Batch, Control, Store};
+use jiff::Timestamp;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::task::spawn_blocking;
+
+use super::exit::Exit;
+use super::printer::Printer;
+use super::screen::{Asks, Focus, Scene, draw};
+use super::watching::progress_line;
+use crate::batches::{Crew, waits};
+use crate::report::Report;
+
+/// How often the ledger is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a key is waited for before the view is drawn again.
+const KEY_WAIT: Duration = Duration::from_millis(200);
+/// Failures that are read for the view.
+const FAILURES: usize = 500;
+
+/// Runs the command.
+pub(crate) async fn watch(
+    store: &dyn Store,
+    id: BatchId,
+    (client, is_cluster): (&Client, bool),
+    printer: &Printer,
+) -> Result<Exit> {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    let batch = match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !dumb {
+        true => view(store, id, (client, is_cluster)).await?,
+        false => lines(store, id, printer).await?,
+    };
+    if batch.ended_at.is_none() {
+        printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` looks again"));
+        return Ok(Exit::Done);
+    }
+    printer.data(&line(&batch));
+    Ok(if batch.counts.failed + batch.counts.cancelled > 0 { Exit::Failed } else { Exit::Done })
+}
+
+/// A line each time that something has changed.
+async fn lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Result<Batch> {
+    let mut before = None;
+    loop {
+        let batch = find(store, id).await?;
+        if batch.ended_at.is_some() {
+            return Ok(batch);
+        }
+        if before != Some(batch.counts) {
+            printer.data(&line(&batch));
+        }
+        before = Some(batch.counts);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn line(batch: &Batch) -> String {
+    let end = batch.ended_at.unwrap_or_else(Timestamp::now);
+    let elapsed = Duration::try_from(end.duration_since(batch.created_at)).unwrap_or_default();
+    let line = progress_line(batch, batch.spent.bytes.copied, elapsed);
+    format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total)
+}
+
+async fn find(store: &dyn Store, id: BatchId) -> Result<Batch> {
+    let tried = format!("watching batch {id}");
+    store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))
+}
+
+/// The terminal, given back however this ends.
+struct Terminal(ratatui::DefaultTerminal);
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}
+
+/// The view, until the batch has ended or somebody leaves it.
+async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Batch> {
+    let failed = |error: std::io::Error| Error::new(Class::Local, "drawing on the terminal", error.to_string());
+    let mut scene = look(store, id, who).await?;
+    let mut terminal = Terminal(ratatui::try_init().map_err(failed)?);
+    let mut looked = Instant::now();
+    loop {
+        terminal.0.draw(|frame| draw(frame, &mut scene)).map_err(failed)?;
+        if scene.batch.ended_at.is_some() {
+            return Ok(scene.batch);
+        }
+        let key = spawn_blocking(key).await.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)?;
+        if let Some(key) = key {
+            match steer(&mut scene, key) {
+                Steer::Nothing => {}
+                Steer::Leave => return Ok(scene.batch),
+                Steer::To(control) => {
+                    let now = match control {
+                        Control::Paused => store.pause(id).await,
+                        Control::Running => store.resume(id).await,
+                        _ => store.cancel(id).await,
+                    };
+                    scene.said = match now {
+                        Ok(now) if now == control => None,
+                        Ok(now) => Some(format!("it is {now}")),
+                        Err(error) => Some(error.to_string()),
+                    };
+                    looked -= LOOK_EVERY;
+                }
+            }
+        }
+        if looked.elapsed() >= LOOK_EVERY {
+            looked = Instant::now();
+            match look(store, id, who).await {
+                Ok(next) => scene.follow(next),
+                Err(error) if error.class() == Class::NotFound => return Err(error),
+                // What was seen last stays, and why it is old is said.
+                Err(error) => scene.said = Some(error.to_string()),
+            }
+        }
+    }
+}
+
+/// The next key, if one is pressed soon.
+fn key() -> std::io::Result<Option<(KeyCode, KeyModifiers)>> {
+    if !event::poll(KEY_WAIT)? {
+        return Ok(None);
+    }
+    match event::read()? {
+        Event::Key(key) if key.kind == KeyEventKind::Press => Ok(Some((key.code, key.modifiers))),
+        _ => Ok(None),
+    }
+}
+
+/// What a key asks for.
+enum Steer {
+    Nothing,
+    Leave,
+    To(Control),
+}
+
+fn steer(scene: &mut Scene, (code, modifiers): (KeyCode, KeyModifiers)) -> Steer {
+    let asked = std::mem::take(&mut scene.asks);
+    match (asked, code) {
+        (_, KeyCode::Char('c')) if modifiers.contains(KeyModifiers::CONTROL) => return Steer::Leave,
+        (Asks::ToCancel, KeyCode::Char('y')) => return Steer::To(Control::Cancelled),
+        (Asks::ToCancel, _) => {}
+        (Asks::Nothing, KeyCode::Char('q') | KeyCode::Esc) => return Steer::Leave,
+        (Asks::Nothing, KeyCode::Char('p')) => {
+            return Steer::To(match scene.batch.control {
+                Control::Paused => Control::Running,
+                _ => Control::Paused,
+            });
+        }
+        (Asks::Nothing, KeyCode::Char('c')) => scene.asks = Asks::ToCancel,
+        (Asks::Nothing, KeyCode::Tab | KeyCode::BackTab | KeyCode::Left | KeyCode::Right) => {
+            scene.focus = match scene.focus {
+                Focus::Failures => Focus::Workers,
+                Focus::Workers => Focus::Failures,
+            };
+        }
+        (Asks::Nothing, KeyCode::Down | KeyCode::Char('j')) => scene.scroll(1),
+        (Asks::Nothing, KeyCode::Up | KeyCode::Char('k')) => scene.scroll(-1),
+        (Asks::Nothing, KeyCode::PageDown) => scene.scroll(10),
+        (Asks::Nothing, KeyCode::PageUp) => scene.scroll(-10),
+        (Asks::Nothing, _) => {}
+    }
+    Steer::Nothing
+}
+
+/// All that the view shows.
+async fn look(store: &dyn Store, id: BatchId, (client, is_cluster): (&Client, bool)) -> Result<Scene> {
+    let Report { batch, unlisted, title, options, .. } = Report::of(store, id).await?;
+    let failures = store.failures(id, 0, FAILURES).await?;
+    let course = store.course(id).await?;
+    let crew = Crew::of(store, &batch).await?;
+    let mut attention = waits(store, &batch, client).await?;
+    // Where all is done in one process, its worker is known to that process alone.
+    if is_cluster {
+        attention.extend(crew.complaints());
+    }
+    Ok(Scene::new(batch, (title, options), (failures, unlisted), course, crew.workers, attention))
+}

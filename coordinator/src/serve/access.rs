@@ -1,0 +1,228 @@
+//! Who may ask, and for what.
+//!
+//! Reading is free on loopback and needs the token elsewhere; changing needs it always. The token travels in a header of its
+//! own, which no foreign page can send; names that a foreign page could have made ours (DNS rebinding), and requests that say
+//! that they come from one, are refused all the same.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use imgsync_common::image::Digest;
+use imgsync_common::printable::printable;
+
+use super::trouble::Trouble;
+
+/// Nothing but what this server has itself, and nobody frames it.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Who may ask.
+#[derive(Clone)]
+pub struct Access(Arc<Inner>);
+
+struct Inner {
+    /// Digests of what may be shown as the token: that of the configuration first.
+    token: Digest,
+    is_loopback: bool,
+    /// Names besides the own address.
+    hosts: Vec<String>,
+}
+
+impl Access {
+    /// For a server on this address, which has these names besides.
+    pub fn new(address: SocketAddr, token: &str, hosts: &[String]) -> Access {
+        Access(Arc::new(Inner {
+            token: Digest::sha256(token.as_bytes()),
+            is_loopback: address.ip().is_loopback(),
+            hosts: hosts.to_vec(),
+        }))
+    }
+
+    /// Whether reading needs the token.
+    pub fn reading_needs_token(&self) -> bool {
+        !self.0.is_loopback
+    }
+
+    /// Whether the request shows the token. Digests are compared: how long that takes says nothing of the token.
+    fn shows_token(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        shown.is_some_and(|token| Digest::sha256(token.as_bytes()) == self.0.token)
+    }
+
+    /// Whether this is the name by which the server may be asked.
+    fn knows_host(&self, authority: &str) -> bool {
+        let authority = authority.to_ascii_lowercase();
+        let host = host_of(&authority);
+        if self.0.hosts.iter().any(|known| *known == authority || known == host) {
+            return true;
+        }
+        match self.0.is_loopback {
+            // A foreign page may let its own name lead here; these it cannot have.
+            true => host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            // Whoever has the token may come by any name.
+            false => true,
+        }
+    }
+
+    fn check(&self, method: &Method, uri_host: Option<&str>, headers: &HeaderMap) -> Result<(), Trouble> {
+        let host = uri_host.or_else(|| headers.get(HOST).and_then(|value| value.to_str().ok()));
+        let Some(host) = host.filter(|host| !host.is_empty()) else {
+            return Err(Trouble::new(StatusCode::BAD_REQUEST, "invalid", "the request names no host"));
+        };
+        if !self.knows_host(host) {
+            let why = format!("this server is not called {}", printable(host));
+            return Err(Trouble::new(StatusCode::MISDIRECTED_REQUEST, "denied", why)
+                .hint("ask it by its address, or add the name to `serve: {hosts: …}` in its configuration"));
+        }
+        if let Some(origin) = headers.get(ORIGIN) {
+            let origin = origin.to_str().unwrap_or_default();
+            let from = origin.split_once("://").map_or("", |(_, authority)| authority).to_ascii_lowercase();
+            let is_ours = from == host.to_ascii_lowercase() || self.0.hosts.contains(&from);
+            if from.is_empty() || !is_ours {
+                let why = format!("a page of {} may not ask this server", printable(origin));
+                return Err(Trouble::new(StatusCode::FORBIDDEN, "denied", why));
+            }
+        }
+        if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+            let why = "a page of another site may not ask this server";
+            return Err(Trouble::new(StatusCode::FORBIDDEN, "denied", why));
+        }
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if (reads && self.0.is_loopback) || self.shows_token(headers) {
+            return Ok(());
+        }
+        let why = match headers.contains_key(AUTHORIZATION) {
+            true => "the token is wrong",
+            false if reads => "off loopback, reading needs the token",
+            false => "changing something needs the token",
+        };
+        Err(Trouble::new(StatusCode::UNAUTHORIZED, "denied", why).hint(
+            "send `Authorization: Bearer TOKEN`; the token is the configured one, or what the server said at its start",
+        ))
+    }
+}
+
+/// Lets in who may ask.
+pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
+    let uri_host = request.uri().authority().map(ToString::to_string);
+    match access.check(request.method(), uri_host.as_deref(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(trouble) => {
+            let is_unknown = trouble.status() == StatusCode::UNAUTHORIZED;
+            let mut response = trouble.into_response();
+            if is_unknown {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"imgsync\""));
+            }
+            response
+        }
+    }
+}
+
+/// What browsers are told with every answer.
+pub(super) async fn tell_browsers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The host of an authority, without port and brackets.
+fn host_of(authority: &str) -> &str {
+    if let Some(rest) = authority.strip_prefix('[') {
+        return rest.split_once(']').map_or(rest, |(host, _)| host);
+    }
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Access(***)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
+
+    fn asked(address: &str, method: Method, headers: &[(&str, &str)]) -> Option<u16> {
+        let access = Access::new(address.parse().unwrap(), TOKEN, &["sync.example".to_owned()]);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        access.check(&method, None, &map).err().map(|trouble| trouble.status().as_u16())
+    }
+
+    #[test]
+    fn reading_is_free_on_loopback_and_changing_nowhere() {
+        let (here, out) = ("127.0.0.1:8080", "0.0.0.0:8080");
+        let host = ("host", "127.0.0.1:8080");
+        let good = ("authorization", "Bearer 0123456789abcdef");
+        let bad = ("authorization", "Bearer 0123456789abcdee");
+        assert_eq!(asked(here, Method::GET, &[host]), None);
+        assert_eq!(asked(here, Method::POST, &[host]), Some(401));
+        assert_eq!(asked(here, Method::POST, &[host, bad]), Some(401));
+        assert_eq!(asked(here, Method::POST, &[host, good]), None);
+        assert_eq!(asked(here, Method::POST, &[host, ("authorization", "bearer 0123456789abcdef")]), None);
+        assert_eq!(asked(here, Method::POST, &[host, ("authorization", "Basic 0123456789abcdef")]), Some(401));
+        assert_eq!(asked(out, Method::GET, &[host]), Some(401));
+        assert_eq!(asked(out, Method::GET, &[host, good]), None);
+        assert_eq!(asked(out, Method::GET, &[("host", "anything.example"), good]), None);
+    }
+
+    #[test]
+    fn foreign_names_and_foreign_pages_are_refused_even_with_the_token() {
+        let here = "127.0.0.1:8080";
+        let good = ("authorization", "Bearer 0123456789abcdef");
+        for (name, wanted) in [
+            ("localhost:8080", None),
+            ("LOCALHOST", None),
+            ("[::1]:8080", None),
+            ("127.9.9.9:1", None),
+            ("sync.example", None),
+            ("sync.example:443", None),
+            ("evil.example", Some(421)),
+            ("127.0.0.1.evil.example:8080", Some(421)),
+            ("localhost.evil.example", Some(421)),
+            ("10.0.0.1:8080", Some(421)),
+        ] {
+            assert_eq!(asked(here, Method::POST, &[("host", name), good]), wanted, "{name}");
+        }
+        assert_eq!(asked(here, Method::GET, &[good]), Some(400), "without a host");
+        let host = ("host", "localhost:8080");
+        for (origin, wanted) in [
+            ("http://localhost:8080", None),
+            ("https://sync.example", None),
+            ("http://evil.example", Some(403)),
+            ("http://localhost:9999", Some(403)),
+            ("null", Some(403)),
+        ] {
+            assert_eq!(asked(here, Method::POST, &[host, good, ("origin", origin)]), wanted, "{origin}");
+        }
+        assert_eq!(asked(here, Method::GET, &[host, ("sec-fetch-site", "cross-site")]), Some(403));
+        assert_eq!(asked(here, Method::GET, &[host, ("sec-fetch-site", "same-origin")]), None);
+    }
+}

@@ -1,0 +1,44 @@
+//! The dashboard: files that are part of the program, so that it needs no network but ours.
+
+use axum::Router;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::routing::get;
+
+/// Path, kind and content.
+const FILES: [(&str, &str, &str); 6] = [
+    ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("/page/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+    ("/page/app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),
+    ("/page/server.js", "text/javascript; charset=utf-8", include_str!("page/server.js")),
+    ("/page/views.js", "text/javascript; charset=utf-8", include_str!("page/views.js")),
+    ("/page/plot.js", "text/javascript; charset=utf-8", include_str!("page/plot.js")),
+];
+
+/// The page and what it is made of. They hold nothing that is anybody's secret: data comes from the API.
+pub(super) fn routes() -> Router {
+    let mut router = Router::new();
+    for (path, kind, content) in FILES {
+        // A newer program's page is not to be made of an older one's parts.
+        let file = move || async move { ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache")], content) };
+        router = router.route(path, get(file));
+    }
+    router
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_reach_the_page_as_text_only_and_nothing_comes_from_elsewhere() {
+        for (path, _, content) in FILES {
+            for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"]
+            {
+                assert!(!content.contains(forbidden), "{path} has {forbidden}");
+            }
+            let foreign = content.replace("http://www.w3.org/2000/svg", "");
+            assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{path}");
+            assert!(!content.contains("style=\""), "{path}: the policy lets no style through that stands in a tag");
+        }
+    }
+}

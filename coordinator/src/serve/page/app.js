@@ -1,0 +1,264 @@
+// The dashboard: what the server tells is kept in `known`, and each part of the page is made anew when its part changes.
+
+import { follow, get, hasToken, post, setToken, takeToken, tokenWasAnswered } from "./server.js";
+import { plot } from "./plot.js";
+import { bar, batchList, bytes, chip, counts, groups, h, lanes, schedules, seconds, show, when, workers } from "./views.js";
+
+const MOST_BATCHES = 50;
+const ROWS = 50;
+const STATES = ["failed", "running", "new", "queued", "retry", "copied", "unchanged", "cancelled"];
+
+const known = { status: null, line: "connecting", batches: new Map(), courses: new Map(), failures: new Map(), schedules: [], workers: [], lanes: { lanes: [], registries: [] } };
+let chosen = null;
+let isChosenByHand = false;
+const table = { batch: null, state: "failed", from: [0], rows: null, next: null };
+
+// What is said to people.
+
+function say(words) {
+  const line = h("p", {}, words);
+  document.getElementById("said").append(line);
+  setTimeout(() => line.remove(), 6000);
+}
+
+function askForToken(why) {
+  const dialog = document.getElementById("ask-token");
+  document.getElementById("ask-token-why").textContent = why;
+  if (!dialog.open) dialog.showModal();
+}
+
+document.getElementById("ask-token").addEventListener("close", (event) => {
+  const input = document.getElementById("token");
+  if (event.target.returnValue === "yes") setToken(input.value.trim());
+  input.value = "";
+  showStatus();
+  tokenWasAnswered();
+});
+
+function sure(what, why) {
+  const dialog = document.getElementById("ask");
+  document.getElementById("ask-what").textContent = what;
+  document.getElementById("ask-why").textContent = why;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((later) => dialog.addEventListener("close", () => later(dialog.returnValue === "yes"), { once: true }));
+}
+
+/// Changes something, and says how that went.
+async function change(path, body, words) {
+  try {
+    const answer = await post(path, body);
+    say(words(answer));
+    return answer;
+  } catch (error) {
+    if (error.status === 401) {
+      setToken(null);
+      askForToken(error.message);
+    } else say(error.message);
+    return null;
+  }
+}
+
+// The parts of the page.
+
+function showStatus() {
+  const { status, line } = known;
+  const words = [line];
+  if (status) {
+    words.push(status.mode === "cluster" ? (status.leads ? "cluster, leads" : "cluster, stands by") : "all in one process");
+    words.push(`version ${status.version}`);
+    const { error } = status.configuration;
+    document.getElementById("attention").textContent = error ? `The configuration is wrong, and the one before still holds.\n${error}` : "";
+  }
+  document.getElementById("status").textContent = words.join(" · ");
+  document.getElementById("key").textContent = hasToken() ? "Forget the token" : "Token";
+}
+
+const sorted = () => [...known.batches.values()].sort((a, b) => (a.batch < b.batch ? 1 : -1)).slice(0, MOST_BATCHES);
+
+function showBatches() {
+  const batches = sorted();
+  const before = chosen;
+  if (!isChosenByHand || !known.batches.has(chosen)) chosen = batches[0]?.batch ?? null;
+  if (chosen !== before) showImages();
+  show("batches", ...batchList(batches, chosen, choose));
+}
+
+function choose(batch) {
+  chosen = batch;
+  isChosenByHand = true;
+  showBatches();
+  showBatch();
+  showImages();
+  document.getElementById("batch").focus({ preventScroll: true });
+  document.getElementById("batch").scrollIntoView({ block: "nearest" });
+}
+
+/// Course and failures of a batch that ended before the page was opened are asked for once.
+async function fetchDetails(id) {
+  if (known.courses.has(id)) return;
+  known.courses.set(id, null);
+  try {
+    const [course, failures] = await Promise.all([get(`batches/${id}/course`), get(`batches/${id}/failures/groups`)]);
+    known.courses.set(id, course);
+    known.failures.set(id, failures);
+  } catch (error) {
+    known.courses.delete(id);
+    if (error.status !== 401) say(error.message);
+  }
+  if (chosen === id) showBatch();
+}
+
+function buttons(batch) {
+  const id = batch.batch;
+  const act = (key, words, path, done, style = false) =>
+    h("button", { type: "button", key, class: style, onclick: () => change(`batches/${id}/${path}`, {}, () => done) }, words);
+  const list = [];
+  if (batch.state === "running") list.push(act("pause", "Pause", "pause", "Paused: no more of its images is begun."));
+  if (batch.state === "paused") list.push(act("resume", "Resume", "resume", "It goes on.", "main"));
+  if (batch.state === "running" || batch.state === "paused") {
+    const cancel = async () => {
+      if (await sure("Cancel this batch?", "What is not done counts as cancelled, and what is under way is stopped. It cannot be resumed; its rules can be run again.")) {
+        change(`batches/${id}/cancel`, {}, () => "Cancelled.");
+      }
+    };
+    list.push(h("button", { type: "button", key: "cancel", class: "danger", onclick: cancel }, "Cancel"));
+  }
+  if (batch.counts.failed > 0 && (batch.state === "running" || batch.state === "paused" || batch.state === "done")) {
+    list.push(h("button", { type: "button", key: "requeue", class: "main", onclick: () => requeue({}) }, "Requeue all failures"));
+  }
+  return list.length > 0 ? h("p", { class: "buttons" }, ...list) : null;
+}
+
+function requeue(filter) {
+  return change(`batches/${chosen}/requeue`, filter, ({ requeued }) => `${requeued} failed images go back into the plan.`);
+}
+
+function showBatch() {
+  const batch = known.batches.get(chosen);
+  if (!batch) return show("live", h("p", { class: "dim" }, "No batch is chosen."));
+  fetchDetails(chosen);
+  const course = known.courses.get(chosen);
+  const failures = known.failures.get(chosen);
+  const span = ((batch.ended ? Date.parse(batch.ended) : Date.now()) - Date.parse(batch.started)) / 1000;
+  const { copied } = batch.bytes;
+  const pace = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
+  show("live",
+    h("div", { class: "row" }, h("h2", {}, batch.title || batch.batch), chip(batch)),
+    h("p", { class: "dim" }, "to ", h("code", {}, batch.to.join(", "))),
+    h("p", { class: "dim" }, h("code", {}, batch.batch), " · begun ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${pace}`),
+    bar(batch.counts),
+    counts(batch),
+    buttons(batch),
+    course && course.parts.length > 0 && h("h3", {}, "Outcomes over time"),
+    course && plot(course),
+    ...(failures ? groups(batch, failures, requeue) : []));
+}
+
+// Single images, page by page, when somebody wants to see them.
+
+async function fetchRows() {
+  const id = table.batch;
+  const from = table.from[table.from.length - 1];
+  try {
+    const failed = table.state === "failed";
+    const answer = await get(failed ? `batches/${id}/failures?from=${from}&limit=${ROWS}` : `batches/${id}/tasks?state=${table.state}&from=${from}&limit=${ROWS}`);
+    if (table.batch !== id) return;
+    table.rows = failed ? answer.failures : answer.tasks;
+    table.next = answer.next;
+  } catch (error) {
+    say(error.message);
+  }
+  showImages();
+}
+
+/// Apart from what is live: it changes when somebody turns a page, and not under their hands.
+function showImages() {
+  const batch = known.batches.get(chosen);
+  show("images", ...(batch ? images(batch) : []));
+}
+
+function images(batch) {
+  const isOpen = table.batch === batch.batch;
+  const open = () => {
+    Object.assign(table, { batch: batch.batch, from: [0], rows: null, next: null });
+    fetchRows();
+  };
+  const options = STATES.map((state) => h("option", { value: state, selected: state === table.state }, state));
+  const pick = h("select", { key: "state", "aria-label": "State of the images", onchange: (event) => { table.state = event.target.value; open(); } }, ...options);
+  const head = [h("h3", {}, "Images"), h("p", { class: "buttons" }, pick, h("button", { type: "button", key: "rows", onclick: open }, isOpen ? "Look again" : "Show"))];
+  if (!isOpen || !table.rows) return head;
+  const rows = table.rows.map((row) =>
+    h("tr", {},
+      h("td", { class: "number dim" }, String(row.index)),
+      h("td", { class: "wide" }, h("code", {}, row.source), h("br"), h("span", { class: "dim" }, "to ", h("code", {}, row.target)),
+        row.error ? h("p", { class: "error" }, row.error) : null),
+      h("td", { class: "dim" }, row.class ?? row.state, row.attempts > 0 ? ` · ${row.attempts} ${row.attempts === 1 ? "try" : "tries"}` : "")));
+  const turn = (change) => () => {
+    change();
+    fetchRows();
+  };
+  const pages = h("p", { class: "buttons" },
+    h("button", { type: "button", key: "back", disabled: table.from.length < 2, onclick: turn(() => table.from.pop()) }, "Back"),
+    h("button", { type: "button", key: "next", disabled: table.next === null, onclick: turn(() => table.from.push(table.next)) }, "Next"));
+  return [...head, rows.length > 0 ? h("table", { class: "stack" }, h("tbody", {}, ...rows)) : h("p", { class: "dim" }, "None."), pages];
+}
+
+async function start(entry) {
+  const begun = await change(`schedules/${entry.rule}/start`, {}, () => "It begins.");
+  if (begun) {
+    chosen = begun.batch;
+    isChosenByHand = true;
+  }
+}
+
+// What the server tells.
+
+const on = {
+  status: (value) => { known.status = value; showStatus(); },
+  schedules: (value) => { known.schedules = value; show("schedules", ...schedules(value, start)); },
+  workers: (value) => { known.workers = value; show("workers", ...workers(value)); },
+  lanes: (value) => { known.lanes = value; show("lanes", ...lanes(value).filter(Boolean)); },
+  batch: (value) => {
+    known.batches.set(value.batch, value);
+    later("batches", showBatches);
+    later("batch", showBatch);
+  },
+  course: (value) => { known.courses.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
+  failures: (value) => { known.failures.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
+};
+
+const due = new Set();
+
+/// Once for all events that come together.
+function later(what, draw) {
+  if (due.has(what)) return;
+  due.add(what);
+  requestAnimationFrame(() => {
+    due.delete(what);
+    draw();
+  });
+}
+
+takeToken();
+document.getElementById("key").addEventListener("click", () => {
+  if (hasToken()) {
+    setToken(null);
+    showStatus();
+  } else askForToken("Changes need it.");
+});
+showStatus();
+showBatches();
+showBatch();
+show("schedules", ...schedules([], start));
+show("workers", ...workers([]));
+show("lanes", ...lanes(known.lanes).filter(Boolean));
+setInterval(() => { later("batches", showBatches); show("schedules", ...schedules(known.schedules, start)); }, 10000);
+follow(
+  (name, value) => on[name]?.(value),
+  (line, error) => {
+    known.line = line;
+    showStatus();
+    if (error?.status === 401) askForToken(error.message);
+  },
+);

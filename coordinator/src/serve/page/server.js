@@ -1,0 +1,99 @@
+// What is asked of the server: the token is kept for as long as the tab is open, and sent in a header alone.
+
+const KEY = "imgsync-token";
+
+/// Takes the token out of the address, where `imgsync serve` printed it, so that it is in no history.
+export function takeToken() {
+  const found = /^#token=([\x21-\x7e]+)$/.exec(location.hash);
+  if (found) {
+    setToken(found[1]);
+    history.replaceState(null, "", location.pathname);
+  }
+}
+
+export function setToken(token) {
+  if (token) sessionStorage.setItem(KEY, token);
+  else sessionStorage.removeItem(KEY);
+}
+
+export function hasToken() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+/// An answer that is none: its status, and what the server said.
+export class Refused extends Error {
+  constructor(status, error) {
+    super(error.hint ? `${error.message} (${error.hint})` : error.message);
+    this.status = status;
+  }
+}
+
+async function ask(path, init = {}) {
+  const headers = { ...init.headers };
+  const token = sessionStorage.getItem(KEY);
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const response = await fetch(`/api/v1/${path}`, { ...init, headers, cache: "no-store", credentials: "omit" });
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new Refused(response.status, body?.error ?? { message: `the server answered ${response.status}` });
+}
+
+export async function get(path) {
+  return (await ask(path)).json();
+}
+
+export async function post(path, body = {}) {
+  const headers = { "Content-Type": "application/json" };
+  return (await ask(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+}
+
+/// Follows the events until the page is left: `on(name, value)` for each, `state(words, error)` when the line comes or goes.
+export async function follow(on, state) {
+  let wait = 500;
+  for (;;) {
+    try {
+      const response = await ask("events");
+      state("live", null);
+      wait = 500;
+      await read(response.body.getReader(), on);
+      state("reconnecting", null);
+    } catch (error) {
+      state("not connected", error);
+      if (error.status === 401) await asked();
+    }
+    await new Promise((later) => setTimeout(later, wait));
+    wait = Math.min(wait * 2, 10000);
+  }
+}
+
+let answered = null;
+
+/// Somebody has named a token, or will not.
+export function tokenWasAnswered() {
+  answered?.();
+  answered = null;
+}
+
+function asked() {
+  return new Promise((later) => {
+    answered = later;
+  });
+}
+
+async function read(reader, on) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += decoder.decode(value, { stream: true });
+    let end;
+    while ((end = text.indexOf("\n\n")) >= 0) {
+      const event = text.slice(0, end);
+      text = text.slice(end + 2);
+      const name = /^event: (.*)$/m.exec(event);
+      const data = /^data: (.*)$/m.exec(event);
+      if (name && data) on(name[1], JSON.parse(data[1]));
+    }
+  }
+}

@@ -1,0 +1,184 @@
+// How things look. Strings that came from registries become text nodes, never markup.
+
+/// An element. `on…` attributes are listeners; a `key` keeps the focus when the part of the page is made anew.
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "key") element.dataset.key = value;
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/// Puts this in the place of all that a part of the page holds, and the focus back where it was.
+export function show(id, ...children) {
+  const part = document.getElementById(id);
+  const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const scrolled = [...part.querySelectorAll(".list, .scroll")].map((list) => list.scrollTop);
+  part.replaceChildren(...children.filter(Boolean));
+  part.querySelectorAll(".list, .scroll").forEach((list, at) => (list.scrollTop = scrolled[at] ?? 0));
+  if (focused) [...part.querySelectorAll("[data-key]")].find((one) => one.dataset.key === focused)?.focus();
+}
+
+export const number = (value) => value.toLocaleString("en");
+
+export function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let at = 0;
+  while (value >= 1024 && at < units.length - 1) {
+    value /= 1024;
+    at += 1;
+  }
+  return `${at === 0 ? Math.round(value) : value.toFixed(value < 10 ? 2 : 1)} ${units[at]}`;
+}
+
+export function seconds(value) {
+  value = Math.round(value);
+  if (value < 60) return `${value} s`;
+  if (value < 3600) return `${Math.floor(value / 60)} min ${value % 60} s`;
+  if (value < 86400) return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
+  return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
+}
+
+/// A moment: how far off it is, and as a title when exactly.
+export function when(time) {
+  const off = (Date.parse(time) - Date.now()) / 1000;
+  const words = off >= 0 ? `in ${seconds(off)}` : `${seconds(-off)} ago`;
+  return h("time", { datetime: time, title: new Date(time).toLocaleString() }, words);
+}
+
+export function bar(counts) {
+  const parts = [["copied", "copied"], ["unchanged", "unchanged"], ["failed", "failed-fill"], ["cancelled", "cancelled-fill"], ["running", "running-fill"]];
+  const done = counts.copied + counts.unchanged + counts.failed + counts.cancelled;
+  const bar = h("div", { class: "bar", role: "img", "aria-label": `${number(done)} of ${number(counts.total)} images ended` });
+  for (const [outcome, style] of parts) {
+    const part = h("i", { class: style });
+    part.style.flexGrow = counts[outcome];
+    bar.append(part);
+  }
+  const rest = h("i");
+  rest.style.flexGrow = counts.waiting;
+  bar.append(rest);
+  return bar;
+}
+
+export const hasFailed = (batch) => batch.counts.failed + batch.unlisted > 0;
+
+export function chip(batch) {
+  const failed = batch.state === "done" && hasFailed(batch);
+  const listing = batch.state === "running" && !batch.sealed;
+  const words = failed ? "done, with failures" : listing ? "listing" : batch.state;
+  return h("span", { class: `chip ${failed ? "failed" : batch.state}` }, words);
+}
+
+export function batchList(batches, chosen, choose) {
+  const items = batches.map((batch) =>
+    h("li", {},
+      h("button", { type: "button", key: batch.batch, "aria-current": String(batch.batch === chosen), onclick: () => choose(batch.batch) },
+        h("span", { class: "name", title: batch.title }, batch.title || batch.batch),
+        h("span", { class: "name dim", title: batch.to.join(", ") }, "to ", batch.to.join(", ")),
+        bar(batch.counts),
+        h("span", { class: "row" }, chip(batch), h("span", { class: "dim" }, when(batch.started))))));
+  return [
+    h("h2", {}, "Batches"),
+    items.length === 0 ? h("p", { class: "dim" }, "None yet: start a rule, or wait for its time.") : h("ol", { class: "list" }, ...items),
+  ];
+}
+
+/// What a batch comes to.
+export function counts(batch) {
+  const one = (name, value, bad = false) => h("div", { class: bad && value !== "0" ? "bad" : false }, h("dt", {}, name), h("dd", {}, value));
+  const { counts } = batch;
+  return h("dl", { class: "counts" },
+    one("total", number(counts.total)),
+    one("waiting", number(counts.waiting)),
+    one("running", number(counts.running)),
+    one("copied", number(counts.copied)),
+    one("unchanged", number(counts.unchanged)),
+    one("failed", number(counts.failed), true),
+    counts.cancelled > 0 ? one("cancelled", number(counts.cancelled)) : null,
+    batch.unlisted > 0 ? one("not listed", number(batch.unlisted), true) : null,
+    one("bytes copied", bytes(batch.bytes.copied)),
+    one("requests", number(batch.requests.source + batch.requests.target)));
+}
+
+/// Rows of failures by what they have in common, each with a button.
+export function groups(batch, groups, requeue) {
+  const may = batch.state !== "cancelled" && batch.state !== "superseded";
+  const button = (key, label, filter, count) =>
+    h("button", { type: "button", key, "aria-label": `Requeue ${count} failures: ${label}`, disabled: !may, onclick: () => requeue(filter) }, "Requeue");
+  const classes = groups.by_class.map((group) =>
+    h("div", { class: "item" },
+      h("span", { class: "row" }, h("span", {}, h("strong", {}, `${number(group.failed)} ${group.title.toLowerCase()}`), " ", group.class === group.title.toLowerCase() ? null : h("code", { class: "dim" }, group.class)),
+        button(`class ${group.class}`, group.title, { class: group.class }, group.failed)),
+      h("p", { class: "error" }, group.example.error),
+      h("p", { class: "dim" }, group.advice)));
+  const registries = groups.by_registry.map((group) =>
+    h("tr", {},
+      h("td", {}, h("code", {}, group.registry)),
+      h("td", { class: "number" }, number(group.failed)),
+      h("td", { class: "act" }, button(`registry ${group.registry}`, group.registry, { registry: group.registry }, group.failed))));
+  const unlisted = groups.unlisted.map((one) =>
+    h("div", { class: "item" }, h("span", { class: "row" }, h("code", {}, one.repository), h("code", { class: "dim" }, one.class)), h("span", { class: "error" }, one.error)));
+  return [
+    classes.length > 0 && h("h3", {}, "Failures by kind"),
+    ...classes,
+    registries.length > 0 && h("h3", {}, "Failures by registry, at either end"),
+    registries.length > 0 && h("table", {}, h("tbody", {}, ...registries)),
+    unlisted.length > 0 && h("h3", {}, "Could not be listed"),
+    ...unlisted,
+  ];
+}
+
+export function schedules(entries, start) {
+  const items = entries.map((entry) =>
+    h("div", { class: "item" },
+      h("span", { class: "row" }, h("code", {}, entry.from),
+        h("button", { type: "button", key: entry.rule, "aria-label": `Start ${entry.from}`, disabled: entry.running !== null, onclick: () => start(entry) }, entry.running ? "Running" : "Start")),
+      h("span", { class: "dim" }, "to ", h("code", {}, entry.to.join(", "))),
+      h("span", { class: "row" }, entry.schedule ?? h("span", { class: "dim" }, "by hand"), entry.next ? h("span", { class: "dim" }, "next ", when(entry.next)) : null)));
+  return [h("h2", {}, "Schedules"), ...(items.length === 0 ? [h("p", { class: "dim" }, "The configuration has no rules.")] : items)];
+}
+
+const MOST_DOING = 8;
+
+export function workers(workers) {
+  const items = workers.map((worker) => {
+    const doing = worker.running.slice(0, MOST_DOING).map((one) => h("li", {}, h("code", {}, one.source), h("span", { class: "dim name", title: one.target }, "to ", one.target)));
+    const more = worker.running.length - doing.length;
+    return h("div", { class: "item" },
+      h("span", { class: "row" }, h("code", {}, worker.worker), h("span", { class: "dim" }, `${worker.running.length} of ${worker.slots} slots`)),
+      worker.draining ? h("span", { class: "chip wait" }, "is about to end") : null,
+      worker.refused > 0 ? h("span", { class: "error" }, `refused ${number(worker.refused)} messages: ${worker.refused_why ?? "no reason was given"}`) : null,
+      h("ul", { class: "doing" }, ...doing, more > 0 ? h("li", { class: "dim" }, `and ${number(more)} more`) : null));
+  });
+  return [h("h2", {}, "Workers"), ...(items.length === 0 ? [h("p", { class: "dim" }, "None lives.")] : items)];
+}
+
+export function lanes({ lanes, registries }) {
+  const held = (one) => one.throttled_until
+    ? h("span", { class: "chip wait", title: one.throttled_why ?? "" }, "left alone, until ", when(one.throttled_until).getAttribute("title")) : null;
+  const items = lanes.map((lane) =>
+    h("div", { class: "item" },
+      h("span", { class: "row" }, h("code", {}, lane.source.end, lane.source.user ? ` as ${lane.source.user}` : "", " to ", lane.target.end, lane.target.user ? ` as ${lane.target.user}` : ""),
+        h("span", { class: "dim" }, lane.waiting === null ? "" : `${number(lane.waiting)} waiting`)),
+      held(lane),
+      lane.throttled_why ? h("span", { class: "dim" }, lane.throttled_why) : null,
+      ...lane.unserved.map((why) => h("span", { class: "error" }, why))));
+  const rates = registries.map((one) => {
+    const limits = [];
+    if (one.requests_per_second !== null) limits.push(`${one.requests_per_second} requests/s`);
+    if (one.learnt_per_second !== null) limits.push(`${one.learnt_per_second} requests/s learnt from refusals`);
+    if (one.concurrency !== null) limits.push(`${one.concurrency} open at a time`);
+    return h("div", { class: "item" }, h("code", {}, one.registry), h("span", { class: "dim" }, limits.join(", ") || "no limit is known"), held(one));
+  });
+  return [
+    h("h2", {}, "Lanes"),
+    ...(items.length === 0 ? [h("p", { class: "dim" }, "Nothing was queued yet.")] : items),
+    rates.length > 0 && h("h3", {}, "Registries and limits"),
+    ...rates,
+  ];
+}

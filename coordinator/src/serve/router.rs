@@ -1,0 +1,79 @@
+//! Who answers what: the one place in which all paths are put together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use imgsync_worker::health;
+
+use super::app::App;
+use super::trouble::Trouble;
+use super::{access, api, page};
+
+/// How long an answer may take: a store that is away is not waited for by who looks at a page.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Everything that is answered: health for those who watch over processes, the API, and the page.
+pub fn router(app: Arc<App>) -> Router {
+    // Asked by machines under any name, and telling nothing else: not guarded.
+    let open = health::routes(app.ready.clone());
+    let guard = from_fn_with_state(app.access.clone(), access::guard);
+    let api = api_routes().layer(from_fn(in_time)).route("/events", get(api::events));
+    let api = api.fallback(api::nowhere).method_not_allowed_fallback(api::not_so).layer(guard).with_state(app);
+    open.nest("/api/v1", api).merge(page::routes()).layer(from_fn(access::tell_browsers))
+}
+
+fn api_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/openapi.json", get(api::openapi))
+        .route("/status", get(api::status))
+        .route("/batches", get(api::batches))
+        .route("/batches/{batch}", get(api::batch))
+        .route("/batches/{batch}/course", get(api::course))
+        .route("/batches/{batch}/tasks", get(api::tasks))
+        .route("/batches/{batch}/failures", get(api::failures))
+        .route("/batches/{batch}/failures/groups", get(api::groups))
+        .route("/batches/{batch}/pause", post(api::pause))
+        .route("/batches/{batch}/resume", post(api::resume))
+        .route("/batches/{batch}/cancel", post(api::cancel))
+        .route("/batches/{batch}/requeue", post(api::requeue))
+        .route("/schedules", get(api::schedules))
+        .route("/schedules/{rule}/start", post(api::start))
+        .route("/workers", get(api::workers))
+        .route("/lanes", get(api::lanes))
+}
+
+/// Gives up on an answer that takes too long.
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let why = format!("the store did not answer within {} s", PATIENCE.as_secs());
+            Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_of_the_api_is_described() {
+        let document: serde_json::Value = serde_json::from_str(api::OPENAPI).unwrap();
+        let (source, _) = include_str!("router.rs").split_once("#[cfg(test)]").unwrap();
+        let mut paths = 0;
+        for rest in source.split(".route(\"").skip(1) {
+            let (path, rest) = rest.split_once("\", ").unwrap();
+            let method = rest.split('(').next().unwrap();
+            assert!(document["paths"][path][method].is_object(), "{method} {path}");
+            paths += 1;
+        }
+        assert_eq!(paths, document["paths"].as_object().unwrap().len());
+    }
+}

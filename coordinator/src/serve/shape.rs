@@ -1,0 +1,205 @@
+//! What the API answers, as JSON. `schema/openapi.json` describes the same.
+
+use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Requests, TaskState};
+use imgsync_common::error::Class;
+use imgsync_common::store::{Batch, Control, Course, FailedTask, TaskRow, Unlisted};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// A batch.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct BatchShape {
+    batch: BatchId,
+    title: String,
+    from: Vec<String>,
+    to: Vec<String>,
+    state: Control,
+    run: u32,
+    counts: Counts,
+    queued: u64,
+    retrying: u64,
+    bytes: Bytes,
+    requests: Requests,
+    worker_seconds: f64,
+    started: Timestamp,
+    sealed: Option<Timestamp>,
+    ended: Option<Timestamp>,
+    supersedes: Option<BatchId>,
+    unlisted: usize,
+}
+
+impl BatchShape {
+    /// With how many repositories or patterns could not be listed.
+    pub(super) fn of(batch: &Batch, unlisted: usize) -> BatchShape {
+        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        let mut to: Vec<String> = options.rules.iter().flat_map(|rule| rule.to.iter().cloned()).collect();
+        to.sort();
+        to.dedup();
+        BatchShape {
+            batch: batch.id,
+            title: options.title,
+            from: options.rules.into_iter().map(|rule| rule.from).collect(),
+            to,
+            state: batch.control,
+            run: batch.run,
+            counts: batch.counts,
+            queued: batch.queued,
+            retrying: batch.retrying,
+            bytes: batch.spent.bytes,
+            requests: batch.spent.requests,
+            worker_seconds: batch.spent.time.as_secs_f64(),
+            started: batch.created_at,
+            sealed: batch.sealed_at,
+            ended: batch.ended_at,
+            supersedes: batch.supersedes,
+            unlisted,
+        }
+    }
+}
+
+/// How a batch went: outcomes over time, and who did how much.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct CourseShape {
+    batch: BatchId,
+    /// How long a part is.
+    part_seconds: f64,
+    parts: Vec<PartShape>,
+    slowest: Vec<SlowShape>,
+    workers: Vec<ShareShape>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct PartShape {
+    /// From this multiple of the length of a part after the start.
+    number: u32,
+    copied: u64,
+    unchanged: u64,
+    failed: u64,
+    cancelled: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct SlowShape {
+    index: u32,
+    seconds: f64,
+    bytes: u64,
+    worker: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ShareShape {
+    worker: String,
+    ended: u64,
+    failed: u64,
+    bytes: u64,
+    seconds: f64,
+}
+
+impl CourseShape {
+    pub(super) fn of(batch: BatchId, course: Course) -> CourseShape {
+        let part = |part: imgsync_common::store::Part| PartShape {
+            number: part.number,
+            copied: part.copied,
+            unchanged: part.unchanged,
+            failed: part.failed,
+            cancelled: part.cancelled,
+            bytes: part.bytes,
+        };
+        let slow = |slow: imgsync_common::store::Slow| SlowShape {
+            index: slow.index,
+            seconds: slow.time.as_secs_f64(),
+            bytes: slow.bytes,
+            worker: slow.worker,
+        };
+        let share = |share: imgsync_common::store::Share| ShareShape {
+            worker: share.worker,
+            ended: share.ended,
+            failed: share.failed,
+            bytes: share.bytes,
+            seconds: share.time.as_secs_f64(),
+        };
+        CourseShape {
+            batch,
+            part_seconds: course.width.as_secs_f64(),
+            parts: course.parts.into_iter().map(part).collect(),
+            slowest: course.slowest.into_iter().map(slow).collect(),
+            workers: course.shares.into_iter().map(share).collect(),
+        }
+    }
+}
+
+/// A task, and where it stands.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct TaskShape {
+    index: u32,
+    source: String,
+    target: String,
+    state: TaskState,
+    run: u32,
+    attempts: u32,
+}
+
+impl TaskShape {
+    pub(super) fn of(row: &TaskRow) -> TaskShape {
+        TaskShape {
+            index: row.task.index,
+            source: row.task.planned.source.to_string(),
+            target: row.task.planned.target.to_string(),
+            state: row.state,
+            run: row.run,
+            attempts: row.attempts,
+        }
+    }
+}
+
+/// A task that failed, and why.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct FailureShape {
+    pub(super) index: u32,
+    source: String,
+    target: String,
+    class: Class,
+    error: String,
+    attempts: u32,
+}
+
+impl FailureShape {
+    pub(super) fn of(failed: &FailedTask) -> FailureShape {
+        FailureShape {
+            index: failed.task.index,
+            source: failed.task.planned.source.to_string(),
+            target: failed.task.planned.target.to_string(),
+            class: failed.failure.class,
+            error: failed.failure.error.clone(),
+            attempts: failed.failure.attempts,
+        }
+    }
+}
+
+/// The failures of a batch, by what they have in common.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct GroupsShape {
+    pub(super) batch: BatchId,
+    pub(super) failed: u64,
+    pub(super) by_class: Vec<ClassGroup>,
+    pub(super) by_registry: Vec<RegistryGroup>,
+    pub(super) unlisted: Vec<Unlisted>,
+}
+
+/// Failures of one class.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ClassGroup {
+    pub(super) class: Class,
+    pub(super) title: &'static str,
+    pub(super) advice: &'static str,
+    pub(super) failed: u64,
+    pub(super) example: FailureShape,
+}
+
+/// Failures with a registry at either end.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct RegistryGroup {
+    pub(super) registry: String,
+    pub(super) failed: u64,
+}

@@ -1,0 +1,303 @@
+//! Rules that are run by themselves, at their times, and those that somebody starts by hand.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Options};
+use imgsync_common::config::Config;
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::Events;
+use imgsync_common::printable::printable;
+use imgsync_common::store::{Batch, Begun};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::current::{Current, Known};
+use super::say;
+use crate::batches::House;
+
+/// How often it is looked whether a time has come.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Batches that are listed at a time.
+const LISTED_AT_ONCE: usize = 4;
+/// Of how many batches, the newest, it is looked whether their listing was broken off.
+const BATCHES: usize = 1_000;
+
+/// Begins batches. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Timetable(Arc<Inner>);
+
+struct Inner {
+    house: House,
+    current: watch::Receiver<Arc<Current>>,
+    /// Told of new batches.
+    more: Arc<Notify>,
+    events: Events,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    listing: Semaphore,
+    /// What this process lists.
+    listed: Mutex<HashSet<BatchId>>,
+    /// One begins at a time: whether a rule runs is looked at first.
+    begin: tokio::sync::Mutex<()>,
+}
+
+/// A rule, and when it is run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// The rule's name.
+    pub rule: String,
+    /// What it copies.
+    pub from: String,
+    /// Where to.
+    pub to: Vec<String>,
+    /// When it is run by itself, in words; none where it is only run by hand.
+    pub schedule: Option<String>,
+    /// When it is run next.
+    pub next: Option<Timestamp>,
+    /// The batch that was begun last.
+    pub last: Option<BatchId>,
+    /// The batch of it that is running or paused.
+    pub running: Option<BatchId>,
+}
+
+impl Timetable {
+    /// A timetable that has begun nothing.
+    pub fn new(
+        house: &House,
+        current: watch::Receiver<Arc<Current>>,
+        more: Arc<Notify>,
+        events: Events,
+        stop: &CancellationToken,
+    ) -> Timetable {
+        Timetable(Arc::new(Inner {
+            house: house.clone(),
+            current,
+            more,
+            events,
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+            listing: Semaphore::new(LISTED_AT_ONCE),
+            listed: Mutex::default(),
+            begin: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Begins rules at their times for as long as this process leads, until told to stop. Returns when no listing is under
+    /// way any more.
+    pub async fn keep(&self, mut leads: watch::Receiver<bool>) {
+        let inner = &self.0;
+        let mut is_new = true;
+        while !inner.stop.is_cancelled() {
+            is_new |= !*leads.borrow_and_update();
+            tokio::select! {
+                led = leads.wait_for(|leads| *leads) => if led.is_err() { break },
+                () = inner.stop.cancelled() => break,
+            }
+            if std::mem::take(&mut is_new)
+                && let Err(error) = self.take_up().await
+            {
+                say(&inner.events, &error.to_string());
+            }
+            if let Err(error) = self.begin_those_due().await {
+                say(&inner.events, &error.to_string());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = inner.stop.cancelled() => {}
+            }
+        }
+        inner.tasks.close();
+        inner.tasks.wait().await;
+    }
+
+    /// Begins a rule now.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no rule of this name; `Invalid` where it is running; the store's.
+    pub async fn start(&self, name: &str) -> Result<BatchId> {
+        let inner = &self.0;
+        let current = inner.current.borrow().clone();
+        let tried = || format!("starting rule {}", printable(name));
+        let rule = current.rule(name).ok_or_else(|| {
+            Error::new(Class::NotFound, tried(), "the configuration has no such rule")
+                .hint("it may have been changed: look at the schedules again")
+        })?;
+        let _turn = inner.begin.lock().await;
+        if let Some(running) = inner.house.store.unfinished(&rule.rules).await? {
+            return Err(Error::new(Class::Invalid, tried(), format!("it is running, as batch {running}"))
+                .hint("cancel that batch first, or wait for its end"));
+        }
+        let id = self.begin(&current, rule).await?;
+        self.note(name, Timestamp::now(), Some(id)).await?;
+        Ok(id)
+    }
+
+    /// All rules, and when they are run.
+    pub async fn entries(&self) -> Result<Vec<Entry>> {
+        let inner = &self.0;
+        let current = inner.current.borrow().clone();
+        let known = self.known().await?;
+        let mut entries = Vec::new();
+        for rule in &current.rules {
+            let begun = known.get(&rule.name);
+            let next = rule.schedule.as_ref().and_then(|schedule| match begun {
+                Some(begun) => schedule.after(begun.at, &rule.name).map(|due| due.at),
+                None => schedule.after(Timestamp::now(), &rule.name).map(|due| due.at),
+            });
+            entries.push(Entry {
+                rule: rule.name.clone(),
+                from: rule.from.clone(),
+                to: rule.to.clone(),
+                schedule: rule.schedule.as_ref().map(ToString::to_string),
+                next,
+                last: begun.and_then(|begun| begun.batch),
+                running: inner.house.store.unfinished(&rule.rules).await?,
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Goes on with listings that were broken off: in a cluster those that a timetable began, else all, for nobody else
+    /// works with the store.
+    async fn take_up(&self) -> Result<()> {
+        let inner = &self.0;
+        let current = inner.current.borrow().clone();
+        let begun: HashSet<BatchId> = self.known().await?.values().filter_map(|begun| begun.batch).collect();
+        for batch in inner.house.store.batches(BATCHES).await? {
+            let is_broken_off = batch.control.is_live() && batch.sealed_at.is_none();
+            let is_ours = !inner.house.is_cluster() || begun.contains(&batch.id);
+            if !is_broken_off || !is_ours || self.listed().contains(&batch.id) {
+                continue;
+            }
+            match current.config_of(&batch.rules) {
+                Some(config) => self.go_on(&current, config.clone(), &batch),
+                None => say(
+                    &inner.events,
+                    &format!(
+                        "the listing of batch {0} was broken off, and its rules are not in the configuration: \
+                         `imgsync batch cancel {0}` ends it",
+                        batch.id
+                    ),
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(&self, current: &Arc<Current>, config: Config, batch: &Batch) {
+        let (this, current, id) = (self.clone(), current.clone(), batch.id);
+        self.listed().insert(id);
+        self.0.tasks.spawn(async move {
+            let inner = &this.0;
+            let run = current.run(&inner.house, &config, inner.events.clone(), &inner.stop);
+            if let Err(error) = run.again(id).await {
+                say(&inner.events, &error.to_string());
+            }
+            this.listed().remove(&id);
+        });
+    }
+
+    async fn begin_those_due(&self) -> Result<()> {
+        let inner = &self.0;
+        let current = inner.current.borrow().clone();
+        let scheduled: Vec<_> = current.rules.iter().filter_map(|rule| Some((rule, rule.schedule.as_ref()?))).collect();
+        if scheduled.is_empty() {
+            return Ok(());
+        }
+        let known = self.known().await?;
+        let now = Timestamp::now();
+        for (rule, schedule) in scheduled {
+            let last = match known.get(&rule.name) {
+                Some(begun) => *begun,
+                None if schedule.begins_at_once() => {
+                    let _turn = inner.begin.lock().await;
+                    if inner.house.store.unfinished(&rule.rules).await?.is_none() {
+                        let id = self.begin(&current, rule).await?;
+                        self.note(&rule.name, now, Some(id)).await?;
+                    }
+                    continue;
+                }
+                None => {
+                    self.note(&rule.name, now, None).await?;
+                    continue;
+                }
+            };
+            let Some(due) = schedule.after(last.at, &rule.name).filter(|due| due.at <= now) else { continue };
+            let _turn = inner.begin.lock().await;
+            let next = schedule.begun(due, now);
+            match inner.house.store.unfinished(&rule.rules).await? {
+                Some(running) => {
+                    say(
+                        &inner.events,
+                        &format!("{} is not begun again: batch {running} of it runs still", rule.title()),
+                    );
+                    self.note(&rule.name, next, last.batch).await?;
+                }
+                None => {
+                    let id = self.begin(&current, rule).await?;
+                    self.note(&rule.name, next, Some(id)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a batch, and lists it apart.
+    async fn begin(&self, current: &Arc<Current>, rule: &Known) -> Result<BatchId> {
+        let id = BatchId::generate();
+        let (made, is_made) = oneshot::channel::<Result<()>>();
+        let (this, current, rule) = (self.clone(), current.clone(), rule.clone());
+        self.listed().insert(id);
+        self.0.tasks.spawn(async move {
+            this.list(id, &current, &rule, made).await;
+            this.listed().remove(&id);
+        });
+        match is_made.await {
+            Ok(made) => made.map(|()| id),
+            Err(_) => Err(Error::cancelled(format!("starting {}", id))),
+        }
+    }
+
+    async fn list(&self, id: BatchId, current: &Current, rule: &Known, made: oneshot::Sender<Result<()>>) {
+        let inner = &self.0;
+        let run = current.run(&inner.house, rule.config(), inner.events.clone(), &inner.stop);
+        let options: Options = match run.make(id).await {
+            Ok(options) => options,
+            Err(error) => {
+                let _ = made.send(Err(error));
+                return;
+            }
+        };
+        say(&inner.events, &format!("batch {id} begins: {}", rule.title()));
+        let _ = made.send(Ok(()));
+        inner.more.notify_one();
+        let Ok(_place) = inner.listing.acquire().await else { return };
+        match run.list_made(id, options).await {
+            Ok(listed) => listed.refused.iter().for_each(|error| say(&inner.events, &error.to_string())),
+            Err(error) => say(&inner.events, &error.to_string()),
+        }
+    }
+
+    async fn note(&self, rule: &str, at: Timestamp, batch: Option<BatchId>) -> Result<()> {
+        self.0.house.store.note_schedule(rule, Begun { at, batch }).await
+    }
+
+    async fn known(&self) -> Result<BTreeMap<String, Begun>> {
+        Ok(self.0.house.store.schedules().await?.into_iter().collect())
+    }
+
+    fn listed(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {
+        self.0.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Timetable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Timetable")
+    }
+}

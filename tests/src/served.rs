@@ -1,0 +1,114 @@
+//! `imgsync serve`, and what it answers.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::program::{Imgsync, Output, Running, Signal};
+
+/// How long it may take to come up, and until something is so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One that serves. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Served {
+    /// The process.
+    pub running: Running,
+    /// Where it answers, such as `http://127.0.0.1:1234`.
+    pub url: String,
+    /// The token that it made up; empty where one is configured.
+    pub token: String,
+    client: reqwest::Client,
+}
+
+impl Served {
+    /// Starts it with the configuration in the program's home, on a port of its own. Tries come quickly after each other.
+    pub async fn start(program: &Imgsync, more: &[&str]) -> Self {
+        let listen = if more.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"][..] };
+        let program = program.again().args(["serve", "--retry-delay", "10ms"]).args(listen).args(more);
+        let running = program.spawn();
+        let line = running.wait_for_line(|line| line.starts_with("answers on http://"), PATIENCE).await;
+        let url = line.split_whitespace().nth(2).expect("the line names an address").replace("0.0.0.0", "127.0.0.1");
+        let told = |line: &str| line.contains("changes need") || line.contains("#token=");
+        let line = running.wait_for_line(told, PATIENCE).await;
+        let token = line.split_once("#token=").map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
+        let (token, client) = (token.to_owned(), client());
+        let served = Self { running, url, token, client };
+        let leads = |line: &str| line.ends_with("leads") || line.contains("stands by");
+        served.running.wait_for_line(leads, PATIENCE).await;
+        served
+    }
+
+    /// The address of the page, with the token.
+    pub fn page(&self) -> String {
+        format!("{}/#token={}", self.url, self.token)
+    }
+
+    /// A request to the API that is not sent yet, without a token.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}/api/v1/{path}", self.url))
+    }
+
+    /// What is under a path beside the API.
+    pub async fn fetch(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.url)).send().await.expect("it answers")
+    }
+
+    /// What the API answers to a GET.
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        answer(self.request(Method::GET, path).bearer_auth(&self.token)).await
+    }
+
+    /// What the API answers to a POST with this as JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        answer(self.request(Method::POST, path).bearer_auth(&self.token).json(body)).await
+    }
+
+    /// Waits until the API answers as is wanted, and says what that is.
+    ///
+    /// # Panics
+    /// With the last answer, when it does not in time.
+    pub async fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let started = Instant::now();
+        loop {
+            let (status, value) = self.get(path).await;
+            if status == 200 && wanted(&value) {
+                return value;
+            }
+            let log = self.running.stderr();
+            assert!(started.elapsed() < PATIENCE, "{path}: not so within {PATIENCE:?}: {status} {value:#}\n{log}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits for so many batches that have all ended, and gives them, the newest first.
+    pub async fn batches(&self, number: usize) -> Vec<Value> {
+        let all_ended = |value: &Value| {
+            let batches = value["batches"].as_array().map(Vec::as_slice).unwrap_or_default();
+            batches.len() >= number && batches.iter().all(|batch| !batch["ended"].is_null())
+        };
+        let value = self.wait_for("batches", all_ended).await;
+        value["batches"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn end(mut self) -> Output {
+        self.running.signal(Signal::TERM);
+        self.running.wait().await
+    }
+}
+
+/// A client without proxies.
+fn client() -> reqwest::Client {
+    crate::tls::install_provider();
+    reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client can be made")
+}
+
+/// Status and JSON of an answer; null where it is none.
+pub async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.expect("it answers");
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap_or_default();
+    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+}

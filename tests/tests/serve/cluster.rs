@@ -1,0 +1,62 @@
+//! The same with a cluster: rules at their times, done by workers, seen by the same page and API.
+
+use std::time::Duration;
+
+use imgsync_tests::program::Signal;
+use imgsync_tests::{Cluster, Served};
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, assert_sums, rule};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_tried_again() {
+    let cluster = Cluster::start();
+    let mut scene = Scene::new(&["good", "bad"], 12).await;
+    let refused = imgsync_tests::fault::Action::Status { code: 403, headers: Vec::new(), body: "{}".into() };
+    let kinds = [imgsync_tests::fault::Kind::ManifestGet, imgsync_tests::fault::Kind::ManifestHead];
+    let denied = scene.source.on(imgsync_tests::fault::Match::kinds(&kinds).repository("bad")).always().act(refused);
+    let _workers = cluster.workers(3, 4).await;
+    let config = scene.config(&[("good", "{every: 1h}"), ("bad", "{every: 1h}")]);
+    scene.program = cluster.imgsync(&config);
+    let served = Served::start(&scene.program, &[]).await;
+    let (_, status) = served.get("status").await;
+    assert_eq!((&status["mode"], &status["leads"]), (&"cluster".into(), &true.into()));
+    let both = |value: &Value| {
+        let batches = value["batches"].as_array().unwrap();
+        batches.len() == 2
+            && batches.iter().all(|batch| batch["counts"]["copied"] == 12 || batch["counts"]["failed"] == 12)
+    };
+    let batches = served.wait_for("batches", both).await;
+    let bad = batches["batches"].as_array().unwrap().iter().find(|batch| batch["counts"]["failed"] == 12).unwrap();
+    let id = bad["batch"].as_str().unwrap();
+    let (_, groups) = served.get(&format!("batches/{id}/failures/groups")).await;
+    assert_eq!(groups["by_class"][0]["class"], "denied", "{groups:#}");
+    let (_, workers) = served.get("workers").await;
+    assert_eq!(workers["workers"].as_array().unwrap().len(), 3, "{workers:#}");
+    let (_, lanes) = served.get("lanes").await;
+    assert_eq!(lanes["lanes"][0]["waiting"], 0, "{lanes:#}");
+
+    denied.remove();
+    let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({})).await;
+    assert_eq!((status, &answer["requeued"]), (200, &12.into()));
+    let copied = |batch: &Value| batch["counts"]["copied"] == 12;
+    assert_sums(&served.wait_for(&format!("batches/{id}"), copied).await);
+    scene.target.assert_tags_complete();
+
+    // The next that serves takes over, and knows what was begun.
+    let second = Served::start(&cluster.imgsync(&config), &[]).await;
+    let (_, status) = second.get("status").await;
+    assert_eq!(status["leads"], false, "{status:#}");
+    let mut first = served;
+    first.running.signal(Signal::KILL);
+    first.running.wait().await;
+    second.wait_for("status", |status| status["leads"] == true).await;
+    let (_, schedules) = second.get("schedules").await;
+    assert!(rule(&schedules, "good")["last"].is_string(), "{schedules:#}");
+    let (_, batches) = second.get("batches").await;
+    assert_eq!(batches["batches"].as_array().unwrap().len(), 2, "nothing is begun again");
+    second.running.wait_for_line(|line| line.contains("leads"), PATIENCE).await;
+    second.end().await.assert_code(0);
+}

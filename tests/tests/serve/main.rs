@@ -1,0 +1,12 @@
+//! Serving: rules at their times, the API, and the page in a real browser.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod access;
+mod cluster;
+mod generator;
+mod page;
+mod reload;
+mod scene;
+mod schedules;
+mod steering;
+mod watching;

@@ -1,0 +1,58 @@
+//! The configuration is read again while serving goes on.
+
+use std::time::Duration;
+
+use imgsync_tests::program::Signal;
+use serde_json::json;
+
+use crate::scene::Scene;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
+    let scene = Scene::new(&["a", "b"], 1).await;
+    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    served.batches(1).await;
+
+    let config = scene.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
+    scene.write(&config.replace("name: keep", "naem: keep"));
+    served.running.wait_for_line(|line| line.contains("the one before still holds"), PATIENCE).await;
+    let status = served.wait_for("status", |status| status["configuration"]["error"].is_string()).await;
+    let error = status["configuration"]["error"].as_str().unwrap();
+    assert!(error.contains("did you mean `name`?") && error.contains("imgsync.yaml"), "{error}");
+    assert_eq!(status["configuration"]["rules"], 1);
+    served.get("schedules").await;
+
+    scene.write(&config);
+    let status = served.wait_for("status", |status| status["configuration"]["error"].is_null()).await;
+    assert_eq!(status["configuration"]["rules"], 2);
+    let batches = served.batches(2).await;
+    assert!(
+        batches[0]["title"].as_str().unwrap().ends_with("/b"),
+        "what is new is begun, what is old is not: {batches:#?}"
+    );
+    assert_eq!(batches.len(), 2);
+    assert_eq!(scene.target.tags("m/b"), ["v0"]);
+
+    let readings = |log: &str| log.matches("read its configuration again").count();
+    let before = readings(&served.running.stderr());
+    served.running.signal(Signal::HUP);
+    let log = || served.running.stderr();
+    let started = std::time::Instant::now();
+    while readings(&log()) == before {
+        assert!(started.elapsed() < PATIENCE, "{}", log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    served.end().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn what_needs_a_new_start_is_said() {
+    let scene = Scene::new(&["a"], 1).await;
+    let served = scene.serve(&[("a", "")]).await;
+    scene.write(&format!("serve: {{token: 0123456789abcdef}}\n{}", scene.config(&[("a", "")])));
+    served.running.wait_for_line(|line| line.contains("from the next start on"), PATIENCE).await;
+    let (status, _) = served.post("batches/01890a5d-ac96-774b-bcce-b302099a8057/pause", &json!({})).await;
+    assert_eq!(status, 404, "the token of this start still holds");
+}

@@ -1,0 +1,151 @@
+//! Rules at their times.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::store::{Begun, Schedules as _, SqliteStore, SystemClock};
+use imgsync_tests::Served;
+use imgsync_tests::fault::{Action, Kind, Match};
+use imgsync_tests::program::Signal;
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+
+use crate::scene::{Scene, assert_sums, rule};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no_other() {
+    let scene = Scene::new(&["good"], 3).await;
+    let served = scene.serve(&[("good", "{every: 5s}"), ("missing", "{every: 5s}")]).await;
+    let ended = |value: &serde_json::Value| {
+        let batches = value["batches"].as_array().unwrap();
+        let of = |name: &str| {
+            batches.iter().filter(|it| it["title"].as_str().unwrap().ends_with(name) && !it["ended"].is_null()).count()
+        };
+        of("/good") >= 2 && of("/missing") >= 2
+    };
+    let batches = served.wait_for("batches", ended).await;
+    for batch in batches["batches"].as_array().unwrap() {
+        assert_sums(batch);
+        let is_good = batch["title"].as_str().unwrap().ends_with("/good");
+        if batch["ended"].is_null() {
+            continue;
+        }
+        assert_eq!(batch["unlisted"], if is_good { 0 } else { 1 }, "{batch:#}");
+        assert_eq!(batch["counts"]["total"], if is_good { 3 } else { 0 }, "{batch:#}");
+    }
+    // The second run found all of it there: three images were put once each.
+    assert_eq!(scene.target.count(Kind::ManifestPut), 3);
+    let (_, schedules) = served.get("schedules").await;
+    assert_eq!(rule(&schedules, "good")["schedule"], "every 5s");
+    assert!(rule(&schedules, "good")["next"].is_string());
+    let output = served.end().await.assert_code(0);
+    assert!(output.stderr.contains("2 of 2 rules are run at their times"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn what_was_missed_while_nothing_served_is_caught_up_once() {
+    let scene = Scene::new(&["a", "b"], 1).await;
+    let rules = [("a", "{every: 1h}"), ("b", "0 3 * * *")];
+    let served = scene.serve(&rules).await;
+    assert_eq!(served.batches(1).await.len(), 1, "a pattern waits for its time");
+    let (_, schedules) = served.get("schedules").await;
+    let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
+    served.end().await.assert_code(0);
+
+    // Both were begun two days ago: of all the times since then one is caught up.
+    let state = scene.program.state().join("imgsync");
+    let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
+    let at = Timestamp::now() - jiff::SignedDuration::from_hours(48);
+    for name in &names {
+        store.note_schedule(name, Begun { at, batch: None }).await.unwrap();
+    }
+    drop(store);
+    let served = Served::start(&scene.program, &[]).await;
+    assert_eq!(served.batches(3).await.len(), 3);
+    let (_, schedules) = served.get("schedules").await;
+    for name in ["a", "b"] {
+        let next: Timestamp = rule(&schedules, name)["next"].as_str().unwrap().parse().unwrap();
+        assert!(next > Timestamp::now(), "{schedules:#}");
+    }
+    // Nor are they begun a third time when it is started again.
+    served.end().await.assert_code(0);
+    let served = Served::start(&scene.program, &[]).await;
+    assert_eq!(served.batches(3).await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_rule_that_is_still_running_is_not_begun_again() {
+    let scene = Scene::new(&["slow"], 2).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let puts = scene.target.on(Match::kind(Kind::ManifestPut)).always().act(Action::Gate(gate.clone()));
+    let served = scene.serve(&[("slow", "{every: 5s}")]).await;
+    served.running.wait_for_line(|line| line.contains("is not begun again"), PATIENCE).await;
+    let (_, batches) = served.get("batches").await;
+    assert_eq!(batches["batches"].as_array().unwrap().len(), 1, "{batches:#}");
+    let (_, schedules) = served.get("schedules").await;
+    assert_eq!(rule(&schedules, "slow")["running"], batches["batches"][0]["batch"]);
+    let name = rule(&schedules, "slow")["rule"].as_str().unwrap();
+    let (status, trouble) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
+    assert_eq!(status, 409, "{trouble:#}");
+    puts.remove();
+    gate.add_permits(100);
+    served.batches(2).await;
+}
+
+#[tokio::test]
+async fn a_listing_that_was_killed_is_gone_on_with_by_the_next_that_serves() {
+    let scene = Scene::new(&["a"], 2).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let lists = scene.source.on(Match::kind(Kind::Tags)).always().act(Action::Gate(gate.clone()));
+    let mut served = scene.serve(&[("a", "{every: 1h}")]).await;
+    scene.source.wait_until(|source| source.count(Kind::Tags) == 1, PATIENCE).await;
+    served.running.signal(Signal::KILL);
+    served.running.wait().await;
+    lists.remove();
+    gate.add_permits(100);
+    let served = Served::start(&scene.program, &[]).await;
+    let batches = served.batches(1).await;
+    assert_eq!(batches.len(), 1, "it is the same batch");
+    assert_eq!((&batches[0]["state"], &batches[0]["counts"]["copied"]), (&"done".into(), &2.into()));
+}
+
+#[tokio::test]
+async fn a_rule_is_started_by_hand_and_old_batches_are_removed() {
+    let scene = Scene::new(&["a"], 1).await;
+    let served = scene.serve(&[("a", "")]).await;
+    assert!(served.running.stderr().contains("no rule has a `schedule:`"));
+    let (_, schedules) = served.get("schedules").await;
+    let name = rule(&schedules, "a")["rule"].as_str().unwrap();
+    let (status, begun) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
+    assert_eq!(status, 202, "{begun:#}");
+    let (status, batch) = served.get(&format!("batches/{}", begun["batch"].as_str().unwrap())).await;
+    assert_eq!(status, 200, "it is there as soon as it was answered: {batch:#}");
+    let batches = served.batches(1).await;
+    assert_eq!(batches[0]["batch"], begun["batch"]);
+    served.end().await.assert_code(0);
+
+    scene.write(&format!("keep: 1ms\n{}", scene.config(&[("a", "")])));
+    let served = Served::start(&scene.program, &[]).await;
+    served.wait_for("batches", |value| value["batches"] == serde_json::json!([])).await;
+}
+
+#[tokio::test]
+async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
+    let scene = Scene::new(&["a"], 2).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let puts = scene.target.on(Match::kind(Kind::ManifestPut)).always().act(Action::Gate(gate.clone()));
+    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    scene.target.wait_until(|target| target.count(Kind::ManifestPut) > 0, PATIENCE).await;
+    let second = scene.program.again().args(["serve", "--listen", "127.0.0.1:0"]).run().await;
+    assert_ne!(second.code, Some(0), "{}", second.stderr);
+    scene.program.again().args(["batch", "pause"]).run().await.assert_code(0);
+    served.wait_for("batches", |value| value["batches"][0]["state"] == "paused").await;
+    puts.remove();
+    gate.add_permits(100);
+    let resumed = scene.program.again().args(["batch", "resume"]).run().await.assert_code(0);
+    assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
+    let batches = served.batches(1).await;
+    assert_eq!(batches[0]["counts"]["copied"], 2);
+}
