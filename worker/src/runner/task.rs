@@ -47,7 +47,7 @@ pub(super) enum Ended {
 
 /// What a task came to.
 enum Came {
-    Copied(Done, Before),
+    Copied(Box<Done>, Before),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
     Equal(Option<Seen>),
     Failed(Error),

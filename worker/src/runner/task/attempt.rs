@@ -59,7 +59,7 @@ impl Runner {
                     let image = Seen { source: believed.source.clone(), target: believed.target.clone() };
                     let done = Box::pin(self.copier_of(options).accompany(&job, &image, context)).await?;
                     let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
-                    return Ok(Came::Copied(done, before));
+                    return Ok(Came::Copied(Box::new(done), before));
                 }
                 Some(source) if source == believed.source => return Ok(Came::Equal(None)),
                 source => listed = source.or(listed),
@@ -93,7 +93,7 @@ impl Runner {
                     if in_part && !rule.leaves_out() {
                         self.store.forget_tags(&held.scope().parts(), std::slice::from_ref(&target.tag)).await?;
                     }
-                    return Ok(Came::Copied(done, Before { seen_at: None, referrers_at: asked }));
+                    return Ok(Came::Copied(Box::new(done), Before { seen_at: None, referrers_at: asked }));
                 }
             }
         }
