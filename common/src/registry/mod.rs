@@ -40,10 +40,10 @@ mod transport;
 mod uploads;
 mod window;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use url::Url;
 
@@ -124,8 +124,8 @@ struct Registry {
     making: create::Making,
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
-    /// Repositories that were seen to have no referrers API: one host can stand before several registries.
-    no_referrers: Mutex<HashSet<RepositoryName>>,
+    /// Repositories that were seen to have no referrers API, and when: one host can stand before several registries.
+    no_referrers: Mutex<HashMap<RepositoryName, Instant>>,
     /// Whether its credential helper's failure was told of.
     warned: AtomicBool,
     logins: Arc<Logins>,

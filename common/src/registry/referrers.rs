@@ -1,10 +1,10 @@
 //! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, and by the fallback tag where a registry
 //! lacks it. Requests made here are counted apart from those of a copy.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
@@ -63,6 +63,8 @@ impl FallbackLocks {
     }
 }
 
+/// How long a repository that was seen to have no API is not asked again: registries learn.
+const NO_API_FOR: Duration = Duration::from_secs(3600);
 /// How often an index is written again that somebody else wrote at the same time.
 const FALLBACK_ROUNDS: usize = 8;
 /// How long is waited before that, at the most, in milliseconds.
@@ -117,7 +119,7 @@ impl Repository {
 
     /// `None`: the registry does not have the API.
     async fn referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
-        if self.without_api().contains(&self.name) {
+        if self.without_api().get(&self.name).is_some_and(|seen| seen.elapsed() < NO_API_FOR) {
             return Ok(None);
         }
         let tried = format!("listing the referrers of {}@{subject}", self.label());
@@ -140,7 +142,7 @@ impl Repository {
         Ok(Some(found))
     }
 
-    fn without_api(&self) -> std::sync::MutexGuard<'_, HashSet<RepositoryName>> {
+    fn without_api(&self) -> std::sync::MutexGuard<'_, HashMap<RepositoryName, Instant>> {
         self.registry.no_referrers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,7 +164,7 @@ impl Repository {
                 | StatusCode::NOT_ACCEPTABLE
                 | StatusCode::NOT_IMPLEMENTED => {
                     if !about_content {
-                        self.without_api().insert(self.name.clone());
+                        self.without_api().insert(self.name.clone(), Instant::now());
                     }
                     Ok(None)
                 }

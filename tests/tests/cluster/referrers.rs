@@ -12,11 +12,14 @@ const SIGNATURES: usize = 32;
 #[tokio::test]
 async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
     let cluster = Cluster::start();
-    let (source, target) = tokio::join!(FaultRegistry::start(), async {
+    let (source, modern, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start(), async {
         // Slow enough for all to have read before the first has written.
         FaultRegistry::builder().without_referrers().latency(Duration::from_millis(15)).start().await
     });
-    let image = images::multi_platform("signed-by-many");
+    let amd64 = Image::single("signed-by-many").layers(2, 3000).build();
+    let index = Image::index("signed-by-many").child(&amd64, "linux/amd64");
+    let image = index.attestation(&images::artifact("many-provenance"), &amd64).build();
+    source.push("app", &image.companion_tag("sig"), &images::cosign("many-cosign"));
     source.push("app", "1", &image);
     source.push("app", "latest", &image);
     let child = image.subtree(&image.children()[0]);
@@ -32,13 +35,21 @@ async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
         let again = images::referrer(&format!("countersigned-{n}"), signature);
         source.push_untagged("app", &again);
     }
-    let config = format!("rules:\n- {{from: {}/app, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let to = format!("[{}/m, {}/m]", target.host(), modern.host());
+    let config = format!("rules:\n- {{from: {}/app, to: {to}, name: keep}}\n", source.host());
     let _workers = cluster.workers(4, 4).await;
     let run = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
-    assert_eq!(number(&run, "/counts/copied"), (SIGNATURES + 2) as u64, "{run}");
-    target.assert_holds("m/app", "1", &image);
-    target.assert_holds("m/app", "latest", &image);
-    target.assert_order_was_kept();
+    assert_eq!(number(&run, "/counts/copied"), 2 * (SIGNATURES + 2) as u64, "{run}");
+    for target in [&target, &modern] {
+        target.assert_holds("m/app", "1", &image);
+        target.assert_holds("m/app", "latest", &image);
+        target.assert_holds("m/app", &image.companion_tag("sig"), &images::cosign("many-cosign"));
+        for referrer in signatures.iter().chain(&sboms) {
+            target.assert_holds_untagged("m/app", referrer);
+        }
+        target.assert_order_was_kept();
+    }
+    assert!(modern.manifest("m/app", &image.companion_tag("")).is_none(), "it keeps them by itself");
     let listed = |subject: &Image| {
         let index = target.manifest("m/app", &subject.companion_tag("")).expect("there is an index");
         let mut listed = images::children(&index.json());
@@ -60,6 +71,6 @@ async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
     source.clear_requests();
     target.clear_requests();
     let again = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
-    assert_eq!(number(&again, "/counts/unchanged"), (SIGNATURES + 2) as u64, "{again}");
+    assert_eq!(number(&again, "/counts/unchanged"), 2 * (SIGNATURES + 2) as u64, "{again}");
     assert_eq!((source.referrer_requests().len(), target.referrer_requests().len()), (0, 0));
 }

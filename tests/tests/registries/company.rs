@@ -139,6 +139,19 @@ async fn a_signed_image_arrives_whole_at_a_real_registry_without_the_api() {
 }
 
 #[tokio::test]
+async fn a_signed_image_goes_through_a_layout_and_comes_out_whole() {
+    let (source, target) = tokio::join!(registry(false), registry(true));
+    let signed = Signed::new("signed-layout");
+    signed.push(&source, "a", "1", false);
+    let folder = tempfile::tempdir().unwrap();
+    let layout = format!("oci:{}", folder.path().display());
+    Imgsync::new().args(["sync", &format!("{}/a:1", source.host()), &layout]).run().await.assert_code(0);
+    // The only image of the layout: what belongs to it is none of its own.
+    Imgsync::new().args(["sync", &layout, &format!("{}/b:1", target.host())]).run().await.assert_code(0);
+    signed.assert_arrived(&target, "b", "1", true);
+}
+
+#[tokio::test]
 async fn only_the_types_that_are_wanted_come_along_or_none() {
     let signed = Signed::new("filtered");
     let source = registry(true).await;

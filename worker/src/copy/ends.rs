@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imgsync_common::error::{Error, Result};
-use imgsync_common::image::{Descriptor, Digest, Manifest, Reference, Tag};
+use imgsync_common::image::{Companion, Descriptor, Digest, Manifest, Reference, Tag};
 use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
 use imgsync_common::registry::{
     self, Access, Client, Context, FallbackTag, Head, ManifestPut, ManifestRef, Repository, Tally,
@@ -231,7 +231,21 @@ impl Source {
     ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
         match self {
             Source::Registry(repository) => repository.referrers_beside(subject, fallback).await,
-            Source::Layout(repository) => Ok((repository.referrers(subject).await?, None)),
+            Source::Layout(repository) => {
+                let mut found = repository.referrers(subject).await?;
+                let tag = ManifestRef::Tag(Companion::Referrers.tag_of(subject));
+                if fallback == FallbackTag::Absent || repository.manifest_head(&tag).await?.is_none() {
+                    return Ok((found, None));
+                }
+                // Some programs keep an index in layouts too.
+                let index = repository.manifest_get(&tag).await?;
+                for other in index.children() {
+                    if !found.iter().any(|known| known.digest == other.digest) {
+                        found.push(other.clone());
+                    }
+                }
+                Ok((found, Some(index.digest().clone())))
+            }
         }
     }
 
