@@ -160,8 +160,8 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     let id = BatchId::generate();
     let work = Work::new(&run, &settings, &house, printer)?;
     let ended = match &of {
-        None => work.follow(id, async |run| run.fresh(id).await).await?,
-        Some(of) => work.follow(id, async |run| run.verify(id, of).await).await?,
+        None => work.follow(id, &notifier, async |run| run.fresh(id).await).await?,
+        Some(of) => work.follow(id, &notifier, async |run| run.verify(id, of).await).await?,
     };
     work.report(&ended, (&wanted, run.report.report_name.as_deref()), run.json, &notifier, printer).await
 }
