@@ -29,10 +29,6 @@ const DEFAULT_FILE: &str = "imgsync.yaml";
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long what was stopped may take to clean up after itself.
 const CLEAN_UP: Duration = Duration::from_secs(8);
-/// A longer Retry-After is not slept out with a slot held: the task is given back.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
-const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
 const STACK_BYTES: usize = 8 << 20;
 

@@ -1,12 +1,18 @@
 //! From what the configuration says to how registries are spoken to.
 
 use std::path::Path;
+use std::time::Duration;
 
 use imgsync_common::config::{self, Config, Pem};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::credentials::Credential;
 use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve};
 use imgsync_common::secret::Secret;
+
+/// A longer Retry-After is not slept out with a slot held: the task is given back.
+pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
+pub const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How registries are spoken to. Relative paths begin in `folder`, where the configuration is.
 pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings> {

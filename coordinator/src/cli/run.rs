@@ -14,6 +14,7 @@ use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
 use imgsync_common::store::leader;
 use imgsync_worker::copy::Limits;
+use imgsync_worker::settings::{LONGEST_SLEEP, SLOT_PATIENCE};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, RunArgs};
@@ -30,10 +31,6 @@ use crate::report::{self, Level, Report};
 
 /// How long running tasks may go on after the first signal.
 const DRAIN: Duration = Duration::from_secs(30);
-/// A longer Retry-After is not slept out with a slot held: the task is given back.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
-const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &Global, printer: &Printer) -> Exit {

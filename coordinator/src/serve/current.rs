@@ -13,6 +13,7 @@ use imgsync_common::registry::{Client, ClientSettings, SharedPace};
 use imgsync_common::retry::Policy;
 use imgsync_common::schedule::Schedule;
 use imgsync_worker::copy::{Copier, Limits};
+use imgsync_worker::settings::{LONGEST_SLEEP, SLOT_PATIENCE};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +25,6 @@ use crate::report;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A longer Retry-After is not slept out with a slot held: the task is given back.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How many characters of a rule's digest name it.
 const NAME_LENGTH: usize = 12;
 
@@ -125,6 +124,7 @@ impl Current {
             first_delay: manner.first_delay,
             max_delay: client.retry.max_delay.max(manner.first_delay),
             max_wait: LONGEST_SLEEP,
+            patience: SLOT_PATIENCE,
         };
         client.stall = manner.stall;
         let is_cluster = house.is_cluster();
@@ -136,6 +136,7 @@ impl Current {
             force: false,
             prime: false,
             manifests: None,
+            verify: None,
             slice: None,
             query_limit: manner.query_limit,
             concurrency: manner.concurrency.unwrap_or(config.concurrency),

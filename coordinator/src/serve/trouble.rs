@@ -66,7 +66,10 @@ impl From<Error> for Trouble {
             | Class::BadAnswer
             | Class::Insecure
             | Class::Local
-            | Class::Collision => StatusCode::INTERNAL_SERVER_ERROR,
+            | Class::Collision
+            | Class::Outdated
+            | Class::Immutable
+            | Class::Differs => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let hint = error.advice().map(str::to_owned);
         Trouble { status, class: error.class().as_str(), message: error.to_string(), hint }
