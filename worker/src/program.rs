@@ -20,6 +20,7 @@ use imgsync_worker::log::Log;
 use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Figures, Worker};
+use imgsync_worker::settings::{LONGEST_SLEEP, SLOT_PATIENCE};
 use imgsync_worker::traffic::Traffic;
 use imgsync_worker::{asked_to_stop, health, logging, process_name, settings};
 
