@@ -58,7 +58,7 @@ impl Signed {
             let index = target.manifest(repository, &subject.companion_tag(""));
             match has_api {
                 true => assert!(index.is_none(), "where the registry keeps them, we do not"),
-                false => assert_eq!(images::children(&index.unwrap().json()), [referrer.root.clone()]),
+                false => assert_eq!(images::children(&index.unwrap().json()), std::slice::from_ref(&referrer.root)),
             }
         }
         for (tag, image) in &self.tagged {
@@ -124,7 +124,7 @@ async fn a_signed_image_arrives_whole_at_a_real_registry_without_the_api() {
         target.assert_holds("b", &referrer.root, referrer).await;
         let raw = Skopeo::new().inspect_raw(&format!("{}/b:{}", target.host(), subject.companion_tag(""))).await;
         let index: Value = serde_json::from_slice(&raw.unwrap()).unwrap();
-        assert_eq!(images::children(&index), [referrer.root.clone()]);
+        assert_eq!(images::children(&index), std::slice::from_ref(&referrer.root));
         let kind = referrer.root_manifest().json()["artifactType"].clone();
         assert_eq!(index["manifests"][0]["artifactType"], kind);
     }
