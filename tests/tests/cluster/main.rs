@@ -16,4 +16,5 @@ mod store;
 mod stores;
 mod storm;
 mod throttle;
+mod told;
 mod workers;
