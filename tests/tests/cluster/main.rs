@@ -18,4 +18,5 @@ mod store;
 mod stores;
 mod storm;
 mod throttle;
+mod told;
 mod workers;
