@@ -143,10 +143,11 @@ async fn an_api_out_of_reach_leaves_the_registrys_own_list_at_both_ends() {
     let (hub, other) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().google().start());
     fill(&hub, "p/a", 3);
     fill(&hub, "p/b", 3);
-    let yaml = |rule: &str| format!("{}rules:\n- {rule}\n", hub_out_of_reach(&hub));
+    let yaml = |rules: &[String]| format!("{}rules:\n{}", hub_out_of_reach(&hub), rules.concat());
     let host = other.host();
-    let program =
-        configured(&yaml(&format!("{{from: [docker.io/p/a, docker.io/p/b], to: '{host}/me', name: basename}}")));
+    let program = configured(&yaml(
+        &["a", "b"].map(|name| format!("- {{from: docker.io/p/{name}, to: '{host}/me', name: basename}}\n")),
+    ));
     let again = program.again().args(["run", "--json", "--retry-delay", "10ms", "--query-limit", "1", "-c"]);
     let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0);
     assert_eq!(output.json()["counts"]["copied"], 6, "{}", output.stderr);
@@ -154,7 +155,7 @@ async fn an_api_out_of_reach_leaves_the_registrys_own_list_at_both_ends() {
     assert_eq!(hub.count(Kind::Tags), 2, "{}", hub.describe_requests());
 
     fill(&other, "q/c", 2);
-    let program = configured(&yaml(&format!("{{from: {host}/q/c, to: docker.io/p, name: basename}}")));
+    let program = configured(&yaml(&[format!("- {{from: {host}/q/c, to: docker.io/p, name: basename}}\n")]));
     assert_eq!(run(&program).await.0, (2, 0, 0));
     assert_eq!(run(&program).await.0, (0, 2, 0));
 }

@@ -263,9 +263,13 @@ async fn an_api_out_of_reach_is_said_with_what_to_do_without_it() {
     let registry = FaultRegistry::start().await;
     put_tags(&registry, "me/app", ["1"]);
     let entry = format!("  docker.io: {{endpoint: '{}', api: 'http://localhost:1'}}\n", registry.url());
-    let output = Vendors::tags_with(&entry, Vendor::Hub, "me/app", &["--attempts", "1"]).await.assert_code(3);
+    let output = Vendors::tags_with(&entry, Vendor::Hub, "me/app", &["--attempts", "1"]).await.assert_code(0);
     assert!(output.stderr.contains("set `listing: registry` for docker.io"), "{}", output.stderr);
-    assert_eq!(registry.total(), 0);
+    assert_eq!((lines(&output), registry.count(Kind::Tags), registry.total()), (vec!["1"], 1, 1));
+    // There is no second way to the repositories of a namespace.
+    let output = Vendors::tags_with(&entry, Vendor::Hub, "me/*", &["--attempts", "1"]).await.assert_code(3);
+    assert!(output.stderr.contains("Docker Hub's API"), "{}", output.stderr);
+    assert_eq!(registry.total(), 1);
 }
 
 #[tokio::test]
