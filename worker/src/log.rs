@@ -41,7 +41,9 @@ impl Observer for Log {
             Event::TaskEnded { ticket, end } => {
                 let Some((what, began)) = self.running().remove(ticket) else { return };
                 let time = seconds(began.elapsed());
-                let _about = about(ticket).entered();
+                // Who does the task is in a span of it already.
+                let span = tracing::Span::current();
+                let _about = if span.is_none() { about(ticket) } else { span }.entered();
                 match end {
                     TaskEnd::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
                     TaskEnd::Unchanged => tracing::info!("unchanged {what}"),

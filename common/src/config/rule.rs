@@ -155,7 +155,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
             .map(|node| reader.several(node).iter().filter_map(|node| destination(reader, node)).collect()),
         name: fields.get("name").and_then(|node| {
             let style: Style = reader.parse(node)?;
-            if style == Style::Original && !has_preset && fields.get("from").is_some() {
+            if style == Style::Original && !has_preset && fields.entry("from").is_some() {
                 reader
                     .report(&node.at, "`name: original` is for presets, whose names in the original imgsync are known");
                 return None;
@@ -211,6 +211,9 @@ impl Defaults {
     /// A rule that says nothing itself.
     pub(super) fn rule(&self, source: Source, home: Option<Base>, every: (Duration, Duration)) -> Rule {
         let home = || home.map(|home| vec![Destination::Registry(home)]);
+        // Of `defaults` it is for presets alone; others have no names of once.
+        let has_original = matches!(source, Source::Preset(_));
+        let name = self.name.clone().filter(|name| *name != Style::Original || has_original);
         Rule {
             line: 0,
             source,
@@ -219,7 +222,7 @@ impl Defaults {
             sparse: self.sparse.unwrap_or_default(),
             foreign_layers: self.foreign_layers.unwrap_or_default(),
             to: self.to.clone().or_else(home).unwrap_or_default(),
-            name: self.name.clone(),
+            name,
             referrers: self.referrers.clone().unwrap_or_default(),
             immutable: self.immutable.clone().unwrap_or_default(),
             backup: self.backup.clone(),

@@ -110,6 +110,7 @@ fn good_configurations_are_taken() {
         "registries: {docker.io: {username: gcrxio}}\nrules: [{preset: flannel, name: original}]",
         "rules: [{preset: {kubeadm: {versions: '>=1.30, <1.33'}}, to: r.io}, {preset: {flannel: {}}, to: r.io}]",
         "rules: [{preset: kubeadm ~1.31, to: r.io}]",
+        "defaults: {to: r.io, name: original}\nrules: [{preset: flannel}, {from: quay.io/a/b}]",
         &registry("username: 'robot$name', password: p$$word"),
         &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
         &registry(

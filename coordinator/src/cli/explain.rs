@@ -35,7 +35,7 @@ pub(crate) async fn run(args: ExplainArgs, global: &Global, printer: &Printer) -
         Ok(false) => {
             printer.error(
                 &format!("nothing is known of {}", args.reference),
-                Some("no rule names it, and no batch had it"),
+                Some("no batch had it, and no rule reads it; of a tag that a rule would make, ask for the tag at its source"),
             );
             Exit::Failed
         }

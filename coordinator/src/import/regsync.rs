@@ -181,7 +181,7 @@ fn sync(
     }
     if said("interval").is_some() || said("schedule").is_some() {
         draft.note(
-            "`interval` and `schedule` have no counterpart in rules: let cron, a timer or a CI job run `imgsync run`",
+            "`interval` and `schedule` are not taken over: write `schedule: {every: …}` or a cron pattern, and run `imgsync serve`",
         );
     }
     let reserve = said("ratelimit").and_then(|limit| text(limit.get("min")));

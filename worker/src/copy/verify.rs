@@ -115,7 +115,9 @@ impl Verified {
             (true, _) => {
                 "the target's storage changed it: it has to be removed there, and `imgsync run --force` brings it again"
             }
-            (false, Kind::MissingTag | Kind::StaleTag) => "`imgsync run` copies it again",
+            (false, Kind::MissingTag | Kind::StaleTag) => {
+                "`imgsync run`, or `imgsync sync` where no rule does, copies it again"
+            }
             (false, _) => "`imgsync run --force` brings what is missing",
         };
         Some(Error::new(class, tried, words.join("; ")).hint(hint))
