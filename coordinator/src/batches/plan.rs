@@ -117,6 +117,9 @@ impl Planner {
             Some(part) => part.evaluate(&rule.selection, candidates, now),
             None => rule.selection.evaluate(candidates, now),
         };
+        if evaluation.kept.is_empty() && evaluation.dropped.iter().any(|(_, reason)| *reason == Reason::NoDate) {
+            return Plan { refused: Some(listing.has_no_dates()), ..Plan::default() };
+        }
         let original = part.and_then(|part| part.original(&listing.registry, &listing.repository));
         let dropped = evaluation.dropped.into_iter().map(|(candidate, reason)| (candidate.tag, reason)).collect();
         let companions = match rule.referrers.are_wanted() {

@@ -58,6 +58,15 @@ impl Listing {
         Some(Error::new(Class::Unreachable, tried, detail).hint(hint))
     }
 
+    /// What is wrong where a registry lists no dates that tags are to be chosen by: nothing is chosen, and looks as if there
+    /// were nothing new.
+    pub fn has_no_dates(&self) -> Error {
+        let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
+        let detail = "`since` and `newest: {by: date}` go by dates, and its list has none";
+        let hint = "choose by `semver` or `newest` alone; docs/registries.md says which registries list dates";
+        Error::new(Class::Unsupported, tried, detail).hint(hint)
+    }
+
     /// The digest of a tag, where it is listed with one.
     pub fn digest(&self, tag: &str) -> Option<&Digest> {
         self.get(tag)?.digest.as_ref()

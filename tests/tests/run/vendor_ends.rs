@@ -171,3 +171,17 @@ async fn a_rule_that_goes_by_dates_says_so_where_they_are_out_of_reach() {
     assert!(output.stderr.contains("Docker Hub's API cannot be reached"), "{}", output.stderr);
     assert_eq!(target.total(), 0, "{}", target.describe_requests());
 }
+
+#[tokio::test]
+async fn a_rule_that_goes_by_dates_says_so_where_a_registry_lists_none() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    fill(&source, "p/a", 3);
+    for tags in ["since: 90d", "newest: {count: 2, by: date}"] {
+        let rule = format!("rules:\n- {{from: {}/p/a, to: {}/me, tags: {{{tags}}}}}\n", source.host(), target.host());
+        let program = configured(&rule);
+        let again = program.again().args(["run", "--retry-delay", "10ms", "-c"]);
+        let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(1);
+        assert!(output.stderr.contains("its list has none"), "{tags}: {}", output.stderr);
+    }
+    assert_eq!(target.total(), 0, "{}", target.describe_requests());
+}
