@@ -15,6 +15,8 @@ use super::process::{Process, find_program, free_port};
 
 /// How long a node may take to come up on a machine that is busy.
 const UP: Duration = Duration::from_secs(90);
+/// How often other ports are tried.
+const TRIES: usize = 2;
 
 /// The broker. Its processes and data end when it is dropped.
 #[derive(Debug)]
@@ -57,11 +59,19 @@ impl RabbitMq {
             folder,
             config: config.to_owned(),
         };
-        broker.launch();
+        for _ in 0..TRIES {
+            match broker.launch() {
+                Ok(()) => return broker,
+                // Another process took one of them meanwhile.
+                Err(_) => (broker.port, broker.dist_port) = (free_port(), free_port()),
+            }
+        }
+        broker.launch().unwrap_or_else(|log| panic!("rabbitmq-server did not come up; its log is:\n{log}"));
         broker
     }
 
-    fn launch(&mut self) {
+    /// Gives its log where it ended or did not answer in time.
+    fn launch(&mut self) -> Result<(), String> {
         let at = self.folder.path();
         let config = format!("listeners.tcp.1 = 127.0.0.1:{}\nlog.console.level = info\n{}", self.port, self.config);
         fs::write(at.join("rabbitmq.conf"), config).expect("the folder can be written to");
@@ -72,14 +82,15 @@ impl RabbitMq {
         let mut process = Process::spawn(&mut command, Duration::ZERO).expect("rabbitmq-server can be started");
         let limit = Instant::now() + UP;
         while !self.answers() {
-            assert!(
-                Instant::now() < limit && !process.has_ended(),
-                "rabbitmq-server did not come up; its log is:\n{}",
-                self.log()
-            );
+            if Instant::now() > limit || process.has_ended() {
+                self.process = Some(process);
+                self.kill();
+                return Err(self.log());
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         self.process = Some(process);
+        Ok(())
     }
 
     /// A program of RabbitMQ's, set up for this node. Not the wrappers on PATH, which change user and folder.
@@ -189,7 +200,7 @@ impl RabbitMq {
     /// When it does not come up.
     pub fn start_again(&mut self) {
         self.kill();
-        self.launch();
+        self.launch().unwrap_or_else(|log| panic!("rabbitmq-server did not come up again; its log is:\n{log}"));
     }
 
     /// Has it write down which queues it has. It does so by itself after some seconds; one that is killed before has
