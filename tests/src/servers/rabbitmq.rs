@@ -121,12 +121,12 @@ impl RabbitMq {
         format!("imgsync-{}@localhost", self.port)
     }
 
-    /// Whether it speaks AMQP.
+    /// Whether it speaks AMQP: begins with a method's frame (1). Its port may be another server's by now.
     fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
         let mut answer = [0; 1];
-        stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok()
+        stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == [1]
     }
 
     /// `amqp://guest:guest@127.0.0.1:PORT/%2f`.
