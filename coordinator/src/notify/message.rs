@@ -1,6 +1,5 @@
 //! What people are told in a chat or a mail: a title, and the report as text, or what a template makes.
 
-use std::io::Write;
 use std::path::Path;
 
 use imgsync_common::batch::BatchId;
@@ -8,6 +7,7 @@ use imgsync_common::error::Result;
 use imgsync_common::image::RegistryName;
 use jiff::Timestamp;
 
+use super::bounded::Bounded;
 use crate::report::{Form, Level, Report, Template, View, write_text};
 
 /// More of a report than this is in no chat and no mail.
@@ -47,7 +47,7 @@ impl Message {
         if let Some(template) = template {
             return Ok(Message { title, text: template.render(&view)?, is_markup: true });
         }
-        let mut bounded = Bounded { text: Vec::new(), left: MAX_TEXT };
+        let mut bounded = Bounded::of(MAX_TEXT);
         write_text(report, level, &mut bounded).await?;
         Ok(Message { title, text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(), is_markup: false })
     }
@@ -101,25 +101,6 @@ pub(super) fn fitted(text: &str, most: usize, length: impl Fn(&str) -> usize) ->
             format!("{cut}\n… and more")
         }
         _ => format!("{}\n… {} lines more", lines[..kept].join("\n"), lines.len() - kept),
-    }
-}
-
-/// Keeps the first so many bytes.
-struct Bounded {
-    text: Vec<u8>,
-    left: usize,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let kept = bytes.len().min(self.left);
-        self.text.extend_from_slice(&bytes[..kept]);
-        self.left -= kept;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tells people and programs how a batch went: a group of Telegram, chats, mails, webhooks, and pings of who watches that
 //! batches end well. What cannot be told is a warning, never a failed run.
 
+mod bounded;
 mod chat;
 mod email;
 mod message;

@@ -1,7 +1,6 @@
 //! A group of Telegram: the report as messages, and what is too long for them as a file (core.telegram.org/bots/api).
 
 use std::fmt;
-use std::io::Write;
 use std::time::Duration;
 
 use imgsync_common::config;
@@ -13,6 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
+use super::bounded::Bounded;
 use super::post::{Answer, Post, refused};
 use super::split::{length, split};
 use crate::report::{Level, Report, write_text};
@@ -72,7 +72,7 @@ impl Telegram {
 
     /// Sends the report.
     pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
-        let mut whole = Bounded { text: Vec::new(), left: MAX_FILE, is_cut: false };
+        let mut whole = Bounded::of(MAX_FILE);
         write_text(report, level, &mut whole).await?;
         let text = String::from_utf8_lossy(&whole.text).into_owned();
         let parts = if length(&text) <= MAX_MESSAGE * MAX_MESSAGES { split(&text, MAX_MESSAGE) } else { Vec::new() };
@@ -182,39 +182,9 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Keeps the first so many bytes.
-struct Bounded {
-    text: Vec<u8>,
-    left: usize,
-    is_cut: bool,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let kept = bytes.len().min(self.left);
-        self.text.extend_from_slice(&bytes[..kept]);
-        self.left -= kept;
-        self.is_cut |= kept < bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_too_long_for_a_file_is_cut() {
-        let mut bounded = Bounded { text: Vec::new(), left: 5, is_cut: false };
-        bounded.write_all(b"abc").unwrap();
-        assert!(!bounded.is_cut);
-        bounded.write_all(b"defg").unwrap();
-        assert_eq!((bounded.text.as_slice(), bounded.is_cut), (b"abcde".as_slice(), true));
-    }
 
     #[test]
     fn nothing_in_a_text_is_markup() {

@@ -2,7 +2,6 @@
 //! remembers what came.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -15,8 +14,8 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use ring::hmac;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::answering::Answering;
 
 /// The token in each robot's URL.
 const TOKEN: &str = "t0k3n-in-the-url";
@@ -38,8 +37,7 @@ pub struct Said {
 #[derive(Debug)]
 pub struct ChatServer {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    _stop: DropGuard,
+    answering: Answering,
 }
 
 #[derive(Debug, Default)]
@@ -55,14 +53,7 @@ impl ChatServer {
     pub async fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
-        let address = listener.local_addr().expect("a listener has an address");
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
-        });
-        Self { shared, address, _stop: stop.drop_guard() }
+        Self { shared, answering: Answering::start(router).await }
     }
 
     /// The URL of a robot, as its settings show it.
@@ -78,7 +69,7 @@ impl ChatServer {
             "ping" => format!("/ping/{TOKEN}"),
             other => panic!("no robot is called {other}"),
         };
-        format!("http://{}{path}", self.address)
+        format!("http://{}{path}", self.answering.address)
     }
 
     /// What the signed robots sign with.

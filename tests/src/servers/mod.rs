@@ -1,6 +1,7 @@
 //! Real servers, started for a test and gone with it.
 
 mod access_log;
+mod answering;
 mod chats;
 mod docker_engine;
 mod docker_registry;

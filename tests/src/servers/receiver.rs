@@ -1,14 +1,13 @@
 //! Whoever is told by a webhook: remembers what was posted, and refuses when told to.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::answering::Answering;
 
 /// A request that came.
 #[derive(Clone, Debug)]
@@ -44,8 +43,7 @@ impl Received {
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    _stop: DropGuard,
+    answering: Answering,
 }
 
 #[derive(Debug, Default)]
@@ -59,19 +57,12 @@ impl Receiver {
     pub async fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
-        let address = listener.local_addr().expect("a listener has an address");
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
-        });
-        Self { shared, address, _stop: stop.drop_guard() }
+        Self { shared, answering: Answering::start(router).await }
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.answering.address)
     }
 
     /// What came, refused or not, in order.

@@ -1,7 +1,6 @@
 //! Telegram's Bot API, as far as a bot needs it that sends messages and files: it checks what the real one checks
 //! (core.telegram.org/bots/api), and remembers what came.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -10,8 +9,8 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::answering::Answering;
 
 /// The longest text of a message, in UTF-16 units after its entities were parsed.
 const MAX_TEXT: usize = 4096;
@@ -41,8 +40,7 @@ pub enum Posted {
 #[derive(Debug)]
 pub struct TelegramServer {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    _stop: DropGuard,
+    answering: Answering,
 }
 
 #[derive(Debug)]
@@ -67,19 +65,12 @@ impl TelegramServer {
         });
         let router =
             Router::new().fallback(answer).layer(DefaultBodyLimit::max(2 * MAX_FILE)).with_state(Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
-        let address = listener.local_addr().expect("a listener has an address");
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
-        });
-        Self { shared, address, _stop: stop.drop_guard() }
+        Self { shared, answering: Answering::start(router).await }
     }
 
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.answering.address)
     }
 
     /// What came into the group, in order.

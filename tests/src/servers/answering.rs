@@ -1,0 +1,28 @@
+//! A server that answers by a router, on a loopback port of its own.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Where it answers, for as long as this is kept.
+#[derive(Debug)]
+pub(super) struct Answering {
+    pub(super) address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Answering {
+    /// Starts it.
+    pub(super) async fn start(router: Router) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            let _ = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
+        });
+        Self { address, _stop: stop.drop_guard() }
+    }
+}
