@@ -33,6 +33,15 @@ async fn a_fresh_image_costs_the_floor() {
         let least = floor(&image, &Known::nothing());
         assert_eq!(source.total(), least.source, "{name}: {}", source.describe_requests());
         assert_eq!(target.total(), least.target, "{name}: {}", target.describe_requests());
+        // What refers to it is asked for once for each manifest, and counted apart; so are the three tags that cosign may
+        // have for the image, for no listing has shown which there are.
+        assert_eq!(
+            source.referrer_requests().len(),
+            image.manifests.len() + 3,
+            "{name}: {}",
+            source.describe_requests()
+        );
+        assert_eq!(target.referrer_requests().len(), 0, "{name}: {}", target.describe_requests());
         // What the program says of itself is what the registries saw.
         assert_eq!(output["requests"]["source"], source.total());
         assert_eq!(output["requests"]["target"], target.total());
