@@ -106,10 +106,15 @@ async fn without_the_token_nothing_is_changed_and_the_page_asks_for_it() {
     assert_eq!(served.get("batches").await.1, json!({"batches": []}));
     browser.eval("document.querySelector('#token').focus()").await;
     browser.type_text(&served.token).await;
-    browser.click("#ask-token button", "Use it").await;
-    browser.wait_for("!document.querySelector('#ask-token').open").await;
-    browser.click("#schedules button", "Start").await;
+    // Both in one breath: the browser tells the page that the dialog is closed only after that.
+    browser
+        .eval(
+            "[...document.querySelectorAll('#ask-token button')].find((it) => it.innerText === 'Use it').click(), \
+             [...document.querySelectorAll('#schedules button')].find((it) => it.innerText === 'Start').click()",
+        )
+        .await;
     browser.wait_for("document.querySelectorAll('#batches li').length === 1").await;
+    assert_eq!(browser.eval("document.querySelector('#ask-token').open").await, json!(false));
     served.batches(1).await;
 }
 

@@ -1,6 +1,6 @@
 // The dashboard: what the server tells is kept in `known`, and each part of the page is made anew when its part changes.
 
-import { follow, get, hasToken, post, setToken, takeToken, tokenWasAnswered } from "./server.js";
+import { follow, forgetToken, get, hasToken, post, setToken, takeToken, tokenWasAnswered } from "./server.js";
 import { plot } from "./plot.js";
 import { bar, batchList, bytes, chip, counts, groups, h, lanes, schedules, seconds, show, when, workers } from "./views.js";
 
@@ -27,10 +27,13 @@ function askForToken(why) {
   if (!dialog.open) dialog.showModal();
 }
 
-document.getElementById("ask-token").addEventListener("close", (event) => {
-  const input = document.getElementById("token");
-  if (event.target.returnValue === "yes") setToken(input.value.trim());
-  input.value = "";
+// When the dialog says that it is closed, what was behind it can have been used already: the token is taken before.
+document.querySelector("#ask-token form").addEventListener("submit", (event) => {
+  if (event.submitter?.value === "yes") setToken(document.getElementById("token").value.trim());
+});
+
+document.getElementById("ask-token").addEventListener("close", () => {
+  document.getElementById("token").value = "";
   showStatus();
   tokenWasAnswered();
 });
@@ -52,7 +55,7 @@ async function change(path, body, words) {
     return answer;
   } catch (error) {
     if (error.status === 401) {
-      setToken(null);
+      forgetToken(error.sent);
       askForToken(error.message);
     } else say(error.message);
     return null;

@@ -16,15 +16,21 @@ export function setToken(token) {
   else sessionStorage.removeItem(KEY);
 }
 
+/// Forgets a token that the server refused, and not the one that was named since.
+export function forgetToken(sent) {
+  if (sessionStorage.getItem(KEY) === sent) setToken(null);
+}
+
 export function hasToken() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-/// An answer that is none: its status, and what the server said.
+/// An answer that is none: its status, what the server said, and the token that it was asked with.
 export class Refused extends Error {
-  constructor(status, error) {
+  constructor(status, error, sent) {
     super(error.hint ? `${error.message} (${error.hint})` : error.message);
     this.status = status;
+    this.sent = sent;
   }
 }
 
@@ -35,7 +41,7 @@ async function ask(path, init = {}) {
   const response = await fetch(`/api/v1/${path}`, { ...init, headers, cache: "no-store", credentials: "omit" });
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw new Refused(response.status, body?.error ?? { message: `the server answered ${response.status}` });
+  throw new Refused(response.status, body?.error ?? { message: `the server answered ${response.status}` }, token);
 }
 
 export async function get(path) {
