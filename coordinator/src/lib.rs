@@ -8,3 +8,4 @@ pub mod notify;
 pub mod presets;
 pub mod report;
 pub mod serve;
+mod words;

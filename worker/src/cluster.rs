@@ -12,6 +12,9 @@ use imgsync_common::store::{RedisOptions, RedisStore};
 
 use crate::settings;
 
+/// Who reads messages could guess a shorter one.
+const SHORTEST_KEY: usize = 16;
+
 /// What was given beside the configuration, which it goes before.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
@@ -82,6 +85,11 @@ impl Addresses {
             }
         };
         let key = given.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
+        if key.as_ref().is_some_and(|key| key.expose().chars().count() < SHORTEST_KEY) {
+            let detail = format!("the key that messages are signed with has fewer than {SHORTEST_KEY} characters");
+            let tried = "reading where the cluster is";
+            return Err(Error::new(Class::Invalid, tried, detail).hint("`openssl rand -hex 32` prints a good one"));
+        }
         let mut ca = Vec::new();
         for pem in written.iter().flat_map(|written| &written.ca) {
             ca.extend(settings::read(pem, folder)?);

@@ -201,29 +201,28 @@ impl fmt::Display for Outcome {
 }
 
 impl Failure {
-    /// Of an error that a task ended with after so many tries.
+    /// Of an error that a task ended with after so many tries. What to do about it is kept where both do not fit.
     pub fn of(error: &Error, attempts: u32) -> Failure {
-        let words = match error.advice() {
-            Some(advice) => format!("{error} ({advice})"),
-            None => error.to_string(),
-        };
-        Failure::new(error.class(), &words, attempts)
+        let words = error.to_string();
+        let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
+        let advice = cut(&advice, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
+        let words = cut(&words, MAX_ERROR_BYTES - advice.len());
+        Failure { class: error.class(), error: words + &advice, attempts }
     }
 
     /// With these words, cut to what is kept. They must be safe to print.
     pub fn new(class: Class, words: &str, attempts: u32) -> Failure {
-        const CUT: &str = "…";
-        let mut error = words.to_owned();
-        if error.len() > MAX_ERROR_BYTES {
-            let mut end = MAX_ERROR_BYTES - CUT.len();
-            while !error.is_char_boundary(end) {
-                end -= 1;
-            }
-            error.truncate(end);
-            error.push_str(CUT);
-        }
-        Failure { class, error, attempts }
+        Failure { class, error: cut(words, MAX_ERROR_BYTES), attempts }
     }
+}
+
+/// A text of so many bytes at the most, the last of them then `…`.
+fn cut(text: &str, most: usize) -> String {
+    const CUT: &str = "…";
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    format!("{}{CUT}", &text[..text.floor_char_boundary(most - CUT.len())])
 }
 
 #[cfg(test)]
@@ -247,5 +246,19 @@ mod tests {
         assert_eq!(Failure::new(Class::Refused, "short", 1).error, "short");
         let error = Error::new(Class::Denied, "writing x", "401").hint("log in");
         assert_eq!(Failure::of(&error, 1).error, "writing x: 401 (log in)");
+    }
+
+    #[test]
+    fn what_to_do_is_kept_of_a_long_failure() {
+        let failed = |detail: usize, advice: usize| {
+            let error = Error::new(Class::Denied, "writing x", "d".repeat(detail)).hint("a".repeat(advice));
+            Failure::of(&error, 1).error
+        };
+        let cut = failed(900, 100);
+        assert!(cut.len() == MAX_ERROR_BYTES && cut.ends_with(&format!("d… ({})", "a".repeat(100))), "{cut}");
+        assert_eq!(failed(100, 200).len(), "writing x: ".len() + 100 + " ()".len() + 200, "both fit");
+        let both = failed(900, 900);
+        assert!(both.len() == MAX_ERROR_BYTES && both.contains("d… (a") && both.ends_with("a…"), "{both}");
+        assert!(failed(20, 900).starts_with(&format!("writing x: {} (a", "d".repeat(20))));
     }
 }

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 
 use crate::enumerate::Listing;
 use crate::presets::Part;
+use crate::words::many;
 
 /// A target tag that may go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,8 +127,9 @@ impl Pruning {
         match self.refusal {
             Some(why) => Err(why),
             None if !self.prune.limit.allows(due, self.made) => Err(format!(
-                "{due} of the {} tags that were made would go, and the limit is {}",
-                self.made, self.prune.limit
+                "{due} of the {} would go, and the limit is {}",
+                many(self.made, "tag that was made", "tags that were made"),
+                self.prune.limit
             )),
             None => Ok(self.due),
         }

@@ -13,6 +13,7 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
 use super::state;
+use crate::words::many;
 
 /// Runs the command.
 pub(crate) async fn run(args: CacheArgs, global: &Global, printer: &Printer) -> Exit {
@@ -46,7 +47,7 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
                 }
                 None => export_cache(cache, &mut std::io::stdout()).await?,
             };
-            printer.line(&format!("{tags} tags"));
+            printer.line(&many(tags, "tag", "tags"));
             Ok(Exit::Done)
         }
         CacheAction::Import { file } => {
@@ -59,7 +60,7 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
                 }
                 None => import_cache(cache, &mut BufReader::new(std::io::stdin())).await?,
             };
-            printer.line(&format!("{} tags", imported.tags));
+            printer.line(&many(imported.tags, "tag", "tags"));
             for (line, reason) in &imported.refused {
                 printer.warning(&format!("line {line} was not understood: {reason}"));
             }

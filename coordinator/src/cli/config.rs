@@ -1,14 +1,18 @@
 //! `imgsync config`: what a configuration says, before anything is done with it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use imgsync_common::config::{Config, Source};
+use imgsync_common::error::Error;
 
 use super::args::{ConfigAction, Global};
 use super::exit::Exit;
 use super::import;
 use super::printer::Printer;
 use super::settings::Settings;
+use crate::notify::Notifier;
+use crate::report::{Form, Template};
 
 /// Runs the command.
 pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> Exit {
@@ -27,12 +31,32 @@ pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> E
     };
     match action {
         ConfigAction::Check => {
+            let wrong = beside(&settings);
+            wrong.iter().for_each(|error| printer.failure(error));
+            if !wrong.is_empty() {
+                return Exit::Usage;
+            }
             printer.line(&summary(file, &settings.config));
             Exit::Done
         }
         ConfigAction::Show => print(settings.config.to_yaml_redacted().trim_end(), printer),
         ConfigAction::Schema | ConfigAction::Import(_) => Exit::Done,
     }
+}
+
+/// What is wrong beside the text itself: with the files that it names, and with what it says together with flags and the
+/// environment. Nothing is asked over the network.
+fn beside(settings: &Settings) -> Vec<Error> {
+    let template = settings.config.report.as_ref().and_then(|report| report.template.as_ref());
+    let template = template.map_or(Ok(()), |path| {
+        let path = settings.folder().join(path);
+        Template::read(&path, Form::of_template(&path)).map(drop)
+    });
+    let notifier = Notifier::new(&settings.config.notify, settings.folder(), Duration::ZERO);
+    [settings.client().map(drop), settings.cluster().map(drop), notifier.map(drop), template]
+        .into_iter()
+        .filter_map(Result::err)
+        .collect()
 }
 
 fn print(text: &str, printer: &Printer) -> Exit {

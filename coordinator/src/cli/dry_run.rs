@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
 use crate::batches::{Dry, PlannedTask, Pruning, Slice, Target};
+use crate::words::many;
 
 /// Tasks that are looked at at a time.
 const AT_ONCE: usize = 20;
@@ -112,7 +113,8 @@ fn removals(
     for pruning in prunings {
         let place = settings.config.rules[pruning.rule].place();
         if pruning.waiting() > 0 {
-            printer.line(&format!("{place}: {} tags are gone at the source, and are kept for now", pruning.waiting()));
+            let waiting = many(pruning.waiting() as u64, "tag is", "tags are");
+            printer.line(&format!("{place}: {waiting} gone at the source, and kept for now"));
         }
         match pruning.decide() {
             Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),

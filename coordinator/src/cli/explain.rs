@@ -19,6 +19,7 @@ use super::settings::Settings;
 use super::state;
 use crate::enumerate::list;
 use crate::presets::parts;
+use crate::words::many;
 
 /// Batches that are looked through, newest first.
 const BATCHES: usize = 5;
@@ -87,8 +88,8 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
             if let Some(min) = evaluation.below_min {
                 printer.data(&format!(
-                    "{place}: not copied: only {} tags are left, and `min` is {min}",
-                    evaluation.kept.len()
+                    "{place}: not copied: no more than {} left, and `min` is {min}",
+                    many(evaluation.kept.len() as u64, "tag is", "tags are")
                 ));
             } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
             {

@@ -17,6 +17,7 @@ use super::printer::Printer;
 use super::settings::Settings;
 use super::signals;
 use super::watching::Watching;
+use crate::words::many;
 
 /// Shows what an image is made of.
 #[derive(Debug, Args)]
@@ -48,7 +49,12 @@ pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -
                     object.to_string()
                 }
                 false => {
-                    let mut lines = vec![format!("{}: {blobs} blobs, {}", args.reference, ByteSize(bytes))];
+                    let mut lines = vec![format!(
+                        "{}: {}, {}",
+                        args.reference,
+                        many(blobs as u64, "blob", "blobs"),
+                        ByteSize(bytes)
+                    )];
                     tree(&image, "", &mut lines);
                     lines.join("\n")
                 }

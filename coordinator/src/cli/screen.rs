@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::words::many;
 use bytesize::ByteSize;
 use imgsync_common::batch::Options;
 use imgsync_common::printable::printable;
@@ -203,10 +204,10 @@ fn numbers(scene: &Scene) -> Vec<Line<'static>> {
     let elapsed = scene.elapsed().as_secs_f64().max(0.001);
     let copied = batch.spent.bytes.copied;
     let mut second = format!(
-        "{} copied, {}/s  {} requests",
+        "{} copied, {}/s  {}",
         ByteSize(copied),
         ByteSize((copied as f64 / elapsed) as u64),
-        batch.spent.requests.source + batch.spent.requests.target
+        many(batch.spent.requests.source + batch.spent.requests.target, "request", "requests")
     );
     let done = counts.ended() as f64 / elapsed;
     if batch.sealed_at.is_some() && counts.open() > 0 && done > 0.0 {

@@ -28,6 +28,7 @@ use super::settings::{Settings, Wrong};
 use super::{signals, state};
 use crate::batches::{House, coordinator_name, figures};
 use crate::serve::{Access, Doors, Given, Manner, Office, Origin, Token, token};
+use crate::words::many;
 
 /// Where it listens if nobody says so.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -139,7 +140,14 @@ fn welcome(address: SocketAddr, token: &Token, settings: &Settings, printer: &Pr
     let Config { rules, .. } = &settings.config;
     match rules.iter().filter(|rule| rule.schedule.is_some()).count() {
         0 => printer.line("no rule has a `schedule:`: rules are run when somebody starts them"),
-        scheduled => printer.line(&format!("{scheduled} of {} rules are run at their times", rules.len())),
+        scheduled => {
+            let all = many(rules.len() as u64, "rule", "rules");
+            let are = if scheduled == 1 { "is" } else { "are" };
+            printer.line(&format!(
+                "{scheduled} of {all} {are} run at {}",
+                if scheduled == 1 { "its times" } else { "their times" }
+            ));
+        }
     }
 }
 

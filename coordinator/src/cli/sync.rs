@@ -23,6 +23,7 @@ use super::progress::Progress;
 use super::settings::Settings;
 use super::signals;
 use super::target::{hub, password};
+use crate::words::many;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -246,28 +247,23 @@ fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
     } else {
         printer.data(&pinned(target, &done.digest));
     }
-    let requests = format!("{} + {} requests", done.source.requests, done.target.requests);
+    let requests = format!("{} + {}", done.source.requests, many(done.target.requests, "request", "requests"));
     printer.line(&match done.outcome {
         Outcome::Unchanged => format!("unchanged: {} is at {target} already ({requests})", args.source),
         Outcome::Copied if done.manifests == done.referrers && done.referrers > 0 => {
-            let new = if done.referrers == 1 {
-                "1 new referrer".to_owned()
-            } else {
-                format!("{} new referrers", done.referrers)
-            };
+            let new = many(done.referrers, "new referrer", "new referrers");
             format!("{} is at {target} already; copied {new}, {requests}", args.source)
         }
         Outcome::Copied => {
             let part = |blobs: u64, bytes: u64, how: &str| match blobs {
                 0 => String::new(),
-                1 => format!(", 1 blob {how} ({})", ByteSize(bytes)),
-                _ => format!(", {blobs} blobs {how} ({})", ByteSize(bytes)),
+                _ => format!(", {} {how} ({})", many(blobs, "blob", "blobs"), ByteSize(bytes)),
             };
             format!(
                 "copied {} to {target} in {}: {}{}{}{}{}, {requests}",
                 args.source,
                 seconds(done.elapsed),
-                if done.manifests == 1 { "1 manifest".to_owned() } else { format!("{} manifests", done.manifests) },
+                many(done.manifests, "manifest", "manifests"),
                 match done.referrers {
                     0 => String::new(),
                     1 => ", 1 of them a referrer".to_owned(),
@@ -299,10 +295,10 @@ fn tell_survey(args: &SyncArgs, target: &Location, survey: &Survey, printer: &Pr
     printer.data(&match survey.outcome {
         Outcome::Unchanged => format!("unchanged {} {target}", args.source),
         Outcome::Copied => format!(
-            "copy {} {target} {} manifests, {} blobs, {}; {} there already",
+            "copy {} {target} {}, {}, {}; {} there already",
             args.source,
-            survey.manifests,
-            survey.blobs,
+            many(survey.manifests as u64, "manifest", "manifests"),
+            many(survey.blobs as u64, "blob", "blobs"),
             ByteSize(survey.bytes),
             ByteSize(survey.bytes_there)
         ),

@@ -23,6 +23,7 @@ use super::signals;
 use crate::batches::{Listings, Offer};
 use crate::enumerate::{Found, Listing, Options, Order};
 use crate::presets::Part;
+use crate::words::many;
 
 /// More dropped tags than this are counted rather than named.
 const MOST_NAMED: usize = 20;
@@ -178,13 +179,17 @@ impl Told<'_> {
 
     fn end(&self) {
         let Dropped { named, reasons, count } = &self.dropped;
+        let of = |count: usize, one: &str, several: &str| many(count as u64, one, several);
         if *count > named.len() && !self.debug {
             let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-            self.printer.line(&format!("dropped {count} tags (--debug names them): {}", reasons.join("; ")));
+            self.printer.line(&format!(
+                "dropped {} (--debug names them): {}",
+                of(*count, "tag", "tags"),
+                reasons.join("; ")
+            ));
         } else {
             named.iter().for_each(|line| self.printer.line(line));
         }
-        let of = |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
         let mut summary = format!(
             "{} of {} in {}",
             self.kept,

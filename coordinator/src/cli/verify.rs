@@ -23,6 +23,7 @@ use super::run::{Work, fail, notifier, refuse_layouts};
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
+use crate::words::many;
 
 /// Compares targets with their sources.
 #[derive(Debug, Args)]
@@ -223,7 +224,12 @@ async fn compare(
         findings: &verified.findings,
     };
     let is_equal = verified.findings.is_empty();
-    let seen = format!("{} manifests, {} blobs, {} referrers", verified.manifests, verified.blobs, verified.referrers);
+    let seen = [
+        many(verified.manifests, "manifest", "manifests"),
+        many(verified.blobs, "blob", "blobs"),
+        many(verified.referrers, "referrer", "referrers"),
+    ]
+    .join(", ");
     if args.json {
         let result = if is_equal { Outcome::Equal(figures) } else { Outcome::Differs(figures) };
         print(printer, &Output { source, target, result });
@@ -241,8 +247,8 @@ async fn compare(
             Ok(Exit::Done)
         }
         Some(error) => {
-            let differences = verified.findings.len();
-            printer.error(&format!("{target} differs from {source} in {differences} places"), error.advice());
+            let differences = many(verified.findings.len() as u64, "place", "places");
+            printer.error(&format!("{target} differs from {source} in {differences}"), error.advice());
             Ok(Exit::Failed)
         }
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::bounded::Bounded;
 use crate::report::{Form, Level, Report, Template, View, write_text};
+use crate::words::many;
 
 /// More of a report than this is in no chat and no mail.
 const MAX_TEXT: usize = 64 << 10;
@@ -55,10 +56,11 @@ impl Message {
     /// That a registry leaves a batch waiting.
     pub(super) fn throttled(throttled: &Throttled) -> Message {
         let Throttled { batch, registry, why, until, open } = throttled;
+        let open = many(*open, "image", "images");
         let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
         let title = format!("imgsync: {registry} leaves a batch waiting");
         let text = format!(
-            "{registry} {why}: nothing is begun there before {until}.\nBatch {batch} has {open} images open; those of other registries go on.\nMore: imgsync batch show {batch}"
+            "{registry} {why}: nothing is begun there before {until}.\nBatch {batch} has {open} open; those of other registries go on.\nMore: imgsync batch show {batch}"
         );
         Message { title, text, is_markup: false }
     }

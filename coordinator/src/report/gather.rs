@@ -12,6 +12,7 @@ use super::view::{
     View, Worker,
 };
 use super::{Level, Report, advice};
+use crate::words::{many, thousands};
 
 /// Groups of failures, at the most.
 const MAX_GROUPS: usize = 50;
@@ -113,7 +114,7 @@ fn summary(report: &Report<'_>) -> (String, String) {
     let total = counts.total;
     let of = |number: u64, what: &str| match (number, total) {
         (1, 1) => format!("The one image {what}"),
-        _ => format!("{} of {} images {what}", thousands(number), thousands(total)),
+        _ => format!("{} of {} {what}", thousands(number), many(total, "image", "images")),
     };
     let (headline, next) = match () {
         () if counts.failed > 0 => (of(counts.failed, "failed"), format!("imgsync batch requeue {id}")),
@@ -267,17 +268,4 @@ impl Tasks {
 /// To the second, in UTC.
 fn rfc3339(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// 1234567 → 1,234,567.
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

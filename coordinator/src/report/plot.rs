@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use super::gather::thousands;
 use super::template::{bytes, duration};
+use crate::words::thousands;
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 56.0;

@@ -13,9 +13,9 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
 use super::Form;
-use super::gather::thousands;
 use super::plot::{Plotted, svg};
 use super::view::View;
+use crate::words::{many, thousands};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -107,6 +107,7 @@ fn environment(form: Form) -> Environment<'static> {
     environment.add_filter("bytes", bytes);
     environment.add_filter("duration", |seconds: f64| duration(seconds));
     environment.add_filter("number", thousands);
+    environment.add_filter("many", |number: u64, one: &str, several: &str| many(number, one, several));
     environment.add_filter("time", |text: &str| time(text));
     environment.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
     environment.add_filter("markdown", |text: &str| Value::from_safe_string(markdown(text)));

@@ -8,6 +8,7 @@ use imgsync_common::retry::seconds;
 use imgsync_common::store::PruneOutcome;
 
 use super::{Level, Report};
+use crate::words::many;
 
 const BANNER: &str = "========================================";
 
@@ -90,7 +91,7 @@ fn totals(report: &Report<'_>) -> String {
         format!("Sync Failed: {}", counts.failed),
         format!("Sync Success: {}", counts.copied + counts.unchanged),
         format!("Manifests CacheHit: {}", counts.unchanged),
-        format!("Copied: {} images, {}", counts.copied, ByteSize(spent.bytes.copied)),
+        format!("Copied: {}, {}", many(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
     ];
     if spent.bytes.mounted + spent.bytes.reused > 0 {
         lines.push(format!(

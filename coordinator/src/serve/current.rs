@@ -22,6 +22,7 @@ use super::say;
 use crate::batches::{Care, House, Run, RunSettings, copier, fingerprint};
 use crate::notify::Notifier;
 use crate::report;
+use crate::words::many;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -272,7 +273,10 @@ pub(super) async fn keep(
         });
         let error = match made {
             Ok(next) => {
-                say(events, &format!("read its configuration again: {} rules", next.rules.len()));
+                say(
+                    events,
+                    &format!("read its configuration again: {}", many(next.rules.len() as u64, "rule", "rules")),
+                );
                 current.send_replace(Arc::new(next));
                 None
             }

@@ -134,14 +134,15 @@ async fn a_worker_that_cannot_reach_a_registry_spends_no_attempts_on_it() {
 #[tokio::test]
 async fn what_is_not_signed_with_a_workers_key_is_refused_and_said_and_done_by_another() {
     let scene = Scene::new(2, 4).await;
-    let mut wrong = worker(&scene, "", "another key", &[]).await;
-    let run = scene.cluster.imgsync(&scene.config).env("IMGSYNC_KEY", "the key").args(["run", "--json"]);
+    let mut wrong = worker(&scene, "", "the key of another cluster", &[]).await;
+    let run =
+        scene.cluster.imgsync(&scene.config).env("IMGSYNC_KEY", "the key of this cluster").args(["run", "--json"]);
     let mut run = run.spawn();
     let shown = scene.cluster.wait_for(|shown| complains(shown, "has refused "), PATIENCE).await;
     assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
     assert_eq!(scene.target.total(), 0, "{}", scene.target.describe_requests());
     kill(&mut wrong).await;
-    let _right = worker(&scene, "", "the key", &[]).await;
+    let _right = worker(&scene, "", "the key of this cluster", &[]).await;
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
 }
@@ -149,7 +150,7 @@ async fn what_is_not_signed_with_a_workers_key_is_refused_and_said_and_done_by_a
 #[tokio::test]
 async fn what_is_not_signed_at_all_is_refused_by_a_worker_with_a_key() {
     let scene = Scene::new(1, 2).await;
-    let _strict = worker(&scene, "", "the key", &[]).await;
+    let _strict = worker(&scene, "", "the key of this cluster", &[]).await;
     let config = rules(&scene.source, &scene.target, 1);
     let _run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
     let shown = scene.cluster.wait_for(|shown| complains(shown, "has refused "), Duration::from_secs(30)).await;

@@ -48,7 +48,10 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     let scene = Scene::with(cluster, 3, 10).await;
     let with_urls = |program: Imgsync| {
         program.file("ca.pem", authority.pem());
-        program.env("IMGSYNC_BROKER", &broker).env("IMGSYNC_STORE", &store).env("IMGSYNC_KEY", "key")
+        program
+            .env("IMGSYNC_BROKER", &broker)
+            .env("IMGSYNC_STORE", &store)
+            .env("IMGSYNC_KEY", "the key of this cluster")
     };
     let trusting = "cluster: {ca: ca.pem}\n";
     let imgsync = |rules: &str| with_urls(scene.cluster.imgsync(&format!("{trusting}{rules}")));

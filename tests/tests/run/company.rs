@@ -160,7 +160,7 @@ async fn platforms_make_a_smaller_index_and_choosing_otherwise_copies_again() {
     target.assert_holds("m/a", "1", &image);
 
     let (json, _) = choose(", platforms: [linux/amd64, linux/riscv64]").await;
-    assert_eq!(json["failures"][0]["class"], "not_found", "{json}");
+    assert_eq!(json["failures"][0]["class"], "unsupported", "{json}");
     let error = json["failures"][0]["error"].as_str().unwrap();
     assert!(error.contains("linux/riscv64") && error.contains("linux/amd64, linux/arm64/v8, linux/s390x"), "{error}");
     target.assert_holds("m/a", "1", &image);

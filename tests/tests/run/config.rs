@@ -14,7 +14,7 @@ rules:
 ";
 
 fn config(action: &str, text: &str) -> Imgsync {
-    let program = Imgsync::new().args(["config", action]).env("HUB_TOKEN", "hunter2");
+    let program = Imgsync::new().args(["config", action]).env("HUB_TOKEN", "hunter2-hunter2-hunter2");
     program.file("imgsync.yaml", text);
     program
 }
@@ -36,6 +36,23 @@ async fn all_that_is_wrong_is_said_at_once_with_its_place() {
     assert_eq!(output.stderr.matches("error:").count(), 2, "{}", output.stderr);
     assert!(output.stderr.contains("--> other.yaml:3:5"), "{}", output.stderr);
     assert!(output.stderr.contains("    ^^^") && output.stderr.contains("--> other.yaml:4:"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn files_that_are_named_and_keys_that_are_short_are_found_wrong_before_a_run() {
+    let text = "registries: {gcr.io: {ca: missing.pem}}
+notify: {webhook: {url: 'https://example.com/', template: bad.txt}}
+report: {file: report.html, template: gone.html}
+cluster: {broker: 'amqp://rabbit', store: 'redis://redis', key: short}
+rules: [{from: gcr.io/a/b, to: docker.io/me}]
+";
+    let program = config("check", text);
+    program.file("bad.txt", "{{ counts.total|upperlower }}");
+    let output = program.run().await.assert_code(2);
+    let errors: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("error:")).collect();
+    let about = ["missing.pem", "fewer than 16 characters", "bad.txt", "gone.html"];
+    assert_eq!(errors.len(), about.len(), "{}", output.stderr);
+    assert!(errors.iter().zip(about).all(|(error, about)| error.contains(about)), "{}", output.stderr);
 }
 
 #[tokio::test]

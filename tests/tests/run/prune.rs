@@ -126,7 +126,7 @@ async fn days_are_counted_from_when_the_tag_was_first_seen_missing() {
     }
     assert_eq!(target.tags("m/app"), ["1", "2"]);
     let dry = run(&program, &["--dry-run"]).await.assert_code(0);
-    assert!(dry.stderr.contains("1 tags are gone at the source, and are kept for now"), "{}", dry.stderr);
+    assert!(dry.stderr.contains("1 tag is gone at the source, and kept for now"), "{}", dry.stderr);
     assert_eq!(deletions(&target), [""; 0]);
 }
 

@@ -78,7 +78,7 @@ fn lacks(manifests: &[Descriptor], wanted: &Platform, job: &Job) -> Error {
         .filter(|name| name != "unknown/unknown")
         .collect();
     let tried = format!("choosing {wanted} of {}", job.source);
-    Error::new(Class::NotFound, tried, "the image is not made for that platform")
+    Error::new(Class::Unsupported, tried, "the image is not made for that platform")
         .hint(format!("it has: {}", has.join(", ")))
 }
 
