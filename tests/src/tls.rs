@@ -24,6 +24,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
+    /// Where its own certificate is its servers' as well.
+    key: Option<Vec<u8>>,
 }
 
 /// A certificate and its key.
@@ -46,12 +48,21 @@ impl Default for Authority {
 impl Authority {
     /// A fresh authority.
     pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
+        Self::make(CertificateParams::new(Vec::new()).expect("no names are valid names"), false)
+    }
+
+    /// One whose certificate is its servers' own, for localhost, as `openssl req -x509` makes it.
+    pub fn that_serves() -> Self {
+        Self::make(CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name"), true)
+    }
+
+    fn make(mut params: CertificateParams, serves: bool) -> Self {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().expect("ring makes a key");
         let certificate = params.self_signed(&key).expect("the authority signs itself");
-        Self { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key) }
+        let own_key = serves.then(|| key.serialize_der());
+        Self { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key), key: own_key }
     }
 
     /// What clients must trust.
@@ -101,8 +112,12 @@ impl Authority {
         } else {
             builder.with_no_client_auth()
         };
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key));
-        let mut config = builder.with_single_cert(identity.chain, key).expect("key and certificate match");
+        let (chain, key) = match &self.key {
+            Some(key) => (vec![self.der.clone()], key.clone()),
+            None => (identity.chain, identity.key),
+        };
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+        let mut config = builder.with_single_cert(chain, key).expect("key and certificate match");
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config).into()
     }

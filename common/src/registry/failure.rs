@@ -40,9 +40,7 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
         return match tls {
             rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, tried, format!("no TLS there: {text}"))
                 .hint("if the registry speaks plain HTTP, set `tls: off` for it under `registries`"),
-            _ => Error::new(Class::Insecure, tried, text).hint(
-                "if the certificate is of an authority of your own, set `ca:` for the registry under `registries`",
-            ),
+            _ => Error::new(Class::Insecure, tried, text).hint(of_certificate(tls)),
         }
         .because(error);
     }
@@ -68,7 +66,10 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     let failed = Error::new(Class::Unreachable, tried, &text);
     let failed = match () {
         () if text.contains("failed to lookup address") || text.contains("dns error") => {
-            failed.hint("the host's name does not resolve: check its spelling, DNS, and whether a proxy is needed")
+            failed.hint(match text.contains("socks proxy") {
+                true => "this machine resolves the name for a proxy of `socks5://`; with `socks5h://` the proxy does",
+                false => "the host's name does not resolve: check its spelling, DNS, and whether a proxy is needed",
+            })
         }
         () if error.is_connect() => {
             failed.hint("check the host, its port, and whether a firewall or proxy is in between")
@@ -78,6 +79,24 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     match error.is_connect() {
         true => failed.unconnected().because(error),
         false => failed.because(error),
+    }
+}
+
+/// What to do about a certificate that is not trusted.
+fn of_certificate(error: &rustls::Error) -> &'static str {
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    };
+    match error {
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            "name the registry as its certificate does, or give it one for the name that you use"
+        }
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        ) => "the registry needs a new certificate, or a clock is wrong: its, or this machine's",
+        _ => {
+            "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`"
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! HTTP clients: one for all registries whose connections are set up alike, so that they share a pool.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use rustls::pki_types::CertificateDer;
 use url::Url;
 
+use super::authorities;
 use super::hop::{Guarded, Names};
 use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
@@ -103,19 +105,16 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         .http2_initial_connection_window_size(STREAM_WINDOW * STREAMS)
         .http2_max_header_list_size(64 << 10)
         .tls_danger_accept_invalid_certs(shape.insecure);
-    let mut roots = system_roots().to_vec();
-    for pem in &shape.ca {
-        let more = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| invalid("`ca`", error))?;
-        if more.is_empty() {
-            return Err(Error::new(Class::Invalid, "setting up connections: `ca`", "it holds no certificate in PEM"));
+    if shape.ca.is_empty() || shape.insecure {
+        builder = builder.tls_certs_only(system_certificates());
+        if let Some(pem) = &shape.identity {
+            let identity = reqwest::Identity::from_pem(pem.as_bytes())
+                .map_err(|error| invalid("`client_cert` and `client_key`", error))?;
+            builder = builder.identity(identity);
         }
-        roots.extend(more);
-    }
-    builder = builder.tls_certs_only(roots);
-    if let Some(pem) = &shape.identity {
-        let identity = reqwest::Identity::from_pem(pem.as_bytes())
-            .map_err(|error| invalid("`client_cert` and `client_key`", error))?;
-        builder = builder.identity(identity);
+    } else {
+        let tls = authorities::trusting(system_roots(), &shape.ca, shape.identity.as_deref(), shape.http1)?;
+        builder = builder.tls_backend_preconfigured(tls);
     }
     if shape.http1 {
         builder = builder.http1_only();
@@ -167,7 +166,7 @@ pub fn client_for_others(direct: bool) -> Result<reqwest::Client> {
         .referer(false)
         .retry(reqwest::retry::never())
         .connect_timeout(std::time::Duration::from_secs(10))
-        .tls_certs_only(system_roots().to_vec());
+        .tls_certs_only(system_certificates());
     let builder = if direct { builder.no_proxy() } else { builder };
     builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
 }
@@ -182,17 +181,22 @@ pub fn install_tls_provider() {
 }
 
 /// The system's trusted authorities, or Mozilla's where the system has none (a bare container).
-fn system_roots() -> &'static [reqwest::Certificate] {
-    static ROOTS: OnceLock<Arc<[reqwest::Certificate]>> = OnceLock::new();
+fn system_roots() -> &'static [CertificateDer<'static>] {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
     ROOTS.get_or_init(|| {
-        let native = rustls_native_certs::load_native_certs();
-        let from = |der: &[u8]| reqwest::Certificate::from_der(der).ok();
-        let found: Vec<_> = native.certs.iter().filter_map(|der| from(der)).collect();
-        match found.is_empty() {
-            false => found.into(),
-            true => webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| from(der)).collect(),
+        let native = rustls_native_certs::load_native_certs().certs;
+        match native.is_empty() {
+            false => native,
+            true => webpki_root_certs::TLS_SERVER_ROOT_CERTS.to_vec(),
         }
     })
+}
+
+/// The same for the HTTP client, without those that it cannot read.
+fn system_certificates() -> Vec<reqwest::Certificate> {
+    static ROOTS: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
+    let read = || system_roots().iter().filter_map(|der| reqwest::Certificate::from_der(der).ok()).collect();
+    ROOTS.get_or_init(read).clone()
 }
 
 /// An error and all below it in one line, each part once.

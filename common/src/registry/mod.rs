@@ -6,6 +6,7 @@
 mod api;
 pub mod api_error;
 mod auth;
+mod authorities;
 mod bandwidth;
 mod blobs;
 mod catalog;

@@ -105,6 +105,29 @@ async fn an_unknown_certificate_is_taken_only_where_told_so() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_a_registry_gave_itself_is_taken_where_it_is_named() {
+    let (authority, other) = (Arc::new(Authority::that_serves()), Authority::that_serves());
+    let (source, target) =
+        tokio::join!(FaultRegistry::builder().tls(authority.clone()).start(), FaultRegistry::start());
+    let image = images::single("self-signed");
+    source.push("a", "1", &image);
+    let port = source.address().port();
+    let sync = async |host: &str, ca: &Authority| {
+        let sync = Imgsync::new();
+        sync.file("ca.pem", ca.pem());
+        sync.file("imgsync.yaml", format!("registries:\n  \"{host}:{port}\": {{tls: on, ca: ca.pem}}\n"));
+        let (from, to) = (format!("{host}:{port}/a:1"), format!("{}/b:1", target.host()));
+        sync.args(["sync", &from, &to, "--attempts", "1"]).run().await
+    };
+    sync("localhost", &authority).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    let elsewhere = sync("127.0.0.1", &authority).await.assert_code(1);
+    assert!(elsewhere.stderr.contains("name the registry as its certificate does"), "{}", elsewhere.stderr);
+    let unknown = sync("localhost", &other).await.assert_code(1);
+    assert!(unknown.stderr.contains("set `ca:` for the registry"), "{}", unknown.stderr);
+}
+
+#[tokio::test]
 async fn a_name_without_tls_is_reached_only_where_told_so() {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &images::single("plain"));
