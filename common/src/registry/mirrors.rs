@@ -11,11 +11,13 @@ use url::Url;
 
 use super::{Access, Client, Registry, RegistrySettings, Repository};
 use crate::error::{Class, Error, Result};
-use crate::image::RegistryName;
+use crate::image::{RegistryName, RepositoryName};
 
 /// What is known of a mirror; of a registry itself, nothing.
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
+    /// Below which path of it repositories have their names: a proxy project of Harbor's.
+    below: Option<RepositoryName>,
     /// Until when it is left alone.
     rests_until: Mutex<Option<Instant>>,
 }
@@ -48,9 +50,25 @@ impl Client {
             Error::new(Class::Invalid, "reading `mirrors`", format!("{written} is no name of a registry: {error}"))
         })?;
         let own = self.0.settings.registries.get(&name).cloned().unwrap_or_default();
-        let settings = RegistrySettings { endpoint: Some(url.clone()), mirrors: Vec::new(), ..own };
-        Ok(Arc::new(self.build(&name, settings, Some(Mirror::default()))?))
+        let (endpoint, below) = split(url)?;
+        let settings = RegistrySettings { endpoint: Some(endpoint), mirrors: Vec::new(), ..own };
+        Ok(Arc::new(self.build(&name, settings, Some(Mirror { below, ..Mirror::default() }))?))
     }
+}
+
+/// Where a mirror's API is, and what goes before the names of repositories there: `https://host/v2/project` has both, as
+/// containerd writes it.
+fn split(url: &Url) -> Result<(Url, Option<RepositoryName>)> {
+    let Some((before, below)) = url.path().split_once("/v2/").filter(|(_, below)| !below.trim_matches('/').is_empty())
+    else {
+        return Ok((url.clone(), None));
+    };
+    let below = below.trim_matches('/').parse().map_err(|error: crate::image::ParseReferenceError| {
+        Error::new(Class::Invalid, "reading `mirrors`", format!("{url}: {error}"))
+    })?;
+    let mut endpoint = url.clone();
+    endpoint.set_path(before);
+    Ok((endpoint, Some(below)))
 }
 
 impl Registry {
@@ -73,10 +91,16 @@ impl Repository {
         F: Future<Output = Result<T>>,
     {
         for registry in &self.registry.mirrors {
-            if registry.mirror.as_ref().is_none_or(Mirror::rests) {
-                continue;
-            }
-            match read(Repository { registry: registry.clone(), ..self.clone() }).await {
+            let Some(mirror) = registry.mirror.as_ref().filter(|mirror| !mirror.rests()) else { continue };
+            let name = match &mirror.below {
+                None => self.name.clone(),
+                // One that would be too long is not there.
+                Some(below) => match format!("{below}/{}", self.name).parse() {
+                    Ok(name) => name,
+                    Err(_) => continue,
+                },
+            };
+            match read(Repository { registry: registry.clone(), name, ..self.clone() }).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(error) if error.is_cancelled() => return Err(error),
                 Err(error) if error.class() == Class::NotFound => {}

@@ -53,6 +53,17 @@ async fn a_mirror_that_has_the_image_is_all_that_is_read() {
 }
 
 #[tokio::test]
+async fn a_mirror_can_have_the_names_below_a_project() {
+    let (source, mirror, target) = three().await;
+    let image = images::multi_platform("proxied");
+    mirror.push("proxy/hub/a", "1", &image);
+    let url = format!("{}/v2/proxy/hub/", mirror.url().trim_end_matches('/'));
+    sync(&source, &[url], &target, &[]).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!((source.total(), reads(&mirror)), (0, (image.manifests.len() + image.blobs.len()) as u64));
+}
+
+#[tokio::test]
 async fn what_a_mirror_lacks_comes_from_the_next_and_at_last_from_the_registry() {
     let (source, first, second) = three().await;
     let target = FaultRegistry::start().await;
