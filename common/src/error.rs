@@ -58,7 +58,7 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Class; 17] = [
+    pub const ALL: [Class; 20] = [
         Class::NotFound,
         Class::Denied,
         Class::TokenExpired,
@@ -70,11 +70,14 @@ impl Class {
         Class::Refused,
         Class::Incomplete,
         Class::Unsupported,
+        Class::Outdated,
         Class::BadAnswer,
         Class::Insecure,
         Class::Invalid,
         Class::Local,
         Class::Collision,
+        Class::Immutable,
+        Class::Differs,
         Class::Cancelled,
     ];
 
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_class_is_written_alike_everywhere() {
-        for class in [Class::NotFound, Class::TimedOut, Class::ServerError, Class::BadAnswer] {
+        for class in Class::ALL {
             assert_eq!(serde_json::to_string(&class).unwrap(), format!("\"{class}\""));
         }
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser};
 use imgsync_common::image::RegistryName;
@@ -43,14 +44,14 @@ pub struct Arguments {
     #[arg(long, requires = "listen")]
     pub check: bool,
     /// How long to wait for broker and store at the start
-    #[arg(long, value_name = "SECONDS", default_value = "30")]
-    pub wait: u64,
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub wait: Duration,
     /// Tries of a request that makes no progress, and of an image that fails in passing
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: u32,
-    /// Give up on an answer or a stream in which no byte has come or gone for so many seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub stall_timeout: u64,
+    /// Give up on an answer or a stream in which no byte has come or gone for this long
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    pub stall_timeout: Duration,
     /// How long a task is held without word from its worker
     #[arg(long, value_name = "SECONDS", default_value = "30", hide = true, value_parser = clap::value_parser!(u64).range(5..=600))]
     pub lease: u64,
@@ -73,6 +74,26 @@ fn size(text: &str) -> std::result::Result<u64, String> {
     size.ok_or_else(|| format!("`{text}` is not a size such as 20MiB"))
 }
 
+/// A span of time as people write it: `90s`, `1h30m`, `7d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let help = "write a time such as 90s, 10m or 1h30m";
+    let span: jiff::Span = text.parse().map_err(|_| help.to_owned())?;
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let span = span.to_duration(days).map_err(|_| help.to_owned())?;
+    match Duration::try_from(span) {
+        Ok(span) if !span.is_zero() => Ok(span),
+        _ => Err("it must be more than nothing".to_owned()),
+    }
+}
+
+/// The same; a number alone is one of seconds.
+fn time(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) => duration(&format!("{seconds}s")),
+        Err(_) => duration(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +101,17 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+        assert_eq!((time("30"), time("2m")), (Ok(Duration::from_secs(30)), Ok(Duration::from_secs(120))));
+        for bad in ["", "0s", "-1s", "ten", "10"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -86,12 +86,12 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     };
     let mut client = settings::client_settings(&config, &folder)?;
     client.retry = Policy { attempts: cli.attempts, max_wait: LONGEST_SLEEP, patience: SLOT_PATIENCE, ..client.retry };
-    client.stall = Duration::from_secs(cli.stall_timeout);
+    client.stall = cli.stall_timeout;
     client.bandwidth = cli.bandwidth.or(client.bandwidth);
     let stop = Stop::default();
     end_on_signal(stop.clone());
     let cluster = tokio::select! {
-        cluster = connect(&addresses, &name, Duration::from_secs(cli.wait)) => cluster?,
+        cluster = connect(&addresses, &name, cli.wait) => cluster?,
         () = stop.drain.cancelled() => return Ok(()),
     };
     client.pace = Some(SharedPace { store: std::sync::Arc::new(cluster.store.clone()), careful: true, alone: false });
@@ -205,8 +205,9 @@ async fn after_all(stop: &Stop) {
 /// What is logged unless RUST_LOG says otherwise.
 fn default_log(debug: bool) -> &'static str {
     match debug {
-        true => "imgsync_common=debug,imgsync_worker=debug,warn",
-        false => "imgsync_common=info,imgsync_worker=info,warn",
+        // What the broker's client says of errors we say in other words.
+        true => "imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
+        false => "imgsync_common=info,imgsync_worker=info,lapin=off,warn",
     }
 }
 

@@ -281,7 +281,6 @@ impl Runner {
     }
 
     fn warn(&self, message: &str) {
-        tracing::warn!("{message}");
         self.events.emit(Event::Warning { message: message.to_owned() });
     }
 }

@@ -52,7 +52,6 @@ impl Traffic {
                 if serving.set_full(why.clone())
                     && let Some(message) = why
                 {
-                    tracing::warn!("{message}");
                     events.emit(Event::Warning { message });
                 }
             }

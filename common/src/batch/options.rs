@@ -97,6 +97,16 @@ pub enum Referrers {
     Types(Vec<String>),
 }
 
+impl Referrers {
+    /// What is wrong with an artifact type (image-spec v1.1, "artifactType"): it is a media type, and not a word such as `sbom`.
+    pub fn check_type(text: &str) -> Result<(), String> {
+        match text.split_once('/') {
+            Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok(()),
+            _ => Err(format!("`{text}` is no artifact type: write a media type, such as application/spdx+json")),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum WrittenReferrers {

@@ -116,7 +116,11 @@ pub(super) static REGISTRY: Section = Section {
             Kind::Url,
             "Where the vendor's own API is: needed where `endpoint` is set, or the API is on another host.",
         ),
-        key("proxy", Kind::Url, "A proxy for this registry: http://, https:// or socks5://."),
+        key(
+            "proxy",
+            Kind::Url,
+            "A proxy for this registry: http://, https://, socks5:// or socks5h://, which resolves names for us.",
+        ),
         key("tls", Kind::Flag, "`off` speaks plain HTTP. Loopback addresses do so without it."),
         key("ca", Kind::Several(&Kind::Text), "Certificates to trust besides the system's: a file, or PEM."),
         key("client_cert", Kind::Text, "A client certificate: a file, or PEM."),

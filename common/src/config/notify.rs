@@ -269,7 +269,7 @@ fn email(reader: &Reader, node: &Node) -> Option<Email> {
             reader.report(&fields.at, format!("`{name}` is missing"));
         }
     }
-    if username.is_some() != password.is_some() {
+    if fields.get("username").is_some() != fields.get("password").is_some() {
         reader.report(&fields.at, "`username` and `password` go together");
     }
     let mut to = Vec::new();

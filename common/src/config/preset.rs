@@ -65,11 +65,11 @@ impl Preset {
     pub fn find<'k, 'a>(&self, known: &'k [KnownPreset<'a>]) -> Result<&'k KnownPreset<'a>, (String, String)> {
         let name = &self.name;
         let Some(found) = known.iter().find(|preset| preset.name == name) else {
+            let longer = known.iter().find(|preset| name.len() > 2 && preset.name.starts_with(name.as_str()));
             let near = known.iter().map(|preset| (strsim::damerau_levenshtein(preset.name, name), preset.name)).min();
-            let meant = match near {
-                Some((distance, near)) if distance <= 3 => format!(", did you mean `{near}`?"),
-                _ => String::new(),
-            };
+            let near = near.filter(|(distance, _)| *distance <= 3).map(|(_, near)| near);
+            let meant = longer.map(|preset| preset.name).or(near);
+            let meant = meant.map(|meant| format!(", did you mean `{meant}`?")).unwrap_or_default();
             let names: Vec<&str> = known.iter().map(|preset| preset.name).collect();
             return Err((format!("there is no preset `{name}`{meant}"), format!("there are {}", names.join(", "))));
         };

@@ -273,7 +273,10 @@ impl Reader {
                 // A variable's name is no secret, and shows what to look at.
                 if !scalar.is_variable() {
                     self.secrets.borrow_mut().push(node.at.clone());
-                    self.inline_secrets.set(true);
+                    // What stands around a variable is a word such as Bearer, or a part of a URL.
+                    if !scalar.has_variable() {
+                        self.inline_secrets.set(true);
+                    }
                 }
             }
             Value::List(items) => items.iter().for_each(|item| self.note_secret(item)),

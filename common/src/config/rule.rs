@@ -181,7 +181,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         referrers: fields.get("referrers").and_then(|node| match &node.value {
             Value::List(_) => {
                 let types: Vec<String> =
-                    reader.several(node).iter().filter_map(|n| reader.text(n)).map(str::to_owned).collect();
+                    reader.several(node).iter().filter_map(|node| artifact_type(reader, node)).collect();
                 (!types.is_empty()).then_some(Referrers::Types(types))
             }
             _ => reader.flag(node).map(|all| if all { Referrers::All } else { Referrers::None }),
@@ -286,6 +286,17 @@ fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source
                     None
                 }
             }
+        }
+    }
+}
+
+fn artifact_type(reader: &Reader, node: &Node) -> Option<String> {
+    let text = reader.text(node)?;
+    match Referrers::check_type(text) {
+        Ok(()) => Some(text.to_owned()),
+        Err(error) => {
+            reader.report(&node.at, error);
+            None
         }
     }
 }

@@ -161,6 +161,8 @@ fn secrets_in_the_file_are_noticed() {
     assert!(good(&registry("username: u, password: \"${NONE:-p}\"")).has_secrets_inline());
     assert!(!good("cluster: {broker: 'amqp://u:${RPS}@h'}").has_secrets_inline());
     assert!(!good("cluster: {broker: 'amqp://u@h'}").has_secrets_inline());
+    assert!(!good("notify: {webhook: {url: 'https://h/${RPS}', headers: {a: 'Bearer ${RPS}'}}}").has_secrets_inline());
+    assert!(good("notify: {webhook: {url: 'https://h/s3cret'}}").has_secrets_inline());
     assert!(!good(&registry("client_cert: c.pem, client_key: k.pem")).has_secrets_inline(), "a file's name is none");
 }
 

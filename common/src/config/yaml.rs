@@ -49,6 +49,11 @@ impl Scalar {
         self.filled && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
     }
 
+    /// Whether some of it is a variable without a default.
+    pub(super) fn has_variable(&self) -> bool {
+        self.filled && self.written.contains("${") && !self.written.contains(":-")
+    }
+
     /// The message with the value as it was written in place of what variables hold; none if parts of that would
     /// remain.
     pub(super) fn without_value(&self, message: &str) -> Option<String> {

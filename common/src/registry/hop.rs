@@ -115,12 +115,17 @@ pub(crate) fn check(from: &Url, to: Url, home: Reach, allow_private: bool, what:
 }
 
 fn private_address(tried: String, from: &Url) -> Error {
-    Error::new(Class::Insecure, tried, "it leads from a public host to a private, link-local or loopback address").hint(
-        format!(
-            "if that is meant, set `allow_private: true` for {} under `registries`",
-            from.host_str().unwrap_or("it")
-        ),
+    let registry = match (from.host_str(), from.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (Some(host), None) => host.to_owned(),
+        (None, _) => "it".to_owned(),
+    };
+    Error::new(
+        Class::Insecure,
+        tried,
+        "it leads to a private, link-local or loopback address, which the registry itself does not have",
     )
+    .hint(format!("if that is meant, set `allow_private: true` for {registry} under `registries`"))
 }
 
 /// Scheme, host and port, which is what an error may name: paths and queries can hold signatures.

@@ -150,7 +150,8 @@ impl Sealing<'_> {
                             if let Some(pruning) = &mut pruning {
                                 pruning.refuse(error.to_string());
                             }
-                            self.note(format!("{}/{}", listing.registry, listing.repository), error).await?;
+                            let repository = format!("{}/{}", listing.registry, listing.repository);
+                            self.note(self.of_rule(rule, repository), error).await?;
                         }
                         if self.slice.is_some() {
                             whole.extend(plan.tasks);
@@ -278,6 +279,12 @@ impl Sealing<'_> {
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A repository by one of several rules that read the same, each of which has a problem of its own.
+    fn of_rule(&self, rule: &Rule, repository: String) -> String {
+        let alike = self.rules.iter().filter(|other| other.source.to_string() == rule.source.to_string()).count();
+        if alike > 1 { format!("{repository} (by the rule in line {})", rule.line) } else { repository }
     }
 
     async fn note(&self, repository: String, error: &Error) -> Result<()> {

@@ -3,23 +3,24 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use imgsync_common::batch::Referrers;
-use imgsync_common::config::Preset;
 use imgsync_common::error::Class;
-use imgsync_common::image::{Platform, Reference, RegistryName};
+use imgsync_common::image::{Platform, RegistryName};
 use imgsync_common::secret::Secret;
-use imgsync_common::select::{NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagPattern, VersionRange};
+use imgsync_worker::arguments::duration;
 use imgsync_worker::copy::Location;
 use imgsync_worker::logging::LogFormat;
 
+use super::explain::ExplainArgs;
 use super::import::ImportArgs;
 use super::inspect::InspectArgs;
 use super::notify::NotifyArgs;
 use super::original::{GcrArgs, OriginalArgs};
 use super::pages::{CompletionsArgs, ManArgs};
-use super::presets::{PresetsArgs, RunCommand, preset};
+use super::presets::{PresetsArgs, RunCommand};
 use super::report::ReportArgs;
+use super::tags::TagsArgs;
 use super::verify::VerifyArgs;
 
 /// Keeps container images in one registry the same as in another, without Docker and without local disk.
@@ -111,59 +112,6 @@ pub(crate) enum Command {
     Man(ManArgs),
 }
 
-/// Which repositories, and which of their tags.
-#[derive(Debug, Args)]
-pub(crate) struct TagsArgs {
-    /// gcr.io/distroless/static, gcr.io/distroless/* (one level) or gcr.io/istio-release/** (all below)
-    #[arg(value_name = "PATTERN", value_parser = pattern, required_unless_present = "preset")]
-    pub(crate) pattern: Option<RepositoryPattern>,
-    /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
-    #[arg(long, value_name = "PRESET", value_parser = preset, conflicts_with = "pattern")]
-    pub(crate) preset: Option<Preset>,
-    /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) include: Vec<TagPattern>,
-    /// No tags that match one of these
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) exclude: Vec<TagPattern>,
-    /// Only versions in this range, such as ">=1.20, <2"
-    #[arg(long, value_name = "RANGE")]
-    pub(crate) semver: Option<VersionRange>,
-    /// Only the newest so many of each repository; by version, of each variant
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) newest: Option<usize>,
-    /// What makes a tag newer
-    #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
-    pub(crate) newest_by: NewestByArg,
-    /// Only what is younger than a day (2025-01-01), a moment or a time (90d); only of registries that list dates
-    #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
-    pub(crate) since: Option<Since>,
-    /// Print each tag as a JSON object, with digest and date where the registry lists them
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Repositories that are listed at the same time
-    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) query_limit: u16,
-    #[command(flatten)]
-    pub(crate) patience: Patience,
-}
-
-/// `--newest-by`.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum NewestByArg {
-    Version,
-    Date,
-}
-
-impl From<NewestByArg> for NewestBy {
-    fn from(by: NewestByArg) -> NewestBy {
-        match by {
-            NewestByArg::Version => NewestBy::Version,
-            NewestByArg::Date => NewestBy::Date,
-        }
-    }
-}
-
 /// What is to be done with a configuration: the file of `-c`, else ./imgsync.yaml.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
@@ -179,23 +127,6 @@ pub(crate) enum ConfigAction {
     Import(ImportArgs),
 }
 
-fn pattern(text: &str) -> Result<RepositoryPattern, String> {
-    text.parse().map_err(|error: RepositoryPatternError| match &error.hint {
-        // There it speaks of a rule.
-        Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
-        Some(hint) => format!("{error} ({hint})"),
-        None => error.to_string(),
-    })
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("the newest 0 are none".to_owned()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("write how many, such as 10".to_owned()),
-    }
-}
-
 /// Copies one image from registry to registry: every platform of it, byte for byte, under the same digest.
 ///
 /// Credentials come from the configuration, else from where docker and podman keep them (`docker login`).
@@ -205,13 +136,13 @@ pub(crate) struct SyncArgs {
     #[arg(value_name = "SOURCE", value_parser = location)]
     pub(crate) source: Location,
     /// Where to copy it; without a tag it keeps the source's [default: docker.io/<user>/<source's name with _ for />]
-    #[arg(value_name = "TARGET", value_parser = location)]
+    #[arg(value_name = "TARGET", value_parser = target)]
     pub(crate) target: Option<Location>,
     /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
     /// Signatures, SBOMs and other referrers that come along: all, none, or these artifact types
-    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',')]
+    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',', value_parser = referrers)]
     pub(crate) referrers: Vec<String>,
     /// Copy layers that live at URLs of their own ("foreign"), in place of leaving them there
     #[arg(long)]
@@ -456,18 +387,6 @@ pub(crate) enum BatchCommand {
     },
 }
 
-/// Says why a tag was, or was not, copied: what the rules say of it, how it went in the newest batch that had it, and
-/// what is remembered of it.
-#[derive(Debug, Args)]
-pub(crate) struct ExplainArgs {
-    /// The tag, at the source or at the target: gcr.io/distroless/static:nonroot
-    #[arg(value_name = "REF")]
-    pub(crate) reference: Reference,
-    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state: Option<PathBuf>,
-}
-
 /// What a resumed run takes.
 #[derive(Debug, Args)]
 pub(crate) struct Resumed {
@@ -516,8 +435,10 @@ impl From<Resumed> for RunArgs {
 
 /// An error class by its name.
 fn class(text: &str) -> Result<Class, String> {
-    serde_json::from_value(serde_json::Value::String(text.to_owned()))
-        .map_err(|_| "there is no such class; reports show those that there are".to_owned())
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
+        let all: Vec<&str> = Class::ALL.into_iter().map(Class::as_str).collect();
+        format!("there is no such class; there are {}", all.join(", "))
+    })
 }
 
 /// How long something that fails is put up with.
@@ -540,16 +461,25 @@ pub(super) fn location(text: &str) -> Result<Location, String> {
     text.parse::<Location>().map_err(|error| error.detail().to_owned())
 }
 
-/// A span of time as people write it: `90s`, `1h30m`, `7d`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let help = "write a time such as 90s, 10m or 1h30m";
-    let span: jiff::Span = text.parse().map_err(|_| help.to_owned())?;
-    let days = jiff::SpanRelativeTo::days_are_24_hours();
-    let span = span.to_duration(days).map_err(|_| help.to_owned())?;
-    match Duration::try_from(span) {
-        Ok(span) if !span.is_zero() => Ok(span),
-        _ => Err("it must be more than nothing".to_owned()),
+/// `all`, `none`, or an artifact type.
+fn referrers(text: &str) -> Result<String, String> {
+    match text {
+        "all" | "none" => {}
+        _ => Referrers::check_type(text).map_err(|error| format!("{error}; or all, or none"))?,
     }
+    Ok(text.to_owned())
+}
+
+/// The same of a target: what looks like a registry alone is no image of Docker Hub's with a number for a tag.
+fn target(text: &str) -> Result<Location, String> {
+    if let Some((host, port)) = text.split_once(':')
+        && !host.contains('/')
+        && (host == "localhost" || host.contains('.'))
+        && port.parse::<u16>().is_ok()
+    {
+        return Err(format!("it names the registry {text} and no repository there: write {text}/NAME"));
+    }
+    location(text)
 }
 
 #[cfg(test)]
@@ -561,16 +491,5 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
-        for bad in ["", "0s", "-1s", "ten", "10"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 }

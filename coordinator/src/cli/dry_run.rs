@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Reference;
 use imgsync_common::layout::{ImageName, LayoutRef};
@@ -52,7 +52,8 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     let mut planned = dry.plan(&Tally::new()).await?;
     let prunings = std::mem::take(&mut planned.prunings);
     let targets: HashSet<String> = planned.tasks.iter().map(|task| task.target.to_string()).collect();
-    let mut failed = planned.failed.len() + planned.unlisted.len();
+    let mut failed = planned.failed.len();
+    let (total, unlisted) = (planned.tasks.len() + failed, std::mem::take(&mut planned.unlisted));
     for (source, target, error) in &planned.failed {
         print(args, printer, source, target, "fail", Some(&error.to_string()));
     }
@@ -97,8 +98,20 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     }
     let removals = removals(args, settings, printer, prunings, &targets);
     let removing = if removals > 0 { format!(", {removals} to remove") } else { String::new() };
-    printer.line(&format!("{copies} to copy, {unchanged} unchanged, {failed} failing{removing}; nothing was written"));
-    Ok(if failed > 0 { Exit::Failed } else { Exit::Done })
+    let not_listed = if unlisted.is_empty() { String::new() } else { format!(", {} not listed", unlisted.len()) };
+    printer.line(&format!(
+        "{copies} to copy, {unchanged} unchanged, {failed} failing{not_listed}{removing}; nothing was written"
+    ));
+    Ok(match () {
+        () if total == 0
+            && !unlisted.is_empty()
+            && unlisted.iter().all(|(_, error)| error.class() == Class::Unreachable) =>
+        {
+            Exit::CouldNotStart
+        }
+        () if failed > 0 || !unlisted.is_empty() => Exit::Failed,
+        () => Exit::Done,
+    })
 }
 
 /// Says what would be removed, and how many that are.

@@ -1,17 +1,20 @@
 //! `imgsync explain REF`: why a tag was, or was not, copied: what the rules say of it, what is remembered of it, and how it
 //! went in the newest batches.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use imgsync_common::batch::{Home, Options, Place};
 use imgsync_common::config::{Config, Source};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Reference, Tag};
+use imgsync_common::image::{ParseReferenceError, Reference, Tag};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Access, Client, Context, Tally};
 use imgsync_common::select::Candidate;
 use imgsync_common::store::{CacheScope, Store};
 use jiff::Timestamp;
 
-use super::args::{ExplainArgs, Global};
+use super::args::Global;
 use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
@@ -24,6 +27,27 @@ use crate::words::many;
 /// Batches that are looked through, newest first.
 const BATCHES: usize = 5;
 const PAGE: usize = 5000;
+
+/// Says why a tag was, or was not, copied: what the rules say of it, how it went in the newest batch that had it, and
+/// what is remembered of it.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The tag, at the source or at the target: gcr.io/distroless/static:nonroot
+    #[arg(value_name = "REF", value_parser = reference)]
+    pub(crate) reference: Reference,
+    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+fn reference(text: &str) -> std::result::Result<Reference, String> {
+    if text.starts_with("oci:") {
+        return Err(
+            "images of layouts are not explained: name what it is called in a registry, at the other end".to_owned()
+        );
+    }
+    text.parse().map_err(|error: ParseReferenceError| error.to_string())
+}
 
 /// Runs the command.
 pub(crate) async fn run(args: ExplainArgs, global: &Global, printer: &Printer) -> Exit {

@@ -11,6 +11,7 @@ use super::exit::Exit;
 use super::printer::Printer;
 use crate::import::{self, Draft, Format, Hints};
 use crate::presets;
+use crate::words::many;
 
 /// The most that is read of a file, in bytes.
 const LARGEST: u64 = 16 << 20;
@@ -55,7 +56,14 @@ pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
     for (name, what) in draft.variables() {
         printer.line(&format!("set {name}: {what}, which is not repeated here"));
     }
-    check(&yaml, printer)
+    let is_right = check(&yaml, printer);
+    let left_out = draft.left_out();
+    if left_out > 0 {
+        let (what, is) = (many(left_out as u64, "thing", "things"), if left_out == 1 { "is" } else { "are" });
+        printer.error(&format!("{what} that were to be copied, or not, {is} left out: see the notes"), None);
+        return Exit::Failed;
+    }
+    is_right
 }
 
 fn draft(args: &ImportArgs, printer: &Printer) -> Result<Draft, String> {

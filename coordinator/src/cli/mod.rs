@@ -99,8 +99,9 @@ pub fn main() -> ExitCode {
 /// What is logged unless RUST_LOG says otherwise. As JSON it is for machines, and what people would see as lines is in it.
 fn default_log(debug: bool, format: LogFormat) -> &'static str {
     match (debug, format) {
-        (true, _) => "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,warn",
-        (false, LogFormat::Text) => "warn",
-        (false, LogFormat::Json) => "imgsync::cli=info,warn",
+        // What the broker's client says of errors we say in other words.
+        (true, _) => "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
+        (false, LogFormat::Text) => "lapin=off,warn",
+        (false, LogFormat::Json) => "imgsync::cli=info,lapin=off,warn",
     }
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use imgsync_common::config::{Preset, Source};
 use imgsync_common::error::Result;
-use imgsync_common::select::{RepositoryPattern, Selection};
+use imgsync_common::select::Selection;
 use serde::Serialize;
 use serde_json::json;
 
@@ -133,10 +133,4 @@ pub(crate) fn preset(text: &str) -> std::result::Result<Preset, String> {
         Some(advice) => format!("{} ({advice})", error.detail()),
         None => error.detail().to_owned(),
     })
-}
-
-/// What `imgsync tags` lists: a pattern, or what a preset reads.
-pub(crate) fn source(pattern: Option<&RepositoryPattern>, preset: Option<&Preset>) -> Option<Source> {
-    let pattern = || pattern.cloned().map(Source::Repositories);
-    preset.cloned().map(Source::Preset).or_else(pattern)
 }

@@ -1,9 +1,9 @@
 //! The report of a batch: what can be typed about it, over what the configuration says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Error, Result};
 
 use super::settings::Settings;
 use crate::report::{Form, Level, Shape, Template};
@@ -12,8 +12,8 @@ use crate::report::{Form, Level, Shape, Template};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Report")]
 pub(crate) struct ReportArgs {
-    /// Write the report: on stdout, or to a file whose name ends with .txt, .json, .md or .html
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = file)]
+    /// Write the report: on stdout, or to a file: .txt, .json, .md or .html
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) report: Option<Option<PathBuf>>,
     /// 1 totals, 2 what failed too, 3 every image [default: the configuration's, else 1, and 2 for md and html]
     #[arg(long, value_name = "1..3", value_parser = clap::value_parser!(u8).range(1..=3))]
@@ -87,9 +87,15 @@ impl ReportArgs {
             let name = [".j2", ".jinja", ".jinja2"].into_iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
             Form::of_file(name.as_ref())
         });
+        if let Some(file) = &file {
+            writable(file)?;
+        }
         let form = match (self.report_format, &file) {
             (Some(form), _) => form.into(),
-            (None, Some(file)) => Form::of_file(file).unwrap_or(Form::Text),
+            (None, Some(file)) => Form::of_file(file).ok_or_else(|| {
+                Error::new(Class::Invalid, format!("writing the report {}", file.display()), "its form is not known")
+                    .hint("end its name with .txt, .json, .md or .html, or say --report-format")
+            })?,
             (None, None) => of_template.unwrap_or(Form::Text),
         };
         let template = match template {
@@ -101,11 +107,16 @@ impl ReportArgs {
     }
 }
 
-/// A report's file, which `--report=FILE` names.
-fn file(text: &str) -> std::result::Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match Form::of_file(&path) {
-        Some(_) => Ok(path),
-        None => Err("a report's name ends with .txt, .json, .md or .html".to_owned()),
+/// Whether a report's file can be written, better known now than when all is copied.
+fn writable(file: &Path) -> Result<()> {
+    let wrong = |detail: &str| {
+        Error::new(Class::Invalid, format!("writing the report {}", file.display()), detail)
+            .hint("name another file by --report=FILE")
+    };
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        _ if file.is_dir() => Err(wrong("it is a folder")),
+        Some(folder) if !folder.is_dir() => Err(wrong(&format!("there is no folder {}", folder.display()))),
+        _ => Ok(()),
     }
 }

@@ -78,8 +78,14 @@ pub(crate) async fn go(args: RunArgs, settings: &Settings, printer: &Printer) ->
 pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
     printer.failure(error);
     match error.class() {
-        // The store, mostly: nothing could be begun.
-        Class::Local => Exit::CouldNotStart,
+        // Store or broker, mostly: nothing could be begun.
+        Class::Local
+        | Class::Denied
+        | Class::Insecure
+        | Class::BadAnswer
+        | Class::ServerError
+        | Class::RateLimited
+        | Class::TimedOut => Exit::CouldNotStart,
         _ => exit::of_error(error),
     }
 }
@@ -263,9 +269,16 @@ impl<'a> Work<'a> {
             report::write_json(&report, level, &mut text).await?;
             printer.data(String::from_utf8_lossy(&text).trim_end());
         }
+        let mut is_written = true;
         if let Some(file) = &wanted.file {
-            report::write_file(&report, &wanted.shape, file).await?;
-            printer.line(&format!("the report is in {}", file.display()));
+            match report::write_file(&report, &wanted.shape, file).await {
+                Ok(()) => _ = printer.line(&format!("the report is in {}", file.display())),
+                // What was done is told all the same.
+                Err(error) => {
+                    is_written = false;
+                    printer.failure(&error);
+                }
+            }
         }
         let mut text = Vec::new();
         // Who asked for the report has it on stdout; others see the totals, and what failed.
@@ -301,7 +314,7 @@ impl<'a> Work<'a> {
         }
         let troubles = report.pruned.iter().filter(|line| line.outcome.is_trouble()).count();
         let exit = exit_of(ended, report.unlisted.is_empty() && troubles == 0);
-        if exit == Exit::Failed {
+        if matches!(exit, Exit::Failed | Exit::CouldNotStart) {
             let counts = &ended.batch.counts;
             let (failed, cancelled, unlisted) = (counts.failed, counts.cancelled, report.unlisted.len());
             let parts = [
@@ -317,7 +330,7 @@ impl<'a> Work<'a> {
                 Some(&format!("imgsync batch report {id} --report-level 2 names them; `imgsync explain REF` says why")),
             );
         }
-        Ok(exit)
+        Ok(if exit == Exit::Done && !is_written { Exit::Failed } else { exit })
     }
 }
 

@@ -9,6 +9,7 @@ use imgsync_common::batch::ForeignLayers;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events, Observer};
 use imgsync_common::image::{Digest, Reference};
+use imgsync_common::layout::{Entry, ImageName, Layout, LayoutRef};
 use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
 use imgsync_common::retry::{Policy, seconds};
@@ -142,7 +143,8 @@ async fn work(
     client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall = args.patience.stall_timeout;
-    let target = target(args, &mut client, password).await?;
+    let source = only_image(&args.source).await?;
+    let target = tagged(target(args, &mut client, password).await?, &source);
     *named = Some(target.clone());
 
     let progress = &watch.progress;
@@ -160,7 +162,7 @@ async fn work(
         force: args.force,
         referrers: args.referrers(),
         foreign_layers: if args.foreign_layers { ForeignLayers::Copy } else { ForeignLayers::Keep },
-        ..Job::new(args.source.clone(), target.clone())
+        ..Job::new(source, target.clone())
     };
     if args.manifests.is_some() {
         printer.line("--manifests is superseded: `sync` asks both ends, and needs no folder to know what is there");
@@ -223,6 +225,28 @@ async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<S
     Ok(Location::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
 }
 
+/// A layout that is named as a whole and holds one image is that image, with its name.
+async fn only_image(source: &Location) -> Result<Location> {
+    let Location::Layout(whole @ LayoutRef { image: None, .. }) = source else { return Ok(source.clone()) };
+    let entries = Layout::open(&whole.dir).await?.entries().await?;
+    let image = match &entries[..] {
+        [Entry { repository: None, tag: Some(tag), .. }] => Some(ImageName::Tag(tag.clone())),
+        [Entry { name: Some(name), repository: Some(_), .. }] => name.parse().ok().map(ImageName::Full),
+        _ => None,
+    };
+    Ok(Location::Layout(LayoutRef { image, ..whole.clone() }))
+}
+
+/// Where nothing else was named, the target has the source's tag.
+fn tagged(target: Location, source: &Location) -> Location {
+    match target {
+        Location::Registry(reference) if reference.tag.is_none() && reference.digest.is_none() => {
+            Location::Registry(Reference { tag: source.tag(), ..reference })
+        }
+        other => other,
+    }
+}
+
 fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
     tracing::info!(
         source = %args.source, %target, outcome = ?done.outcome, digest = %done.digest,
@@ -246,6 +270,9 @@ fn tell(args: &SyncArgs, target: &Location, done: &Done, printer: &Printer) {
         print(printer, &Output { source: &args.source, target: Some(target), result });
     } else {
         printer.data(&pinned(target, &done.digest));
+    }
+    if matches!(target, Location::Registry(Reference { tag: None, digest: None, .. })) {
+        printer.warning("the source has no tag and none was named: the target has the image under its digest alone");
     }
     let requests = format!("{} + {}", done.source.requests, many(done.target.requests, "request", "requests"));
     printer.line(&match done.outcome {

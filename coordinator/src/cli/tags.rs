@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use clap::{Args, ValueEnum};
+use imgsync_common::config::{Preset, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events, Observer};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName};
@@ -10,13 +12,15 @@ use imgsync_common::printable::printable;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, Context, Tally};
 use imgsync_common::retry::{Policy, seconds};
-use imgsync_common::select::{Candidate, Newest, Selection};
+use imgsync_common::select::{
+    Candidate, Newest, NewestBy, RepositoryPattern, RepositoryPatternError, Selection, Since, TagPattern, VersionRange,
+};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{Global, TagsArgs};
+use super::args::{Global, Patience};
 use super::exit::{self, Exit};
-use super::presets::source;
+use super::presets::preset;
 use super::printer::Printer;
 use super::settings::Settings;
 use super::signals;
@@ -24,6 +28,81 @@ use crate::batches::{Listings, Offer};
 use crate::enumerate::{Found, Listing, Options, Order};
 use crate::presets::Part;
 use crate::words::many;
+
+/// Which repositories, and which of their tags.
+#[derive(Debug, Args)]
+pub(crate) struct TagsArgs {
+    /// gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all below), or oci:DIR, an image layout
+    #[arg(value_name = "PATTERN", value_parser = pattern, required_unless_present = "preset")]
+    pub(crate) pattern: Option<Source>,
+    /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
+    #[arg(long, value_name = "PRESET", value_parser = preset, conflicts_with = "pattern")]
+    pub(crate) preset: Option<Preset>,
+    /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<TagPattern>,
+    /// No tags that match one of these
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<TagPattern>,
+    /// Only versions in this range, such as ">=1.20, <2"
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) semver: Option<VersionRange>,
+    /// Only the newest so many of each repository; by version, of each variant
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) newest: Option<usize>,
+    /// What makes a tag newer
+    #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
+    pub(crate) newest_by: NewestByArg,
+    /// Only what is younger than a day (2025-01-01), a moment or a time (90d); only of registries that list dates
+    #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
+    pub(crate) since: Option<Since>,
+    /// Print each tag as a JSON object, with digest and date where the registry lists them
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Repositories that are listed at the same time
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) query_limit: u16,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// `--newest-by`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum NewestByArg {
+    Version,
+    Date,
+}
+
+impl From<NewestByArg> for NewestBy {
+    fn from(by: NewestByArg) -> NewestBy {
+        match by {
+            NewestByArg::Version => NewestBy::Version,
+            NewestByArg::Date => NewestBy::Date,
+        }
+    }
+}
+
+fn pattern(text: &str) -> std::result::Result<Source, String> {
+    if let Some(folder) = text.strip_prefix("oci:") {
+        let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
+        return Ok(Source::Layout(absolute));
+    }
+    let pattern: std::result::Result<RepositoryPattern, _> = text.parse();
+    pattern.map(Source::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
+        // There it speaks of a rule.
+        Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    })
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("the newest 0 are none".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("write how many, such as 10".to_owned()),
+    }
+}
 
 /// More dropped tags than this are counted rather than named.
 const MOST_NAMED: usize = 20;
@@ -67,7 +146,7 @@ async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Print
 
     let tally = Tally::new();
     let options = Options { query_limit: args.query_limit.into(), order: Order::ByName };
-    let Some(source) = source(args.pattern.as_ref(), args.preset.as_ref()) else {
+    let Some(source) = args.preset.clone().map(Source::Preset).or_else(|| args.pattern.clone()) else {
         return Err(Error::new(Class::Invalid, "listing tags", "there is neither a pattern nor a preset"));
     };
     let mut listings = Listings::of(&source, settings.folder(), &client, options, &context, &tally).await?;
@@ -160,9 +239,9 @@ impl Told<'_> {
 
     fn line(&self, listing: &Listing, tag: &str) -> String {
         if !self.args.json {
-            return match self.args.pattern.as_ref().and_then(|pattern| pattern.repository()) {
-                Some(_) => tag.to_owned(),
-                None => format!("{}/{}:{tag}", listing.registry, listing.repository),
+            return match &self.args.pattern {
+                Some(Source::Repositories(pattern)) if pattern.repository().is_some() => tag.to_owned(),
+                _ => format!("{}/{}:{tag}", listing.registry, listing.repository),
             };
         }
         let listed = listing.get(tag);

@@ -11,10 +11,11 @@ use imgsync_common::image::{Digest, Platform};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, Context};
 use imgsync_common::retry::Policy;
+use imgsync_worker::arguments::duration;
 use imgsync_worker::copy::{Check, Copier, Finding, Job, Limits, Location, Platforms, WhichReferrers};
 use serde::Serialize;
 
-use super::args::{Global, Patience, Resumed, RunArgs, duration, location};
+use super::args::{Global, Patience, Resumed, RunArgs, location};
 use super::exit::{self, Exit};
 use super::notify::NotifyArgs;
 use super::printer::Printer;

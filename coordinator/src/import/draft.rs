@@ -47,6 +47,7 @@ pub struct Draft {
     rules: Vec<DraftRule>,
     notes: Vec<String>,
     variables: BTreeMap<String, String>,
+    left_out: usize,
 }
 
 impl Draft {
@@ -59,6 +60,16 @@ impl Draft {
     /// them.
     pub fn variables(&self) -> &BTreeMap<String, String> {
         &self.variables
+    }
+
+    /// How much of what was to be copied is not in the configuration, or how much that was not to be copied is.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
+    pub(super) fn leave_out(&mut self, what: impl std::fmt::Display) {
+        self.left_out += 1;
+        self.note(format!("left out: {what}"));
     }
 
     pub(super) fn note(&mut self, note: impl Into<String>) {

@@ -37,7 +37,7 @@ pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mu
         };
         for target in targets {
             if let Err(why) = rules(source, target, hints, draft) {
-                draft.note(format!("{source} -> {target}: {why}"));
+                draft.leave_out(format!("{source} -> {target}: {why}"));
             }
         }
     }

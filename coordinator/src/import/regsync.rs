@@ -67,7 +67,7 @@ pub(super) fn read(tree: &Value, draft: &mut Draft) -> Result<(), String> {
             None => format!("sync {}", number + 1),
         };
         if let Err(why) = sync(entry, defaults, &place, draft) {
-            draft.note(format!("{place}: {why}"));
+            draft.leave_out(format!("{place}: {why}"));
         }
     }
     for key in leave_out(top, &TOP) {
@@ -259,7 +259,7 @@ fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &m
         for regex in texts(tags.get(key)) {
             match of_anchored_regex(regex) {
                 Ok(pattern) => patterns.push(pattern),
-                Err(error) => draft.note(format!("{place}: {error}")),
+                Err(error) => draft.leave_out(format!("{place}: {error}")),
             }
         }
         patterns
@@ -286,7 +286,7 @@ fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &m
 fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> Vec<String> {
     let Some(repos) = entry.get("repos").and_then(Value::as_object) else { return vec!["**".to_owned()] };
     for regex in texts(repos.get("deny")) {
-        draft.note(format!("{place}: repositories are not denied here (`{regex}`); name those that are wanted"));
+        draft.leave_out(format!("{place}: repositories are not denied here (`{regex}`); name those that are wanted"));
     }
     let allowed = texts(repos.get("allow"));
     if allowed.is_empty() {
@@ -303,7 +303,9 @@ fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> V
         match !path.is_empty() && path.chars().all(is_path) {
             true => found.push(format!("{path}{star}")),
             false if [".*", ".+"].contains(&bare) => found.push("**".to_owned()),
-            false => draft.note(format!("{place}: `{regex}` says more than `from` can: * is one level, ** all below")),
+            false => {
+                draft.leave_out(format!("{place}: `{regex}` says more than `from` can: * is one level, ** all below"))
+            }
         }
     }
     found

@@ -29,7 +29,8 @@ pub(super) fn read(tree: &Value, hints: &Hints, draft: &mut Draft) -> Result<(),
             for tag in tags {
                 match of_tag(tag) {
                     Ok(pattern) if !tag.contains(':') => rule.include.push(pattern),
-                    _ => draft.note(format!("{registry}/{image}: `{tag}` is no tag; `imgsync sync` copies by digest")),
+                    _ => draft
+                        .leave_out(format!("{registry}/{image}: `{tag}` is no tag; `imgsync sync` copies by digest")),
                 }
             }
             if all || !rule.include.is_empty() {
@@ -40,14 +41,14 @@ pub(super) fn read(tree: &Value, hints: &Hints, draft: &mut Draft) -> Result<(),
             let regex = text(Some(regex)).unwrap_or_default();
             match of_regex(regex) {
                 Ok(pattern) => draft.rule(DraftRule { include: vec![pattern], ..rule(image) }),
-                Err(error) => draft.note(format!("{registry}/{image}: {error}")),
+                Err(error) => draft.leave_out(format!("{registry}/{image}: {error}")),
             }
         }
         for (image, range) in of(settings.get("images-by-semver")) {
             let range = hyphens(text(Some(range)).unwrap_or_default());
             match range.parse::<VersionRange>() {
                 Ok(_) => draft.rule(DraftRule { semver: Some(range), ..rule(image) }),
-                Err(error) => draft.note(format!("{registry}/{image}: {error}")),
+                Err(error) => draft.leave_out(format!("{registry}/{image}: {error}")),
             }
         }
         if let Some(credentials) = settings.get("credentials").and_then(Value::as_object) {

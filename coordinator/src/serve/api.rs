@@ -88,7 +88,14 @@ pub(super) async fn tasks(State(app): Shared, Named(id): Named, RawQuery(query):
     let batch = find(&app, &id).await?;
     let rows = app.store().tasks(batch.id, state, from, limit).await?;
     let next = rows.last().filter(|_| rows.len() == limit).map(|last| last.task.index.saturating_add(1));
-    let shown: Vec<TaskShape> = rows.iter().map(TaskShape::of).collect();
+    let mut shown: Vec<TaskShape> = rows.iter().map(TaskShape::of).collect();
+    if state == Some(TaskState::Failed) {
+        // The last attempt of a failed task is counted with its failure.
+        for failed in app.store().failures(batch.id, from, limit).await? {
+            let row = shown.iter_mut().find(|row| row.index == failed.task.index);
+            row.into_iter().for_each(|row| row.attempts = failed.failure.attempts);
+        }
+    }
     Ok(Json(json!({"tasks": shown, "next": next})))
 }
 

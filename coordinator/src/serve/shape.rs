@@ -132,12 +132,12 @@ impl CourseShape {
 /// A task, and where it stands.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TaskShape {
-    index: u32,
+    pub(super) index: u32,
     source: String,
     target: String,
     state: TaskState,
     run: u32,
-    attempts: u32,
+    pub(super) attempts: u32,
 }
 
 impl TaskShape {

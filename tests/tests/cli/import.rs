@@ -42,6 +42,20 @@ async fn a_command_line_of_the_original_becomes_a_configuration() {
 }
 
 #[tokio::test]
+async fn what_is_left_out_of_a_file_is_said_and_makes_the_exit_code_one() {
+    let program = Imgsync::new();
+    let file = "sync:\n- {source: r.example.com/a, target: t.example.com/a, type: repository}\n\
+                - {source: r.example.com, target: t.example.com, type: registry, repos: {allow: [\"pause.*\"]}}\n";
+    program.file("regsync.yaml", file);
+    let made = program.args(["config", "import", "regsync.yaml"]).run().await.assert_code(1);
+    assert!(made.stdout.contains("- from: r.example.com/a"), "{}", made.stdout);
+    assert_eq!(made.stdout.matches("from:").count(), 1, "{}", made.stdout);
+    for words in ["note: left out: ", "`pause.*` says more", "1 thing that"] {
+        assert!(made.stderr.contains(words), "{words}: {}", made.stderr);
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_taken_over_is_wrong_usage() {
     let program = Imgsync::new();
     program.file("odd.yaml", "a: {b: c}\n");

@@ -82,4 +82,19 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
         let answer = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         assert!(answer.contains("NOPERM"), "{command:?}: {answer}");
     }
+
+    // Who is not let in is told so in our words, and that nothing could start.
+    let wrong = |url: &str, secret: &str| url.replace(secret, "wrong-secret");
+    for (broker, store, words) in [
+        (wrong(&broker, "broker-secret"), store.clone(), "check user and password in the broker's URL"),
+        (broker.clone(), wrong(&store, "store-secret"), "check user and password in the store's URL"),
+        (broker.clone(), store.replace("imgsync:store-secret@", ""), "check user and password in the store's URL"),
+    ] {
+        let program = imgsync(&scene.config).env("IMGSYNC_BROKER", &broker).env("IMGSYNC_STORE", &store);
+        let output = program.arg("run").run().await.assert_code(3);
+        assert!(output.stderr.contains(words), "{words}: {}", output.stderr);
+        assert!(!output.stderr.contains("lapin::") && !output.stderr.contains("wrong-secret"), "{}", output.stderr);
+    }
+    let suspicious = with_urls(scene.cluster.imgsync(&scene.config)).arg("run").run().await.assert_code(3);
+    assert!(suspicious.stderr.contains("`cluster: {ca: FILE}`"), "{}", suspicious.stderr);
 }

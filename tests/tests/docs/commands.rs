@@ -6,6 +6,7 @@ use std::path::Path;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
+use imgsync_tests::tls::Authority;
 
 use super::page::{all, read, root};
 
@@ -111,12 +112,13 @@ async fn every_configuration_in_the_pages_is_fine() {
             // A page that shows rules may leave out where to.
             let more = if text.contains("defaults:") { "" } else { "\ndefaults: {to: registry.example.com/all}\n" };
             program.file("imgsync.yaml", dedented(&lines) + more);
+            program.file("ca.pem", Authority::default().pem());
             let mut check = program.again();
             for name in variables(&text) {
                 let value = match name.as_str() {
                     name if name.contains("HOOK") || name.contains("URL") => "https://hooks.example.com/t0ken",
                     name if name.contains("TELEGRAM") => "123:abc",
-                    _ => "value",
+                    _ => "a-value-of-more-than-16",
                 };
                 check = check.env(name, value);
             }

@@ -55,6 +55,31 @@ async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
 }
 
 #[tokio::test]
+async fn a_folder_with_one_image_is_that_image_with_its_tag() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::single("only");
+    source.push("team/app", "1.0", &image);
+    let program = Imgsync::new();
+    let sync = |from: &str, to: &str| program.again().args(["sync", from, to]);
+    let from = format!("{}/team/app:1.0", source.host());
+    sync(&from, "oci:bag").run().await.assert_code(0);
+    let listed = program.again().args(["tags", "oci:bag"]).run().await.assert_code(0);
+    assert_eq!(listed.stdout, format!("{from}\n"));
+    let to = format!("{}/m/app", target.host());
+    let output = sync("oci:bag", &to).run().await.assert_code(0);
+    assert_eq!(output.stdout, format!("{to}:1.0@{}\n", image.root));
+    target.assert_holds("m/app", "1.0", &image);
+    sync("oci:bag", "oci:other").run().await.assert_code(0);
+    sync(&format!("oci:other:{from}"), &format!("{to}:again")).run().await.assert_code(0);
+
+    // Of several it has to be said which.
+    source.push("team/app", "1.1", &images::single("another"));
+    sync(&format!("{}/team/app:1.1", source.host()), "oci:bag").run().await.assert_code(0);
+    let output = sync("oci:bag", &to).run().await.assert_code(2);
+    assert!(output.stderr.contains("several images are meant"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn a_layout_that_lies_fails_those_images_and_writes_nothing_of_them() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "good", &images::single("lies-good"));

@@ -216,6 +216,21 @@ async fn a_webhook_is_posted_the_report_s_data_signed() {
 }
 
 #[tokio::test]
+async fn a_report_that_cannot_be_written_keeps_nobody_from_being_told() {
+    let scene = Scene::new(1, 0).await;
+    let hook = Receiver::start().await;
+    let program = scene.program(&format!("notify:\n  webhook: {{url: \"{}\"}}\n", hook.url()));
+    // A folder that is missing is seen before anything is copied; one that takes no files is not.
+    let output = run(&program, &["--report=missing/report.html"]).await.assert_code(2);
+    assert!(output.stderr.contains("there is no folder missing"), "{}", output.stderr);
+    assert_eq!(hook.received().len(), 0);
+    let output = run(&program, &["--report=/proc/report.html"]).await.assert_code(1);
+    assert!(output.stderr.contains("writing the report /proc/report.html"), "{}", output.stderr);
+    assert!(output.stderr.contains("Sync Total: 1"), "{}", output.stderr);
+    assert_eq!(hook.received().len(), 1);
+}
+
+#[tokio::test]
 async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_anything_is_asked() {
     let scene = Scene::new(1, 1).await;
     let hook = Receiver::start().await;

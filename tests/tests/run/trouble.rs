@@ -91,10 +91,28 @@ async fn a_registry_out_of_reach_is_exit_3_and_no_rules_exit_2() {
     let program = configured(&format!("rules:\n- {{from: \"127.0.0.1:{port}/a\", to: 127.0.0.1:{port}/m}}\n"));
     let output = run(&program, &["--attempts", "1"]).await.assert_code(3);
     assert!(output.stderr.contains("onnection refused"), "{}", output.stderr);
+    let output = run(&program, &["--attempts", "1", "-q"]).await.assert_code(3);
+    assert!(output.stderr.contains("not all is done: 1 not listed"), "cron sends what is said: {}", output.stderr);
+    let output = run(&program, &["--attempts", "1", "--dry-run"]).await.assert_code(3);
+    assert!(output.stderr.contains("0 failing, 1 not listed; nothing was written"), "{}", output.stderr);
     let output = run(&configured("rules: []\n"), &[]).await;
     assert_eq!(output.code, Some(2), "{}", output.stderr);
     let output = Imgsync::new().arg("run").run().await.assert_code(2);
     assert!(output.stderr.contains("no rules"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn rules_that_read_the_same_have_each_its_own_problem() {
+    let (source, target) = pair().await;
+    source.push("a", "1", &images::single("few"));
+    let (from, to) = (format!("{}/a", source.host()), format!("{}/m", target.host()));
+    let program = configured(&format!(
+        "rules:\n- {{from: {from}, to: {to}, tags: {{min: 5}}}}\n- {{from: {from}, to: {to}, tags: {{since: 90d}}}}\n"
+    ));
+    let json = run(&program, &[]).await.assert_code(1).json();
+    let of: Vec<&str> =
+        json["unlisted"].as_array().unwrap().iter().map(|it| it["repository"].as_str().unwrap()).collect();
+    assert_eq!(of, [2, 3].map(|line| format!("{from} (by the rule in line {line})")), "{json}");
 }
 
 #[tokio::test]

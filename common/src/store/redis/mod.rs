@@ -266,7 +266,8 @@ impl Call {
 /// An error of the client or the server, for people.
 fn explain(tried: &str, error: &RedisError) -> Error {
     let text = words(error);
-    let code = error.code().unwrap_or_default();
+    // Of several commands at once the code is in the words alone.
+    let code = error.code().or_else(|| text.contains("\"NOAUTH\"").then_some("NOAUTH")).unwrap_or_default();
     match error.kind() {
         _ if code == "OOM" => Error::new(Class::ServerError, tried, format!("the store is out of memory: {text}"))
             .hint("give it more (maxmemory), or let it forget caches (maxmemory-policy volatile-lru)"),
@@ -287,6 +288,8 @@ fn explain(tried: &str, error: &RedisError) -> Error {
             | ServerErrorKind::ReadOnly,
         ) => Error::new(Class::ServerError, tried, text),
         _ if code == "BUSY" || code == "LOADING" => Error::new(Class::ServerError, tried, text),
+        ErrorKind::Io if text.contains("invalid peer certificate") => Error::new(Class::Insecure, tried, text)
+            .hint("name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the name that the certificate is for"),
         ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => Error::new(Class::Unreachable, tried, text)
             .hint("check that Redis or Valkey is running there, and whether a firewall is in between"),
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
