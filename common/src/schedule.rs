@@ -62,7 +62,8 @@ impl std::str::FromStr for Pattern {
         let says = |why: String| PatternError(format!("`{text}` is no cron pattern: {why}"));
         let fields = text.split(' ').count();
         if !text.starts_with('@') && fields != 5 {
-            return Err(says(format!("it has {fields} fields, and five are wanted (minute hour day month weekday)")));
+            let fields = if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") };
+            return Err(says(format!("it has {fields}, and five are wanted (minute hour day month weekday)")));
         }
         let cron: Cron = text.parse().map_err(|error: CronError| says(error.to_string()))?;
         // The 30th of February is well formed.
@@ -276,7 +277,7 @@ mod tests {
             ("61 * * * *", "is no cron pattern"),
             ("0 0 30 2 *", "never comes"),
             ("@hurly", "is no cron pattern"),
-            ("", "it has 1 fields"),
+            ("", "it has 1 field,"),
         ] {
             let error = text.parse::<Pattern>().unwrap_err().to_string();
             assert!(error.contains(wanted), "{text}: {error}");

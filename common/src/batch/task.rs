@@ -222,7 +222,8 @@ fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
     }
-    format!("{}{CUT}", &text[..text.floor_char_boundary(most - CUT.len())])
+    let end = (0..=most - CUT.len()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}{CUT}", &text[..end])
 }
 
 #[cfg(test)]

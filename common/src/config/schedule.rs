@@ -7,14 +7,23 @@ use jiff::tz::TimeZone;
 use super::keys::SCHEDULE;
 use super::reader::Reader;
 use super::yaml::{Node, Value};
-use crate::schedule::{Schedule, Times};
+use crate::schedule::{PatternError, Schedule, Times};
 
 /// More often is a mistake: a batch takes some seconds by itself.
 const LEAST: Duration = Duration::from_secs(5);
 
 pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {
     let Value::Map(_) = node.value else {
-        return reader.parse(node).map(|pattern| Schedule::new(Times::Cron(pattern)));
+        let text = reader.text(node)?;
+        return match text.parse() {
+            Ok(pattern) => Some(Schedule::new(Times::Cron(pattern))),
+            Err(error) => {
+                let error: PatternError = error;
+                let is_time = text.parse::<jiff::Span>().is_ok();
+                reader.refuse(node, error, is_time.then(|| format!("write `{{every: {text}}}`")));
+                None
+            }
+        };
     };
     let fields = reader.fields(node, &SCHEDULE)?;
     let times = match (fields.get("cron"), fields.get("every")) {
@@ -46,6 +55,10 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {
     });
     let zone = match fields.get("zone") {
         None => TimeZone::UTC,
+        Some(node) if matches!(times, Times::Every(_)) => {
+            reader.refuse(node, "`zone` is of `cron`: `every` counts the same everywhere", None);
+            return None;
+        }
         Some(node) => {
             let name = reader.text(node)?;
             match TimeZone::get(name) {
@@ -103,7 +116,9 @@ mod tests {
             ("{jitter: 6h}", "needs `cron` or `every`"),
             ("{every: 1s}", "every five seconds"),
             ("{every: 1h, jitter: 1h}", "shorter than `every`"),
-            ("{every: 1h, zone: Mars/Olympus}", "no time zone"),
+            ("{cron: '@daily', zone: Mars/Olympus}", "no time zone"),
+            ("{every: 1h, zone: UTC}", "counts the same everywhere"),
+            ("6h", "every: 6h"),
             ("{evry: 1h}", "did you mean `every`"),
         ] {
             let said = read(written).unwrap_err();

@@ -134,7 +134,8 @@ impl CacheEntry {
 /// Writes all of a cache as lines of JSON. Says how many.
 pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send)) -> Result<u64> {
     const PAGE: usize = 1_000;
-    let failed = |error: std::io::Error| Error::new(Class::Local, "writing the cache", error.to_string());
+    let failed =
+        |error: std::io::Error| Error::new(Class::Local, "writing the cache", error.to_string()).because(error);
     let mut lines = 0;
     let mut last: Option<CacheEntry> = None;
     loop {

@@ -110,7 +110,9 @@ fn say(printer: &Printer, id: BatchId, now: Control, wanted: Control) -> Result<
 
 async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
     let batches = store.batches(limit).await?;
-    if !json && !batches.is_empty() {
+    if batches.is_empty() {
+        printer.line("no batch was made yet: `imgsync run` makes one");
+    } else if !json {
         printer.line(&format!(
             "{:<36}  {:<10}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
             "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED"

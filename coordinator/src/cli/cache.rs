@@ -1,5 +1,6 @@
 //! `imgsync cache export|import`: what is known of target tags, from one store to another.
 
+use std::error::Error as _;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -45,7 +46,11 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
                     std::fs::rename(&part, file).map_err(failed)?;
                     tags
                 }
-                None => export_cache(cache, &mut std::io::stdout()).await?,
+                None => match export_cache(cache, &mut std::io::stdout()).await {
+                    // Nobody reads on: `| head`.
+                    Err(error) if is_broken_pipe(&error) => return Ok(Exit::Done),
+                    tags => tags?,
+                },
             };
             printer.line(&many(tags, "tag", "tags"));
             Ok(Exit::Done)
@@ -67,4 +72,9 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
             Ok(if imported.refused.is_empty() { Exit::Done } else { Exit::Failed })
         }
     }
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    let below = error.source().and_then(|below| below.downcast_ref::<std::io::Error>());
+    below.is_some_and(|below| below.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -126,7 +126,7 @@ fn removals(
     for pruning in prunings {
         let place = settings.config.rules[pruning.rule].place();
         if pruning.waiting() > 0 {
-            let waiting = many(pruning.waiting() as u64, "tag is", "tags are");
+            let waiting = many(pruning.waiting(), "tag is", "tags are");
             printer.line(&format!("{place}: {waiting} gone at the source, and kept for now"));
         }
         match pruning.decide() {

@@ -94,6 +94,7 @@ fn title(image: &Inspected) -> String {
     if let Some(about) = &image.about {
         words.push(format!("about {about}"));
     }
+    words.extend(image.tag.as_ref().map(|tag| format!("by the tag {tag}")));
     if image.missing {
         words.push("(listed, and not there)".to_owned());
     }

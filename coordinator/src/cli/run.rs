@@ -272,7 +272,7 @@ impl<'a> Work<'a> {
         let mut is_written = true;
         if let Some(file) = &wanted.file {
             match report::write_file(&report, &wanted.shape, file).await {
-                Ok(()) => _ = printer.line(&format!("the report is in {}", file.display())),
+                Ok(()) => printer.line(&format!("the report is in {}", file.display())),
                 // What was done is told all the same.
                 Err(error) => {
                     is_written = false;

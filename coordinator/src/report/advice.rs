@@ -55,7 +55,9 @@ pub(crate) fn on(class: Class) -> &'static str {
             "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
         }
         Class::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
-        Class::Unsupported => "Content that cannot be copied as it is: see the error, or exclude its tag.",
+        Class::Unsupported => {
+            "Content that cannot be copied as it is, or a platform that the image lacks: see the error; choose other `platforms`, or exclude its tag."
+        }
         Class::Outdated => {
             "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag, or build it again."
         }

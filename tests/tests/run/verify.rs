@@ -273,6 +273,13 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
         .assert_code(0)
         .json();
     assert!(json["image"]["platform"].as_str().is_some_and(|platform| platform.starts_with("linux/")), "{json}");
+    // What cosign keeps is in no list of referrers.
+    let signature = images::cosign("verify-signature");
+    source.push("app", &image.companion_tag("sig"), &signature);
+    let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
+    let signed = format!("referrer  {}", signature.root);
+    let by = format!("by the tag {}", image.companion_tag("sig"));
+    assert!(text.lines().any(|line| line.contains(&signed) && line.ends_with(&by)), "{text}");
     let missing = Imgsync::new().args(["inspect", &format!("{}/app:none", source.host())]).run().await.assert_code(1);
     assert!(missing.stderr.contains("hint:"), "{}", missing.stderr);
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Descriptor, Digest, Kind, Manifest, Platform};
+use imgsync_common::image::{Companion, Descriptor, Digest, Kind, Manifest, Platform};
 use imgsync_common::layout::Layout;
 use imgsync_common::registry::{Access, Client, Context, ManifestRef, Tally};
 use serde::Serialize;
@@ -43,6 +43,9 @@ pub struct Inspected {
     /// Whether it is listed and not there.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub missing: bool,
+    /// The tag of cosign's by which it belongs to what it refers to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// Free text by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -112,6 +115,7 @@ pub async fn inspect(client: &Client, location: &Location, context: &Context) ->
     if image.platform.is_none() {
         image.platform = reader.platform(&image).await?;
     }
+    reader.signed(&mut image).await?;
     Ok(image)
 }
 
@@ -164,6 +168,23 @@ impl Reader {
         })
     }
 
+    /// Adds what cosign keeps under tags that are named by a manifest, which no list of referrers has.
+    fn signed<'a>(&'a self, image: &'a mut Inspected) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            for kind in Companion::COSIGN {
+                let tag = kind.tag_of(&image.digest);
+                let Some(there) = self.source.companion_head(&tag).await? else { continue };
+                let manifest = self.source.child(&there.digest).await?;
+                let read = self.manifest(manifest, None, 1).await?;
+                image.referrers.push(Inspected { tag: Some(tag.to_string()), ..read });
+            }
+            for child in image.manifests.iter_mut().filter(|child| !child.missing) {
+                self.signed(child).await?;
+            }
+            Ok(())
+        })
+    }
+
     /// One that another lists; it may not be there.
     async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Inspected> {
         match self.source.child(&named.digest).await {
@@ -207,6 +228,7 @@ fn unread(named: Option<&Descriptor>, digest: &Digest) -> Inspected {
         artifact_type: named.and_then(|named| named.artifact_type.clone()),
         about: named.and_then(|named| named.annotations.get(ABOUT).cloned()),
         missing: false,
+        tag: None,
         annotations: BTreeMap::new(),
         config: None,
         layers: Vec::new(),
