@@ -45,10 +45,10 @@ async fn one(tasks: usize, workers: usize) {
     let digest = Digest::sha256(b"the image");
     let repositories = tasks.div_ceil(TAGS);
     let tags: Vec<String> = (0..TAGS).map(|tag| format!("v1.{}.{}", tag / 20, tag % 20)).collect();
+    let now = Timestamp::now();
     for repository in 0..repositories {
         let scope = CacheScope { home: home(TARGET, &format!("m/r{repository}")), options: "".into() };
-        let known =
-            Known { source: digest.clone(), target: digest.clone(), seen_at: Timestamp::now(), referrers_at: None };
+        let known = Known { source: digest.clone(), target: digest.clone(), seen_at: now, referrers_at: Some(now) };
         let known = tags.iter().map(|tag| (tag.parse().unwrap(), known.clone())).collect();
         store.learn(&scope, known).await.unwrap();
     }
