@@ -384,6 +384,14 @@ impl Running {
         self.usage.peak_rss_bytes
     }
 
+    /// Reads no more of its standard error, and closes it, as a terminal does that is gone.
+    pub async fn stop_reading(&mut self) {
+        self.stderr.abort();
+        let ended = (&mut self.stderr).await;
+        assert!(ended.is_err_and(|error| error.is_cancelled()), "it has ended already");
+        self.stderr = tokio::spawn(async {});
+    }
+
     /// Waits for its end.
     pub async fn wait(&mut self) -> Output {
         // A process that has ended but was not waited for still tells its processor time; its memory only while it

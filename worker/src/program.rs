@@ -1,6 +1,7 @@
 //! What was typed, what it means, and signals.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -211,10 +212,11 @@ fn default_log(debug: bool) -> &'static str {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the one place where this program speaks, beside its log")]
+/// The one place where this program speaks, beside its log.
 fn say(line: &str) {
     match logging::is_json() {
         true => tracing::info!("{line}"),
-        false => eprintln!("{line}"),
+        // Where nobody reads any more, the work goes on.
+        false => _ = writeln!(std::io::stderr(), "{line}"),
     }
 }

@@ -139,6 +139,15 @@ async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
     assert_eq!(scene.target.open_uploads(), 0, "the upload that was broken off was cleaned up");
 }
 
+#[tokio::test]
+async fn a_worker_whose_words_nobody_reads_ends_when_it_is_told_to() {
+    let scene = Scene::new(1, 1).await;
+    let mut worker = scene.cluster.workers(1, 2).await.remove(0);
+    worker.stop_reading().await;
+    worker.signal(Signal::TERM);
+    tokio::time::timeout(PATIENCE, worker.wait()).await.expect("it ends").assert_code(0);
+}
+
 /// Row 13.
 #[tokio::test]
 async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_done() {
