@@ -112,7 +112,7 @@ impl ServerCertVerifier for Trusting {
 }
 
 /// Whether all that is wrong with a server's certificate is that it may sign others.
-pub(crate) fn is_of_an_authority(error: &TlsError) -> bool {
+fn is_of_an_authority(error: &TlsError) -> bool {
     let TlsError::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error else { return false };
     inner.downcast_ref::<webpki::Error>() == Some(&webpki::Error::CaUsedAsEndEntity)
 }

@@ -13,6 +13,7 @@ use super::printer::Printer;
 use super::settings::Settings;
 use crate::notify::Notifier;
 use crate::report::{Form, Template};
+use crate::words::many;
 
 /// Runs the command.
 pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> Exit {
@@ -66,10 +67,9 @@ fn print(text: &str, printer: &Printer) -> Exit {
 
 /// What was found, for who wonders whether it was what they wrote.
 fn summary(file: &Path, config: &Config) -> String {
-    let count = |count: usize, one: &str, many: &str| match count {
-        0 => format!("no {many}"),
-        1 => format!("1 {one}"),
-        count => format!("{count} {many}"),
+    let count = |count: usize, one: &str, several: &str| match count {
+        0 => format!("no {several}"),
+        count => many(count as u64, one, several),
     };
     let rules = count(config.rules.len(), "rule", "rules");
     let registries = match config.registries.len() {
