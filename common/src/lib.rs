@@ -7,6 +7,7 @@ pub mod error;
 pub mod event;
 pub mod image;
 pub mod layout;
+pub mod limits;
 pub mod naming;
 pub mod printable;
 pub mod queue;

@@ -4,6 +4,8 @@ pub mod batches;
 pub mod cli;
 pub mod enumerate;
 pub mod import;
+#[cfg(test)]
+mod limits;
 pub mod notify;
 pub mod presets;
 pub mod report;

@@ -21,14 +21,12 @@ use imgsync_worker::log::Log;
 use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Figures, Worker};
-use imgsync_worker::settings::{LONGEST_SLEEP, SLOT_PATIENCE};
+use imgsync_worker::settings::{DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
 use imgsync_worker::traffic::Traffic;
 use imgsync_worker::{asked_to_stop, health, logging, process_name, settings};
 
 /// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
-/// How long what runs may go on after the first signal.
-const DRAIN: Duration = Duration::from_secs(30);
 /// How long what was stopped may take to clean up after itself.
 const CLEAN_UP: Duration = Duration::from_secs(8);
 /// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
@@ -191,7 +189,7 @@ fn end_on_signal(stop: Stop) {
         stop.drain.cancel();
         tokio::select! {
             () = asked_to_stop() => {}
-            () = tokio::time::sleep(DRAIN) => {}
+            () = tokio::time::sleep(DRAIN_LIMIT) => {}
         }
         stop.abort.cancel();
     });

@@ -11,6 +11,8 @@ use imgsync_common::secret::Secret;
 
 /// A longer Retry-After is not slept out with a slot held: the task is given back.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// A draining program waits this long for the copies in progress, then aborts them.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 

@@ -13,7 +13,7 @@ use crate::image::RegistryName;
 /// Asked for in the first request; what tag lists are asked for too.
 const PAGE_SIZE: usize = 1000;
 /// A page of names is small, but some give all at once.
-const MAX_PAGE_BYTES: usize = 64 << 20;
+pub(super) const MAX_PAGE_BYTES: usize = 64 << 20;
 
 /// A registry as a whole, to ask for what is in it.
 #[derive(Debug, Clone)]

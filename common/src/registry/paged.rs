@@ -15,9 +15,9 @@ use crate::error::{Class, Error, Result};
 use crate::retry::Retry;
 
 /// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
-const MAX_BARREN_PAGES: usize = 50;
+pub(super) const MAX_BARREN_PAGES: usize = 50;
 /// More entries than this are not a list that ends. The largest repositories that are known have some 100,000 tags.
-const MAX_ENTRIES: usize = 2_000_000;
+pub(super) const MAX_ENTRIES: usize = 2_000_000;
 
 /// What one page says.
 pub trait Page: DeserializeOwned {

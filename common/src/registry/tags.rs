@@ -12,7 +12,7 @@ use crate::error::Result;
 /// Asked for in the first request. ECR errs above 1000.
 const PAGE_SIZE: usize = 1000;
 /// Google's registries put everything into one page.
-const MAX_PAGE_BYTES: usize = 128 << 20;
+pub(super) const MAX_PAGE_BYTES: usize = 128 << 20;
 
 /// One page of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

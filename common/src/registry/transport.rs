@@ -21,7 +21,7 @@ use crate::image::RepositoryName;
 use crate::retry::{self, Retry};
 
 /// More hops than this are a loop.
-const MAX_REDIRECTS: usize = 10;
+pub(super) const MAX_REDIRECTS: usize = 10;
 /// As much of an error's body as is looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 

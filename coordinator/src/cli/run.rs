@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::config::{Destination, Notify, Rule, Source};
@@ -14,7 +13,7 @@ use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
 use imgsync_common::store::leader;
 use imgsync_worker::copy::Limits;
-use imgsync_worker::settings::{LONGEST_SLEEP, SLOT_PATIENCE};
+use imgsync_worker::settings::{DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, RunArgs};
@@ -28,9 +27,6 @@ use super::{signals, state};
 use crate::batches::{Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader};
 use crate::notify::{Notifier, is_ours_to_tell, watch};
 use crate::report::{self, Level, Report};
-
-/// How long running tasks may go on after the first signal.
-const DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &Global, printer: &Printer) -> Exit {
@@ -207,7 +203,7 @@ impl<'a> Work<'a> {
                 concurrency: args.concurrency.or(args.process_limit).map_or(settings.config.concurrency, usize::from),
                 attempts: args.patience.attempts,
                 time: (time, args.timeout.is_some()),
-                drain: DRAIN,
+                drain: DRAIN_LIMIT,
                 detach: args.detach,
                 care: Care::default(),
             },

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::config::Config;
@@ -16,6 +15,7 @@ use imgsync_common::secret::Secret;
 use imgsync_common::store::RunLock;
 use imgsync_worker::health::{self, Ready};
 use imgsync_worker::runner::Stop;
+use imgsync_worker::settings::DRAIN_LIMIT;
 use imgsync_worker::{metrics, service};
 use tokio_util::sync::CancellationToken;
 
@@ -32,8 +32,6 @@ use crate::words::many;
 
 /// Where it listens if nobody says so.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
-/// How long running tasks may go on after the first signal.
-const DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &Global, printer: &Printer) -> Exit {
@@ -73,7 +71,7 @@ async fn work(
         attempts: args.patience.attempts,
         first_delay: args.patience.retry_delay,
         stall: args.patience.stall_timeout,
-        drain: DRAIN,
+        drain: DRAIN_LIMIT,
     };
     let first = given(settings, &args.notify, printer)?;
     let origin = origin(global, args.notify.clone(), settings, printer);

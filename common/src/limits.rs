@@ -1,0 +1,77 @@
+//! Limits that the documentation states. A test writes the tables of `docs/security.md` and `docs/operating.md` from the
+//! constants listed here, so that a number in the documentation is the number in the code.
+
+use std::time::Duration;
+
+use crate::batch::MAX_MESSAGE_BYTES;
+use crate::image::Manifest;
+use crate::registry;
+
+/// The page of the documentation that lists a limit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Page {
+    /// `docs/security.md`: limits on what others send.
+    Security,
+    /// `docs/operating.md`: times and sizes that an operator meets.
+    Operating,
+}
+
+/// One row of a table of limits.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    /// The page that lists it.
+    pub page: Page,
+    /// What is limited.
+    pub what: &'static str,
+    /// The number with its unit.
+    pub value: String,
+    /// What happens when the limit is met.
+    pub effect: &'static str,
+}
+
+impl Limit {
+    /// A limit in bytes, written in the largest binary unit that divides it.
+    pub fn bytes(page: Page, what: &'static str, bytes: u64, effect: &'static str) -> Limit {
+        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+            .into_iter()
+            .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+            .unwrap_or((1, "bytes"));
+        Limit { page, what, value: format!("{} {name}", bytes / unit), effect }
+    }
+
+    /// A limit in time, written in the largest unit that divides it.
+    pub fn time(page: Page, what: &'static str, time: Duration, effect: &'static str) -> Limit {
+        let millis = time.as_millis();
+        let (unit, name) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")]
+            .into_iter()
+            .find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit))
+            .unwrap_or((1, "ms"));
+        Limit { page, what, value: format!("{} {name}", millis / unit), effect }
+    }
+
+    /// A limit that is a number of things, written with commas between groups of three digits.
+    pub fn count(page: Page, what: &'static str, count: u64, effect: &'static str) -> Limit {
+        let digits = count.to_string();
+        let mut value = String::new();
+        for (at, digit) in digits.char_indices() {
+            if at > 0 && (digits.len() - at).is_multiple_of(3) {
+                value.push(',');
+            }
+            value.push(digit);
+        }
+        Limit { page, what, value, effect }
+    }
+}
+
+/// The limits of this crate, in the order of the tables.
+pub fn limits() -> Vec<Limit> {
+    let mut limits = registry::limits();
+    limits.push(Limit::bytes(Page::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"));
+    limits.push(Limit::bytes(
+        Page::Security,
+        "a message on the queue",
+        MAX_MESSAGE_BYTES as u64,
+        "the message is refused",
+    ));
+    limits
+}

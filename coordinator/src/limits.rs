@@ -1,0 +1,35 @@
+//! The tables of limits in the documentation, written from the constants of all crates.
+
+use std::fmt::Write as _;
+
+use imgsync_common::limits::{Limit, Page};
+
+/// The limits of the coordinator.
+fn coordinator_limits() -> Vec<Limit> {
+    Vec::new()
+}
+
+const BEGIN: &str = "<!-- This table is written by a test: UPDATE_DOCS=1 cargo nextest run limits -->";
+const END: &str = "<!-- End of the limits -->";
+
+/// `UPDATE_DOCS=1 cargo nextest run limits` writes the tables anew.
+#[test]
+fn the_documented_limits_are_the_constants() {
+    let limits: Vec<Limit> =
+        [imgsync_common::limits::limits(), imgsync_worker::limits::limits(), coordinator_limits()].concat();
+    for (page, name) in [(Page::Security, "security.md"), (Page::Operating, "operating.md")] {
+        let mut table = String::from("\n| limit | value | when it is met |\n|---|---|---|\n");
+        for limit in limits.iter().filter(|limit| limit.page == page) {
+            let _ = writeln!(table, "| {} | {} | {} |", limit.what, limit.value, limit.effect);
+        }
+        let path = format!("{}/../docs/{name}", env!("CARGO_MANIFEST_DIR"));
+        let written = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = written.split_once(BEGIN).expect("the page marks where the table begins");
+        let (_, after) = rest.split_once(END).expect("the page marks where the table ends");
+        let current = format!("{before}{BEGIN}\n{table}\n{END}{after}");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &current).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), current, "run the tests with UPDATE_DOCS=1");
+    }
+}
