@@ -168,15 +168,26 @@ pub struct Spent {
     pub time: Duration,
 }
 
-/// Which failed tasks to try again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RequeueFilter {
-    /// All.
-    All,
-    /// Those that failed so.
-    Class(Class),
-    /// Those with this registry at either end.
-    Registry(RegistryName),
+/// Selects the failed tasks to try again: those that match every field that is set. The default selects all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequeueFilter {
+    /// Selects tasks that failed with this class.
+    pub class: Option<Class>,
+    /// Selects tasks with this registry as source or target.
+    pub registry: Option<RegistryName>,
+}
+
+impl RequeueFilter {
+    /// Whether the filter selects a failed task.
+    pub fn selects(&self, failed: &FailedTask) -> bool {
+        let planned = &failed.task.planned;
+        let endpoints = [planned.source.home.end(), planned.target.home.end()];
+        self.class.is_none_or(|class| failed.failure.class == class)
+            && self
+                .registry
+                .as_ref()
+                .is_none_or(|registry| endpoints.into_iter().any(|endpoint| endpoint.registry() == Some(registry)))
+    }
 }
 
 /// How much to put back into the plan.

@@ -342,6 +342,9 @@ pub(crate) enum BatchCommand {
         /// As a JSON object
         #[arg(long)]
         json: bool,
+        /// List every failure, not only the groups
+        #[arg(long)]
+        failures: bool,
     },
     /// Follow a batch until it ends: as a full view on a terminal, as lines elsewhere
     Watch {
@@ -370,7 +373,7 @@ pub(crate) enum BatchCommand {
         #[command(flatten)]
         id: Named,
         /// Only what failed like this (not_found, denied, unreachable …)
-        #[arg(long, value_name = "CLASS", value_parser = class, conflicts_with = "registry")]
+        #[arg(long, value_name = "CLASS", value_parser = class)]
         class: Option<Class>,
         /// Only what has this registry at either end
         #[arg(long, value_name = "REGISTRY")]

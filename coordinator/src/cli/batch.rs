@@ -13,13 +13,12 @@ use super::printer::Printer;
 use super::report::Wanted;
 use super::run::{Work, fail, notifier};
 use super::settings::Settings;
+use super::show::Shown;
 use super::state;
 use super::watch::watch;
-use crate::batches::{Crew, House, SERVE, coordinator_name, living_leader, waits};
-use crate::report::{self, Level, Report};
-
-/// Running tasks that are shown, at the most.
-const MOST_AT_WORK: usize = 50;
+use crate::batches::{House, SERVE, coordinator_name, living_leader};
+use crate::report::{self, Report};
+use crate::words::many;
 
 /// Runs the command.
 pub(crate) async fn run(args: BatchArgs, global: &Global, printer: &Printer) -> Exit {
@@ -37,9 +36,16 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
     let store = async || state::store(settings, args.state.as_ref()).await;
     match args.command {
         BatchCommand::List { json, limit } => list(&*store().await?, json, limit, printer).await,
-        BatchCommand::Show { id, json } => {
+        BatchCommand::Show { id, json, failures } => {
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
-            show(&*store().await?, &id, (json, is_cluster), settings, printer).await
+            let store = store().await?;
+            let id = resolve(&*store, &id).await?;
+            let shown = Shown::read(&*store, id, is_cluster, settings).await?;
+            match json {
+                true => _ = printer.data(&shown.to_json(failures).await?.to_string()),
+                false => shown.print(failures, printer).await?,
+            }
+            Ok(Exit::Done)
         }
         BatchCommand::Watch { id } => {
             let store = store().await?;
@@ -61,22 +67,31 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
         BatchCommand::Resume { id, run } => {
             let house = state::open(settings, args.state.as_ref()).await?;
             let id = resolve(&*house.store, &id).await?;
-            resume(&house, id, (*run).into(), settings, printer).await
+            let batch = look(&*house.store, id).await?;
+            if batch.ended_at.is_some() {
+                let detail = format!("it is {}", batch.control);
+                return Err(Error::new(Class::Invalid, format!("resuming batch {id}"), detail).hint(
+                    match batch.control {
+                        Control::Done => format!("`imgsync batch requeue {id}` tries its failed images again"),
+                        _ => "run the rules again: what is there is not copied twice".to_owned(),
+                    },
+                ));
+            }
+            resume(&house, id, ((*run).into(), None), settings, printer).await
         }
         BatchCommand::Requeue { id, class, registry, run } => {
-            let filter = match (class, registry) {
-                (Some(class), _) => RequeueFilter::Class(class),
-                (None, Some(registry)) => RequeueFilter::Registry(registry),
-                (None, None) => RequeueFilter::All,
-            };
             let house = state::open(settings, args.state.as_ref()).await?;
             let id = resolve(&*house.store, &id).await?;
-            let requeued = house.store.requeue(id, filter).await?;
-            printer.line(&format!("{requeued} failed images go back into the plan of batch {id}"));
+            let requeued = house.store.requeue(id, RequeueFilter { class, registry }).await?;
+            printer.line(&format!("{} of batch {id} requeued", many(requeued, "failed image", "failed images")));
             match requeued {
-                0 => Ok(Exit::Done),
-                // Where a run goes on, it takes them up; else they are run here.
-                _ => resume(&house, id, (*run).into(), settings, printer).await,
+                0 => {
+                    let now = look(&*house.store, id).await?.control;
+                    print_steered(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
+                    Ok(Exit::Done)
+                }
+                // The process that runs the batch takes them up; without one they are run here.
+                _ => resume(&house, id, ((*run).into(), Some(requeued)), settings, printer).await,
             }
         }
         BatchCommand::Report { id, report } => {
@@ -90,11 +105,33 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
 /// The batch that was named, by its id or the beginning of it; the newest where none was.
 async fn resolve(store: &dyn Store, id: &Named) -> Result<BatchId> {
     match &id.batch {
-        Some(prefix) => store.resolve(prefix).await,
+        Some(prefix) => by_prefix(store, prefix).await,
         None => store.batches(1).await?.first().map(|batch| batch.id).ok_or_else(|| {
             Error::new(Class::NotFound, "looking for the newest batch", "there is none yet")
                 .hint("`imgsync run` makes one")
         }),
+    }
+}
+
+/// Finds the batch whose id begins so. An id that no batch has is wrong usage.
+pub(super) async fn by_prefix(store: &dyn Store, prefix: &str) -> Result<BatchId> {
+    store.resolve(prefix).await.map_err(|error| match error.class() {
+        Class::NotFound => error.as_class(Class::Invalid),
+        _ => error,
+    })
+}
+
+async fn look(store: &dyn Store, id: BatchId) -> Result<Batch> {
+    store.batch(id).await?.ok_or_else(|| {
+        Error::new(Class::NotFound, format!("reading batch {id}"), "the store does not have it any more")
+            .hint("imgsync batch list shows those that there are")
+    })
+}
+
+/// Prints what a steering command did, where the batch is run by another process.
+fn print_steered(json: bool, result: serde_json::Value, printer: &Printer) {
+    if json {
+        printer.data(&result.to_string());
     }
 }
 
@@ -113,7 +150,7 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
     if batches.is_empty() {
         printer.line("no batch was made yet: `imgsync run` makes one");
     } else if !json {
-        printer.line(&format!(
+        printer.data(&format!(
             "{:<36}  {:<10}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
             "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED"
         ));
@@ -138,7 +175,7 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
     Ok(Exit::Done)
 }
 
-fn to_json(batch: &Batch) -> serde_json::Value {
+pub(super) fn to_json(batch: &Batch) -> serde_json::Value {
     json!({
         "batch": batch.id,
         "state": batch.control,
@@ -153,63 +190,30 @@ fn to_json(batch: &Batch) -> serde_json::Value {
     })
 }
 
-async fn show(
-    store: &dyn Store,
-    id: &Named,
-    (json, is_cluster): (bool, bool),
+async fn resume(
+    house: &House,
+    id: BatchId,
+    (run, requeued): (RunArgs, Option<u64>),
     settings: &Settings,
     printer: &Printer,
 ) -> Result<Exit> {
-    let id = resolve(store, id).await?;
-    let report = Report::of(store, id).await?;
-    let crew = match is_cluster {
-        true => Some(Crew::of(store, &report.batch).await?),
-        false => None,
-    };
-    let client = Client::new(settings.client()?, Environment::from_process());
-    let waits = waits(store, &report.batch, &client).await?;
-    if json {
-        let mut shown = to_json(&report.batch);
-        shown["waits"] = json!(waits);
-        if let Some(crew) = &crew {
-            shown["workers"] = json!(crew.workers);
-            shown["complaints"] = json!(crew.complaints());
+    let steered = |state: Control, led_by: Option<&str>| {
+        let mut result = json!({"batch": id, "state": state});
+        if let Some(requeued) = requeued {
+            result["requeued"] = json!(requeued);
         }
-        printer.data(&shown.to_string());
-        return Ok(Exit::Done);
-    }
-    let mut text = Vec::new();
-    report::write_text(&report, Level::Failures, &mut text).await?;
-    printer.data(String::from_utf8_lossy(&text).trim_end());
-    for wait in waits {
-        printer.data(&format!("Waiting: {wait}"));
-    }
-    if let Some(crew) = crew {
-        show_crew(id, &crew, printer);
-    }
-    Ok(Exit::Done)
-}
-
-/// Who works, on what, and what keeps the batch from going on.
-fn show_crew(id: BatchId, crew: &Crew, printer: &Printer) {
-    let slots: u32 = crew.workers.iter().map(|worker| worker.slots).sum();
-    let running: usize = crew.workers.iter().map(|worker| worker.running.len()).sum();
-    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", crew.workers.len()));
-    for (worker, source, target) in crew.at_work(id).take(MOST_AT_WORK) {
-        printer.data(&format!("  {worker}: {source} -> {target}"));
-    }
-    for complaint in crew.complaints() {
-        printer.data(&format!("Attention: {complaint}"));
-    }
-}
-
-async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+        if let Some(leader) = led_by {
+            result["led_by"] = json!(leader);
+        }
+        result
+    };
     let _lock = match house.lock() {
         Ok(lock) => lock,
         // A run goes on in another process: it will take up what is resumed.
         Err(_) => {
             let now = house.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}; the run in the other process goes on with it"));
+            print_steered(run.json, steered(now, None), printer);
             return Ok(Exit::Done);
         }
     };
@@ -223,6 +227,7 @@ async fn resume(house: &House, id: BatchId, run: RunArgs, settings: &Settings, p
         if let Some(holder) = led_by {
             let now = house.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
+            print_steered(run.json, steered(now, Some(&holder)), printer);
             return Ok(Exit::Done);
         }
     }

@@ -23,6 +23,7 @@ mod run;
 mod screen;
 mod serve;
 mod settings;
+mod show;
 mod signals;
 mod state;
 mod sync;

@@ -11,7 +11,7 @@ use imgsync_common::event::Events;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
-use imgsync_common::store::leader;
+use imgsync_common::store::{Batch, leader};
 use imgsync_worker::copy::Limits;
 use imgsync_worker::settings::{DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
 use tokio_util::sync::CancellationToken;
@@ -341,8 +341,17 @@ fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
         {
             Exit::CouldNotStart
         }
-        () if counts.failed > 0 || counts.cancelled > 0 || !all_listed => Exit::Failed,
-        () => Exit::Done,
+        () => exit_of_batch(&ended.batch, all_listed),
+    }
+}
+
+/// The exit code that stands for a batch that has ended. `all_listed`: everything could be listed, and what was to be
+/// removed was. A batch that was stopped is never a success, were it before its first task was listed.
+pub(super) fn exit_of_batch(batch: &Batch, all_listed: bool) -> Exit {
+    let counts = &batch.counts;
+    match counts.failed > 0 || counts.cancelled > 0 || batch.control.is_stopped() || !all_listed {
+        true => Exit::Failed,
+        false => Exit::Done,
     }
 }
 

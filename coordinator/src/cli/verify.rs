@@ -16,6 +16,7 @@ use imgsync_worker::copy::{Check, Copier, Finding, Job, Limits, Location, Platfo
 use serde::Serialize;
 
 use super::args::{Global, Patience, Resumed, RunArgs, location};
+use super::batch::by_prefix;
 use super::exit::{self, Exit};
 use super::notify::NotifyArgs;
 use super::printer::Printer;
@@ -152,7 +153,7 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     let of = match batch {
         None => None,
         Some(prefix) => {
-            let id = house.store.resolve(&prefix).await?;
+            let id = by_prefix(&*house.store, &prefix).await?;
             let found = house.store.batch(id).await?;
             Some(found.ok_or_else(|| {
                 Error::new(Class::NotFound, format!("looking for batch {id}"), "the store does not have it")

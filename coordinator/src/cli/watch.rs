@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::exit::Exit;
 use super::printer::Printer;
+use super::run::exit_of_batch;
 use super::screen::{Asks, Focus, Scene, draw};
 use super::watching::progress_line;
 use crate::batches::{Crew, waits};
@@ -42,7 +43,9 @@ pub(crate) async fn watch(
         return Ok(Exit::Done);
     }
     printer.data(&line(&batch));
-    Ok(if batch.counts.failed + batch.counts.cancelled > 0 { Exit::Failed } else { Exit::Done })
+    let report = Report::of(store, id).await?;
+    let removed_all = !report.pruned.iter().any(|line| line.outcome.is_trouble());
+    Ok(exit_of_batch(&batch, report.unlisted.is_empty() && removed_all))
 }
 
 /// A line each time that something has changed.

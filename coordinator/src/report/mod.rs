@@ -2,6 +2,7 @@
 //! as what users make of it.
 
 pub(crate) mod advice;
+pub(crate) mod failure_groups;
 mod gather;
 mod json;
 mod plot;

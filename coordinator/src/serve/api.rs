@@ -20,10 +20,11 @@ use serde_json::{Value, json};
 use super::app::{App, StatusShape};
 use super::asked::{MOST_ROWS, Named, Query, body, nothing};
 use super::lanes::LanesShape;
-use super::shape::{BatchShape, CourseShape, FailureShape, GroupsShape, TaskShape};
+use super::shape::{BatchShape, CourseShape, GroupsShape, TaskShape};
 use super::timetable::Entry;
 use super::trouble::Trouble;
 use crate::batches::{Crew, waits};
+use crate::report::failure_groups::FailureRow;
 
 /// The description of this API.
 pub(super) const OPENAPI: &str = include_str!("../../schema/openapi.json");
@@ -105,7 +106,7 @@ pub(super) async fn failures(State(app): Shared, Named(id): Named, RawQuery(quer
     let batch = find(&app, &id).await?;
     let failed = app.store().failures(batch.id, from, limit).await?;
     let next = failed.last().filter(|_| failed.len() == limit).map(|last| last.task.index.saturating_add(1));
-    let shown: Vec<FailureShape> = failed.iter().map(FailureShape::of).collect();
+    let shown: Vec<FailureRow> = failed.iter().map(FailureRow::new).collect();
     Ok(Json(json!({"failures": shown, "next": next})))
 }
 
@@ -135,7 +136,7 @@ pub(super) async fn cancel(State(app): Shared, Named(id): Named, request: Reques
     stands(id, app.store().cancel(id).await?, Control::Cancelled)
 }
 
-/// Which failures are tried again: all where nothing is named.
+/// Which failures are tried again: those that match all that is named.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Wanted {
@@ -145,15 +146,12 @@ struct Wanted {
 
 pub(super) async fn requeue(State(app): Shared, Named(id): Named, request: Request) -> Answer<Value> {
     let wanted: Wanted = body(request).await?.unwrap_or_default();
-    let filter = match (wanted.class, wanted.registry) {
-        (Some(_), Some(_)) => return Err(Trouble::bad("name either `class` or `registry`, not both")),
-        (Some(class), None) => RequeueFilter::Class(class_of(&class)?),
-        (None, Some(registry)) => RequeueFilter::Registry(
-            registry
-                .parse::<RegistryName>()
-                .map_err(|error| Trouble::bad(format!("`registry` is no registry: {error}")))?,
-        ),
-        (None, None) => RequeueFilter::All,
+    let registry = |name: String| {
+        name.parse::<RegistryName>().map_err(|error| Trouble::bad(format!("`registry` is no registry: {error}")))
+    };
+    let filter = RequeueFilter {
+        class: wanted.class.as_deref().map(class_of).transpose()?,
+        registry: wanted.registry.map(registry).transpose()?,
     };
     let id = find(&app, &id).await?.id;
     let requeued = app.store().requeue(id, filter).await?;

@@ -1,17 +1,15 @@
 //! The failures of a batch by class and by registry, added up once however many look.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Class, Result};
+use imgsync_common::error::Result;
 use imgsync_common::store::{Batch, Store};
 
-use super::shape::{ClassGroup, FailureShape, GroupsShape, RegistryGroup};
-use crate::report::advice;
+use super::shape::GroupsShape;
+use crate::report::failure_groups::FailureGroups;
 
-/// Failures that are read at a time.
-const PAGE: usize = 1_000;
 /// Batches of which the groups are kept.
 const KEPT: usize = 64;
 
@@ -31,44 +29,8 @@ impl Groups {
         if let Some((_, groups)) = known.get(&batch.id).filter(|(at, _)| *at == key) {
             return Ok(groups.clone());
         }
-        let mut by_class: BTreeMap<Class, (u64, FailureShape)> = BTreeMap::new();
-        let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();
-        let mut from = 0;
-        let mut failed = 0;
-        loop {
-            let page = store.failures(batch.id, from, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            from = last.task.index.saturating_add(1);
-            for one in &page {
-                failed += 1;
-                by_class.entry(one.failure.class).or_insert_with(|| (0, FailureShape::of(one))).0 += 1;
-                let planned = &one.task.planned;
-                let mut ends: Vec<String> = [planned.source.home.end(), planned.target.home.end()]
-                    .into_iter()
-                    .filter_map(|end| end.registry().map(ToString::to_string))
-                    .collect();
-                ends.dedup();
-                for registry in ends {
-                    *by_registry.entry(registry).or_default() += 1;
-                }
-            }
-            if page.len() < PAGE {
-                break;
-            }
-        }
-        let class = |(class, (failed, example)): (Class, (u64, FailureShape))| ClassGroup {
-            class,
-            title: advice::title(class),
-            advice: advice::on(class),
-            failed,
-            example,
-        };
-        let mut by_class: Vec<ClassGroup> = by_class.into_iter().map(class).collect();
-        by_class.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        let mut by_registry: Vec<RegistryGroup> =
-            by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
-        by_registry.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        let groups = Arc::new(GroupsShape { batch: batch.id, failed, by_class, by_registry, unlisted });
+        let groups = FailureGroups::read(store, batch.id, unlisted).await?;
+        let groups = Arc::new(GroupsShape { batch: batch.id, groups });
         if known.len() >= KEPT {
             known.clear();
         }

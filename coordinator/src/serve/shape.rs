@@ -1,10 +1,11 @@
 //! What the API answers, as JSON. `schema/openapi.json` describes the same.
 
 use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Requests, TaskState};
-use imgsync_common::error::Class;
-use imgsync_common::store::{Batch, Control, Course, FailedTask, TaskRow, Unlisted};
+use imgsync_common::store::{Batch, Control, Course, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
+
+use crate::report::failure_groups::FailureGroups;
 
 /// A batch.
 #[derive(Debug, Clone, Serialize)]
@@ -153,53 +154,10 @@ impl TaskShape {
     }
 }
 
-/// A task that failed, and why.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct FailureShape {
-    pub(super) index: u32,
-    source: String,
-    target: String,
-    class: Class,
-    error: String,
-    attempts: u32,
-}
-
-impl FailureShape {
-    pub(super) fn of(failed: &FailedTask) -> FailureShape {
-        FailureShape {
-            index: failed.task.index,
-            source: failed.task.planned.source.to_string(),
-            target: failed.task.planned.target.to_string(),
-            class: failed.failure.class,
-            error: failed.failure.error.clone(),
-            attempts: failed.failure.attempts,
-        }
-    }
-}
-
 /// The failures of a batch, by what they have in common.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct GroupsShape {
     pub(super) batch: BatchId,
-    pub(super) failed: u64,
-    pub(super) by_class: Vec<ClassGroup>,
-    pub(super) by_registry: Vec<RegistryGroup>,
-    pub(super) unlisted: Vec<Unlisted>,
-}
-
-/// Failures of one class.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct ClassGroup {
-    pub(super) class: Class,
-    pub(super) title: &'static str,
-    pub(super) advice: &'static str,
-    pub(super) failed: u64,
-    pub(super) example: FailureShape,
-}
-
-/// Failures with a registry at either end.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct RegistryGroup {
-    pub(super) registry: String,
-    pub(super) failed: u64,
+    #[serde(flatten)]
+    pub(super) groups: FailureGroups,
 }

@@ -5,6 +5,7 @@ mod company;
 mod config;
 mod enumerate;
 mod hostile;
+mod steering;
 mod streams;
 mod tags;
 mod trees;

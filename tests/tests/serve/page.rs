@@ -74,7 +74,7 @@ async fn failures_are_tried_again_by_a_button_and_a_batch_is_paused_and_cancelle
     let gate = Arc::new(Semaphore::new(0));
     scene.target.on(Match::kind(Kind::ManifestPut)).always().act(Action::Gate(gate.clone()));
     browser.click("#live .item button", "Denied").await;
-    browser.wait_for_text("4 failed images go back into the plan.").await;
+    browser.wait_for_text("4 failed images requeued.").await;
     browser.click("#live button", "Pause").await;
     browser.wait_for("document.querySelector('#live .chip').textContent === 'paused'").await;
     browser.click("#live button", "Resume").await;

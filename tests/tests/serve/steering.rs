@@ -74,6 +74,10 @@ async fn failures_are_grouped_and_tried_again_by_class_and_by_registry() {
     let batch = served.wait_for(&format!("batches/{id}"), done).await;
     assert_eq!((&batch["run"], &batch["counts"]["failed"]), (&1.into(), &2.into()));
     rules.drain(..).for_each(|rule| rule.remove());
+    let (_, answer) = served
+        .post(&format!("batches/{id}/requeue"), &json!({"class": "refused", "registry": scene.source.host()}))
+        .await;
+    assert_eq!(answer["requeued"], 0, "both must match");
     let registry = json!({"registry": scene.source.host()});
     let (_, answer) = served.post(&format!("batches/{id}/requeue"), &registry).await;
     assert_eq!(answer["requeued"], 2);

@@ -67,7 +67,7 @@ pub async fn the_parts_of_a_long_batch_are_wide_and_few(subject: Subject) {
     assert_eq!(numbers, (0..=62).collect::<Vec<u32>>());
     // A month later one of them fails again.
     (subject.advance)(SECOND * 86_400 * 30);
-    subject.store.requeue(batch, RequeueFilter::All).await.unwrap();
+    subject.store.requeue(batch, RequeueFilter::default()).await.unwrap();
     let ticket = subject.publish(batch).await[0];
     let epoch = subject.go(ticket, "w").await;
     subject.finish(ticket, epoch, failed()).await;

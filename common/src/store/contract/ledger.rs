@@ -170,8 +170,8 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
         subject.finish(*ticket, epoch, verdict).await;
     }
     assert_eq!(subject.look(batch).await.control, Control::Done);
-    assert_eq!(subject.store.requeue(batch, RequeueFilter::All).await.unwrap(), 2);
-    assert_eq!(subject.store.requeue(batch, RequeueFilter::All).await.unwrap(), 0, "once");
+    assert_eq!(subject.store.requeue(batch, RequeueFilter::default()).await.unwrap(), 2);
+    assert_eq!(subject.store.requeue(batch, RequeueFilter::default()).await.unwrap(), 0, "once");
     let found = subject.look(batch).await;
     assert_eq!((found.control, found.run, found.counts.waiting), (Control::Running, 1, 2));
     assert!(found.ended_at.is_none() && subject.store.failures(batch, 0, 10).await.unwrap().is_empty());
@@ -194,10 +194,17 @@ pub async fn only_the_failures_that_are_meant_are_requeued(subject: Subject) {
         let epoch = subject.go(*ticket, "w").await;
         subject.finish(*ticket, epoch, Verdict::Failed(Failure::new(class, "no", 1))).await;
     }
-    let registry = |name: &str| RequeueFilter::Registry(name.parse().unwrap());
+    let registry = |name: &str| RequeueFilter { registry: Some(name.parse().unwrap()), ..RequeueFilter::default() };
     assert_eq!(subject.store.requeue(batch, registry("quay.io")).await.unwrap(), 0);
     assert_eq!(subject.look(batch).await.control, Control::Done);
-    assert_eq!(subject.store.requeue(batch, RequeueFilter::Class(Class::Refused)).await.unwrap(), 2);
+    assert_eq!(
+        subject
+            .store
+            .requeue(batch, RequeueFilter { class: Some(Class::Refused), ..RequeueFilter::default() })
+            .await
+            .unwrap(),
+        2
+    );
     assert_eq!(subject.publish(batch).await.len(), 2);
     assert_eq!(subject.store.requeue(batch, registry("gcr.io")).await.unwrap(), 2);
     let again = subject.publish(batch).await;
@@ -278,7 +285,7 @@ pub async fn a_task_that_was_lost_is_known_by_it(subject: Subject) {
     let Start::Go { epoch, losses: 2, .. } = subject.start(ticket, "w").await else { panic!("given back is not lost") };
     let failure = Failure { class: Class::Local, error: "no".into(), attempts: 1 };
     subject.finish(ticket, epoch, Verdict::Failed(failure)).await;
-    subject.store.requeue(batch, RequeueFilter::All).await.unwrap();
+    subject.store.requeue(batch, RequeueFilter::default()).await.unwrap();
     let ticket = subject.publish(batch).await[0];
     assert_eq!(losses(ticket).await, 0, "a new run has a clean slate");
     subject.store.sweep(batch, Sweep::Everything).await.unwrap();

@@ -154,7 +154,7 @@ pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: Subject) {
     let found = subject.look(earlier).await;
     assert_eq!((found.control, found.counts.cancelled), (Control::Superseded, 3));
     assert!(found.ended_at.is_some());
-    assert!(subject.store.requeue(earlier, RequeueFilter::All).await.is_err());
+    assert!(subject.store.requeue(earlier, RequeueFilter::default()).await.is_err());
 }
 
 pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: Subject) {

@@ -60,7 +60,7 @@ pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]])
             14 if amount.is_multiple_of(4) => drop(store.cancel(batch).await.unwrap()),
             15 => {
                 // Refused where the batch was stopped.
-                _ = store.requeue(batch, RequeueFilter::All).await;
+                _ = store.requeue(batch, RequeueFilter::default()).await;
             }
             16 => {
                 let grace = LEASE;

@@ -220,7 +220,7 @@ impl Ledger for RedisStore {
             let Some(last) = failed.last() else { return Ok(requeued) };
             from = last.task.index.saturating_add(1);
             let mut call = Call::on(self.base(batch)).arg(run);
-            for failed in failed.iter().filter(|failed| is_meant(&filter, failed)) {
+            for failed in failed.iter().filter(|failed| filter.selects(failed)) {
                 call = call.arg(failed.task.index);
             }
             match self.script::<i64>(&tried, &self.0.scripts.requeue, call).await? {
@@ -401,18 +401,6 @@ fn finished(answer: i64) -> Finished {
         0 => Finished::Counted,
         2 => Finished::AlreadyDone,
         _ => Finished::Stale,
-    }
-}
-
-fn is_meant(filter: &RequeueFilter, failed: &FailedTask) -> bool {
-    let planned = &failed.task.planned;
-    match filter {
-        RequeueFilter::All => true,
-        RequeueFilter::Class(class) => failed.failure.class == *class,
-        RequeueFilter::Registry(registry) => {
-            let ends = [planned.source.home.end(), planned.target.home.end()];
-            ends.into_iter().any(|end| end.registry() == Some(registry))
-        }
     }
 }
 

@@ -134,7 +134,7 @@ function buttons(batch) {
 }
 
 function requeue(filter) {
-  return change(`batches/${chosen}/requeue`, filter, ({ requeued }) => `${requeued} failed images go back into the plan.`);
+  return change(`batches/${chosen}/requeue`, filter, ({ requeued }) => `${requeued} failed images requeued.`);
 }
 
 function showBatch() {

@@ -51,15 +51,7 @@ pub(super) fn requeue(connection: &Connection, now: i64, batch: BatchId, filter:
         let Some(last) = failed.last() else { break };
         from = last.task.index.saturating_add(1);
         for failed in failed {
-            let (source, target) = (&failed.task.planned.source.home, &failed.task.planned.target.home);
-            let is_meant = match filter {
-                RequeueFilter::All => true,
-                RequeueFilter::Class(class) => failed.failure.class == *class,
-                RequeueFilter::Registry(registry) => {
-                    source.end().registry() == Some(registry) || target.end().registry() == Some(registry)
-                }
-            };
-            if is_meant {
+            if filter.selects(&failed) {
                 let index = failed.task.index;
                 connection
                     .prepare_cached("DELETE FROM failure WHERE batch = ?1 AND task = ?2")?

@@ -1,0 +1,139 @@
+//! `imgsync batch show`: one batch, its failures by class and by registry, its workers and what it waits for.
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::registry::Client;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::store::Store;
+use serde_json::{Value, json};
+
+use super::batch::to_json;
+use super::printer::Printer;
+use super::settings::Settings;
+use crate::batches::{Crew, waits};
+use crate::report::failure_groups::{FailureGroups, FailureRow};
+use crate::report::{self, Level, Report};
+use crate::words::many;
+
+/// Running tasks that are listed at most.
+const MAX_RUNNING_TASKS: usize = 50;
+/// Registries that are named beside the classes at most.
+const MAX_REGISTRIES: usize = 10;
+/// Failures that are read at a time.
+const PAGE: usize = 1_000;
+
+/// What the command shows of a batch.
+pub(super) struct Shown<'a> {
+    store: &'a dyn Store,
+    report: Report<'a>,
+    groups: FailureGroups,
+    /// Who works; none without a cluster.
+    crew: Option<Crew>,
+    waits: Vec<String>,
+}
+
+impl<'a> Shown<'a> {
+    /// Reads all of it from the store.
+    pub(super) async fn read(
+        store: &'a dyn Store,
+        id: BatchId,
+        is_cluster: bool,
+        settings: &Settings,
+    ) -> Result<Shown<'a>> {
+        let report = Report::of(store, id).await?;
+        let groups = FailureGroups::read(store, id, report.unlisted.clone()).await?;
+        let crew = match is_cluster {
+            true => Some(Crew::of(store, &report.batch).await?),
+            false => None,
+        };
+        let client = Client::new(settings.client()?, Environment::from_process());
+        let waits = waits(store, &report.batch, &client).await?;
+        Ok(Shown { store, report, groups, crew, waits })
+    }
+
+    /// The batch as one JSON object, with the groups of its failures; with every failure where they are asked for.
+    pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
+        let mut shown = to_json(&self.report.batch);
+        shown["waits"] = json!(self.waits);
+        shown["failed_by_class"] = json!(self.groups.by_class);
+        shown["failed_by_registry"] = json!(self.groups.by_registry);
+        shown["unlisted"] = json!(self.groups.unlisted);
+        if let Some(crew) = &self.crew {
+            shown["workers"] = json!(crew.workers);
+            shown["complaints"] = json!(crew.complaints());
+        }
+        if failures {
+            let mut rows = Vec::new();
+            self.each_failure(|row| rows.push(row)).await?;
+            shown["failures"] = json!(rows);
+        }
+        Ok(shown)
+    }
+
+    /// Prints it as text: the failures first, by class and by registry.
+    pub(super) async fn print(&self, failures: bool, printer: &Printer) -> Result<()> {
+        self.print_groups(printer);
+        let mut text = Vec::new();
+        report::write_text(&self.report, Level::Totals, &mut text).await?;
+        printer.data(String::from_utf8_lossy(&text).trim_end());
+        if failures && self.groups.failed > 0 {
+            printer.data("Failed images:");
+            self.each_failure(|row| _ = printer.data(&format!("  {}", row.to_text()))).await?;
+        }
+        for unlisted in &self.groups.unlisted {
+            printer.data(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.class, unlisted.error));
+        }
+        for wait in &self.waits {
+            printer.data(&format!("Waiting: {wait}"));
+        }
+        if let Some(crew) = &self.crew {
+            print_crew(self.report.batch.id, crew, printer);
+        }
+        Ok(())
+    }
+
+    fn print_groups(&self, printer: &Printer) {
+        if self.groups.failed == 0 {
+            return;
+        }
+        printer.data(&format!("{} failed:", many(self.groups.failed, "image", "images")));
+        for group in &self.groups.by_class {
+            printer.data(&format!("  {:>6}  {}: {}", group.failed, group.class, group.advice));
+            printer.data(&format!("          such as {}", group.example.to_text().replace('\n', "\n          ")));
+        }
+        for group in self.groups.by_registry.iter().take(MAX_REGISTRIES) {
+            printer.data(&format!("  {:>6}  with {}", group.failed, group.registry));
+        }
+        let more = self.groups.by_registry.len().saturating_sub(MAX_REGISTRIES);
+        if more > 0 {
+            printer.data(&format!("          and {}", many(more as u64, "more registry", "more registries")));
+        }
+        let id = self.report.batch.id;
+        printer.data(&format!(
+            "`imgsync batch show {id} --failures` lists all; `imgsync batch requeue {id}` tries them again"
+        ));
+    }
+
+    async fn each_failure(&self, mut with: impl FnMut(FailureRow)) -> Result<()> {
+        let mut from = 0;
+        loop {
+            let page = self.store.failures(self.report.batch.id, from, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            from = last.task.index.saturating_add(1);
+            page.iter().map(FailureRow::new).for_each(&mut with);
+        }
+    }
+}
+
+/// Prints the workers, their running tasks, and what keeps the batch from going on.
+fn print_crew(id: BatchId, crew: &Crew, printer: &Printer) {
+    let slots: u32 = crew.workers.iter().map(|worker| worker.slots).sum();
+    let running: usize = crew.workers.iter().map(|worker| worker.running.len()).sum();
+    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", crew.workers.len()));
+    for (worker, source, target) in crew.at_work(id).take(MAX_RUNNING_TASKS) {
+        printer.data(&format!("  {worker}: {source} -> {target}"));
+    }
+    for complaint in crew.complaints() {
+        printer.data(&format!("Attention: {complaint}"));
+    }
+}

@@ -1,0 +1,116 @@
+//! The failures of a batch, grouped by error class and by registry.
+
+use std::collections::BTreeMap;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::{Class, Result};
+use imgsync_common::store::{FailedTask, Store, Unlisted};
+use serde::Serialize;
+
+use super::advice;
+
+/// Failures that are read at a time.
+const PAGE: usize = 1_000;
+
+/// A task that failed, and why.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FailureRow {
+    pub(crate) index: u32,
+    source: String,
+    target: String,
+    class: Class,
+    error: String,
+    attempts: u32,
+}
+
+impl FailureRow {
+    pub(crate) fn new(failed: &FailedTask) -> FailureRow {
+        FailureRow {
+            index: failed.task.index,
+            source: failed.task.planned.source.to_string(),
+            target: failed.task.planned.target.to_string(),
+            class: failed.failure.class,
+            error: failed.failure.error.clone(),
+            attempts: failed.failure.attempts,
+        }
+    }
+
+    /// The failure on two lines: the endpoints, then the class and the error.
+    pub(crate) fn to_text(&self) -> String {
+        let times = match self.attempts {
+            0 | 1 => String::new(),
+            n => format!(", {n} tries"),
+        };
+        format!("{} -> {}\n    {}{times}: {}", self.source, self.target, self.class, self.error)
+    }
+}
+
+/// Failures of one class.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ClassGroup {
+    pub(crate) class: Class,
+    pub(crate) title: &'static str,
+    pub(crate) advice: &'static str,
+    pub(crate) failed: u64,
+    pub(crate) example: FailureRow,
+}
+
+/// Failures with a registry as source or target.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RegistryGroup {
+    pub(crate) registry: String,
+    pub(crate) failed: u64,
+}
+
+/// The failures of a batch by class and by registry, the largest groups first, and what could not be listed.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FailureGroups {
+    pub(crate) failed: u64,
+    pub(crate) by_class: Vec<ClassGroup>,
+    pub(crate) by_registry: Vec<RegistryGroup>,
+    pub(crate) unlisted: Vec<Unlisted>,
+}
+
+impl FailureGroups {
+    /// Reads and groups the failures of a batch. `unlisted` is passed on.
+    pub(crate) async fn read(store: &dyn Store, batch: BatchId, unlisted: Vec<Unlisted>) -> Result<FailureGroups> {
+        let mut by_class: BTreeMap<Class, (u64, FailureRow)> = BTreeMap::new();
+        let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();
+        let mut from = 0;
+        let mut failed = 0;
+        loop {
+            let page = store.failures(batch, from, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            from = last.task.index.saturating_add(1);
+            for one in &page {
+                failed += 1;
+                by_class.entry(one.failure.class).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
+                let planned = &one.task.planned;
+                let mut registries: Vec<String> = [planned.source.home.end(), planned.target.home.end()]
+                    .into_iter()
+                    .filter_map(|end| end.registry().map(ToString::to_string))
+                    .collect();
+                registries.dedup();
+                for registry in registries {
+                    *by_registry.entry(registry).or_default() += 1;
+                }
+            }
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        let class = |(class, (failed, example)): (Class, (u64, FailureRow))| ClassGroup {
+            class,
+            title: advice::title(class),
+            advice: advice::on(class),
+            failed,
+            example,
+        };
+        let mut by_class: Vec<ClassGroup> = by_class.into_iter().map(class).collect();
+        by_class.sort_by_key(|group| std::cmp::Reverse(group.failed));
+        let mut by_registry: Vec<RegistryGroup> =
+            by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
+        by_registry.sort_by_key(|group| std::cmp::Reverse(group.failed));
+        Ok(FailureGroups { failed, by_class, by_registry, unlisted })
+    }
+}
