@@ -50,9 +50,14 @@ impl Served {
         self.client.request(method, format!("{}/api/v1/{path}", self.url))
     }
 
+    /// A request for what is under a path beside the API, that is not sent yet.
+    pub fn beside(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.get(format!("{}{path}", self.url))
+    }
+
     /// What is under a path beside the API.
     pub async fn fetch(&self, path: &str) -> reqwest::Response {
-        self.client.get(format!("{}{path}", self.url)).send().await.expect("it answers")
+        self.beside(path).send().await.expect("it answers")
     }
 
     /// What the API answers to a GET.

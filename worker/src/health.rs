@@ -11,6 +11,8 @@ use axum::routing::get;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::printable::printable;
+
+use crate::host;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +36,10 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 /// Answers until stopped: `/healthz` while the process lives, `/readyz` as `ready` says (503 and why), and what `more` has.
 pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: CancellationToken) {
     let router = routes(ready).merge(more);
+    let router = match listener.local_addr() {
+        Ok(address) => host::guard(router, address.ip()),
+        Err(_) => router,
+    };
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::warn!("health is not answered any more: {error}");
@@ -91,6 +97,30 @@ async fn fetch(address: SocketAddr) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn on_loopback_a_foreign_name_is_refused_and_elsewhere_every_name_is_answered() {
+        for (listens_on, wanted) in [([127, 0, 0, 1], "421"), ([0, 0, 0, 0], "200")] {
+            let listener = bind(SocketAddr::from((listens_on, 0))).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let stop = CancellationToken::new();
+            let ready: Ready = Arc::new(|| Box::pin(async { Ok(()) }));
+            let more = Router::new().route("/metrics", get(async || "metrics"));
+            let answering = tokio::spawn(answer(listener, ready, more, stop.clone()));
+            for path in ["/healthz", "/readyz", "/metrics"] {
+                for (host, wanted) in [("evil.example", wanted), ("10.1.2.3:8080", wanted), ("localhost", "200")] {
+                    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+                    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+                    stream.write_all(request.as_bytes()).await.unwrap();
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).await.unwrap();
+                    assert_eq!(answer.split(' ').nth(1), Some(wanted), "{path} by {host}: {answer}");
+                }
+            }
+            stop.cancel();
+            answering.await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn one_that_listens_says_whether_it_is_ready_and_one_that_is_gone_is_told_from_it() {

@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod cluster;
 pub mod copy;
 pub mod health;
+pub mod host;
 pub mod limits;
 pub mod log;
 pub mod logging;

@@ -1,28 +1,41 @@
 //! Who may ask, and for what.
 //!
-//! Reading is free on loopback and needs the token elsewhere; changing needs it always. The token travels in a header of its
-//! own, which no foreign page can send; names that a foreign page could have made ours (DNS rebinding), and requests that say
-//! that they come from one, are refused all the same.
+//! Reading is free on loopback and needs the token elsewhere; changing needs it always. What comes through a proxy comes from
+//! elsewhere, whatever address the proxy has: it names one of `hosts`, or says for whom it asks. The token travels in a header
+//! of its own, which no foreign page can send; names that a foreign page could have made ours (DNS rebinding), and requests
+//! that say that they come from one, are refused all the same.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, WWW_AUTHENTICATE,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, FORWARDED, ORIGIN, REFERRER_POLICY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use imgsync_common::image::Digest;
 use imgsync_common::printable::printable;
+use imgsync_worker::host::{authorities, host_of, is_loopback_name};
 
 use super::trouble::Trouble;
 
 /// Nothing but what this server has itself, and nobody frames it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The path of the metrics.
+const METRICS: &str = "/metrics";
+/// Headers by which a proxy says for whom it asks.
+const OF_PROXIES: [HeaderName; 5] = [
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-real-ip"),
+];
 
 /// Who may ask.
 #[derive(Clone)]
@@ -61,31 +74,49 @@ impl Access {
         shown.is_some_and(|token| Digest::sha256(token.as_bytes()) == self.0.token)
     }
 
+    /// Whether this is one of `hosts`: then a proxy asks.
+    fn is_of_proxy(&self, authority: &str) -> bool {
+        let authority = authority.to_ascii_lowercase();
+        self.0.hosts.iter().any(|known| *known == authority || known == host_of(&authority))
+    }
+
     /// Whether this is the name by which the server may be asked.
     fn knows_host(&self, authority: &str) -> bool {
-        let authority = authority.to_ascii_lowercase();
-        let host = host_of(&authority);
-        if self.0.hosts.iter().any(|known| *known == authority || known == host) {
-            return true;
-        }
-        match self.0.is_loopback {
-            // A foreign page may let its own name lead here; these it cannot have.
-            true => host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
-            // Whoever has the token may come by any name.
-            false => true,
+        // A foreign page may let its own name lead here, and cannot have those of loopback. Elsewhere whoever has the
+        // token may come by any name.
+        self.is_of_proxy(authority) || !self.0.is_loopback || is_loopback_name(authority)
+    }
+
+    /// Refuses names that are not this server's.
+    fn check_names(&self, names: &[String]) -> Result<(), Trouble> {
+        match names.iter().find(|name| !self.knows_host(name)) {
+            None => Ok(()),
+            Some(foreign) => {
+                let why = format!("this server is not called {}", printable(foreign));
+                Err(Trouble::new(StatusCode::MISDIRECTED_REQUEST, "denied", why)
+                    .hint("ask it by its address, or add the name to `serve: {hosts: …}` in its configuration"))
+            }
         }
     }
 
-    fn check(&self, method: &Method, uri_host: Option<&str>, headers: &HeaderMap) -> Result<(), Trouble> {
-        let host = uri_host.or_else(|| headers.get(HOST).and_then(|value| value.to_str().ok()));
-        let Some(host) = host.filter(|host| !host.is_empty()) else {
+    /// Probes need no token. `/metrics` names registries: a proxy's users need it there, as for reading.
+    fn check_probe(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Trouble> {
+        let names = authorities(uri, headers);
+        self.check_names(&names)?;
+        let is_asked_by_proxy = names.iter().any(|name| self.is_of_proxy(name))
+            || (self.0.is_loopback && OF_PROXIES.iter().any(|name| headers.contains_key(name)));
+        match uri.path() == METRICS && is_asked_by_proxy && !self.shows_token(headers) {
+            true => Err(no_token(headers, "through a proxy, metrics need the token")),
+            false => Ok(()),
+        }
+    }
+
+    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Trouble> {
+        let names = authorities(uri, headers);
+        let Some(host) = names.first() else {
             return Err(Trouble::new(StatusCode::BAD_REQUEST, "invalid", "the request names no host"));
         };
-        if !self.knows_host(host) {
-            let why = format!("this server is not called {}", printable(host));
-            return Err(Trouble::new(StatusCode::MISDIRECTED_REQUEST, "denied", why)
-                .hint("ask it by its address, or add the name to `serve: {hosts: …}` in its configuration"));
-        }
+        self.check_names(&names)?;
         if let Some(origin) = headers.get(ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
             let from = origin.split_once("://").map_or("", |(_, authority)| authority).to_ascii_lowercase();
@@ -100,34 +131,52 @@ impl Access {
             return Err(Trouble::new(StatusCode::FORBIDDEN, "denied", why));
         }
         let reads = matches!(*method, Method::GET | Method::HEAD);
-        if (reads && self.0.is_loopback) || self.shows_token(headers) {
+        let is_asked_by_proxy =
+            names.iter().any(|name| self.is_of_proxy(name)) || OF_PROXIES.iter().any(|name| headers.contains_key(name));
+        if (reads && self.0.is_loopback && !is_asked_by_proxy) || self.shows_token(headers) {
             return Ok(());
         }
-        let why = match headers.contains_key(AUTHORIZATION) {
-            true => "the token is wrong",
-            false if reads => "off loopback, reading needs the token",
-            false => "changing something needs the token",
-        };
-        Err(Trouble::new(StatusCode::UNAUTHORIZED, "denied", why).hint(
-            "send `Authorization: Bearer TOKEN`; the token is the configured one, or what the server said at its start",
+        Err(no_token(
+            headers,
+            match reads {
+                true if self.0.is_loopback => "through a proxy, reading needs the token",
+                true => "off loopback, reading needs the token",
+                false => "changing something needs the token",
+            },
         ))
     }
 }
 
+fn no_token(headers: &HeaderMap, why: &str) -> Trouble {
+    let why = if headers.contains_key(AUTHORIZATION) { "the token is wrong" } else { why };
+    Trouble::new(StatusCode::UNAUTHORIZED, "denied", why).hint(
+        "send `Authorization: Bearer TOKEN`; the token is the configured one, or what the server said at its start",
+    )
+}
+
 /// Lets in who may ask.
 pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
-    let uri_host = request.uri().authority().map(ToString::to_string);
-    match access.check(request.method(), uri_host.as_deref(), request.headers()) {
+    match access.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(trouble) => {
-            let is_unknown = trouble.status() == StatusCode::UNAUTHORIZED;
-            let mut response = trouble.into_response();
-            if is_unknown {
-                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"imgsync\""));
-            }
-            response
-        }
+        Err(trouble) => refused(trouble),
     }
+}
+
+/// Lets in who may ask for health and metrics.
+pub(super) async fn guard_probes(State(access): State<Access>, request: Request, next: Next) -> Response {
+    match access.check_probe(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(trouble) => refused(trouble),
+    }
+}
+
+fn refused(trouble: Trouble) -> Response {
+    let is_unknown = trouble.status() == StatusCode::UNAUTHORIZED;
+    let mut response = trouble.into_response();
+    if is_unknown {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"imgsync\""));
+    }
+    response
 }
 
 /// What browsers are told with every answer.
@@ -145,14 +194,6 @@ pub(super) async fn tell_browsers(request: Request, next: Next) -> Response {
     }
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
-}
-
-/// The host of an authority, without port and brackets.
-fn host_of(authority: &str) -> &str {
-    if let Some(rest) = authority.strip_prefix('[') {
-        return rest.split_once(']').map_or(rest, |(host, _)| host);
-    }
-    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
 }
 
 impl std::fmt::Debug for Access {
@@ -173,7 +214,59 @@ mod tests {
         for (name, value) in headers {
             map.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        access.check(&method, None, &map).err().map(|trouble| trouble.status().as_u16())
+        access.check(&method, &Uri::from_static("/"), &map).err().map(|trouble| trouble.status().as_u16())
+    }
+
+    fn probed(address: &str, path: &'static str, headers: &[(&str, &str)]) -> Option<u16> {
+        let access = Access::new(address.parse().unwrap(), TOKEN, &["sync.example".to_owned()]);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        access.check_probe(&Uri::from_static(path), &map).err().map(|trouble| trouble.status().as_u16())
+    }
+
+    #[test]
+    fn what_comes_through_a_proxy_needs_the_token_for_reading_too() {
+        let here = "127.0.0.1:8080";
+        let good = ("authorization", "Bearer 0123456789abcdef");
+        for name in ["sync.example", "SYNC.example:443"] {
+            assert_eq!(asked(here, Method::GET, &[("host", name)]), Some(401), "{name}");
+            assert_eq!(asked(here, Method::HEAD, &[("host", name)]), Some(401), "{name}");
+            assert_eq!(asked(here, Method::GET, &[("host", name), good]), None, "{name}");
+        }
+        let host = ("host", here);
+        for name in OF_PROXIES {
+            let says = (name.as_str(), "203.0.113.7");
+            assert_eq!(asked(here, Method::GET, &[host, says]), Some(401), "{name}");
+            assert_eq!(asked(here, Method::GET, &[host, says, good]), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn probes_on_loopback_come_by_its_own_names_and_elsewhere_by_any() {
+        let (here, out) = ("127.0.0.1:8080", "0.0.0.0:8080");
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            for own in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
+                assert_eq!(probed(here, path, &[("host", own)]), None, "{path} {own}");
+            }
+            for foreign in ["evil.example", "10.1.2.3:8080"] {
+                assert_eq!(probed(here, path, &[("host", foreign)]), Some(421), "{path} {foreign}");
+                assert_eq!(probed(out, path, &[("host", foreign)]), None, "{path} {foreign}");
+                let both = [("host", "localhost"), ("host", foreign)];
+                assert_eq!(probed(here, path, &both), Some(421), "{path} {foreign} beside another");
+            }
+            assert_eq!(probed(here, path, &[]), None, "{path}: HTTP/1.0 names none");
+        }
+        let good = ("authorization", "Bearer 0123456789abcdef");
+        for address in [here, out] {
+            let proxy = ("host", "sync.example");
+            assert_eq!(probed(address, "/healthz", &[proxy]), None);
+            assert_eq!(probed(address, "/metrics", &[proxy]), Some(401), "it names registries");
+            assert_eq!(probed(address, "/metrics", &[proxy, good]), None);
+        }
+        let through = [("host", here), ("x-forwarded-for", "203.0.113.7")];
+        assert_eq!((probed(here, "/metrics", &through), probed(here, "/readyz", &through)), (Some(401), None));
     }
 
     #[test]

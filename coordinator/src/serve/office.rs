@@ -99,7 +99,7 @@ impl Office {
             timetable.keep(leads.subscribe()),
             self.work(stop),
             live::keep(&app, drain),
-            answer(doors.listener, router(app.clone()).merge(doors.more), drain),
+            answer(doors.listener, router(app.clone(), doors.more), drain),
             keep(&self.origin, (house, &self.manner), &self.current, &readings, events, drain),
             follow,
         );

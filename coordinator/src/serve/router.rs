@@ -18,10 +18,11 @@ use super::{access, api, page};
 /// How long an answer may take: a store that is away is not waited for by who looks at a page.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Everything that is answered: health for those who watch over processes, the API, and the page.
-pub fn router(app: Arc<App>) -> Router {
-    // Asked by machines under any name, and telling nothing else: not guarded.
-    let open = health::routes(app.ready.clone());
+/// Everything that is answered: health and metrics for those who watch over processes, the API, and the page.
+pub fn router(app: Arc<App>, metrics: Router) -> Router {
+    // Asked by machines, which have no token; on loopback by its own names alone, like the rest.
+    let probes = from_fn_with_state(app.access.clone(), access::guard_probes);
+    let open = health::routes(app.ready.clone()).merge(metrics).layer(probes);
     let guard = from_fn_with_state(app.access.clone(), access::guard);
     let api = api_routes().layer(from_fn(in_time)).route("/events", get(api::events));
     let api = api.fallback(api::nowhere).method_not_allowed_fallback(api::not_so).layer(guard).with_state(app);

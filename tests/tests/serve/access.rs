@@ -45,6 +45,58 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(Served::start(&scene.program, &[]).await.token, before);
 }
 
+/// A proxy in front of loopback, as nginx, Caddy and Traefik are set up: it passes on the name that it was asked under.
+#[tokio::test]
+async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names_are_refused() {
+    let scene = Scene::new(&["a"], 1).await;
+    scene.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", scene.config(&[("a", "")])));
+    let served = Served::start(&scene.program, &[]).await;
+    let ask = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
+    let api = |path: &str, host: &str| served.request(Method::GET, path).header("host", host);
+    for path in ["status", "batches", "schedules", "workers", "lanes", "events", "openapi.json", NONE] {
+        for host in ["sync.example.com", "SYNC.example.com:443"] {
+            assert_eq!(ask(api(path, host)).await, 401, "{path} by {host}");
+        }
+        for header in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"] {
+            let request = served.request(Method::GET, path).header(header, "203.0.113.7");
+            assert_eq!(ask(request).await, 401, "{path} with {header}");
+        }
+        assert_eq!(ask(api(path, "evil.example")).await, 421, "{path}");
+        let known = if path == NONE { 404 } else { 200 };
+        assert_eq!(ask(api(path, "sync.example.com").bearer_auth(&served.token)).await, known, "{path} with the token");
+        assert_eq!(ask(api(path, "localhost")).await, known, "{path} from this machine");
+    }
+    let refused = api("status", "sync.example.com").send().await.unwrap();
+    assert_eq!(refused.headers()["www-authenticate"], "Bearer realm=\"imgsync\"");
+    let pause = format!("{NONE}/pause");
+    let post = served.request(Method::POST, &pause).header("host", "sync.example.com");
+    assert_eq!(ask(post).await, 401);
+
+    // The page holds nothing; health says nothing; metrics name registries.
+    for (path, by_proxy) in [("/", 200), ("/page/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
+    {
+        let by = async |host: &str| ask(served.beside(path).header("host", host)).await;
+        assert_eq!(by("sync.example.com").await, by_proxy, "{path}");
+        assert_eq!(by("127.0.0.1:9").await, 200, "{path}");
+        let foreign = if path == "/" || path.starts_with("/page") { 200 } else { 421 };
+        assert_eq!(by("evil.example").await, foreign, "{path}");
+        assert_eq!(by("10.9.8.7:8080").await, foreign, "{path}");
+    }
+    let metrics = served.beside("/metrics").header("host", "sync.example.com").bearer_auth(&served.token);
+    assert_eq!(ask(metrics).await, 200);
+    served.end().await.assert_code(0);
+
+    // Elsewhere probes come by the addresses of pods and the names of services.
+    scene.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", scene.config(&[("a", "")])));
+    let served = Served::start(&scene.program, &["--listen", "0.0.0.0:0"]).await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        for host in ["10.9.8.7:8080", "imgsync.mirror.svc.cluster.local"] {
+            assert_eq!(ask(served.beside(path).header("host", host)).await, 200, "{path} by {host}");
+        }
+    }
+    assert_eq!(ask(served.beside("/metrics").header("host", "sync.example.com")).await, 401);
+}
+
 #[tokio::test]
 async fn off_loopback_reading_needs_the_configured_token_too_and_the_page_holds_nothing() {
     let scene = Scene::new(&["a"], 1).await;
