@@ -192,6 +192,12 @@ fn system_roots() -> &'static [CertificateDer<'static>] {
     })
 }
 
+/// How TLS is spoken to what is no registry: these certificates, as PEM, are trusted as well as the system's.
+pub(crate) fn tls_trusting(own: &[Vec<u8>]) -> Result<rustls::ClientConfig> {
+    install_tls_provider();
+    authorities::trusting(system_roots(), own, None, true)
+}
+
 /// The same for the HTTP client, without those that it cannot read.
 fn system_certificates() -> Vec<reqwest::Certificate> {
     static ROOTS: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();

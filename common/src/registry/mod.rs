@@ -55,6 +55,7 @@ pub use bandwidth::Meter;
 pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
 pub use context::{Context, Tally, Traffic};
+pub(crate) use http::tls_trusting;
 pub use http::{client_for_others, install_tls_provider};
 pub use limits::limits;
 pub use manifests::{Deleted, Head, ManifestPut, ManifestRef};

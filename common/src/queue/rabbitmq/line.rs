@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicGetOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use rand::Rng as _;
+use rustls::ClientConfig;
 
-use super::{RabbitSettings, topology, unreachable};
+use super::{RabbitSettings, stream, topology, unreachable};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
 
 /// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// How long a peer may be silent, in seconds, before it counts as gone; named in the URL, that holds.
 const HEARTBEAT: u16 = 20;
 /// How long a queue that can be used may take to answer.
@@ -111,17 +111,16 @@ impl Line {
         // The parser's own words could hold the password.
         let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
         let uri = uri.map_err(|_| Error::new(Class::Invalid, tried, "this is no URL of a broker").hint(URL))?;
-        self.open(uri).await.map_err(|error| explain(tried, &error))
+        let tls = stream::tls(self.settings.ca.as_deref())?;
+        self.open(uri, tls).await.map_err(|error| explain(tried, &error))
     }
 
-    async fn open(&self, mut uri: AMQPUri) -> lapin::Result<Live> {
+    async fn open(&self, mut uri: AMQPUri, tls: Arc<ClientConfig>) -> lapin::Result<Live> {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let what = if self.publishes { "publishes" } else { "takes" };
         let name = format!("{} {what}", self.settings.name);
         let options = ConnectionProperties::default().with_connection_name(name.into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: self.settings.ca.clone() };
-        let runtime = lapin::runtime::default_runtime()?;
-        let connection = Connection::connect_uri_with_config(uri, options, tls, runtime).await?;
+        let connection = stream::open(uri, options, tls).await?;
         let first = connection.create_channel().await?;
         topology::declare(&first, &self.settings).await?;
         if self.publishes {

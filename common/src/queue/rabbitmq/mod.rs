@@ -9,6 +9,7 @@
 
 mod line;
 mod publish;
+mod stream;
 mod take;
 mod topology;
 

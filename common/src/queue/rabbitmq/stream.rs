@@ -1,0 +1,101 @@
+//! The bytes below AMQP: TCP, and TLS by the same rustls as everywhere else.
+//!
+//! lapin's own TLS brings readers of PKCS #12 with ciphers of the nineties. Built without it, lapin speaks plain TCP to
+//! `amqps://` as well, and says nothing: so connections are made here, and never by lapin's `connect`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use futures_util::{AsyncRead, AsyncWrite, Stream};
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+use tokio_util::either::Either;
+
+use super::line::CONNECT;
+use crate::error::Result;
+use crate::registry::tls_trusting;
+
+/// A connection's bytes, plain or by TLS.
+type Bytes = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
+
+/// Opens a connection. `tls` is how TLS is spoken where the URL's scheme is `amqps`.
+pub(super) async fn open(
+    uri: AMQPUri,
+    options: ConnectionProperties,
+    tls: Arc<ClientConfig>,
+) -> lapin::Result<Connection> {
+    let kit = RuntimeParts::new(Tokio::current(), Sockets(Tokio::current()));
+    let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, Sockets>>| {
+        let bytes = tokio::time::timeout(CONNECT, connect(&uri, tls.clone())).await;
+        let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))??;
+        Ok(AsyncTcpStream::Plain(bytes.compat()))
+    };
+    Connection::connector(uri, Runtime::new(kit), connect, options).await
+}
+
+/// How TLS is spoken: a certificate that is named besides the system's authorities is trusted too. `ca` is PEM.
+pub(super) fn tls(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
+    let own: Vec<Vec<u8>> = ca.iter().map(|pem| pem.as_bytes().to_vec()).collect();
+    let mut config = tls_trusting(&own)?;
+    config.alpn_protocols.clear();
+    Ok(Arc::new(config))
+}
+
+async fn connect(uri: &AMQPUri, tls: Arc<ClientConfig>) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
+    // An IPv6 address stands in brackets in a URL.
+    let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, uri.authority.port)).await?;
+    stream.set_nodelay(true)?;
+    match uri.scheme {
+        AMQPScheme::AMQP => Ok(Either::Left(stream)),
+        AMQPScheme::AMQPS => {
+            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+            Ok(Either::Right(TlsConnector::from(tls).connect(name, stream).await?))
+        }
+    }
+}
+
+/// Tokio's sockets, below TLS or not.
+#[derive(Debug, Clone)]
+struct Sockets(Tokio);
+
+impl Reactor for Sockets {
+    type TcpStream = Bytes;
+    type Sleep = tokio::time::Sleep;
+
+    fn register<H: io::Read + io::Write + Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        // Nothing here is made from a handle of one's own.
+        Err::<Bytes, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, time: Duration) -> Self::Sleep {
+        self.0.sleep(time)
+    }
+
+    fn interval(&self, time: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(time)
+    }
+
+    #[allow(clippy::manual_async_fn, reason = "the future must not borrow what it is asked of")]
+    fn tcp_connect_addr(
+        &self,
+        address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        async move { Ok(Either::Left(TcpStream::connect(address).await?).compat()) }
+    }
+}
