@@ -5,8 +5,15 @@
 #
 # The configuration is read from /etc/imgsync/imgsync.yaml. What one machine remembers is under /var/lib/imgsync: give it a
 # volume; a cluster needs none. Plain syntax: BuildKit, the builder before it and podman all build it.
+#
+# To build upon images that nobody can exchange, name them by digest (docs/security.md#builds):
+#
+#   docker build --build-arg RUNTIME_IMAGE=debian:trixie-slim@sha256:… --build-arg RUST_IMAGE=rust:1.95-slim-trixie@sha256:… .
 
-FROM debian:trixie-slim AS runtime
+ARG RUNTIME_IMAGE=debian:trixie-slim
+ARG RUST_IMAGE=rust:1.95-slim-trixie
+
+FROM ${RUNTIME_IMAGE} AS runtime
 RUN apt-get update \
     && apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null \
     && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/debconf/* \
@@ -17,7 +24,7 @@ WORKDIR /etc/imgsync
 USER 10001:10001
 ENTRYPOINT ["imgsync"]
 
-FROM rust:1.95-slim-trixie AS build
+FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # The libraries first, below programs that do nothing: they are built again only when Cargo.lock changes.

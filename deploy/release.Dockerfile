@@ -1,6 +1,7 @@
 # The image of a release, from programs that were built and tried before (dist/amd64, dist/arm64): .github/workflows/release.yml.
-# The Dockerfile at the root builds the same from the sources.
-FROM debian:trixie-slim
+# The Dockerfile at the root builds the same from the sources. The release names its base by digest.
+ARG RUNTIME_IMAGE=debian:trixie-slim
+FROM ${RUNTIME_IMAGE}
 ARG TARGETARCH
 RUN apt-get update \
     && apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null \
