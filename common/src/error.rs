@@ -40,7 +40,7 @@ pub enum Class {
     Outdated,
     /// The registry answered something that the specification does not allow.
     BadAnswer,
-    /// Following the answer would be unsafe, or a certificate is not to be trusted.
+    /// Following the answer would be unsafe, a certificate is not to be trusted, or the store was altered.
     Insecure,
     /// Bad input or configuration.
     Invalid,

@@ -33,7 +33,7 @@ pub struct Addresses {
     pub broker: SecretUrl,
     /// Redis.
     pub store: SecretUrl,
-    /// What messages are signed with.
+    /// What messages are signed with, and what stands in the store.
     pub key: Option<Secret>,
     /// Certificates to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
@@ -100,7 +100,11 @@ impl Addresses {
 
     /// Connects to the store alone.
     pub async fn store(&self, options: RedisOptions) -> Result<RedisStore> {
-        RedisStore::connect(&self.store, RedisOptions { ca: self.ca.clone(), ..options }).await
+        RedisStore::connect(
+            &self.store,
+            RedisOptions { ca: self.ca.clone(), key: self.key.as_ref().map(SigningKey::new), ..options },
+        )
+        .await
     }
 
     /// Connects to both. `name` is shown to those who look at the broker.

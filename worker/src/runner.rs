@@ -268,9 +268,7 @@ impl Runner {
         let Some(found) = self.store.batch(batch).await? else {
             return Err(Error::new(Class::NotFound, tried, "the store does not have the batch"));
         };
-        let options: Options = serde_json::from_str(&found.options)
-            .map_err(|error| Error::new(Class::Invalid, tried, error.to_string()).because(error))?;
-        let options = Arc::new(options);
+        let options = Arc::new(Options::decode(&found.options, &format!("batch {batch}"))?);
         let mut known = self.options.lock().unwrap_or_else(PoisonError::into_inner);
         // Of the batches of a year a worker needs the last few.
         if known.len() > 64 {

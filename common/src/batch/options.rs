@@ -1,5 +1,8 @@
 //! What workers need to know of a batch beside its tasks: the rules' options, by the rules' numbers. Kept with the batch,
 //! never in messages, and without secrets.
+//!
+//! Options protect target tags (`immutable`, `backup`, …): what cannot be read, or has a key that this version does not
+//! know, is an error, never the default.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,11 +10,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{End, Lane};
+use crate::error::{Class, Error, Result as ErrorResult};
 use crate::image::{Digest, Platform};
+use crate::printable::printable;
 use crate::select::TagPattern;
+
+/// The version of [`Options::encode`]: raised when what a key means changes.
+pub const OPTIONS_VERSION: u64 = 1;
 
 /// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Options {
     /// What is copied, in a few words, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -40,6 +49,7 @@ pub struct Options {
 
 /// How the ends of a batch are compared (`imgsync verify`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Verify {
     /// Read all bytes of the target, in place of asking whether they are there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -52,6 +62,7 @@ pub struct Verify {
 
 /// The options of one rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RuleOptions {
     /// What it copies, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -164,6 +175,51 @@ impl ForeignLayers {
 }
 
 impl Options {
+    /// Encodes the options as JSON with their version, as stores keep them.
+    pub fn encode(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("version".to_owned(), OPTIONS_VERSION.into());
+        }
+        value.to_string()
+    }
+
+    /// Reads what [`Options::encode`] wrote. `what` names it in the error.
+    ///
+    /// # Errors
+    /// `Invalid` where the text is of another version, has a key that this version does not know, or is no JSON.
+    pub fn decode(text: &str, what: &str) -> ErrorResult<Options> {
+        let invalid = |detail: String| Error::new(Class::Invalid, format!("reading the options of {what}"), detail);
+        if text.is_empty() {
+            return Err(invalid("they are missing, or were altered in the store".to_owned()));
+        }
+        let mut value: serde_json::Value = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let version = value.as_object_mut().and_then(|object| object.remove("version"));
+        match version.as_ref().and_then(serde_json::Value::as_u64) {
+            Some(OPTIONS_VERSION) => {}
+            Some(newer) if newer > OPTIONS_VERSION => {
+                let detail = format!("a newer imgsync wrote them (version {newer}, this one knows {OPTIONS_VERSION})");
+                return Err(invalid(detail).hint("use that imgsync for this batch, or run its rules again"));
+            }
+            _ => return Err(invalid("they name no version that this imgsync knows".to_owned())),
+        }
+        serde_json::from_value(value).map_err(|error| {
+            invalid(error.to_string())
+                .hint("if another version of imgsync made the batch, use that one, or run its rules again")
+        })
+    }
+
+    /// The options of a rule, by its number.
+    ///
+    /// # Errors
+    /// `Invalid` where there is no such rule: nothing is copied by options that are not known.
+    pub fn rule(&self, number: u32) -> ErrorResult<&RuleOptions> {
+        self.rules.get(number as usize).ok_or_else(|| {
+            let detail = format!("the batch has {} rules, and none with the number {number}", self.rules.len());
+            Error::new(Class::Invalid, "reading the options of a rule", detail).hint("run the rules again")
+        })
+    }
+
     /// The lane of a task from one end to another.
     pub fn lane(&self, source: &End, target: &End) -> Lane {
         let account = |end: &End| {
@@ -227,9 +283,16 @@ impl RuleOptions {
     }
 
     /// The patterns of tags that never move.
-    pub fn immutable(&self) -> Vec<TagPattern> {
-        // They were checked when the configuration was read.
-        self.immutable.iter().filter_map(|pattern| pattern.parse().ok()).collect()
+    ///
+    /// # Errors
+    /// `Invalid` where one of them is no pattern: without it a tag that must not move would.
+    pub fn immutable(&self) -> ErrorResult<Vec<TagPattern>> {
+        let parse = |pattern: &String| {
+            pattern.parse().map_err(|error: <TagPattern as std::str::FromStr>::Err| {
+                Error::new(Class::Invalid, format!("reading `immutable: {}`", printable(pattern)), error.to_string())
+            })
+        };
+        self.immutable.iter().map(parse).collect()
     }
 
     /// Whether a target tag that was last seen so long ago is still believed in. When each is asked again differs from tag
@@ -303,8 +366,59 @@ mod tests {
     #[test]
     fn options_are_read_back_as_they_were_written() {
         let options = Options { timeout_seconds: 5, rules: vec![RuleOptions::default()], ..Default::default() };
-        let text = serde_json::to_string(&options).unwrap();
-        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+        let text = options.encode();
+        assert_eq!(Options::decode(&text, "a batch").unwrap(), options);
         assert!(!text.contains("force"));
+    }
+
+    #[test]
+    fn options_that_this_version_does_not_know_are_an_error_and_never_the_default() {
+        let whole = Options {
+            rules: vec![RuleOptions { immutable: vec!["v*".into()], ..RuleOptions::default() }],
+            verify: Some(Verify::default()),
+            ..Options::default()
+        };
+        let text = whole.encode();
+        for (from, to, wanted) in [
+            ("\"version\":1", "\"version\":2", "a newer imgsync wrote them (version 2"),
+            ("\"version\":1", "\"version\":0", "no version"),
+            ("\"version\":1", "\"version\":\"1\"", "no version"),
+            ("\"version\":1", "\"release\":1", "no version"),
+            ("\"version\":1", "\"version\":1,\"dry\":true", "unknown field `dry`"),
+            ("\"immutable\"", "\"frozen\"", "unknown field `frozen`"),
+            ("\"verify\":{", "\"verify\":{\"half\":true", "unknown field `half`"),
+            ("\"immutable\":[\"v*\"]", "\"immutable\":\"v*\"", "invalid type"),
+            (
+                "\"verify_every_seconds\"",
+                "\"foreign_layers\":\"shred\",\"verify_every_seconds\"",
+                "unknown variant `shred`",
+            ),
+            (&text, "[]", "no version"),
+            (&text, "", "missing"),
+            (&text, "{", "EOF"),
+        ] {
+            assert!(text.contains(from), "{from} in {text}");
+            let error = Options::decode(&text.replacen(from, to, 1), "batch 7").unwrap_err();
+            assert_eq!(error.class(), Class::Invalid);
+            let said = error.to_string();
+            assert!(said.contains(wanted) && said.contains("batch 7"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_is_not_there_and_a_pattern_that_does_not_parse_are_errors() {
+        let frozen = |patterns: &[&str]| RuleOptions {
+            immutable: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(),
+            ..RuleOptions::default()
+        };
+        let options = Options { rules: vec![frozen(&["v*", "/^[0-9]+$/"])], ..Options::default() };
+        assert_eq!(options.rule(0).unwrap().immutable().unwrap().len(), 2);
+        for number in [1, u32::MAX] {
+            assert_eq!(options.rule(number).unwrap_err().class(), Class::Invalid);
+        }
+        for bad in ["/(/", "[", ""] {
+            let error = frozen(&["v*", bad]).immutable().unwrap_err();
+            assert!(error.to_string().contains("immutable"), "{error}");
+        }
     }
 }

@@ -84,7 +84,11 @@ pub(super) static CLUSTER: Section = Section {
     keys: &[
         key("broker", Kind::Url, "RabbitMQ: amqp:// or amqps://."),
         key("store", Kind::Url, "Redis or Valkey: redis:// or rediss://."),
-        key("key", Kind::Secret, "Messages are signed with it; workers refuse others."),
+        key(
+            "key",
+            Kind::Secret,
+            "Messages, plans, options and provenance are authenticated with it, and others refused; the same on all machines.",
+        ),
         key(
             "ca",
             Kind::Several(&Kind::Text),

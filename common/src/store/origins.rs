@@ -19,13 +19,17 @@ pub struct Origin {
     pub digest: Digest,
     /// When the source was first seen without that tag, to the second; none while it has it.
     pub missing_since: Option<Timestamp>,
+    /// Whether the record is what was written with our key; always, where there is none. What is not is never acted on.
+    pub is_authentic: bool,
 }
 
 /// Remembers which target tags were written here, and what from: what may be removed once the source has it no more.
 ///
 /// # Contract
 /// A target tag has one origin, the last that was noted. It says nothing of a tag that was only found to be equal: such a
-/// tag is another's. It may forget, and never says what it was not told. An origin that is noted again is not missing.
+/// tag is another's. It may forget, and never says what it was not told. An origin that is noted again is not missing. A
+/// store that others can write to authenticates what it is told, and says of what it finds whether it holds; what does not
+/// is never changed by [`Origins::note_missing`].
 #[async_trait]
 pub trait Origins: Send + Sync {
     /// A target tag was written.

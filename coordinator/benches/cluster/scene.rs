@@ -58,7 +58,7 @@ pub(crate) async fn new_batch(store: &RedisStore) -> BatchId {
         referrers_every_seconds: 7 * 24 * 60 * 60,
         ..RuleOptions::default()
     }];
-    let options = serde_json::to_string(&Options { rules, timeout_seconds: 600, ..Options::default() }).unwrap();
+    let options = Options { rules, timeout_seconds: 600, ..Options::default() }.encode();
     let rules = Digest::sha256(id.to_string().as_bytes());
     store.create(NewBatch { id, rules, options, supersedes: None }).await.unwrap();
     id

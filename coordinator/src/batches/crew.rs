@@ -80,7 +80,7 @@ pub async fn holds(store: &dyn Store, batch: &Batch, client: &Client) -> Result<
 
 /// The lanes that a batch has something waiting in.
 async fn open_lanes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Lane>> {
-    let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+    let options = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
     let mut lanes = BTreeSet::new();
     for state in [TaskState::Queued, TaskState::Retry, TaskState::New] {
         for row in store.tasks(batch.id, Some(state), 0, SAMPLE).await? {

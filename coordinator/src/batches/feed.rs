@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Lane, Message, Options, Ticket};
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::store::Block;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -80,8 +80,14 @@ impl<'a> Feeder<'a> {
     }
 
     async fn options(&self) -> Result<Options> {
-        let batch = self.house.store.batch(self.batch).await?;
-        Ok(batch.and_then(|batch| serde_json::from_str(&batch.options).ok()).unwrap_or_default())
+        let what = format!("batch {}", self.batch);
+        let batch = self
+            .house
+            .store
+            .batch(self.batch)
+            .await?
+            .ok_or_else(|| Error::new(Class::NotFound, format!("reading {what}"), "the store does not have it"))?;
+        Options::decode(&batch.options, &what)
     }
 
     /// Publishes a part of the plan. What there is no room for waits for room.

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::retry::{is_passing, seconds};
-use imgsync_common::store::{Batch, Named, Sweep, Swept, leader};
+use imgsync_common::store::{Batch, Named, Sweep, Swept, Unlisted, leader};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +71,10 @@ impl Leader {
                         Ok(Led::Ended | Led::Stopped) => return Ok(()),
                         Ok(Led::Lost) => {}
                         Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
-                        Err(error) => return Err(error),
+                        Err(error) => {
+                            stop_altered(&self.house, id, &error).await;
+                            return Err(error);
+                        }
                     }
                 }
                 Ok(Named::Others { holder, .. }) => {
@@ -138,7 +141,7 @@ impl Leader {
         if batch.queued + batch.retrying == 0 {
             return Ok(false);
         }
-        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        let options = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
         let mut lanes: BTreeSet<Lane> = BTreeSet::new();
         let states = [(TaskState::Queued, batch.queued), (TaskState::Retry, batch.retrying)];
         for (state, _) in states.into_iter().filter(|(_, tasks)| *tasks > 0) {
@@ -185,6 +188,19 @@ impl Leader {
         tracing::info!("{message}");
         self.events.emit(Event::Warning { message: message.to_owned() });
     }
+}
+
+/// Stops a batch whose plan or options are not what was written with our key: nothing more of it is begun, and its report
+/// says why.
+pub(super) async fn stop_altered(house: &House, id: BatchId, error: &Error) {
+    if error.class() != Class::Insecure {
+        return;
+    }
+    let words = error.advice().map_or_else(|| error.to_string(), |advice| format!("{error} ({advice})"));
+    let unlisted = Unlisted { repository: format!("the plan of batch {id}"), class: error.class(), error: words };
+    // Where the store does not answer either, there is nothing to stop.
+    let _ = house.store.note_unlisted(id, unlisted).await;
+    let _ = house.store.cancel(id).await;
 }
 
 /// Who leads under this name and says so: one that was killed holds the name for a while, and leads nothing. To tell, one

@@ -39,6 +39,8 @@ pub struct Pruning {
     /// Tags that the rule has made of what was listed.
     made: u64,
     due: Vec<Due>,
+    /// Tags that would be looked at, had their records been written with our key.
+    unauthenticated: Vec<Due>,
     /// Tags whose source has not been gone for long enough.
     waiting: u64,
     refusal: Option<String>,
@@ -54,6 +56,7 @@ impl Pruning {
             prune,
             made: 0,
             due: Vec::new(),
+            unauthenticated: Vec::new(),
             waiting: 0,
             refusal: None,
             sources: HashSet::new(),
@@ -70,6 +73,11 @@ impl Pruning {
         self.waiting
     }
 
+    /// Takes the tags whose source is gone and whose records of provenance were not written with our key: they are left.
+    pub fn take_unauthenticated(&mut self) -> Vec<Due> {
+        std::mem::take(&mut self.unauthenticated)
+    }
+
     /// Compares a listing that came to its end with what was made of it. What is missing from now on is written down if
     /// that is wanted.
     pub async fn look(
@@ -83,6 +91,12 @@ impl Pruning {
         let home = Home::in_registry(listing.registry.clone(), &listing.repository);
         let mut made = store.origins(&home).await?;
         made.retain(|origin| is_ours(rule, part, listing, origin));
+        for origin in made.extract_if(.., |origin| !origin.is_authentic) {
+            let due = due(&home, origin);
+            if listing.get(due.source.tag.as_str()).is_none() && !self.unauthenticated.contains(&due) {
+                self.unauthenticated.push(due);
+            }
+        }
         if made.is_empty() {
             return Ok(());
         }
@@ -109,8 +123,7 @@ impl Pruning {
                 self.waiting += 1;
                 continue;
             }
-            let source = Place { home: home.clone().into(), tag: origin.source_tag };
-            let due = Due { source, target: origin.target, digest: origin.digest };
+            let due = due(&home, origin);
             if !self.due.contains(&due) {
                 self.due.push(due);
             }
@@ -134,6 +147,11 @@ impl Pruning {
             None => Ok(self.due),
         }
     }
+}
+
+fn due(home: &Home, origin: Origin) -> Due {
+    let source = Place { home: home.clone().into(), tag: origin.source_tag };
+    Due { source, target: origin.target, digest: origin.digest }
 }
 
 /// Whether a rule would make this target of this source: another rule may have made it.

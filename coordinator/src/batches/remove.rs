@@ -19,6 +19,8 @@ use super::prune::{Due, Pruning};
 const AT_ONCE: usize = 8;
 /// In a repository with more tags than this nothing is removed by digest: it would take too long to be sure of it.
 const MOST_TAGS: usize = 5_000;
+/// Why a tag is left of which somebody else may have said that it is ours.
+const UNAUTHENTICATED: &str = "the record of where it came from was not written with this cluster.key";
 /// Indexes within indexes.
 const MAX_DEPTH: usize = 16;
 
@@ -40,8 +42,11 @@ impl Remover<'_> {
     /// Removes what may go, and writes down what became of each. An error is the store's.
     pub(super) async fn run(&self, prunings: Vec<Pruning>) -> Result<()> {
         let mut due: BTreeMap<(usize, Arc<Home>), Vec<Due>> = BTreeMap::new();
-        for pruning in prunings {
+        for mut pruning in prunings {
             let rule = pruning.rule;
+            for one in pruning.take_unauthenticated() {
+                self.note(rule, &one, (PruneOutcome::Left, UNAUTHENTICATED.to_owned())).await?;
+            }
             match pruning.decide() {
                 Ok(all) => {
                     for one in all {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hands::{Hands, THE_ONE};
 use super::house::House;
-use super::lead::{Care, Leader};
+use super::lead::{Care, Leader, stop_altered};
 use super::plan::Slice;
 use super::remove::Remover;
 use super::seal::{Listed, Sealing};
@@ -104,10 +104,8 @@ impl Run<'_> {
     pub async fn make(&self, id: BatchId) -> Result<Options> {
         let rules = self.rules();
         let options = self.options().await;
-        let written = serde_json::to_string(&options)
-            .map_err(|error| Error::new(Class::Invalid, "writing down the options", error.to_string()))?;
         let supersedes = self.house.store.unfinished(&rules).await?;
-        self.house.store.create(NewBatch { id, rules, options: written, supersedes }).await?;
+        self.house.store.create(NewBatch { id, rules, options: options.encode(), supersedes }).await?;
         Ok(options)
     }
 
@@ -120,10 +118,7 @@ impl Run<'_> {
     pub async fn verify(&self, id: BatchId, of: &Batch) -> Result<RunEnd> {
         const PAGE: usize = 2_000;
         let store = &self.house.store;
-        let unreadable = |error: serde_json::Error| {
-            Error::new(Class::Invalid, format!("reading the options of batch {}", of.id), error.to_string())
-        };
-        let before: Options = serde_json::from_str(&of.options).map_err(unreadable)?;
+        let before = Options::decode(&of.options, &format!("batch {}", of.id))?;
         // Of a configuration that has other rules by now, nothing follows for these.
         let is_ours = of.rules == fingerprint(self.config, None);
         let mut verify = self.verification().unwrap_or_default();
@@ -137,10 +132,9 @@ impl Run<'_> {
             timeout_is_exact: self.settings.time.1,
             ..before
         };
-        let written = serde_json::to_string(&options).map_err(unreadable)?;
         let rules = Digest::sha256(format!("verification of batch {}", of.id).as_bytes());
         let supersedes = store.unfinished(&rules).await?;
-        store.create(NewBatch { id, rules, options: written, supersedes }).await?;
+        store.create(NewBatch { id, rules, options: options.encode(), supersedes }).await?;
         let mut from = 0;
         loop {
             let rows = store.tasks(of.id, None, from, PAGE).await?;
@@ -263,6 +257,9 @@ impl Run<'_> {
         };
         let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
         let went = listed.and_then(|listed| watched.and(led).map(|()| listed));
+        if let Err(error) = &went {
+            stop_altered(self.house, id, error).await;
+        }
         let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
         let Listed { refused, prunings } = went?;
         let interrupted = batch.ended_at.is_none();

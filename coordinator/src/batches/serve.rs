@@ -8,9 +8,10 @@ use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
-use imgsync_common::store::{Named, Store, leader};
+use imgsync_common::store::{Batch, Named, Store, leader};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::house::House;
@@ -25,6 +26,8 @@ const LEADS: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Of how many batches, the newest, it looks whether they are alive.
 const BATCHES: usize = 1_000;
+/// How long a batch that cannot be led is left alone.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(60);
 /// How often old batches are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
@@ -102,12 +105,25 @@ async fn lead_all(
     stop: &CancellationToken,
 ) {
     let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
-    let mut tidied: Option<tokio::time::Instant> = None;
+    // Those that cannot be led: their plans or options cannot be read.
+    let mut given_up: HashMap<BatchId, Instant> = HashMap::new();
+    let mut tidied: Option<Instant> = None;
     while !stop.is_cancelled() {
-        led.retain(|_, task| !task.is_finished());
+        let finished: Vec<BatchId> = led.iter().filter(|(_, task)| task.is_finished()).map(|(id, _)| *id).collect();
+        for id in finished {
+            let Some(task) = led.remove(&id) else { continue };
+            if let Ok(Err(error)) = task.await {
+                say(events, &format!("batch {id} is not led any more: {error}"));
+                given_up.insert(id, Instant::now());
+            }
+        }
+        given_up.retain(|_, at| at.elapsed() < GIVEN_UP_FOR);
         match house.store.batches(BATCHES).await {
             Ok(batches) => {
-                for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
+                let is_led = |batch: &&Batch| {
+                    batch.ended_at.is_none() && batch.control.is_live() && !given_up.contains_key(&batch.id)
+                };
+                for batch in batches.iter().filter(is_led) {
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
                         let (store, duties) = (house.store.clone(), duties.clone());
@@ -115,12 +131,13 @@ async fn lead_all(
                         tokio::spawn(async move {
                             let Duties { notifier, client, .. } = duties.borrow().clone();
                             let more = Notify::new();
-                            tokio::select! {
-                                led = leads.lead(id, &more, &stop) => led?,
-                                () = watch_waits(&*store, id, &client, &notifier, &events, &name) => {}
-                            }
+                            let led = tokio::select! {
+                                led = leads.lead(id, &more, &stop) => led,
+                                () = watch_waits(&*store, id, &client, &notifier, &events, &name) => Ok(()),
+                            };
                             let notifier = duties.borrow().notifier.clone();
-                            tell(&*store, id, &notifier, &events, &name).await
+                            let told = tell(&*store, id, &notifier, &events, &name).await;
+                            led.and(told)
                         })
                     });
                 }
@@ -128,7 +145,7 @@ async fn lead_all(
             Err(error) => tracing::warn!("{error}"),
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
-            tidied = Some(tokio::time::Instant::now());
+            tidied = Some(Instant::now());
             let keep = duties.borrow().keep;
             let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
             if let Ok(before) = house.clock.now().checked_sub(keep)

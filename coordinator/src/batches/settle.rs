@@ -93,7 +93,7 @@ impl Settler {
         let mut groups: Vec<_> = groups.into_iter().collect();
         groups.sort_by(|a, b| a.1.cmp(&b.1));
         for ((rule, home), members) in groups {
-            let rule = self.options.rules.get(rule as usize).cloned().unwrap_or_default();
+            let rule = self.options.rule(rule)?.clone();
             let Looked { unchanged, news } = self.look(&rule, &home, &settled, &members, companions).await?;
             for at in unchanged {
                 settled[at].1 = Some(Verdict::Unchanged);
@@ -123,7 +123,7 @@ impl Settler {
         }
         let news = self.news(rule, &scope, tasks, members, &known, companions).await?;
         let now = self.house.clock.now();
-        let immutable = rule.immutable();
+        let immutable = rule.immutable()?;
         let (mut believed, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
             let (task, _) = &tasks[at];

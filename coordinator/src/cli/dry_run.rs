@@ -123,11 +123,16 @@ fn removals(
     targets: &HashSet<String>,
 ) -> usize {
     let mut removals = 0;
-    for pruning in prunings {
+    for mut pruning in prunings {
         let place = settings.config.rules[pruning.rule].place();
         if pruning.waiting() > 0 {
             let waiting = many(pruning.waiting(), "tag is", "tags are");
             printer.line(&format!("{place}: {waiting} gone at the source, and kept for now"));
+        }
+        let left = pruning.take_unauthenticated().len() as u64;
+        if left > 0 {
+            let left = many(left, "tag is", "tags are");
+            printer.line(&format!("{place}: {left} gone at the source, and left: not recorded with this cluster.key"));
         }
         match pruning.decide() {
             Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),

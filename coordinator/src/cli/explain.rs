@@ -165,8 +165,8 @@ async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer
                 if let Some(failed) = failures.iter().find(|failed| failed.task.index == row.task.index) {
                     printer.data(&format!("  {}: {}", failed.failure.class, failed.failure.error));
                 }
-                let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
-                let rule = options.rules.get(planned.rule as usize).cloned().unwrap_or_default();
+                let options = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
+                let rule = options.rule(planned.rule)?;
                 let scope = CacheScope { home: (*planned.target.home).clone(), options: rule.fingerprint().into() };
                 let known = store.known(&scope, std::slice::from_ref(&planned.target.tag)).await?;
                 if let Some(known) = known.into_iter().next().flatten() {

@@ -65,7 +65,7 @@ pub(crate) fn on(class: Class) -> &'static str {
             "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
         }
         Class::Insecure => {
-            "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so."
+            "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so. Or the store was altered: docs/security.md."
         }
         Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
         Class::Local => "A file, a disk or a program on this machine: the error says which.",

@@ -149,8 +149,7 @@ impl<'a> Report<'a> {
         })?;
         let unlisted = store.unlisted(id).await?;
         let pruned = store.pruned(id).await?;
-        // Those of a version that wrote them otherwise are not needed to report.
-        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        let options = Options::decode(&batch.options, &format!("batch {id}"))?;
         Ok(Report { store, batch, unlisted, pruned, title: options.title.clone(), options })
     }
 

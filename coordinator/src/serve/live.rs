@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
+use imgsync_common::retry::is_passing;
 use imgsync_common::store::{Batch, Heartbeat};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
@@ -218,7 +219,11 @@ impl Reader<'_> {
             });
         }
         for batch in batches {
-            self.look_at(batch).await?;
+            match self.look_at(batch).await {
+                // One that cannot be read hides no others.
+                Err(error) if !is_passing(&error) => tracing::debug!("{error}"),
+                looked => looked?,
+            }
         }
         Ok(())
     }

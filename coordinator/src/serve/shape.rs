@@ -32,7 +32,8 @@ pub(super) struct BatchShape {
 impl BatchShape {
     /// With how many repositories or patterns could not be listed.
     pub(super) fn of(batch: &Batch, unlisted: usize) -> BatchShape {
-        let options: Options = serde_json::from_str(&batch.options).unwrap_or_default();
+        // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
+        let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
         let mut to: Vec<String> = options.rules.iter().flat_map(|rule| rule.to.iter().cloned()).collect();
         to.sort();
         to.dedup();

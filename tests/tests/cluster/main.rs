@@ -1,6 +1,7 @@
 //! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod altered;
 mod broker;
 mod coordinators;
 mod fleet;
@@ -19,4 +20,5 @@ mod stores;
 mod storm;
 mod throttle;
 mod told;
+mod unreadable;
 mod workers;

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::BatchId;
+use imgsync_common::batch::{BatchId, SigningKey};
 use imgsync_common::config::SecretUrl;
+use imgsync_common::secret::Secret;
 use imgsync_common::store::contract::Subject;
 use imgsync_common::store::{Clock as _, ManualClock, RedisOptions, RedisStore};
 use imgsync_tests::RedisServer;
@@ -24,7 +25,9 @@ async fn make() -> Subject {
     };
     let clock = Arc::new(ManualClock::at(jiff::Timestamp::now()));
     let prefix = format!("{}:", BatchId::generate());
-    let options = RedisOptions { prefix, clock: Some(clock.clone()), ..RedisOptions::default() };
+    // With a key: without one less is done.
+    let key = Some(SigningKey::new(&Secret::new("the key of this cluster")));
+    let options = RedisOptions { prefix, key, clock: Some(clock.clone()), ..RedisOptions::default() };
     let store = RedisStore::connect(&secret(&url), options).await.unwrap();
     let moved = clock.clone();
     Subject {

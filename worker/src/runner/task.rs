@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use imgsync_common::batch::{Bytes, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
+use imgsync_common::batch::{BatchId, Bytes, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, RegistryName};
@@ -144,19 +144,28 @@ impl Runner {
         beside: RwLockReadGuard<'_, ()>,
         stop: &Stop,
     ) -> Result<Ended> {
-        let options = self.options(ticket.batch).await?;
+        let (options, rule, unreadable) = match self.read_options(ticket.batch, message.rule).await {
+            Ok((options, rule)) => (options, rule, None),
+            // Of a store that does not answer nothing is known.
+            Err(error) if retry::is_passing(&error) || error.class() == Class::NotFound => return Err(error),
+            // What protects the target is not known: nothing is written there.
+            Err(error) => (Arc::default(), RuleOptions::default(), Some(error)),
+        };
         let held = Held {
             message,
             ticket,
             target,
             epoch,
             attempts,
-            rule: options.rules.get(message.rule as usize).cloned().unwrap_or_default(),
+            rule,
             options: &options,
             context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
             tallies: (Tally::new(), Tally::new()),
             started: Instant::now(),
         };
+        if let Some(error) = unreadable {
+            return self.settle(&held, stop, Came::Failed(error)).await;
+        }
         if losses >= LOSSES_FAIL {
             let detail = format!("the worker that ran it ended {losses} times, the last ones with nothing else to do");
             let error = Error::new(Class::Local, format!("copying {}", message.source), detail);
@@ -198,6 +207,13 @@ impl Runner {
             return Ok(Ended::Done);
         }
         self.settle(&held, stop, came).await
+    }
+
+    /// The options of a batch, and those of one of its rules.
+    async fn read_options(&self, batch: BatchId, rule: u32) -> Result<(Arc<Options>, RuleOptions)> {
+        let options = self.options(batch).await?;
+        let rule = options.rule(rule)?.clone();
+        Ok((options, rule))
     }
 
     /// Copies beside others; or with nothing else in this process, what was lost too often.

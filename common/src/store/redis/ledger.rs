@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Call, RedisStore, damaged, millis, time};
+use super::signed::SegmentPlace;
+use super::{Call, PlanEnd, RedisStore, damaged, millis, time};
 use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict, encode_chunk};
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
@@ -29,21 +30,24 @@ impl Ledger for RedisStore {
         if let Some(before) = batch.supersedes {
             call = call.key(self.base(before));
         }
-        let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before);
+        let tag = self.options_tag(batch.id, &batch.rules, &batch.options);
+        let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before).arg(tag);
         self.script::<i64>(&tried, &self.0.scripts.create, call).await.map(drop)
     }
 
     async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
         let tried = format!("adding {} to batch {batch}", sealed.key);
-        let base = self.base(batch);
-        let call = tokio::task::spawn_blocking(move || packed(base, sealed))
+        let packed = tokio::task::spawn_blocking(move || Packed::of(sealed))
             .await
             .map_err(|error| Error::new(Class::Local, &tried, error.to_string()))?;
-        let (answer, value): (i64, i64) = self.script(&tried, &self.0.scripts.append, call).await?;
-        match answer {
-            0 => Ok(Appended::At(u32::try_from(value).map_err(|_| damaged(&tried, "no such index"))?)),
-            1 => Ok(Appended::Already),
-            2 => Ok(Appended::Stopped(control(&tried, value)?)),
+        let answer: Vec<i64> = match self.signing_key() {
+            None => self.script(&tried, &self.0.scripts.append, packed.call(self, batch, None)).await?,
+            Some(_) => self.append_signed(&tried, batch, &packed).await?,
+        };
+        match answer.as_slice() {
+            [0, first, ..] => Ok(Appended::At(u32::try_from(*first).map_err(|_| damaged(&tried, "no such index"))?)),
+            [1, ..] => Ok(Appended::Already),
+            [2, code, ..] => Ok(Appended::Stopped(control(&tried, *code)?)),
             _ => Err(gone(&tried)),
         }
     }
@@ -269,7 +273,7 @@ impl Ledger for RedisStore {
     }
 
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
-        Ok(self.look_batches(&[batch]).await?.pop())
+        self.look_batch(batch).await
     }
 
     async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
@@ -349,6 +353,37 @@ impl Ledger for RedisStore {
 }
 
 impl RedisStore {
+    /// Adds segments whose tags name their places, one repository at a time: where a place is taken meanwhile, by another
+    /// process, they are authenticated for the next.
+    async fn append_signed(&self, tried: &str, batch: BatchId, packed: &Packed) -> Result<Vec<i64>> {
+        let mut ends = self.0.ends.lock().await;
+        let mut end = ends.get(&batch).copied().unwrap_or_default();
+        loop {
+            let call = packed.call(self, batch, Some(end));
+            let answer: Vec<i64> = self.script(tried, &self.0.scripts.append, call).await?;
+            let after = match answer.as_slice() {
+                [0, ..] => PlanEnd {
+                    tasks: packed.segments.iter().fold(end.tasks, |sum, (tasks, ..)| sum.saturating_add(*tasks)),
+                    segments: end.segments + packed.segments.len() as u64,
+                },
+                [3, tasks, segments] => PlanEnd {
+                    tasks: u32::try_from(*tasks).map_err(|_| damaged(tried, "no such index"))?,
+                    segments: segments.unsigned_abs(),
+                },
+                _ => return Ok(answer),
+            };
+            // Of the batches of a year the last few are being listed.
+            if ends.len() > 64 {
+                ends.clear();
+            }
+            ends.insert(batch, after);
+            if answer.first() == Some(&0) {
+                return Ok(answer);
+            }
+            end = after;
+        }
+    }
+
     async fn change(&self, tried: String, batch: BatchId, from: Control, to: Control) -> Result<Control> {
         let call = Call::on(self.base(batch)).arg(from as u8).arg(to as u8);
         match self.script::<i64>(&tried, &self.0.scripts.change, call).await? {
@@ -359,30 +394,51 @@ impl RedisStore {
 }
 
 /// A repository's tasks as the script takes them.
-fn packed(base: String, sealed: Sealed) -> Call {
-    let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
-    let state = |verdict: &Option<Verdict>| match verdict {
-        None => TaskState::New,
-        Some(verdict) => verdict.outcome().state(),
-    };
-    let failures: Vec<(usize, &Failure)> = verdicts
-        .iter()
-        .enumerate()
-        .filter_map(|(at, verdict)| match verdict {
-            Some(Verdict::Failed(failure)) => Some((at, failure)),
+struct Packed {
+    key: String,
+    /// Of each segment how many tasks it has, its bytes and the states of the tasks.
+    segments: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    /// Of each failure its place, and what is kept of it.
+    failures: Vec<(usize, Vec<u8>)>,
+}
+
+impl Packed {
+    fn of(sealed: Sealed) -> Packed {
+        let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
+        let state = |verdict: &Option<Verdict>| match verdict {
+            None => TaskState::New,
+            Some(verdict) => verdict.outcome().state(),
+        };
+        let failures = verdicts.iter().enumerate().filter_map(|(at, verdict)| match verdict {
+            Some(Verdict::Failed(failure)) => Some((at, kept(failure))),
             _ => None,
-        })
-        .collect();
-    let mut call = Call::on(base).arg(&sealed.key).arg(tasks.len().div_ceil(MAX_CHUNK_TASKS)).arg(failures.len());
-    for (tasks, verdicts) in tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)) {
-        let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
-        let states: Vec<u8> = verdicts.iter().map(|verdict| b'0' + state(verdict).code()).collect();
-        call = call.arg(tasks.len()).bytes(plan).bytes(states);
+        });
+        let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)).map(|(tasks, verdicts)| {
+            let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
+            let states = verdicts.iter().map(|verdict| b'0' + state(verdict).code()).collect();
+            (tasks.len() as u32, plan, states)
+        });
+        Packed { segments: segments.collect(), failures: failures.collect(), key: sealed.key }
     }
-    for (at, failure) in failures {
-        call = call.arg(at).bytes(kept(failure));
+
+    /// What the script is given: segments that are to stand at this place, or anywhere.
+    fn call(&self, store: &RedisStore, batch: BatchId, place: Option<PlanEnd>) -> Call {
+        let call = Call::on(store.base(batch)).arg(&self.key).arg(self.segments.len()).arg(self.failures.len());
+        let mut call = match place {
+            None => call.arg(-1).arg(-1),
+            Some(PlanEnd { tasks, segments }) => call.arg(tasks).arg(segments),
+        };
+        let PlanEnd { tasks: mut first, segments: mut number } = place.unwrap_or_default();
+        for (tasks, plan, states) in &self.segments {
+            let place = SegmentPlace { batch, number, first, tasks: *tasks };
+            call = call.arg(tasks).bytes(store.seal_segment(place, plan.clone())).bytes(states.clone());
+            (first, number) = (first.saturating_add(*tasks), number + 1);
+        }
+        for (at, failure) in &self.failures {
+            call = call.arg(at).bytes(failure.clone());
+        }
+        call
     }
-    call
 }
 
 /// What is kept of a failure.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ledger::{control, gone};
+use super::signed::{SegmentPlace, altered};
 use super::{RedisStore, damaged, time};
-use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState, decode_chunk};
+use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState};
 use crate::error::Result;
 use crate::store::{Batch, Block, Control, FailedTask, Spent, TaskRow};
 
@@ -26,7 +27,31 @@ impl RedisStore {
         let tried = "reading batches";
         let found: Vec<HashMap<String, String>> = self.query(tried, &pipe).await?;
         let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("control"));
-        found.map(|(id, fields)| read_batch(tried, *id, &fields)).collect()
+        let read = |(id, fields): (&BatchId, HashMap<String, String>)| {
+            let mut batch = read_batch(tried, *id, &fields)?;
+            // A list goes on; whoever works with the batch asks for it alone.
+            if !self.options_hold(*id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
+                batch.options.clear();
+            }
+            Ok(batch)
+        };
+        found.map(read).collect()
+    }
+
+    /// How one batch stands, whose options must be those that it was made with.
+    pub(super) async fn look_batch(&self, id: BatchId) -> Result<Option<Batch>> {
+        let tried = format!("reading batch {id}");
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.base(id));
+        let (fields,): (HashMap<String, String>,) = self.query(&tried, &pipe).await?;
+        if !fields.contains_key("control") {
+            return Ok(None);
+        }
+        let batch = read_batch(&tried, id, &fields)?;
+        match self.options_hold(id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
+            true => Ok(Some(batch)),
+            false => Err(altered(&tried, "what its rules mean (its options)")),
+        }
     }
 
     pub(super) async fn look_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
@@ -202,7 +227,9 @@ impl<'a> Plan<'a> {
         pipe.hget(format!("{}:p", self.store.base(self.id)), number);
         let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.tried, &pipe).await?;
         let bytes = bytes.ok_or_else(|| damaged(&self.tried, "a part of the plan is missing"))?;
-        decode_chunk(&bytes).map_err(|error| damaged(&self.tried, &error.to_string()))
+        let (first, end) = self.chunk_of(first)?;
+        let place = SegmentPlace { batch: self.id, number: number as u64, first, tasks: end - first };
+        self.store.open_segment(&self.tried, place, &bytes)
     }
 
     fn task(&self, chunk: &Chunk, first: u32, index: u32) -> Result<Task> {

@@ -16,6 +16,7 @@ mod pace;
 mod roster;
 mod schedules;
 mod scripts;
+mod signed;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,7 +31,7 @@ use ::redis::{ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisError, Se
 use self::scripts::Scripts;
 use super::cache::CacheEntry;
 use super::clock::Clock;
-use crate::batch::BatchId;
+use crate::batch::{BatchId, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
 use crate::retry::{Budget, Policy, Retry};
@@ -54,6 +55,8 @@ pub struct RedisOptions {
     pub patience: Policy,
     /// A certificate to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
+    /// Plans, options and provenance are authenticated with it (`cluster.key`), and others refused.
+    pub key: Option<SigningKey>,
     /// What time it is; the server's clock where there is none, which is right for all but tests.
     pub clock: Option<Arc<dyn Clock>>,
 }
@@ -67,7 +70,7 @@ impl Default for RedisOptions {
             max_wait: Duration::from_secs(1),
             patience: Duration::ZERO,
         };
-        RedisOptions { prefix: "imgsync:".to_owned(), patience, ca: None, clock: None }
+        RedisOptions { prefix: "imgsync:".to_owned(), patience, ca: None, key: None, clock: None }
     }
 }
 
@@ -97,8 +100,17 @@ struct Shared {
     scripts: Scripts,
     /// At which indexes the chunks of a batch's plan begin. They are only ever added to.
     chunks: Mutex<HashMap<BatchId, Arc<Vec<u32>>>>,
+    /// Where the next segment of a batch's plan goes, as far as is known. Held while one is added: its tag names its place.
+    ends: tokio::sync::Mutex<HashMap<BatchId, PlanEnd>>,
     /// What an export is reading, in order.
     page: Mutex<Option<cache::Page>>,
+}
+
+/// Where a plan ends: its tasks, and its segments.
+#[derive(Debug, Clone, Copy, Default)]
+struct PlanEnd {
+    tasks: u32,
+    segments: u64,
 }
 
 impl RedisStore {
@@ -130,6 +142,7 @@ impl RedisStore {
             options,
             scripts: Scripts::new(),
             chunks: Mutex::default(),
+            ends: tokio::sync::Mutex::default(),
             page: Mutex::default(),
         }));
         store.check_version().await?;
@@ -157,6 +170,10 @@ impl RedisStore {
     pub async fn is_alive(&self) -> bool {
         let mut connection = self.0.connection.clone();
         redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+    }
+
+    fn signing_key(&self) -> Option<&SigningKey> {
+        self.0.options.key.as_ref()
     }
 
     fn key(&self, name: &str) -> String {

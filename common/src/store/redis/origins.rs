@@ -26,8 +26,9 @@ impl Origins for RedisStore {
         let mut pipe = redis::pipe();
         pipe.sadd(self.origins_of("os", &from), &to).ignore();
         pipe.sadd(self.origins_of("ot", &to), &from).ignore();
-        let packed = pack(digest, None, (source.tag != target.tag).then_some(&source.tag));
-        pipe.hset(self.origins_between(&from, &to), target.tag.as_str(), packed).ignore();
+        let record = pack(digest, None, (source.tag != target.tag).then_some(&source.tag));
+        let signed = self.signed(record, &from, &to, &target.tag);
+        pipe.hset(self.origins_between(&from, &to), target.tag.as_str(), signed).ignore();
         pipe.smembers(self.origins_of("ot", &to));
         let (sources,): (Vec<String>,) = self.query(&tried, &pipe).await?;
         if sources.len() < 2 {
@@ -60,14 +61,16 @@ impl Origins for RedisStore {
                 let ((next, found),): ((u64, Vec<(String, Vec<u8>)>),) = self.query(&tried, &pipe).await?;
                 for (tag, bytes) in found {
                     let tag: Tag = tag.parse().map_err(|_| damaged(&tried, "it names a tag that cannot be"))?;
-                    let (digest, missing_since, source_tag) =
-                        unpack(&bytes).ok_or_else(|| damaged(&tried, "an origin cannot be read"))?;
+                    let read = unpack(&bytes).ok_or_else(|| damaged(&tried, "an origin cannot be read"))?;
+                    let is_authentic = self.provenance_holds((&from, &to, tag.as_str()), read.record, read.tag);
+                    let Record { digest, missing_since, source_tag, .. } = read;
                     let source_tag = source_tag.unwrap_or_else(|| tag.clone());
                     origins.push(Origin {
                         target: Place { home: home.clone(), tag },
                         source_tag,
                         digest,
                         missing_since,
+                        is_authentic,
                     });
                 }
                 cursor = next;
@@ -97,9 +100,15 @@ impl Origins for RedisStore {
             let mut pipe = redis::pipe();
             let mut changes = 0;
             for ((target, since), bytes) in targets.iter().zip(known) {
-                let Some((digest, _, source_tag)) = bytes.as_deref().and_then(unpack) else { continue };
-                let packed = pack(&digest, *since, source_tag.as_ref());
-                pipe.hset(key(target), target.tag.as_str(), packed).ignore();
+                let Some(known) = bytes.as_deref().and_then(unpack) else { continue };
+                let to = name(&target.home);
+                // Signing what somebody else wrote would make it ours.
+                if !self.provenance_holds((&from, &to, target.tag.as_str()), known.record, known.tag) {
+                    continue;
+                }
+                let record = pack(&known.digest, *since, known.source_tag.as_ref());
+                let signed = self.signed(record, &from, &to, &target.tag);
+                pipe.hset(key(target), target.tag.as_str(), signed).ignore();
                 changes += 1;
             }
             if changes > 0 {
@@ -124,6 +133,13 @@ impl Origins for RedisStore {
 }
 
 impl RedisStore {
+    /// A record as it is kept: its bytes, then its tag.
+    fn signed(&self, mut record: Vec<u8>, from: &str, to: &str, tag: &Tag) -> Vec<u8> {
+        let shown = self.provenance_tag(from, to, tag.as_str(), &record);
+        record.extend(shown);
+        record
+    }
+
     fn origins_of(&self, kind: &str, home: &str) -> String {
         self.key(&format!("{kind}:{}", &Digest::sha256(home.as_bytes()).hex()[..16]))
     }
@@ -137,35 +153,54 @@ fn name(home: &Home) -> String {
     format!("{}{PART}{}", home.end(), home.path())
 }
 
-/// Since when the source's tag is missing as seconds of 4 bytes, 0 where it is not; the length of the digest and its own
-/// bytes; the source's tag, where that is another than the target's.
+/// What is kept of a target tag.
+struct Record<'a> {
+    digest: Digest,
+    missing_since: Option<Timestamp>,
+    /// The source's tag, where that is another than the target's.
+    source_tag: Option<Tag>,
+    /// The bytes that all that was read from, and what authenticates them.
+    record: &'a [u8],
+    tag: &'a [u8],
+}
+
+/// Since when the source's tag is missing as seconds of 4 bytes, 0 where it is not; then, each after its length in a byte,
+/// the digest's own bytes, and the source's tag where that is another than the target's.
 fn pack(digest: &Digest, missing: Option<Timestamp>, source_tag: Option<&Tag>) -> Vec<u8> {
     let second = missing.map_or(0, |time| u32::try_from(time.as_second()).unwrap_or_default().max(1));
     let digest = hex::decode(digest.hex()).unwrap_or_default();
     let mut bytes = second.to_be_bytes().to_vec();
-    bytes.push(digest.len() as u8);
-    bytes.extend(digest);
-    bytes.extend(source_tag.iter().flat_map(|tag| tag.as_str().bytes()));
+    for part in [digest.as_slice(), source_tag.map_or("", Tag::as_str).as_bytes()] {
+        // A tag has no more than 128 characters.
+        bytes.push(part.len() as u8);
+        bytes.extend(part);
+    }
     bytes
 }
 
-fn unpack(bytes: &[u8]) -> Option<(Digest, Option<Timestamp>, Option<Tag>)> {
+fn unpack(bytes: &[u8]) -> Option<Record<'_>> {
     let (second, rest) = bytes.split_first_chunk::<4>()?;
-    let missing = match u32::from_be_bytes(*second) {
+    let missing_since = match u32::from_be_bytes(*second) {
         0 => None,
         second => Some(Timestamp::from_second(second.into()).ok()?),
     };
-    let (length, rest) = rest.split_first()?;
-    let (digest, tag) = rest.split_at_checked(usize::from(*length))?;
+    let (digest, rest) = part(rest)?;
+    let (source_tag, tag) = part(rest)?;
     let algorithm = match digest.len() {
         32 => Algorithm::Sha256,
         64 => Algorithm::Sha512,
         _ => return None,
     };
     let digest = format!("{}:{}", algorithm.as_str(), hex::encode(digest)).parse().ok()?;
-    let tag = match tag.is_empty() {
+    let source_tag = match source_tag.is_empty() {
         true => None,
-        false => Some(std::str::from_utf8(tag).ok()?.parse().ok()?),
+        false => Some(std::str::from_utf8(source_tag).ok()?.parse().ok()?),
     };
-    Some((digest, missing, tag))
+    Some(Record { digest, missing_since, source_tag, record: &bytes[..bytes.len() - tag.len()], tag })
+}
+
+/// Bytes after their length, and what follows.
+fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first()?;
+    rest.split_at_checked(usize::from(*length))
 }

@@ -53,8 +53,16 @@ impl Origins for SqliteStore {
                 };
                 let digest = digest(&row.get::<_, Vec<u8>>(4)?)?;
                 let missing: Option<i64> = row.get(5)?;
-                let missing_since = missing.map(|second| Timestamp::from_second(second).unwrap_or_default());
-                origins.push(Origin { target: Place { home: its, tag }, source_tag, digest, missing_since });
+                // A time that cannot be read is none that was long ago: what is missing for long is removed.
+                let missing_since = missing.map(Timestamp::from_second).transpose();
+                let missing_since = missing_since.map_err(|_| damaged("it names a time that cannot be"))?;
+                origins.push(Origin {
+                    target: Place { home: its, tag },
+                    source_tag,
+                    digest,
+                    missing_since,
+                    is_authentic: true,
+                });
             }
             Ok(origins)
         })

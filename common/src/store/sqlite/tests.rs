@@ -2,11 +2,12 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::batch::{Failure, Ticket, Verdict};
+use crate::batch::{Failure, Place, Ticket, Verdict};
+use crate::image::Digest;
 use crate::store::contract::{Subject, home, run, steps, tasks};
 use crate::store::{
-    Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Sealed, Spent, Start,
-    Sweep, SystemClock,
+    Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Origins, Sealed, Spent,
+    Start, Sweep, SystemClock,
 };
 
 async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> Subject {
@@ -199,6 +200,19 @@ async fn a_newer_store_is_refused() {
     assert_eq!(error.class(), Class::Local);
     assert!(error.to_string().contains("newer imgsync") && error.to_string().contains("99"), "{error}");
     assert!(error.advice().is_some());
+}
+
+#[tokio::test]
+async fn a_time_since_when_a_source_is_missing_that_cannot_be_read_is_an_error_and_no_reason_to_remove() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let place = |path: &str| Place { home: Arc::new(home("r.example", path)), tag: "v1".parse().unwrap() };
+    let source = place("a");
+    store.note_origin(&source, &place("b"), &Digest::sha256(b"1")).await.unwrap();
+    let connection = Connection::open(folder.path().join(FILE)).unwrap();
+    connection.execute("UPDATE origin SET missing = ?1", [i64::MAX]).unwrap();
+    let error = store.origins(&source.home).await.unwrap_err();
+    assert!(error.to_string().contains("a time that cannot be"), "{error}");
 }
 
 #[tokio::test]

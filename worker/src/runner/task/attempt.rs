@@ -34,7 +34,7 @@ impl Runner {
             // A hint that cannot be had is done without.
             false => self.known(held).await.unwrap_or_default(),
         };
-        let never_moves = rule.immutable().iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
+        let never_moves = rule.immutable()?.iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
         if never_moves
             && !message.company.has_news()
             && let Some(known) = &known

@@ -1,14 +1,16 @@
--- ARGV: key, number of chunks, number of failures; for each chunk its tasks and plan, and its states as digits; for each
--- failure its place and what is kept of it.
+-- ARGV: key, number of chunks, number of failures, and the index and the number that its first chunk was authenticated for
+-- (-1: for none); for each chunk its tasks and plan, and its states as digits; for each
+-- failure its place and what is kept of it. Answers 3 with the place that the chunks would have, where that is another.
 if redis.call('EXISTS', b) == 0 then return {-1, 0} end
 if redis.call('HEXISTS', b .. ':k', ARGV[2]) == 1 then return {1, 0} end
 local control, sealed = number(b, 'control'), redis.call('HEXISTS', b, 'sealed') == 1
 if not is_live(control) or sealed then return {2, control} end
 local first = number(b, 'total')
-local at, index = 5, first
+local at, index = 7, first
 local counts = {}
 for code = 0, 7 do counts[code] = 0 end
 local number_of = math.floor(redis.call('STRLEN', b .. ':c') / 4)
+if ARGV[5] ~= '-1' and (tonumber(ARGV[5]) ~= first or tonumber(ARGV[6]) ~= number_of) then return {3, first, number_of} end
 for chunk = 1, tonumber(ARGV[3]) do
     local length, plan, states = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
     at = at + 3

@@ -1,7 +1,7 @@
--- KEYS: the batch, the index of batches, [the batch that it supersedes]. ARGV: id, rules, options, supersedes.
+-- KEYS: the batch, the index of batches, [the batch that it supersedes]. ARGV: id, rules, options, supersedes, the options' tag.
 if redis.call('EXISTS', b) == 1 then return 0 end
 local time = now()
-redis.call('HSET', b, 'id', ARGV[2], 'control', C_RUNNING, 'run', 0, 'epoch', 0, 'rules', ARGV[3], 'options', ARGV[4],
+redis.call('HSET', b, 'id', ARGV[2], 'control', C_RUNNING, 'run', 0, 'epoch', 0, 'rules', ARGV[3], 'options', ARGV[4], 'tag', ARGV[6],
     'created', text(time), 'total', 0, 's0', 0, 's1', 0, 's2', 0, 's3', 0, 's4', 0, 's5', 0, 's6', 0, 's7', 0)
 redis.call('ZADD', KEYS[2], 0, ARGV[2])
 redis.call('SADD', string.match(b, '^(.*){') .. 'live:' .. ARGV[3], ARGV[2])

@@ -1,13 +1,13 @@
 -- What all scripts begin with. ARGV[1] is what time it is, in milliseconds since 1970; empty: by this server's clock.
 -- A batch's keys begin with its base, `b`:
---   b    hash    control, run, epoch, rules, options, …, total, s0 … s7 (tasks by state), what was spent
+--   b    hash    control, run, epoch, rules, options, tag, …, total, s0 … s7 (tasks by state), what was spent
 --   b:s  u4 × n  states by index, the first in the upper half of a byte
 --   b:l  hash    of running tasks: epoch|until|worker
 --   b:m  hash    of tasks that were tried or requeued: run|attempts
 --   b:x  hash    of tasks that were lost: how often
 --   b:r  zset    of tasks that wait for their time: when that is
 --   b:f  hash    of failed tasks: class|attempts|error
---   b:p  hash    chunks of the plan by their numbers;  b:c  u32 × n  the index at which each begins
+--   b:p  hash    chunks of the plan by their numbers, each with its tag (signed.rs);  b:c  u32 × n  the index at which each begins
 --   b:h  hash    how many tasks ended how in which part of the batch's time (part, c u f x), and bytes (part, b)
 --   b:t  zset    the slowest tasks: index|bytes|worker
 --   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)

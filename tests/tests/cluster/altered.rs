@@ -1,0 +1,430 @@
+//! Who can write to the store, and does not have `cluster.key`: plans, options and provenance that were altered are refused,
+//! on a real Redis.
+
+use std::sync::Arc;
+
+use imgsync_common::batch::{BatchId, Home, Options, Place, Planned, RuleOptions, SigningKey, TaskState};
+use imgsync_common::error::{Class, Error};
+use imgsync_common::image::{Company, Digest};
+use imgsync_common::secret::Secret;
+use imgsync_common::store::{
+    Appended, Ledger as _, NewBatch, Origins as _, RedisOptions, RedisStore, RequeueFilter, Sealed,
+};
+use imgsync_tests::RedisServer;
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::Kind;
+use imgsync_tests::images::Image;
+use imgsync_tests::program::Imgsync;
+use jiff::Timestamp;
+
+use crate::scene::{PATIENCE, Scene};
+use crate::store::secret;
+
+/// What an altered store is called.
+const SAID: &str = "was not written with this cluster.key";
+const KEY: &str = "the key of this cluster";
+
+async fn open(url: &str, key: Option<&str>) -> RedisStore {
+    let key = key.map(|key| SigningKey::new(&Secret::new(key)));
+    RedisStore::connect(&secret(url), RedisOptions { key, ..RedisOptions::default() }).await.unwrap()
+}
+
+fn place(registry: &str, path: &str, tag: &str) -> Place {
+    Place { home: Arc::new(Home::new(registry.parse().unwrap(), path).unwrap()), tag: tag.parse().unwrap() }
+}
+
+fn planned(path: &str, tag: &str) -> Planned {
+    let target = place("target.example", &format!("m/{path}"), tag);
+    let digest = Some(Digest::sha256(tag.as_bytes()));
+    Planned { rule: 0, source: place("source.example", path, tag), digest, target, company: Company::default() }
+}
+
+/// A batch with a segment for each of these repositories, of two tasks each.
+async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
+    let id = BatchId::generate();
+    let options = Options { rules: vec![RuleOptions::default()], timeout_seconds: 60, ..Options::default() }.encode();
+    store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+    for repository in repositories {
+        let tasks = ["one", "two"].map(|tag| (planned(repository, tag), None)).to_vec();
+        let sealed = Sealed { key: format!("0 {repository}"), listed_at: Timestamp::now(), tasks };
+        assert!(matches!(store.append(id, sealed).await.unwrap(), Appended::At(_)));
+    }
+    store.seal_all(id).await.unwrap();
+    id
+}
+
+/// Runs a script of somebody's who can write to the store.
+fn alter(server: &RedisServer, script: &str, arguments: &[&str]) {
+    let answer = server.command(&[&["EVAL", script, "0"], arguments].concat());
+    assert!(!answer.starts_with('-'), "{answer}");
+}
+
+fn assert_altered(error: &Error) {
+    assert_eq!(error.class(), Class::Insecure, "{error}");
+    assert!(error.to_string().contains(SAID), "{error}");
+    assert!(error.advice().is_some_and(|advice| advice.contains("cluster.key")), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_segment_that_was_altered_moved_or_taken_from_elsewhere_is_fed_to_nobody() {
+    let server = RedisServer::start();
+    let ours = open(&server.url(), Some(KEY)).await;
+    let theirs = open(&server.url(), Some("the key of somebody else")).await;
+    let (other, foreign) = (plan(&ours, &["a", "b"]).await, plan(&theirs, &["a", "b"]).await);
+    let unsigned = plan(&open(&server.url(), None).await, &["a", "b"]).await;
+    let p = |batch: BatchId| format!("imgsync:{{{batch}}}:p");
+    let mut tried = 0;
+    for (what, script) in [
+        (
+            "a byte of it is another",
+            "local s = redis.call('HGET', ARGV[1], 0) local at = math.floor(#s / 2) \
+             local b = string.char((string.byte(s, at) + 1) % 256) \
+             redis.call('HSET', ARGV[1], 0, string.sub(s, 1, at - 1) .. b .. string.sub(s, at + 1))",
+        ),
+        (
+            "two change places",
+            "local a, b = redis.call('HGET', ARGV[1], 0), redis.call('HGET', ARGV[1], 1) \
+             redis.call('HSET', ARGV[1], 0, b, 1, a)",
+        ),
+        ("one is there twice", "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[1], 1))"),
+        ("it is of another batch", "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[2], 0))"),
+        ("it is signed with another key", "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[3], 0))"),
+        ("it is not signed", "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[4], 0))"),
+        (
+            "its tag is cut off",
+            "local s = redis.call('HGET', ARGV[1], 0) redis.call('HSET', ARGV[1], 0, string.sub(s, 1, -33))",
+        ),
+        ("it is nothing", "redis.call('HSET', ARGV[1], 0, '')"),
+        (
+            "its tasks have other indexes",
+            "redis.call('SET', (string.gsub(ARGV[1], ':p$', ':c')), struct.pack('>I4', 0) .. struct.pack('>I4', 1))",
+        ),
+        ("it has fewer tasks", "local b = string.gsub(ARGV[1], ':p$', '') redis.call('HINCRBY', b, 's0', -1)"),
+    ] {
+        let batch = plan(&ours, &["a", "b"]).await;
+        // A process of its own has read nothing of it before.
+        let fresh = async || open(&server.url(), Some(KEY)).await;
+        assert_eq!(fresh().await.unpublished(batch, 0, 10).await.unwrap().len(), 2, "{what}: as it was made");
+        alter(&server, script, &[&p(batch), &p(other), &p(foreign), &p(unsigned)]);
+        assert_altered(&fresh().await.unpublished(batch, 0, 10).await.unwrap_err());
+        assert_altered(&fresh().await.tasks(batch, None, 0, 10).await.unwrap_err());
+        tried += 1;
+    }
+    assert_eq!(tried, 10);
+    // What was not touched is as good as before; and without a key nothing is checked.
+    assert_eq!(open(&server.url(), Some(KEY)).await.unpublished(other, 0, 10).await.unwrap().len(), 2);
+    assert_eq!(open(&server.url(), None).await.unpublished(other, 0, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn failures_of_an_altered_plan_are_not_requeued() {
+    let server = RedisServer::start();
+    let store = open(&server.url(), Some(KEY)).await;
+    let batch = plan(&store, &["a"]).await;
+    let ticket = imgsync_common::batch::Ticket { batch, run: 0, index: 0 };
+    let imgsync_common::store::Start::Go { epoch, .. } =
+        store.start(ticket, "w", imgsync_common::store::LEASE).await.unwrap()
+    else {
+        panic!("nobody else has it");
+    };
+    let failure = imgsync_common::batch::Failure::new(Class::Denied, "no", 1);
+    let verdict = imgsync_common::batch::Verdict::Failed(failure);
+    store.finish(ticket, epoch, verdict, imgsync_common::store::Spent::default()).await.unwrap();
+    let base = format!("imgsync:{{{batch}}}");
+    alter(&server, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base]);
+    assert_altered(&store.requeue(batch, RequeueFilter::default()).await.unwrap_err());
+    let control = open(&server.url(), None).await.control(batch).await.unwrap();
+    assert!(control.is_some_and(imgsync_common::store::Control::is_live));
+    assert_eq!(server.command(&["HGET", &base, &format!("s{}", TaskState::Failed.code())]), "$1\r\n1\r\n");
+}
+
+#[tokio::test]
+async fn options_that_were_altered_or_are_of_another_batch_are_refused_and_a_list_goes_on() {
+    let server = RedisServer::start();
+    let store = open(&server.url(), Some(KEY)).await;
+    let other = plan(&store, &["a"]).await;
+    let base = |batch: BatchId| format!("imgsync:{{{batch}}}");
+    let weaker = Options { rules: vec![RuleOptions::default()], force: true, ..Options::default() }.encode();
+    alter(&server, "redis.call('HSET', ARGV[1], 'title', 'x')", &[&base(other)]);
+    for (what, script) in [
+        ("others", "redis.call('HSET', ARGV[1], 'options', ARGV[3])"),
+        (
+            "those of another batch, with their tag",
+            "redis.call('HSET', ARGV[1], 'options', ARGV[3], 'tag', redis.call('HGET', ARGV[2], 'tag'))",
+        ),
+        (
+            "the same, of a batch that has them",
+            "redis.call('HSET', ARGV[1], 'tag', redis.call('HGET', ARGV[2], 'tag'))",
+        ),
+        ("without a tag", "redis.call('HDEL', ARGV[1], 'tag')"),
+        ("with an empty tag", "redis.call('HSET', ARGV[1], 'tag', '')"),
+        (
+            "of other rules",
+            "redis.call('HSET', ARGV[1], 'rules', (string.gsub(redis.call('HGET', ARGV[1], 'rules'), '%x$', 'f0', 1)))",
+        ),
+    ] {
+        let batch = plan(&store, &["a"]).await;
+        store.batch(batch).await.unwrap().unwrap();
+        alter(&server, script, &[&base(batch), &base(other), &weaker]);
+        match store.batch(batch).await {
+            Err(error) if what == "of other rules" => assert!(!matches!(error.class(), Class::NotFound), "{error}"),
+            Err(error) => assert_altered(&error),
+            Ok(found) => panic!("{what}: {found:?}"),
+        }
+        if what != "of other rules" {
+            let listed = store.batches(100).await.unwrap();
+            let found = listed.iter().find(|found| found.id == batch).unwrap();
+            assert_eq!(found.options, "", "{what}: what was altered is nowhere believed");
+            assert!(listed.iter().any(|found| found.id == other && !found.options.is_empty()), "{what}");
+        }
+        alter(
+            &server,
+            "redis.call('DEL', ARGV[1]) redis.call('ZREM', 'imgsync:batches', ARGV[4])",
+            &[&base(batch), "", "", &batch.to_string()],
+        );
+    }
+    // It can still be stopped.
+    let batch = plan(&store, &["a"]).await;
+    alter(&server, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base(batch), &weaker]);
+    assert!(store.cancel(batch).await.unwrap().is_stopped());
+}
+
+#[tokio::test]
+async fn provenance_that_was_altered_is_told_and_never_signed_again() {
+    let server = RedisServer::start();
+    let ours = open(&server.url(), Some(KEY)).await;
+    let (source, other) = (place("source.example", "a", "v1"), place("source.example", "b", "v1"));
+    let since = Timestamp::from_second(1_767_225_600).unwrap();
+    let targets: Vec<Place> = (0..6).map(|n| place("target.example", "m/a", &format!("t{n}"))).collect();
+    for target in &targets {
+        ours.note_origin(&source, target, &Digest::sha256(target.tag.as_str().as_bytes())).await.unwrap();
+    }
+    ours.note_missing(&source.home, vec![(targets[5].clone(), Some(since))]).await.unwrap();
+    ours.note_origin(&other, &place("target.example", "m/a", "elsewhere"), &Digest::sha256(b"x")).await.unwrap();
+    let authentic = async |store: &RedisStore| -> Vec<bool> {
+        store.origins(&source.home).await.unwrap().iter().map(|origin| origin.is_authentic).collect()
+    };
+    assert_eq!(authentic(&ours).await, [true; 6]);
+    assert_eq!(authentic(&open(&server.url(), None).await).await, [true; 6], "without a key nothing is checked");
+    assert_eq!(authentic(&open(&server.url(), Some("the key of somebody else")).await).await, [false; 6]);
+    // Of the six records only those of t0 and t5 are left as they were.
+    alter(
+        &server,
+        "local found = redis.call('KEYS', 'imgsync:o:*') local key, rest \
+         for _, one in ipairs(found) do if redis.call('HLEN', one) == 6 then key = one else rest = one end end \
+         local t = redis.call('HGET', key, 't1') \
+         redis.call('HSET', key, 't1', string.sub(t, 1, 10) .. 'x' .. string.sub(t, 12)) \
+         redis.call('HSET', key, 't2', redis.call('HGET', key, 't0')) \
+         redis.call('HSET', key, 't3', redis.call('HGET', rest, 'elsewhere')) \
+         local u = redis.call('HGET', key, 't4') redis.call('HSET', key, 't4', struct.pack('>I4', 1) .. string.sub(u, 5)) \
+         redis.call('HSET', key, 't6', string.sub(redis.call('HGET', key, 't0'), 1, -33))",
+        &[],
+    );
+    let wanted = [true, false, false, false, false, true, false];
+    assert_eq!(authentic(&ours).await, wanted);
+    let all = (0..7).map(|n| (place("target.example", "m/a", &format!("t{n}")), Some(since))).collect();
+    ours.note_missing(&source.home, all).await.unwrap();
+    let found = ours.origins(&source.home).await.unwrap();
+    assert_eq!(found.iter().map(|origin| origin.is_authentic).collect::<Vec<_>>(), wanted, "none was made ours");
+    assert_eq!((found[0].missing_since, found[1].missing_since), (Some(since), None));
+    // What is written again is ours again.
+    ours.note_origin(&source, &targets[1], &Digest::sha256(b"new")).await.unwrap();
+    assert!(authentic(&ours).await[1]);
+}
+
+#[tokio::test]
+async fn repositories_that_two_processes_add_at_once_have_each_its_place() {
+    let server = RedisServer::start();
+    let (one, two) = (open(&server.url(), Some(KEY)).await, open(&server.url(), Some(KEY)).await);
+    let batch = plan_open(&one).await;
+    let add = |store: &RedisStore, n: usize| {
+        let store = store.clone();
+        async move {
+            let name = format!("r{n}");
+            let tasks = (0..n % 4 + 1).map(|tag| (planned(&name, &format!("t{tag}")), None)).collect();
+            let sealed = Sealed { key: format!("0 {name}"), listed_at: Timestamp::now(), tasks };
+            assert!(matches!(store.append(batch, sealed).await.unwrap(), Appended::At(_)));
+        }
+    };
+    let all = (0..40).map(|n| add(if n % 2 == 0 { &one } else { &two }, n));
+    futures_util::future::join_all(all).await;
+    one.seal_all(batch).await.unwrap();
+    let rows = open(&server.url(), Some(KEY)).await.tasks(batch, None, 0, 1_000).await.unwrap();
+    assert_eq!(rows.len(), (0..40).map(|n| n % 4 + 1).sum::<usize>());
+    assert_eq!(two.unpublished(batch, 0, 1_000).await.unwrap().len(), 40);
+}
+
+async fn plan_open(store: &RedisStore) -> BatchId {
+    let id = BatchId::generate();
+    let options = Options { rules: vec![RuleOptions::default()], ..Options::default() }.encode();
+    store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+    id
+}
+
+/// A program of the cluster, with its key.
+fn keyed(program: Imgsync) -> Imgsync {
+    program.env("IMGSYNC_KEY", KEY)
+}
+
+/// A batch of a scene's images, planned and left.
+async fn left(scene: &Scene, store: &RedisStore) -> BatchId {
+    let id = plan_open(store).await;
+    let tasks = scene.images.iter().map(|(repository, tag, _)| {
+        let source = place(&scene.source.host(), repository, tag);
+        let target = place(&scene.target.host(), &format!("m/{repository}"), tag);
+        (Planned { rule: 0, source, digest: None, target, company: Company::default() }, None)
+    });
+    let sealed = Sealed { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
+    store.append(id, sealed).await.unwrap();
+    store.seal_all(id).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of_it() {
+    let scene = Scene::new(1, 4).await;
+    let url = scene.cluster.store.url();
+    let store = open(&url, Some(KEY)).await;
+    let worker = keyed(scene.cluster.worker("")).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    // As it was made it is copied.
+    let whole = left(&scene, &store).await.to_string();
+    let resume = |id: &str| keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", id, "--json"]);
+    let ended = resume(&whole).run().await.assert_code(0).json();
+    assert_eq!(number(&ended, "/counts/copied") + number(&ended, "/counts/unchanged"), 4, "{ended}");
+
+    // A plan that somebody made without the key, in place of ours: to another repository of the target.
+    let id = left(&scene, &store).await;
+    let evil = plan_open(&open(&url, None).await).await;
+    let unsigned = open(&url, None).await;
+    let tasks = scene.images.iter().map(|(repository, tag, _)| {
+        let source = place(&scene.source.host(), repository, tag);
+        let target = place(&scene.target.host(), "production/app", tag);
+        (Planned { rule: 0, source, digest: None, target, company: Company::default() }, None)
+    });
+    let sealed = Sealed { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
+    unsigned.append(evil, sealed).await.unwrap();
+    let keys = [format!("imgsync:{{{id}}}:p"), format!("imgsync:{{{evil}}}:p")];
+    alter(
+        &scene.cluster.store,
+        "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[2], 0))",
+        &[&keys[0], &keys[1]],
+    );
+    scene.target.clear_requests();
+    let refused = resume(&id.to_string()).run().await.assert_code(3);
+    assert!(refused.stderr.contains(SAID), "{}", refused.stderr);
+    assert_eq!(scene.target.total(), 0, "nothing was asked of the target");
+    let queues = scene.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    assert!(queues.lines().all(|line| !line.starts_with("w.") || line.ends_with("\t0")), "{queues}");
+    let shown = keyed(scene.cluster.imgsync("")).args(["batch", "show", &id.to_string(), "--json"]).run().await;
+    let shown = shown.json();
+    assert_eq!(shown["state"], "cancelled", "{shown}");
+    assert_eq!(number(&shown, "/counts/cancelled"), 4, "{shown}");
+    assert!(store.unlisted(id).await.unwrap()[0].error.contains(SAID));
+    // The one that somebody made whole is led by nobody who has the key.
+    let led = resume(&evil.to_string()).run().await.assert_code(3);
+    assert!(led.stderr.contains(SAID), "{}", led.stderr);
+}
+
+#[tokio::test]
+async fn one_that_serves_stops_it_says_so_and_leads_others() {
+    let scene = Scene::new(1, 2).await;
+    let store = open(&scene.cluster.store.url(), Some(KEY)).await;
+    let (plan, options, whole) = (left(&scene, &store).await, left(&scene, &store).await, left(&scene, &store).await);
+    let base = |batch: BatchId| format!("imgsync:{{{batch}}}");
+    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base(plan)]);
+    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', '{}')", &[&base(options)]);
+    let worker = keyed(scene.cluster.worker("")).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    let serve = keyed(scene.cluster.imgsync("")).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    for id in [plan, options] {
+        let wanted = format!("batch {id} is not led any more");
+        serve.wait_for_line(|line| line.contains(&wanted) && line.contains(SAID), PATIENCE).await;
+        assert!(store.control(id).await.unwrap().is_some_and(imgsync_common::store::Control::is_stopped));
+    }
+    let started = std::time::Instant::now();
+    while store.batch(whole).await.unwrap().unwrap().ended_at.is_none() {
+        assert!(started.elapsed() < PATIENCE, "{}", serve.stderr());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    scene.assert_target();
+}
+
+#[tokio::test]
+async fn a_worker_copies_nothing_by_options_that_were_altered_since_its_message_was_signed() {
+    let scene = Scene::new(1, 3).await;
+    let store = open(&scene.cluster.store.url(), Some(KEY)).await;
+    let id = left(&scene, &store).await;
+    let mut feeding = keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", &id.to_string()]).spawn();
+    let started = std::time::Instant::now();
+    while store.queued(id).await.unwrap() != Some(3) {
+        assert!(started.elapsed() < PATIENCE, "{}", feeding.stderr());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    crate::scene::kill(&mut feeding).await;
+    let weaker = Options { rules: vec![RuleOptions::default()], force: true, ..Options::default() }.encode();
+    let before = store.batch(id).await.unwrap().unwrap().options;
+    let base = format!("imgsync:{{{id}}}");
+    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &weaker]);
+    scene.target.clear_requests();
+    let _worker = keyed(scene.cluster.worker("")).spawn();
+    let failed = format!("s{}", TaskState::Failed.code());
+    let started = std::time::Instant::now();
+    while scene.cluster.store.command(&["HGET", &base, &failed]) != "$1\r\n3\r\n" {
+        assert!(started.elapsed() < PATIENCE, "the tasks end");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(scene.target.total(), 0, "nothing was asked of the target");
+    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &before]);
+    let failures = store.failures(id, 0, 10).await.unwrap();
+    assert!(failures.iter().all(|failed| failed.failure.class == Class::Insecure), "{failures:?}");
+    assert!(failures[0].failure.error.contains(SAID), "{failures:?}");
+}
+
+#[tokio::test]
+async fn what_somebody_else_recorded_as_ours_is_never_removed() {
+    let scene = Scene::new(1, 0).await;
+    let image = |name: &str| Image::single(&format!("altered-{name}")).build();
+    for tag in ["1", "2", "3", "4"] {
+        scene.source.push("app", tag, &image(tag));
+    }
+    scene.target.push("m/app", "by-hand", &image("by-hand"));
+    let config = format!(
+        "rules:\n- {{from: {}/app, to: {}/m, name: keep, prune: {{keep_days: 0, limit: 50%}}}}\n",
+        scene.source.host(),
+        scene.target.host()
+    );
+    let worker = keyed(scene.cluster.worker("")).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    let run = async || {
+        let run = keyed(scene.cluster.imgsync(&config)).args(["run", "--json"]).run().await;
+        run.assert_code(0).json()
+    };
+    assert_eq!(number(&run().await, "/counts/copied"), 4);
+    // One is gone at the source; that of another is altered; and somebody says that what was written by hand is ours.
+    scene.source.delete_tag("app", "1");
+    scene.source.delete_tag("app", "2");
+    let by_hand = scene.target.tag_digest("m/app", "by-hand").unwrap();
+    let unsigned = open(&scene.cluster.store.url(), None).await;
+    let source = |tag: &str| place(&scene.source.host(), "app", tag);
+    let target = |tag: &str| place(&scene.target.host(), "m/app", tag);
+    unsigned.note_origin(&source("by-hand"), &target("by-hand"), &by_hand.parse().unwrap()).await.unwrap();
+    let second = scene.target.tag_digest("m/app", "2").unwrap();
+    unsigned.note_origin(&source("2"), &target("2"), &second.parse().unwrap()).await.unwrap();
+    let dry = keyed(scene.cluster.imgsync(&config)).args(["run", "--dry-run"]).run().await.assert_code(0);
+    assert!(dry.stderr.contains("2 tags are gone at the source, and left"), "{}", dry.stderr);
+    scene.target.clear_requests();
+    let again = run().await;
+    let outcome = |tag: &str| {
+        let lines = again["pruned"].as_array().unwrap();
+        let line = lines.iter().find(|line| line["target"].as_str().unwrap().ends_with(&format!(":{tag}")));
+        line.map(|line| (line["outcome"].as_str().unwrap().to_owned(), line["reason"].to_string()))
+    };
+    assert_eq!(outcome("1").unwrap().0, "removed", "{again}");
+    for tag in ["2", "by-hand"] {
+        let (outcome, reason) = outcome(tag).unwrap();
+        assert!(outcome == "left" && reason.contains("cluster.key"), "{tag}: {reason}");
+        assert!(scene.target.tag_digest("m/app", tag).is_some(), "{tag}");
+    }
+    assert_eq!(scene.target.count(Kind::ManifestDelete), 1);
+}
