@@ -390,7 +390,11 @@ pub(super) static SERVE: Section = Section {
     title: "`serve`",
     keys: &[
         key("listen", Kind::Text, "Address and port (127.0.0.1:8080)."),
-        key("token", Kind::Secret, "What changes need, and off loopback reading too; one is made up if left out."),
+        key(
+            "token",
+            Kind::Secret,
+            "What changes need, and reading off loopback or through a proxy; one is made up if left out.",
+        ),
         key(
             "hosts",
             Kind::Several(&Kind::Text),
