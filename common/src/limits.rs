@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::batch::MAX_MESSAGE_BYTES;
 use crate::image::Manifest;
-use crate::registry;
+use crate::{layout, registry};
 
 /// The page of the documentation that lists a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -67,6 +67,12 @@ impl Limit {
 pub fn limits() -> Vec<Limit> {
     let mut limits = registry::limits();
     limits.push(Limit::bytes(Page::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"));
+    limits.push(Limit::time(
+        Page::Operating,
+        "waiting for another program's lock on an image layout",
+        layout::LOCK_LIMIT,
+        "the task fails and is tried again",
+    ));
     limits.push(Limit::bytes(
         Page::Security,
         "a message on the queue",

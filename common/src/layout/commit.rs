@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
 use super::folder::Folder;
 use super::index::{Change, Index};
+use super::lock::lock;
 use super::open::OCI_LAYOUT;
 use super::trouble::Trouble;
 use super::{BLOBS, Layout, Shared};
@@ -22,9 +23,6 @@ const INDEX: &str = "index.json";
 pub(super) const NEW_INDEX: &str = ".imgsync-index.json";
 /// Two hundred thousand tags.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// How long the lock is waited for. Whoever works properly holds it for milliseconds.
-const LOCK_WITHIN: Duration = Duration::from_secs(60);
-const LOCK_POLL: Duration = Duration::from_millis(4);
 /// A file that others changed so recently may change again without another time stamp: a tick of the kernel's clock.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -140,7 +138,7 @@ impl Shared {
         let missing = || Trouble::bad(Class::BadAnswer, format!("its file `{OCI_LAYOUT}` is gone"));
         self.root.file(OCI_LAYOUT)?.ok_or_else(missing)?;
         let marker = self.root.file_or_new(OCI_LAYOUT)?;
-        lock(&self.root, &marker)?;
+        lock(&self.root, &marker, &self.wait)?;
         let index = self.read_index_or_none()?;
         let mut index = index.map_or_else(Index::empty, Arc::unwrap_or_clone);
         let mut changed = false;
@@ -185,24 +183,5 @@ fn given(result: Result<Result<(), Trouble>, oneshot::error::RecvError>, tried: 
     match result {
         Ok(result) => result.map_err(|trouble| trouble.error(tried)),
         Err(_) => Err(Error::new(Class::Local, tried, "the program failed while it wrote index.json")),
-    }
-}
-
-/// Locks a file until it is closed. A file system that has no locks is one that no two programs should write to.
-pub(super) fn lock(root: &Folder, file: &File) -> Result<(), Trouble> {
-    let began = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WITHIN => std::thread::sleep(LOCK_POLL),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let detail = format!("another program has had its lock for {} s", LOCK_WITHIN.as_secs());
-                return Err(Trouble::bad(Class::TimedOut, detail).hint("see which other program writes to this folder"));
-            }
-            Err(std::fs::TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-                return Ok(());
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(root.failed(OCI_LAYOUT, "locking", error)),
-        }
     }
 }

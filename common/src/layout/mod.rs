@@ -15,6 +15,7 @@ mod blobs;
 mod commit;
 mod folder;
 mod index;
+mod lock;
 mod manifests;
 mod open;
 mod reference;
@@ -30,15 +31,18 @@ use std::sync::{Arc, Mutex};
 
 pub use blobs::{BlobStream, Opened};
 pub use index::Entry;
+pub use lock::LOCK_LIMIT;
 pub use manifests::LayoutRepository;
 pub use reference::{FullName, ImageName, LayoutRef, ParseLayoutRefError};
 pub use writer::BlobWriter;
 
 use self::commit::IndexFile;
 use self::folder::Folder;
+use self::lock::LockWait;
 use self::trouble::Trouble;
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
+use crate::registry::Context;
 
 const BLOBS: &str = "blobs";
 /// Of what is not finished, in the layout's own folder: the specification leaves no room for it among the blobs.
@@ -57,6 +61,8 @@ struct Shared {
     index: IndexFile,
     /// What manifests without a tag refer to; read once.
     subjects: Mutex<HashMap<Digest, Option<Digest>>>,
+    /// How its lock is waited for.
+    wait: LockWait,
 }
 
 impl Layout {
@@ -71,9 +77,15 @@ impl Layout {
     /// Opens a layout to write to it, and makes it where the folder is missing or empty. Tidies up behind programs that
     /// were killed. A folder that holds something else is left alone: [`Class::BadAnswer`].
     pub async fn open_or_create(dir: impl AsRef<Path>) -> Result<Layout> {
+        Layout::open_or_create_in(dir, &Context::default()).await
+    }
+
+    /// The same on behalf of a context: waiting for the lock of another program ends with it, and its events tell of that.
+    pub async fn open_or_create_in(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {} for writing", label(&dir));
-        blocking(&tried, move || open::open_or_create(&dir)).await
+        let wait = LockWait::from(context);
+        blocking(&tried, move || open::open_or_create(&dir, wait)).await
     }
 
     /// Its folder, as it was given.

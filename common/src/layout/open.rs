@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::commit::{IndexFile, NEW_INDEX, lock};
+use super::commit::{IndexFile, NEW_INDEX};
 use super::folder::Folder;
 use super::index::Index;
+use super::lock::{LockWait, lock};
 use super::trouble::Trouble;
 use super::writer::WORTH_KEEPING;
 use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, label};
@@ -34,12 +35,12 @@ pub(super) fn open(dir: &Path) -> Result<Layout, Trouble> {
         None => return Err(no_layout(&root)),
     }
     // Read now, so that what is wrong with it is said at once.
-    let layout = layout(root, dir);
+    let layout = layout(root, dir, LockWait::default());
     layout.0.read_index()?;
     Ok(layout)
 }
 
-pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
+pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Trouble> {
     std::fs::create_dir_all(dir).map_err(|error| Trouble::io(dir, "making", error))?;
     let root = Folder::open(dir)?.ok_or_else(|| Trouble::io(dir, "opening", std::io::ErrorKind::NotFound))?;
     let names = root.names()?;
@@ -48,7 +49,7 @@ pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
         return Err(no_layout(&root));
     }
     let mut marker = root.file_or_new(OCI_LAYOUT)?;
-    lock(&root, &marker)?;
+    lock(&root, &marker, &wait)?;
     let size = marker.metadata().map_err(|error| root.failed(OCI_LAYOUT, "reading", error))?.len();
     match size {
         // New, or made by a program that was killed right then.
@@ -60,7 +61,7 @@ pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
         _ => check_version(&root, &mut marker)?,
     }
     root.folder_or_new(BLOBS)?.folder_or_new(Algorithm::Sha256.as_str())?;
-    let layout = layout(root, dir);
+    let layout = layout(root, dir, wait);
     sweep(&layout.0)?;
     match layout.0.read_index_or_none()? {
         Some(_) => {}
@@ -69,8 +70,9 @@ pub(super) fn open_or_create(dir: &Path) -> Result<Layout, Trouble> {
     Ok(layout)
 }
 
-fn layout(root: Folder, dir: &Path) -> Layout {
-    Layout(Arc::new(Shared { root, label: label(dir), index: IndexFile::default(), subjects: Default::default() }))
+fn layout(root: Folder, dir: &Path, wait: LockWait) -> Layout {
+    let (label, index) = (label(dir), IndexFile::default());
+    Layout(Arc::new(Shared { root, label, index, subjects: Default::default(), wait }))
 }
 
 fn no_layout(root: &Folder) -> Trouble {
