@@ -18,3 +18,4 @@ pub mod secret;
 pub mod select;
 pub mod store;
 pub mod vendor;
+pub mod wait;

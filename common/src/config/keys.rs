@@ -68,7 +68,11 @@ pub(super) static CONFIG: Section = Section {
         key("concurrency", Kind::Whole, "How many images are copied at a time (20)."),
         key("bandwidth", Kind::Size, "Bytes of blobs a second, in and out each, of one process; such as 20MiB."),
         key("traffic", Kind::Size, "Bytes of blobs a month, in and out together, that a worker's machine may move."),
-        key("timeout", Kind::Duration, "How long one image may take at least; more for large ones (10m)."),
+        key(
+            "timeout",
+            Kind::Duration,
+            "How long registries are waited for with one image; longer while bytes flow (10m).",
+        ),
         key(
             "report",
             Kind::Either(&[Kind::Text, Kind::Section(&REPORT)]),

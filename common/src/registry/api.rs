@@ -207,7 +207,8 @@ impl Api {
     /// A list, by pages. `what` is listed, for errors: "the tags of quay.io/a/b".
     pub fn pages<P: Page>(&self, first: Url, what: &str) -> Pages<P> {
         let tried = format!("listing {what} by {}'s API", self.vendor().name());
-        Pages { api: self.clone(), cursor: Cursor::new(first), tried, of: PhantomData }
+        let api = Api { home: self.home.with_own_clock(), asked: self.asked.with_own_clock(), ..self.clone() };
+        Pages { api, cursor: Cursor::new(first), tried, of: PhantomData }
     }
 
     /// Sends JSON to an address below its base, once, for the one who does everything.

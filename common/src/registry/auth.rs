@@ -19,6 +19,7 @@ use super::context::Counted;
 use super::credentials::Credential;
 use super::hop;
 use super::pace::Errand;
+use super::transport::Payload;
 use super::{Client, Registry, Repository, failure};
 use crate::error::{Class, Error, Result};
 use crate::image::RepositoryName;
@@ -283,7 +284,8 @@ impl Repository {
         let tried = format!("asking {} how to log in", self.registry.name);
         self.paced(Errand::aside(login), &tried).await?;
         self.tally.count(Counted::Token);
-        let answer = self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), None, &tried).await?;
+        let answer =
+            self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), Payload::Nothing, &tried).await?;
         Ok(read_challenges(answer.headers()))
     }
 

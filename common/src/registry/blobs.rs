@@ -11,6 +11,7 @@ use super::transport::{Answer, Outgoing};
 use super::{Access, Registry, Repository, hop, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
+use crate::wait::WaitClock;
 
 /// A blob's bytes as they come.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub struct BlobStream {
     /// When there may be more.
     more_at: Option<tokio::time::Instant>,
     tally: Arc<super::Tally>,
+    clock: WaitClock,
     tried: String,
     registry: Arc<Registry>,
     /// How long a mirror that breaks off is left alone.
@@ -40,13 +42,17 @@ impl BlobStream {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         // Before it is read and not after: who is dropped while waiting has lost no bytes.
         if let Some(until) = self.more_at {
-            tokio::time::sleep_until(until).await;
+            let _pause = self.clock.pause();
+            self.answer.or_cancelled(tokio::time::sleep_until(until), &self.tried).await?;
         }
-        let chunk = self.answer.chunk(&self.tried).await.inspect_err(|_| {
-            self.registry.failed(self.rest);
+        let chunk = self.answer.chunk(&self.tried).await.inspect_err(|error| {
+            if !error.is_cancelled() {
+                self.registry.failed(self.rest);
+            }
         })?;
         if let Some(chunk) = &chunk {
             self.tally.received(chunk.len() as u64);
+            self.clock.received(chunk.len() as u64);
             self.more_at = self.meter.note(chunk.len());
         }
         Ok(chunk)
@@ -157,9 +163,9 @@ impl Repository {
             }
             _ => return Err(self.refusal(answer, &tried).await),
         };
-        let (meter, tally) = (self.registry.meters[0].clone(), self.tally.clone());
+        let (meter, tally, clock) = (self.registry.meters[0].clone(), self.tally.clone(), self.context.clock.clone());
         let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_rest);
-        let stream = BlobStream { answer, meter, more_at: None, tally, tried, registry, rest };
+        let stream = BlobStream { answer, meter, more_at: None, tally, clock, tried, registry, rest };
         Ok(Opened { stream, offset: begins })
     }
 }

@@ -68,7 +68,7 @@ impl Root {
     pub fn catalog(&self) -> CatalogPages {
         let mut first = self.0.url("_catalog");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
-        CatalogPages { root: self.0.clone(), cursor: Cursor::new(first) }
+        CatalogPages { root: self.0.with_own_clock(), cursor: Cursor::new(first) }
     }
 
     /// The top of a Google-style tree: what is there without any path.

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::event::{Event, Events};
 use crate::retry::Budget;
+use crate::wait::WaitClock;
 
 /// What all requests of one task have in common.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +18,8 @@ pub struct Context {
     pub budget: Budget,
     /// Who is told.
     pub events: Events,
+    /// Stands still while requests are held back by imgsync itself.
+    pub clock: WaitClock,
 }
 
 impl Context {

@@ -3,6 +3,7 @@
 //! A [`Client`] knows how registries are spoken to. A [`Repository`] is one repository there, with the purpose and the
 //! [`Context`] that requests are made in. Requests are tried again as [`crate::retry`] says.
 
+mod answer;
 mod api;
 pub mod api_error;
 mod auth;
@@ -36,6 +37,7 @@ pub mod ratelimit;
 mod referrers;
 pub mod retry_after;
 mod seats;
+mod sending;
 mod settings;
 mod tags;
 mod transport;
@@ -63,6 +65,7 @@ pub use pacer::Hold;
 pub use paged::{Next, Page};
 pub use patience::PATIENCE;
 pub use referrers::FallbackTag;
+pub use sending::Sent;
 pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
 pub use tags::{ListedManifest, TagPage, TagPages};
 pub use uploads::{Part, Started, Upload};
@@ -80,6 +83,7 @@ use self::window::Windows;
 use crate::error::{Class, Error, Result};
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
+use crate::wait::WaitClock;
 
 /// Where Docker Hub's API is; `docker.io` itself is a web site.
 const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
@@ -363,6 +367,11 @@ impl Repository {
     #[must_use]
     pub fn within(&self, context: &Context) -> Repository {
         Repository { context: context.clone(), ..self.clone() }
+    }
+
+    /// The same repository, the time that its requests wait measured apart from others of its context.
+    fn with_own_clock(&self) -> Repository {
+        self.within(&Context { clock: WaitClock::default(), ..self.context.clone() })
     }
 
     /// How long an answer or a stream may stand still.

@@ -103,6 +103,7 @@ impl Repository {
             }
             Ok::<(), std::time::Duration>(())
         };
+        let _pause = self.context.clock.pause();
         let passed = tokio::select! {
             passed = pass => passed,
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
@@ -135,6 +136,7 @@ impl Repository {
             };
             UnderWay { entry: Some(entry), place }
         };
+        let _pause = self.context.clock.pause();
         let under_way = tokio::select! {
             under_way = begin => Ok(under_way),
             () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),

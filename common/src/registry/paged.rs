@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -12,12 +13,16 @@ use url::Url;
 use super::transport::{Answer, Outgoing};
 use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
-use crate::retry::Retry;
+use crate::retry::{self, Retry};
 
 /// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
 pub(super) const MAX_BARREN_PAGES: usize = 50;
 /// More entries than this are not a list that ends. The largest repositories that are known have some 100,000 tags.
 pub(super) const MAX_ENTRIES: usize = 2_000_000;
+
+/// How long a listing waits for its registry in all, in stall limits: half an hour with the default. A hundred thousand tags
+/// by hundreds, each page in a second, take a third of that.
+pub(super) const LISTING_STALLS: u32 = 30;
 
 /// What one page says.
 pub trait Page: DeserializeOwned {
@@ -93,6 +98,8 @@ pub(crate) struct Cursor {
     entries: HashSet<u64>,
     barren: usize,
     hasher: RandomState,
+    /// How long the registry was waited for.
+    waited: Duration,
 }
 
 impl Cursor {
@@ -104,11 +111,12 @@ impl Cursor {
             entries: HashSet::new(),
             barren: 0,
             hasher: RandomState::new(),
+            waited: Duration::ZERO,
         }
     }
 
     /// Reads the next page; `None` after the last. An error answer is an error and never an empty page, and so are pages
-    /// that repeat themselves, lead in a circle or do not end.
+    /// that repeat themselves, lead in a circle, do not end or take too long in all. Rate limits are not held against it.
     pub(crate) async fn next_page<T: Page>(
         &mut self,
         asker: &impl Ask,
@@ -120,7 +128,18 @@ impl Cursor {
             return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
         }
         let repository = asker.repository();
-        let (page, next) = repository.with_retry(asker.retry(), || read::<T>(asker, &url, max_bytes, tried)).await?;
+        let (clock, limit) = (&repository.context().clock, repository.stall() * LISTING_STALLS);
+        let (began, paused) = (Instant::now(), clock.paused());
+        let left = limit.saturating_sub(self.waited);
+        let (page, next) = tokio::select! {
+            biased;
+            page = read_patiently::<T>(asker, &url, max_bytes, tried) => page?,
+            () = clock.reaches(left) => {
+                let detail = format!("the listing was not complete within {}", retry::seconds(limit));
+                return Err(Error::new(Class::TimedOut, tried, detail).at(repository.registry()));
+            }
+        };
+        self.waited += began.elapsed().saturating_sub(clock.paused() - paused);
         if next.is_some() || !self.pages.is_empty() {
             self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
         }
@@ -142,6 +161,24 @@ impl Cursor {
             return Err(format!("it lists more than {MAX_ENTRIES} entries: its pages do not seem to end"));
         }
         Ok(())
+    }
+}
+
+async fn read_patiently<T: Page>(
+    asker: &impl Ask,
+    url: &Url,
+    max_bytes: usize,
+    tried: &str,
+) -> Result<(T, Option<Url>)> {
+    let (repository, mut retry) = (asker.repository(), asker.retry());
+    loop {
+        let error = match read(asker, url, max_bytes, tried).await {
+            Ok(page) => return Ok(page),
+            Err(error) => error,
+        };
+        // It is the registry that wants to be left alone, for as long as the retries bear that.
+        let _pause = (error.class() == Class::RateLimited).then(|| repository.context().clock.pause());
+        repository.pause(&mut retry, error).await?;
     }
 }
 

@@ -76,7 +76,7 @@ impl Repository {
     pub fn tags(&self) -> TagPages {
         let mut first = self.url("tags/list");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
-        TagPages { repository: self.clone(), cursor: Cursor::new(first) }
+        TagPages { repository: self.with_own_clock(), cursor: Cursor::new(first) }
     }
 }
 

@@ -1,20 +1,22 @@
 //! One request and its answer: authorization, redirects, classification of what went wrong, counting.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use reqwest::Body;
 use tracing::Instrument as _;
 use url::Url;
 
+pub(crate) use super::answer::Answer;
 use super::auth::Authorization;
 use super::context::Counted;
-use super::failure::{classify, says_expired, transport_error};
+use super::failure::{says_expired, transport_error};
 use super::pace::{Errand, UnderWay};
-use super::seats::Seat;
+use super::sending::{self, Sent};
 use super::window::Action;
-use super::{Repository, api_error, hop, ratelimit, retry_after};
+use super::{Repository, hop};
 use crate::error::{Class, Error, Result};
 use crate::event::{self, Event};
 use crate::image::RepositoryName;
@@ -22,16 +24,26 @@ use crate::retry::{self, Retry};
 
 /// More hops than this are a loop.
 pub(super) const MAX_REDIRECTS: usize = 10;
-/// As much of an error's body as is looked at.
-const MAX_ERROR_BYTES: usize = 64 << 10;
 
 /// What a request carries.
-#[derive(Debug)]
 pub(crate) enum Payload {
     Nothing,
     Bytes(Bytes),
-    /// Can be sent once only, and is watched over by who made it: no limit on how long the answer takes.
-    Stream(Body),
+    /// Can be sent once only, and says how far it is on its way.
+    Stream(Body, Progress),
+}
+
+/// Tells how far a body is on its way.
+pub(crate) type Progress = Box<dyn Fn() -> Sent + Send + Sync>;
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Payload::Nothing => f.write_str("Nothing"),
+            Payload::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Payload::Stream(..) => f.write_str("Stream"),
+        }
+    }
 }
 
 /// A request to be made.
@@ -80,24 +92,23 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// What came back, its body not read yet.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    response: reqwest::Response,
-    /// Where it came from, after redirects.
-    url: Url,
-    stall: Duration,
-    with_credentials: bool,
-    /// When the request was made.
-    began: Instant,
-    errand: Errand,
-    /// Its places among the requests that may be open at a time.
-    _seats: [Option<Seat>; 2],
-}
-
 impl Repository {
-    /// Makes a request, once, but for a fresh token and for redirects (of GET and HEAD).
+    /// Makes a request, once, but for a fresh token and for redirects (of GET and HEAD). Ends at once when the context is
+    /// cancelled, whatever it waits for: a look-up, a token that another request fetches, or the registry.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
+        let tried = outgoing.tried;
+        self.or_cancelled(Box::pin(self.send_once(outgoing)), tried).await
+    }
+
+    async fn or_cancelled<T>(&self, work: BoxFuture<'_, Result<T>>, tried: &str) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
+            done = work => done,
+        }
+    }
+
+    async fn send_once(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
         let Outgoing { method, url, headers, payload, from, counted, tried } = outgoing;
         let errand = self.errand(&method, &url, &headers);
         let scope = self.scope(from, errand.login);
@@ -119,10 +130,10 @@ impl Repository {
                 && authorization
                     .as_ref()
                     .is_some_and(|used| used.since.elapsed() > self.client.0.settings.doubtful_age);
-            let (body, once) = match &mut payload {
-                Payload::Nothing => (None, false),
-                Payload::Bytes(bytes) => (Some(Body::from(bytes.clone())), false),
-                Payload::Stream(body) => (Some(std::mem::take(body)), true),
+            let once = matches!(payload, Payload::Stream(..));
+            let carried = match &payload {
+                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+                Payload::Nothing | Payload::Stream(..) => std::mem::replace(&mut payload, Payload::Nothing),
             };
             let mut under_way = match is_home {
                 true => self.begin(errand, tried).await?,
@@ -130,10 +141,7 @@ impl Repository {
             };
             self.paced(errand, tried).await?;
             self.tally.count(counted);
-            let sent = match once {
-                true => self.exchange_stream(&http, method.clone(), url.clone(), with_login, body, tried).await,
-                false => self.exchange(&http, method.clone(), url.clone(), with_login, body, tried).await,
-            };
+            let sent = self.exchange(&http, method.clone(), url.clone(), with_login, carried, tried).await;
             let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
             let sent = Answer { errand, ..sent };
             let status = sent.status();
@@ -193,17 +201,17 @@ impl Repository {
         who: usize,
         login: Option<Authorization>,
     ) -> Result<Answer> {
+        let tried = outgoing.tried;
+        self.or_cancelled(Box::pin(self.send_as_once(outgoing, who, login)), tried).await
+    }
+
+    async fn send_as_once(&self, outgoing: Outgoing<'_>, who: usize, login: Option<Authorization>) -> Result<Answer> {
         let Outgoing { method, url, headers, payload, counted, tried, .. } = outgoing;
         let is_home = hop::same_origin(&url, &self.registry.base);
         let mut with_login = headers.clone();
         if let Some(login) = login.as_ref().filter(|_| is_home) {
             with_login.insert(header::AUTHORIZATION, login.header.clone());
         }
-        let body = match payload {
-            Payload::Nothing => None,
-            Payload::Bytes(bytes) => Some(Body::from(bytes)),
-            Payload::Stream(body) => Some(body),
-        };
         let http = self.http_for(&url).await;
         let errand = Errand::aside(who);
         let under_way = match is_home {
@@ -212,7 +220,7 @@ impl Repository {
         };
         self.paced(errand, tried).await?;
         self.tally.count(counted);
-        let sent = self.exchange(&http, method.clone(), url, with_login, body, tried).await;
+        let sent = self.exchange(&http, method.clone(), url, with_login, payload, tried).await;
         let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
         if is_home {
             self.heed(errand, &under_way, sent.status(), sent.headers()).await;
@@ -252,7 +260,7 @@ impl Repository {
             }
             self.tally.count(Counted::Redirect);
             let with_credentials = answer.with_credentials;
-            let next = self.exchange(&http, method.clone(), next, headers, None, tried).await?;
+            let next = self.exchange(&http, method.clone(), next, headers, Payload::Nothing, tried).await?;
             answer = Answer { with_credentials, errand, ..next };
         }
         Err(Error::new(Class::BadAnswer, tried, format!("it redirected more than {MAX_REDIRECTS} times")))
@@ -292,29 +300,48 @@ impl Repository {
         }
     }
 
-    /// One exchange of which the answer's head must come within the stall limit.
+    /// Makes one exchange. The answer's head must come within the stall limit; of a body that takes its time, within that
+    /// limit after the last byte, while bytes must go at a minimum rate before.
     pub(crate) async fn exchange(
         &self,
         http: &reqwest::Client,
         method: Method,
         url: Url,
         headers: HeaderMap,
-        body: Option<Body>,
+        carried: Payload,
         tried: &str,
     ) -> Result<Answer> {
-        let stall = self.stall();
-        let errand = self.purpose(&method, &url);
-        match tokio::time::timeout(stall, self.exchange_stream(http, method, url, headers, body, tried)).await {
-            Ok(result) => result,
-            Err(_) => {
-                self.answered(errand, None, stall);
-                let detail = format!("no answer within {}", retry::seconds(stall));
+        let (began, stall, errand) = (Instant::now(), self.stall(), self.purpose(&method, &url));
+        let mut headers = headers;
+        let (body, progress): (_, Option<Progress>) = match carried {
+            Payload::Nothing => (None, None),
+            Payload::Bytes(bytes) if bytes.len() <= sending::WATCHED_BODY => (Some(Body::from(bytes)), None),
+            Payload::Bytes(bytes) => {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+                let (body, progress) = sending::watched(bytes);
+                (Some(body), Some(Box::new(progress)))
+            }
+            Payload::Stream(body, progress) => (Some(body), Some(progress)),
+        };
+        let late = async {
+            match progress {
+                Some(progress) => sending::too_slow(stall, progress).await,
+                None => {
+                    tokio::time::sleep(stall).await;
+                    format!("no answer within {}", retry::seconds(stall))
+                }
+            }
+        };
+        tokio::select! {
+            result = self.exchange_at_leisure(http, method, url, headers, body, tried) => result,
+            detail = late => {
+                self.answered(errand, None, began.elapsed());
                 Err(Error::new(Class::TimedOut, tried, detail).at(&self.registry.name))
             }
         }
     }
 
-    async fn exchange_stream(
+    async fn exchange_at_leisure(
         &self,
         http: &reqwest::Client,
         method: Method,
@@ -341,8 +368,7 @@ impl Repository {
         span.record("status", status);
         self.answered(errand, status, began.elapsed());
         let response = response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?;
-        let (stall, errand) = (self.stall(), Errand::aside(0));
-        Ok(Answer { response, url, stall, with_credentials: false, began, errand, _seats: Default::default() })
+        Ok(Answer::new(response, url, began, self.stall(), self.context.cancel.clone()))
     }
 
     /// What a request is for, for those who count.
@@ -417,104 +443,5 @@ impl Repository {
             }
             _ => error,
         }
-    }
-}
-
-impl Answer {
-    pub(crate) fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    pub(crate) fn headers(&self) -> &HeaderMap {
-        self.response.headers()
-    }
-
-    pub(crate) fn url(&self) -> &Url {
-        &self.url
-    }
-
-    pub(crate) fn is_with_credentials(&self) -> bool {
-        self.with_credentials
-    }
-
-    pub(crate) fn errand(&self) -> Errand {
-        self.errand
-    }
-
-    pub(crate) fn text_header(&self, name: impl header::AsHeaderName) -> Option<&str> {
-        self.headers().get(name).and_then(|value| value.to_str().ok())
-    }
-
-    pub(crate) fn content_length(&self) -> Option<u64> {
-        self.text_header(header::CONTENT_LENGTH).and_then(|text| text.trim().parse().ok())
-    }
-
-    /// The next piece of the body; `None` at its end. A stall is an error.
-    pub(crate) async fn chunk(&mut self, tried: &str) -> Result<Option<Bytes>> {
-        match tokio::time::timeout(self.stall, self.response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| transport_error(error, tried)),
-            Err(_) => Err(Error::new(
-                Class::TimedOut,
-                tried,
-                format!("the answer stood still for {}", retry::seconds(self.stall)),
-            )),
-        }
-    }
-
-    /// The whole body, which must not be larger than `limit` bytes.
-    pub(crate) async fn bytes(mut self, limit: usize, tried: &str) -> Result<Bytes> {
-        let too_large = || {
-            Error::new(Class::BadAnswer, tried, format!("the answer is larger than {} MiB", limit.div_ceil(1 << 20)))
-        };
-        if self.content_length().is_some_and(|length| length > limit as u64) {
-            return Err(too_large());
-        }
-        let mut whole = Vec::new();
-        while let Some(chunk) = self.chunk(tried).await? {
-            if whole.len() + chunk.len() > limit {
-                return Err(too_large());
-            }
-            whole.extend_from_slice(&chunk);
-        }
-        Ok(whole.into())
-    }
-
-    /// Reads the little that is left, so that the connection can be used again.
-    pub(crate) async fn drain(mut self) {
-        for _ in 0..16 {
-            match tokio::time::timeout(Duration::from_secs(1), self.response.chunk()).await {
-                Ok(Ok(Some(_))) => {}
-                _ => return,
-            }
-        }
-    }
-
-    /// The error that an answer amounts to.
-    pub(crate) async fn into_error(mut self, tried: &str) -> Error {
-        let status = self.status();
-        let mut body = Vec::new();
-        while body.len() < MAX_ERROR_BYTES {
-            match tokio::time::timeout(Duration::from_secs(5).min(self.stall), self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-                _ => break,
-            }
-        }
-        let said = api_error::parse(self.text_header(header::CONTENT_TYPE), &body);
-        let now = SystemTime::now();
-        let mut wait = self.text_header(header::RETRY_AFTER).and_then(|value| retry_after::parse(value, now));
-        let quota = ratelimit::parse(self.headers(), now);
-        let exhausted = quota.as_ref().is_some_and(ratelimit::Quota::is_exhausted);
-        let class = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
-        if class == Class::RateLimited && wait.is_none() && exhausted {
-            wait = quota.and_then(|quota| quota.reset);
-        }
-        let mut detail = format!("answered {status}");
-        if let Some(code) = &said.code {
-            detail.push_str(&format!(" {code}"));
-        }
-        if !said.message.is_empty() {
-            detail.push_str(&format!(": {}", said.message));
-        }
-        Error::new(class, tried, detail).answered(status.as_u16(), said.code).retry_after(wait)
     }
 }

@@ -10,7 +10,7 @@ use reqwest::Body;
 use url::Url;
 
 use super::transport::{Answer, Outgoing, Payload};
-use super::{Access, Repository, hop, range};
+use super::{Access, Repository, Sent, hop, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, RepositoryName};
 
@@ -35,7 +35,6 @@ pub struct Upload {
 }
 
 /// Bytes to send, and which of the blob's they are.
-#[derive(Debug)]
 pub enum Part {
     /// All of it, in memory; can be sent again.
     Whole(Bytes),
@@ -43,6 +42,8 @@ pub enum Part {
     Stream {
         /// The bytes, exactly `end - offset` of them.
         body: Body,
+        /// How far it is on its way.
+        sent: Box<dyn Fn() -> Sent + Send + Sync>,
         /// The offset of the first.
         offset: u64,
         /// The offset after the last.
@@ -188,31 +189,32 @@ impl Repository {
         let tried = self.writing(&upload.digest);
         match part {
             Part::Whole(bytes) => {
-                self.meter().pass(bytes.len()).await;
+                self.passed(bytes.len(), &tried).await?;
                 let request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .payload(Payload::Bytes(bytes.clone()));
                 let answer = self.send(request).await?;
                 self.tally.sent(bytes.len() as u64);
+                self.context.clock.sent(bytes.len() as u64);
                 self.committed(answer, upload, &tried).await
             }
-            Part::Stream { body, offset, end, last: true } => {
+            Part::Stream { body, sent, offset, end, last: true } => {
                 let mut request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
-                    .payload(Payload::Stream(body));
+                    .payload(Payload::Stream(body, sent));
                 if offset > 0 && end > offset {
                     request = request.header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1));
                 }
                 let answer = self.send(request).await?;
                 self.committed(answer, upload, &tried).await
             }
-            Part::Stream { body, offset, end, last: false } => {
+            Part::Stream { body, sent, offset, end, last: false } => {
                 let request = Outgoing::new(Method::PATCH, upload.location.clone(), &tried)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
                     .header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1))
-                    .payload(Payload::Stream(body));
+                    .payload(Payload::Stream(body, sent));
                 let answer = self.send(request).await?;
                 if !answer.status().is_success() {
                     return Err(self.refusal(answer, &tried).await);
@@ -223,6 +225,17 @@ impl Repository {
                 answer.drain().await;
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until the bandwidth limit lets so many bytes through.
+    async fn passed(&self, bytes: usize, tried: &str) -> Result<()> {
+        let _pause = self.context.clock.pause();
+        let meter = self.meter();
+        tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
+            () = meter.pass(bytes) => Ok(()),
         }
     }
 

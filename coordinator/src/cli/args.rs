@@ -168,7 +168,7 @@ pub(crate) struct SyncArgs {
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
     pub(crate) password_stdin: bool,
-    /// Give up after this time (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    /// Give up when registries were waited for so long (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
     /// Compare both ends, and copy nothing (imgsync 2.1; today --dry-run)
@@ -231,7 +231,7 @@ pub(crate) struct RunArgs {
     /// Repositories that are listed at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
-    /// What one image is given (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
     /// Ask both ends about everything, and push even what is there already
@@ -401,7 +401,7 @@ pub(crate) struct Resumed {
     /// Images that are copied at a time [default: the configuration's, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
-    /// What one image is given (90s, 10m, 1h30m) [default: 10m, and more for large images]
+    /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
@@ -454,7 +454,7 @@ pub(crate) struct Patience {
     /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub(crate) retry_delay: Duration,
-    /// Give up on an answer or a stream in which no byte has come or gone for this long
+    /// Give up on an answer or a stream that stands still, or drips, for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) stall_timeout: Duration,
 }

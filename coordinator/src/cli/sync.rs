@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_common::batch::ForeignLayers;
@@ -14,7 +13,7 @@ use imgsync_common::registry::credentials::{Credential, Environment};
 use imgsync_common::registry::{Client, ClientSettings, Context, Traffic};
 use imgsync_common::retry::{Policy, seconds};
 use imgsync_common::secret::Secret;
-use imgsync_worker::copy::{Copier, Done, Job, Limits, Location, Moved, Open, Outcome, Platforms, Survey};
+use imgsync_worker::copy::{CLEAN_UP, Copier, Done, Job, Limits, Location, Moved, Open, Outcome, Platforms, Survey};
 use serde::Serialize;
 
 use super::args::{Global, SyncArgs};
@@ -188,7 +187,7 @@ async fn work(
 /// Uploads are cancelled at the target for as long as this after Ctrl-C; then we leave.
 async fn too_long_after(context: &Context) {
     context.cancel.cancelled().await;
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(CLEAN_UP).await;
 }
 
 /// Where to copy it: what was typed, or the source's flat name below the user at Docker Hub. The user and password that

@@ -20,6 +20,7 @@ mod blobs;
 mod content;
 mod create;
 mod habits;
+mod head;
 mod listing;
 mod manifests;
 mod options;

@@ -26,6 +26,7 @@ struct Pump {
     corrupt: Option<u64>,
     stall: Option<u64>,
     cut: Option<u64>,
+    drip: Option<(u64, Duration)>,
     pace: Option<u64>,
     connection: CancellationToken,
     in_flight: Option<InFlight>,
@@ -41,12 +42,14 @@ pub(super) fn send(
     connection: CancellationToken,
     in_flight: InFlight,
 ) -> Response<Body> {
-    let (mut corrupt, mut stall, mut cut, mut pace, mut announced) = (None, None, None, None, true);
+    let (mut corrupt, mut stall, mut cut, mut drip) = (None, None, None, None);
+    let (mut pace, mut announced) = (None, true);
     let mut removed = Vec::new();
     for action in actions {
         match action {
             Action::Corrupt { at } => corrupt = Some(*at),
             Action::StallAfter { bytes } => stall = Some(*bytes),
+            Action::Drip { after, every } => drip = Some((*after, *every)),
             Action::CutAfter { bytes } => cut = Some(*bytes),
             Action::Throttle { bytes_per_second } => pace = Some(*bytes_per_second),
             Action::Truncate { to } => answer.body = truncate(answer.body, *to),
@@ -81,6 +84,7 @@ pub(super) fn send(
             corrupt,
             stall,
             cut,
+            drip,
             pace,
             connection,
             in_flight: Some(in_flight),
@@ -115,7 +119,16 @@ impl Pump {
         let limit = self.cut.unwrap_or(u64::MAX).min(self.stall.unwrap_or(u64::MAX)).min(self.payload.len());
         // A tenth of a second's worth at a time keeps a slow body smooth.
         let piece = self.pace.map_or(PIECE, |pace| PIECE.min(pace / 10).max(1));
-        let end = limit.min(self.at + piece);
+        let mut end = limit.min(self.at + piece);
+        if let Some((after, every)) = self.drip {
+            end = match self.at < after {
+                true => end.min(after),
+                false => end.min(self.at + 1),
+            };
+            if self.at >= after {
+                tokio::time::sleep(every).await;
+            }
+        }
         if end <= self.at {
             self.inner.log.note(self.n, |record| record.done = true);
             return None;

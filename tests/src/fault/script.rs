@@ -109,6 +109,20 @@ pub enum Action {
         /// Bytes that are sent.
         bytes: u64,
     },
+    /// After so many bytes, the answer's body comes one byte at a time.
+    Drip {
+        /// Bytes that are sent before.
+        after: u64,
+        /// The time between two bytes.
+        every: Duration,
+    },
+    /// The answer's head, and all that follows it on the connection, comes one byte at a time.
+    DripHead {
+        /// The time between two bytes.
+        every: Duration,
+    },
+    /// The answer's head goes on and on. HTTP/1.1 only.
+    EndlessHead,
     /// The connection is closed after so many bytes of the answer's body.
     CutAfter {
         /// Bytes that are sent.
@@ -127,6 +141,13 @@ pub enum Action {
     StallUploadAfter {
         /// Bytes that are read.
         bytes: u64,
+    },
+    /// After so many bytes, the request's body is read one byte at a time.
+    DripUpload {
+        /// Bytes that are read before.
+        after: u64,
+        /// The time between two bytes.
+        every: Duration,
     },
     /// An answer before the request's body has ended.
     AnswerUploadEarly {

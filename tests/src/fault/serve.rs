@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Payload};
+use super::head::{self, Spoilt, Writes};
 use super::record::Record;
 use super::route::{Kind, Route, route};
 use super::script::{Action, actions_for};
@@ -67,23 +68,25 @@ where
 {
     let http1_only = inner.options.http1_only;
     let title_case = inner.options.habits.title_case;
+    let writes = Writes::default();
+    let of_answers = writes.clone();
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (inner, connection) = (Arc::clone(&inner), connection.clone());
-        async move { Ok::<_, std::convert::Infallible>(respond(inner, request.map(Body::new), remote, connection).await) }
+        let (inner, ends) = (Arc::clone(&inner), (connection.clone(), of_answers.clone()));
+        async move { Ok::<_, std::convert::Infallible>(respond(inner, request.map(Body::new), remote, ends).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().max_buf_size(64 * 1024).title_case_headers(title_case);
     if http1_only {
         builder = builder.http1_only();
     }
-    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    let _ = builder.serve_connection(TokioIo::new(head::Connection::new(stream, writes)), service).await;
 }
 
 async fn respond(
     inner: Arc<Inner>,
     request: Request<Body>,
     remote: SocketAddr,
-    connection: CancellationToken,
+    (connection, writes): (CancellationToken, Writes),
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -126,6 +129,13 @@ async fn respond(
     };
     if actions.iter().any(|action| matches!(action, Action::CutInsteadOfAnswer)) {
         return cut(&connection).await;
+    }
+    for action in &actions {
+        match action {
+            Action::DripHead { every } => writes.spoil(Spoilt::Drip(*every)),
+            Action::EndlessHead => writes.spoil(Spoilt::Endless),
+            _ => {}
+        }
     }
     habits::spoil(&inner, &record, &answer, &mut actions);
     pump::send(&inner, record.n, record.method == "HEAD", answer, &actions, connection, in_flight)

@@ -23,6 +23,7 @@ pub(super) struct Incoming {
     cut: Option<u64>,
     stall: Option<u64>,
     early: Option<(u64, u16)>,
+    drip: Option<(u64, Duration)>,
     pace: Option<u64>,
 }
 
@@ -38,11 +39,12 @@ pub(super) enum Broken {
 
 impl Incoming {
     pub(super) fn new(inner: &Arc<Inner>, record: &Record, body: Body, actions: &[Action]) -> Self {
-        let (mut cut, mut stall, mut early, mut pace) = (None, None, None, None);
+        let (mut cut, mut stall, mut early, mut drip, mut pace) = (None, None, None, None, None);
         for action in actions {
             match action {
                 Action::CutUploadAfter { bytes } => cut = Some(*bytes),
                 Action::StallUploadAfter { bytes } => stall = Some(*bytes),
+                Action::DripUpload { after, every } => drip = Some((*after, *every)),
                 Action::AnswerUploadEarly { after, status } => early = Some((*after, *status)),
                 Action::Throttle { bytes_per_second } => pace = Some(*bytes_per_second),
                 _ => {}
@@ -62,6 +64,7 @@ impl Incoming {
             cut,
             stall,
             early,
+            drip,
             pace,
         }
     }
@@ -87,6 +90,15 @@ impl Incoming {
         let early = self.early.map(|(after, _)| after);
         let limit = [self.cut, self.stall, early].into_iter().flatten().min().map_or(u64::MAX, |limit| limit - self.at);
         let limit = limit.min(self.pace.map_or(u64::MAX, |pace| (pace / 10).max(1)));
+        let dripping = self.drip.filter(|(after, _)| self.at >= *after).map(|(_, every)| every);
+        let limit = match (self.drip, dripping) {
+            (_, Some(every)) => {
+                tokio::time::sleep(every).await;
+                limit.min(1)
+            }
+            (Some((after, _)), None) => limit.min(after - self.at),
+            (None, None) => limit,
+        };
         let piece = self.rest.split_to(limit.min(self.rest.len() as u64) as usize);
         self.at += piece.len() as u64;
         self.inner.log.note(self.n, |record| {

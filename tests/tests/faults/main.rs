@@ -8,3 +8,4 @@ mod memory;
 mod resume;
 mod security;
 mod stalls;
+mod waits;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error};
 use imgsync_common::image::Digest;
-use imgsync_common::registry::{Access, ClientSettings, Part, Repository, Started};
+use imgsync_common::registry::{Access, ClientSettings, Part, Repository, Sent, Started};
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind};
 
 use super::client::{LOGIN, client, repository, settings};
@@ -26,7 +26,9 @@ async fn upload(repository: &Repository, wait: Duration) -> Result<(), Error> {
     let Started::Session(mut session) = repository.upload_start(&digest, None).await? else { panic!("no session") };
     tokio::time::sleep(wait).await;
     let end = bytes.len() as u64;
-    repository.upload_send(&mut session, Part::Stream { body: bytes.into(), offset: 0, end, last: true }).await
+    let sent = Box::new(move || Sent { bytes: end, is_all: true, is_held_back: false });
+    let part = Part::Stream { body: bytes.into(), sent, offset: 0, end, last: true };
+    repository.upload_send(&mut session, part).await
 }
 
 #[tokio::test]

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
 use imgsync_common::image::{Descriptor, Digest, RepositoryName};
 use imgsync_common::registry::{Context, Part, Repository, Started, Upload};
-use imgsync_common::retry::{self, Retry};
+use imgsync_common::retry::Retry;
 use tokio_util::sync::CancellationToken;
 
 use super::ends::Target;
@@ -21,8 +21,6 @@ use super::walk::Walk;
 const LATE_SESSION: Duration = Duration::from_millis(200);
 /// Blobs up to this size are held in memory, in bytes.
 const SMALL: u64 = 1 << 20;
-/// A registry that checks or moves what it was sent is given time for it, at this rate in bytes a second.
-const SLOWEST_COMMIT: u64 = 20 << 20;
 /// The size of PATCHes for a registry that does not take a blob in one piece.
 const CHUNK: u64 = 16 << 20;
 
@@ -40,7 +38,8 @@ impl Walk {
             let _ = self.present.set(blob.digest.clone());
             return Ok(self.arrived(blob, Arrival::Reused));
         }
-        // Whoever else wants it waits here, holding nothing, and then finds it known.
+        // Whoever else wants it waits here, holding nothing, and then finds it known. Who moves it has a deadline.
+        let waiting = self.context.clock.pause();
         let _flight = tokio::select! {
             flight = self.known.flight(registry, &blob.digest) => flight,
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
@@ -54,6 +53,7 @@ impl Walk {
             true => self.known.hold(registry, &blob.digest, &self.context.cancel).await,
             false => None,
         };
+        drop(waiting);
         let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
         self.known.learn_blob(registry, name, &blob.digest).await;
         let _ = self.present.set(blob.digest.clone());
@@ -228,8 +228,7 @@ impl Walk {
                     Begun::Session(session) => session,
                 },
             };
-            let sent = target.upload_send(&mut upload, Part::Whole(bytes.clone()));
-            let sent = within(target.stall(), &blob.digest, sent).await;
+            let sent = target.upload_send(&mut upload, Part::Whole(bytes.clone())).await;
             let Err(error) = sent else { return Ok(Arrival::Copied) };
             let error = session_lost(error, &mut sessions_lost);
             target.upload_cancel(upload).await;
@@ -284,10 +283,10 @@ impl Walk {
         moved: Arc<AtomicU64>,
     ) -> Result<Arrival> {
         let share = match &self.together {
-            Some(member) => member.share(blob, (&self.source, &self.source_tally), &self.context.cancel).await,
+            Some(member) => member.share(blob, (&self.source, &self.source_tally), &self.context).await,
             None => None,
         };
-        let feed = Feed::new(&self.source, &self.source_tally, blob, moved).sharing(share).await;
+        let feed = Feed::new(&self.source, &self.source_tally, blob, moved, &self.context.clock).sharing(share).await;
         let mut state = Sending {
             retry: target.retry(),
             chunk: target.chunk(),
@@ -328,7 +327,7 @@ impl Walk {
                     break;
                 }
                 let end = (offset + chunk).min(blob.size);
-                self.send_part(target, feed, blob, upload, (end, false)).await?;
+                self.send_part(target, feed, upload, (end, false)).await?;
                 if feed.gauge().handed() < end {
                     let detail = "the target answered before it had all of a chunk";
                     return Err(Error::new(Class::ServerError, self.writing(blob), detail));
@@ -337,49 +336,22 @@ impl Walk {
                 state.retry.progressed();
             }
         }
-        self.send_part(target, feed, blob, upload, (blob.size, true)).await
+        self.send_part(target, feed, upload, (blob.size, true)).await
     }
 
     async fn send_part(
         &self,
         target: &Repository,
         feed: &Feed,
-        blob: &Descriptor,
         upload: &mut Upload,
         (end, last): (u64, bool),
     ) -> Result<()> {
         let offset = feed.gauge().handed();
-        let part = Part::Stream { body: feed.body(end, target.meter()).await, offset, end, last };
-        let sending = target.upload_send(upload, part);
-        tokio::pin!(sending);
-        let result = tokio::select! {
-            result = &mut sending => result,
-            error = self.stalled(target, feed, blob, end) => Err(error),
-        };
+        let sent = Box::new(feed.progress(end));
+        let part = Part::Stream { body: feed.body(end, target.meter()).await, sent, offset, end, last };
+        let result = target.upload_send(upload, part).await;
         target.tally().sent(feed.gauge().handed() - offset);
         result
-    }
-
-    /// Returns when the target has taken no byte, or has not answered after the last one, for too long.
-    async fn stalled(&self, target: &Repository, feed: &Feed, blob: &Descriptor, end: u64) -> Error {
-        let stall = target.stall();
-        let commit = stall + Duration::from_secs(blob.size / SLOWEST_COMMIT);
-        let (mut pieces, mut since) = (feed.gauge().pieces(), Instant::now());
-        loop {
-            tokio::time::sleep(stall / 20).await;
-            let gauge = feed.gauge();
-            if gauge.pieces() != pieces || gauge.waiting_for_source() {
-                (pieces, since) = (gauge.pieces(), Instant::now());
-            }
-            let (limit, what) = match gauge.handed() >= end {
-                true => (commit, "the target did not answer after the last byte"),
-                false => (stall, "the target took no byte"),
-            };
-            if since.elapsed() >= limit {
-                let detail = format!("{what} for {}", retry::seconds(limit));
-                return Error::new(Class::TimedOut, self.writing(blob), detail);
-            }
-        }
     }
 
     /// After a failure: goes on with the session from what it holds, or begins another, or gives up.
@@ -484,11 +456,4 @@ fn session_lost(error: Error, lost: &mut u32) -> Error {
         }
         _ => error,
     }
-}
-
-async fn within(limit: Duration, digest: &Digest, work: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        let detail = format!("no answer within {}", retry::seconds(limit));
-        Err(Error::new(Class::TimedOut, format!("writing blob {digest}"), detail))
-    })
 }

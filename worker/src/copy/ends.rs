@@ -11,6 +11,8 @@ use imgsync_common::registry::{
     self, Access, Client, Context, FallbackTag, Head, ManifestPut, ManifestRef, Repository, Tally,
 };
 use imgsync_common::retry::{Budget, Policy, Retry};
+use imgsync_common::wait::WaitClock;
+use tokio_util::sync::CancellationToken;
 
 use super::Job;
 use super::together::Share;
@@ -160,7 +162,7 @@ impl Ends {
                     (None, Location::Layout(source)) => source.repository(),
                     _ => None,
                 });
-                Target::Layout(Layout::open_or_create(&image.dir).await?.repository(name))
+                Target::Layout(Layout::open_or_create_in(&image.dir, context).await?.repository(name))
             }
         };
         let wants_tag = match target {
@@ -196,6 +198,17 @@ impl Source {
         match self {
             Source::Registry(repository) => Source::Registry(repository.within(context)),
             Source::Layout(repository) => Source::Layout(repository.clone()),
+        }
+    }
+
+    /// The same source, read on behalf of several: until this token is cancelled, and by this clock.
+    pub(crate) fn on_behalf_of(&self, cancel: &CancellationToken, clock: &WaitClock) -> Source {
+        match self {
+            Source::Registry(repository) => {
+                let context = repository.context().clone();
+                self.within(&Context { cancel: cancel.clone(), clock: clock.clone(), ..context })
+            }
+            Source::Layout(_) => self.clone(),
         }
     }
 

@@ -4,15 +4,16 @@
 //! makes the feed go back to what the target holds: the state of the hash was kept at intervals, so that all bytes that
 //! are sent are hashed, and none twice. The last bytes are held back until the hash of the whole is right.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Hasher};
-use imgsync_common::registry::{Meter, Tally};
+use imgsync_common::registry::{Meter, Sent, Tally};
 use imgsync_common::retry::Retry;
+use imgsync_common::wait::{ClockPause, WaitClock};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,7 @@ const SNAPSHOT_INTERVAL: u64 = 1 << 20;
 pub(crate) struct Feed {
     state: Arc<Mutex<State>>,
     gauge: Arc<Gauge>,
+    clock: WaitClock,
     /// Ends the body that was made last.
     abort: Arc<std::sync::Mutex<CancellationToken>>,
 }
@@ -37,10 +39,12 @@ pub(crate) struct Feed {
 /// What can be seen of a feed from outside while a body is being sent.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge {
-    /// Grows with every piece that was handed out.
-    pieces: AtomicU64,
+    /// Bytes that were handed out, those that were handed out again included.
+    taken: AtomicU64,
     /// Whether it is the source that is waited for.
     waiting_for_source: AtomicBool,
+    /// How many bodies wait for the bandwidth limit.
+    throttled: AtomicUsize,
     /// The offset after the last byte that was handed out.
     handed: Arc<AtomicU64>,
 }
@@ -90,9 +94,31 @@ impl Drop for Waiting {
     }
 }
 
+/// Says that a body waits for the bandwidth limit, for as long as it does.
+struct Throttled(Arc<Gauge>, #[expect(dead_code, reason = "held until dropped")] ClockPause);
+
+impl Throttled {
+    fn begin(gauge: &Arc<Gauge>, clock: &WaitClock) -> Throttled {
+        gauge.throttled.fetch_add(1, Ordering::Relaxed);
+        Throttled(gauge.clone(), clock.pause())
+    }
+}
+
+impl Drop for Throttled {
+    fn drop(&mut self) {
+        self.0.throttled.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Feed {
     /// A feed at the beginning of a blob. `handed` shows how far it is.
-    pub(crate) fn new(source: &Source, tally: &Arc<Tally>, blob: &Descriptor, handed: Arc<AtomicU64>) -> Feed {
+    pub(crate) fn new(
+        source: &Source,
+        tally: &Arc<Tally>,
+        blob: &Descriptor,
+        handed: Arc<AtomicU64>,
+        clock: &WaitClock,
+    ) -> Feed {
         let gauge = Arc::new(Gauge { handed, ..Gauge::default() });
         let hasher = Hasher::new(blob.digest.algorithm());
         let abort = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
@@ -116,6 +142,7 @@ impl Feed {
                 abort: abort.clone(),
             })),
             gauge,
+            clock: clock.clone(),
             abort,
         }
     }
@@ -139,9 +166,11 @@ impl Feed {
     ) -> impl Stream<Item = std::result::Result<Bytes, Ended>> + Send + use<> {
         let abort = self.locked().await.renew();
         let state = self.state.clone();
-        let begin = (state, abort, meter, None::<tokio::time::Instant>);
-        futures_util::stream::try_unfold(begin, move |(shared, abort, meter, more_at)| async move {
+        let (gauge, clock) = (self.gauge.clone(), self.clock.clone());
+        let begin = (state, abort, meter, (gauge, clock), None::<tokio::time::Instant>);
+        futures_util::stream::try_unfold(begin, move |(shared, abort, meter, (gauge, clock), more_at)| async move {
             if let Some(until) = more_at {
+                let _throttled = Throttled::begin(&gauge, &clock);
                 tokio::select! {
                     biased;
                     () = abort.cancelled() => return Err(Ended),
@@ -161,8 +190,9 @@ impl Feed {
             };
             match next {
                 Ok(Some(piece)) => {
+                    clock.sent(piece.len() as u64);
                     let more_at = meter.note(piece.len());
-                    Ok(Some((piece, (shared, abort, meter, more_at))))
+                    Ok(Some((piece, (shared, abort, meter, (gauge, clock), more_at))))
                 }
                 Ok(None) => Ok(None),
                 Err(error) => {
@@ -201,16 +231,21 @@ impl Feed {
     pub(crate) fn gauge(&self) -> &Gauge {
         &self.gauge
     }
+
+    /// Tells how far a body that ends before `end` is on its way.
+    pub(crate) fn progress(&self, end: u64) -> impl Fn() -> Sent + Send + Sync + use<> {
+        let gauge = self.gauge.clone();
+        move || Sent {
+            bytes: gauge.taken.load(Ordering::Relaxed),
+            is_all: gauge.handed() >= end,
+            is_held_back: gauge.waiting_for_source() || gauge.throttled.load(Ordering::Relaxed) > 0,
+        }
+    }
 }
 
 impl Gauge {
-    /// Grows while the target takes bytes.
-    pub(crate) fn pieces(&self) -> u64 {
-        self.pieces.load(Ordering::Relaxed)
-    }
-
     /// Whether it is the source that is waited for.
-    pub(crate) fn waiting_for_source(&self) -> bool {
+    fn waiting_for_source(&self) -> bool {
         self.waiting_for_source.load(Ordering::Relaxed)
     }
 
@@ -241,7 +276,7 @@ impl State {
         let piece = self.pending.split_to(length);
         self.handed += length as u64;
         self.gauge.handed.store(self.handed, Ordering::Relaxed);
-        self.gauge.pieces.fetch_add(1, Ordering::Relaxed);
+        self.gauge.taken.fetch_add(length as u64, Ordering::Relaxed);
         Ok(Some(piece))
     }
 
@@ -382,7 +417,7 @@ mod tests {
         let source = client.repository(&registry, &"a".parse().unwrap(), Access::Pull, &context, &tally).unwrap();
         let bytes: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
         let blob = Descriptor::new(MediaType::new("application/octet-stream"), Digest::sha256(&bytes), SIZE);
-        (Feed::new(&Source::Registry(source), &tally, &blob, Arc::default()), listener, bytes)
+        (Feed::new(&Source::Registry(source), &tally, &blob, Arc::default(), &context.clock), listener, bytes)
     }
 
     /// Takes a request, and answers with these bytes of the blob from `from` on.

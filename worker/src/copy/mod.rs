@@ -27,6 +27,7 @@ use imgsync_common::image::{Digest, RegistryName, Tag};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
+use imgsync_common::wait::{WaitClock, WaitCredit};
 
 pub use ends::Location;
 pub use inspect::{Inspected, InspectedBlob, inspect};
@@ -43,8 +44,15 @@ use self::known::Known;
 use self::together::Together;
 use self::walk::Walk;
 
-/// The slowest line on which an image is still waited for when no time limit was given, in bytes a second.
-const SLOWEST_RATE: u64 = 64 << 10;
+/// The slowest line on which an image has more time than its limit, in bytes a second. The images that are being copied
+/// share it. Only bytes that really flow count, whatever a manifest claims.
+pub(crate) const MIN_COPY_RATE: u64 = 64 << 10;
+/// A target may be silent while it checks what it was sent, for one second for so many bytes.
+const MIN_COMMIT_RATE: u64 = 20 << 20;
+/// How often the deadline of an image looks at the bytes that flowed.
+const DEADLINE_TICK: Duration = Duration::from_secs(1);
+/// How long uploads are cancelled at the target after the image was given up.
+pub const CLEAN_UP: Duration = Duration::from_millis(800);
 
 /// The retries that a context has of itself; more blobs in flight than half of them have two each.
 const RETRIES: u32 = 20;
@@ -54,9 +62,9 @@ const RETRIES: u32 = 20;
 pub struct Limits {
     /// Blobs of one image in flight at once.
     pub blobs: usize,
-    /// What an image is given at the least; more where it is large.
+    /// How long registries may be waited for; longer while bytes flow.
     pub time: Duration,
-    /// Whether `time` is all it gets, however large it is.
+    /// Whether `time` is all it gets, whatever flows.
     pub time_is_exact: bool,
 }
 
@@ -151,6 +159,8 @@ pub struct Copier {
     limits: Limits,
     known: Arc<Known>,
     together: Arc<Together>,
+    /// How many images are being copied, which share the line.
+    in_flight: Arc<AtomicU64>,
 }
 
 /// What is counted while an image is copied.
@@ -161,8 +171,6 @@ pub(crate) struct Sums {
     manifests: AtomicU64,
     referrers: AtomicU64,
     companions: Mutex<Vec<(Tag, Digest)>>,
-    /// Bytes of all blobs that are known to belong to the image so far.
-    expected: AtomicU64,
 }
 
 impl Sums {
@@ -181,7 +189,7 @@ impl Sums {
 impl Copier {
     /// A copier that knows nothing yet.
     pub fn new(client: Client, limits: Limits) -> Copier {
-        Copier { client, limits, known: Arc::default(), together: Arc::default() }
+        Copier { client, limits, known: Arc::default(), together: Arc::default(), in_flight: Arc::default() }
     }
 
     /// The same, which shares with other processes what is known of blobs at the targets.
@@ -239,7 +247,7 @@ impl Copier {
         let started = Instant::now();
         let what = || format!("copying {} to {}", job.source, job.target);
         let End { outcome, digest, source_digest, referrers_asked, tag_put } =
-            self.in_time(started, sums, context, what, work).await?;
+            self.in_time(context, what, work).await?;
         Ok(Done {
             outcome,
             digest,
@@ -263,17 +271,16 @@ impl Copier {
         let ends = Ends::open(&self.client, job, &inner).await?;
         let work = survey::survey(job, &ends, &inner);
         let what = || format!("comparing {} with {}", job.source, job.target);
-        self.in_time(Instant::now(), &Arc::default(), &inner, what, work).await
+        self.in_time(&inner, what, work).await
     }
 
     /// Whether the target has what the source has, found out by reading alone, within the time that a copy has.
     pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
         let inner = self.inner(context);
-        let sums = Arc::new(Sums::default());
         let ends = Ends::open(&self.client, job, &inner).await?;
-        let work = Box::pin(verify::verify(job, &ends, check, (self.limits.blobs, &sums), &inner));
+        let work = Box::pin(verify::verify(job, &ends, check, self.limits.blobs, &inner));
         let what = || format!("comparing {} with {}", job.source, job.target);
-        self.in_time(Instant::now(), &sums, &inner, what, work).await
+        self.in_time(&inner, what, work).await
     }
 
     /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all
@@ -284,29 +291,31 @@ impl Copier {
             retries if retries <= RETRIES => context.budget.clone(),
             retries => Budget::new(retries),
         };
-        Context { budget, ..context.child() }
+        Context { budget, clock: WaitClock::default(), ..context.child() }
     }
 
-    /// Does it, unless it takes longer than it may.
+    /// Does it, unless it takes longer than it may. Once it is cancelled, it has a moment to clean up.
     async fn in_time<T>(
         &self,
-        started: Instant,
-        sums: &Arc<Sums>,
         context: &Context,
         what: impl Fn() -> String,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let late = Arc::new(AtomicBool::new(false));
-        let watch = self.deadline(started, sums.clone(), context.clone(), late.clone());
-        let (result, ()) = tokio::join!(
-            async {
-                let result = work.await;
-                // Ends the watch too.
-                context.cancel.cancel();
-                result
-            },
-            watch
-        );
+        let started = Instant::now();
+        let late = AtomicBool::new(false);
+        let _in_flight = InFlight::begin(&self.in_flight);
+        let abandoned = async {
+            context.cancel.cancelled().await;
+            tokio::time::sleep(CLEAN_UP).await;
+        };
+        let result = tokio::select! {
+            biased;
+            result = work => result,
+            () = self.deadline(context, &late) => Err(Error::cancelled(what())),
+            () = abandoned => Err(Error::cancelled(what())),
+        };
+        // What still runs on behalf of this image ends too.
+        context.cancel.cancel();
         match result {
             Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
                 let detail = format!("not done within {}", retry::seconds(started.elapsed()));
@@ -395,24 +404,42 @@ impl Copier {
         })
     }
 
-    /// Cancels the copy when its time is over. The time grows with what the image is found to hold.
-    async fn deadline(&self, started: Instant, sums: Arc<Sums>, context: Context, late: Arc<AtomicBool>) {
-        loop {
-            let mut allowed = self.limits.time;
-            if !self.limits.time_is_exact {
-                allowed += Duration::from_secs(sums.expected.load(Ordering::Relaxed) / SLOWEST_RATE);
-            }
-            let left = allowed.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                late.store(true, Ordering::Relaxed);
-                context.cancel.cancel();
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(left) => {}
-                () = context.cancel.cancelled() => return,
-            }
+    /// Cancels the copy when registries were waited for too long, and returns when it had its time to clean up. Bytes that
+    /// flow give it more time; what a manifest claims does not, nor does time count in which imgsync holds itself back.
+    async fn deadline(&self, context: &Context, late: &AtomicBool) {
+        let clock = &context.clock;
+        let mut credit = WaitCredit::new(self.limits.time, MIN_COPY_RATE);
+        let (mut at, mut paused, mut flowed) = (Instant::now(), clock.paused(), clock.flowed());
+        while !credit.is_spent() {
+            let tick = credit.left().clamp(Duration::from_millis(10), DEADLINE_TICK);
+            tokio::time::sleep(tick).await;
+            let (now, paused_now, flowed_now) = (Instant::now(), clock.paused(), clock.flowed());
+            let waited = (now - at).saturating_sub(paused_now.saturating_sub(paused));
+            let bytes = if self.limits.time_is_exact { 0 } else { flowed_now - flowed };
+            let sharing = self.in_flight.load(Ordering::Relaxed).max(1);
+            credit.raise(Duration::from_secs_f64(bytes as f64 / MIN_COMMIT_RATE as f64));
+            credit.record(waited, bytes.saturating_mul(sharing));
+            (at, paused, flowed) = (now, paused_now, flowed_now);
         }
+        late.store(true, Ordering::Relaxed);
+        context.cancel.cancel();
+        tokio::time::sleep(CLEAN_UP).await;
+    }
+}
+
+/// Counts an image that is being copied, until it is dropped.
+struct InFlight<'a>(&'a AtomicU64);
+
+impl InFlight<'_> {
+    fn begin(count: &AtomicU64) -> InFlight<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -69,6 +69,7 @@ impl Walk {
             let _ = chunk.split_to(skipped);
             skip -= skipped as u64;
             if !chunk.is_empty() {
+                self.context.clock.sent(chunk.len() as u64);
                 writer.write(chunk).await?;
                 retry.progressed();
                 moved.store(writer.offset(), Ordering::Relaxed);

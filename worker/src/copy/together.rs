@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Digest, RegistryName};
-use imgsync_common::registry::Tally;
+use imgsync_common::registry::{Context, Tally};
+use imgsync_common::wait::WaitClock;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, OnceCell, mpsc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ends::Source;
 
@@ -44,6 +45,9 @@ struct Group {
     began: Instant,
     state: Mutex<State>,
     changed: Notify,
+    /// Ends what is read for members when all of them are gone.
+    _ends: DropGuard,
+    cancel: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -84,12 +88,20 @@ pub struct Member {
 
 /// A blob's bytes, as another reads them.
 #[derive(Debug)]
-pub(crate) struct Share(mpsc::Receiver<Bytes>);
+pub(crate) struct Share {
+    pieces: mpsc::Receiver<Bytes>,
+    /// Of the reader, which the bandwidth limit may hold back.
+    reader: WaitClock,
+    own: WaitClock,
+}
 
 impl Share {
     /// The next bytes; `None` at the end, or where it goes on without us.
     pub(crate) async fn chunk(&mut self) -> Option<Bytes> {
-        self.0.recv().await
+        let before = self.reader.paused();
+        let piece = self.pieces.recv().await;
+        self.own.leave_out(self.reader.paused().saturating_sub(before));
+        piece
     }
 }
 
@@ -99,7 +111,14 @@ impl Together {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| group.strong_count() > 0);
         let group = groups.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let group = Arc::new(Group { began: Instant::now(), state: Mutex::default(), changed: Notify::new() });
+            let cancel = CancellationToken::new();
+            let group = Arc::new(Group {
+                began: Instant::now(),
+                state: Mutex::default(),
+                changed: Notify::new(),
+                _ends: cancel.clone().drop_guard(),
+                cancel,
+            });
             groups.insert(name.to_owned(), Arc::downgrade(&group));
             group
         });
@@ -146,7 +165,7 @@ impl Member {
         &self,
         blob: &Descriptor,
         (source, tally): (&Source, &Arc<Tally>),
-        cancel: &CancellationToken,
+        context: &Context,
     ) -> Option<Share> {
         let deadline = Instant::now() + AT_A_BLOB;
         {
@@ -165,13 +184,13 @@ impl Member {
             let mut changed = std::pin::pin!(self.group.changed.notified());
             changed.as_mut().enable();
             let until = match self.look(blob, (source, tally), deadline) {
-                Ok(share) => return share,
+                Ok(share) => return share.map(|share| Share { own: context.clock.clone(), ..share }),
                 Err(until) => until,
             };
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep_until(until) => {}
-                () = cancel.cancelled() => {
+                () = context.cancel.cancelled() => {
                     let mut state = self.group.state();
                     if let Some(meeting) = state.meetings.get_mut(&blob.digest) {
                         meeting.here.retain(|id| *id != self.id);
@@ -218,12 +237,15 @@ impl Member {
         let mut handed = HashMap::new();
         if meeting.here.len() > 1 {
             let mut lines = Vec::new();
+            // Of the one whose source this is, the others' reading does not depend: neither on its end, nor on its time.
+            let reader = WaitClock::default();
             for id in &meeting.here {
-                let (line, share) = mpsc::channel(PIECES);
+                let (line, pieces) = mpsc::channel(PIECES);
                 lines.push(Line { line, stood_still: Duration::ZERO });
-                handed.insert(*id, Share(share));
+                handed.insert(*id, Share { pieces, reader: reader.clone(), own: WaitClock::default() });
             }
-            tokio::spawn(read_for(lines, source.clone(), tally.clone(), blob.clone()));
+            let source = source.on_behalf_of(&self.group.cancel, &reader);
+            tokio::spawn(read_for(lines, source, tally.clone(), blob.clone()));
         }
         let own = handed.remove(&self.id);
         meeting.handed = Some(handed);

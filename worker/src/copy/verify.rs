@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::choose::{Chosen, choose};
 use super::ends::{Ends, Source, Target};
 use super::find::missing;
-use super::{Job, Platforms, Sums};
+use super::{Job, Platforms};
 
 /// What cosign's tags end with.
 const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
@@ -153,7 +153,7 @@ pub(super) async fn verify(
     job: &Job,
     ends: &Ends,
     check: &Check,
-    (at_once, sums): (usize, &Sums),
+    at_once: usize,
     context: &Context,
 ) -> Result<Verified> {
     let Expected { source: source_digest, digest, only } = expected(job, ends).await?;
@@ -179,13 +179,9 @@ pub(super) async fn verify(
             }
             look.manifest(next, &mut open).await?;
         }
-        let bytes: u64 = look.blobs.values().map(|(blob, _)| blob.size).sum();
-        if check.deep {
-            sums.expected.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
-        }
         let blobs: Vec<(Descriptor, String)> = look.blobs.values().cloned().collect();
         let mut found = futures_util::stream::iter(blobs)
-            .map(|(blob, of)| async move { blob_differs(&ends.target, &blob, &of, check.deep).await })
+            .map(|(blob, of)| async move { blob_differs(&ends.target, &blob, &of, check.deep, context).await })
             .buffer_unordered(at_once.max(1));
         while let Some(finding) = found.next().await {
             look.findings.extend(finding?);
@@ -388,7 +384,13 @@ pub(super) async fn source_referrers(source: &Source, digest: &Digest) -> Result
 }
 
 /// What is wrong with a blob of the target.
-async fn blob_differs(target: &Target, blob: &Descriptor, of: &str, deep: bool) -> Result<Option<Finding>> {
+async fn blob_differs(
+    target: &Target,
+    blob: &Descriptor,
+    of: &str,
+    deep: bool,
+    context: &Context,
+) -> Result<Option<Finding>> {
     let finding = |kind, how: &str| {
         let detail = format!("blob {} of {of} {how}", blob.digest);
         Ok(Some(Finding { kind, digest: blob.digest.clone(), detail: printable(&detail).into_owned() }))
@@ -399,7 +401,7 @@ async fn blob_differs(target: &Target, blob: &Descriptor, of: &str, deep: bool) 
             false => finding(Kind::MissingBlob, "is not there"),
         };
     }
-    match read_blob(target, blob).await {
+    match read_blob(target, blob, context).await {
         Ok(found) if found == blob.digest => Ok(None),
         Ok(found) => finding(Kind::CorruptBlob, &format!("has other bytes there: they are {found}")),
         Err(error) if error.class() == Class::NotFound => finding(Kind::MissingBlob, "is not there"),
@@ -411,12 +413,13 @@ async fn blob_differs(target: &Target, blob: &Descriptor, of: &str, deep: bool) 
 }
 
 /// What a blob's bytes hash to. A line that breaks is tried again from the beginning.
-async fn read_blob(target: &Target, blob: &Descriptor) -> Result<Digest> {
+async fn read_blob(target: &Target, blob: &Descriptor, context: &Context) -> Result<Digest> {
     match target {
         Target::Layout(repository) => {
             let mut stream = repository.layout().blob_open(blob, 0).await?.stream;
             let mut hasher = Hasher::new(blob.digest.algorithm());
             while let Some(chunk) = stream.chunk().await? {
+                context.clock.received(chunk.len() as u64);
                 hasher.update(&chunk);
             }
             Ok(hasher.finish())

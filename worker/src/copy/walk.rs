@@ -294,7 +294,6 @@ impl Walk {
             blobs += 1;
             blob_bytes += blob.size;
         }
-        self.sums.expected.fetch_add(blob_bytes, Ordering::Relaxed);
         // A blob is read, and written in two requests; a manifest is read and put. Of children that are not read yet the
         // least is reckoned: a config and a layer.
         let itself = match manifest.kind() {

@@ -9,7 +9,7 @@ use url::Url;
 use super::super::context::Counted;
 use super::super::credentials::Credential;
 use super::super::pace::Errand;
-use super::super::transport::Answer;
+use super::super::transport::{Answer, Payload};
 use super::super::{Repository, hop};
 use super::{Authorization, Scope, Token, basic_header};
 use crate::error::{Class, Error, Result};
@@ -84,9 +84,9 @@ impl Repository {
         if let Some(Credential::IdentityToken { token, .. }) = credential {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            let body = reqwest::Body::from(refresh_form(token, service, scopes));
+            let body = Payload::Bytes(refresh_form(token, service, scopes).into());
             self.tally.count(Counted::Token);
-            let answer = self.exchange(&http, Method::POST, realm.clone(), headers, Some(body), tried).await?;
+            let answer = self.exchange(&http, Method::POST, realm.clone(), headers, body, tried).await?;
             if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
                 return self.read_token(errand, answer, true, tried).await;
             }
@@ -116,7 +116,7 @@ impl Repository {
             None => {}
         }
         self.tally.count(Counted::Token);
-        let answer = self.exchange(&http, Method::GET, url, headers, None, tried).await?;
+        let answer = self.exchange(&http, Method::GET, url, headers, Payload::Nothing, tried).await?;
         self.read_token(errand, answer, credential.is_some(), tried).await
     }
 

@@ -1,0 +1,197 @@
+//! An answer whose body is still to be read. Every read of a body ends: with the last byte, at a limit of bytes, when the
+//! context is cancelled, or when the other side stands still or drips.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use ::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::failure::{classify, transport_error};
+use super::pace::Errand;
+use super::seats::Seat;
+use super::{api_error, ratelimit, retry_after};
+use crate::error::{Class, Error, Result};
+use crate::retry;
+use crate::wait::WaitCredit;
+
+/// As much of an error's body as is looked at.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+/// How long the body of an error is read. Its status says most of it.
+pub(super) const ERROR_BODY_LIMIT: Duration = Duration::from_secs(5);
+/// How long the end of a body is read that nobody needs: a new connection takes no longer.
+const DRAIN_BODY_LIMIT: Duration = Duration::from_secs(1);
+/// As much of such a body as is read.
+const MAX_DRAIN_BYTES: usize = 256 << 10;
+/// Bytes a second below which a body is given up. Averaged over the stall limit; 160 streams that share a line of 64 KiB/s
+/// still bring three times as much each.
+pub(super) const MIN_BODY_RATE: u64 = 128;
+
+/// What came back, its body not read yet.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(super) response: reqwest::Response,
+    /// Where it came from, after redirects.
+    pub(super) url: Url,
+    pub(super) with_credentials: bool,
+    /// When the request was made.
+    pub(super) began: Instant,
+    pub(super) errand: Errand,
+    /// Its places among the requests that may be open at a time.
+    pub(super) _seats: [Option<Seat>; 2],
+    /// Ends the reading of the body.
+    pub(super) cancel: CancellationToken,
+    /// How long the body may stand still or drip.
+    pub(super) credit: WaitCredit,
+    pub(super) stall: Duration,
+}
+
+impl Answer {
+    pub(super) fn new(
+        response: reqwest::Response,
+        url: Url,
+        began: Instant,
+        stall: Duration,
+        cancel: CancellationToken,
+    ) -> Answer {
+        Answer {
+            response,
+            url,
+            with_credentials: false,
+            began,
+            errand: Errand::aside(0),
+            _seats: Default::default(),
+            cancel,
+            credit: WaitCredit::new(stall, MIN_BODY_RATE),
+            stall,
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    pub(crate) fn is_with_credentials(&self) -> bool {
+        self.with_credentials
+    }
+
+    pub(crate) fn errand(&self) -> Errand {
+        self.errand
+    }
+
+    pub(crate) fn text_header(&self, name: impl header::AsHeaderName) -> Option<&str> {
+        self.headers().get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.text_header(header::CONTENT_LENGTH).and_then(|text| text.trim().parse().ok())
+    }
+
+    /// Reads the next piece of the body; `None` at its end. A body that stands still for the stall limit is an error, and so
+    /// is one that brings fewer than [`MIN_BODY_RATE`] bytes a second over that time. Only the time within this call counts.
+    pub(crate) async fn chunk(&mut self, tried: &str) -> Result<Option<Bytes>> {
+        let began = Instant::now();
+        let read = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => return Err(Error::cancelled(tried)),
+            read = tokio::time::timeout(self.credit.left(), self.response.chunk()) => read,
+        };
+        let waited = began.elapsed();
+        let Ok(read) = read else { return Err(self.too_slow(waited, tried)) };
+        let chunk = read.map_err(|error| transport_error(error, tried))?;
+        self.credit.record(waited, chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+        Ok(chunk)
+    }
+
+    /// Waits for something else, unless the context is cancelled.
+    pub(super) async fn or_cancelled<T>(&self, work: impl Future<Output = T>, tried: &str) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::cancelled(tried)),
+            done = work => Ok(done),
+        }
+    }
+
+    fn too_slow(&self, waited: Duration, tried: &str) -> Error {
+        let limit = retry::seconds(self.stall);
+        // A little less: the clock of the time-out ticks in milliseconds.
+        let detail = match waited + Duration::from_millis(5) >= self.stall {
+            true => format!("the answer stood still for {limit}"),
+            false => format!("the answer came at less than {MIN_BODY_RATE} bytes a second for {limit}"),
+        };
+        Error::new(Class::TimedOut, tried, detail)
+    }
+
+    /// The whole body, which must not be larger than `limit` bytes.
+    pub(crate) async fn bytes(mut self, limit: usize, tried: &str) -> Result<Bytes> {
+        let too_large = || {
+            Error::new(Class::BadAnswer, tried, format!("the answer is larger than {} MiB", limit.div_ceil(1 << 20)))
+        };
+        if self.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(too_large());
+        }
+        let mut whole = Vec::new();
+        while let Some(chunk) = self.chunk(tried).await? {
+            if whole.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.into())
+    }
+
+    /// Reads up to so many bytes within a time, or fewer where the body breaks, drips or the context is cancelled.
+    async fn read_some(&mut self, limit: usize, time: Duration) -> Vec<u8> {
+        let mut read = Vec::new();
+        let reading = async {
+            while read.len() < limit
+                && let Ok(Some(chunk)) = self.response.chunk().await
+            {
+                read.extend_from_slice(&chunk);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {}
+            _ = tokio::time::timeout(time.min(self.stall), reading) => {}
+        }
+        read
+    }
+
+    /// Reads the little that is left, so that the connection can be used again.
+    pub(crate) async fn drain(mut self) {
+        self.read_some(MAX_DRAIN_BYTES, DRAIN_BODY_LIMIT).await;
+    }
+
+    /// The error that an answer amounts to.
+    pub(crate) async fn into_error(mut self, tried: &str) -> Error {
+        let status = self.status();
+        let body = self.read_some(MAX_ERROR_BYTES, ERROR_BODY_LIMIT).await;
+        let said = api_error::parse(self.text_header(header::CONTENT_TYPE), &body);
+        let now = SystemTime::now();
+        let mut wait = self.text_header(header::RETRY_AFTER).and_then(|value| retry_after::parse(value, now));
+        let quota = ratelimit::parse(self.headers(), now);
+        let exhausted = quota.as_ref().is_some_and(ratelimit::Quota::is_exhausted);
+        let class = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
+        if class == Class::RateLimited && wait.is_none() && exhausted {
+            wait = quota.and_then(|quota| quota.reset);
+        }
+        let mut detail = format!("answered {status}");
+        if let Some(code) = &said.code {
+            detail.push_str(&format!(" {code}"));
+        }
+        if !said.message.is_empty() {
+            detail.push_str(&format!(": {}", said.message));
+        }
+        Error::new(class, tried, detail).answered(status.as_u16(), said.code).retry_after(wait)
+    }
+}

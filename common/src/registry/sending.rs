@@ -1,0 +1,134 @@
+//! Watches a body on its way to a registry: the other side must take bytes, and answer after the last one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Body;
+use tokio::time::Instant;
+
+use crate::retry;
+use crate::wait::WaitCredit;
+
+/// Bodies up to this size are sent in one piece, in bytes: they are on their way as soon as the connection is.
+pub(super) const WATCHED_BODY: usize = 64 << 10;
+/// The size of the pieces of larger ones, so that a slow line is seen to take them.
+const PIECE: usize = 32 << 10;
+/// Bytes a second below which an upload is given up, averaged over the stall limit.
+pub(super) const MIN_SEND_RATE: u64 = 128;
+/// Bytes that may be in the buffers of this machine and of the line when the last was handed over, ...
+const BUFFERED: u64 = 4 << 20;
+/// ... and how many of them each further stall limit is given for: 17 KiB a second with the default.
+const BUFFERED_PER_STALL: u64 = 1 << 20;
+/// A registry that checks or moves what it was sent is given time for it, at this rate in bytes a second.
+const MIN_COMMIT_RATE: u64 = 20 << 20;
+
+/// How far a body is on its way.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    /// Bytes that the connection has taken. Never falls.
+    pub bytes: u64,
+    /// Whether all were taken.
+    pub is_all: bool,
+    /// Whether it is this side that holds the next bytes back: the source, or the bandwidth limit.
+    pub is_held_back: bool,
+}
+
+/// Returns, with what was wrong, when the other side takes bytes too slowly or does not answer after the last one.
+/// `sent` is asked some twenty times in each stall limit.
+pub(super) async fn too_slow(stall: Duration, sent: impl Fn() -> Sent) -> String {
+    let start = sent();
+    let mut last = start;
+    let mut credit = WaitCredit::new(stall, MIN_SEND_RATE);
+    let mut at = Instant::now();
+    let mut all_since = start.is_all.then_some(at);
+    loop {
+        tokio::time::sleep((stall / 20).max(Duration::from_millis(1))).await;
+        let (now, next) = (sent(), Instant::now());
+        let moved = now.bytes.saturating_sub(last.bytes);
+        match (now.is_all, all_since) {
+            (true, None) => all_since = Some(next),
+            (true, Some(since)) => {
+                let limit = answer_limit(stall, now.bytes.saturating_sub(start.bytes));
+                if since.elapsed() >= limit {
+                    return format!("the target did not answer after the last byte for {}", retry::seconds(limit));
+                }
+            }
+            (false, _) => {
+                all_since = None;
+                let waited = if now.is_held_back || last.is_held_back { Duration::ZERO } else { next - at };
+                credit.record(waited, moved);
+                if credit.is_spent() {
+                    return format!("the target took no byte, or too few, for {}", retry::seconds(stall));
+                }
+            }
+        }
+        (last, at) = (now, next);
+    }
+}
+
+/// How long the answer may take after the last of so many bytes was handed over.
+fn answer_limit(stall: Duration, sent: u64) -> Duration {
+    let buffered = stall.mul_f64(sent.min(BUFFERED) as f64 / BUFFERED_PER_STALL as f64);
+    stall + buffered + Duration::from_secs(sent / MIN_COMMIT_RATE)
+}
+
+/// Makes a body of bytes in memory, and returns how far it is on its way.
+pub(super) fn watched(bytes: Bytes) -> (Body, impl Fn() -> Sent) {
+    let (total, taken) = (bytes.len() as u64, Arc::new(AtomicU64::new(0)));
+    let counter = taken.clone();
+    let pieces = futures_util::stream::unfold((bytes, counter), |(mut rest, counter)| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        let piece = rest.split_to(rest.len().min(PIECE));
+        counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        Some((Ok::<_, std::convert::Infallible>(piece), (rest, counter)))
+    });
+    let sent = move || {
+        let bytes = taken.load(Ordering::Relaxed);
+        Sent { bytes, is_all: bytes >= total, is_held_back: false }
+    };
+    (Body::wrap_stream(pieces), sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_millis(200);
+
+    fn at(bytes: u64, is_all: bool, is_held_back: bool) -> Sent {
+        Sent { bytes, is_all, is_held_back }
+    }
+
+    #[tokio::test]
+    async fn a_target_that_takes_nothing_or_a_byte_now_and_then_is_given_up() {
+        assert!(too_slow(STALL, || at(7, false, false)).await.contains("took no byte"));
+        let taken = AtomicU64::new(0);
+        let drip = || at(taken.fetch_add(1, Ordering::Relaxed) / 10, false, false);
+        assert!(too_slow(STALL, drip).await.contains("took no byte"));
+    }
+
+    #[tokio::test]
+    async fn what_this_side_holds_back_is_not_held_against_the_target() {
+        let held = too_slow(STALL, || at(7, false, true));
+        assert!(tokio::time::timeout(3 * STALL, held).await.is_err());
+        let taken = AtomicU64::new(0);
+        let flows = too_slow(STALL, || at(taken.fetch_add(1000, Ordering::Relaxed), false, false));
+        assert!(tokio::time::timeout(3 * STALL, flows).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_must_follow_the_last_byte() {
+        assert!(too_slow(STALL, || at(7, true, false)).await.contains("did not answer"));
+    }
+
+    #[test]
+    fn the_answer_may_take_longer_by_what_was_really_sent() {
+        let limit = |sent| answer_limit(Duration::from_secs(60), sent).as_secs();
+        assert_eq!([limit(0), limit(1 << 20), limit(4 << 20)], [60, 120, 300]);
+        assert_eq!(limit(1 << 30), 300 + 51);
+    }
+}

@@ -1,0 +1,193 @@
+//! Time spent waiting for another party, and how much of it is allowed.
+//!
+//! A deadline must not punish a copy for what imgsync does to itself: the bandwidth limit, the rate limit of a registry, or
+//! a blob that another copy is moving. [`WaitClock`] leaves such time out. [`WaitCredit`] is the deadline: waiting spends
+//! it, bytes earn it back up to where it started, so that a stream which stands still and one that drips end alike.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How soon a clock that may stand still is looked at again.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Measures the time that an operation waits for others. It stands still while imgsync itself holds the operation back.
+/// Clones are the same clock.
+#[derive(Debug, Clone, Default)]
+pub struct WaitClock(Arc<Clock>);
+
+#[derive(Debug, Default)]
+struct Clock {
+    paused: Mutex<Paused>,
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Paused {
+    /// How many hold the operation back at the moment.
+    holders: usize,
+    since: Option<Instant>,
+    before: Duration,
+}
+
+/// Keeps a [`WaitClock`] from running until it is dropped.
+#[derive(Debug)]
+pub struct ClockPause(WaitClock);
+
+impl WaitClock {
+    /// Stops the clock until the guard is dropped.
+    pub fn pause(&self) -> ClockPause {
+        let mut paused = self.lock();
+        if paused.holders == 0 {
+            paused.since = Some(Instant::now());
+        }
+        paused.holders += 1;
+        drop(paused);
+        ClockPause(self.clone())
+    }
+
+    /// Returns how long the clock has stood still in all.
+    pub fn paused(&self) -> Duration {
+        let paused = self.lock();
+        paused.before + paused.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Returns when the clock has run for so long from now on.
+    pub async fn reaches(&self, time: Duration) {
+        let (began, paused) = (Instant::now(), self.paused());
+        loop {
+            let left = time.saturating_sub(began.elapsed().saturating_sub(self.paused() - paused));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.clamp(LOOK, 10 * LOOK)).await;
+        }
+    }
+
+    /// Leaves out time that was spent in a pause of another clock.
+    pub fn leave_out(&self, time: Duration) {
+        self.lock().before += time;
+    }
+
+    /// Records bytes of a blob that came.
+    pub fn received(&self, bytes: u64) {
+        self.0.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Records bytes of a blob that the other side took.
+    pub fn sent(&self, bytes: u64) {
+        self.0.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes that really flowed so far, in the busier direction.
+    pub fn flowed(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed).max(self.0.sent.load(Ordering::Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Paused> {
+        self.0.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ClockPause {
+    fn drop(&mut self) {
+        let mut paused = self.0.lock();
+        paused.holders = paused.holders.saturating_sub(1);
+        if paused.holders == 0
+            && let Some(since) = paused.since.take()
+        {
+            paused.before += since.elapsed();
+        }
+    }
+}
+
+/// Allowed waiting time: waiting spends it and bytes earn it back, never above the limit that it starts with.
+#[derive(Debug, Clone)]
+pub struct WaitCredit {
+    limit: Duration,
+    left: Duration,
+    /// Bytes that earn one second.
+    rate: u64,
+}
+
+impl WaitCredit {
+    /// Creates a credit of `limit` that `rate` bytes a second keep from shrinking.
+    pub fn new(limit: Duration, rate: u64) -> WaitCredit {
+        WaitCredit { limit, left: limit, rate: rate.max(1) }
+    }
+
+    /// Returns how long may still be waited without a byte.
+    pub fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// Records a wait and the bytes that it brought.
+    pub fn record(&mut self, waited: Duration, bytes: u64) {
+        // More than this many seconds fill any credit.
+        let earned = Duration::from_secs_f64((bytes as f64 / self.rate as f64).min(self.limit.as_secs_f64()));
+        self.left = (self.left + earned).saturating_sub(waited).min(self.limit);
+    }
+
+    /// Raises the limit, and what is left.
+    pub fn raise(&mut self, by: Duration) {
+        self.limit = self.limit.saturating_add(by);
+        self.left = self.left.saturating_add(by);
+    }
+
+    /// Whether it is used up.
+    pub fn is_spent(&self) -> bool {
+        self.left.is_zero()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn bytes_at_the_minimum_rate_keep_a_credit_and_fewer_spend_it() {
+        let mut credit = WaitCredit::new(60 * SECOND, 128);
+        for _ in 0..1000 {
+            credit.record(SECOND, 128);
+        }
+        assert_eq!(credit.left(), 60 * SECOND);
+        let waits = (1..).find(|_| {
+            credit.record(4 * SECOND, 1);
+            credit.is_spent()
+        });
+        assert_eq!(waits, Some(16));
+    }
+
+    #[test]
+    fn a_claim_or_a_fast_start_earns_no_more_than_the_limit() {
+        let mut credit = WaitCredit::new(60 * SECOND, 1);
+        credit.record(SECOND, u64::MAX);
+        assert_eq!(credit.left(), 60 * SECOND);
+        credit.record(61 * SECOND, 0);
+        assert!(credit.is_spent());
+    }
+
+    #[tokio::test]
+    async fn a_clock_stands_still_while_anything_pauses_it() {
+        let step = Duration::from_millis(20);
+        let clock = WaitClock::default();
+        let first = clock.pause();
+        tokio::time::sleep(step).await;
+        let second = clock.pause();
+        tokio::time::sleep(step).await;
+        drop(first);
+        tokio::time::sleep(step).await;
+        assert!(clock.paused() >= 3 * step);
+        drop(second);
+        let paused = clock.paused();
+        tokio::time::sleep(step).await;
+        assert_eq!(clock.paused(), paused);
+        clock.leave_out(SECOND);
+        assert_eq!(clock.paused(), paused + SECOND);
+    }
+}

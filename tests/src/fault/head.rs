@@ -1,0 +1,85 @@
+//! The bytes of an answer's head, which can drip or never end: a connection whose writes can be spoilt.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// What happens to all that is written to a connection from now on. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Writes(Arc<Mutex<Option<Spoilt>>>);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Spoilt {
+    /// One byte in this time.
+    Drip(Duration),
+    /// The status line, and then headers without end.
+    Endless,
+}
+
+impl Writes {
+    pub(super) fn spoil(&self, how: Spoilt) {
+        *self.0.lock().expect("the state is whole") = Some(how);
+    }
+
+    fn get(&self) -> Option<Spoilt> {
+        *self.0.lock().expect("the state is whole")
+    }
+}
+
+/// A connection with its writes.
+pub(super) struct Connection<S> {
+    pub(super) stream: S,
+    pub(super) writes: Writes,
+    pause: Option<Pin<Box<Sleep>>>,
+    has_status_line: bool,
+}
+
+const FILLER: &[u8] = b"x-more: and more and more and more and more and more and more and more\r\n";
+
+impl<S> Connection<S> {
+    pub(super) fn new(stream: S, writes: Writes) -> Self {
+        Self { stream, writes, pause: None, has_status_line: false }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.writes.get() {
+            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+            Some(Spoilt::Drip(every)) => {
+                let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(every)));
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+                let one = buf.len().min(1);
+                Pin::new(&mut self.stream).poll_write(cx, &buf[..one])
+            }
+            Some(Spoilt::Endless) if !self.has_status_line => {
+                self.has_status_line = true;
+                let line = buf.windows(2).position(|pair| pair == b"\r\n").map_or(buf.len(), |at| at + 2);
+                Pin::new(&mut self.stream).poll_write(cx, &buf[..line])
+            }
+            Some(Spoilt::Endless) => loop {
+                ready!(Pin::new(&mut self.stream).poll_write(cx, FILLER))?;
+            },
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

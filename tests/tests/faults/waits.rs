@@ -1,0 +1,356 @@
+//! Every read and every write against another side that stands still, drips or never ends: each is given up in time, and
+//! Ctrl-C ends each at once.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match, Vendor};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::{Imgsync, Signal};
+
+const MIB: u64 = 1 << 20;
+/// Between two bytes that drip: well within the stall limit, so that a limit on silence alone would wait for minutes.
+const EVERY: Duration = Duration::from_millis(300);
+const STALL: &str = "800ms";
+/// What each of these takes at the most, on a machine that does much else.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Waits that are played at the same time.
+const AT_ONCE: usize = 6;
+
+/// What the program does when it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// Copies an image, of which the largest blob has so many bytes.
+    Copy(u64),
+    /// Copies an image in pieces.
+    CopyInPieces,
+    /// Copies an image whose blobs are on another host.
+    CopyFromElsewhere,
+    Tags,
+    Catalog,
+    VendorTags,
+}
+
+const SMALL: Task = Task::Copy(1000);
+const LARGE: Task = Task::Copy(12 * MIB);
+
+/// At which end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Source,
+    Target,
+}
+
+/// What of the exchange is spoilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Head,
+    Body,
+    ErrorBody,
+    Upload,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Stall,
+    Drip,
+    Endless,
+}
+
+type Wait = (Task, End, Kind, Part);
+
+/// Every request of a copy and of listings, with what can be waited for of it.
+fn waits() -> Vec<Wait> {
+    use End::{Source, Target};
+    use Part::{Body, ErrorBody, Head, Upload};
+    let source = [Kind::Token, Kind::ManifestGet, Kind::Referrers];
+    let mut waits: Vec<Wait> =
+        source.into_iter().flat_map(|kind| [Head, Body, ErrorBody].map(|part| (SMALL, Source, kind, part))).collect();
+    let target = [Kind::ManifestHead, Kind::UploadMount, Kind::UploadPut, Kind::ManifestPut];
+    for kind in target {
+        waits.extend([(SMALL, Target, kind, Head), (SMALL, Target, kind, ErrorBody)]);
+    }
+    for kind in [Kind::UploadMount, Kind::UploadPut, Kind::ManifestPut] {
+        waits.push((SMALL, Target, kind, Body));
+    }
+    for task in [SMALL, LARGE] {
+        waits.extend([Head, Body, ErrorBody].map(|part| (task, Source, Kind::BlobGet, part)));
+        waits.push((task, Target, Kind::UploadPut, Upload));
+    }
+    waits.push((SMALL, Target, Kind::ManifestPut, Upload));
+    waits.push((Task::CopyInPieces, Target, Kind::UploadPatch, Upload));
+    waits.push((Task::CopyInPieces, Target, Kind::UploadPatch, Head));
+    waits.extend([Head, Body, ErrorBody].map(|part| (Task::CopyFromElsewhere, Source, Kind::BlobGet, part)));
+    for (task, kind) in [(Task::Tags, Kind::Tags), (Task::Catalog, Kind::Catalog), (Task::VendorTags, Kind::ApiTags)] {
+        waits.extend([Head, Body, ErrorBody].map(|part| (task, Source, kind, part)));
+    }
+    waits
+}
+
+/// What goes wrong; nothing where there is no such thing.
+fn actions((_, end, kind, part): Wait, fault: Fault) -> Option<Vec<Action>> {
+    let failed = |bytes| Action::Status {
+        code: 500,
+        headers: vec![("content-type".into(), "application/json".into())],
+        body: Bytes::from(vec![b' '; bytes]),
+    };
+    // Most answers to writes have no body of their own.
+    let given = match end {
+        End::Source => Vec::new(),
+        End::Target => vec![Action::ReplaceBody(Bytes::from(vec![b' '; 1000]))],
+    };
+    let with = |action| given.iter().cloned().chain([action]).collect();
+    Some(match (part, fault) {
+        (Part::Head, Fault::Stall) => vec![Action::StallForever],
+        (Part::Head, Fault::Drip) => vec![Action::DripHead { every: EVERY }],
+        (Part::Head, Fault::Endless) => vec![Action::EndlessHead],
+        (Part::Body, Fault::Stall) => with(Action::StallAfter { bytes: 3 }),
+        (Part::Body, Fault::Drip) => with(Action::Drip { after: 3, every: EVERY }),
+        // Of what can be larger than a disk.
+        (Part::Body, Fault::Endless) if kind == Kind::UploadMount => return None,
+        (Part::Body, Fault::Endless) => vec![Action::BigBody { mib: 1 << 20, announced: false }],
+        (Part::ErrorBody, Fault::Stall) => vec![failed(1000), Action::StallAfter { bytes: 3 }],
+        (Part::ErrorBody, Fault::Drip) => vec![failed(1000), Action::Drip { after: 3, every: EVERY }],
+        (Part::ErrorBody, Fault::Endless) => vec![failed(64 << 20)],
+        (Part::Upload, Fault::Stall) => vec![Action::StallUploadAfter { bytes: 3 }],
+        (Part::Upload, Fault::Drip) => vec![Action::DripUpload { after: 3, every: EVERY }],
+        (Part::Upload, Fault::Endless) => return None,
+    })
+}
+
+/// Registries and an image.
+struct Scene {
+    source: FaultRegistry,
+    target: FaultRegistry,
+    elsewhere: FaultRegistry,
+    image: Image,
+}
+
+/// The scene, and the program that is to wait.
+async fn scene(task: Task, kind: Kind) -> (Scene, Imgsync) {
+    let builder = match (task, kind) {
+        (_, Kind::Token) => FaultRegistry::builder().bearer(Bearer::anonymous()),
+        (Task::VendorTags, _) => FaultRegistry::builder().vendor(Vendor::Harbor),
+        _ => FaultRegistry::builder(),
+    };
+    let (source, target, elsewhere) = tokio::join!(builder.start(), FaultRegistry::start(), FaultRegistry::start());
+    let image = match task {
+        LARGE => images::big("waits", 12 * MIB),
+        Task::CopyInPieces => images::big("waits", 4 * MIB),
+        _ => images::big("waits", 1000),
+    };
+    for registry in [&source, &elsewhere] {
+        registry.push("me/a", "1", &image);
+        registry.push("me/a", "sig", &images::referrer("waits", &image));
+    }
+    if task == Task::CopyFromElsewhere {
+        let to = format!("{}{{path}}", elsewhere.url());
+        source.on(Kind::BlobGet).always().act(Action::Redirect { to, status: 307 });
+    }
+    let (from, to) = (format!("{}/me/a:1", source.host()), format!("{}/b:1", target.host()));
+    let program = match task {
+        Task::Copy(_) | Task::CopyInPieces | Task::CopyFromElsewhere => {
+            Imgsync::new().args(["sync", &from, &to, "--referrers", "all"])
+        }
+        Task::Tags => Imgsync::new().args(["tags", &format!("{}/me/a", source.host())]),
+        Task::Catalog => Imgsync::new().args(["tags", &format!("{}/**", source.host())]),
+        Task::VendorTags => Imgsync::new().args(["tags", "harbor.example.org/me/a"]),
+    };
+    let program = program.args(["--retry-delay", "10ms"]);
+    let entry = match task {
+        Task::CopyInPieces => format!("  \"{}\": {{chunk: 1MiB}}\n", target.host()),
+        Task::VendorTags => {
+            format!("  harbor.example.org: {{endpoint: '{0}', listing: harbor, api: '{0}'}}\n", source.url())
+        }
+        _ => String::new(),
+    };
+    if !entry.is_empty() {
+        program.file("imgsync.yaml", format!("registries:\n{entry}"));
+    }
+    (Scene { source, target, elsewhere, image }, program)
+}
+
+/// Spoils what is waited for. Gives the registry that does it.
+fn spoil(scene: &Scene, wait: Wait, actions: Vec<Action>) -> &FaultRegistry {
+    let (task, end, kind, _) = wait;
+    let registry = match (task, end) {
+        (Task::CopyFromElsewhere, _) => &scene.elsewhere,
+        (_, End::Source) => &scene.source,
+        (_, End::Target) => &scene.target,
+    };
+    let what = match (task, kind) {
+        (_, Kind::BlobGet) => Match::kind(kind).reference(&scene.image.largest_blob()),
+        (LARGE, Kind::UploadPut) => Match::kind(kind).when(|request| {
+            request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > MIB)
+        }),
+        _ => Match::kind(kind),
+    };
+    registry.on(what).always().act_all(actions);
+    registry
+}
+
+async fn is_given_up(wait: Wait, fault: Fault) -> Option<String> {
+    let actions = actions(wait, fault)?;
+    let (task, end, kind, part) = wait;
+    let (scene, program) = scene(task, kind).await;
+    let registry = spoil(&scene, wait, actions);
+    let output = program.args(["--attempts", "1", "--stall-timeout", STALL]).limit(LIMIT).run().await;
+    let reached = registry.count_where(|request| request.kind == kind) > 0;
+    // The rest of an answer that is known already is not worth a failure, a mount can be done without, and where a vendor's
+    // API gives nonsense the registry itself is asked.
+    let may_succeed = end == End::Target && (part == Part::Body || kind == Kind::UploadMount)
+        || (kind, fault) == (Kind::ApiTags, Fault::Endless);
+    let wrong = match output.code {
+        _ if !reached => "was never asked",
+        Some(1 | 3) => return None,
+        Some(0) if may_succeed => return None,
+        _ => "ended otherwise",
+    };
+    Some(format!("{wait:?} {fault:?} {wrong}: {output:?}"))
+}
+
+#[tokio::test]
+async fn every_read_and_write_that_stalls_drips_or_never_ends_is_given_up() {
+    let all =
+        waits().into_iter().flat_map(|wait| [Fault::Stall, Fault::Drip, Fault::Endless].map(|fault| (wait, fault)));
+    let wrong: Vec<String> = futures_util::stream::iter(all)
+        .map(|(wait, fault)| is_given_up(wait, fault))
+        .buffer_unordered(AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect()
+        .await;
+    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+async fn ends_at_ctrl_c(wait: Wait, fault: Fault) -> Option<String> {
+    let actions = actions(wait, fault)?;
+    let (task, _, kind, _) = wait;
+    let (scene, program) = scene(task, kind).await;
+    let registry = spoil(&scene, wait, actions);
+    let mut running = program.limit(LIMIT).spawn();
+    registry.wait_until(|registry| registry.count_where(|request| request.kind == kind) > 0, LIMIT).await;
+    // In the middle of what drips.
+    tokio::time::sleep(EVERY).await;
+    let asked = Instant::now();
+    running.signal(Signal::INT);
+    let output = running.wait().await;
+    let took = asked.elapsed();
+    (output.code != Some(4) || took > Duration::from_millis(2500)).then(|| format!("{wait:?} {took:?}: {output:?}"))
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_every_read_and_write_that_stalls_or_drips() {
+    // What answers a write is not needed any more, and done before a hand is at the keys.
+    let lasts = |(_, end, _, part): &Wait| (*end == End::Source || *part != Part::Body) && *part != Part::ErrorBody;
+    let all = waits().into_iter().filter(lasts).flat_map(|wait| [Fault::Stall, Fault::Drip].map(|fault| (wait, fault)));
+    let wrong: Vec<String> = futures_util::stream::iter(all)
+        .map(|(wait, fault)| ends_at_ctrl_c(wait, fault))
+        .buffer_unordered(AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect()
+        .await;
+    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// `text` with the size of the largest layer replaced.
+fn claiming(image: &Image, size: u64, claimed: u64) -> Bytes {
+    let text = String::from_utf8(image.root_manifest().bytes.to_vec()).unwrap();
+    let lying = text.replace(&format!("\"size\": {size}"), &format!("\"size\": {claimed}"));
+    assert_ne!(text, lying);
+    Bytes::from(lying)
+}
+
+#[tokio::test]
+async fn a_size_that_is_only_claimed_gives_an_image_no_more_time() {
+    const CLAIMED: u64 = 1 << 49;
+    // At two bytes a tenth of a second the stall limit is no help: it is the deadline of the image that ends this.
+    for flow in [Action::StallAfter { bytes: 2 * MIB }, Action::Drip { after: MIB, every: Duration::from_millis(1) }] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        let image = images::big("claims", 8 * MIB);
+        source.push("a", "1", &image);
+        let manifest = claiming(&image, 8 * MIB, CLAIMED);
+        let said = [Action::ReplaceBody(manifest), Action::RemoveHeader("docker-content-digest".into())];
+        source.on(Kind::ManifestGet).always().act_all(said);
+        let blob = Match::kind(Kind::BlobGet).reference(&image.largest_blob());
+        let length = Action::SetHeader("content-length".into(), CLAIMED.to_string());
+        source.on(blob).always().act_all([length, flow]);
+        let run = Imgsync::new().args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(60));
+        let rule = format!("  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host());
+        run.file("imgsync.yaml", format!("timeout: 3s\nrules:\n{rule}"));
+        let output = run.run().await.assert_code(1);
+        assert!(output.stdout.contains("timed_out") && output.stdout.contains("not done within"), "{output:?}");
+        assert!(target.tags("b").is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_line_works_in_both_directions_however_many_share_it() {
+    // Twice as slow for each of sixteen streams as a line of 200 KiB/s that they share.
+    const RATE: u64 = 6 << 10;
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for number in 0..4 {
+        source.push("a", &number.to_string(), &images::big(&format!("slow-{number}"), 40_000));
+    }
+    source.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: RATE });
+    target.on(Kind::UploadPut).always().act(Action::Throttle { bytes_per_second: RATE });
+    let run = Imgsync::new().args(["run", "--json", "--attempts", "1", "--stall-timeout", "20s"]);
+    run.file("imgsync.yaml", format!("rules:\n  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host()));
+    let report = run.run().await.assert_code(0).json();
+    assert_eq!(report["counts"]["copied"], 4, "{report}");
+}
+
+#[tokio::test]
+async fn our_own_bandwidth_limit_is_not_held_against_registries() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let tags = 20;
+    for number in 0..tags {
+        source.push("a", &number.to_string(), &images::big(&format!("throttled-{number}"), 12_000));
+    }
+    source.push("a", "large", &images::big("throttled-large", 3 * MIB / 2));
+    // All of it takes half a minute and more: many times the stall limit, and the time that an image has.
+    let run = Imgsync::new().args(["run", "--json", "--attempts", "1", "--stall-timeout", "2s", "--concurrency", "20"]);
+    let rule = format!("  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host());
+    run.file("imgsync.yaml", format!("bandwidth: 50KiB\ntimeout: 2s\nrules:\n{rule}"));
+    let output = run.run().await.assert_code(0);
+    assert!(output.elapsed > Duration::from_secs(25), "{:?}: the limit was not kept", output.elapsed);
+    assert_eq!(output.json()["counts"]["copied"], tags + 1);
+}
+
+#[tokio::test]
+async fn a_listing_that_goes_on_for_ever_is_given_up() {
+    let source = FaultRegistry::start().await;
+    source.push("a", "1", &images::single("endless"));
+    // Each page brings something new, and the next.
+    let page = |request: &imgsync_tests::fault::Record| {
+        let next = (format!("</v2/a/tags/list?n=1000&last={0}>; rel=\"next\"", request.n), request.n);
+        Action::Status {
+            code: 200,
+            headers: vec![("link".into(), next.0)],
+            body: format!("{{\"name\": \"a\", \"tags\": [\"t{}\"]}}", next.1).into(),
+        }
+    };
+    source.on(Kind::Tags).always().act_all([Action::Delay(Duration::from_millis(20)), Action::compute(page)]);
+    let tags = Imgsync::new().args(["tags", &format!("{}/a", source.host()), "--stall-timeout", "200ms"]);
+    let output = tags.limit(Duration::from_secs(90)).run().await.assert_code(1);
+    assert!(output.stderr.contains("the listing was not complete within 6.0 s"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn images_whose_source_drips_do_not_keep_others_from_being_copied_for_longer_than_their_time() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for number in 0..4 {
+        let image = images::big(&format!("hostile-{number}"), 1000);
+        source.push("a", &format!("0.{number}"), &image);
+        let blob = Match::kind(Kind::BlobGet).reference(&image.largest_blob());
+        source.on(blob).always().act(Action::Drip { after: 0, every: Duration::from_secs(4) });
+    }
+    for number in 0..5 {
+        source.push("a", &format!("1.{number}"), &images::single(&format!("honest-{number}")));
+    }
+    let run = Imgsync::new().args(["run", "--json", "--attempts", "1", "--timeout", "5s", "--concurrency", "4"]);
+    run.file("imgsync.yaml", format!("rules:\n  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host()));
+    let output = run.limit(Duration::from_secs(60)).run().await.assert_code(1);
+    let report = output.json();
+    assert_eq!([&report["counts"]["copied"], &report["counts"]["failed"]], [5, 4], "{report}");
+}
