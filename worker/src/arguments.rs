@@ -11,8 +11,8 @@ use crate::logging::LogFormat;
 
 /// A worker of an imgsync cluster: takes tasks from RabbitMQ, copies images, and tells Redis how it went.
 ///
-/// Start as many as you like, on as many machines. SIGTERM (or Ctrl-C) lets the running images end for up to 30 seconds
-/// and gives the rest back. Exit codes: 0 ended as it was told to, 2 wrong usage or configuration, 3 broker or store out
+/// Start as many as you like, on as many machines. SIGTERM (or Ctrl-C) finishes copies in progress for up to 30 seconds
+/// and gives the rest back; a second one aborts them. Exit codes: 0 ended as it was told to, 2 wrong usage or configuration, 3 broker or store out
 /// of reach at the start.
 #[derive(Debug, Parser)]
 #[command(name = "imgsync-worker", version, max_term_width = 100)]
@@ -49,7 +49,7 @@ pub struct Arguments {
     /// Tries of a request that makes no progress, and of an image that fails in passing
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: u32,
-    /// Give up on an answer or a stream in which no byte has come or gone for this long
+    /// Give up on an answer or a stream that stands still, or drips, for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     pub stall_timeout: Duration,
     /// How long a task is held without word from its worker

@@ -27,22 +27,48 @@ pub fn process_name() -> String {
     format!("{}-{}-{random:08x}", host_name(), std::process::id())
 }
 
-/// Returns when the process is asked to stop: Ctrl-C or SIGTERM.
-pub async fn asked_to_stop() {
+/// The requests to stop that a process gets: Ctrl-C and SIGTERM. Listens from its creation on, so that none is lost between
+/// two calls.
+#[derive(Debug)]
+pub struct StopSignals {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+    both: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl StopSignals {
+    /// Listens. From now on neither signal ends the process by itself.
+    #[must_use]
+    pub fn new() -> StopSignals {
+        StopSignals {
+            #[cfg(unix)]
+            both: {
+                use tokio::signal::unix::{SignalKind, signal};
+                signal(SignalKind::interrupt()).and_then(|one| Ok([one, signal(SignalKind::terminate())?])).ok()
+            },
         }
     }
-    #[cfg(not(unix))]
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+
+    /// Returns at the next request to stop.
+    pub async fn next(&mut self) {
+        #[cfg(unix)]
+        match &mut self.both {
+            Some([interrupt, terminate]) => {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+            None => std::future::pending().await,
+        }
+        #[cfg(not(unix))]
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Default for StopSignals {
+    fn default() -> StopSignals {
+        StopSignals::new()
     }
 }

@@ -2,14 +2,29 @@
 
 use imgsync_common::limits::{Limit, Page};
 
+use crate::copy::MIN_COPY_RATE;
 use crate::settings;
 
 /// The rows of this crate.
 pub fn limits() -> Vec<Limit> {
-    vec![Limit::time(
-        Page::Operating,
-        "a draining program waits for its copies",
-        settings::DRAIN_LIMIT,
-        "the copies that remain are aborted",
-    )]
+    vec![
+        Limit::time(
+            Page::Operating,
+            "a draining program waits for its copies",
+            settings::DRAIN_LIMIT,
+            "the copies that remain are aborted",
+        ),
+        Limit::time(
+            Page::Operating,
+            "an aborted program cleans up",
+            settings::ABORT_LIMIT,
+            "it ends; what it left is tidied up by the next run",
+        ),
+        Limit::bytes(
+            Page::Security,
+            "bytes a second that all images in flight bring together, for more time than `timeout`, at least",
+            MIN_COPY_RATE,
+            "the image fails when its time is over",
+        ),
+    ]
 }

@@ -21,14 +21,15 @@ use imgsync_worker::log::Log;
 use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Figures, Worker};
-use imgsync_worker::settings::{DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
+use imgsync_worker::settings::{ABORT_LIMIT, DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
 use imgsync_worker::traffic::Traffic;
-use imgsync_worker::{asked_to_stop, health, logging, process_name, settings};
+use imgsync_worker::{StopSignals, health, logging, process_name, settings};
+use tokio_util::sync::CancellationToken;
 
 /// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
-/// How long what was stopped may take to clean up after itself.
-const CLEAN_UP: Duration = Duration::from_secs(8);
+/// How long tasks are given back after a drain that took too long. Nobody presses keys then.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(8);
 /// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
 const STACK_BYTES: usize = 8 << 20;
 
@@ -88,7 +89,8 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     client.stall = cli.stall_timeout;
     client.bandwidth = cli.bandwidth.or(client.bandwidth);
     let stop = Stop::default();
-    end_on_signal(stop.clone());
+    let hurry = CancellationToken::new();
+    end_on_signal(stop.clone(), hurry.clone());
     let cluster = tokio::select! {
         cluster = connect(&addresses, &name, cli.wait) => cluster?,
         () = stop.drain.cancelled() => return Ok(()),
@@ -104,7 +106,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
         .with_figures(figures)
         .with_lease(Duration::from_secs(cli.lease))
         .with_traffic(config.traffic.map(Traffic::new));
-    let over = tokio_util::sync::CancellationToken::new();
+    let over = CancellationToken::new();
     let answering = listener.map(|listener| {
         tokio::spawn(health::answer(
             listener,
@@ -116,7 +118,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     say(&format!("worker {name} takes up to {slots} images at a time"));
     tokio::select! {
         () = worker.run(&stop) => {}
-        () = after_all(&stop) => say("what still ran is given back"),
+        () = after_all(&stop, &hurry) => say("what still ran is given back"),
     }
     over.cancel();
     if let Some(answering) = answering {
@@ -181,24 +183,34 @@ async fn connect(addresses: &Addresses, name: &str, patience: Duration) -> Resul
     }
 }
 
-/// The first signal lets what runs end, up to a limit; the second stops it.
-fn end_on_signal(stop: Stop) {
+/// The first signal drains, up to a limit; the second aborts.
+fn end_on_signal(stop: Stop, hurry: CancellationToken) {
+    let mut signals = StopSignals::new();
     tokio::spawn(async move {
-        asked_to_stop().await;
-        say("letting the running images end; once more to stop them");
+        signals.next().await;
+        say("finishing copies in progress; press Ctrl-C again to abort");
         stop.drain.cancel();
         tokio::select! {
-            () = asked_to_stop() => {}
+            () = signals.next() => hurry.cancel(),
             () = tokio::time::sleep(DRAIN_LIMIT) => {}
         }
         stop.abort.cancel();
+        signals.next().await;
+        hurry.cancel();
     });
 }
 
 /// When nothing is waited for any more.
-async fn after_all(stop: &Stop) {
+async fn after_all(stop: &Stop, hurry: &CancellationToken) {
     stop.abort.cancelled().await;
-    tokio::time::sleep(CLEAN_UP).await;
+    let hurried = async {
+        hurry.cancelled().await;
+        tokio::time::sleep(ABORT_LIMIT).await;
+    };
+    tokio::select! {
+        () = hurried => {}
+        () = tokio::time::sleep(GIVE_BACK_LIMIT) => {}
+    }
 }
 
 /// What is logged unless RUST_LOG says otherwise.

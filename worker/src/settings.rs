@@ -13,6 +13,8 @@ use imgsync_common::secret::Secret;
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// A draining program waits this long for the copies in progress, then aborts them.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// An aborted program cleans up for this long (uploads are cancelled at the target, tasks are given back), then it ends.
+pub const ABORT_LIMIT: Duration = Duration::from_secs(1);
 /// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 

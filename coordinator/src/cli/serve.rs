@@ -79,10 +79,7 @@ async fn work(
     let said = Said { printer: printer.clone(), is_cluster: house.is_cluster() };
     let events = Events::to_all(vec![Arc::new(said), metrics.clone()]);
     let more = metrics::router(metrics, Some(refresh));
-    match house.is_cluster() {
-        true => signals::cancel_on_signal(stop.drain.clone(), printer.clone()),
-        false => signals::drain_on_signal(stop.drain.clone(), stop.abort.clone(), printer.clone()),
-    }
+    signals::drain_on_signal(stop.drain.clone(), stop.abort.clone(), printer.clone());
     let office = Office::new(house, first, origin, manner, events)?;
     welcome(address, &token, settings, printer);
     office.run(Doors { listener, access, more }, ready, &stop).await;

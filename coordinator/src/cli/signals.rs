@@ -1,37 +1,48 @@
-//! Ctrl-C and SIGTERM: the first stops the work in an orderly way, the second ends the program at once.
+//! Ctrl-C and SIGTERM: copies in progress may finish where a command drains; else, and at the second signal, it aborts.
 
-use imgsync_worker::asked_to_stop;
+use std::time::Duration;
+
+use imgsync_worker::StopSignals;
+use imgsync_worker::settings::{ABORT_LIMIT, DRAIN_LIMIT};
 use tokio_util::sync::CancellationToken;
 
 use super::printer::Printer;
 
-/// Cancels the token when the program is asked to stop.
+/// Cancels the token at the first signal, and ends the program [`ABORT_LIMIT`] later at the latest.
 pub(crate) fn cancel_on_signal(cancel: CancellationToken, printer: Printer) {
+    let mut signals = StopSignals::new();
     tokio::spawn(async move {
-        asked_to_stop().await;
-        printer.line("stopping; once more to stop at once");
+        signals.next().await;
+        printer.line("stopping");
         cancel.cancel();
-        asked_to_stop().await;
-        #[expect(clippy::exit, reason = "asked for twice: nothing is waited for any more")]
-        std::process::exit(4);
+        end_within(ABORT_LIMIT, signals).await;
     });
 }
 
-/// The first signal lets what runs end, the second stops it, the third ends the program.
+/// Drains at the first signal, for [`DRAIN_LIMIT`] at the most, and aborts at the second. Whatever the program is doing
+/// then (listing, waiting for the store, telling of the result), it ends [`ABORT_LIMIT`] later at the latest.
 pub(crate) fn drain_on_signal(drain: CancellationToken, abort: CancellationToken, printer: Printer) {
+    let mut signals = StopSignals::new();
     tokio::spawn(async move {
-        asked_to_stop().await;
-        printer.line("letting the running images end; once more to stop them");
+        signals.next().await;
+        printer.line("finishing copies in progress; press Ctrl-C again to abort");
         drain.cancel();
-        asked_to_stop().await;
+        let limit = tokio::select! {
+            () = signals.next() => ABORT_LIMIT,
+            // Nobody presses keys: what is aborted may still be written down.
+            () = tokio::time::sleep(DRAIN_LIMIT) => 5 * ABORT_LIMIT,
+        };
         printer.line("stopping");
         abort.cancel();
-        tokio::select! {
-            () = asked_to_stop() => {}
-            // Uploads that are being cancelled at the target are waited for no longer.
-            () = tokio::time::sleep(std::time::Duration::from_secs(5)) => {}
-        }
-        #[expect(clippy::exit, reason = "asked for again: nothing is waited for any more")]
-        std::process::exit(4);
+        end_within(limit, signals).await;
     });
+}
+
+async fn end_within(limit: Duration, mut signals: StopSignals) {
+    tokio::select! {
+        () = signals.next() => {}
+        () = tokio::time::sleep(limit) => {}
+    }
+    #[expect(clippy::exit, reason = "what was asked to stop has not: nothing is waited for any more")]
+    std::process::exit(4);
 }
