@@ -276,13 +276,29 @@ async fn serve_socks(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         return Err(malformed());
     }
     let methods = read_counted(&mut client).await?;
+    let wanted = shared.credentials.lock().expect("they are whole").clone();
+    let refused = |credentials: Option<String>| ProxyRequest {
+        method: "SOCKS5".to_owned(),
+        host: String::new(),
+        port: 0,
+        credentials,
+        served: false,
+    };
     let credentials = if methods.contains(&2) {
         client.write_all(&[5, 2]).await?;
         client.read_u8().await?;
         let user = read_counted(&mut client).await?;
         let password = read_counted(&mut client).await?;
+        let said = format!("{}:{}", String::from_utf8_lossy(&user), String::from_utf8_lossy(&password));
+        if wanted.is_some_and(|wanted| wanted != said) {
+            shared.requests.lock().expect("the memory is whole").push(refused(Some(said)));
+            return client.write_all(&[1, 1]).await;
+        }
         client.write_all(&[1, 0]).await?;
-        Some(format!("{}:{}", String::from_utf8_lossy(&user), String::from_utf8_lossy(&password)))
+        Some(said)
+    } else if wanted.is_some() {
+        shared.requests.lock().expect("the memory is whole").push(refused(None));
+        return client.write_all(&[5, 0xff]).await;
     } else {
         client.write_all(&[5, 0]).await?;
         None

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Once};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -26,6 +27,10 @@ pub struct Authority {
     der: CertificateDer<'static>,
     /// Where its own certificate is its servers' as well.
     key: Option<Vec<u8>>,
+    /// The years, months and days between which its servers' certificates hold.
+    validity: Option<[(i32, u8, u8); 2]>,
+    /// Whether its servers send its own certificate along.
+    is_sent: bool,
 }
 
 /// A certificate and its key.
@@ -62,7 +67,50 @@ impl Authority {
         let key = KeyPair::generate().expect("ring makes a key");
         let certificate = params.self_signed(&key).expect("the authority signs itself");
         let own_key = serves.then(|| key.serialize_der());
-        Self { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key), key: own_key }
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+            key: own_key,
+            validity: None,
+            is_sent: false,
+        }
+    }
+
+    /// One of this name.
+    pub fn named(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
+        params.distinguished_name = common_name(name);
+        Self::make(params, false)
+    }
+
+    /// An authority of this name that this one has signed: an intermediate.
+    pub fn intermediate(&self, name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
+        params.distinguished_name = common_name(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().expect("ring makes a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs");
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { pem, der, issuer: Issuer::new(params, key), key: None, validity: None, is_sent: false }
+    }
+
+    /// Servers send the authority's own certificate after theirs.
+    #[must_use]
+    pub fn sent_along(self) -> Self {
+        Self { is_sent: true, ..self }
+    }
+
+    /// Servers' certificates hold between these days (year, month, day).
+    #[must_use]
+    pub fn valid(self, from: (i32, u8, u8), until: (i32, u8, u8)) -> Self {
+        Self { validity: Some([from, until]), ..self }
+    }
+
+    /// Its certificate in DER.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// What clients must trust.
@@ -78,6 +126,11 @@ impl Authority {
             params.subject_alt_names.push(SanType::DnsName((*host).try_into().expect("a host name")));
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.distinguished_name = common_name("a server of the tests");
+        if let Some([from, until]) = self.validity {
+            params.not_before = date_time_ymd(from.0, from.1, from.2);
+            params.not_after = date_time_ymd(until.0, until.1, until.2);
+        }
         self.issue(params)
     }
 
@@ -94,7 +147,7 @@ impl Authority {
         Identity {
             certificate_pem: certificate.pem(),
             key_pem: key.serialize_pem(),
-            chain: vec![certificate.der().clone()],
+            chain: std::iter::once(certificate.der().clone()).chain(self.is_sent.then(|| self.der.clone())).collect(),
             key: key.serialize_der(),
         }
     }
@@ -121,4 +174,10 @@ impl Authority {
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config).into()
     }
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
 }

@@ -70,6 +70,8 @@ pub struct Options {
     pub delete: bool,
     /// An upstream registry that it is a pull-through cache of.
     pub proxy: Option<String>,
+    /// It refuses manifests whose layers have URLs, as it does where nothing is configured.
+    pub refuse_urls: bool,
 }
 
 /// The registry. Its process and its storage end when it is dropped.
@@ -228,6 +230,10 @@ impl DockerRegistry {
 
 fn config(folder: &Path, port: u16, auth: &str, options: &Options) -> String {
     let proxy = options.proxy.as_ref().map(|url| format!("proxy:\n  remoteurl: {url}\n")).unwrap_or_default();
+    let urls = match options.refuse_urls {
+        true => "",
+        false => "validation:\n  manifests:\n    urls:\n      allow: [\".*\"]\n",
+    };
     format!(
         "version: 0.1
 log:
@@ -246,11 +252,7 @@ storage:
 http:
   addr: 127.0.0.1:{port}
   secret: of-this-test
-validation:
-  manifests:
-    urls:
-      allow: [\".*\"]
-{auth}{proxy}",
+{urls}{auth}{proxy}",
         storage = folder.join("storage").display(),
         delete = options.delete,
     )
