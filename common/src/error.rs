@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::RegistryName;
+use crate::image::{Digest, RegistryName};
 use crate::printable::printable;
 
 /// What kind of failure it is: the same words in reports, JSON and the ledger.
@@ -128,6 +128,7 @@ struct Inner {
     unconnected: bool,
     status: Option<u16>,
     code: Option<String>,
+    missing: Vec<Digest>,
     retry_after: Option<Duration>,
     attempts: u32,
     elapsed: Duration,
@@ -150,6 +151,7 @@ impl Error {
             unconnected: false,
             status: None,
             code: None,
+            missing: Vec::new(),
             retry_after: None,
             attempts: 1,
             elapsed: Duration::ZERO,
@@ -188,6 +190,13 @@ impl Error {
     pub fn answered(mut self, status: u16, code: Option<String>) -> Error {
         self.0.status = Some(status);
         self.0.code = code;
+        self
+    }
+
+    /// Adds the digests of content that the registry says it lacks.
+    #[must_use]
+    pub fn naming(mut self, missing: Vec<Digest>) -> Error {
+        self.0.missing = missing;
         self
     }
 
@@ -245,6 +254,11 @@ impl Error {
         self.0.code.as_deref()
     }
 
+    /// The digests of content that the registry says it lacks, where it named any.
+    pub fn missing(&self) -> &[Digest] {
+        &self.0.missing
+    }
+
     /// How long the registry asked to wait.
     pub fn wait(&self) -> Option<Duration> {
         self.0.retry_after
@@ -253,6 +267,11 @@ impl Error {
     /// How often it was tried.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
+    }
+
+    /// What was tried, and where.
+    pub fn tried(&self) -> &str {
+        &self.0.tried
     }
 
     /// What happened, without what was tried.

@@ -2,7 +2,7 @@
 
 use imgsync_common::limits::{Limit, Page};
 
-use crate::copy::MIN_COPY_RATE;
+use crate::copy::{CONSISTENCY_WAIT, MIN_COPY_RATE};
 use crate::settings;
 
 /// The rows of this crate.
@@ -19,6 +19,12 @@ pub fn limits() -> Vec<Limit> {
             "an aborted program cleans up",
             settings::ABORT_LIMIT,
             "it ends; what it left is tidied up by the next run",
+        ),
+        Limit::time(
+            Page::Operating,
+            "a target that denies what it has just taken is waited for",
+            CONSISTENCY_WAIT,
+            "the task fails as incomplete",
         ),
         Limit::bytes(
             Page::Security,

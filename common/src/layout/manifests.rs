@@ -98,7 +98,7 @@ impl LayoutRepository {
             ManifestRef::Digest(_) if refers => self.put(None, Some(reference), manifest).await?,
             ManifestRef::Digest(_) => self.put(None, None, manifest).await?,
         }
-        Ok(ManifestPut { subject_kept: refers })
+        Ok(ManifestPut { subject_kept: refers, refused: None })
     }
 
     /// Like [`LayoutRepository::manifest_put`], for an image that was asked for by its digest: it is entered into the
@@ -106,7 +106,7 @@ impl LayoutRepository {
     pub async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
         let reference = ManifestRef::Digest(manifest.digest().clone());
         self.put(self.name.clone(), Some(&reference), manifest).await?;
-        Ok(ManifestPut { subject_kept: manifest.parsed().subject.is_some() })
+        Ok(ManifestPut { subject_kept: manifest.parsed().subject.is_some(), refused: None })
     }
 
     async fn put(&self, name: Option<FullName>, enter: Option<&ManifestRef>, manifest: &Manifest) -> Result<()> {

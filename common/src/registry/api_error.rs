@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::image::Digest;
 use crate::printable::printable_within;
 
 /// The longest message, in characters.
@@ -15,6 +16,10 @@ const LONGEST_CODE: usize = 60;
 const LOOKED_AT: usize = 256 * 1024;
 /// What says that a manifest names content that is not there.
 const MISSING: &str = "MANIFEST_BLOB_UNKNOWN";
+/// The codes of errors about content that the registry lacks.
+const UNKNOWN: [&str; 3] = [MISSING, "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"];
+/// How many digests of missing content are read from one answer.
+const MAX_MISSING: usize = 1000;
 /// How many of several errors are quoted.
 const QUOTED_ERRORS: usize = 3;
 
@@ -26,6 +31,8 @@ pub struct ApiError {
     pub code: Option<String>,
     /// The message, on one line; empty if the body said nothing.
     pub message: String,
+    /// The digests of content that the registry says it lacks, each once.
+    pub missing: Vec<Digest>,
 }
 
 /// Reads the body of an error, whatever it is. `content_type` is a hint only: JSON is served as text, and HTML as JSON.
@@ -38,11 +45,12 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> ApiError {
         && let Ok(value) = serde_json::from_str::<Value>(text)
     {
         let found = of_json(&value);
+        let missing = missing(&value);
         let message = match found.message.is_empty() && found.code.is_none() {
             true => text.to_owned(),
             false => found.message,
         };
-        return shown(found.code, &message);
+        return ApiError { missing, ..shown(found.code, &message) };
     }
     let says = |word: &str| content_type.is_some_and(|kind| kind.to_ascii_lowercase().contains(word));
     if text.starts_with('<') || says("html") || says("xml") {
@@ -63,6 +71,41 @@ fn shown(code: Option<String>, message: &str) -> ApiError {
     ApiError {
         code: code.map(|code| on_one_line(&code, LONGEST_CODE)).filter(|code| !code.is_empty()),
         message: on_one_line(message, LONGEST_MESSAGE),
+        missing: Vec::new(),
+    }
+}
+
+/// The digests that errors about missing content name, in their `detail` (a text in distribution, an object in others) or their
+/// message.
+fn missing(body: &Value) -> Vec<Digest> {
+    let Value::Object(object) = body else { return Vec::new() };
+    let errors = ["errors", "Errors", "error"].iter().find_map(|key| object.get(*key)).unwrap_or(body);
+    let errors = errors.as_array().map_or(std::slice::from_ref(errors), Vec::as_slice);
+    let mut found = Vec::new();
+    for error in errors {
+        if error.get("code").and_then(Value::as_str).is_some_and(|code| UNKNOWN.contains(&code)) {
+            digests(error, &mut found);
+        }
+    }
+    found
+}
+
+/// Collects the digests in all texts below a value.
+fn digests(value: &Value, found: &mut Vec<Digest>) {
+    match value {
+        Value::String(text) => {
+            for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || ":+._-".contains(c))) {
+                if let Ok(digest) = word.trim_end_matches('.').parse::<Digest>()
+                    && found.len() < MAX_MISSING
+                    && !found.contains(&digest)
+                {
+                    found.push(digest);
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| digests(value, found)),
+        Value::Object(object) => object.values().for_each(|value| digests(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -135,7 +178,15 @@ fn of_object(object: &Map<String, Value>) -> Found {
     let detail = ["detail", "details", "Details"]
         .iter()
         .filter_map(|key| object.get(*key))
-        .map(|detail| of_json(detail).message)
+        .map(|detail| match of_json(detail).message {
+            // `{"digest": …}` of who does not write it as a text.
+            message if message.trim().is_empty() => {
+                let mut named = Vec::new();
+                digests(detail, &mut named);
+                named.iter().map(Digest::to_string).collect::<Vec<_>>().join(", ")
+            }
+            message => message,
+        })
         .find(|detail| !detail.trim().is_empty());
     let message = match (message, detail) {
         (Some(message), Some(detail)) if !message.contains(&detail) => {
@@ -241,6 +292,37 @@ mod tests {
             "a; b",
         );
         check(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#, Some("UNAUTHORIZED"), "");
+    }
+
+    #[test]
+    fn digests_of_missing_content_are_read_from_texts_and_objects() {
+        let (one, two) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
+        let check = |body: String, missing: &[&Digest]| {
+            let found = parse(None, body.as_bytes());
+            assert_eq!(found.missing.iter().collect::<Vec<_>>(), missing, "{body}");
+            assert!(missing.first().is_none_or(|digest| found.message.contains(digest.hex())), "{}", found.message);
+        };
+        let error = |code: &str, rest: String| format!(r#"{{"code":"{code}","message":"unknown"{rest}}}"#);
+        let errors = |errors: &[String]| format!(r#"{{"errors":[{}]}}"#, errors.join(","));
+        for detail in [
+            format!(r#","detail":"{one}""#),
+            format!(r#","detail":{{"digest":"{one}"}}"#),
+            format!(r#","detail":{{"Name":"a/b","Digest":"{one}"}}"#),
+            format!(r#","detail":{{"missing":[{{"blob":"{one}","size":7}}]}}"#),
+            format!(r#","detail":["blob {one}."]"#),
+        ] {
+            check(errors(&[error("MANIFEST_BLOB_UNKNOWN", detail)]), &[&one]);
+        }
+        check(format!(r#"{{"errors":[{{"code":"BLOB_UNKNOWN","message":"no blob {two}, sorry"}}]}}"#), &[&two]);
+        let both = [
+            error("MANIFEST_BLOB_UNKNOWN", format!(r#","detail":"{one}""#)),
+            error("MANIFEST_UNKNOWN", format!(r#","detail":{{"digest":"{two}"}}"#)),
+            error("MANIFEST_UNKNOWN", format!(r#","detail":{{"digest":"{two}"}}"#)),
+        ];
+        check(errors(&both), &[&one, &two]);
+        // Of other errors a digest says something else.
+        check(errors(&[error("DIGEST_INVALID", format!(r#","detail":"{one}""#))]), &[]);
+        check(errors(&[error("MANIFEST_UNKNOWN", r#","detail":{"Tag":"v1"}"#.to_owned())]), &[]);
     }
 
     #[test]

@@ -26,6 +26,9 @@ const OCI_ONLY: &str = "the registry may take OCI images alone (zot: set `\"comp
 /// What to do where a tag is not to be overwritten.
 const IMMUTABLE: &str =
     "the target keeps this tag as it is; allow it there, exclude the tag, or name it in `immutable:`";
+/// What to do where a manifest is larger than the target takes.
+const BODY_LIMIT: &str =
+    "raise the limit of request bodies at the target, or at the proxy before it (nginx: client_max_body_size)";
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// How a manifest is asked for.
@@ -56,10 +59,19 @@ pub struct Head {
 }
 
 /// What a registry did with a manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct ManifestPut {
     /// Whether the registry lists it among its subject's referrers by itself (`OCI-Subject`).
     pub subject_kept: bool,
+    /// Why the registry did not take it, where its tag points at it all the same.
+    pub refused: Option<Error>,
+}
+
+impl ManifestPut {
+    /// Whether it was refused for lack of rights, and not because the registry keeps the tag as it is.
+    pub fn is_denied(&self) -> bool {
+        self.refused.as_ref().is_some_and(|error| error.class() == Class::Denied && !says_immutable(error))
+    }
 }
 
 /// What a registry did when it was told to delete.
@@ -104,7 +116,14 @@ impl Repository {
             return Ok(Some(head));
         }
         match self.manifest_asked(reference, counted).await {
-            Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(None),
+            // By the registry, and not by a proxy.
+            Err(error)
+                if self.access == Access::Push
+                    && error.class() == Class::Denied
+                    && error.status().is_some_and(|status| status != 407) =>
+            {
+                Ok(None)
+            }
             asked => asked,
         }
     }
@@ -238,7 +257,12 @@ impl Repository {
             let answer = self.send(request).await?;
             if !answer.status().is_success() {
                 let error = self.refusal(answer, &tried).await;
-                return Err(if wants_oci(&error, manifest) { error.hint(OCI_ONLY) } else { error });
+                return Err(match () {
+                    () if wants_oci(&error, manifest) => error.hint(OCI_ONLY),
+                    () if lacks_content(&error) => error.as_class(Class::Incomplete),
+                    () if error.status() == Some(413) => error.hint(BODY_LIMIT),
+                    () => error,
+                });
             }
             let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
             let subject_kept = answer.headers().contains_key("oci-subject");
@@ -253,7 +277,7 @@ impl Repository {
                     format!("{} was sent, the registry stored {said}", manifest.digest()),
                 ));
             }
-            Ok(ManifestPut { subject_kept })
+            Ok(ManifestPut { subject_kept, refused: None })
         };
         match self.with_retries(|| self.in_place(&once)).await {
             // An immutable tag is refused even to who writes what it has. Whoever wrote it first saw to its subject.
@@ -263,7 +287,9 @@ impl Repository {
                     && matches!(error.class(), Class::Refused | Class::Denied) =>
             {
                 match self.manifest_head(reference).await {
-                    Ok(Some(head)) if head.digest == *manifest.digest() => Ok(ManifestPut { subject_kept: true }),
+                    Ok(Some(head)) if head.digest == *manifest.digest() => {
+                        Ok(ManifestPut { subject_kept: true, refused: Some(error) })
+                    }
                     Ok(Some(_)) if says_immutable(&error) => Err(error.as_class(Class::Immutable).hint(IMMUTABLE)),
                     _ => Err(error),
                 }
@@ -321,6 +347,11 @@ fn says_immutable(error: &Error) -> bool {
 fn wants_oci(error: &Error, manifest: &Manifest) -> bool {
     let is_docker = manifest.media_type().as_str().starts_with("application/vnd.docker.");
     is_docker && (error.status() == Some(415) || error.code() == Some("MANIFEST_INVALID"))
+}
+
+/// Whether a manifest was refused because something that it names is not there: a manifest is an index's child or a subject.
+fn lacks_content(error: &Error) -> bool {
+    matches!(error.status(), Some(400 | 404)) && matches!(error.code(), Some("MANIFEST_UNKNOWN" | "BLOB_UNKNOWN"))
 }
 
 enum Asked {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match, Refresh, TokenField};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
+use serde_json::{Value, json};
 
 async fn sync(source: &FaultRegistry, target: &FaultRegistry) -> imgsync_tests::program::Output {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
@@ -144,4 +146,59 @@ async fn no_credentials_at_all_is_said_with_how_to_log_in() {
 
 fn status(code: u16) -> axum::http::StatusCode {
     axum::http::StatusCode::from_u16(code).expect("a status")
+}
+
+#[tokio::test]
+async fn every_shape_of_an_entry_in_the_files_of_docker_and_podman_logs_in() {
+    let target = FaultRegistry::builder().basic("me", "pa:ss wörd").start().await;
+    let source = FaultRegistry::start().await;
+    source.push("a", "1", &images::single("shapes"));
+    let host = target.host();
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let right = encode("me:pa:ss wörd");
+    let (wrong, padded) = (encode("you:no"), encode("me:pa:ss wörd\0\0"));
+    let entry = json!({"auth": right});
+    let keyed = |key: String| json!({"auths": {key: entry}});
+    let held = |entry: Value| json!({"auths": {host.as_str(): entry}});
+    let docker = [
+        keyed(host.clone()),
+        keyed(format!("http://{host}")),
+        keyed(format!("https://{host}")),
+        keyed(format!("https://{host}/")),
+        keyed(format!("https://{host}/v1/")),
+        keyed(format!("http://{host}/v2/")),
+        keyed(format!("{host}/")),
+        keyed(format!("{host}/b")),
+        json!({"auths": {format!("{host}/b"): entry, host.as_str(): {"auth": wrong}}}),
+        json!({"auths": {format!("{host}/bb"): {"auth": wrong}, host.as_str(): entry}}),
+        json!({"auths": {format!("https://{host}"): {"auth": wrong}, host.as_str(): entry}}),
+        held(json!({"auth": right.trim_end_matches('=')})),
+        held(json!({"auth": right.replace('+', "-").replace('/', "_")})),
+        held(json!({"auth": format!(" {right}\n")})),
+        held(json!({"auth": padded})),
+        held(json!({"username": "me", "password": "pa:ss wörd"})),
+        held(json!({"username": "me", "password": "pa:ss wörd", "email": "me@example.com", "auth": ""})),
+        held(json!({"auth": right, "username": "you", "password": "no"})),
+        held(json!({"auth": right, "serveraddress": "x", "registrytoken": "", "identitytoken": ""})),
+        json!({"auths": {host.as_str(): entry}, "HttpHeaders": {"User-Agent": "x"}, "currentContext": "y", "proxies": {}}),
+        json!({"auths": {host.as_str(): entry}, "credHelpers": {host.as_str(): ""}, "credsStore": "none-there"}),
+        json!({"auths": {host.as_str(): entry, "other.example": null}, "credHelpers": null}),
+    ];
+    let podman = [keyed(host.clone()), keyed(format!("{host}/b"))];
+    assert_eq!(docker.len() + podman.len(), 24);
+    let sync = async |file: &str, config: &Value| {
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{host}/b:1"));
+        let sync = Imgsync::new().args(["sync", &from, &to, "--force"]);
+        let file = sync.home().join(file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, config.to_string()).unwrap();
+        let output = sync.run().await;
+        assert_eq!(output.code, Some(0), "{config}\n{}", output.stderr);
+    };
+    for config in &docker {
+        sync("docker/config.json", config).await;
+    }
+    for config in &podman {
+        sync("runtime/containers/auth.json", config).await;
+    }
 }

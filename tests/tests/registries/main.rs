@@ -22,5 +22,6 @@ mod referrers;
 mod second;
 mod streams;
 mod subjects;
+mod targets;
 mod tokens_of_age;
 mod varied;

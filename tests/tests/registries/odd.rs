@@ -67,7 +67,7 @@ async fn a_source_whose_heads_find_nothing_is_asked_with_a_get() {
 
 #[tokio::test]
 async fn a_tag_that_cannot_be_moved_and_is_right_already_counts_as_done() {
-    for (status, code) in [(400, "TAG_INVALID"), (409, "TAG_IMMUTABLE"), (403, "DENIED")] {
+    for (status, code) in [(400, "TAG_INVALID"), (409, "TAG_IMMUTABLE"), (403, "TAG_IMMUTABLE")] {
         let (source, target) = both().await;
         let image = images::single("immutable");
         source.push("a", "1", &image);

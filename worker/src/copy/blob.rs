@@ -13,6 +13,7 @@ use imgsync_common::registry::{Context, Part, Repository, Started, Upload};
 use imgsync_common::retry::Retry;
 use tokio_util::sync::CancellationToken;
 
+use super::chunks::{smaller_chunk, too_large};
 use super::ends::Target;
 use super::feed::Feed;
 use super::walk::Walk;
@@ -21,8 +22,6 @@ use super::walk::Walk;
 const LATE_SESSION: Duration = Duration::from_millis(200);
 /// Blobs up to this size are held in memory, in bytes.
 const SMALL: u64 = 1 << 20;
-/// The size of PATCHes for a registry that does not take a blob in one piece.
-const CHUNK: u64 = 16 << 20;
 
 /// Whether a blob is worth a question more to save sending it.
 pub(super) fn is_large(blob: &Descriptor) -> bool {
@@ -102,7 +101,7 @@ impl Walk {
             Begun::Done(arrival) => return Ok(arrival),
             Begun::Session(session) => session,
         };
-        match is_large(blob) {
+        match is_large(blob) || target.chunk().is_some_and(|chunk| blob.size > chunk) {
             false => self.send_small(target, blob, session).await,
             true => self.send_large(target, blob, session, moved).await,
         }
@@ -113,6 +112,12 @@ impl Walk {
     /// blob is there. A registry whose mounts tell nothing is asked with a HEAD.
     async fn start(&self, target: &Repository, blob: &Descriptor) -> Result<Begun> {
         let (registry, name, digest) = (target.registry(), target.name(), &blob.digest);
+        if self.brought.is_unmountable(digest) {
+            return Ok(match self.ask_for_session(target, blob, None).await? {
+                Started::Mounted => Begun::Done(Arrival::Reused),
+                Started::Session(session) => Begun::Session(session),
+            });
+        }
         let home = self.known.home_of(registry, digest).await.filter(|home| home != name);
         let next_door = self.source.repository().filter(|source| source.registry() == registry);
         let next_door = next_door.map(|source| source.name().clone());
@@ -133,6 +138,9 @@ impl Walk {
         match self.ask_for_session(target, blob, from.as_ref()).await? {
             Started::Mounted => {
                 let _ = mounts.set(true);
+                if let Some(from) = from.as_ref().filter(|from| *from != name) {
+                    self.brought.mounted(digest, from);
+                }
                 Ok(Begun::Done(match from.as_ref() == Some(name) {
                     true => Arrival::Reused,
                     false => Arrival::Mounted,
@@ -230,7 +238,10 @@ impl Walk {
             };
             let sent = target.upload_send(&mut upload, Part::Whole(bytes.clone())).await;
             let Err(error) = sent else { return Ok(Arrival::Copied) };
-            let error = session_lost(error, &mut sessions_lost);
+            let error = match error.status() {
+                Some(413) => too_large(error, target, blob.size, upload.min_chunk()),
+                _ => session_lost(error, &mut sessions_lost),
+            };
             target.upload_cancel(upload).await;
             target.pause(&mut retry, error).await?;
         }
@@ -290,6 +301,8 @@ impl Walk {
         let mut state = Sending {
             retry: target.retry(),
             chunk: target.chunk(),
+            body: 0,
+            refused: false,
             held: 0,
             resumed: false,
             sessions_lost: 0,
@@ -327,6 +340,7 @@ impl Walk {
                     break;
                 }
                 let end = (offset + chunk).min(blob.size);
+                state.body = end - offset;
                 self.send_part(target, feed, upload, (end, false)).await?;
                 if feed.gauge().handed() < end {
                     let detail = "the target answered before it had all of a chunk";
@@ -334,8 +348,12 @@ impl Walk {
                 }
                 state.held = end;
                 state.retry.progressed();
+                if state.refused && end - offset == chunk {
+                    target.limit_bodies(chunk);
+                }
             }
         }
+        state.body = blob.size - feed.gauge().handed();
         self.send_part(target, feed, upload, (blob.size, true)).await
     }
 
@@ -377,8 +395,11 @@ impl Walk {
             }
             return give_up(cause, upload).await;
         }
-        if error.status() == Some(413) && state.chunk.is_none() {
-            state.chunk = Some(CHUNK);
+        if error.status() == Some(413) && state.body > 0 {
+            let Some(chunk) = smaller_chunk(target, state.body, upload.min_chunk()) else {
+                return give_up(too_large(error, target, state.body, upload.min_chunk()), upload).await;
+            };
+            (state.chunk, state.refused) = (Some(chunk), true);
             return self.begin_again(target, feed, blob, upload, state).await;
         }
         let mut error = session_lost(error, &mut state.sessions_lost);
@@ -431,6 +452,10 @@ impl Walk {
 struct Sending {
     retry: Retry,
     chunk: Option<u64>,
+    /// Bytes of the body that was sent last.
+    body: u64,
+    /// Whether a body was refused for its size.
+    refused: bool,
     /// Bytes that the target was last known to hold.
     held: u64,
     /// Whether the session went on after a break, so that what is wrong may be how.

@@ -3,12 +3,14 @@
 mod backup;
 mod blob;
 mod choose;
+mod chunks;
 mod ends;
 mod feed;
 mod find;
 mod inspect;
 mod job;
 mod known;
+mod missing;
 mod referrers;
 mod survey;
 mod to_layout;
@@ -32,6 +34,7 @@ use imgsync_common::wait::{WaitClock, WaitCredit};
 pub use ends::Location;
 pub use inspect::{Inspected, InspectedBlob, inspect};
 pub use job::{Ask, Job, Overwrite, Platforms, TargetTag};
+pub(crate) use missing::CONSISTENCY_WAIT;
 pub use survey::Survey;
 pub use together::Member;
 pub use verify::{Check, Finding, Kind, Verified, WhichReferrers};
@@ -347,9 +350,10 @@ impl Copier {
         let walk = Walk::new(self, ends, job, sums.clone(), context, found.target_has_tag).only(&root, only);
         let backup = Backup::of(job, ends, &digest, gate).filter(|_| found.target_has_tag);
         let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn Gate);
-        Box::pin(walk.push(root, place, gate, &source_digest, !is_cut)).await?;
+        let tag_put = Box::pin(walk.push(root, place, gate, &source_digest, !is_cut)).await?;
         let referrers_asked = job.referrers.are_wanted();
-        Ok(End { outcome: Outcome::Copied, digest, source_digest, referrers_asked, tag_put: true })
+        let outcome = if tag_put { Outcome::Copied } else { Outcome::Unchanged };
+        Ok(End { outcome, digest, source_digest, referrers_asked, tag_put })
     }
 
     /// What is to be done for an image that the target has: nothing, or its new referrers. `chosen` is the image, where it

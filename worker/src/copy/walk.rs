@@ -17,10 +17,8 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::blob::is_large;
 use super::ends::{Ends, Source, Target};
 use super::known::{Known, Seen};
+use super::missing::{Brought, Denials};
 use super::{Copier, Gate, Job, Member, Sums};
-
-/// How often what a target says it misses is brought to it.
-const MISSING_ROUNDS: usize = 3;
 
 /// Children of one index that are walked at once; blobs have a limit of their own.
 const CHILDREN_AT_ONCE: usize = 4;
@@ -45,6 +43,7 @@ pub(crate) struct Walk {
     /// Manifests that are whole at the target, each by whoever came first.
     manifests: Memo<()>,
     blobs: Memo<Arrival>,
+    pub(super) brought: Brought,
     /// Read while looking for what is there, and not to be read again.
     read: Mutex<HashMap<Digest, Manifest>>,
     counted: Seen,
@@ -90,6 +89,10 @@ impl<T: Clone> Memo<T> {
         cell.get_or_try_init(|| make).await.cloned()
     }
 
+    fn peek(&self, digest: &Digest) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest)?.get().cloned()
+    }
+
     fn forget(&self, digest: &Digest) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
     }
@@ -119,6 +122,7 @@ impl Walk {
             context,
             manifests: Memo::new(),
             blobs: Memo::new(),
+            brought: Brought::default(),
             read: Mutex::default(),
             counted: Seen::default(),
             cost: AtomicUsize::new(0),
@@ -146,7 +150,7 @@ impl Walk {
         children.filter(|child| only.is_none_or(|only| only.contains(&child.digest))).collect()
     }
 
-    fn blobs_of<'m>(&self, manifest: &'m Manifest) -> Vec<&'m Descriptor> {
+    pub(super) fn blobs_of<'m>(&self, manifest: &'m Manifest) -> Vec<&'m Descriptor> {
         manifest.blobs_with(self.foreign_layers)
     }
 
@@ -155,7 +159,8 @@ impl Walk {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    /// Brings the whole image to the target, its root last.
+    /// Brings the whole image to the target, its root last. Returns whether its tag was written; not where the target refuses
+    /// to write it and has it already.
     pub(super) async fn push(
         &self,
         root: Manifest,
@@ -163,7 +168,7 @@ impl Walk {
         gate: &dyn Gate,
         source_digest: &Digest,
         is_at_source: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.note(&root);
         if self.force || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
@@ -171,7 +176,7 @@ impl Walk {
         if matches!(place, ManifestRef::Digest(_)) {
             gate.before_tag(source_digest).await?;
             self.put_at(&root, At::Untagged).await?;
-            return self.bring_referrers(&root, is_at_source, false).await.map(drop);
+            return self.bring_referrers(&root, is_at_source, false).await.map(|_| true);
         }
         self.bring_referrers(&root, is_at_source, true).await?;
         let refers = root.parsed().subject.is_some() && self.target.repository().is_some();
@@ -179,10 +184,19 @@ impl Walk {
             // A tag says that all is done: what refers to another manifest is listed under that first.
             self.put(&root, &ManifestRef::Digest(root.digest().clone())).await?;
             gate.before_tag(source_digest).await?;
-            return self.target.manifest_put(&place, &root).await.map(drop);
+            return self.is_written(self.target.manifest_put(&place, &root).await?);
         }
         gate.before_tag(source_digest).await?;
-        self.put(&root, &place).await
+        self.is_written(self.put_at(&root, At::Reference(&place)).await?)
+    }
+
+    /// Whether a tag was written. Who insists on writing it hears that this was denied.
+    fn is_written(&self, put: ManifestPut) -> Result<bool> {
+        let is_denied = put.is_denied();
+        match put.refused {
+            Some(error) if self.force && is_denied => Err(error),
+            refused => Ok(refused.is_none()),
+        }
     }
 
     /// Whether the target has the root under another tag. Asked for only where something hints at it, so that a fresh
@@ -354,20 +368,19 @@ impl Walk {
     }
 
     /// Puts a manifest whose children and blobs are at the target, and lists it under its subject where the registry does
-    /// not do that by itself. Where the target misses what it needs after all, what was believed of that is dropped, and
-    /// it is brought once more.
+    /// not do that by itself. Where the target misses what it needs after all, see [`super::missing`].
     pub(super) async fn put(&self, manifest: &Manifest, place: &ManifestRef) -> Result<()> {
-        self.put_at(manifest, At::Reference(place)).await
+        self.put_at(manifest, At::Reference(place)).await.map(drop)
     }
 
-    async fn put_at(&self, manifest: &Manifest, at: At<'_>) -> Result<()> {
+    async fn put_at(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
         let put = self.put_manifest(manifest, at).await?;
         if let Some(subject) = &manifest.parsed().subject
             && !put.subject_kept
         {
             self.list_under(&subject.digest, std::slice::from_ref(manifest)).await?;
         }
-        Ok(())
+        Ok(put)
     }
 
     /// Lists manifests under their subject, at a registry that does not do so by itself.
@@ -386,25 +399,24 @@ impl Walk {
             At::Untagged => self.target.manifest_put_untagged(manifest).await,
             At::Companion(tag) => self.target.companion_put(tag, manifest).await,
         };
-        // Of an index of which a part is left out it is most likely that part.
-        let most = if self.is_sparse(manifest) { 1 } else { MISSING_ROUNDS };
-        let mut rounds = 0;
+        let mut denials = Denials::new();
+        let mut is_second = false;
         let put = loop {
             match put().await {
-                // More than once: a registry may for a moment not see a blob that another worker sends it as well.
-                Err(error) if error.class() == Class::Incomplete && rounds < most => {
-                    rounds += 1;
-                    self.distrust(manifest).await;
-                    self.bring_children_and_blobs(manifest, 0).await?;
-                }
-                Err(error) if error.class() == Class::Incomplete && self.is_sparse(manifest) => {
+                // Of an index of which a part is left out it is most likely that part.
+                Err(error) if error.class() == Class::Incomplete && is_second && self.is_sparse(manifest) => {
                     return Err(error
                         .as_class(Class::Refused)
                         .hint("the target takes no index without all that it lists: leave out `sparse`"));
                 }
+                Err(error) if error.class() == Class::Incomplete => {
+                    is_second = true;
+                    self.bring_missing(manifest, error, &mut denials).await?;
+                }
                 put => break put?,
             }
         };
+        self.brought.put(manifest.digest());
         self.learn_manifest(manifest.digest());
         self.sums.manifests.fetch_add(1, Ordering::Relaxed);
         self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
@@ -429,17 +441,15 @@ impl Walk {
         }
     }
 
-    async fn distrust(&self, manifest: &Manifest) {
-        let Some(target) = self.target.repository() else { return };
-        let (registry, name) = (target.registry(), target.name());
-        for blob in self.blobs_of(manifest) {
-            self.known.forget_blob(registry, name, &blob.digest).await;
-            self.blobs.forget(&blob.digest);
-        }
-        for child in self.children_of(manifest) {
-            self.known.forget_manifest(registry, name, &child.digest);
-            self.manifests.forget(&child.digest);
-        }
+    /// How a blob came to the target in this copy.
+    pub(super) fn arrival(&self, blob: &Digest) -> Option<Arrival> {
+        self.blobs.peek(blob)
+    }
+
+    /// Forgets that a blob or a manifest was brought.
+    pub(super) fn forget_arrival(&self, digest: &Digest) {
+        self.blobs.forget(digest);
+        self.manifests.forget(digest);
     }
 
     /// The blob that is least likely to be at the target unless its image is.

@@ -1,0 +1,32 @@
+//! The size of request bodies at a target, or a proxy before it, that refuses large ones (413).
+
+use imgsync_common::error::{Class, Error};
+use imgsync_common::registry::Repository;
+
+/// The sizes of PATCHes, in bytes, that are tried in turn at a registry that refuses larger bodies (413).
+const CHUNKS: [u64; 4] = [16 << 20, 8 << 20, 4 << 20, 1 << 20];
+
+/// The size of chunks to try after a body of so many bytes was refused; `None` where all were. `least`: what the registry wants of
+/// a chunk (`OCI-Chunk-Min-Length`).
+pub(super) fn smaller_chunk(target: &Repository, refused: u64, least: u64) -> Option<u64> {
+    // Another blob may have found out by now.
+    let known = target.chunk().filter(|chunk| *chunk < refused);
+    let smaller = known.or_else(|| CHUNKS.into_iter().find(|chunk| *chunk < refused));
+    smaller.filter(|chunk| *chunk >= least.max(1))
+}
+
+/// The error of a target that refuses a body of so many bytes, and smaller ones cannot be sent.
+pub(super) fn too_large(error: Error, target: &Repository, body: u64, least: u64) -> Error {
+    let registry = target.registry();
+    let size = bytesize::ByteSize(body);
+    let least = match least > 1 {
+        true => format!(", and wants chunks of at least {}", bytesize::ByteSize(least)),
+        false => String::new(),
+    };
+    let detail = format!("{} (it takes no request body of {size}{least})", error.detail());
+    let hint = format!(
+        "raise the limit of request bodies at {registry} or at the proxy before it (nginx: client_max_body_size) to more than \
+         {size}, or set a `chunk:` below its limit for {registry} under `registries`"
+    );
+    Error::new(Class::Refused, error.tried(), detail).answered(413, None).at(registry).hint(hint)
+}

@@ -1,0 +1,209 @@
+//! Content that a target says it lacks when a manifest is put: sent where it is missing, waited for where it is there.
+//!
+//! Three things look alike. A mount may be answered with 201 and come to nothing: the bytes are sent then. What was believed to
+//! be there may be gone: a HEAD tells, and it is sent. And a registry may deny for some seconds what it has just taken (its
+//! front ends see writes late): that passes, and nothing is sent again meanwhile.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::event::{Arrival, Event};
+use imgsync_common::image::{Descriptor, Digest, Kind, Manifest, RepositoryName};
+use imgsync_common::registry::{ManifestRef, Repository};
+
+use super::walk::Walk;
+
+/// How long a target is waited for that denies what it has just taken.
+pub(crate) const CONSISTENCY_WAIT: Duration = Duration::from_secs(30);
+/// The first of these waits; each is twice as long as the one before, up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// What was sent in this copy is sent again only after so many waits, if a HEAD does not find it: before that it is more
+/// likely late than lost.
+const WAITS_BEFORE_RESENDING: u32 = 3;
+/// What to do where a target takes no URLs of foreign layers.
+const FOREIGN_URLS: &str = "it refuses manifests whose layers are at URLs of their own: allow these URLs in the target's \
+                            configuration (distribution, Harbor: `validation.manifests.urls.allow`)";
+
+/// What a copy knows of how content came to the target.
+#[derive(Debug, Default)]
+pub(super) struct Brought(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    mounted_from: HashMap<Digest, RepositoryName>,
+    /// Blobs whose mount or presence the target affirmed and then denied.
+    unmountable: HashSet<Digest>,
+    /// Manifests that this copy has put.
+    put: HashSet<Digest>,
+}
+
+impl Brought {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the target took a blob from another of its repositories.
+    pub(super) fn mounted(&self, blob: &Digest, from: &RepositoryName) {
+        self.known().mounted_from.insert(blob.clone(), from.clone());
+    }
+
+    /// Notes that this copy has put a manifest.
+    pub(super) fn put(&self, manifest: &Digest) {
+        self.known().put.insert(manifest.clone());
+    }
+
+    /// Whether the bytes of a blob must be sent, whatever the target says of mounts.
+    pub(super) fn is_unmountable(&self, blob: &Digest) -> bool {
+        self.known().unmountable.contains(blob)
+    }
+}
+
+/// How often, and for how long, one manifest was refused for what it names.
+#[derive(Debug)]
+pub(super) struct Denials {
+    since: Instant,
+    refusals: u32,
+    waits: u32,
+    waited: Duration,
+    last_resort: bool,
+}
+
+impl Denials {
+    pub(super) fn new() -> Denials {
+        Denials { since: Instant::now(), refusals: 0, waits: 0, waited: Duration::ZERO, last_resort: false }
+    }
+
+    /// The next wait; `None` after the last.
+    fn next_wait(&mut self) -> Option<Duration> {
+        let left = CONSISTENCY_WAIT.saturating_sub(self.waited);
+        let wait = FIRST_WAIT.saturating_mul(1 << self.waits.min(16)).min(LONGEST_WAIT).min(left);
+        self.waits += 1;
+        self.waited += wait;
+        (!wait.is_zero()).then_some(wait)
+    }
+}
+
+impl Walk {
+    /// Does what may help a manifest that was refused because of content that it names: afterwards it is to be put once more.
+    /// The error, where nothing helps.
+    pub(super) async fn bring_missing(&self, manifest: &Manifest, error: Error, denials: &mut Denials) -> Result<()> {
+        denials.refusals += 1;
+        let (refusals, since) = (denials.refusals, denials.since);
+        let end = |error: Error| error.after(refusals, since.elapsed());
+        let Some(target) = self.target.repository() else { return Err(end(error)) };
+        if self.refuses_urls(manifest, &error) {
+            return Err(end(error).as_class(Class::Refused).hint(FOREIGN_URLS));
+        }
+        let named = |descriptor: &&Descriptor| error.missing().contains(&descriptor.digest);
+        let (mut blobs, mut children) = (self.blobs_of(manifest), self.children_of(manifest));
+        if blobs.iter().chain(&children).any(named) {
+            blobs.retain(named);
+            children.retain(named);
+        }
+        let mut again = Vec::new();
+        for blob in &blobs {
+            if self.is_to_be_sent(target, blob, denials).await? {
+                again.push(&blob.digest);
+            }
+        }
+        for child in &children {
+            let was_put = self.brought.known().put.contains(&child.digest);
+            if (!was_put || denials.waits >= WAITS_BEFORE_RESENDING)
+                && target.manifest_head(&ManifestRef::Digest(child.digest.clone())).await?.is_none()
+            {
+                again.push(&child.digest);
+            }
+        }
+        if again.is_empty() && error.missing().is_empty() && self.leaves_layers(manifest) {
+            return Err(end(error).as_class(Class::Refused).hint(FOREIGN_URLS));
+        }
+        if again.is_empty() {
+            if let Some(wait) = denials.next_wait() {
+                self.context.events.emit(Event::Retrying {
+                    error: error.to_string(),
+                    class: error.class(),
+                    attempt: denials.refusals,
+                    wait,
+                });
+                return tokio::select! {
+                    () = tokio::time::sleep(wait) => Ok(()),
+                    () = self.context.cancel.cancelled() => Err(end(error).as_class(Class::Cancelled)),
+                };
+            }
+            // It affirms and denies what others have sent: the bytes may help.
+            again.extend(
+                blobs.iter().map(|blob| &blob.digest).filter(|blob| self.arrival(blob) != Some(Arrival::Copied)),
+            );
+            if denials.last_resort || again.is_empty() {
+                return Err(end(error));
+            }
+            denials.last_resort = true;
+        }
+        for digest in again {
+            self.disown(target, digest).await;
+        }
+        self.bring_children_and_blobs(manifest, 0).await
+    }
+
+    /// Whether a blob that the target denies is to be sent: at once where it was mounted, else where a HEAD does not find it.
+    async fn is_to_be_sent(&self, target: &Repository, blob: &Descriptor, denials: &Denials) -> Result<bool> {
+        match self.arrival(&blob.digest) {
+            Some(Arrival::Mounted) => Ok(true),
+            Some(Arrival::Copied) if denials.waits < WAITS_BEFORE_RESENDING => Ok(false),
+            Some(Arrival::Copied | Arrival::Reused) | None => Ok(!target.blob_head(&blob.digest).await?),
+        }
+    }
+
+    /// Drops what was believed of content that the target does not have: here, in the process, and in the store.
+    async fn disown(&self, target: &Repository, digest: &Digest) {
+        let (registry, name) = (target.registry(), target.name());
+        let from = {
+            let mut known = self.brought.known();
+            known.unmountable.insert(digest.clone());
+            known.mounted_from.remove(digest)
+        };
+        for home in [Some(name), from.as_ref()].into_iter().flatten() {
+            self.known.forget_blob(registry, home, digest).await;
+        }
+        self.known.forget_manifest(registry, name, digest);
+        self.forget_arrival(digest);
+    }
+
+    /// Whether the target refuses a manifest for the URLs of its foreign layers: it then says that it lacks these, which it need
+    /// not have (distribution answers so, with 500).
+    fn refuses_urls(&self, manifest: &Manifest, error: &Error) -> bool {
+        let Kind::Image { layers, .. } = manifest.kind() else { return false };
+        let is_foreign = |digest: &Digest| {
+            layers
+                .iter()
+                .any(|layer| layer.digest == *digest && layer.media_type.is_foreign_layer() && !layer.urls.is_empty())
+        };
+        let named = error.missing();
+        !named.is_empty()
+            && named.iter().all(is_foreign)
+            && (self.leaves_layers(manifest) || error.status() == Some(500))
+    }
+
+    /// Whether some layers are left at their URLs.
+    fn leaves_layers(&self, manifest: &Manifest) -> bool {
+        self.blobs_of(manifest).len() < manifest.blobs_with(true).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_add_up_to_the_limit() {
+        let mut denials = Denials::new();
+        let waits: Vec<Duration> = std::iter::from_fn(|| denials.next_wait()).collect();
+        assert_eq!(waits[..4], [250, 500, 1000, 2000].map(Duration::from_millis));
+        assert_eq!(waits.iter().sum::<Duration>(), CONSISTENCY_WAIT);
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT));
+        assert_eq!(denials.next_wait(), None);
+    }
+}
