@@ -92,7 +92,7 @@ impl Addresses {
         }
         let mut ca = Vec::new();
         for pem in written.iter().flat_map(|written| &written.ca) {
-            ca.extend(settings::read(pem, folder)?);
+            ca.extend(settings::certificates(pem, folder)?);
             ca.push(b'\n');
         }
         Ok(Some(Addresses { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))

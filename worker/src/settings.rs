@@ -6,7 +6,7 @@ use std::time::Duration;
 use imgsync_common::config::{self, Config, Pem};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::credentials::Credential;
-use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve};
+use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve, certificates_as_pem};
 use imgsync_common::secret::Secret;
 
 /// A longer Retry-After is not slept out with a slot held: the task is given back.
@@ -55,7 +55,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
     let identity = match &written.client_identity {
         None => None,
         Some(identity) => {
-            let mut pem = read(&identity.certificate, folder)?;
+            let mut pem = certificates(&identity.certificate, folder)?;
             pem.push(b'\n');
             pem.extend(read(&identity.key, folder)?);
             Some(Secret::new(String::from_utf8_lossy(&pem).into_owned()))
@@ -67,7 +67,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         api: written.api.clone(),
         mirrors: written.mirrors.clone(),
         plain_http: written.plain_http,
-        ca: written.ca.iter().map(|pem| read(pem, folder)).collect::<Result<_>>()?,
+        ca: written.ca.iter().map(|pem| certificates(pem, folder)).collect::<Result<_>>()?,
         identity,
         insecure: written.insecure,
         http1: written.http1,
@@ -89,8 +89,20 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
     })
 }
 
+/// Certificates as PEM, also of a file in DER; a relative path begins where the configuration is. The error names the file and
+/// what it holds instead.
+pub fn certificates(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
+    certificates_as_pem(read(pem, folder)?).map_err(|why| {
+        let tried = match pem {
+            Pem::Inline(_) => "reading a certificate in the configuration".to_owned(),
+            Pem::File(path) => format!("reading the certificate in {}", folder.join(path).display()),
+        };
+        Error::new(Class::Invalid, tried, why)
+    })
+}
+
 /// The text of a certificate or key; a relative path begins where the configuration is.
-pub fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
+fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
     match pem {
         Pem::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
         Pem::File(path) => {

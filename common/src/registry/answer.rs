@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::failure::{classify, transport_error};
+use super::failure::{Way, classify, says_wants_tls, tls_on, transport_error};
 use super::pace::Errand;
 use super::seats::Seat;
 use super::{api_error, ratelimit, retry_after};
@@ -34,6 +34,7 @@ pub(crate) struct Answer {
     pub(super) response: reqwest::Response,
     /// Where it came from, after redirects.
     pub(super) url: Url,
+    pub(super) way: Way,
     pub(super) with_credentials: bool,
     /// When the request was made.
     pub(super) began: Instant,
@@ -51,6 +52,7 @@ impl Answer {
     pub(super) fn new(
         response: reqwest::Response,
         url: Url,
+        way: Way,
         began: Instant,
         stall: Duration,
         cancel: CancellationToken,
@@ -58,6 +60,7 @@ impl Answer {
         Answer {
             response,
             url,
+            way,
             with_credentials: false,
             began,
             errand: Errand::aside(0),
@@ -107,7 +110,7 @@ impl Answer {
         };
         let waited = began.elapsed();
         let Ok(read) = read else { return Err(self.too_slow(waited, tried)) };
-        let chunk = read.map_err(|error| transport_error(error, tried))?;
+        let chunk = read.map_err(|error| transport_error(error, tried, &self.way))?;
         self.credit.record(waited, chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
         Ok(chunk)
     }
@@ -128,7 +131,7 @@ impl Answer {
             true => format!("the answer stood still for {limit}"),
             false => format!("the answer came at less than {MIN_BODY_RATE} bytes a second for {limit}"),
         };
-        Error::new(Class::TimedOut, tried, detail)
+        Error::new(Class::TimedOut, self.way.tried(tried), detail)
     }
 
     /// The whole body, which must not be larger than `limit` bytes.
@@ -185,6 +188,9 @@ impl Answer {
         if class == Class::RateLimited && wait.is_none() && exhausted {
             wait = quota.and_then(|quota| quota.reset);
         }
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.way.proxy.is_some() {
+            return self.way.proxy_refusal(tried).answered(status.as_u16(), None);
+        }
         let mut detail = format!("answered {status}");
         if let Some(code) = &said.code {
             detail.push_str(&format!(" {code}"));
@@ -192,6 +198,11 @@ impl Answer {
         if !said.message.is_empty() {
             detail.push_str(&format!(": {}", said.message));
         }
-        Error::new(class, tried, detail).answered(status.as_u16(), said.code).retry_after(wait)
+        let error = Error::new(class, self.way.tried(tried), detail);
+        let error = match status == StatusCode::BAD_REQUEST && says_wants_tls(&String::from_utf8_lossy(&body)) {
+            true => error.hint(tls_on(&self.way.registry)),
+            false => error,
+        };
+        error.answered(status.as_u16(), said.code).naming(said.missing).retry_after(wait)
     }
 }

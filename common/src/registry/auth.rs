@@ -317,12 +317,21 @@ impl Repository {
 
     /// What to do when a registry lets us in no further.
     pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
-        let registry = &self.registry.name;
+        // Where it really is, its login is looked for by that host.
+        let host = host_of(&self.registry);
+        let registry = match self.registry.settings.endpoint {
+            Some(_) => format!("{host} (the `endpoint` of {})", self.registry.name),
+            None => host.clone(),
+        };
         let wants = match self.access {
             Access::Pull => format!("pull from {}", self.name),
             Access::Push => format!("push to {}", self.name),
             Access::Delete => format!("delete from {}", self.name),
             Access::Catalog => "list repositories".to_owned(),
+        };
+        let of = match self.registry.settings.endpoint {
+            Some(_) => format!(" for {}", self.registry.name),
+            None => String::new(),
         };
         match with_credentials {
             true => format!(
@@ -330,7 +339,7 @@ impl Repository {
                  not there, too"
             ),
             false => format!(
-                "no credentials for {registry} were found: run `docker login {registry}`, or set them under `registries`"
+                "no credentials for {registry} were found: run `docker login {host}`, or set them{of} under `registries`"
             ),
         }
     }

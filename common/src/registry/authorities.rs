@@ -39,6 +39,10 @@ pub(crate) fn trusting(
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(system.iter().cloned());
+    if roots.is_empty() {
+        // The system's file holds nothing that can be read: as where there is none.
+        roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+    }
     for certificate in &named {
         roots.add(certificate.clone()).map_err(|error| invalid("`ca`", error.to_string()))?;
     }
@@ -84,6 +88,13 @@ impl ServerCertVerifier for Trusting {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
+            Err(error) => {
+                let unknown = UnknownAuthority::of(end_entity, intermediates, &self.named);
+                Err(match unknown.filter(|it| it.explains(&error)) {
+                    Some(unknown) => CertificateError::Other(OtherError(Arc::new(unknown))).into(),
+                    None => error,
+                })
+            }
             verified => verified,
         }
     }
@@ -109,6 +120,117 @@ impl ServerCertVerifier for Trusting {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.verifier.supported_verify_schemes()
     }
+}
+
+/// An authority that is not trusted, with which certificate is missing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnknownAuthority {
+    /// The name of the authority.
+    name: String,
+    missing: Missing,
+    /// Whether `ca:` names any.
+    has_named: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Missing {
+    /// The server's certificate is signed by itself.
+    Itself,
+    /// The server sent the authority's own certificate.
+    Sent,
+    /// Nobody has its certificate.
+    Unsent,
+    /// One of its name is trusted, with another key.
+    OtherKey,
+}
+
+impl UnknownAuthority {
+    /// Follows the certificates that a server sent up to the first issuer that is not among them.
+    fn of(
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        named: &[CertificateDer<'_>],
+    ) -> Option<UnknownAuthority> {
+        let names = |certificate: &CertificateDer<'_>| {
+            let read = webpki::EndEntityCert::try_from(certificate).ok()?;
+            Some((read.subject().to_vec(), read.issuer().to_vec()))
+        };
+        let sent: Vec<_> = intermediates.iter().filter_map(names).collect();
+        let (subject, mut issuer) = names(end_entity)?;
+        let mut missing = if subject == issuer { Missing::Itself } else { Missing::Unsent };
+        for _ in 0..sent.len() {
+            match sent.iter().find(|(subject, _)| *subject == issuer) {
+                Some((_, next)) if *next == issuer => {
+                    missing = Missing::Sent;
+                    break;
+                }
+                Some((_, next)) => issuer.clone_from(next),
+                None => break,
+            }
+        }
+        if named.iter().filter_map(names).any(|(subject, _)| subject == issuer) {
+            missing = Missing::OtherKey;
+        }
+        Some(UnknownAuthority { name: common_name(&issuer), missing, has_named: !named.is_empty() })
+    }
+
+    /// Whether it is why a server's certificate was refused.
+    fn explains(&self, error: &TlsError) -> bool {
+        match error {
+            TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+            TlsError::InvalidCertificate(CertificateError::BadSignature) => self.missing == Missing::OtherKey,
+            // Of one that may sign others it matters only where nobody else has signed it.
+            error => is_of_an_authority(error) && self.missing != Missing::Unsent,
+        }
+    }
+
+    /// What to do about it.
+    pub(crate) fn advice(&self) -> String {
+        match (&self.missing, self.has_named) {
+            (Missing::Unsent, true) => format!(
+                "the certificate of `{}` (an intermediate, or another authority) is missing: let the registry send its whole \
+                 chain, or add it to `ca:`",
+                self.name
+            ),
+            (Missing::OtherKey, _) => {
+                "the authority may have a new key: set `ca:` for the registry to its certificate of now".to_owned()
+            }
+            (Missing::Itself | Missing::Sent, true) => {
+                "set `ca:` for the registry to this certificate: those that it names now are others".to_owned()
+            }
+            (_, false) => super::failure::OWN_AUTHORITY.to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for UnknownAuthority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = crate::printable::printable(&self.name);
+        match self.missing {
+            Missing::Itself => write!(f, "UnknownIssuer (it is signed by itself, `{name}`)"),
+            Missing::Sent => write!(f, "UnknownIssuer (the authority `{name}` is not trusted)"),
+            Missing::OtherKey => {
+                write!(f, "UnknownIssuer (`{name}` has another key than the certificate of that name in `ca:`)")
+            }
+            Missing::Unsent => {
+                write!(f, "UnknownIssuer (the certificate of its issuer `{name}` was neither sent nor named)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for UnknownAuthority {}
+
+/// The common name in a name of X.509 (RFC 5280, 4.1.2.4), else its organization; a name without both is called so.
+fn common_name(name: &[u8]) -> String {
+    let part = |last: u8| {
+        // An attribute: the identifier 2.5.4.x, and a string with its length.
+        let at = name.windows(5).position(|window| window == [0x06, 0x03, 0x55, 0x04, last])? + 5;
+        let length = usize::from(*name.get(at + 1)?);
+        let text = name.get(at + 2..)?.get(..length).filter(|_| length < 0x80)?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    };
+    part(3).or_else(|| part(10)).unwrap_or_else(|| "an authority without a name".to_owned())
 }
 
 /// Whether all that is wrong with a server's certificate is that it may sign others.

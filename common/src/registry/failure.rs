@@ -1,11 +1,26 @@
 //! What went wrong with a request, from the status and the words of its answer, or from how the connection ended.
 
-use ::http::StatusCode;
+use std::borrow::Cow;
 
+use ::http::StatusCode;
+use rustls::pki_types::UnixTime;
+
+use super::authorities::UnknownAuthority;
 use super::hop;
 use super::http::chain;
 use crate::error::{Class, Error};
 use crate::retry;
+
+/// What the connectors say of a proxy that wants to know who asks: of HTTP, and of SOCKS.
+const PROXY_REFUSALS: [&str; 4] = [
+    "proxy authorization required",
+    "credentials not accepted",
+    "server does not support user/pass authentication",
+    "server implements authentication incorrectly",
+];
+/// What to do about an authority that is not trusted.
+pub(super) const OWN_AUTHORITY: &str =
+    "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
 
 /// What kind of failure an answer is, by its status and what its body says.
 pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> Class {
@@ -16,7 +31,8 @@ pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, to
     };
     match (status.as_u16(), code) {
         (403, _) if told_to_wait || limited => Class::RateLimited,
-        (400 | 404, "MANIFEST_BLOB_UNKNOWN") => Class::Incomplete,
+        // 500 is distribution's where a manifest has something else wrong as well, such as the URL of a foreign layer.
+        (400 | 404 | 500, "MANIFEST_BLOB_UNKNOWN") => Class::Incomplete,
         (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => Class::Incomplete,
         // Tried: distribution answers this to a session that is gone, or whose state was broken by a cut connection.
         (_, "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN") => Class::NotFound,
@@ -31,16 +47,96 @@ pub(crate) fn says_expired(detail: &str) -> bool {
     detail.contains("token") && ["expired", "has run out", "no longer valid"].iter().any(|word| detail.contains(word))
 }
 
+/// How a request went out, for the words of its failure.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Way {
+    /// The registry that it is for.
+    pub registry: String,
+    /// The origin that was asked.
+    pub host: String,
+    /// Whether that is another than the registry's own: where it sent us.
+    pub is_elsewhere: bool,
+    /// Whether messages name the origin besides the registry.
+    pub is_named: bool,
+    /// The proxy in between, without user and password.
+    pub proxy: Option<String>,
+    /// Whether the proxy is given a user.
+    pub is_proxy_told_who: bool,
+}
+
+impl Way {
+    /// What was tried, with the host that it was tried at.
+    pub(crate) fn tried<'t>(&self, tried: &'t str) -> Cow<'t, str> {
+        match self.is_named && !tried.contains(&self.host) {
+            true => format!("{tried}, at {}", self.host).into(),
+            false => tried.into(),
+        }
+    }
+
+    /// The error of a proxy that wants to know who asks.
+    pub(crate) fn proxy_refusal(&self, tried: &str) -> Error {
+        let proxy = self.proxy.as_deref().unwrap_or("in between");
+        let detail = match self.is_proxy_told_who {
+            true => format!("the proxy {proxy} does not take the user and password that it was given (407)"),
+            false => format!("the proxy {proxy} wants a user and a password (407)"),
+        };
+        Error::new(Class::Denied, self.tried(tried), detail).hint(format!(
+            "write them as http://USER:PASSWORD@HOST:PORT in HTTPS_PROXY, or in `proxy:` for {} under `registries`",
+            self.registry
+        ))
+    }
+
+    /// Whether a connection that could not be made was one to the proxy.
+    fn ends_at_proxy(&self, text: &str) -> bool {
+        let forwards =
+            || self.host.starts_with("http:") && self.proxy.as_deref().is_some_and(|it| it.starts_with("http"));
+        self.proxy.is_some() && (text.contains("failed to create underlying connection") || forwards())
+    }
+}
+
+/// What to do where plain HTTP meets TLS.
+pub(crate) fn tls_on(registry: &str) -> String {
+    format!("if {registry} speaks TLS, set `tls: on` for it under `registries`")
+}
+
+/// Whether a refusal is one of plain HTTP by a server of TLS: Go's, nginx', Apache's.
+pub(crate) fn says_wants_tls(message: &str) -> bool {
+    [
+        "HTTP request to an HTTPS server",
+        "plain HTTP request was sent to HTTPS port",
+        "plain HTTP to an SSL-enabled server port",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
+}
+
 /// The error of a request that got no answer, or whose answer broke off.
-pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
+pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> Error {
     // Without the URL: its query may hold a signature.
     let error = error.without_url();
     let text = plain(&words(&error));
+    let tried = way.tried(tried);
+    let at_proxy = error.is_connect() && way.ends_at_proxy(&text);
+    let whose = match &way.proxy {
+        Some(proxy) if at_proxy => format!("the proxy {proxy}"),
+        _ => way.host.clone(),
+    };
+    if PROXY_REFUSALS.iter().any(|words| text.contains(words)) {
+        return way.proxy_refusal(&tried).because(error);
+    }
     if let Some(tls) = find::<rustls::Error>(&error) {
         return match tls {
-            rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, tried, format!("no TLS there: {text}"))
-                .hint("if the registry speaks plain HTTP, set `tls: off` for it under `registries`"),
-            _ => Error::new(Class::Insecure, tried, text).hint(of_certificate(tls)),
+            rustls::Error::InvalidMessage(_) if error.is_connect() => {
+                let hint = match at_proxy {
+                    true => "a proxy that is itself reached without TLS is written http://HOST:PORT".to_owned(),
+                    false => {
+                        format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", way.registry)
+                    }
+                };
+                Error::new(Class::BadAnswer, &tried, format!("{whose} does not speak TLS: {text}")).hint(hint)
+            }
+            rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, &tried, &text),
+            _ => Error::new(Class::Insecure, &tried, of_certificate(tls, &whose).unwrap_or(text)).hint(advice(tls)),
         }
         .because(error);
     }
@@ -60,10 +156,20 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     if error.is_builder() {
         return Error::new(Class::Invalid, tried, text).because(error);
     }
+    if text.contains("invalid HTTP version parsed") && way.host.starts_with("http:") {
+        // The first bytes of an answer in TLS, or in another protocol.
+        return Error::new(Class::BadAnswer, tried, format!("{whose} does not speak HTTP: {text}"))
+            .hint(tls_on(&way.registry))
+            .because(error);
+    }
     if error.is_timeout() && !error.is_connect() {
         return Error::new(Class::TimedOut, tried, format!("the connection stood still: {text}")).because(error);
     }
-    let failed = Error::new(Class::Unreachable, tried, &text);
+    let detail = match &way.proxy {
+        Some(proxy) if error.is_connect() => format!("by the proxy {proxy}: {text}"),
+        _ => text.clone(),
+    };
+    let failed = Error::new(Class::Unreachable, tried, detail);
     let failed = match () {
         () if text.contains("failed to lookup address") || text.contains("dns error") => {
             failed.hint(match text.contains("socks proxy") {
@@ -82,21 +188,42 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str) -> Error {
     }
 }
 
+/// What is wrong with the time of a certificate, in words; rustls has it in seconds since 1970.
+fn of_certificate(error: &rustls::Error, whose: &str) -> Option<String> {
+    use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
+    match error {
+        rustls::Error::InvalidCertificate(ExpiredContext { not_after, .. }) => {
+            Some(format!("the certificate of {whose} expired on {}", date(*not_after)?))
+        }
+        rustls::Error::InvalidCertificate(NotValidYetContext { not_before, .. }) => {
+            Some(format!("the certificate of {whose} is valid from {} only", date(*not_before)?))
+        }
+        _ => None,
+    }
+}
+
+fn date(time: UnixTime) -> Option<String> {
+    let time = jiff::Timestamp::from_second(time.as_secs().try_into().ok()?).ok()?;
+    Some(time.strftime("%Y-%m-%d").to_string())
+}
+
 /// What to do about a certificate that is not trusted.
-fn of_certificate(error: &rustls::Error) -> &'static str {
+fn advice(error: &rustls::Error) -> Cow<'static, str> {
     use rustls::CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Other,
     };
     match error {
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            "name the registry as its certificate does, or give it one for the name that you use"
+            "name the registry as its certificate does, or give it one for the name that you use".into()
         }
         rustls::Error::InvalidCertificate(
             Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        ) => "the registry needs a new certificate, or a clock is wrong: its, or this machine's",
-        _ => {
-            "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`"
-        }
+        ) => "the registry needs a new certificate, or a clock is wrong: its, or this machine's".into(),
+        rustls::Error::InvalidCertificate(Other(other)) => match other.0.downcast_ref::<UnknownAuthority>() {
+            Some(unknown) => unknown.advice().into(),
+            None => OWN_AUTHORITY.into(),
+        },
+        _ => OWN_AUTHORITY.into(),
     }
 }
 
@@ -152,6 +279,7 @@ mod tests {
     #[test]
     fn missing_content_is_told_from_a_missing_manifest() {
         assert_eq!(class(400, "MANIFEST_BLOB_UNKNOWN", "", false), Class::Incomplete);
+        assert_eq!(class(500, "MANIFEST_BLOB_UNKNOWN", "", false), Class::Incomplete);
         assert_eq!(class(404, "MANIFEST_UNKNOWN", "", false), Class::NotFound);
         assert_eq!(class(400, "MANIFEST_INVALID", "", false), Class::Refused);
         assert_eq!(class(502, "", "", false), Class::ServerError);

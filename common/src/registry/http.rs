@@ -8,6 +8,7 @@ use url::Url;
 
 use super::authorities;
 use super::hop::{Guarded, Names};
+use super::proxies::{self, Proxies};
 use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
 
@@ -27,7 +28,6 @@ struct Shape {
     insecure: bool,
     http1: bool,
     proxy: Option<String>,
-    direct: bool,
     names: Names,
 }
 
@@ -54,7 +54,6 @@ impl HttpClients {
         &self,
         settings: &ClientSettings,
         registry: &RegistrySettings,
-        loopback: bool,
         toward: Toward,
     ) -> Result<reqwest::Client> {
         let shape = Shape {
@@ -67,8 +66,6 @@ impl HttpClients {
             insecure: registry.insecure,
             http1: registry.http1,
             proxy: registry.proxy.as_ref().map(ToString::to_string),
-            // As docker and Go do: what is on this machine is not asked for through the environment's proxy.
-            direct: loopback && registry.proxy.is_none(),
             names: match toward {
                 Toward::Home | Toward::Elsewhere => Names::Anywhere,
                 Toward::NotLinkLocal => Names::NotLinkLocal,
@@ -105,7 +102,7 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         .http2_initial_connection_window_size(STREAM_WINDOW * STREAMS)
         .http2_max_header_list_size(64 << 10)
         .tls_danger_accept_invalid_certs(shape.insecure);
-    if shape.ca.is_empty() || shape.insecure {
+    if shape.insecure {
         builder = builder.tls_certs_only(system_certificates());
         if let Some(pem) = &shape.identity {
             let identity = reqwest::Identity::from_pem(pem.as_bytes())
@@ -119,47 +116,35 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
     if shape.http1 {
         builder = builder.http1_only();
     }
-    if shape.direct {
-        builder = builder.no_proxy();
-    }
-    if let Some(proxy) = &shape.proxy {
-        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?);
-    }
+    let environment = Proxies::of_environment();
+    builder = match &shape.proxy {
+        Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?),
+        None => of_environment(builder),
+    };
     if shape.names != Names::Anywhere {
-        let proxies = match (&shape.proxy, shape.direct) {
-            (Some(proxy), _) => vec![proxy.clone()],
-            (None, true) => Vec::new(),
-            (None, false) => environment_proxies(),
+        let proxies = match &shape.proxy {
+            Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(proxies::host).into_iter().collect(),
+            None => environment.hosts(),
         };
-        let proxies = proxies.iter().filter_map(|proxy| proxy_host(proxy)).collect();
         builder = builder.dns_resolver(Guarded { proxies, names: shape.names });
     }
     builder.build().map_err(|error| invalid("TLS", error))
 }
 
-/// The proxies that reqwest takes from the environment.
-fn environment_proxies() -> Vec<String> {
-    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].into_iter();
-    names
-        .flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()])
-        .filter_map(|name| std::env::var(name).ok())
-        .collect()
+/// With the environment's proxies. Whether a variable can be used at all is asked with each request ([`Proxies::to`]).
+fn of_environment(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    let proxies = Proxies::of_environment();
+    match proxies.is_empty() {
+        true => builder.no_proxy(),
+        false => builder.proxy(reqwest::Proxy::custom(move |url| proxies.to(url).ok().flatten().cloned())),
+    }
 }
 
-/// The host of a proxy as it is asked for at the resolver; the scheme may be missing.
-fn proxy_host(written: &str) -> Option<String> {
-    let url = match written.contains("://") {
-        true => Url::parse(written.trim()),
-        false => Url::parse(&format!("http://{}", written.trim())),
-    };
-    // The host of a scheme that URLs do not know (socks5) is left in the case in which it was written.
-    url.ok()?.host_str().map(str::to_ascii_lowercase)
-}
-
-/// A client for what is no registry, such as who is told of a batch's end. `direct` leaves the environment's proxy out. It
-/// follows no redirects and tries nothing again.
-pub fn client_for_others(direct: bool) -> Result<reqwest::Client> {
+/// A client for a URL that is no registry's, such as a notification target. It follows no redirects and tries nothing again. An
+/// error where the environment's proxy to it cannot be used.
+pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
     install_tls_provider();
+    Proxies::of_environment().to(url)?;
     let builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
@@ -167,7 +152,7 @@ pub fn client_for_others(direct: bool) -> Result<reqwest::Client> {
         .retry(reqwest::retry::never())
         .connect_timeout(std::time::Duration::from_secs(10))
         .tls_certs_only(system_certificates());
-    let builder = if direct { builder.no_proxy() } else { builder };
+    let builder = of_environment(builder);
     builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
 }
 
@@ -217,22 +202,4 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         next = error.source();
     }
     parts.join(": ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_host_of_a_proxy_is_found_however_it_is_written() {
-        for (written, host) in [
-            ("http://proxy.corp:3128", Some("proxy.corp")),
-            ("proxy.corp:3128", Some("proxy.corp")),
-            ("user:p%40ss@Proxy.corp:3128/", Some("proxy.corp")),
-            ("socks5h://u:p@Inside:1080", Some("inside")),
-            ("", None),
-        ] {
-            assert_eq!(proxy_host(written).as_deref(), host, "{written}");
-        }
-    }
 }

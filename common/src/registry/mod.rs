@@ -11,6 +11,7 @@ mod authorities;
 mod bandwidth;
 mod blobs;
 mod catalog;
+mod certificates;
 pub mod challenge;
 mod context;
 mod create;
@@ -32,6 +33,7 @@ mod pacer;
 mod paged;
 mod patience;
 mod places;
+mod proxies;
 pub mod range;
 pub mod ratelimit;
 mod referrers;
@@ -56,6 +58,7 @@ pub use auth::Access;
 pub use bandwidth::Meter;
 pub use blobs::{BlobStream, Opened};
 pub use catalog::{CatalogPages, Root};
+pub use certificates::certificates_as_pem;
 pub use context::{Context, Tally, Traffic};
 pub(crate) use http::tls_trusting;
 pub use http::{client_for_others, install_tls_provider};
@@ -74,10 +77,12 @@ use self::api::ApiHome;
 use self::auth::Auth;
 use self::bandwidth::Throttle;
 use self::credentials::{CredentialStore, Environment};
+use self::failure::Way;
 use self::http::{HttpClients, Toward};
 use self::login::Logins;
 use self::mirrors::Mirror;
 use self::mounts::Mounts;
+use self::proxies::Proxies;
 use self::referrers::FallbackLocks;
 use self::window::Windows;
 use crate::error::{Class, Error, Result};
@@ -130,6 +135,8 @@ struct Registry {
     auth: Auth,
     mounts: Mounts,
     making: create::Making,
+    /// The size of bodies that it takes, where it was seen to refuse larger ones; 0 where it was not.
+    body_limit: AtomicU64,
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
     /// Repositories that were seen to have no referrers API, and when: one host can stand before several registries.
@@ -214,11 +221,12 @@ impl Client {
         let registry = self.registry(registry)?;
         let tried = format!("reaching {}", registry.name);
         let url = registry.base.join("v2/").map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
+        let way = registry.way(&url)?;
         let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
         tokio::select! {
             answer = request.send() => match answer {
                 Ok(_) => Ok(()),
-                Err(error) => Err(failure::transport_error(error, &tried).at(&registry.name)),
+                Err(error) => Err(failure::transport_error(error, &tried, &way).at(&registry.name)),
             },
             () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
         }
@@ -263,8 +271,7 @@ impl Client {
             Meter::new(all.iter().cloned().chain(own), &self.0.moved)
         };
         let meters = self.0.throttles.each_ref().map(meter);
-        let loopback = matches!(base.host_str(), Some(host) if is_loopback(host));
-        let client = |toward| self.0.http.get(&self.0.settings, &settings, loopback, toward);
+        let client = |toward| self.0.http.get(&self.0.settings, &settings, toward);
         let is_link_local = hop::literal_reach(&base) == Some(hop::Reach::LinkLocal);
         let (http, http_elsewhere) = match settings.allow_private || is_link_local {
             true => (client(Toward::Home)?, client(Toward::Elsewhere)?),
@@ -284,6 +291,7 @@ impl Client {
             auth: Auth::default(),
             mounts: Mounts::default(),
             making: create::Making::default(),
+            body_limit: AtomicU64::new(0),
             heads_fail: AtomicBool::new(false),
             no_referrers: Mutex::default(),
             warned: AtomicBool::new(false),
@@ -297,6 +305,23 @@ impl Client {
 }
 
 impl Registry {
+    /// How a URL is reached. An error where the environment's proxy to it cannot be used.
+    fn way(&self, url: &Url) -> Result<Way> {
+        let proxy = match &self.settings.proxy {
+            Some(proxy) => Some(proxy),
+            None => Proxies::of_environment().to(url)?,
+        };
+        let is_elsewhere = !hop::same_origin(url, &self.base);
+        Ok(Way {
+            registry: self.name.to_string(),
+            host: hop::origin(url),
+            is_elsewhere,
+            is_named: is_elsewhere || self.settings.endpoint.is_some(),
+            proxy: proxy.map(proxies::shown),
+            is_proxy_told_who: proxy.is_some_and(|proxy| !proxy.username().is_empty()),
+        })
+    }
+
     /// Whether it is source and target.
     fn is_both_ends(&self) -> bool {
         self.ends.0.load(Ordering::Relaxed) && self.ends.1.load(Ordering::Relaxed)
@@ -391,7 +416,16 @@ impl Repository {
 
     /// Bytes of each PATCH, where blobs are to be uploaded in several.
     pub fn chunk(&self) -> Option<u64> {
-        self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK))
+        let chunk = self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK));
+        match self.registry.body_limit.load(Ordering::Relaxed) {
+            0 => chunk,
+            limit => Some(chunk.map_or(limit, |chunk| chunk.min(limit))),
+        }
+    }
+
+    /// Remembers that the registry takes bodies of this size and was seen to refuse larger ones.
+    pub fn limit_bodies(&self, bytes: u64) {
+        self.registry.body_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// How trying again begins for one request.

@@ -311,6 +311,7 @@ impl Repository {
         carried: Payload,
         tried: &str,
     ) -> Result<Answer> {
+        let way = self.registry.way(&url).map_err(|error| error.at(&self.registry.name))?;
         let (began, stall, errand) = (Instant::now(), self.stall(), self.purpose(&method, &url));
         let mut headers = headers;
         let (body, progress): (_, Option<Progress>) = match carried {
@@ -336,7 +337,7 @@ impl Repository {
             result = self.exchange_at_leisure(http, method, url, headers, body, tried) => result,
             detail = late => {
                 self.answered(errand, None, began.elapsed());
-                Err(Error::new(Class::TimedOut, tried, detail).at(&self.registry.name))
+                Err(Error::new(Class::TimedOut, way.tried(tried), detail).at(&self.registry.name))
             }
         }
     }
@@ -352,10 +353,16 @@ impl Repository {
     ) -> Result<Answer> {
         let began = Instant::now();
         let errand = self.purpose(&method, &url);
+        let way = self.registry.way(&url).map_err(|error| error.at(&self.registry.name))?;
         let span = tracing::debug_span!(
             "request", registry = %self.registry.name, %method, purpose = errand.as_str(), status = tracing::field::Empty
         );
-        let mut request = http.request(method, url.clone()).headers(headers);
+        let mut request = http.request(method.clone(), url.clone()).headers(headers);
+        // hyper leaves the length of an empty body out, and some fronts answer 411 to that (RFC 9110, 8.6).
+        let is_empty = body.as_ref().is_none_or(|body| body.as_bytes().is_some_and(<[u8]>::is_empty));
+        if is_empty && matches!(method, Method::POST | Method::PUT | Method::PATCH) {
+            request = request.header(header::CONTENT_LENGTH, 0);
+        }
         if let Some(body) = body {
             request = request.body(body);
         }
@@ -367,8 +374,8 @@ impl Repository {
         let status = response.as_ref().ok().map(|response| response.status().as_u16());
         span.record("status", status);
         self.answered(errand, status, began.elapsed());
-        let response = response.map_err(|error| transport_error(error, tried).at(&self.registry.name))?;
-        Ok(Answer::new(response, url, began, self.stall(), self.context.cancel.clone()))
+        let response = response.map_err(|error| transport_error(error, tried, &way).at(&self.registry.name))?;
+        Ok(Answer::new(response, url, way, began, self.stall(), self.context.cancel.clone()))
     }
 
     /// What a request is for, for those who count.
@@ -423,6 +430,7 @@ impl Repository {
     /// The error of an answer that is not what was asked for, with what to do about it.
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let (with_credentials, began, errand) = (answer.with_credentials, answer.began, answer.errand);
+        let (is_elsewhere, host) = (answer.way.is_elsewhere, answer.way.host.clone());
         let error = answer.into_error(tried).await.at(&self.registry.name);
         let error = self.mind(errand, error).await;
         match error.class() {
@@ -433,6 +441,12 @@ impl Repository {
                 let hint = self.login_hint(true);
                 error.as_class(Class::TokenExpired).hint(hint)
             }
+            // Of the proxy, which has said what to do.
+            Class::Denied if error.status() == Some(407) => error,
+            Class::Denied if is_elsewhere => error.hint(format!(
+                "it is {host} that refuses: {} sent us there, and no login goes along",
+                self.registry.name
+            )),
             Class::Denied => {
                 let hint = self.login_hint(with_credentials);
                 error.hint(hint)

@@ -50,7 +50,7 @@ impl Email {
         let invalid = |error: String| Error::new(Class::Invalid, &tried, error);
         let mut tls = TlsParameters::builder(configured.host.clone());
         for pem in &configured.ca {
-            let pem = settings::read(pem, folder)?;
+            let pem = settings::certificates(pem, folder)?;
             let trusted = Certificate::from_pem(&pem).map_err(|error| invalid(format!("`ca`: {error}")))?;
             tls = tls.add_root_certificate(trusted);
         }

@@ -8,7 +8,7 @@ use imgsync_common::registry::client_for_others;
 use imgsync_common::retry::{Budget, Policy, Retry, class_of_status};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use tokio_util::sync::CancellationToken;
-use url::{Host, Url};
+use url::Url;
 
 /// The most bytes of an answer that are read.
 const MAX_ANSWER: usize = 64 << 10;
@@ -44,7 +44,7 @@ impl Post {
         request: impl Fn(&Client) -> RequestBuilder,
         read: impl Fn(&Answer) -> Option<Error>,
     ) -> Result<()> {
-        let client = client_for_others(is_loopback(url))?;
+        let client = client_for_others(url)?;
         let mut retry = Retry::new(self.policy, &Budget::default());
         loop {
             let error = match answer(request(&client).timeout(limit)).await {
@@ -93,14 +93,4 @@ fn failure(tried: &str, error: reqwest::Error) -> Error {
 pub(super) fn refused(tried: &str, answer: &Answer, detail: &str) -> Error {
     let status = answer.status.as_u16();
     Error::new(class_of_status(status), tried, detail).answered(status, None).retry_after(answer.retry_after)
-}
-
-/// What is on this machine is not asked for through the environment's proxy.
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
 }

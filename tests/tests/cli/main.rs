@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod bad_input;
+mod connections;
 mod endings;
 mod import;
 mod original;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::proxy::Proxy;
@@ -95,4 +95,76 @@ async fn a_registry_without_tls_gets_no_password_sent_in_clear_to_another_host()
     let output = sync.arg(config).run().await.assert_code(1);
     assert_eq!(output.json()["class"], "insecure", "{output:?}");
     assert_eq!(other.total_with_all(), 0);
+}
+
+/// What goes wrong at a host that a registry sends us to, and a word of how that is told.
+fn troubles() -> Vec<(Action, &'static str)> {
+    vec![
+        (Action::error(403, "AccessDenied"), "sent us there"),
+        (Action::error(404, "NoSuchKey"), "NoSuchKey"),
+        (Action::error(400, "AuthFailure"), "AuthFailure"),
+        (Action::error(503, "SlowDown"), "SlowDown"),
+        (Action::CutBefore, "connection"),
+        (Action::StallForever, "no answer"),
+    ]
+}
+
+#[tokio::test]
+async fn an_error_at_the_host_of_a_redirect_names_that_host() {
+    let image = images::single("blobs-elsewhere");
+    let layer = image.largest_blob();
+    let sync = async |source: &FaultRegistry| {
+        let target = FaultRegistry::start().await;
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let sync = Imgsync::new().args(["sync", &from, &to, "--attempts", "1", "--stall-timeout", "1s"]);
+        sync.run().await
+    };
+    for (trouble, words) in troubles() {
+        let (source, cdn) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &image);
+        source.on(Kind::BlobGet).always().act(Action::Redirect { to: format!("{}{{path}}", cdn.url()), status: 307 });
+        cdn.push("a", "1", &image);
+        cdn.on(Kind::BlobGet).always().act(trouble);
+        let output = sync(&source).await;
+        assert_ne!(output.code, Some(0));
+        assert!(output.stderr.contains(&cdn.url()) && output.stderr.contains(words), "{words}: {}", output.stderr);
+        assert!(!output.stderr.contains("docker login"), "{}", output.stderr);
+    }
+    // In the middle of a body, and where nobody is.
+    let (source, cdn) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &image);
+    cdn.push("a", "1", &image);
+    source.on(Kind::BlobGet).always().act(Action::Redirect { to: format!("{}{{path}}", cdn.url()), status: 302 });
+    let in_body = Match::kind(Kind::BlobGet).reference(&layer);
+    cdn.on(in_body).always().act(Action::StallAfter { bytes: 100 });
+    let output = sync(&source).await;
+    assert!(output.stderr.contains(&cdn.url()), "{}", output.stderr);
+    let url = cdn.url();
+    drop(cdn);
+    let output = sync(&source).await;
+    assert!(output.stderr.contains(&url), "{}", output.stderr);
+    // At home the registry's name is enough.
+    source.clear_rules();
+    source.on(Kind::BlobGet).always().act(Action::error(403, "DENIED"));
+    let output = sync(&source).await;
+    assert!(!output.stderr.contains(", at http"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn an_error_at_the_host_of_an_upload_names_that_host() {
+    for (trouble, words) in troubles() {
+        let (source, target, store) =
+            tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &images::single("uploads-elsewhere"));
+        let location = format!("{}/v2/b/blobs/uploads/session-1?_state=x", store.url());
+        let starts = Match::kinds(&[Kind::UploadStart, Kind::UploadMount]);
+        target.on(starts).always().act(Action::SetHeader("location".into(), location));
+        store.on(Match::any()).always().act(trouble);
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let sync = Imgsync::new().args(["sync", &from, &to, "--attempts", "1", "--stall-timeout", "1s"]);
+        let output = sync.run().await;
+        assert_ne!(output.code, Some(0));
+        assert!(output.stderr.contains(&store.url()), "{words}: {}", output.stderr);
+        assert!(!output.stderr.contains("docker login") && !output.stderr.contains("_state"), "{}", output.stderr);
+    }
 }
