@@ -207,13 +207,11 @@ impl std::fmt::Display for UnknownAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = crate::printable::printable(&self.name);
         match self.missing {
-            Missing::Itself => write!(f, "UnknownIssuer (it is signed by itself, `{name}`)"),
-            Missing::Sent => write!(f, "UnknownIssuer (the authority `{name}` is not trusted)"),
-            Missing::OtherKey => {
-                write!(f, "UnknownIssuer (`{name}` has another key than the certificate of that name in `ca:`)")
-            }
+            Missing::Itself => write!(f, "it is signed by itself (`{name}`)"),
+            Missing::Sent => write!(f, "its authority `{name}` is not trusted (UnknownIssuer)"),
+            Missing::OtherKey => write!(f, "`{name}` has another key than the certificate of that name in `ca:`"),
             Missing::Unsent => {
-                write!(f, "UnknownIssuer (the certificate of its issuer `{name}` was neither sent nor named)")
+                write!(f, "the certificate of its issuer `{name}` was neither sent nor named (UnknownIssuer)")
             }
         }
     }

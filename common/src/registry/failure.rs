@@ -18,6 +18,9 @@ const PROXY_REFUSALS: [&str; 4] = [
     "server does not support user/pass authentication",
     "server implements authentication incorrectly",
 ];
+/// What to do where a server ends a TLS connection.
+const CLIENT_CERTIFICATE: &str =
+    "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)";
 /// What to do about an authority that is not trusted.
 pub(super) const OWN_AUTHORITY: &str =
     "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
@@ -142,11 +145,7 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
     }
     // HTTP/2 keeps no more than the words of what broke its connection.
     if text.contains("received fatal alert") {
-        return Error::new(Class::Insecure, tried, text)
-            .hint(
-                "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)",
-            )
-            .because(error);
+        return Error::new(Class::Insecure, tried, text).hint(CLIENT_CERTIFICATE).because(error);
     }
     if find::<hop::NotPublic>(&error).is_some() {
         return Error::new(Class::Insecure, tried, text)
@@ -188,10 +187,14 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
     }
 }
 
-/// What is wrong with the time of a certificate, in words; rustls has it in seconds since 1970.
+/// What is wrong with a certificate, in words, where rustls has none: it tells times in seconds since 1970.
 fn of_certificate(error: &rustls::Error, whose: &str) -> Option<String> {
-    use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
+    use rustls::CertificateError::{ExpiredContext, NotValidYetContext, Other};
     match error {
+        rustls::Error::InvalidCertificate(Other(other)) => {
+            let unknown = other.0.downcast_ref::<UnknownAuthority>()?;
+            Some(format!("the certificate of {whose} is not trusted: {unknown}"))
+        }
         rustls::Error::InvalidCertificate(ExpiredContext { not_after, .. }) => {
             Some(format!("the certificate of {whose} expired on {}", date(*not_after)?))
         }
@@ -219,6 +222,14 @@ fn advice(error: &rustls::Error) -> Cow<'static, str> {
         rustls::Error::InvalidCertificate(
             Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
         ) => "the registry needs a new certificate, or a clock is wrong: its, or this machine's".into(),
+        rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(_) => {
+            "it may speak TLS 1.0 or 1.1 only: let it, or what stands before it, speak TLS 1.2 or 1.3".into()
+        }
+        rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognisedName) => {
+            "there is nothing of that name: name the registry as its certificate does".into()
+        }
+        rustls::Error::AlertReceived(_) => CLIENT_CERTIFICATE.into(),
         rustls::Error::InvalidCertificate(Other(other)) => match other.0.downcast_ref::<UnknownAuthority>() {
             Some(unknown) => unknown.advice().into(),
             None => OWN_AUTHORITY.into(),

@@ -1,12 +1,14 @@
 //! Connections that cannot work: tried once, and explained in words.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::proxy::Proxy;
 use imgsync_tests::tls::Authority;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const NAME: &str = "registry.example.com";
 
@@ -116,6 +118,32 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
         let output = sync_from(&source.host(), "", &[]).await.assert_code(1);
         assert_eq!(source.count(Kind::ManifestGet), 1);
         says(&output, &["set `tls: on`"]);
+    }
+}
+
+#[tokio::test]
+async fn an_alert_of_tls_is_explained_and_the_server_asked_once() {
+    for (alert, words) in [(70, "TLS 1.0 or 1.1"), (112, "there is nothing of that name"), (116, "client certificate")]
+    {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                // What it said is read, or the alert would be lost with the connection.
+                let _ = client.read(&mut [0; 4096]).await;
+                let _ = client.write_all(&[21, 3, 1, 0, 2, 2, alert]).await;
+                let _ = client.shutdown().await;
+            }
+        });
+        let output = sync_from(&host, "tls: on", &[]).await.assert_code(1);
+        assert_eq!(output.json()["class"], "insecure", "{}", output.stderr);
+        says(&output, &[words]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        server.abort();
     }
 }
 

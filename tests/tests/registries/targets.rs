@@ -319,3 +319,17 @@ async fn a_tag_that_may_not_be_written_is_no_success_of_who_insists_on_writing_i
     let output = sync(&source, &target, "tls: off", &["--force"]).await.assert_code(0);
     assert_eq!(output.json()["outcome"], "unchanged", "{}", output.stdout);
 }
+
+#[tokio::test]
+async fn the_tag_of_an_artifact_with_a_subject_is_put_again_where_it_is_denied() {
+    let (source, target) = both().await;
+    let subject = images::single("late-subject");
+    let artifact = Image::single("late-artifact").artifact("application/vnd.example.late").layers(1, 300);
+    let artifact = artifact.subject(&subject).build();
+    source.push("a", "1", &artifact);
+    let put = Match::kind(Kind::ManifestPut).reference("1");
+    let denied = target.on(put).times(2).act(unknown(400, "MANIFEST_BLOB_UNKNOWN", &json!(null)));
+    sync(&source, &target, "tls: off", &[]).await.assert_code(0);
+    target.assert_holds("b", "1", &artifact);
+    assert_eq!(denied.hits(), 2, "{}", target.describe_requests());
+}

@@ -184,7 +184,7 @@ impl Walk {
             // A tag says that all is done: what refers to another manifest is listed under that first.
             self.put(&root, &ManifestRef::Digest(root.digest().clone())).await?;
             gate.before_tag(source_digest).await?;
-            return self.is_written(self.target.manifest_put(&place, &root).await?);
+            return self.is_written(self.put_patiently(&root, At::Reference(&place)).await?);
         }
         gate.before_tag(source_digest).await?;
         self.is_written(self.put_at(&root, At::Reference(&place)).await?)
@@ -394,6 +394,16 @@ impl Walk {
 
     /// The same without listing it.
     pub(super) async fn put_manifest(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
+        let put = self.put_patiently(manifest, at).await?;
+        self.brought.put(manifest.digest());
+        self.learn_manifest(manifest.digest());
+        self.sums.manifests.fetch_add(1, Ordering::Relaxed);
+        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
+        Ok(put)
+    }
+
+    /// Puts a manifest, and brings what the target then says that it lacks.
+    async fn put_patiently(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
         let put = async || match at {
             At::Reference(place) => self.target.manifest_put(place, manifest).await,
             At::Untagged => self.target.manifest_put_untagged(manifest).await,
@@ -401,7 +411,7 @@ impl Walk {
         };
         let mut denials = Denials::new();
         let mut is_second = false;
-        let put = loop {
+        loop {
             match put().await {
                 // Of an index of which a part is left out it is most likely that part.
                 Err(error) if error.class() == Class::Incomplete && is_second && self.is_sparse(manifest) => {
@@ -413,14 +423,9 @@ impl Walk {
                     is_second = true;
                     self.bring_missing(manifest, error, &mut denials).await?;
                 }
-                put => break put?,
+                put => return put,
             }
-        };
-        self.brought.put(manifest.digest());
-        self.learn_manifest(manifest.digest());
-        self.sums.manifests.fetch_add(1, Ordering::Relaxed);
-        self.context.events.emit(Event::ManifestPut { digest: manifest.digest().clone() });
-        Ok(put)
+        }
     }
 
     fn is_sparse(&self, manifest: &Manifest) -> bool {
