@@ -1,5 +1,8 @@
 //! The coordinator of imgsync, and the program's commands: decides what is copied, watches over it, shows how it went.
 
+// A listing within a run is a deep nest of futures, whose layout the compiler works out.
+#![recursion_limit = "256"]
+
 pub mod batches;
 pub mod cli;
 pub mod enumerate;

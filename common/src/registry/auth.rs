@@ -6,12 +6,12 @@
 mod token;
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ::http::{HeaderMap, HeaderValue, Method, header};
 use base64::Engine as _;
+use futures_util::future::BoxFuture;
 use url::Url;
 
 use super::challenge::{self, Challenge, Scheme};
@@ -344,19 +344,19 @@ impl Repository {
         }
     }
 
-    /// The credentials for this repository. One who only reads can do so without: a credential helper that is configured
-    /// but broken (docker's own are left behind often) is then warned of, and nobody logs in.
-    pub(crate) async fn credential(&self, login: usize) -> Result<Option<Credential>> {
-        let only_reads = matches!(self.access, Access::Pull | Access::Catalog);
-        let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
-        match credential(&self.client, &self.registry, name, login).await {
-            Err(error) if only_reads && !self.registry.warned.swap(true, Ordering::Relaxed) => {
-                self.context.warn(format!("{error}; going on without credentials"));
-                Ok(None)
+    /// Returns the credentials for this repository, none where none are configured. A credential helper that fails is an
+    /// error also for who only reads: the anonymous view of a registry lacks what is private, and looks complete.
+    pub(crate) fn credential(&self, login: usize) -> BoxFuture<'_, Result<Option<Credential>>> {
+        // Boxed: a part of nearly every request, whose futures are deep as it is.
+        Box::pin(async move {
+            let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
+            tokio::select! {
+                found = credential(&self.client, &self.registry, name, login) => found,
+                () = self.context.cancel.cancelled() => {
+                    Err(Error::cancelled(format!("finding credentials for {}", host_of(&self.registry))))
+                }
             }
-            Err(_) if only_reads => Ok(None),
-            found => found,
-        }
+        })
     }
 }
 

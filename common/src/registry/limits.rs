@@ -1,5 +1,6 @@
 //! The limits of the registry client that the documentation states.
 
+use super::credentials::HELPER_LIMIT;
 use super::{ClientSettings, answer, catalog, paged, sending, tags, transport};
 use crate::limits::{Limit, Page};
 
@@ -21,6 +22,12 @@ pub fn limits() -> Vec<Limit> {
             "pages in a row with nothing new",
             paged::MAX_BARREN_PAGES as u64,
             "the repository is not listed",
+        ),
+        Limit::time(
+            Security,
+            "the answer of a credential helper",
+            HELPER_LIMIT,
+            "the helper is killed; the task fails",
         ),
         Limit::count(Security, "redirects of a request", transport::MAX_REDIRECTS as u64, "the request fails"),
         Limit::bytes(

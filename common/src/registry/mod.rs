@@ -141,8 +141,6 @@ struct Registry {
     heads_fail: AtomicBool,
     /// Repositories that were seen to have no referrers API, and when: one host can stand before several registries.
     no_referrers: Mutex<HashMap<RepositoryName, Instant>>,
-    /// Whether its credential helper's failure was told of.
-    warned: AtomicBool,
     logins: Arc<Logins>,
     /// Whose turn it is to pull.
     turn: AtomicUsize,
@@ -294,7 +292,6 @@ impl Client {
             body_limit: AtomicU64::new(0),
             heads_fail: AtomicBool::new(false),
             no_referrers: Mutex::default(),
-            warned: AtomicBool::new(false),
             logins,
             turn: AtomicUsize::new(0),
             windows: Windows::default(),
@@ -308,7 +305,7 @@ impl Registry {
     /// How a URL is reached. An error where the environment's proxy to it cannot be used.
     fn way(&self, url: &Url) -> Result<Way> {
         let proxy = match &self.settings.proxy {
-            Some(proxy) => Some(proxy),
+            Some(proxy) => Some(proxy.expose()),
             None => Proxies::of_environment().to(url)?,
         };
         let is_elsewhere = !hop::same_origin(url, &self.base);

@@ -1,5 +1,7 @@
 //! From rules to tasks: what is listed, what is chosen of it, and what a configuration means.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+// Listings are deep nests of futures, whose layout the compiler works out.
+#![recursion_limit = "256"]
 
 mod company;
 mod config;

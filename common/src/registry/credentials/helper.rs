@@ -12,10 +12,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
+    sync::watch,
     time::timeout,
 };
 
@@ -30,9 +32,12 @@ const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name by which a helper says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
 /// The most bytes that are kept of what a helper says.
-const MOST: u64 = 256 * 1024;
+const MOST: usize = 256 * 1024;
 /// The most characters that are quoted of it.
 const QUOTED: usize = 300;
+/// How long both streams must be silent after the helper has ended until its answer counts as whole. What it wrote is in
+/// the pipes by then; a child of it, such as an agent, may hold them open for good.
+const SILENCE_AFTER_END: Duration = Duration::from_millis(250);
 
 /// Why a helper gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,12 +113,17 @@ struct Answer {
 
 /// Asks the helper `name` for what it has under `key`. It is killed when `limit` has passed, and when the future is
 /// dropped.
-pub(super) async fn ask(
-    name: &str,
-    key: &str,
-    env: &Environment,
+pub(super) fn ask<'a>(
+    name: &'a str,
+    key: &'a str,
+    env: &'a Environment,
     limit: Duration,
-) -> Result<Option<Credential>, HelperProblem> {
+) -> BoxFuture<'a, Result<Option<Credential>, HelperProblem>> {
+    // Boxed: a part of nearly every request, whose futures are deep as it is.
+    Box::pin(start(name, key, env, limit))
+}
+
+async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Result<Option<Credential>, HelperProblem> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || !name.bytes().all(is_plain) {
         return Err(HelperProblem::BadName);
@@ -124,6 +134,8 @@ pub(super) async fn ask(
     let mut command = Command::new(program);
     command
         .arg("get")
+        .env_clear()
+        .envs(env.helpers.iter().map(|(name, value)| (name, value)))
         .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -133,16 +145,59 @@ pub(super) async fn ask(
         command.env("HOME", home);
     }
     let not_started = |error: io::Error| HelperProblem::NotStarted(printable(&error.to_string()).into_owned());
+    #[cfg(unix)]
+    command.process_group(0);
     let mut child = command.spawn().map_err(not_started)?;
+    let mut group = Group::of(&child);
     let said = match timeout(limit, converse(&mut child, key)).await {
         Ok(said) => said.map_err(not_started)?,
         Err(_) => {
+            drop(group);
             // It may have ended just now; then there is nothing to kill.
             _ = child.kill().await;
             return Err(HelperProblem::NoAnswer(limit));
         }
     };
+    group.release();
     understand(&said)
+}
+
+/// The process group that a helper leads. Dropped, it is killed with all that the helper has started: a shell script's
+/// children would go on otherwise.
+struct Group {
+    #[cfg(unix)]
+    leader: Option<rustix::process::Pid>,
+}
+
+impl Group {
+    #[cfg(unix)]
+    fn of(child: &Child) -> Group {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Group { leader: id.and_then(rustix::process::Pid::from_raw) }
+    }
+
+    #[cfg(not(unix))]
+    fn of(_child: &Child) -> Group {
+        Group {}
+    }
+
+    /// Lets the group live: the helper has ended by itself, and what it has left running, such as an agent, is meant to.
+    fn release(&mut self) {
+        #[cfg(unix)]
+        {
+            self.leader = None;
+        }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader.take() {
+            // An error means that nobody is left in it.
+            _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// The program in the folders of `path`. Relative folders are passed over: a file of the current folder must not be
@@ -174,24 +229,48 @@ struct Said {
 /// Writes the question and reads both streams at once, so that neither side waits for the other.
 async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (ended, has_ended) = watch::channel(false);
     let question = async {
         if let Some(mut stdin) = stdin {
-            // No line break, as docker sends none. A helper that does not read the question may still answer.
-            _ = stdin.write_all(key.as_bytes()).await;
+            let mut has_ended = has_ended.clone();
+            tokio::select! {
+                // No line break, as docker sends none. A helper that does not read the question may still answer.
+                _ = stdin.write_all(key.as_bytes()) => {}
+                _ = has_ended.wait_for(|ended| *ended) => {}
+            }
         }
     };
-    let (_, stdout, stderr, status) = tokio::join!(question, read(stdout), read(stderr), child.wait());
+    let status = async {
+        let status = child.wait().await;
+        ended.send_replace(true);
+        status
+    };
+    let (_, stdout, stderr, status) =
+        tokio::join!(question, read(stdout, has_ended.clone()), read(stderr, has_ended.clone()), status);
     Ok(Said { status: status?, stdout: stdout?, stderr: stderr? })
 }
 
-/// Reads a stream to its end and keeps its beginning.
-async fn read(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+/// Reads a stream to its end and keeps its beginning. Once the helper has ended, silence is an end as well.
+async fn read(stream: Option<impl AsyncRead + Unpin>, mut has_ended: watch::Receiver<bool>) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
-    if let Some(mut stream) = stream {
-        (&mut stream).take(MOST).read_to_end(&mut kept).await?;
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+    let Some(mut stream) = stream else { return Ok(kept) };
+    // Not in the future, which is a part of many others.
+    let mut piece = vec![0; 8 << 10];
+    loop {
+        let silence = async {
+            // The sender lives as long as the helper.
+            _ = has_ended.wait_for(|ended| *ended).await;
+            tokio::time::sleep(SILENCE_AFTER_END).await;
+        };
+        let read = tokio::select! {
+            read = stream.read(&mut piece) => read?,
+            () = silence => 0,
+        };
+        if read == 0 {
+            return Ok(kept);
+        }
+        kept.extend_from_slice(&piece[..read.min(MOST - kept.len())]);
     }
-    Ok(kept)
 }
 
 fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {

@@ -2,6 +2,7 @@
 
 mod docker_config;
 mod helper;
+mod passed;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::{printable::printable, secret::Secret};
 
 /// How long a helper may take to answer.
-const HELPER_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const HELPER_LIMIT: Duration = Duration::from_secs(30);
 /// How long an answer is used before files and helpers are asked again: what they give may expire, and users log in.
 const KEEP_FOR: Duration = Duration::from_secs(5 * 60);
 /// How long a failure is: a helper that is broken would else be asked before nearly every request, and may take its time.
@@ -117,6 +118,8 @@ pub struct Environment {
     pub xdg_config_home: Option<PathBuf>,
     /// `PATH`, where helpers are looked for.
     pub path: Option<OsString>,
+    /// The variables that credential helpers are given besides `PATH` and `HOME`.
+    pub helpers: Vec<(OsString, OsString)>,
     /// Keys of AWS.
     pub aws: AwsEnvironment,
 }
@@ -159,6 +162,7 @@ impl Environment {
             xdg_runtime_dir: variable("XDG_RUNTIME_DIR").map(PathBuf::from),
             xdg_config_home: variable("XDG_CONFIG_HOME").map(PathBuf::from),
             path: variable("PATH"),
+            helpers: env::vars_os().filter(|(name, _)| passed::is_passed(name)).collect(),
         }
     }
 

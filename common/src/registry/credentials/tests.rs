@@ -244,6 +244,79 @@ async fn a_helper_that_hangs_is_killed() {
     assert!(!alive.success(), "process {pid} is still there");
 }
 
+/// Waits until no process has this id.
+async fn is_gone(pid: &str) -> bool {
+    for _ in 0..500 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])) {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_helper_has_started_is_killed_with_it() {
+    let home = Home::new();
+    let script = r#"sleep 600 & echo $! > "$HOME/pid"; wait"#;
+    home.failure(script, Duration::from_millis(500)).await;
+    let pid = fs::read_to_string(home.path("pid")).unwrap();
+    assert!(is_gone(pid.trim()).await, "{pid} runs still after the time-out");
+
+    fs::remove_file(home.path("pid")).unwrap();
+    let store = home.store();
+    let mut asking = Box::pin(store.lookup("r.example", "app"));
+    let pid = loop {
+        tokio::select! {
+            found = &mut asking => panic!("{found:?}"),
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+        match fs::read_to_string(home.path("pid")) {
+            Ok(pid) if pid.ends_with('\n') => break pid,
+            _ => {}
+        }
+    };
+    drop(asking);
+    assert!(is_gone(pid.trim()).await, "{pid} runs still after nobody waits");
+}
+
+#[tokio::test]
+async fn a_helper_that_has_ended_has_answered_although_a_child_keeps_its_streams_open() {
+    let home = Home::new();
+    home.helper("all", &format!(r#"sleep 600 & echo $! > "$HOME/pid"; {GIVES}"#));
+    home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
+    let found = home.store().helper_limit(LONG).lookup("r.example", "app").await;
+    assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
+    let pid = fs::read_to_string(home.path("pid")).unwrap();
+    let killed = Command::new("/bin/sh").args(["-c", &format!("kill {}", pid.trim())]).status().unwrap();
+    assert!(killed.success(), "an agent that a helper leaves behind lives on");
+
+    home.helper("all", &format!(r#"sleep 600 & echo $! > "$HOME/pid"; {NOT_FOUND}"#));
+    assert_eq!(home.store().lookup("r.example", "app").await, Ok(None));
+    let pid = fs::read_to_string(home.path("pid")).unwrap();
+    Command::new("/bin/sh").args(["-c", &format!("kill {}", pid.trim())]).status().unwrap();
+}
+
+#[tokio::test]
+async fn a_helper_is_given_the_variables_of_its_environment_and_no_others() {
+    let mut home = Home::new();
+    home.env.helpers = vec![("AWS_PROFILE".into(), "prod".into()), ("HOME".into(), "/nowhere".into())];
+    home.helper("all", &format!(r#"env > "$HOME/env"; {GIVES}"#));
+    home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
+    assert!(home.store().lookup("r.example", "app").await.unwrap().is_some());
+    let given = fs::read_to_string(home.path("env")).unwrap();
+    let names: Vec<&str> = given.lines().filter_map(|line| line.split('=').next()).collect();
+    assert!(
+        names.contains(&"AWS_PROFILE") && given.contains(&format!("HOME={}\n", home.folder.path().display())),
+        "{given}"
+    );
+    // The shell sets some of its own.
+    let own = ["PATH", "HOME", "AWS_PROFILE", "PWD", "OLDPWD", "SHLVL", "_"];
+    assert!(names.iter().all(|name| own.contains(name)), "{given}");
+}
+
 #[tokio::test]
 async fn a_helper_that_fails_is_quoted_safely() {
     let home = Home::new();
