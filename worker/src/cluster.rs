@@ -55,11 +55,11 @@ impl Addresses {
         let written_url =
             |pick: fn(&config::Cluster) -> &Option<SecretUrl>| written.and_then(|written| pick(written).clone());
         let broker = match &given.broker {
-            Some(text) => Some(url(text, "the broker", &["amqp", "amqps"])?),
+            Some(text) => Some(url(text, "the broker", &config::BROKER_SCHEMES)?),
             None => written_url(|cluster| &cluster.broker),
         };
         let store = match &given.store {
-            Some(text) => Some(url(text, "the store", &["redis", "rediss"])?),
+            Some(text) => Some(url(text, "the store", &config::STORE_SCHEMES)?),
             None => written_url(|cluster| &cluster.store),
         };
         let missing = |what: &str, how: &str| {
@@ -123,15 +123,13 @@ impl Addresses {
 
 /// What is refused is not shown: it could hold a password.
 fn url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
-    let url: Option<url::Url> = text.parse().ok();
-    match url.filter(|url: &url::Url| schemes.contains(&url.scheme()) && url.has_host()) {
-        Some(url) => Ok(SecretUrl::new(url)),
-        None => {
-            let wanted = schemes.iter().map(|scheme| format!("{scheme}://host")).collect::<Vec<_>>().join(" or ");
-            let tried = format!("reading the URL of {what}");
-            Err(Error::new(Class::Invalid, tried, format!("it is none: it begins with {wanted}")))
+    SecretUrl::parse(text, schemes).map_err(|error| {
+        let invalid = Error::new(Class::Invalid, format!("reading the URL of {what}"), error.to_string());
+        match error.hint() {
+            Some(hint) => invalid.hint(format!("{hint} under `cluster:` in the configuration")),
+            None => invalid,
         }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -150,11 +148,16 @@ mod tests {
     fn a_cluster_has_both_or_there_is_none() {
         assert!(resolve(&given(None, None)).unwrap().is_none());
         let both = resolve(&given(Some("amqp://u:hunter2@b"), Some("redis://s"))).unwrap().unwrap();
-        assert_eq!(both.broker.to_string(), "amqp://u:***@b");
+        assert_eq!(both.broker.to_string(), "amqp://b");
         assert!(!format!("{both:?}").contains("hunter2"));
         assert!(resolve(&given(Some("amqp://b"), None)).unwrap_err().advice().unwrap().contains("IMGSYNC_STORE"));
         assert!(resolve(&given(None, Some("redis://s"))).unwrap_err().advice().unwrap().contains("IMGSYNC_BROKER"));
         let error = resolve(&given(Some("http://u:hunter2@b"), Some("redis://s"))).unwrap_err();
-        assert!(error.to_string().contains("amqp://host") && !error.to_string().contains("hunter2"));
+        assert!(error.to_string().contains("amqp://") && !error.to_string().contains("hunter2"));
+        for password in ["hunter2/3", "12/34", "hunter@2", "hunter#2", "hunter?2", "100%"] {
+            let error = resolve(&given(Some("amqp://b"), Some(&format!("redis://u:{password}@s")))).unwrap_err();
+            assert!(error.advice().unwrap().starts_with("percent-encode the password"), "{error}");
+            assert!(!error.to_string().contains("hunter") && !error.to_string().contains("34"), "{error}");
+        }
     }
 }

@@ -71,7 +71,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         identity,
         insecure: written.insecure,
         http1: written.http1,
-        proxy: written.proxy.as_ref().map(|proxy| proxy.expose().clone()),
+        proxy: written.proxy.clone(),
         allow_private: written.allow_private,
         credentials: written.credential.iter().map(credential).collect(),
         pull_credentials: written.pull_credentials.iter().map(credential).collect(),
@@ -108,7 +108,13 @@ fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
         Pem::File(path) => {
             let path = folder.join(path);
             std::fs::read(&path).map_err(|error| {
-                let tried = format!("reading {}, named in the configuration", path.display());
+                // What is not plainly a file's name may be a key or a password in the wrong place.
+                let shown = match pem.to_string().as_str() {
+                    "***" => "a certificate or key: what is written there (***) is neither PEM nor the name of a file"
+                        .to_owned(),
+                    _ => format!("{}, named in the configuration", path.display()),
+                };
+                let tried = format!("reading {shown}");
                 Error::new(Class::Invalid, tried, error.to_string()).because(error)
             })
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::keys::secret_names;
 use crate::printable::printable;
 
 /// One thing that is wrong.
@@ -109,26 +110,44 @@ fn mask(text: &str, secrets: &[Range<usize>]) -> String {
     masked
 }
 
-/// Hides what follows a key of a secret, for a text that could not be read as YAML, to the end of the line.
+/// Hides what follows a key of a secret, for a text that could not be read as YAML: to the end of the line, and of a block
+/// (`|`) all lines.
 pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
     let mut secrets = Vec::new();
-    for key in ["password", "identity_token", "key", "client_key"] {
+    for key in secret_names() {
         for (index, _) in text.match_indices(key) {
             let after = index + key.len();
             let rest = text[after..].trim_start_matches(['"', '\'', ' ']);
             if let Some(value) = rest.strip_prefix(':') {
                 let end = text.len() - value.len() + value.find('\n').unwrap_or(value.len());
                 let mut value = value.trim_start_matches([' ', '"']);
+                let is_block = value.starts_with(['|', '>']);
                 // A variable's name is no secret.
                 if value.starts_with("${") {
                     value = value.split_once('}').map_or(value, |(_, rest)| rest);
                 }
                 let start = text.len() - value.len();
+                let end = if is_block { end_of_block(text, index, end) } else { end };
                 secrets.push(start.min(end)..end);
             }
         }
     }
     secrets
+}
+
+/// Where the lines end that are indented further than the key at `index`, whose line ends at `end`.
+fn end_of_block(text: &str, index: usize, end: usize) -> usize {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let (_, _, line_start) = place(text, index);
+    let outer = indent(&text[line_start..]);
+    let mut end = end;
+    for line in text[end..].split_inclusive('\n').skip(1) {
+        if !line.trim().is_empty() && indent(line) <= outer {
+            break;
+        }
+        end += line.len();
+    }
+    end.min(text.len())
 }
 
 impl fmt::Display for ConfigErrors {

@@ -86,8 +86,8 @@ pub(super) static CONFIG: Section = Section {
 pub(super) static CLUSTER: Section = Section {
     title: "`cluster`",
     keys: &[
-        key("broker", Kind::Url, "RabbitMQ: amqp:// or amqps://."),
-        key("store", Kind::Url, "Redis or Valkey: redis:// or rediss://."),
+        key("broker", ADDRESS_OR_URL, "RabbitMQ: amqp:// or amqps://."),
+        key("store", ADDRESS_OR_URL, "Redis or Valkey: redis:// or rediss://."),
         key(
             "key",
             Kind::Secret,
@@ -100,6 +100,22 @@ pub(super) static CLUSTER: Section = Section {
         ),
     ],
 };
+
+/// Where a server is, and who is asking.
+pub(super) static ADDRESS: Section = Section {
+    title: "an address",
+    keys: &[
+        key("url", Kind::Url, "Where it is."),
+        key("username", Kind::Text, "The user there."),
+        key(
+            "password",
+            Kind::Secret,
+            "The user's password, of any characters; in the URL itself it is percent-encoded.",
+        ),
+    ],
+};
+
+const ADDRESS_OR_URL: Kind = Kind::Either(&[Kind::Url, Kind::Section(&ADDRESS)]);
 
 pub(super) static REGISTRY: Section = Section {
     title: "a registry",
@@ -126,7 +142,7 @@ pub(super) static REGISTRY: Section = Section {
         ),
         key(
             "proxy",
-            Kind::Url,
+            ADDRESS_OR_URL,
             "A proxy for this registry: http://, https://, socks5:// or socks5h://, which resolves names for us.",
         ),
         key("tls", Kind::Flag, "`off` speaks plain HTTP. Loopback addresses do so without it."),
@@ -416,13 +432,14 @@ pub(super) static SERVE: Section = Section {
 };
 
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 19] = [
+pub(super) static SECTIONS: [&Section; 20] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
     &CONFIG,
     &DEFAULTS,
     &CLUSTER,
+    &ADDRESS,
     &CREDENTIAL,
     &NEWEST,
     &REPORT,
@@ -437,6 +454,24 @@ pub(super) static SECTIONS: [&Section; 19] = [
     &SCHEDULE,
     &SERVE,
 ];
+
+/// Keys whose values are no secrets, but stand beside one or are mistaken for one: messages show nothing of them.
+const NEAR_SECRETS: [&str; 8] = ["username", "broker", "store", "proxy", "url", "ca", "client_cert", "client_key"];
+
+/// Whether the value of a key of this name, in whichever section, is a secret or may be one by mistake.
+pub(super) fn may_hold_secret(name: &str) -> bool {
+    let is_secret = |key: &Key| key.name == name && matches!(key.kind, Kind::Secret | Kind::Several(Kind::Secret));
+    NEAR_SECRETS.contains(&name) || SECTIONS.iter().any(|section| section.keys.iter().any(is_secret))
+}
+
+/// The names of all keys whose values are secrets, or may be by mistake.
+pub(super) fn secret_names() -> Vec<&'static str> {
+    let keys = SECTIONS.iter().flat_map(|section| section.keys);
+    let mut names: Vec<&'static str> = keys.map(|key| key.name).filter(|name| may_hold_secret(name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
 
 impl Section {
     /// What was probably meant.

@@ -44,13 +44,18 @@ pub use report::Report;
 pub use rule::{Destination, Rule, Source};
 pub use serve::Serve;
 pub use show::yaml_scalar;
-pub use url::SecretUrl;
+pub(crate) use url::why_ambiguous;
+pub use url::{SecretUrl, UrlError};
 
 use keys::{CLUSTER, CONFIG};
 use reader::{Fields, Reader};
 use yaml::{Node, Value};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// What the URL of a broker begins with.
+pub const BROKER_SCHEMES: [&str; 2] = ["amqp", "amqps"];
+/// What the URL of a store begins with.
+pub const STORE_SCHEMES: [&str; 2] = ["redis", "rediss"];
 
 /// A configuration file, and what it is read against.
 pub struct File<'a> {
@@ -250,8 +255,8 @@ fn home(registries: &BTreeMap<RegistryName, RegistrySettings>) -> Option<Base> {
 fn cluster(reader: &Reader, node: &Node) -> Cluster {
     let Some(fields) = reader.fields(node, &CLUSTER) else { return Cluster::default() };
     Cluster {
-        broker: fields.get("broker").and_then(|node| reader.secret_url(node, &["amqp", "amqps"])),
-        store: fields.get("store").and_then(|node| reader.secret_url(node, &["redis", "rediss"])),
+        broker: fields.get("broker").and_then(|node| reader.address(node, &BROKER_SCHEMES, true)),
+        store: fields.get("store").and_then(|node| reader.address(node, &STORE_SCHEMES, false)),
         key: fields.get("key").and_then(|node| reader.secret(node)),
         ca: fields.get("ca").map(|node| registry::certificates(reader, node)).unwrap_or_default(),
     }

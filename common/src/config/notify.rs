@@ -260,8 +260,7 @@ fn chat(reader: &Reader, node: &Node, kind: ChatKind) -> Option<Chat> {
 
 fn email(reader: &Reader, node: &Node) -> Option<Email> {
     let fields = reader.fields(node, &EMAIL)?;
-    let text = |name| fields.get(name).and_then(|node| reader.text(node)).map(str::to_owned);
-    let username = text("username");
+    let username = fields.get("username").and_then(|node| reader.username(node));
     let password = fields.get("password").and_then(|node| reader.secret(node));
     let on = when(reader, &fields);
     for name in ["server", "from", "to"] {
@@ -306,15 +305,7 @@ fn address(reader: &Reader, node: &Node) -> Option<String> {
 
 /// A URL that is not shown, for it holds a token.
 fn hidden_url(reader: &Reader, node: &Node) -> Option<WebhookUrl> {
-    let written = reader.secret(node)?;
-    match Url::parse(written.expose()) {
-        Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Some(WebhookUrl(url)),
-        // What is refused is not shown.
-        _ => {
-            reader.report(&node.at, "this is not a URL: it begins with https:// or http://");
-            None
-        }
-    }
+    reader.hidden_url(node, &["https", "http"]).map(WebhookUrl)
 }
 
 fn telegram(reader: &Reader, node: &Node) -> Telegram {
@@ -456,7 +447,8 @@ mod tests {
         for (text, wanted) in [
             ("notify: {telegram: {group: friends}}", "neither a chat's number nor @name"),
             ("notify: {telegram: {on: never}}", "none of always, changes and failure"),
-            ("notify: {webhook: {url: 'ftp://x.example/secretpath'}}", "this is not a URL"),
+            ("notify: {webhook: {url: 'ftp://x.example/secretpath'}}", "a URL with ftp:// cannot be used here"),
+            ("notify: {webhook: {url: 'https://me:1/secretpath@x.example'}}", "cannot be told where the password"),
             ("notify: {webhook: {on: always}}", "`url` is missing"),
             ("notify: {webhook: {url: 'https://x', headers: {\"a b\": c}}}", "no name of a header"),
             ("notify: {slack: {url: 'hooks.slack.example/secretpath'}}", "this is not a URL"),

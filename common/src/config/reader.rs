@@ -11,8 +11,8 @@ use jiff::{Span, SpanRelativeTo};
 use url::Url;
 
 use super::errors::Found;
-use super::keys::{Kind, SECTIONS, Section};
-use super::url::SecretUrl;
+use super::keys::{ADDRESS, Kind, SECTIONS, Section, may_hold_secret};
+use super::url::{SecretUrl, encode_variables, parse};
 use super::yaml::{Entry, Node, Scalar, Value};
 use crate::secret::Secret;
 
@@ -85,9 +85,14 @@ impl Reader {
                 SECTIONS.iter().find(|other| other.keys.iter().any(|known| known.name == key)).map(|other| other.title)
             };
             let hint = format!("{} takes {}", section.title, section.names());
+            if may_hold_secret(&entry.key) {
+                self.hide(&entry.value);
+            }
             if let Some(meant) = section.suggest(&entry.key) {
                 if section.keys.iter().any(|key| key.name == meant && matches!(key.kind, Kind::Secret)) {
                     self.note_secret(&entry.value);
+                } else if may_hold_secret(meant) {
+                    self.hide(&entry.value);
                 }
                 self.report(&entry.key_at, format!("unknown key `{}`, did you mean `{meant}`?", entry.key));
             } else if let Some(title) = elsewhere() {
@@ -203,7 +208,7 @@ impl Reader {
     pub(super) fn url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
         let url = self.any_url(node, schemes)?;
         if !url.username().is_empty() || url.password().is_some() {
-            self.note_secret(node);
+            self.hide(node);
             self.report_with(
                 &node.at,
                 "this URL holds a user or a password",
@@ -212,17 +217,64 @@ impl Reader {
             return None;
         }
         if url.query().is_some() || url.fragment().is_some() {
+            self.hide(node);
             self.report(&node.at, "this URL has a `?` or a `#`; only scheme, host, port and path are taken");
             return None;
         }
         Some(url)
     }
 
-    /// A URL that may hold a password.
-    pub(super) fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
-        let url = self.any_url(node, schemes)?;
+    /// A URL that may hold a password, or a mapping of a URL with `username` and `password`.
+    pub(super) fn address(&self, node: &Node, schemes: &[&str], is_user_wanted: bool) -> Option<SecretUrl> {
+        if !matches!(node.value, Value::Map(_)) {
+            return self.secret_url(node, schemes);
+        }
+        let fields = self.fields(node, &ADDRESS)?;
+        let username = fields.get("username").map(|node| self.username(node));
+        let password = fields.get("password").map(|node| self.secret(node));
+        let Some(named) = fields.get("url") else {
+            self.report(&fields.at, "`url` is missing: where is it?");
+            return None;
+        };
+        let url = self.secret_url(named, schemes)?;
+        if username.is_none() && password.is_none() {
+            return Some(url);
+        }
+        if url.has_login() {
+            self.hide(named);
+            self.report(
+                &named.at,
+                "this URL holds a user or a password, and `username` or `password` are written as well",
+            );
+            return None;
+        }
+        if is_user_wanted && username.is_none() {
+            self.report(&fields.at, "a `password` needs a `username`");
+            return None;
+        }
+        if password.is_none() {
+            self.report(&fields.at, "a `username` needs a `password` here");
+            return None;
+        }
+        let username = match username {
+            Some(username) => Some(username?),
+            None => None,
+        };
+        let password = password??;
+        Some(url.with_login(username.as_deref(), Some(&password)))
+    }
+
+    /// The name of a user. It is not shown: it stands beside a password, and the two are easily mixed up.
+    pub(super) fn username(&self, node: &Node) -> Option<String> {
+        self.hide(node);
+        self.text(node).map(str::to_owned)
+    }
+
+    fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
+        self.hide(node);
+        let url = SecretUrl::new(self.any_url(node, schemes)?);
         // As it was written: `amqp://user:${PASSWORD}@host` holds no secret, `amqp://user:secret@${HOST}` does.
-        if url.password().is_some()
+        if url.login().1
             && let Value::Scalar(scalar) = &node.value
             && let Some((_, rest)) = scalar.written.split_once("://")
             && let Some((_, password)) = rest.rsplit_once('@').and_then(|(user, _)| user.split_once(':'))
@@ -230,30 +282,31 @@ impl Reader {
         {
             self.inline_secrets.set(true);
         }
-        Some(SecretUrl::new(url))
+        Some(url)
     }
 
     fn any_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
-        let text = self.text(node)?;
-        let wanted = schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
-        // What is refused is not shown: it could hold a password.
-        match Url::parse(text) {
-            Ok(url) if schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty()) => {
-                Some(url)
-            }
-            Ok(url) if url.has_host() => {
-                self.report(&node.at, format!("a URL with {}:// cannot be used here, but {wanted}", url.scheme()));
-                None
-            }
-            Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
-                self.report(&node.at, format!("this is not a URL: it begins with {wanted}"));
-                None
-            }
+        self.text(node)?;
+        let Value::Scalar(scalar) = &node.value else { return None };
+        let text = encode_variables(&scalar.text, &scalar.variables);
+        match parse(&text, schemes) {
+            Ok(url) => Some(url),
+            // What is refused is not shown: it could hold a password.
             Err(error) => {
-                self.report(&node.at, format!("this is not a URL: {error}"));
+                if text.contains('@') {
+                    self.hide(node);
+                }
+                let hint = error.hint().map(str::to_owned);
+                self.found.borrow_mut().push(Found { at: node.at.clone(), message: error.to_string(), hint });
                 None
             }
         }
+    }
+
+    /// A URL that is a secret as a whole.
+    pub(super) fn hidden_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+        self.secret(node)?;
+        self.any_url(node, schemes)
     }
 
     pub(super) fn secret(&self, node: &Node) -> Option<Secret> {
@@ -266,21 +319,30 @@ impl Reader {
         Some(Secret::new(scalar.text.clone()))
     }
 
-    /// Remembers that what stands here is not to be shown.
+    /// Remembers that what stands here is a secret: not to be shown, and better kept in a variable.
     pub(super) fn note_secret(&self, node: &Node) {
+        self.hide(node);
+        self.note_inline(node);
+    }
+
+    fn note_inline(&self, node: &Node) {
         match &node.value {
-            Value::Scalar(scalar) => {
-                // A variable's name is no secret, and shows what to look at.
-                if !scalar.is_variable() {
-                    self.secrets.borrow_mut().push(node.at.clone());
-                    // What stands around a variable is a word such as Bearer, or a part of a URL.
-                    if !scalar.has_variable() {
-                        self.inline_secrets.set(true);
-                    }
-                }
-            }
-            Value::List(items) => items.iter().for_each(|item| self.note_secret(item)),
-            Value::Map(entries) => entries.iter().for_each(|entry| self.note_secret(&entry.value)),
+            // What stands around a variable is a word such as Bearer, or a part of a URL.
+            Value::Scalar(scalar) if !scalar.is_variable() && !scalar.has_variable() => self.inline_secrets.set(true),
+            Value::List(items) => items.iter().for_each(|item| self.note_inline(item)),
+            Value::Map(entries) => entries.iter().for_each(|entry| self.note_inline(&entry.value)),
+            Value::Scalar(_) | Value::Null | Value::Broken => {}
+        }
+    }
+
+    /// Remembers that what stands here is not to be shown.
+    pub(super) fn hide(&self, node: &Node) {
+        match &node.value {
+            // A variable's name is no secret, and shows what to look at.
+            Value::Scalar(scalar) if scalar.is_variable() => {}
+            Value::Scalar(_) => self.secrets.borrow_mut().push(node.at.clone()),
+            Value::List(items) => items.iter().for_each(|item| self.hide(item)),
+            Value::Map(entries) => entries.iter().for_each(|entry| self.hide(&entry.value)),
             Value::Null | Value::Broken => {}
         }
     }

@@ -106,12 +106,40 @@ impl fmt::Display for PullReserve {
 }
 
 /// Something that OpenSSL would print between dashes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     /// To be read from this file; a relative path begins where the configuration file is.
     File(PathBuf),
     /// As it stands in the configuration. (A secret, since it may be a key.)
     Inline(Secret),
+}
+
+/// The file's name where it plainly is one; else stars: a key without its first line looks like a file's name, too.
+impl fmt::Display for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pem::File(path) if is_plainly_a_path(&path.to_string_lossy()) => path.display().fmt(f),
+            Pem::File(_) => f.write_str("***"),
+            Pem::Inline(secret) => secret.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whether a text can only be the name of a file: it has an ending of such files, or begins as paths do, and no part of it
+/// could be a line of PEM.
+fn is_plainly_a_path(text: &str) -> bool {
+    let ending = text.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+    let begins = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
+    let is_short = |part: &str| part.contains('.') || part.len() <= LONGEST_SHOWN;
+    (begins || ending.is_some_and(|ending| PEM_ENDINGS.contains(&ending.as_str())))
+        && text.split('/').all(is_short)
+        && !text.contains([' ', '\n', '=', '+'])
 }
 
 /// A client certificate.
@@ -124,6 +152,11 @@ pub struct ClientIdentity {
 }
 
 const HTTP: [&str; 2] = ["https", "http"];
+const PROXY_SCHEMES: [&str; 4] = ["http", "https", "socks5", "socks5h"];
+/// What files of certificates and keys are called.
+const PEM_ENDINGS: [&str; 8] = ["pem", "crt", "cer", "cert", "key", "p8", "chain", "bundle"];
+/// The longest part of a path without a dot that is shown: a line of PEM has 64 characters.
+const LONGEST_SHOWN: usize = 48;
 
 /// `name` is the registry's, if it has a valid one.
 pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) -> RegistrySettings {
@@ -131,7 +164,7 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
     let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP));
     let flag = |name| fields.get(name).and_then(|node| reader.flag(node));
     let settings = RegistrySettings {
-        username: fields.get("username").and_then(|node| reader.text(node)).map(str::to_owned),
+        username: fields.get("username").and_then(|node| reader.username(node)),
         credential: credential(reader, &fields, true),
         pull_credentials: pull_credentials(reader, &fields),
         endpoint: url("endpoint"),
@@ -141,7 +174,7 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
         },
         listing: fields.get("listing").and_then(|node| reader.parse(node)).unwrap_or_default(),
         api: url("api"),
-        proxy: fields.get("proxy").and_then(|node| reader.secret_url(node, &["http", "https", "socks5", "socks5h"])),
+        proxy: fields.get("proxy").and_then(|node| reader.address(node, &PROXY_SCHEMES, true)),
         plain_http: flag("tls").map(|tls| !tls),
         ca: fields.get("ca").map(|node| certificates(reader, node)).unwrap_or_default(),
         client_identity: client_identity(reader, &fields),
@@ -194,7 +227,7 @@ fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySetti
 
 /// User and password, or a token. A user alone is valid where `user_alone`.
 fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<Credential> {
-    let username = fields.get("username").and_then(|node| reader.text(node));
+    let username = fields.get("username").and_then(|node| reader.username(node));
     let password = fields.get("password").map(|node| reader.secret(node));
     let token = fields.get("identity_token").map(|node| reader.secret(node));
     match (username, password, token) {
@@ -204,9 +237,7 @@ fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<
             }
             None
         }
-        (Some(username), Some(password), None) => {
-            Some(Credential::Basic { username: username.to_owned(), password: password? })
-        }
+        (Some(username), Some(password), None) => Some(Credential::Basic { username, password: password? }),
         (None, Some(_), None) => {
             if let (Some(entry), None) = (fields.entry("password"), fields.get("username")) {
                 reader.report(&entry.key_at, "a `password` needs a `username`");
@@ -256,6 +287,10 @@ fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {
     let is_inline = matches!(&node.value, Value::Scalar(scalar) if scalar.text.trim_start().starts_with("-----BEGIN"));
     if !is_inline {
         let text = reader.text(node)?;
+        if !is_plainly_a_path(text) {
+            // A key without its first line, or a password.
+            reader.hide(node);
+        }
         if text.contains('\n') {
             reader.report(&node.at, "this is neither the name of a file nor PEM, which begins with -----BEGIN");
             return None;

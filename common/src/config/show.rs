@@ -6,12 +6,15 @@ use std::time::Duration;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 
 use super::{
-    ChatKind, ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Pem, Preset, Referrers,
-    RegistrySettings, Rule, Serve, Source,
+    ChatKind, ClientIdentity, Config, Credential, Destination, ForeignLayers, Notify, Preset, Referrers,
+    RegistrySettings, Rule, SecretUrl, Serve, Source,
 };
 use crate::schedule::Times;
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
+
+/// What stands in place of a secret, and of what is easily mixed up with one.
+const MASK: &str = "***";
 
 impl Config {
     /// The configuration as it is understood, in YAML that can be read again; secrets are `***`.
@@ -19,10 +22,10 @@ impl Config {
         let mut yaml = Yaml::default();
         if let Some(cluster) = &self.cluster {
             yaml.open("cluster");
-            yaml.option("broker", cluster.broker.as_ref());
-            yaml.option("store", cluster.store.as_ref());
+            address(&mut yaml, "broker", cluster.broker.as_ref());
+            address(&mut yaml, "store", cluster.store.as_ref());
             yaml.option("key", cluster.key.as_ref());
-            yaml.list("ca", cluster.ca.iter().map(pem));
+            yaml.list("ca", cluster.ca.iter().map(ToString::to_string));
             yaml.close();
         }
         if !self.registries.is_empty() {
@@ -83,7 +86,7 @@ impl Config {
 fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     match &settings.credential {
         Some(own) => credential(yaml, own),
-        None => yaml.option("username", settings.username.as_ref()),
+        None => yaml.option("username", settings.username.as_ref().map(|_| MASK)),
     }
     if !settings.pull_credentials.is_empty() {
         yaml.open("credentials");
@@ -98,12 +101,12 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     yaml.list("mirrors", settings.mirrors.iter().map(ToString::to_string));
     yaml.option("listing", Some(settings.listing).filter(|listing| *listing != ListingBy::Auto));
     yaml.option("api", settings.api.as_ref());
-    yaml.option("proxy", settings.proxy.as_ref());
+    address(yaml, "proxy", settings.proxy.as_ref());
     yaml.option("tls", settings.plain_http.map(|plain| if plain { "off" } else { "on" }));
-    yaml.list("ca", settings.ca.iter().map(pem));
+    yaml.list("ca", settings.ca.iter().map(ToString::to_string));
     if let Some(ClientIdentity { certificate, key }) = &settings.client_identity {
-        yaml.field("client_cert", pem(certificate));
-        yaml.field("client_key", pem(key));
+        yaml.field("client_cert", certificate);
+        yaml.field("client_key", key);
     }
     for (name, on) in [
         ("insecure", settings.insecure),
@@ -172,11 +175,11 @@ fn notify(yaml: &mut Yaml, notify: &Notify) {
             let (scheme, host) = (if email.wrapped { "smtps" } else { "smtp" }, &email.host);
             let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
             yaml.field("server", format!("{scheme}://{host}:{}", email.port));
-            if let Some((username, password)) = &email.login {
-                yaml.field("username", username);
+            if let Some((_, password)) = &email.login {
+                yaml.field("username", MASK);
                 yaml.field("password", password);
             }
-            yaml.list("ca", email.ca.iter().map(pem));
+            yaml.list("ca", email.ca.iter().map(ToString::to_string));
             yaml.field("from", &email.from);
             yaml.list("to", email.to.iter().cloned());
             yaml.option("template", email.template.as_ref().map(|path| path.display()));
@@ -193,19 +196,26 @@ fn notify(yaml: &mut Yaml, notify: &Notify) {
 
 fn credential(yaml: &mut Yaml, credential: &Credential) {
     match credential {
-        Credential::Basic { username, password } => {
-            yaml.field("username", username);
+        Credential::Basic { password, .. } => {
+            yaml.field("username", MASK);
             yaml.field("password", password);
         }
         Credential::IdentityToken(token) => yaml.field("identity_token", token),
     }
 }
 
-fn pem(pem: &Pem) -> String {
-    match pem {
-        Pem::File(path) => path.display().to_string(),
-        Pem::Inline(secret) => secret.to_string(),
+/// Where a server is; that somebody logs in there is shown, and not who: user and password are easily mixed up.
+fn address(yaml: &mut Yaml, key: &str, url: Option<&SecretUrl>) {
+    let Some(url) = url else { return };
+    let (has_username, has_password) = url.login();
+    if !has_username && !has_password {
+        return yaml.field(key, url);
     }
+    yaml.open(key);
+    yaml.field("url", url);
+    yaml.option("username", has_username.then_some(MASK));
+    yaml.option("password", has_password.then_some(MASK));
+    yaml.close();
 }
 
 fn rule(yaml: &mut Yaml, rule: &Rule) {

@@ -3,6 +3,8 @@ use crate::naming::Style;
 use crate::select::{Newest, NewestBy};
 use proptest::prelude::*;
 
+mod secrets;
+
 fn environment(name: &str) -> Option<String> {
     match name {
         "HUB_TOKEN" => Some("dckr: #pat\n  rules: []".to_owned()),
@@ -314,7 +316,7 @@ rules:
     error: unknown key `requests_per_secnd`, did you mean `requests_per_second`?
       --> imgsync.yaml:2:52
        |
-     2 |   docker.io: {username: gcrxio, password: *******, requests_per_secnd: 20}
+     2 |   docker.io: {username: ******, password: *******, requests_per_secnd: 20}
        |                                                    ^^^^^^^^^^^^^^^^^^
 
     error: unknown key `tag`, did you mean `tags`?
@@ -397,12 +399,15 @@ fn a_variable_in_braces_needs_quotes_and_the_message_says_so() {
 fn a_configuration_is_shown_as_it_is_understood() {
     insta::assert_snapshot!(good(DESIGNED).to_yaml_redacted(), @r#"
     cluster:
-      broker: "amqp://imgsync:***@rabbitmq:5672"
+      broker:
+        url: "amqp://rabbitmq:5672"
+        username: "***"
+        password: "***"
       store: "redis://redis:6379"
       key: "***"
     registries:
       docker.io:
-        username: gcrxio
+        username: "***"
         password: "***"
         requests_per_second: 20
         concurrency: 20

@@ -1,12 +1,33 @@
-//! URLs that may hold a password.
+//! URLs that may hold a password: parsed so that no part of it is taken for a host, and shown without it.
 
 use std::fmt;
+use std::ops::Range;
 
 use url::Url;
 
-/// A URL whose password is not shown.
+use crate::secret::Secret;
+
+/// What to do about a URL in which it cannot be told where the password ends.
+pub(super) const ENCODE: &str = "percent-encode the password, or use `username`/`password`";
+
+/// A URL whose user and password are not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(Url);
+
+/// Why a text is not a URL that can be used. It quotes nothing of the text, which may hold a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct UrlError {
+    message: String,
+    hint: Option<&'static str>,
+}
+
+impl UrlError {
+    /// What to do, where that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        self.hint
+    }
+}
 
 impl SecretUrl {
     /// Wraps a URL.
@@ -14,28 +35,245 @@ impl SecretUrl {
         Self(url)
     }
 
-    /// The URL with its password, for whoever connects there.
+    /// Parses a URL with one of these schemes and a host.
+    pub fn parse(text: &str, schemes: &[&str]) -> Result<SecretUrl, UrlError> {
+        parse(text, schemes).map(SecretUrl)
+    }
+
+    /// Sets user and password, whatever characters they have. Without a user, there is only a password (Redis).
+    #[must_use]
+    pub fn with_login(mut self, username: Option<&str>, password: Option<&Secret>) -> SecretUrl {
+        // Both only fail where there is no host, which `parse` demands. A `%` is not encoded by them.
+        _ = self.0.set_username(&encode(username.unwrap_or_default(), &[]));
+        _ = self.0.set_password(password.map(|password| encode(password.expose(), &[])).as_deref());
+        self
+    }
+
+    /// The URL with user and password, for whoever connects there.
     pub fn expose(&self) -> &Url {
         &self.0
+    }
+
+    /// Whether it holds a user or a password.
+    pub fn has_login(&self) -> bool {
+        !self.0.username().is_empty() || self.0.password().is_some()
+    }
+
+    /// Whether it holds a user, and a password.
+    pub(super) fn login(&self) -> (bool, bool) {
+        (!self.0.username().is_empty(), self.0.password().is_some())
     }
 }
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = self.0.clone();
-        if shown.password().is_some() && shown.set_password(Some("***")).is_err() {
-            return f.write_str("***");
-        }
         // A query can hold a password, too (`redis://host?password=…`).
-        if shown.query().is_some() {
-            shown.set_query(Some("***"));
+        if !self.has_login() && self.0.query().is_none() && self.0.fragment().is_none() {
+            return f.write_str(self.0.as_str());
         }
-        f.write_str(shown.as_str())
+        write!(f, "{}://{}", self.0.scheme(), self.0.host_str().unwrap_or_default())?;
+        self.0.port().map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
 
 impl fmt::Debug for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Parses a URL with one of these schemes and a host. One in which it cannot be told where user and password end is
+/// refused: what follows would be looked up as a host.
+pub(crate) fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {
+    let wanted = || schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
+    let refuse = |message: String, hint| Err(UrlError { message, hint });
+    if let Some(why) = why_ambiguous(text) {
+        return refuse(why.to_owned(), Some(ENCODE));
+    }
+    match Url::parse(text) {
+        Ok(url) if schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),
+        Ok(url) if url.has_host() && text.contains("://") => {
+            refuse(format!("a URL with {}:// cannot be used here, but {}", url.scheme(), wanted()), None)
+        }
+        Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
+            refuse(format!("this is not a URL: it begins with {}", wanted()), None)
+        }
+        Err(error) => refuse(format!("this is not a URL: {error}"), text.contains('@').then_some(ENCODE)),
+    }
+}
+
+/// Why it cannot be told where user and password of a URL end (RFC 3986, section 3.2); none where it can.
+pub(crate) fn why_ambiguous(text: &str) -> Option<&'static str> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+    let (authority, after) = rest.split_at(end);
+    let Some((login, _)) = authority.rsplit_once('@') else {
+        // `user:12/34@host`: a port and a path, or a password. Without a colon nothing before it can be a password.
+        let cut = after.contains('@') && authority.contains(':') && !authority.starts_with('[');
+        return cut.then_some("it cannot be told where the password in this URL ends");
+    };
+    let is_encoded = |at: usize| {
+        let digits = login.as_bytes().get(at + 1..at + 3);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if login.contains('@') || after.contains('@') {
+        return Some("it cannot be told where the password in this URL ends");
+    }
+    if after.starts_with('\\') {
+        return Some("there is a `\\` in this URL");
+    }
+    if login.match_indices('%').any(|(at, _)| !is_encoded(at)) {
+        return Some("user or password in this URL have a `%` that encodes nothing");
+    }
+    let odd = login.contains(char::is_control);
+    odd.then_some("user or password in this URL have a character that cannot stand in a URL")
+}
+
+/// The text of a URL, what its variables hold encoded for the places where they stand: a password may contain anything.
+/// A variable that is the whole URL is left as it is, and so is one that stands for a scheme, host or port.
+pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String {
+    if variables.iter().any(|variable| *variable == (0..text.len())) {
+        return text.to_owned();
+    }
+    // Where each variable stands is told by what stands around it in the file alone.
+    let is_literal = |at: usize| !variables.iter().any(|variable| variable.contains(&at));
+    let find = |from: usize, wanted: &[char]| {
+        let mut found = text[from..].char_indices().map(|(at, c)| (from + at, c));
+        found.find(|(at, c)| wanted.contains(c) && is_literal(*at)).map_or(text.len(), |(at, _)| at)
+    };
+    let mut schemes = text.match_indices("://").filter(|(at, _)| is_literal(*at));
+    let Some(authority) = schemes.next().map(|(at, _)| at + 3) else { return text.to_owned() };
+    let path = find(authority, &['/', '?', '#']);
+    let query = find(path, &['?', '#']);
+    let login = text[authority..path].char_indices().map(|(at, c)| (authority + at, c));
+    let login = login.filter(|(at, c)| *c == '@' && is_literal(*at)).last().map_or(authority, |(at, _)| at);
+    // The virtual host of a broker is one segment, which is often `/`.
+    let kept_in_path: &[u8] = if text.starts_with("amqp") { &[] } else { b"/" };
+    let mut encoded = String::with_capacity(text.len());
+    let mut done = 0;
+    for variable in variables {
+        encoded.push_str(&text[done..variable.start]);
+        let value = &text[variable.clone()];
+        match variable.start {
+            at if at < authority => encoded.push_str(value),
+            at if at < login => encoded.push_str(&encode(value, &[])),
+            at if at < path || path == text.len() => encoded.push_str(value),
+            at if at < query || query == text.len() => encoded.push_str(&encode(value, kept_in_path)),
+            _ => encoded.push_str(&encode(value, &[])),
+        }
+        done = variable.end;
+    }
+    encoded.push_str(&text[done..]);
+    encoded
+}
+
+/// Percent-encodes all but unreserved characters (RFC 3986, section 2.3) and those of `kept`.
+fn encode(text: &str, kept: &[u8]) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            _ if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.contains(&byte) => {
+                encoded.push(byte.into());
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::variables::fill;
+    use super::*;
+
+    const SCHEMES: [&str; 2] = ["amqp", "redis"];
+
+    fn filled(written: &str, value: &str) -> String {
+        let filled = fill(written, &|_| Some(value.to_owned())).unwrap();
+        encode_variables(&filled.text, &filled.variables)
+    }
+
+    #[test]
+    fn variables_are_encoded_for_the_place_where_they_stand() {
+        let value = "p@/#?%:[]+&\\ ü";
+        let all = "p%40%2F%23%3F%25%3A%5B%5D%2B%26%5C%20%C3%BC";
+        for (written, wanted) in [
+            ("amqp://u:${P}@h:5672/v", format!("amqp://u:{all}@h:5672/v")),
+            ("amqp://${P}:${P}@h", format!("amqp://{all}:{all}@h")),
+            ("amqp://u:a${P}b@h", format!("amqp://u:a{all}b@h")),
+            ("amqp://h/${P}", format!("amqp://h/{all}")),
+            ("https://h/x/${P}/y", format!("https://h/x/{}/y", all.replace("%2F", "/"))),
+            ("https://h/x?key=${P}&k=v", format!("https://h/x?key={all}&k=v")),
+            ("${P}", value.to_owned()),
+            ("amqp://${P}", format!("amqp://{value}")),
+        ] {
+            assert_eq!(filled(written, value), wanted, "{written}");
+        }
+        assert_eq!(filled("amqp://u:p@${H}:5672", "h"), "amqp://u:p@h:5672");
+        assert_eq!(filled("${S}://u:p@h", "amqps"), "amqps://u:p@h");
+        assert_eq!(filled("amqp://u:p@h:${N}/v", "5672"), "amqp://u:p@h:5672/v");
+    }
+
+    #[test]
+    fn a_url_in_which_the_password_has_no_clear_end_is_refused_without_a_part_of_it() {
+        for text in [
+            "amqp://me:p@ss/w#rd@h",
+            "amqp://me:12/34@h",
+            "amqp://me:12?34@h",
+            "amqp://me:12#34@h",
+            "amqp://me:1@2@h",
+            "amqp://me:1\\2@h",
+            "amqp://me:100%@h",
+            "redis://:12/34@h:6379/0",
+            "redis://:s3cret/w@h",
+            "redis://me:s3cret?w@h",
+        ] {
+            let error = SecretUrl::parse(text, &SCHEMES).unwrap_err();
+            assert_eq!(error.hint(), Some(ENCODE), "{text}");
+            assert!(!error.to_string().contains("34") && !error.to_string().contains("s3cret"), "{text}: {error}");
+        }
+        for text in [
+            "amqp://me:a:b@h",
+            "amqp://me:a b@h",
+            "amqp://me:ü[]@h",
+            "amqp://me:%40@h/%2f?heartbeat=5",
+            "redis://[::1]:6379/0",
+        ] {
+            SecretUrl::parse(text, &SCHEMES).unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_url_with_credentials_shows_scheme_host_and_port_alone() {
+        for (text, shown) in [
+            ("amqp://rabbit:5672/vhost", "amqp://rabbit:5672/vhost"),
+            ("amqp://me:pw@rabbit:5672/vhost", "amqp://rabbit:5672"),
+            ("redis://:pw@[::1]/2", "redis://[::1]"),
+            ("redis://me@h/2", "redis://h"),
+            ("redis://h:1?password=pw", "redis://h:1"),
+        ] {
+            let url = SecretUrl::parse(text, &SCHEMES).unwrap();
+            assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_password_comes_through_a_variable_and_a_login(password in "[@/#?%:\\[\\]+&\\\\ ü]{1,6}|.{1,12}") {
+            let url = SecretUrl::parse(&filled("amqp://me:${P}@rabbit:5672/v", &password), &SCHEMES).unwrap();
+            let login = SecretUrl::parse("amqp://rabbit:5672/v", &SCHEMES).unwrap();
+            let login = login.with_login(Some("me"), Some(&Secret::new(password.as_str())));
+            for url in [url, login] {
+                prop_assert_eq!(url.expose().host_str(), Some("rabbit"));
+                let decoded = url.expose().password().map(|encoded| {
+                    let plain = encoded.replace('+', "%2B");
+                    url::form_urlencoded::parse(format!("p={plain}").as_bytes()).next().unwrap().1.into_owned()
+                });
+                prop_assert_eq!(decoded.as_deref(), Some(password.as_str()));
+                prop_assert_eq!(url.to_string(), "amqp://rabbit:5672");
+            }
+        }
     }
 }

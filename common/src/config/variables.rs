@@ -10,6 +10,8 @@ pub(super) struct Filled {
     pub(super) text: String,
     /// Whether any variable was there.
     pub(super) used: bool,
+    /// Where what the variables hold stands in the text, in order.
+    pub(super) variables: Vec<std::ops::Range<usize>>,
 }
 
 /// What is wrong, and where in the value (in bytes).
@@ -21,7 +23,7 @@ pub(super) struct VariableError {
 
 /// Fills in the variables of a value.
 pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Filled, VariableError> {
-    let mut filled = Filled { text: String::with_capacity(value.len()), used: false };
+    let mut filled = Filled { text: String::with_capacity(value.len()), used: false, variables: Vec::new() };
     let mut position = 0;
     while let Some(dollar) = value[position..].find('$').map(|found| position + found) {
         filled.text.push_str(&value[position..dollar]);
@@ -37,7 +39,9 @@ pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) ->
                 };
                 let text = variable(&value[dollar + 2..end], environment)
                     .map_err(|message| VariableError { message, at: dollar..end + 1 })?;
+                let start = filled.text.len();
                 filled.text.push_str(&text);
+                filled.variables.push(start..filled.text.len());
                 filled.used = true;
                 position = end + 1;
             }

@@ -40,6 +40,8 @@ pub(super) struct Scalar {
     pub(super) written: String,
     /// Whether a variable was filled in.
     pub(super) filled: bool,
+    /// Where what variables hold stands in the text.
+    pub(super) variables: Vec<Range<usize>>,
 }
 
 impl Scalar {
@@ -54,8 +56,8 @@ impl Scalar {
         self.filled && self.written.contains("${") && !self.written.contains(":-")
     }
 
-    /// The message with the value as it was written in place of what variables hold; none if parts of that would
-    /// remain.
+    /// The message with the value as it was written in place of what variables hold; none if a piece of that may remain.
+    /// Rather too few messages are left than a piece of a secret, however short, is shown.
     pub(super) fn without_value(&self, message: &str) -> Option<String> {
         let mut message = message.to_owned();
         for value in [self.text.as_str(), &printable(&self.text)] {
@@ -63,8 +65,20 @@ impl Scalar {
                 message = message.replace(value, &self.written);
             }
         }
-        let mut words = self.text.split(|c: char| !c.is_alphanumeric()).filter(|word| word.len() > 3);
-        (!words.any(|word| message.contains(word) && !self.written.contains(word))).then_some(message)
+        let (value, written) = (self.text.to_lowercase(), self.written.to_lowercase());
+        let words = |text: &str| -> Vec<String> {
+            let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+            words.map(str::to_owned).collect()
+        };
+        let (of_value, of_written) = (words(&value), words(&written));
+        // What stands in backquotes is quoted from somewhere; a longer word may be a part of one of the value's.
+        let is_piece = |word: &String| of_value.contains(word) || (word.chars().count() > 2 && value.contains(&**word));
+        let shown = words(&message.to_lowercase());
+        let mut pieces = shown.iter().filter(|word| !of_written.contains(word)).filter(|word| is_piece(word));
+        let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_lowercase);
+        let is_safe = pieces.next().is_none()
+            && !quoted.any(|quoted| quoted != written && !quoted.is_empty() && value.contains(&quoted));
+        is_safe.then_some(message)
     }
 }
 
@@ -273,7 +287,12 @@ impl<'a> Builder<'a> {
             return Value::Null;
         }
         match fill(text, self.environment) {
-            Ok(filled) => Value::Scalar(Scalar { written: text.to_owned(), text: filled.text, filled: filled.used }),
+            Ok(filled) => Value::Scalar(Scalar {
+                written: text.to_owned(),
+                text: filled.text,
+                filled: filled.used,
+                variables: filled.variables,
+            }),
             Err(error) => {
                 // The place within the value is the place in the file only where nothing was escaped.
                 let at = match self.text.get(at.clone()).and_then(|source| source.find(text)) {
@@ -289,7 +308,7 @@ impl<'a> Builder<'a> {
 
 fn sounds_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["pass", "token", "secret", "credential"].iter().any(|word| key.contains(word))
+    ["pass", "pwd", "token", "secret", "credential"].iter().any(|word| key.contains(word))
         || key == "key"
         || key.ends_with("_key")
 }

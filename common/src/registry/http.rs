@@ -1,6 +1,7 @@
 //! HTTP clients: one for all registries whose connections are set up alike, so that they share a pool.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustls::pki_types::CertificateDer;
@@ -21,7 +22,7 @@ const STREAM_WINDOW: u32 = 512 << 10;
 const STREAMS: u32 = 128;
 
 /// All in which two connections can differ.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Shape {
     ca: Vec<Vec<u8>>,
     identity: Option<String>,
@@ -29,6 +30,13 @@ struct Shape {
     http1: bool,
     proxy: Option<String>,
     names: Names,
+}
+
+/// Nothing of it: certificate keys and the proxy's password are in it.
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shape")
+    }
 }
 
 /// What a client is for.
@@ -65,7 +73,7 @@ impl HttpClients {
                 .map(|secret| secret.expose().to_owned()),
             insecure: registry.insecure,
             http1: registry.http1,
-            proxy: registry.proxy.as_ref().map(ToString::to_string),
+            proxy: registry.proxy.as_ref().map(|proxy| proxy.expose().to_string()),
             names: match toward {
                 Toward::Home | Toward::Elsewhere => Names::Anywhere,
                 Toward::NotLinkLocal => Names::NotLinkLocal,

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use url::{Host, Url};
 
+use crate::config::why_ambiguous;
 use crate::error::{Class, Error, Result};
 
 /// The schemes of proxies that can be used.
@@ -181,6 +182,11 @@ fn number(address: IpAddr) -> (u128, bool) {
 
 /// A proxy as it is written in a variable: without a scheme it speaks HTTP.
 fn parse(written: &str) -> Result<Url, String> {
+    if let Some(why) = why_ambiguous(written) {
+        return Err(format!(
+            "{why}; percent-encode the password, or use `username`/`password` of `proxy` in the configuration"
+        ));
+    }
     let url = match written.contains("://") {
         true => Url::parse(written),
         false => Url::parse(&format!("http://{written}")),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::credentials::Credential;
+use crate::config::SecretUrl;
 use crate::image::RegistryName;
 use crate::retry::Policy;
 use crate::secret::Secret;
@@ -36,7 +37,7 @@ pub struct RegistrySettings {
     /// Never use HTTP/2.
     pub http1: bool,
     /// The proxy to it (http, https, socks5, socks5h); unset: the environment's.
-    pub proxy: Option<Url>,
+    pub proxy: Option<SecretUrl>,
     /// It may redirect to, and name token services at, private addresses.
     pub allow_private: bool,
     /// Credentials that go before those of docker and containers; the first is used.

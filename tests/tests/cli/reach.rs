@@ -38,6 +38,68 @@ async fn every_kind_of_proxy_leads_to_the_registry() {
     }
 }
 
+/// Each of these characters, and all of them.
+fn odd_passwords() -> Vec<String> {
+    let characters = ['@', '/', '#', '?', '%', ':', '[', ']', '+', '&', '\\', ' ', 'ü'];
+    characters.iter().map(|odd| format!("12{odd}34")).chain([characters.iter().collect()]).collect()
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[tokio::test]
+async fn any_password_opens_every_kind_of_proxy_wherever_it_is_written() {
+    let authority = Arc::new(Authority::new());
+    let source = FaultRegistry::builder().tls(authority.clone()).host_name(NAME).start().await;
+    let target = FaultRegistry::start().await;
+    source.push("a", "1", &images::single("proxy-passwords"));
+    let address = source.address().to_string();
+    for password in odd_passwords() {
+        for proxy in [Proxy::http().await, Proxy::https(&authority).await, Proxy::socks5().await] {
+            let proxy = proxy.lead(NAME, &address).demand("me", &password);
+            let (scheme, host) = (proxy.url().split_once("://").unwrap().0.to_owned(), proxy.host());
+            let encoded = encoded(&password);
+            let (url, all) = (format!("{scheme}://me:{encoded}@{host}"), "${PASSWORD}");
+            let written = [
+                (format!(", proxy: \"{scheme}://me:{all}@{host}\""), None),
+                (format!(", proxy: {{url: \"{scheme}://{host}\", username: me, password: \"{all}\"}}"), None),
+                (format!(", proxy: \"{url}\""), None),
+                (String::new(), Some(url)),
+            ];
+            for (settings, environment) in written {
+                let sync = Imgsync::new().env("PASSWORD", &password);
+                sync.file("ca.pem", authority.pem());
+                sync.file("imgsync.yaml", format!("registries:\n  {NAME}: {{ca: ca.pem{settings}}}\n"));
+                let from = format!("{NAME}/a:1");
+                let to = format!("{}/b:1", target.host());
+                let sync = sync.args(["sync", &from, &to, "--attempts", "1"]);
+                let is_set = environment.is_some();
+                let sync = environment.into_iter().fold(sync, |sync, url| sync.env("HTTPS_PROXY", url));
+                let output = sync.run().await;
+                assert_eq!(output.code, Some(0), "{password} by {scheme}{settings} ({is_set}): {}", output.stderr);
+                assert!(!output.stderr.contains(&password) && !output.stderr.contains(&encoded), "{}", output.stderr);
+            }
+            assert!(proxy.requests().iter().all(|request| request.served), "{password}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_whose_password_has_no_clear_end_is_refused() {
+    for (name, proxy) in [
+        ("HTTPS_PROXY", "http://me:p@ss/w#rd@nowhere.invalid:3128"),
+        ("https_proxy", "me:12/34@nowhere.invalid:3128"),
+        ("ALL_PROXY", "socks5h://me:12?34@nowhere.invalid"),
+    ] {
+        let sync = Imgsync::new().env(name, proxy).args(["sync", &format!("{NAME}/a:1"), "127.0.0.1:9/b:1"]);
+        let output = sync.run().await.assert_code(2);
+        let advice = "percent-encode the password, or use `username`/`password`";
+        assert!(output.stderr.contains(name) && output.stderr.contains(advice), "{}", output.stderr);
+        assert!(!output.stderr.contains("34") && !output.stderr.contains("w#rd"), "{}", output.stderr);
+    }
+}
+
 #[tokio::test]
 async fn http_1_is_used_where_it_is_asked_for_and_http_2_elsewhere() {
     let authority = Arc::new(Authority::new());

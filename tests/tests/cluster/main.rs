@@ -10,6 +10,7 @@ mod keep;
 mod lanes;
 mod messages;
 mod pace;
+mod passwords;
 mod queue;
 mod referrers;
 mod rights;
