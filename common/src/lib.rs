@@ -10,6 +10,7 @@ pub mod layout;
 pub mod limits;
 pub mod naming;
 pub mod printable;
+pub mod private;
 pub mod queue;
 pub mod registry;
 pub mod retry;

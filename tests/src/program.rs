@@ -28,6 +28,8 @@ pub struct Imgsync {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     stdin: Option<Vec<u8>>,
+    stdout: Option<PathBuf>,
+    umask: Option<u32>,
     limit: Duration,
 }
 
@@ -117,6 +119,8 @@ impl Imgsync {
             arguments: Vec::new(),
             environment: Vec::new(),
             stdin: None,
+            stdout: None,
+            umask: None,
             limit: Duration::from_secs(120),
         }
     }
@@ -130,6 +134,8 @@ impl Imgsync {
             arguments: Vec::new(),
             environment: self.environment.clone(),
             stdin: None,
+            stdout: None,
+            umask: self.umask,
             limit: self.limit,
         }
     }
@@ -159,6 +165,20 @@ impl Imgsync {
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// The file that standard output goes to, such as /dev/full; `Output::stdout` is empty then.
+    #[must_use]
+    pub fn stdout_to(mut self, path: impl Into<PathBuf>) -> Self {
+        self.stdout = Some(path.into());
+        self
+    }
+
+    /// The umask it is started with.
+    #[must_use]
+    pub fn umask(mut self, umask: u32) -> Self {
+        self.umask = Some(umask);
         self
     }
 
@@ -226,7 +246,15 @@ impl Imgsync {
 
     /// Starts it.
     pub fn spawn(&self) -> Running {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.umask {
+            None => Command::new(&self.program),
+            // The shell is replaced, so that its process is the program's.
+            Some(umask) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("umask {umask:04o}; exec \"$0\" \"$@\"")]).arg(&self.program);
+                shell
+            }
+        };
         command.args(&self.arguments).current_dir(self.work());
         for (name, _) in std::env::vars_os() {
             if is_unwanted(&name.to_string_lossy()) {
@@ -238,7 +266,14 @@ impl Imgsync {
         command.env("DOCKER_CONFIG", at("docker")).env("XDG_RUNTIME_DIR", at("runtime"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let stdout = match &self.stdout {
+            None => Stdio::piped(),
+            Some(path) => {
+                let opened = fs::OpenOptions::new().write(true).open(path);
+                opened.unwrap_or_else(|error| panic!("{}: {error}", path.display())).into()
+            }
+        };
+        command.stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin.clone()) {
             tokio::spawn(async move {
@@ -246,7 +281,7 @@ impl Imgsync {
                 let _ = pipe.write_all(&bytes).await;
             });
         }
-        let mut stdout = child.stdout.take().expect("stdout is piped");
+        let stdout = child.stdout.take();
         let stderr = child.stderr.take().expect("stderr is piped");
         let lines = Arc::new(Lines { text: Mutex::default(), changed: watch::Sender::new(false) });
         Running {
@@ -254,7 +289,9 @@ impl Imgsync {
             started: Instant::now(),
             stdout: tokio::spawn(async move {
                 let mut all = Vec::new();
-                let _ = stdout.read_to_end(&mut all).await;
+                if let Some(mut stdout) = stdout {
+                    let _ = stdout.read_to_end(&mut all).await;
+                }
                 String::from_utf8_lossy(&all).into_owned()
             }),
             stderr: tokio::spawn(collect(stderr, Arc::clone(&lines))),

@@ -35,7 +35,10 @@ const STACK_BYTES: usize = 8 << 20;
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let cli = Arguments::parse();
+    let cli = match Arguments::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return said_by_clap(&error),
+    };
     let name = process_name();
     let _logging =
         logging::begin(cli.log_format, default_log(cli.debug), &[("program", "imgsync-worker"), ("worker", &name)]);
@@ -62,6 +65,19 @@ pub(crate) fn main() -> ExitCode {
                 _ => 3,
             })
         }
+    }
+}
+
+/// Help and the version on stdout, or what was typed wrong on stderr.
+fn said_by_clap(error: &clap::Error) -> ExitCode {
+    match error.print() {
+        _ if error.use_stderr() => ExitCode::from(2),
+        // Who closed our stdout does not want it.
+        Err(unwritten) if unwritten.kind() != std::io::ErrorKind::BrokenPipe => {
+            say(&format!("error: writing to stdout: {unwritten}"));
+            ExitCode::from(3)
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 

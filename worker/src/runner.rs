@@ -6,7 +6,7 @@ mod task;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
 use imgsync_common::error::{Class, Error, Result};
@@ -35,6 +35,9 @@ const LONGEST_HELD: Duration = Duration::from_secs(10 * 60);
 const COMES_BACK: Duration = Duration::from_secs(5 * 60);
 /// How long a message waits that its worker has no way for: another may have one.
 const OUT_OF_REACH_WAIT: Duration = Duration::from_secs(1);
+
+/// How long the same trouble of the queue or the store is not warned of again.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a worker is.
 #[derive(Debug, Clone)]
@@ -80,6 +83,8 @@ pub struct Runner {
     alone: Arc<RwLock<()>>,
     /// Held by the one that is to run alone.
     suspect: Arc<tokio::sync::Mutex<()>>,
+    /// Troubles of the queue and the store, and when they were warned of.
+    warned: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Runner {
@@ -107,6 +112,7 @@ impl Runner {
             running: Arc::default(),
             alone: Arc::default(),
             suspect: Arc::default(),
+            warned: Arc::default(),
         }
     }
 
@@ -158,7 +164,7 @@ impl Runner {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    self.warn(&format!("the queue does not answer: {error}"));
+                    self.warn_of("the queue does not answer", &error);
                     tokio::select! {
                         () = tokio::time::sleep(QUEUE_PAUSE) => {}
                         () = stop.drain.cancelled() => break,
@@ -180,7 +186,7 @@ impl Runner {
         let (message, lane) = (delivery.message.clone(), delivery.lane.clone());
         if self.settings.others_may_reach && !self.serving.may_serve(&lane, &self.client).await {
             if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
-                self.warn(&format!("the queue does not answer: {error}"));
+                self.warn_of("the queue does not answer", &error);
             }
             return;
         }
@@ -188,7 +194,7 @@ impl Runner {
             self.park(&lane, hold.wait, &format!("{registry} {}", hold.why));
             // For whoever may begin it first: nobody takes it from a lane that is left alone.
             if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
-                self.warn(&format!("the queue does not answer: {error}"));
+                self.warn_of("the queue does not answer", &error);
             }
             return;
         }
@@ -197,7 +203,7 @@ impl Runner {
             left = &mut work => left,
             () = tokio::time::sleep(LONGEST_HELD) => {
                 if let Err(error) = delivery.give_back_after(COMES_BACK).await {
-                    self.warn(&format!("the queue does not answer: {error}"));
+                    self.warn_of("the queue does not answer", &error);
                 }
                 // What is left comes back with the message.
                 work.await;
@@ -213,7 +219,7 @@ impl Runner {
         };
         if let Err(error) = let_go {
             // It will be delivered again, and the ledger knows what was done.
-            self.warn(&format!("the queue does not answer: {error}"));
+            self.warn_of("the queue does not answer", &error);
         }
     }
 
@@ -238,7 +244,7 @@ impl Runner {
                 }
                 // The ledger does not answer: the message comes back, and nothing was counted twice.
                 Err(error) => {
-                    self.warn(&format!("the ledger does not answer: {error}"));
+                    self.warn_of("the ledger does not answer", &error);
                     QUEUE_PAUSE
                 }
             };
@@ -276,6 +282,20 @@ impl Runner {
         }
         known.insert(batch, options.clone());
         Ok(options)
+    }
+
+    /// Warns of an error of the queue or the store, which all tasks meet at the same time: of each reason once in a while.
+    fn warn_of(&self, what: &str, error: &Error) {
+        let reason = format!("{what}: {}: {}", error.class(), error.detail());
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.len() > 64 {
+            warned.clear();
+        }
+        if warned.get(&reason).is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
+            warned.insert(reason, Instant::now());
+            drop(warned);
+            self.warn(&format!("{what}: {error}"));
+        }
     }
 
     fn warn(&self, message: &str) {

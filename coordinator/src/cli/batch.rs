@@ -250,10 +250,10 @@ async fn write_report(
         report.title = name.to_owned();
     }
     match &wanted.file {
-        Some(file) => {
-            report::write_file(&report, &wanted.shape, file).await?;
-            printer.line(&format!("the report is in {}", file.display()));
-        }
+        Some(file) => match report::write_file(&report, &wanted.shape, file).await {
+            Ok(()) => printer.line(&format!("the report is in {}", file.display())),
+            Err(error) => printer.lost_file(&error),
+        },
         None => {
             let mut text = Vec::new();
             report::write(&report, &wanted.shape, &mut text).await?;

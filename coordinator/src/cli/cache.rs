@@ -6,6 +6,7 @@ use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::private;
 use imgsync_common::store::{DigestCache, export_cache, import_cache};
 
 use super::args::{CacheAction, CacheArgs, Global};
@@ -34,22 +35,22 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
     match &args.action {
         CacheAction::Export { file } => {
             let tags = match file.as_deref().filter(|file| *file != Path::new("-")) {
-                Some(file) => {
-                    let failed = |error: std::io::Error| {
-                        Error::new(Class::Local, format!("writing {}", file.display()), error.to_string())
-                    };
-                    // Beside its place until it is whole, so that an export that fails loses no earlier one.
-                    let part = PathBuf::from(format!("{}.part", file.display()));
-                    let mut out = BufWriter::new(File::create(&part).map_err(failed)?);
-                    let tags = export_cache(cache, &mut out).await?;
-                    out.flush().map_err(failed)?;
-                    std::fs::rename(&part, file).map_err(failed)?;
-                    tags
-                }
+                Some(file) => match export_to(cache, file).await {
+                    Ok(tags) => tags,
+                    Err(error) => {
+                        printer.lost_file(&error);
+                        return Ok(Exit::OutputLost);
+                    }
+                },
                 None => match export_cache(cache, &mut std::io::stdout()).await {
-                    // Nobody reads on: `| head`.
-                    Err(error) if is_broken_pipe(&error) => return Ok(Exit::Done),
-                    tags => tags?,
+                    Ok(tags) => tags,
+                    Err(error) => match error.source().and_then(|below| below.downcast_ref::<std::io::Error>()) {
+                        Some(unwritten) => {
+                            printer.lost_on_stdout(unwritten);
+                            return Ok(Exit::Done);
+                        }
+                        None => return Err(error),
+                    },
                 },
             };
             printer.line(&many(tags, "tag", "tags"));
@@ -74,7 +75,19 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
     }
 }
 
-fn is_broken_pipe(error: &Error) -> bool {
-    let below = error.source().and_then(|below| below.downcast_ref::<std::io::Error>());
-    below.is_some_and(|below| below.kind() == std::io::ErrorKind::BrokenPipe)
+/// Writes the cache to a file, for its owner alone unless the file was there: it names private repositories.
+async fn export_to(cache: &dyn DigestCache, file: &Path) -> Result<u64> {
+    let failed = |error: std::io::Error| {
+        Error::new(Class::Local, format!("writing {}", file.display()), error.to_string()).because(error)
+    };
+    // Beside its place until it is whole, so that an export that fails loses no earlier one.
+    let part = PathBuf::from(format!("{}.part", file.display()));
+    let mut out = BufWriter::new(private::replace(&part).map_err(failed)?);
+    let tags = export_cache(cache, &mut out).await?;
+    out.flush().map_err(failed)?;
+    if let Ok(before) = std::fs::metadata(file) {
+        std::fs::set_permissions(&part, before.permissions()).map_err(failed)?;
+    }
+    std::fs::rename(&part, file).map_err(failed)?;
+    Ok(tags)
 }

@@ -15,6 +15,8 @@ pub(crate) enum Exit {
     Usage,
     /// A registry, broker or store is out of reach, so that nothing could start.
     CouldNotStart,
+    /// What was asked for could not be written: to stdout, a report, an export.
+    OutputLost,
     /// Stopped on request; can be run again.
     Interrupted,
 }
@@ -25,7 +27,7 @@ impl From<Exit> for ExitCode {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
-            Exit::CouldNotStart => 3,
+            Exit::CouldNotStart | Exit::OutputLost => 3,
             Exit::Interrupted => 4,
         })
     }

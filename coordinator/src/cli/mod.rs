@@ -52,8 +52,13 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // clap knows whether it was asked for help (stdout, 0) or given something wrong (stderr).
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+            let printed = error.print();
+            if error.use_stderr() {
+                return Exit::Usage.into();
+            }
+            let printer = Printer::new(false);
+            _ = printed.map_err(|error| printer.lost_on_stdout(&error));
+            return if printer.has_lost() { Exit::OutputLost.into() } else { Exit::Done.into() };
         }
     };
     let printer = Printer::new(cli.global.quiet).into_log(cli.global.log_format == LogFormat::Json);
@@ -94,7 +99,8 @@ pub fn main() -> ExitCode {
     });
     // What was left behind (a name look-up in a thread of its own) does not keep us.
     runtime.shutdown_background();
-    exit.into()
+    // Whatever else the command came to: who reads its output has less than it says.
+    if printer.has_lost() { Exit::OutputLost.into() } else { exit.into() }
 }
 
 /// What is logged unless RUST_LOG says otherwise. As JSON it is for machines, and what people would see as lines is in it.

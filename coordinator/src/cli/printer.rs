@@ -1,6 +1,8 @@
 //! The one place from which the program writes: data to stdout, words for people to stderr.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use imgsync_common::error::Error;
 use indicatif::MultiProgress;
@@ -12,12 +14,14 @@ pub(crate) struct Printer {
     /// Words go into the log, which is for programs then.
     logs: bool,
     bars: MultiProgress,
+    /// Whether something that was asked for could not be written.
+    has_lost: Arc<AtomicBool>,
 }
 
 impl Printer {
     /// Quiet: errors only.
     pub(crate) fn new(quiet: bool) -> Printer {
-        Printer { quiet, logs: false, bars: MultiProgress::new() }
+        Printer { quiet, logs: false, bars: MultiProgress::new(), has_lost: Arc::default() }
     }
 
     /// The same, with all words as lines of the log.
@@ -38,9 +42,34 @@ impl Printer {
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// Data, one line. False if nobody reads it: who closed our stdout does not want it.
+    /// Data, one line. False if it could not be written.
     pub(crate) fn data(&self, line: &str) -> bool {
-        self.bars.suspend(|| writeln!(std::io::stdout(), "{line}").is_ok())
+        let written = self.bars.suspend(|| {
+            let mut stdout = std::io::stdout();
+            writeln!(stdout, "{line}").and_then(|()| stdout.flush())
+        });
+        written.map_err(|error| self.lost_on_stdout(&error)).is_ok()
+    }
+
+    /// Notes that stdout could not be written, which is said once. Who closed our stdout does not want the rest: `| head`.
+    pub(crate) fn lost_on_stdout(&self, error: &std::io::Error) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe && !self.has_lost.swap(true, Ordering::Relaxed) {
+            self.error(
+                &format!("writing to stdout: {error}"),
+                Some("what stands there is not all; make room, or send it elsewhere, and run the command again"),
+            );
+        }
+    }
+
+    /// Says why a file that was asked for could not be written.
+    pub(crate) fn lost_file(&self, error: &Error) {
+        self.has_lost.store(true, Ordering::Relaxed);
+        self.failure(error);
+    }
+
+    /// Whether something that was asked for could not be written.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.has_lost.load(Ordering::Relaxed)
     }
 
     /// Words for people.

@@ -12,7 +12,7 @@ Every command of `imgsync`, then `imgsync-worker`. This page is made from the pr
 reference`), so it says what `--help` says. Manual pages: `imgsync man DIR`; completions: `imgsync completions SHELL`.
 
 stdout is data, stderr is for people. Exit codes: 0 done · 1 some images failed · 2 wrong usage or configuration · 3 could not start
-(registry, broker or store out of reach) · 4 interrupted, can be resumed.
+(registry, broker or store out of reach), or output could not be written · 4 interrupted, can be resumed.
 ";
 
 /// The page.

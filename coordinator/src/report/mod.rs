@@ -20,6 +20,7 @@ use std::path::Path;
 use imgsync_common::batch::{BatchId, Options, TaskState};
 use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::private;
 use imgsync_common::store::{Batch, Course, FailedTask, Pruned, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
@@ -223,12 +224,12 @@ pub async fn write(report: &Report<'_>, shape: &Shape, out: &mut (dyn Write + Se
         .map_err(|error| Error::new(Class::Local, "writing the report", error.to_string()))
 }
 
-/// Writes a report to a file.
+/// Writes a report to a file; a new one is readable by its owner alone, for it names private repositories.
 pub async fn write_file(report: &Report<'_>, shape: &Shape, path: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(Class::Local, format!("writing the report {}", path.display()), error.to_string())
     };
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+    let mut file = std::io::BufWriter::new(private::replace(path).map_err(failed)?);
     write(report, shape, &mut file).await?;
     file.flush().map_err(failed)
 }

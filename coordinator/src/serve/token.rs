@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use imgsync_common::config::Serve;
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::private;
 use imgsync_common::secret::Secret;
 
 /// In the folder of the state.
@@ -51,15 +52,10 @@ pub fn token(configured: Option<&Secret>, folder: Option<&Path>) -> Result<Token
 fn keep(file: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write as _;
     if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
+        private::create_folder(folder)?;
     }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut open = options.open(file)?;
-    #[cfg(unix)]
-    open.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    private::tighten(file)?;
+    let mut open = private::replace(file)?;
     writeln!(open, "{text}")
 }
 

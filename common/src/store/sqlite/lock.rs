@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::error::{Class, Error, Result};
 use crate::printable::printable_within;
+use crate::private;
 
 /// The file's name in the state directory. It stays when the lock is gone: the lock is the operating system's.
 const FILE: &str = "run.lock";
@@ -27,8 +28,9 @@ pub(super) fn take(folder: &Path) -> Result<RunLock> {
     let path = folder.join(FILE);
     let tried = format!("locking the state directory {}", folder.display());
     let failed = |error: std::io::Error| Error::new(Class::Local, &tried, error.to_string());
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let mut file = private::open(&path, OpenOptions::new().read(true).write(true)).map_err(failed)?;
+    // Of another user's file the mode stays.
+    _ = private::tighten(&path);
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

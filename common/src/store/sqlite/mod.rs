@@ -29,6 +29,7 @@ use self::fault::Fault;
 use self::writer::Writer;
 use super::clock::Clock;
 use crate::error::{Class, Error, Result};
+use crate::private;
 
 pub use lock::RunLock;
 
@@ -64,6 +65,7 @@ impl SqliteStore {
         blocking(move || {
             make_folder(&folder)?;
             let path = folder.join(FILE);
+            make_private(&path);
             let name: Arc<str> = path.display().to_string().into();
             let tried = || format!("opening the store {name}");
             let open = || -> Result<(Connection, Connection), Fault> {
@@ -178,10 +180,25 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn make_folder(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|error| {
+    private::create_folder(folder).map_err(|error| {
         Error::new(Class::Local, format!("making the state directory {}", folder.display()), error.to_string())
             .hint("choose another one with --state")
     })
+}
+
+/// Makes the database, and the files that SQLite keeps beside it, readable by their owner alone: SQLite gives new ones the
+/// mode of the database.
+fn make_private(path: &Path) {
+    let made = private::open(path, std::fs::OpenOptions::new().read(true).write(true));
+    // What cannot be opened is explained when SQLite opens it.
+    if made.is_ok() {
+        for beside in ["", "-wal", "-shm"] {
+            let mut file = path.as_os_str().to_owned();
+            file.push(beside);
+            // Of another user's files the mode stays.
+            _ = private::tighten(Path::new(&file));
+        }
+    }
 }
 
 /// For what may wait for the disk.

@@ -1,0 +1,106 @@
+//! Files and folders that are readable by their owner alone, whatever the umask: the state of imgsync, its secrets and its
+//! reports name private repositories and accounts.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+/// Creates a folder and those above it that are missing, each for its owner alone. A folder that was there stays as it is:
+/// it may be shared on purpose.
+pub fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent() {
+        create_folder(above)?;
+    }
+    match std::fs::create_dir(folder) {
+        Ok(()) => restrict(folder, FOLDER_MODE),
+        // Another process was faster.
+        Err(_) if folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file for writing, its content gone. A new file is for its owner alone; one that was there keeps its mode.
+pub fn replace(path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().write(true).truncate(true))
+}
+
+/// Opens a file with these options; where it is missing, creates it for its owner alone.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let mut new = options.clone();
+    new.create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut new, FILE_MODE);
+    match new.open(path) {
+        Ok(file) => {
+            // A umask can only take away: here the owner's own rights.
+            restrict(path, FILE_MODE)?;
+            Ok(file)
+        }
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the rights of others to a file away, if it is there.
+pub fn tighten(path: &Path) -> io::Result<()> {
+    match restrict(path, FILE_MODE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// The mode of a folder: its owner reads, writes and enters it.
+const FOLDER_MODE: u32 = 0o700;
+/// The mode of a file: its owner reads and writes it.
+const FILE_MODE: u32 = 0o600;
+
+#[cfg(unix)]
+fn restrict(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn restrict(_path: &Path, _mode: u32) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_new_is_for_its_owner_and_what_was_there_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = folder.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let deep = shared.join("a/b");
+        create_folder(&deep).unwrap();
+        create_folder(&deep).unwrap();
+        assert_eq!((mode(&shared), mode(&shared.join("a")), mode(&deep)), (0o755, 0o700, 0o700));
+        let file = deep.join("report");
+        drop(replace(&file).unwrap());
+        assert_eq!(mode(&file), 0o600);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        drop(replace(&file).unwrap());
+        assert_eq!(mode(&file), 0o644);
+        tighten(&file).unwrap();
+        tighten(&deep.join("missing")).unwrap();
+        assert_eq!(mode(&file), 0o600);
+    }
+}

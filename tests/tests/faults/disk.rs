@@ -1,0 +1,197 @@
+//! Disks that are full, and what may be read of what is written to them.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::images;
+use imgsync_tests::program::Imgsync;
+
+/// Two tags copied by `run`, in a home of their own.
+async fn a_home() -> (Imgsync, FaultRegistry, FaultRegistry) {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for tag in ["1", "2"] {
+        source.push("a", tag, &images::single(&format!("disk-{tag}")));
+    }
+    let program = Imgsync::new();
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    program.file("imgsync.yaml", rule);
+    program.again().args(["run", "--quiet"]).run().await.assert_code(0);
+    (program, source, target)
+}
+
+#[tokio::test]
+async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
+    let (program, source, target) = a_home().await;
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/m/a:1", target.host()));
+    let skopeo = program.file("skopeo.yaml", format!("{}:\n  images:\n    a: ['1']\n", source.host()));
+    let skopeo = skopeo.display().to_string();
+    let commands: Vec<Vec<&str>> = vec![
+        vec!["--help"],
+        vec!["--version"],
+        vec!["run", "--help"],
+        vec!["run", "--json"],
+        vec!["run", "--report"],
+        vec!["run", "--events"],
+        vec!["run", "--dry-run"],
+        vec!["sync", &from, &to],
+        vec!["sync", &from, &to, "--json"],
+        vec!["sync", &from, &to, "--dry-run"],
+        vec!["tags", &from],
+        vec!["tags", &from, "--json"],
+        vec!["explain", &from],
+        vec!["verify", &from, &to],
+        vec!["verify", "--json"],
+        vec!["inspect", &from],
+        vec!["batch", "list"],
+        vec!["batch", "list", "--json"],
+        vec!["batch", "show"],
+        vec!["batch", "watch"],
+        vec!["batch", "report"],
+        vec!["cache", "export"],
+        vec!["config", "show"],
+        vec!["config", "schema"],
+        vec!["presets"],
+        vec!["import", &skopeo, "--to", "r.example/m"],
+        vec!["completions", "bash"],
+        vec!["man"],
+    ];
+    for arguments in commands {
+        let lost = program.again().args(&arguments).stdout_to("/dev/full").run().await;
+        let said = lost.stderr.matches("writing to stdout: No space left").count();
+        assert_eq!((lost.code, said), (Some(3), 1), "{arguments:?}\n{}", lost.stderr);
+    }
+    let lost = Imgsync::worker().arg("--help").stdout_to("/dev/full").run().await.assert_code(3);
+    assert!(lost.stderr.contains("writing to stdout: No space left"), "{}", lost.stderr);
+}
+
+#[tokio::test]
+async fn who_closes_the_pipe_is_told_nothing() {
+    let (program, source, _target) = a_home().await;
+    let from = format!("{}/a:1", source.host());
+    for arguments in [vec!["--help"], vec!["tags", &from], vec!["cache", "export"], vec!["config", "schema"]] {
+        let script = format!("{} \"$@\" | true; exit ${{PIPESTATUS[0]}}", program.path().display());
+        let mut shell = Imgsync::at("/bin/bash").args(["-c", &script, "bash"]).args(&arguments);
+        // A pipe that nobody reads is met by the second write at the latest.
+        shell = shell.env("XDG_STATE_HOME", program.state());
+        let output = shell.run().await.assert_code(0);
+        assert!(!output.stderr.contains("writing to stdout"), "{arguments:?}: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_report_or_an_export_that_cannot_be_written_ends_with_3() {
+    let (program, source, target) = a_home().await;
+    source.push("a", "3", &images::single("disk-3"));
+    let full = ["--report=/dev/full", "--report-format", "json"];
+    let output = program.again().arg("run").args(full).run().await.assert_code(3);
+    assert!(output.stderr.contains("writing the report /dev/full: No space left"), "{}", output.stderr);
+    assert_eq!(target.tags("m/a"), ["1", "2", "3"], "what was to be done is done");
+    let output = program.again().args(["batch", "report"]).args(full).run().await.assert_code(3);
+    assert!(output.stderr.contains("writing the report /dev/full: No space left"), "{}", output.stderr);
+    let output = program.again().args(["cache", "export", "missing/file"]).run().await.assert_code(3);
+    assert!(output.stderr.contains("writing missing/file"), "{}", output.stderr);
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// All files and folders below, with their modes.
+fn modes_below(folder: &Path) -> Vec<(String, u32)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        found.push((path.display().to_string(), mode(&path)));
+        if path.is_dir() {
+            found.extend(modes_below(&path));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn state_and_reports_are_for_their_owner_alone_whatever_the_umask() {
+    for umask in [0o000, 0o022, 0o277] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &images::single("private"));
+        let program = Imgsync::new().umask(umask);
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+        program.file("imgsync.yaml", rule);
+        let shared = program.file("shared.json", "");
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o664)).unwrap();
+        // A database of before, which anybody could read.
+        let state = program.home().join("new/state");
+        let at = state.display().to_string();
+        for (report, wanted) in [("report.html", 0o600), ("shared.json", 0o664)] {
+            let run = ["run", "--state", &at, &format!("--report={report}")];
+            program.again().args(run).run().await.assert_code(0);
+            assert_eq!(mode(&program.work().join(report)), wanted, "{report} with umask {umask:o}");
+            let database = state.join("imgsync.db");
+            assert_eq!(mode(&database), 0o600);
+            std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        program.again().args(["cache", "export", "cache.jsonl", "--state", &at]).run().await.assert_code(0);
+        assert_eq!(mode(&program.work().join("cache.jsonl")), 0o600);
+        assert_eq!(mode(&state), 0o700, "with umask {umask:o}");
+        let found = modes_below(&state);
+        assert!(found.len() >= 2, "{found:?}");
+        assert!(found.iter().all(|(_, mode)| *mode == 0o600), "with umask {umask:o}: {found:?}");
+    }
+}
+
+/// A small disk, for as long as it lives.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn mount(size: &str) -> Option<Tmpfs> {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().to_str()?.to_owned();
+        call("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", &at]).then(|| Tmpfs(folder))
+    }
+}
+
+fn call(program: &str, arguments: &[&str]) -> bool {
+    let quiet = std::process::Stdio::null;
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).stdout(quiet()).stderr(quiet()).status().is_ok_and(|status| status.success())
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        call("umount", &["-l", &self.0.path().display().to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
+    let Some(disk) = Tmpfs::mount("4m") else {
+        return imgsync_tests::skipped("a disk that fills in the middle: a tmpfs cannot be mounted here");
+    };
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for number in 0..120 {
+        source.push("a", &format!("{number}"), &images::single(&format!("fills-{number}")));
+    }
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    source.on(Kind::ManifestGet).skip(40).always().act(Action::Gate(gate.clone()));
+    let program = Imgsync::new();
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    program.file("imgsync.yaml", rule);
+    let state = disk.0.path().join("state");
+    let running = ["run", "--state", &state.display().to_string(), "--concurrency", "30"];
+    let mut running = program.again().args(running).spawn();
+    source.wait_until(|source| source.count(Kind::ManifestGet) > 60, Duration::from_secs(60)).await;
+    // Somebody else fills it, to the last byte.
+    let filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
+    let bytes = vec![1; 64 << 10];
+    while std::io::Write::write_all(&mut &filler, &bytes).is_ok() {}
+    while std::io::Write::write_all(&mut &filler, &[1]).is_ok() {}
+    gate.add_permits(10_000);
+    let output = running.wait().await.assert_code(3);
+    let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning:")).collect();
+    assert_eq!(warnings.len(), 1, "{}", output.stderr);
+    assert!(warnings[0].contains("the disk is full"), "{}", output.stderr);
+    assert!(output.stderr.contains("error:") && output.stderr.contains("hint:"), "{}", output.stderr);
+    target.assert_tags_complete();
+}
