@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::batch::MAX_MESSAGE_BYTES;
 use crate::image::Manifest;
+use crate::store::{CLOCK_TOLERANCE, LONGEST_AHEAD};
 use crate::{layout, registry};
 
 /// The page of the documentation that lists a limit.
@@ -78,6 +79,18 @@ pub fn limits() -> Vec<Limit> {
         "a message on the queue",
         MAX_MESSAGE_BYTES as u64,
         "the message is refused",
+    ));
+    limits.push(Limit::time(
+        Page::Operating,
+        "a time in the store may lie ahead of the clock",
+        CLOCK_TOLERANCE,
+        "the time is unknown: what was seen or begun then is verified or due again",
+    ));
+    limits.push(Limit::time(
+        Page::Operating,
+        "a lease, or a hold of a registry, may end ahead of the clock",
+        LONGEST_AHEAD,
+        "it counts as ended",
     ));
     limits
 }

@@ -26,6 +26,20 @@ impl BatchId {
         BatchId(Uuid::now_v7())
     }
 
+    /// A new one, later than `newest`, whatever the clock says.
+    pub fn generate_after(newest: Option<BatchId>) -> BatchId {
+        let id = BatchId::generate();
+        match newest {
+            Some(newest) if newest >= id => {
+                let millis = (newest.0.as_u128() >> 80).saturating_add(1);
+                let random = rand::random::<[u8; 10]>();
+                let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+                BatchId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+            }
+            _ => id,
+        }
+    }
+
     /// From its 16 bytes, as stores keep it.
     pub fn from_bytes(bytes: [u8; 16]) -> BatchId {
         BatchId(Uuid::from_bytes(bytes))
@@ -92,6 +106,17 @@ mod tests {
         let age = Timestamp::now().duration_since(ids[0].made_at());
         assert!(age.as_secs().abs() < 5, "{age}");
         assert_eq!(BatchId::from_bytes(*ids[0].as_bytes()), ids[0]);
+    }
+
+    #[test]
+    fn a_new_id_is_later_than_the_newest_although_that_was_made_in_the_future() {
+        assert!(BatchId::generate_after(None) < BatchId::generate());
+        let future = Timestamp::now().as_millisecond().unsigned_abs() + 400 * 86_400_000;
+        let future = BatchId(uuid::Builder::from_unix_timestamp_millis(future, &[255; 10]).into_uuid());
+        let next = BatchId::generate_after(Some(future));
+        assert!(next > future && BatchId::generate_after(Some(next)) > next);
+        assert_eq!(next.to_string().parse(), Ok(next));
+        assert!(BatchId::generate_after(Some(BatchId::generate())).made_at() < future.made_at());
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::batch::{End, Home};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, Tag};
 
+use super::clock::is_ahead;
+
 /// The target tags of one repository that were made with the same options.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheScope {
@@ -193,7 +195,9 @@ async fn flush(cache: &dyn DigestCache, scope: Option<&CacheScope>, tags: &mut V
     let read = tags.len() as u64;
     let names: Vec<Tag> = tags.iter().map(|(tag, _)| tag.clone()).collect();
     let mut known = cache.known(scope, &names).await?.into_iter();
-    tags.retain(|(_, new)| known.next().flatten().is_none_or(|old| old.seen_at < new.seen_at));
+    let now = Timestamp::now();
+    let is_older = |old: &Known, new: &Known| old.seen_at < new.seen_at || is_ahead(old.seen_at, now);
+    tags.retain(|(_, new)| known.next().flatten().is_none_or(|old| is_older(&old, new)));
     cache.learn(scope, tags).await?;
     Ok(read)
 }

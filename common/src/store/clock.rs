@@ -6,6 +6,30 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+/// How far a time may lie ahead of a clock and still count as now: the clocks of machines differ, and are put right.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
+/// How far ahead a lease, a hold or a retry may end at the most: no registry is left alone for longer than 24 hours. What
+/// ends later was written by a clock that was wrong, and has ended.
+pub const LONGEST_AHEAD: Duration = Duration::from_secs(25 * 60 * 60);
+
+/// Whether a time lies in the future, so that a clock was wrong when it was written. Nothing is known of such a time.
+pub fn is_ahead(then: Timestamp, now: Timestamp) -> bool {
+    Duration::try_from(then.duration_since(now)).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE)
+}
+
+/// How long ago a time was; [`Duration::MAX`] where that is not known, for it lies in the future.
+pub fn age(then: Timestamp, now: Timestamp) -> Duration {
+    match is_ahead(then, now) {
+        true => Duration::MAX,
+        false => Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO),
+    }
+}
+
+/// The same as [`LONGEST_AHEAD`], from now, in milliseconds since 1970.
+pub(crate) fn latest_end(now: i64) -> i64 {
+    now.saturating_add(i64::try_from(LONGEST_AHEAD.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// Tells the time. Leases and ages are measured by it.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Now.
@@ -32,6 +56,11 @@ impl ManualClock {
         ManualClock(AtomicI64::new(time.as_millisecond()))
     }
 
+    /// Puts it back.
+    pub fn set_back(&self, by: Duration) {
+        self.0.fetch_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4), Ordering::SeqCst);
+    }
+
     /// Moves it on.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4), Ordering::SeqCst);
@@ -41,5 +70,20 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.0.load(Ordering::SeqCst)).unwrap_or(Timestamp::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_the_future_is_of_unknown_age_and_one_that_is_a_little_ahead_is_now() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
+        assert_eq!(age(at(-60), now), Duration::from_secs(60));
+        assert_eq!((age(at(60), now), is_ahead(at(300), now)), (Duration::ZERO, false));
+        assert_eq!((age(at(301), now), is_ahead(at(301), now)), (Duration::MAX, true));
+        assert_eq!(age(at(400 * 86_400), now), Duration::MAX);
     }
 }

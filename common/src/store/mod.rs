@@ -23,7 +23,8 @@ mod sqlite;
 pub use self::redis::{RedisOptions, RedisStore};
 pub use blob_index::{BLOB_GENERATION, BlobIndex};
 pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
-pub use clock::{Clock, ManualClock, SystemClock};
+pub(crate) use clock::latest_end;
+pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};
 pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
 pub use leases::{Leases, Named, leader, target_tag};
 pub use ledger::{

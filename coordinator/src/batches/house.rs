@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
 use imgsync_common::queue::{MemoryQueue, TaskQueue};
 use imgsync_common::store::{Clock, RunLock, SqliteStore, Store, SystemClock};
@@ -38,6 +39,13 @@ impl House {
     /// Shared with workers and other coordinators.
     pub fn of_cluster(queue: Arc<dyn TaskQueue>, store: Arc<dyn Store>) -> House {
         House { queue, store, clock: Arc::new(SystemClock), window: Some(WINDOW), sqlite: None }
+    }
+
+    /// Returns a new batch id that is later than all in the store, also where a clock that was wrong has made the newest
+    /// of them in the future: the newest batch is the one that was made last.
+    pub async fn new_batch_id(&self) -> Result<BatchId> {
+        let newest = self.store.batches(1).await?;
+        Ok(BatchId::generate_after(newest.first().map(|batch| batch.id)))
     }
 
     /// Whether others work on it too.

@@ -12,7 +12,7 @@ use imgsync_common::error::Result;
 use imgsync_common::image::{Digest, Tag};
 use imgsync_common::naming;
 use imgsync_common::select::{Candidate, Selection};
-use imgsync_common::store::{Origin, Store};
+use imgsync_common::store::{Origin, Store, is_ahead};
 use jiff::Timestamp;
 
 use crate::enumerate::Listing;
@@ -115,7 +115,8 @@ impl Pruning {
                 }
                 continue;
             }
-            let since = origin.missing_since.unwrap_or_else(|| {
+            // Since when is unknown where that lies in the future: it is counted from now.
+            let since = origin.missing_since.filter(|since| !is_ahead(*since, now)).unwrap_or_else(|| {
                 changes.push((origin.target.clone(), Some(now)));
                 now
             });

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use imgsync_common::batch::{End, ForeignLayers, Home, Options, Planned, RuleOptions, Verdict};
@@ -12,7 +11,7 @@ use imgsync_common::error::{Class, Result};
 use imgsync_common::image::{Digest, Tag};
 use imgsync_common::naming::flat;
 use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, Tally};
-use imgsync_common::store::{CacheScope, Known};
+use imgsync_common::store::{CacheScope, Known, age, is_ahead};
 use jiff::Timestamp;
 
 use super::companions::Companions;
@@ -37,6 +36,8 @@ pub(super) struct Settler {
     /// The original's folder of manifests.
     manifests: Option<PathBuf>,
     canaries: AtomicUsize,
+    /// Whether it was told that times in the digest cache lie in the future.
+    told_of_future: AtomicBool,
     targets: Mutex<HashMap<End, Arc<TargetState>>>,
 }
 
@@ -72,6 +73,7 @@ impl Settler {
             tally,
             manifests,
             canaries: AtomicUsize::new(CANARIES),
+            told_of_future: AtomicBool::new(false),
             targets: Mutex::default(),
         }
     }
@@ -123,6 +125,7 @@ impl Settler {
         }
         let news = self.news(rule, &scope, tasks, members, &known, companions).await?;
         let now = self.house.clock.now();
+        self.tell_of_future(&known, now);
         let immutable = rule.immutable()?;
         let (mut believed, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
@@ -158,6 +161,19 @@ impl Settler {
         settled.extend(frozen);
         settled.extend(self.by_listing(rule, &scope, &target, tasks, doubtful).await?);
         Ok(Looked { unchanged: settled, news })
+    }
+
+    /// Says once a run that tags were seen at times that lie in the future: nothing is known of them then.
+    fn tell_of_future(&self, known: &[Option<Known>], now: Timestamp) {
+        let seen = known.iter().flatten().flat_map(|known| [Some(known.seen_at), known.referrers_at]).flatten();
+        let Some(latest) = seen.filter(|at| is_ahead(*at, now)).max() else { return };
+        if !self.told_of_future.swap(true, Ordering::Relaxed) {
+            self.context.warn(format!(
+                "target tags were last seen in the future, such as {}: a clock was wrong then, or is now; they are asked for \
+                 again",
+                latest.strftime("%Y-%m-%d")
+            ));
+        }
     }
 
     /// Of unchanged tags those that need not be asked for new referrers now.
@@ -388,8 +404,4 @@ impl Settler {
 fn head_start(rule: &RuleOptions, tag: &Tag, now: Timestamp) -> Option<Timestamp> {
     let wanted = rule.referrers.are_wanted();
     wanted.then(|| now.checked_sub(rule.referrers_head_start(tag.as_str())).unwrap_or(now))
-}
-
-fn age(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
 }

@@ -102,7 +102,7 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     if let Ok(before) = house.clock.now().checked_sub(keep) {
         house.store.remove_before(before).await?;
     }
-    let id = BatchId::generate();
+    let id = house.new_batch_id().await?;
     let work = Work::new(args, settings, &house, printer)?;
     let ended = work.follow(id, &notifier, async |run| run.fresh(id).await).await?;
     if args.detach {
@@ -265,15 +265,11 @@ impl<'a> Work<'a> {
             report::write_json(&report, level, &mut text).await?;
             printer.data(String::from_utf8_lossy(&text).trim_end());
         }
-        let mut is_written = true;
         if let Some(file) = &wanted.file {
             match report::write_file(&report, &wanted.shape, file).await {
                 Ok(()) => printer.line(&format!("the report is in {}", file.display())),
                 // What was done is told all the same.
-                Err(error) => {
-                    is_written = false;
-                    printer.failure(&error);
-                }
+                Err(error) => printer.lost_file(&error),
             }
         }
         let mut text = Vec::new();
@@ -326,7 +322,7 @@ impl<'a> Work<'a> {
                 Some(&format!("imgsync batch report {id} --report-level 2 names them; `imgsync explain REF` says why")),
             );
         }
-        Ok(if exit == Exit::Done && !is_written { Exit::Failed } else { exit })
+        Ok(exit)
     }
 }
 

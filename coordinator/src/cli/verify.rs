@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::{Digest, Platform};
@@ -160,7 +159,7 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
             })?)
         }
     };
-    let id = BatchId::generate();
+    let id = house.new_batch_id().await?;
     let work = Work::new(&run, &settings, &house, printer)?;
     let ended = match &of {
         None => work.follow(id, &notifier, async |run| run.fresh(id).await).await?,

@@ -9,8 +9,8 @@ use imgsync_common::config::Config;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::printable::printable;
-use imgsync_common::store::{Batch, Begun};
-use jiff::Timestamp;
+use imgsync_common::store::{Batch, Begun, is_ahead};
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ use crate::batches::House;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Batches that are listed at a time.
 const LISTED_AT_ONCE: usize = 4;
+/// When a rule was begun of which that is not known: no schedule has longer pauses than from one 29th of February to the
+/// next but one.
+const LONG_AGO: SignedDuration = SignedDuration::from_hours(9 * 366 * 24);
 /// Of how many batches, the newest, it is looked whether their listing was broken off.
 const BATCHES: usize = 1_000;
 
@@ -145,10 +148,9 @@ impl Timetable {
         let mut entries = Vec::new();
         for rule in &current.rules {
             let begun = known.get(&rule.name);
-            let next = rule.schedule.as_ref().and_then(|schedule| match begun {
-                Some(begun) => schedule.after(begun.at, &rule.name).map(|due| due.at),
-                None => schedule.after(Timestamp::now(), &rule.name).map(|due| due.at),
-            });
+            let now = Timestamp::now();
+            let from = begun.map(|begun| begun.at).filter(|at| !is_ahead(*at, now)).unwrap_or(now);
+            let next = rule.schedule.as_ref().and_then(|schedule| schedule.after(from, &rule.name)).map(|due| due.at);
             entries.push(Entry {
                 rule: rule.name.clone(),
                 from: rule.from.clone(),
@@ -213,6 +215,7 @@ impl Timetable {
         let now = Timestamp::now();
         for (rule, schedule) in scheduled {
             let last = match known.get(&rule.name) {
+                Some(begun) if is_ahead(begun.at, now) => self.forget_future(rule, begun, now).await?,
                 Some(begun) => *begun,
                 None if schedule.begins_at_once() => {
                     let _turn = inner.begin.lock().await;
@@ -247,9 +250,24 @@ impl Timetable {
         Ok(())
     }
 
+    /// Forgets when a rule was begun, where that lies in the future: it is due now, as if a time had been missed.
+    async fn forget_future(&self, rule: &Known, begun: &Begun, now: Timestamp) -> Result<Begun> {
+        say(
+            &self.0.events,
+            &format!(
+                "{} was last begun in the future, on {}: a clock was wrong then, or is now; it is due now",
+                rule.title(),
+                begun.at.strftime("%Y-%m-%d")
+            ),
+        );
+        let at = now.checked_sub(LONG_AGO).unwrap_or(Timestamp::UNIX_EPOCH);
+        self.note(&rule.name, at, begun.batch).await?;
+        Ok(Begun { at, ..*begun })
+    }
+
     /// Makes a batch, and lists it apart.
     async fn begin(&self, current: &Arc<Current>, rule: &Known) -> Result<BatchId> {
-        let id = BatchId::generate();
+        let id = self.0.house.new_batch_id().await?;
         let (made, is_made) = oneshot::channel::<Result<()>>();
         let (this, current, rule) = (self.clone(), current.clone(), rule.clone());
         self.listed().insert(id);

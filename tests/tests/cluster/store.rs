@@ -29,10 +29,11 @@ async fn make() -> Subject {
     let key = Some(SigningKey::new(&Secret::new("the key of this cluster")));
     let options = RedisOptions { prefix, key, clock: Some(clock.clone()), ..RedisOptions::default() };
     let store = RedisStore::connect(&secret(&url), options).await.unwrap();
-    let moved = clock.clone();
+    let (moved, put_back) = (clock.clone(), clock.clone());
     Subject {
         store: Arc::new(store),
         advance: Box::new(move |time| moved.advance(time)),
+        set_back: Box::new(move |time| put_back.set_back(time)),
         now: Box::new(move || clock.now()),
         guard: Box::new(server),
     }

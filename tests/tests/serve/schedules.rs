@@ -76,6 +76,39 @@ async fn what_was_missed_while_nothing_served_is_caught_up_once() {
 }
 
 #[tokio::test]
+async fn rules_that_were_begun_in_the_future_are_due_now_which_is_said_once() {
+    let scene = Scene::new(&["a", "b"], 1).await;
+    let served = scene.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
+    assert_eq!(served.batches(1).await.len(), 1);
+    let (_, schedules) = served.get("schedules").await;
+    let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
+    served.end().await.assert_code(0);
+
+    // The clock was 400 days ahead when both were begun.
+    let state = scene.program.state().join("imgsync");
+    let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
+    let at = Timestamp::now() + jiff::SignedDuration::from_hours(400 * 24);
+    for name in &names {
+        store.note_schedule(name, Begun { at, batch: None }).await.unwrap();
+    }
+    drop(store);
+    let served = Served::start(&scene.program, &[]).await;
+    assert_eq!(served.batches(3).await.len(), 3);
+    let (_, schedules) = served.get("schedules").await;
+    for name in ["a", "b"] {
+        let next: Timestamp = rule(&schedules, name)["next"].as_str().unwrap().parse().unwrap();
+        let soon = Timestamp::now() + jiff::SignedDuration::from_hours(25);
+        assert!(next > Timestamp::now() && next < soon, "{schedules:#}");
+    }
+    let output = served.end().await.assert_code(0);
+    assert_eq!(output.stderr.matches("was last begun in the future").count(), 2, "{}", output.stderr);
+    let served = Served::start(&scene.program, &[]).await;
+    assert_eq!(served.batches(3).await.len(), 3);
+    let output = served.end().await.assert_code(0);
+    assert!(!output.stderr.contains("in the future"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn a_rule_that_is_still_running_is_not_begun_again() {
     let scene = Scene::new(&["slow"], 2).await;
     let gate = Arc::new(Semaphore::new(0));

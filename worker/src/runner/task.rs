@@ -247,7 +247,7 @@ impl Runner {
                 }
                 Ok(Standing::Stop) => cancel.cancel(),
                 // The lease may run out; then the tag will not be put, for that asks once more.
-                Err(error) => self.warn(&format!("a lease could not be renewed: {error}")),
+                Err(error) => self.warn_of("a lease could not be renewed", &error),
             }
         }
     }
@@ -389,10 +389,6 @@ impl Runner {
     }
 }
 
-fn age(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
-}
-
 fn time_until(until: Timestamp, now: Timestamp) -> Duration {
-    age(now, until).max(Duration::from_millis(100))
+    Duration::try_from(until.duration_since(now)).unwrap_or(Duration::ZERO).max(Duration::from_millis(100))
 }

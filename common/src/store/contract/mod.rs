@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
 
+pub mod clock;
 pub mod course;
 pub mod hints;
 pub mod ledger;
@@ -28,6 +29,8 @@ pub struct Subject {
     pub store: Arc<dyn Store>,
     /// Moves the store's clock on.
     pub advance: Box<dyn Fn(Duration) + Send + Sync>,
+    /// Puts the store's clock back.
+    pub set_back: Box<dyn Fn(Duration) + Send + Sync>,
     /// Reads the store's clock.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     /// What must live as long as the store is used.
@@ -66,6 +69,11 @@ macro_rules! store_contract_tests {
             a_sweep_puts_back_what_was_lost,
             a_task_that_was_lost_is_known_by_it,
             what_nobody_knows_is_said_to_be_unknown
+        );
+        $crate::store_contract_tests!($make: clock:
+            what_ends_in_the_far_future_has_ended,
+            what_was_noted_in_the_future_is_noted_anew,
+            a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way
         );
         $crate::store_contract_tests!($make: course:
             outcomes_are_counted_in_the_part_of_the_time_that_they_came_in,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Call, RedisStore, damaged, millis, time};
 use crate::error::Result;
-use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, WindowTime};
+use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, WindowTime, latest_end};
 
 /// What was learnt is forgotten after so many milliseconds, as `pace.lua` has it.
 const LEARNT_FOR: f64 = 600_000.0;
@@ -32,7 +32,7 @@ impl Pace for RedisStore {
         }
         let (ends,): (Vec<Option<i64>>,) = self.query(tried, &pipe).await?;
         let now = self.now(tried).await?;
-        Ok(ends.into_iter().map(|ends| ends.filter(|ends| *ends > now).map(time)).collect())
+        Ok(ends.into_iter().map(|ends| ends.filter(|ends| *ends > now && *ends <= latest_end(now)).map(time)).collect())
     }
 
     async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>> {

@@ -25,12 +25,14 @@ impl BlobIndex for SqliteStore {
         self.read("looking for blobs", move |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT home.repository FROM blob JOIN home ON home.no = blob.home
-                 WHERE blob.digest = ?1 AND blob.end = ?2 AND blob.generation >= ?3",
+                 WHERE blob.digest = ?1 AND blob.end = ?2 AND blob.generation BETWEEN ?3 AND ?4",
             )?;
             let mut homes = Vec::with_capacity(blobs.len());
             for blob in &blobs {
-                let row: Option<String> =
-                    statement.query_row((digest_bytes(blob), &end, generation - 1), |row| row.get(0)).optional()?;
+                let row: Option<String> = {
+                    let key = (digest_bytes(blob), &end, generation - 1, generation + 1);
+                    statement.query_row(key, |row| row.get(0)).optional()?
+                };
                 homes.push(row.map(|repository| home(&end, &repository)).transpose()?);
             }
             Ok(homes)
@@ -80,8 +82,9 @@ fn forget_older_than(connection: &Connection, generation: i64) -> Result<(), Fau
         .prepare_cached("SELECT value FROM counter WHERE name = 'blob generation'")?
         .query_row([], |row| row.get(0))
         .optional()?;
-    if swept.is_none_or(|swept| swept < generation) {
-        connection.execute("DELETE FROM blob WHERE generation < ?1", [generation])?;
+    if swept.is_none_or(|swept| swept != generation) {
+        // What was seen in the future was seen by a clock that was wrong.
+        connection.execute("DELETE FROM blob WHERE generation NOT BETWEEN ?1 AND ?2", (generation, generation + 2))?;
         connection.execute("REPLACE INTO counter VALUES ('blob generation', ?1)", [generation])?;
     }
     Ok(())

@@ -9,7 +9,7 @@ use super::SqliteStore;
 use super::rows::{after, time};
 use crate::error::Result;
 use crate::printable::printable;
-use crate::store::{Leases, Named};
+use crate::store::{Leases, Named, latest_end};
 
 #[async_trait]
 impl Leases for SqliteStore {
@@ -17,7 +17,9 @@ impl Leases for SqliteStore {
         let (name, holder, now) = (name.to_owned(), holder.to_owned(), self.now());
         self.write(format!("leasing {}", printable(&name)), move |connection| {
             // Those of holders that died: few.
-            connection.prepare_cached("DELETE FROM lease WHERE until <= ?1")?.execute([now])?;
+            connection
+                .prepare_cached("DELETE FROM lease WHERE until <= ?1 OR until > ?2")?
+                .execute((now, latest_end(now)))?;
             let held: Option<(String, i64, i64)> = connection
                 .prepare_cached("SELECT holder, epoch, until FROM lease WHERE name = ?1")?
                 .query_row([&name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -40,8 +42,9 @@ impl Leases for SqliteStore {
     async fn held(&self, name: &str) -> Result<Option<String>> {
         let (name, now) = (name.to_owned(), self.now());
         self.read(format!("looking who holds {}", printable(&name)), move |connection| {
-            let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2";
-            Ok(connection.prepare_cached(sql)?.query_row((name, now), |row| row.get(0)).optional()?)
+            let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2 AND until <= ?3";
+            let key = (name, now, latest_end(now));
+            Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
         })
         .await
     }

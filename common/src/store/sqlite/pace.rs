@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::SqliteStore;
+use super::fault::Fault;
 use super::rows::time;
 use crate::error::Result;
 use crate::store::pace::{Allowance, QuotaWindow, Sharing};
-use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told};
+use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, is_ahead, latest_end};
 
 /// By account.
 pub(super) type Allowances = Mutex<HashMap<Account, Allowance>>;
@@ -25,7 +26,7 @@ impl Pace for SqliteStore {
     async fn hold_off(&self, account: &Account, until: Timestamp) -> Result<()> {
         let (account, until, now) = (account.clone(), until.as_millisecond(), self.now());
         self.write(format!("noting the pace of {}", account.registry), move |connection| {
-            connection.prepare_cached("DELETE FROM pace WHERE until <= ?1")?.execute([now])?;
+            forget_ended(connection, now)?;
             connection
                 .prepare_cached(
                     "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
@@ -40,11 +41,11 @@ impl Pace for SqliteStore {
     async fn not_before(&self, accounts: &[Account]) -> Result<Vec<Option<Timestamp>>> {
         let (accounts, now) = (accounts.to_vec(), self.now());
         self.read("reading the pace of registries", move |connection| {
-            let sql = "SELECT until FROM pace WHERE registry = ?1 AND who = ?2 AND until > ?3";
+            let sql = "SELECT until FROM pace WHERE registry = ?1 AND who = ?2 AND until > ?3 AND until <= ?4";
             let mut statement = connection.prepare_cached(sql)?;
             let mut until = Vec::with_capacity(accounts.len());
             for account in accounts {
-                let key = (account.registry.as_str(), account.key(), now);
+                let key = (account.registry.as_str(), account.key(), now, latest_end(now));
                 let row = statement.query_row(key, |row| row.get(0)).optional()?;
                 until.push(row.map(time));
             }
@@ -92,6 +93,8 @@ impl Pace for SqliteStore {
                 .prepare_cached("SELECT began, remaining FROM quota WHERE registry = ?1 AND who = ?2")?
                 .query_row((registry, &who), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
                 .optional()?;
+            // A window that began in the future is not known.
+            let found = found.filter(|(began, _)| !is_ahead(time(*began), time(now)));
             let mut window = found.map_or_else(QuotaWindow::default, |(began, left)| QuotaWindow {
                 began: began as f64,
                 left: left as f64,
@@ -107,6 +110,7 @@ impl Pace for SqliteStore {
             }
             let ends = ends as i64;
             if told.remaining <= told.reserve && ends > now {
+                forget_ended(connection, now)?;
                 connection
                     .prepare_cached(
                         "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
@@ -118,6 +122,13 @@ impl Pace for SqliteStore {
         })
         .await
     }
+}
+
+/// Forgets the holds that have ended, and those that end later than any can: a clock was wrong when they were written.
+fn forget_ended(connection: &Connection, now: i64) -> Result<(), Fault> {
+    let sql = "DELETE FROM pace WHERE until <= ?1 OR until > ?2";
+    connection.prepare_cached(sql)?.execute((now, latest_end(now)))?;
+    Ok(())
 }
 
 impl SqliteStore {

@@ -16,10 +16,11 @@ async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync)
         Some(folder) => SqliteStore::open(folder, clock.clone()).await.unwrap(),
         None => SqliteStore::in_memory(clock.clone()).await.unwrap(),
     };
-    let advancing = clock.clone();
+    let (advancing, put_back) = (clock.clone(), clock.clone());
     Subject {
         store: Arc::new(store),
         advance: Box::new(move |by| advancing.advance(by)),
+        set_back: Box::new(move |by| put_back.set_back(by)),
         now: Box::new(move || clock.now()),
         guard: Box::new(guard),
     }

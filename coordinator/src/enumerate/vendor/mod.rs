@@ -6,12 +6,15 @@ mod harbor;
 mod hub;
 mod quay;
 
+use std::time::Duration;
+
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::RepositoryName;
 use imgsync_common::registry::{Api, Page, Pages, Repository};
 use imgsync_common::select::RepositoryPattern;
+use imgsync_common::store::age;
 use imgsync_common::vendor::Vendor;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::listing::ListedTag;
 use super::roots::Names;
@@ -154,7 +157,7 @@ pub(super) fn tell(repository: &Repository, error: &Error, instead: &str) -> Res
 }
 
 /// How long an API that could not be connected to is left alone.
-const OUT_OF_REACH: SignedDuration = SignedDuration::from_mins(10);
+const OUT_OF_REACH: Duration = Duration::from_secs(10 * 60);
 const REACH: &str = "out of reach";
 
 /// Why a vendor's API is not asked for now: it could not be connected to a while ago, or `error` says so. It is told once
@@ -172,7 +175,7 @@ pub(super) fn out_of_reach(repository: &Repository, error: Option<&Error>, inste
     }
     let noted = api.noted(REACH).unwrap_or_default();
     let (at, why) = noted.split_once(' ').unwrap_or_default();
-    let is_fresh = at.parse::<Timestamp>().is_ok_and(|at| Timestamp::now().duration_since(at) < OUT_OF_REACH);
+    let is_fresh = at.parse::<Timestamp>().is_ok_and(|at| age(at, Timestamp::now()) < OUT_OF_REACH);
     Ok(is_fresh.then(|| why.to_owned()))
 }
 

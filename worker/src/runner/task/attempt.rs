@@ -9,11 +9,11 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
 use imgsync_common::layout::{ImageName, LayoutRef};
 use imgsync_common::registry::{Access, Context, ManifestRef};
-use imgsync_common::store::Known;
+use imgsync_common::store::{Known, age};
 
 use super::super::Runner;
 use super::super::gate::TaskGate;
-use super::{Before, Came, Held, age};
+use super::{Before, Came, Held};
 use crate::copy::{Ask, Copier, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
 
 /// A digest that a listing gave is good for so long; then the source is asked once more.

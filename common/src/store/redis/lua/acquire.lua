@@ -2,7 +2,7 @@
 local time = now()
 local found = redis.call('HMGET', b, 'holder', 'epoch', 'ends')
 local epoch
-if found[1] and tonumber(found[3]) > time then
+if found[1] and lasts(tonumber(found[3]), time) then
     if found[1] ~= ARGV[2] then return {1, found[1], found[3]} end
     epoch = found[2]
 else

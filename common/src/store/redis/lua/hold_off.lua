@@ -1,5 +1,6 @@
 -- ARGV: until.
 local ends, time = tonumber(ARGV[2]), now()
-if ends <= time or ends <= tonumber(redis.call('GET', b) or '0') then return 0 end
+local held = tonumber(redis.call('GET', b) or '0')
+if ends <= time or (ends <= held and lasts(held, time)) then return 0 end
 redis.call('SET', b, text(ends), 'PX', text(ends - time + 1000))
 return 1

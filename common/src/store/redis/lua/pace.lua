@@ -33,6 +33,7 @@ end
 
 count(tonumber(ARGV[5]))
 local held = tonumber(redis.call('GET', KEYS[2]) or '0')
+if not lasts(held, time) then held = 0 end
 
 if ARGV[6] ~= '' then
     local wait = tonumber(ARGV[6])

@@ -32,6 +32,11 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Whether what ends then lasts still. What ends later than in 25 hours (LONGEST_AHEAD) was written by a clock that was wrong.
+local function lasts(ends, time)
+    return ends > time and ends <= time + 90000000
+end
+
 local function number(b, field)
     return tonumber(redis.call('HGET', b, field) or '0') or 0
 end

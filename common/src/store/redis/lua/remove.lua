@@ -5,10 +5,12 @@ if not found[1] then
     return 0
 end
 local before, time = tonumber(ARGV[3]), now()
+-- One that was made in the future says nothing of those that were made after it.
+if tonumber(found[1]) > time + 300000 then return 0 end
 if tonumber(found[1]) >= before then return 2 end
 if tonumber(found[2] or found[1]) >= before then return 0 end
 for _, held in ipairs(redis.call('HVALS', b .. ':l')) do
-    if tonumber(string.match(held, '^%d+|(%d+)|')) > time then return 0 end
+    if lasts(tonumber(string.match(held, '^%d+|(%d+)|')), time) then return 0 end
 end
 for _, part in ipairs(PARTS) do redis.call('UNLINK', b .. part) end
 redis.call('ZREM', KEYS[2], ARGV[2])

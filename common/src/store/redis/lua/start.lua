@@ -11,7 +11,7 @@ if run < its_run then return {5} end
 local time = now()
 local epoch, ends, holder
 if is == RUNNING then epoch, ends, holder = lease(b, index) end
-local live = epoch and ends > time
+local live = epoch and lasts(ends, time)
 if is_stopped(control) then
     if not live then
         redis.call('HDEL', b .. ':l', index)

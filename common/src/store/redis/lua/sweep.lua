@@ -8,7 +8,7 @@ local leased, queued = 0, 0
 local held = redis.call('HGETALL', b .. ':l')
 for at = 1, #held, 2 do
     local ends = tonumber(string.match(held[at + 1], '^%d+|(%d+)|'))
-    if what == 2 or ends <= before then
+    if what == 2 or ends <= before or (ends > time and not lasts(ends, time)) then
         redis.call('HDEL', b .. ':l', held[at])
         if what ~= 2 then redis.call('HINCRBY', b .. ':x', held[at], 1) end
         move(b, held[at], RUNNING, back)
@@ -18,11 +18,15 @@ end
 if what > 0 then
     local limit = '+inf'
     if what == 1 then limit = text(before) end
-    for _, index in ipairs(redis.call('ZRANGEBYSCORE', b .. ':r', '-inf', limit)) do
-        redis.call('ZREM', b .. ':r', index)
-        move(b, index, RETRY, back)
-        queued = queued + 1
+    local function put_back(from, to)
+        for _, index in ipairs(redis.call('ZRANGEBYSCORE', b .. ':r', from, to)) do
+            redis.call('ZREM', b .. ':r', index)
+            move(b, index, RETRY, back)
+            queued = queued + 1
+        end
     end
+    put_back('-inf', limit)
+    put_back('(' .. text(time + 90000000), '+inf')
     if number(b, 's' .. QUEUED) > 0 then
         local _, moved = move_all(b, {[QUEUED] = back})
         queued = queued + moved

@@ -8,7 +8,7 @@ use super::look::{failures, page};
 use super::tasks::{forget_losses, forget_retry, let_go, note_loss, set_mark};
 use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
-use crate::store::{Control, RequeueFilter, Sweep, Swept};
+use crate::store::{Control, RequeueFilter, Sweep, Swept, latest_end};
 
 /// From one control to another, if it is that one. Says what it is then.
 pub(super) fn change(connection: &Connection, batch: BatchId, from: Control, to: Control) -> Result<Control, Fault> {
@@ -82,7 +82,8 @@ pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sw
         }
         Sweep::Everything => i64::MAX,
     };
-    for task in page(connection, "SELECT task FROM held WHERE batch = ?1 AND until <= ?2", no, dead_before)? {
+    let ends = (no, dead_before, latest_end(now));
+    for task in page(connection, "SELECT task FROM held WHERE batch = ?1 AND (until <= ?2 OR until > ?3)", ends)? {
         let_go(connection, no, task)?;
         if sweep != Sweep::Everything {
             note_loss(connection, no, task)?;
@@ -91,7 +92,7 @@ pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sw
         swept.leased += 1;
     }
     if sweep_takes_queued(sweep) {
-        for task in page(connection, "SELECT task FROM retry WHERE batch = ?1 AND due <= ?2", no, dead_before)? {
+        for task in page(connection, "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)", ends)? {
             forget_retry(connection, no, task)?;
             book.set(task, back)?;
             swept.queued += 1;
@@ -114,9 +115,11 @@ fn sweep_takes_queued(sweep: Sweep) -> bool {
 pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> Result<u64, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT no FROM batch WHERE coalesce(ended, created) < ?1
-         AND NOT EXISTS (SELECT 1 FROM held WHERE held.batch = batch.no AND held.until > ?2)",
+         AND NOT EXISTS (SELECT 1 FROM held WHERE held.batch = batch.no
+         AND held.until > ?2 AND held.until <= ?3)",
     )?;
-    let old: Vec<i64> = statement.query_map((before, now), |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let old: Vec<i64> =
+        statement.query_map((before, now, latest_end(now)), |row| row.get(0))?.collect::<Result<_, _>>()?;
     for no in &old {
         for table in [
             "repository",

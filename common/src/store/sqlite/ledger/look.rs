@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Params, Row};
 
 use super::super::fault::{Fault, damaged};
 use super::super::rows::{class, number, time};
@@ -173,9 +173,9 @@ pub(super) fn tasks(
 }
 
 /// The tasks that a statement about a batch and a time finds.
-pub(super) fn page(connection: &Connection, sql: &str, no: i64, time: i64) -> Result<Vec<u32>, Fault> {
+pub(super) fn page(connection: &Connection, sql: &str, parameters: impl Params) -> Result<Vec<u32>, Fault> {
     let mut statement = connection.prepare_cached(sql)?;
-    let tasks = statement.query_map((no, time), |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let tasks = statement.query_map(parameters, |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(tasks)
 }
 

@@ -9,7 +9,7 @@ use super::super::rows::{after, number, time};
 use super::book::Book;
 use super::course::{note_share, note_slow};
 use crate::batch::{Failure, TaskState, Ticket, Verdict};
-use crate::store::{Control, Finished, Retried, Spent, Standing, Start};
+use crate::store::{Control, Finished, Retried, Spent, Standing, Start, latest_end};
 
 /// A row of `held`.
 struct Held {
@@ -39,7 +39,7 @@ pub(super) fn start(
     }
     let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
     let was_held = held.is_some();
-    let live = held.filter(|held| held.until > now);
+    let live = held.filter(|held| held.until > now && held.until <= latest_end(now));
     if book.entry.control.is_stopped() {
         // Only what was running is left. Its worker ends it, if it lives.
         if live.is_none() {
