@@ -156,6 +156,15 @@ pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String
         let value = &text[variable.clone()];
         match variable.start {
             at if at < authority => encoded.push_str(value),
+            // User and password in one variable.
+            at if at == authority && variable.end == login => {
+                let (user, password) = value.split_once(':').map_or((value, None), |(user, rest)| (user, Some(rest)));
+                encoded.push_str(&encode(user, &[]));
+                if let Some(password) = password {
+                    encoded.push(':');
+                    encoded.push_str(&encode(password, &[]));
+                }
+            }
             at if at < login => encoded.push_str(&encode(value, &[])),
             at if at < path || path == text.len() => encoded.push_str(value),
             at if at < query || query == text.len() => encoded.push_str(&encode(value, kept_in_path)),
@@ -211,6 +220,7 @@ mod tests {
         ] {
             assert_eq!(filled(written, value), wanted, "{written}");
         }
+        assert_eq!(filled("amqp://${LOGIN}@h", "me:a@b:c"), "amqp://me:a%40b%3Ac@h");
         assert_eq!(filled("amqp://u:p@${H}:5672", "h"), "amqp://u:p@h:5672");
         assert_eq!(filled("${S}://u:p@h", "amqps"), "amqps://u:p@h");
         assert_eq!(filled("amqp://u:p@h:${N}/v", "5672"), "amqp://u:p@h:5672/v");

@@ -25,6 +25,7 @@ async fn a_home() -> (Imgsync, FaultRegistry, FaultRegistry) {
 async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
     let (program, source, target) = a_home().await;
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/m/a:1", target.host()));
+    let repository = format!("{}/a", source.host());
     let skopeo = program.file("skopeo.yaml", format!("{}:\n  images:\n    a: ['1']\n", source.host()));
     let skopeo = skopeo.display().to_string();
     let commands: Vec<Vec<&str>> = vec![
@@ -38,8 +39,8 @@ async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
         vec!["sync", &from, &to],
         vec!["sync", &from, &to, "--json"],
         vec!["sync", &from, &to, "--dry-run"],
-        vec!["tags", &from],
-        vec!["tags", &from, "--json"],
+        vec!["tags", &repository],
+        vec!["tags", &repository, "--json"],
         vec!["explain", &from],
         vec!["verify", &from, &to],
         vec!["verify", "--json"],
@@ -69,7 +70,7 @@ async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
 #[tokio::test]
 async fn who_closes_the_pipe_is_told_nothing() {
     let (program, source, _target) = a_home().await;
-    let from = format!("{}/a:1", source.host());
+    let from = format!("{}/a", source.host());
     for arguments in [vec!["--help"], vec!["tags", &from], vec!["cache", "export"], vec!["config", "schema"]] {
         let script = format!("{} \"$@\" | true; exit ${{PIPESTATUS[0]}}", program.path().display());
         let mut shell = Imgsync::at("/bin/bash").args(["-c", &script, "bash"]).args(&arguments);

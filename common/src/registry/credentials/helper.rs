@@ -135,7 +135,7 @@ async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Res
     command
         .arg("get")
         .env_clear()
-        .envs(env.helpers.iter().map(|(name, value)| (name, value)))
+        .envs(env.helpers.iter())
         .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

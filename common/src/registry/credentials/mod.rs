@@ -18,6 +18,7 @@ use std::{
 
 use docker_config::{HUB_KEY, Scoped, normalise};
 pub use helper::HelperProblem;
+pub use passed::HelperVariables;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{printable::printable, secret::Secret};
@@ -119,7 +120,7 @@ pub struct Environment {
     /// `PATH`, where helpers are looked for.
     pub path: Option<OsString>,
     /// The variables that credential helpers are given besides `PATH` and `HOME`.
-    pub helpers: Vec<(OsString, OsString)>,
+    pub helpers: HelperVariables,
     /// Keys of AWS.
     pub aws: AwsEnvironment,
 }
@@ -162,7 +163,7 @@ impl Environment {
             xdg_runtime_dir: variable("XDG_RUNTIME_DIR").map(PathBuf::from),
             xdg_config_home: variable("XDG_CONFIG_HOME").map(PathBuf::from),
             path: variable("PATH"),
-            helpers: env::vars_os().filter(|(name, _)| passed::is_passed(name)).collect(),
+            helpers: HelperVariables::from_process(),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The environment variables that credential helpers are given: those that name accounts, keyrings, proxies and folders.
 //! Whatever else this process was started with, such as the passwords of other registries, is none of their business.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::{env, fmt};
 
 /// Variables by their whole names. Names are compared without regard to case: proxies are written in either, and Windows
 /// makes no difference.
@@ -76,8 +77,36 @@ const NAMES: [&str; 56] = [
 /// read many.
 const PREFIXES: [&str; 7] = ["LC_", "XDG_", "PASSWORD_STORE_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_"];
 
+/// The variables that credential helpers are given besides `PATH` and `HOME`, with their values.
+#[derive(Clone, Default)]
+pub struct HelperVariables(Vec<(OsString, OsString)>);
+
+impl HelperVariables {
+    /// Reads those of this process's environment that helpers are given.
+    pub fn from_process() -> HelperVariables {
+        HelperVariables(env::vars_os().filter(|(name, _)| is_passed(name)).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+}
+
+impl FromIterator<(OsString, OsString)> for HelperVariables {
+    fn from_iter<T: IntoIterator<Item = (OsString, OsString)>>(variables: T) -> HelperVariables {
+        HelperVariables(variables.into_iter().collect())
+    }
+}
+
+/// Names alone: keys of clouds are among the values.
+impl fmt::Debug for HelperVariables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
 /// Whether credential helpers are given a variable.
-pub(super) fn is_passed(name: &OsStr) -> bool {
+fn is_passed(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let name = name.to_ascii_uppercase();
     NAMES.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
@@ -86,6 +115,13 @@ pub(super) fn is_passed(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_not_printed() {
+        let variables = HelperVariables::from_iter([("AWS_SECRET_ACCESS_KEY".into(), "hunter2".into())]);
+        let shown = format!("{variables:?}");
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("hunter2"), "{shown}");
+    }
 
     #[test]
     fn helpers_are_given_accounts_and_folders_and_no_passwords_of_others() {

@@ -302,7 +302,8 @@ async fn a_helper_that_has_ended_has_answered_although_a_child_keeps_its_streams
 #[tokio::test]
 async fn a_helper_is_given_the_variables_of_its_environment_and_no_others() {
     let mut home = Home::new();
-    home.env.helpers = vec![("AWS_PROFILE".into(), "prod".into()), ("HOME".into(), "/nowhere".into())];
+    home.env.helpers =
+        [("AWS_PROFILE".into(), "prod".into()), ("HOME".into(), "/nowhere".into())].into_iter().collect();
     home.helper("all", &format!(r#"env > "$HOME/env"; {GIVES}"#));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     assert!(home.store().lookup("r.example", "app").await.unwrap().is_some());
