@@ -1,5 +1,8 @@
 //! The worker of imgsync: moves manifests and blobs from registry to registry.
 
+// A copy is a deep nest of futures, which the compiler works out.
+#![recursion_limit = "256"]
+
 pub mod arguments;
 pub mod cluster;
 pub mod copy;

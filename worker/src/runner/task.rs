@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use imgsync_common::batch::{BatchId, Bytes, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
@@ -188,7 +189,8 @@ impl Runner {
         let lost = AtomicBool::new(false);
         let came = {
             // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
-            let work = AssertUnwindSafe(Box::pin(self.in_company(&held, losses, beside))).catch_unwind();
+            let work: BoxFuture<'_, Result<Came>> = Box::pin(self.in_company(&held, losses, beside));
+            let work = AssertUnwindSafe(work).catch_unwind();
             tokio::select! {
                 came = work => match came {
                     Ok(Ok(came)) => came,
