@@ -21,7 +21,8 @@ mod schedules;
 mod sqlite;
 
 pub use self::redis::{RedisOptions, RedisStore};
-pub use blob_index::{BLOB_GENERATION, BlobIndex};
+pub use blob_index::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof};
+pub(crate) use blob_index::{is_proof_believed, proof_hour};
 pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
 pub(crate) use clock::latest_end;
 pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};

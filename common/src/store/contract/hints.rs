@@ -10,7 +10,7 @@ use crate::batch::{BatchId, Lane};
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{
     Account, Ask, BLOB_GENERATION, Begun, CacheScope, DigestCache, Grant, HEARTBEAT, Heartbeat, Known, LANE_KEPT,
-    Named, Unserved, export_cache, import_cache,
+    Named, PROOF_TTL, Proof, Unserved, export_cache, import_cache,
 };
 
 fn scope(path: &str, options: &str) -> CacheScope {
@@ -142,6 +142,27 @@ pub async fn a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age(subje
     subject.store.learn_blobs(&one, &blobs[1..2]).await.unwrap();
     (subject.advance)(BLOB_GENERATION);
     assert_eq!(find().await, [None, Some(one), None]);
+}
+
+pub async fn a_proof_is_of_one_source_and_one_blob_and_believed_for_seven_days(subject: Subject) {
+    let (one, two) = (home("source.example", "one"), home("source.example", "two"));
+    let (a, b) = (Digest::sha256(b"a"), Digest::of(Algorithm::Sha512, b"b"));
+    let wanted = [Proof::held_by(&one, &a), Proof::held_by(&two, &a), Proof::held_by(&one, &b), Proof::public(&a)];
+    let find = async || subject.store.proofs(&wanted).await.unwrap();
+    assert_eq!(find().await, [false; 4]);
+    subject.store.learn_proofs(&[Proof::held_by(&one, &a)]).await.unwrap();
+    subject.store.learn_proofs(&[]).await.unwrap();
+    assert_eq!(find().await, [true, false, false, false]);
+    let hour = Duration::from_secs(3600);
+    (subject.advance)(PROOF_TTL - 2 * hour);
+    assert_eq!(find().await, [true, false, false, false]);
+    subject.store.learn_proofs(&wanted[1..]).await.unwrap();
+    (subject.advance)(2 * hour);
+    assert_eq!(find().await, [false, true, true, true], "it is asked for again");
+    (subject.advance)(PROOF_TTL - 3 * hour);
+    assert_eq!(find().await, [false, true, true, true]);
+    (subject.advance)(2 * hour);
+    assert_eq!(find().await, [false; 4]);
 }
 
 pub async fn the_latest_wait_holds_until_it_is_over(subject: Subject) {

@@ -86,6 +86,7 @@ macro_rules! store_contract_tests {
             an_exported_cache_is_imported_whole,
             an_import_keeps_what_was_seen_later_and_says_what_it_refused,
             a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age,
+            a_proof_is_of_one_source_and_one_blob_and_believed_for_seven_days,
             the_latest_wait_holds_until_it_is_over,
             a_limit_is_one_budget_for_all_who_ask,
             who_asks_while_an_account_is_held_off_is_told_to_wait,

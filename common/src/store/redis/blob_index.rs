@@ -1,4 +1,5 @@
-//! [`BlobIndex`] in Redis: for each target and generation 4,096 hashes, from the beginning of a digest to a repository.
+//! [`BlobIndex`] in Redis: for each target and generation 4,096 hashes, from the beginning of a digest to a repository; and
+//! for each generation 4,096 more, from a proof to the hour in which it was given.
 
 use async_trait::async_trait;
 
@@ -6,7 +7,7 @@ use super::{Call, RedisStore};
 use crate::batch::{End, Home};
 use crate::error::Result;
 use crate::image::Digest;
-use crate::store::{BLOB_GENERATION, BlobIndex};
+use crate::store::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
 /// As much of a digest as tells blobs apart.
 const BYTES: usize = 20;
@@ -54,6 +55,38 @@ impl BlobIndex for RedisStore {
         let call = Call::on(key).key(before).bytes(field).arg(home.path());
         self.script::<i64>(&tried, &self.0.scripts.blobs_forget, call).await.map(drop)
     }
+
+    async fn learn_proofs(&self, proofs: &[Proof]) -> Result<()> {
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let tried = "remembering what sources hold";
+        let hour = proof_hour(self.now(tried).await? / 1000);
+        let mut pipe = redis::pipe();
+        for proof in proofs {
+            let key = self.proofs_of(proof, hour, 0);
+            pipe.hset(&key, proof.as_bytes(), hour).ignore();
+            pipe.expire(&key, i64::try_from(2 * PROOF_TTL.as_secs()).unwrap_or(i64::MAX)).ignore();
+        }
+        self.query::<()>(tried, &pipe).await
+    }
+
+    async fn proofs(&self, proofs: &[Proof]) -> Result<Vec<bool>> {
+        if proofs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tried = "looking for what sources hold";
+        let hour = proof_hour(self.now(tried).await? / 1000);
+        let mut pipe = redis::pipe();
+        for proof in proofs {
+            for back in [0, 1] {
+                pipe.hget(self.proofs_of(proof, hour, back), proof.as_bytes());
+            }
+        }
+        let found: Vec<Option<i64>> = self.query(tried, &pipe).await?;
+        let is_believed = |given: &Option<i64>| given.is_some_and(|given| is_proof_believed(given, hour));
+        Ok(found.chunks(2).map(|both| both.iter().any(is_believed)).collect())
+    }
 }
 
 impl RedisStore {
@@ -65,5 +98,12 @@ impl RedisStore {
     fn place_of(&self, end: &End, blob: &Digest, generation: i64) -> (String, Vec<u8>) {
         let key = self.key(&format!("bl:{end}:{generation}:{}", &blob.hex()[..3]));
         (key, hex::decode(&blob.hex()[..BYTES * 2]).unwrap_or_default())
+    }
+
+    /// Where a proof is kept that was given in this hour, or so many generations earlier.
+    fn proofs_of(&self, proof: &Proof, hour: i64, back: i64) -> String {
+        let length = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
+        let generation = hour / proof_hour(length) - back;
+        self.key(&format!("bp:{generation}:{}", &hex::encode(proof.as_bytes())[..3]))
     }
 }

@@ -9,7 +9,7 @@ use super::rows::{digest_bytes, home};
 use crate::batch::{End, Home};
 use crate::error::Result;
 use crate::image::Digest;
-use crate::store::{BLOB_GENERATION, BlobIndex};
+use crate::store::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
 impl SqliteStore {
     /// Which generation of the index it is.
@@ -74,6 +74,48 @@ impl BlobIndex for SqliteStore {
         })
         .await
     }
+
+    async fn learn_proofs(&self, proofs: &[Proof]) -> Result<()> {
+        let (proofs, hour) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
+        self.write("noting what sources hold", move |connection| {
+            forget_old_proofs(connection, hour)?;
+            let mut statement = connection.prepare_cached("REPLACE INTO proof (key, hour) VALUES (?1, ?2)")?;
+            for proof in &proofs {
+                statement.execute((proof.as_bytes(), hour))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn proofs(&self, proofs: &[Proof]) -> Result<Vec<bool>> {
+        let (proofs, now) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
+        self.read("looking for what sources hold", move |connection| {
+            let mut statement = connection.prepare_cached("SELECT hour FROM proof WHERE key = ?1")?;
+            let mut found = Vec::with_capacity(proofs.len());
+            for proof in &proofs {
+                let given: Option<i64> = statement.query_row([proof.as_bytes()], |row| row.get(0)).optional()?;
+                found.push(given.is_some_and(|given| is_proof_believed(given, now)));
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// Once a day: a scan of all.
+fn forget_old_proofs(connection: &Connection, hour: i64) -> Result<(), Fault> {
+    let day = hour / 24;
+    let swept: Option<i64> = connection
+        .prepare_cached("SELECT value FROM counter WHERE name = 'proof day'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    if swept != Some(day) {
+        let oldest = hour - proof_hour(i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX));
+        connection.execute("DELETE FROM proof WHERE hour <= ?1 OR hour > ?2", [oldest, hour])?;
+        connection.execute("REPLACE INTO counter VALUES ('proof day', ?1)", [day])?;
+    }
+    Ok(())
 }
 
 /// Once a generation: a scan of all.
