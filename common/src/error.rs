@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Digest, RegistryName};
-use crate::printable::printable;
+use crate::printable::{printable, visible};
 
 /// What kind of failure it is: the same words in reports, JSON and the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -140,11 +140,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// `tried` says what was being done and where ("reading gcr.io/a/b:c"), `detail` what happened. Both may hold words
-    /// from outside: they are made safe to print.
+    /// from outside: they are made safe to print, and known secrets are masked in `detail`.
     pub fn new(class: Class, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
         Error(Box::new(Inner {
             class,
-            tried: printable(tried.as_ref()).into_owned(),
+            tried: visible(tried.as_ref()).into_owned(),
             detail: printable(detail.as_ref()).into_owned(),
             hint: None,
             registry: None,
@@ -167,7 +167,7 @@ impl Error {
     /// Adds what to do now.
     #[must_use]
     pub fn hint(mut self, hint: impl AsRef<str>) -> Error {
-        self.0.hint = Some(printable(hint.as_ref()).into_owned());
+        self.0.hint = Some(visible(hint.as_ref()).into_owned());
         self
     }
 
@@ -316,6 +316,15 @@ mod tests {
         let error = Error::new(Class::Unreachable, "reading gcr.io/a:b", "reset\u{1b}[31m by peer")
             .after(5, Duration::from_millis(12_400));
         assert_eq!(error.to_string(), "reading gcr.io/a:b: reset\\u{1b}[31m by peer (failed 5 times in 12.4 s)");
+    }
+
+    #[test]
+    fn secrets_are_masked_in_what_happened_and_our_own_words_stay() {
+        let secret = crate::secret::Secret::new("token");
+        let error = Error::new(Class::Denied, "getting a token", "answered 400: bad token").hint("it needs a token");
+        assert_eq!(error.to_string(), "getting a token: answered 400: bad ***");
+        assert_eq!(error.advice(), Some("it needs a token"));
+        drop(secret);
     }
 
     #[test]

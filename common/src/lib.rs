@@ -8,6 +8,7 @@ pub mod event;
 pub mod image;
 pub mod layout;
 pub mod limits;
+pub mod mask;
 pub mod naming;
 pub mod printable;
 pub mod private;

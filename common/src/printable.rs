@@ -1,9 +1,11 @@
 //! Text from outside, made safe for a terminal, a log line or a report.
 //!
 //! What a server or another program says is quoted in messages. It must not move the cursor, forge a second log line,
-//! turn the direction of the text or hide characters in it.
+//! turn the direction of the text, hide characters in it, or show a secret that we have sent.
 
 use std::{borrow::Cow, fmt::Write as _};
+
+use crate::mask::mask;
 
 /// How many characters [`printable`] lets through.
 pub const LIMIT: usize = 1000;
@@ -13,13 +15,26 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     printable_within(text, LIMIT)
 }
 
+/// The same for our own words, which may name what others have named: nothing is masked in them.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    visible_within(text, LIMIT)
+}
+
+/// [`visible_within`], with known secrets masked before anything is cut off: a registry can send back what it was sent.
+pub fn printable_within(text: &str, limit: usize) -> Cow<'_, str> {
+    match mask(text) {
+        Cow::Borrowed(text) => visible_within(text, limit),
+        Cow::Owned(masked) => Cow::Owned(visible_within(&masked, limit).into_owned()),
+    }
+}
+
 /// `text` with all that is not plainly visible written as an escape (`\n`, `\u{1b}`), and cut to at most `limit`
 /// characters, the last of them then `…`. A `limit` of 0 counts as 1. Borrowed when nothing changes.
 ///
 /// Escaped are: control characters (C0, DEL, C1), line and paragraph separators, direction marks and overrides,
 /// zero-width and other format characters, and the fillers, tags and variation selectors that show as nothing. A
 /// backslash stays as it is, so that the result does not change if it passes here again.
-pub fn printable_within(text: &str, limit: usize) -> Cow<'_, str> {
+fn visible_within(text: &str, limit: usize) -> Cow<'_, str> {
     let limit = limit.max(1);
     // A char is a byte at least, so that most texts need not be counted.
     let fits = text.len() <= limit || text.chars().nth(limit).is_none();

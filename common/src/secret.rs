@@ -1,21 +1,28 @@
 //! A text that is never shown: passwords and tokens. See [`Secret`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// What stands wherever a secret would have been shown.
-const MASK: &str = "***";
+use crate::mask::{self, MASK};
 
 /// A password or a token. It prints and serialises as `***`; [`expose`](Secret::expose) is the one way to the text, so
-/// that every place that needs it can be found by that name.
+/// that every place that needs it can be found by that name. While it lives, [`mask`](crate::mask::mask) knows it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// Wraps a text, so that it is not shown from here on.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        let text = text.into().into();
+        mask::watch(&text);
+        Self(text)
+    }
+
+    /// Has the text masked for some time after nobody holds it any more, as a token that was replaced.
+    pub fn remember(&self) {
+        mask::keep(&self.0);
     }
 
     /// The text itself, for the wire only.
@@ -26,7 +33,7 @@ impl Secret {
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
-        Self(text)
+        Self::new(text)
     }
 }
 
@@ -52,7 +59,7 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The format's own error quotes what it found (`invalid type: integer 1234`), and that is the secret.
         match String::deserialize(deserializer) {
-            Ok(text) => Ok(Self(text)),
+            Ok(text) => Ok(Self::new(text)),
             Err(_) => Err(D::Error::custom("a secret must be a text (put it in quotes; what was found is not shown)")),
         }
     }

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::image::Digest;
+use crate::mask::mask;
 use crate::printable::printable_within;
 
 /// The longest message, in characters.
@@ -38,7 +39,9 @@ pub struct ApiError {
 /// Reads the body of an error, whatever it is. `content_type` is a hint only: JSON is served as text, and HTML as JSON.
 pub fn parse(content_type: Option<&str>, body: &[u8]) -> ApiError {
     let body = &body[..body.len().min(LOOKED_AT)];
+    // Before anything is cut off or taken apart, and once more when it is.
     let text = String::from_utf8_lossy(body);
+    let text = mask(&text);
     let text = text.trim_start_matches('\u{feff}').trim();
 
     if text.starts_with(['{', '[', '"'])
