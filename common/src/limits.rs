@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::batch::MAX_MESSAGE_BYTES;
 use crate::image::Manifest;
-use crate::store::{CLOCK_TOLERANCE, LONGEST_AHEAD};
+use crate::mask;
+use crate::store::{CLOCK_TOLERANCE, LONGEST_AHEAD, PROOF_TTL};
 use crate::{layout, registry};
 
 /// The page of the documentation that lists a limit.
@@ -91,6 +92,30 @@ pub fn limits() -> Vec<Limit> {
         "a lease, or a hold of a registry, may end ahead of the clock",
         LONGEST_AHEAD,
         "it counts as ended",
+    ));
+    limits.push(Limit::time(
+        Page::Security,
+        "a source's proof that it holds a blob",
+        PROOF_TTL,
+        "the source is asked again",
+    ));
+    limits.push(Limit::bytes(
+        Page::Security,
+        "a secret that is masked in words from outside, at the least",
+        mask::MIN_BYTES as u64,
+        "a shorter one is not masked",
+    ));
+    limits.push(Limit::bytes(
+        Page::Security,
+        "a secret that is masked within a word, at the least",
+        mask::STANDS_ALONE as u64,
+        "a shorter one is masked where it stands alone",
+    ));
+    limits.push(Limit::count(
+        Page::Security,
+        "tokens that are masked after they were replaced",
+        mask::KEPT as u64,
+        "the oldest are forgotten",
     ));
     limits
 }

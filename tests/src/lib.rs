@@ -10,9 +10,11 @@
 pub mod browser;
 pub mod cluster;
 pub mod compose;
+pub mod dns;
 pub mod fault;
 pub mod images;
 pub mod machine;
+pub mod namespace;
 pub mod personality;
 pub mod program;
 pub mod proxy;

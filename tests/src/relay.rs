@@ -69,7 +69,15 @@ impl Relay {
     /// # Panics
     /// When that is no address.
     pub async fn start(to: &str) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback port is free");
+        Self::start_at("127.0.0.1:0", to).await
+    }
+
+    /// Starts one at an address of this machine, in front of another.
+    ///
+    /// # Panics
+    /// When either is no address, or the first is not free.
+    pub async fn start_at(at: &str, to: &str) -> Self {
+        let listener = TcpListener::bind(at).await.expect("the address is free");
         let address = listener.local_addr().expect("a listener has an address");
         let shared = Arc::new(Shared {
             to: Mutex::new(to.parse().expect("an address and a port")),

@@ -73,6 +73,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         http1: written.http1,
         proxy: written.proxy.clone(),
         allow_private: written.allow_private,
+        allow_metadata: written.allow_metadata.clone(),
         credentials: written.credential.iter().map(credential).collect(),
         pull_credentials: written.pull_credentials.iter().map(credential).collect(),
         requests_per_second: written.requests_per_second,

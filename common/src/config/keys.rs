@@ -157,6 +157,11 @@ pub(super) static REGISTRY: Section = Section {
         key("http1", Kind::Flag, "Does not use HTTP/2."),
         key("allow_private", Kind::Flag, "Follows redirects and tokens to private addresses."),
         key(
+            "allow_metadata",
+            Kind::Several(&Kind::Text),
+            "Addresses of a cloud's metadata service, such as 169.254.169.254, that the registry may have or lead to.",
+        ),
+        key(
             "requests_per_second",
             Kind::Number,
             "The pace that the registry accepts, of all processes of a cluster together; what is documented for it if left out.",

@@ -1,6 +1,7 @@
 //! `registries:`: how registries are reached, and who is asking.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -45,6 +46,8 @@ pub struct RegistrySettings {
     pub http1: bool,
     /// Private addresses are followed to.
     pub allow_private: bool,
+    /// Addresses of a cloud's metadata service that it may have or lead to.
+    pub allow_metadata: Vec<IpAddr>,
     /// The pace that it accepts.
     pub requests_per_second: Option<f64>,
     /// How many requests may be open at a time.
@@ -181,6 +184,10 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
         insecure: flag("insecure").unwrap_or_default(),
         http1: flag("http1").unwrap_or_default(),
         allow_private: flag("allow_private").unwrap_or_default(),
+        allow_metadata: match fields.get("allow_metadata") {
+            Some(node) => reader.several(node).iter().filter_map(|node| address(reader, node)).collect(),
+            None => Vec::new(),
+        },
         requests_per_second: fields.get("requests_per_second").and_then(|node| reader.positive(node)),
         concurrency: fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)),
         pull_reserve: fields.get("pull_reserve").and_then(|node| reader.parse(node)),
@@ -197,6 +204,15 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
         reader.report(&entry.key_at, error);
     }
     settings
+}
+
+fn address(reader: &Reader, node: &Node) -> Option<IpAddr> {
+    let text = reader.text(node)?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        reader.report(&node.at, format!("`{text}` is no address, such as 169.254.169.254"));
+    }
+    address
 }
 
 fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySettings) {

@@ -116,6 +116,7 @@ fn registry(yaml: &mut Yaml, settings: &RegistrySettings) {
     ] {
         yaml.option(name, on.then_some(true));
     }
+    yaml.list("allow_metadata", settings.allow_metadata.iter().map(ToString::to_string));
     yaml.option("requests_per_second", settings.requests_per_second);
     yaml.option("concurrency", settings.concurrency);
     yaml.option("pull_reserve", settings.pull_reserve);

@@ -123,6 +123,7 @@ fn good_configurations_are_taken() {
             "client_cert: c.pem, client_key: k.pem, listing: harbor, api: 'https://api.example.com', insecure: false",
         ),
         &registry("listing: registry"),
+        &registry("allow_metadata: [169.254.169.254, 'fd00:ec2::254']"),
         "registries: {docker.io: {endpoint: 'https://m', api: 'https://hub.docker.com'}, quay.io: {listing: quay}}",
         &registry("credentials: [{username: a, password: b}, {identity_token: c}], requests_per_second: \"${RPS}\""),
         &registry("pull_reserve: 20, bandwidth: 20MiB, concurrency: 4"),

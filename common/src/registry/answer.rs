@@ -11,7 +11,7 @@ use url::Url;
 use super::failure::{Way, classify, says_wants_tls, tls_on, transport_error};
 use super::pace::Errand;
 use super::seats::Seat;
-use super::{api_error, ratelimit, retry_after};
+use super::{api_error, hop, ratelimit, retry_after};
 use crate::error::{Class, Error, Result};
 use crate::retry;
 use crate::wait::WaitCredit;
@@ -35,6 +35,10 @@ pub(crate) struct Answer {
     /// Where it came from, after redirects.
     pub(super) url: Url,
     pub(super) way: Way,
+    /// The network that it came from.
+    pub(super) reach: hop::Reach,
+    /// Whether it, and all that led to it, came from public addresses, and by no proxy.
+    pub(super) is_from_outside: bool,
     pub(super) with_credentials: bool,
     /// When the request was made.
     pub(super) began: Instant,
@@ -61,6 +65,8 @@ impl Answer {
             response,
             url,
             way,
+            reach: hop::Reach::Public,
+            is_from_outside: false,
             with_credentials: false,
             began,
             errand: Errand::aside(0),
@@ -81,6 +87,14 @@ impl Answer {
 
     pub(crate) fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// Whether anybody could have got it: from public addresses, without credentials.
+    pub(crate) fn is_public(&self) -> bool {
+        self.is_from_outside
+            && !self.with_credentials
+            && self.url.username().is_empty()
+            && self.url.password().is_none()
     }
 
     pub(crate) fn is_with_credentials(&self) -> bool {

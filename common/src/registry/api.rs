@@ -436,6 +436,7 @@ struct HubToken {
 }
 
 fn bearer(token: &Secret, tried: &str) -> Result<HeaderValue> {
+    token.remember();
     let mut header = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
         .map_err(|_| Error::new(Class::Invalid, tried, "the token holds characters that no header can carry"))?;
     header.set_sensitive(true);

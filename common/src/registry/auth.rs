@@ -114,6 +114,8 @@ struct Token {
     renew_at: Instant,
     /// The scopes that the registry named itself, which can differ from ours behind a rewriting proxy.
     scopes: Option<Vec<String>>,
+    /// What the header holds, to be masked where it comes back.
+    _secret: Secret,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
@@ -201,7 +203,7 @@ impl Repository {
             }
             return Ok(self.basic(scope.login).await?.filter(|fresh| fresh.header != used.header));
         };
-        let realm = self.realm(bearer).await?;
+        let realm = self.realm(bearer)?;
         let service = bearer.service.clone();
         *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) =
             Known::Bearer { realm: realm.clone(), service: service.clone() };
@@ -290,20 +292,19 @@ impl Repository {
     }
 
     /// The token service that a challenge names, if it may be trusted with credentials.
-    async fn realm(&self, challenge: &Challenge) -> Result<Url> {
+    fn realm(&self, challenge: &Challenge) -> Result<Url> {
         let written = challenge.realm.as_deref().unwrap_or_default();
         let tried = format!("logging in at {}", self.registry.name);
         let realm = self.registry.base.join(written).map_err(|error| {
             Error::new(Class::BadAnswer, &tried, format!("it names `{written}` as its token service, which is no URL"))
                 .because(error)
         })?;
-        let home = self.reach().await;
-        let realm =
-            hop::check(&self.registry.base, realm, home, self.registry.settings.allow_private, "token service")?;
+        let home = self.reach();
+        let realm = hop::check(&self.registry.base, realm, home, self.registry.settings.allowed(), "token service")?;
         // Where the registry itself is spoken to without TLS, that was decided for this host; but not for sending a
         // password in clear to another. What stays on this machine is seen by nobody.
         let elsewhere = realm.host() != self.registry.base.host();
-        let stays_here = home == hop::Reach::Loopback && hop::reach_of(&realm).await == hop::Reach::Loopback;
+        let stays_here = home == hop::Reach::Loopback && hop::literal_reach(&realm) == Some(hop::Reach::Loopback);
         if realm.scheme() == "http" && elsewhere && !stays_here {
             return Err(Error::new(
                 Class::Insecure,
@@ -397,6 +398,7 @@ pub(crate) fn user(credential: Credential) -> Option<String> {
 }
 
 pub(crate) fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
+    password.remember();
     let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{}", password.expose()));
     let mut header = HeaderValue::from_str(&format!("Basic {text}"))
         .map_err(|error| Error::new(Class::Invalid, "making a login", error.to_string()))?;

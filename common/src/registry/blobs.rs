@@ -38,6 +38,11 @@ pub struct Opened {
 }
 
 impl BlobStream {
+    /// Whether anybody could read it: it comes from a public address, and no credentials were sent to get it.
+    pub fn is_public(&self) -> bool {
+        self.answer.is_public() && self.registry.settings.identity.is_none()
+    }
+
     /// The next bytes; `None` at the end, which may be too early. A stall is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         // Before it is read and not after: who is dropped while waiting has lost no bytes.
@@ -84,6 +89,24 @@ impl Repository {
         }
     }
 
+    /// Whether this repository, or a mirror of it, shows that it holds a blob. A question that is not answered is no proof,
+    /// and no error: the blob is read then.
+    pub async fn shows_blob(&self, digest: &Digest) -> Result<bool> {
+        let at_mirror = |mirror: Repository| async move {
+            match mirror.blob_head(digest).await? {
+                true => Ok(()),
+                false => Err(Error::new(Class::NotFound, "asking a mirror for a blob", "it is not there")),
+            }
+        };
+        if self.has_mirrors() && Box::pin(self.at_mirrors(at_mirror)).await?.is_some() {
+            return Ok(true);
+        }
+        match self.blob_head(digest).await {
+            Err(error) if error.is_cancelled() => Err(error),
+            found => Ok(found.unwrap_or(false)),
+        }
+    }
+
     /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
     /// says that the blob has another size than its descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
@@ -111,8 +134,8 @@ impl Repository {
                 .parse::<Url>()
                 .map_err(|error| Error::new(Class::BadAnswer, &tried, format!("`{written}` is no URL")).because(error));
             let opened = async {
-                let (from, reach) = (&self.registry.base, self.reach().await);
-                let url = hop::check(from, url?, reach, self.registry.settings.allow_private, "foreign layer")?;
+                let (from, reach) = (&self.registry.base, self.reach());
+                let url = hop::check(from, url?, reach, self.registry.settings.allowed(), "foreign layer")?;
                 self.blob_open_at(url, blob, offset, tried).await
             };
             match opened.await {

@@ -147,9 +147,13 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
     if text.contains("received fatal alert") {
         return Error::new(Class::Insecure, tried, text).hint(CLIENT_CERTIFICATE).because(error);
     }
-    if find::<hop::NotPublic>(&error).is_some() {
+    if let Some(withheld) = find::<hop::Withheld>(&error) {
+        let key = match withheld {
+            hop::Withheld::Inside(_) => "allow_private: true".to_owned(),
+            hop::Withheld::Metadata(_, address) => format!("allow_metadata: {address}"),
+        };
         return Error::new(Class::Insecure, tried, text)
-            .hint("if that is meant, set `allow_private: true` for the registry under `registries`")
+            .hint(format!("if that is meant, set `{key}` for the registry under `registries`"))
             .because(error);
     }
     if error.is_builder() {

@@ -1,14 +1,19 @@
 //! Where a registry may send us: redirects, token services, upload locations, next pages.
 //!
 //! A registry is trusted with requests to itself, not with where on the network we connect (CVE-2020-15157 and its
-//! kind): never from https to http, never from a public host to loopback, link-local or private addresses.
+//! kind): never from https to http, never from a public host to loopback, link-local or private addresses, and to the
+//! metadata service of a cloud only where the user named it. What counts is the address of the connection, for each hop:
+//! a name can have another one a moment later.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
 use crate::error::{Class, Error, Result};
+use crate::mask::mask;
 
 /// What kind of network an address is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,33 +24,92 @@ pub(crate) enum Reach {
     Loopback,
 }
 
+/// The IPv4 address that an IPv6 address stands for, if it does: mapped, behind a translator (RFC 6052, RFC 8215), by 6to4
+/// (RFC 3056). Any other address as it is.
+pub(crate) fn canonical(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address else { return address };
+    let (high, low) = match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x64, 0xff9b, 1, _, _, _, high, low] | [0x2002, high, low, ..] => (high, low),
+        _ => return address,
+    };
+    IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)))
+}
+
 pub(crate) fn reach(address: IpAddr) -> Reach {
-    match address {
+    match canonical(address) {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
             match () {
                 () if v4.is_loopback() || v4.is_unspecified() => Reach::Loopback,
                 () if v4.is_link_local() => Reach::LinkLocal,
-                // RFC 1918, and the shared space of carriers (RFC 6598).
+                // RFC 1918, and the shared space of carriers (RFC 6598). Not 198.18.0.0/15: resolvers of transparent proxies
+                // give such addresses for public names.
                 () if v4.is_private() || (a == 100 && (64..128).contains(&b)) => Reach::Private,
                 () => Reach::Public,
             }
         }
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => reach(IpAddr::V4(v4)),
-            None if v6.is_loopback() || v6.is_unspecified() => Reach::Loopback,
-            // Addresses of IPv4 behind a translator (RFC 6052) and by 6to4 (RFC 3056).
-            None if v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0] => embedded(v6.segments()[6], v6.segments()[7]),
-            None if v6.segments()[0] == 0x2002 => embedded(v6.segments()[1], v6.segments()[2]),
-            None if (v6.segments()[0] & 0xffc0) == 0xfe80 => Reach::LinkLocal,
-            None if (v6.segments()[0] & 0xfe00) == 0xfc00 => Reach::Private,
-            None => Reach::Public,
+        IpAddr::V6(v6) => match () {
+            () if v6.is_loopback() || v6.is_unspecified() => Reach::Loopback,
+            () if (v6.segments()[0] & 0xffc0) == 0xfe80 => Reach::LinkLocal,
+            () if (v6.segments()[0] & 0xfe00) == 0xfc00 => Reach::Private,
+            () => Reach::Public,
         },
     }
 }
 
-fn embedded(high: u16, low: u16) -> Reach {
-    reach(IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))))
+/// Where clouds give credentials to whoever connects: no registry is there, and none may lead there.
+pub(crate) fn is_metadata(address: IpAddr) -> bool {
+    match canonical(address) {
+        // 169.254.0.0/16 as a whole: AWS, Google, Azure and others have several of it. Alibaba, Azure, Oracle.
+        IpAddr::V4(v4) => {
+            v4.is_link_local() || matches!(v4.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192])
+        }
+        // AWS, Google, OpenStack.
+        IpAddr::V6(v6) => matches!(
+            v6.segments(),
+            [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
+                | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
+                | [0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe]
+        ),
+    }
+}
+
+/// What the user allows a registry besides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed<'a> {
+    /// Private, link-local and loopback addresses.
+    pub private: bool,
+    /// These addresses, which are refused to everybody else.
+    pub metadata: &'a [IpAddr],
+}
+
+impl Allowed<'_> {
+    fn names(self, address: IpAddr) -> bool {
+        self.metadata.iter().any(|allowed| canonical(*allowed) == canonical(address))
+    }
+}
+
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(IpAddr::V4(address)),
+        Host::Ipv6(address) => Some(IpAddr::V6(address)),
+        Host::Domain(_) => None,
+    }
+}
+
+/// Refuses an address of a cloud's metadata service, unless it was named.
+pub(crate) fn refuse_metadata(url: &Url, allowed: Allowed<'_>, tried: &str) -> Result<()> {
+    match literal(url) {
+        Some(address) if is_metadata(address) && !allowed.names(address) => {
+            Err(Error::new(Class::Insecure, tried, format!("{address} is the address of a cloud's metadata service"))
+                .hint(format!(
+                    "if that is meant, set `allow_metadata: {}` for the registry (`allow_private` does not do)",
+                    canonical(address)
+                )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What can be told of a URL's host without asking the network.
@@ -60,32 +124,14 @@ pub(crate) fn literal_reach(url: &Url) -> Option<Reach> {
     }
 }
 
-/// Which network a registry's own host is in. A name that does not resolve here (a proxy may know it) counts as public.
-pub(crate) async fn reach_of(url: &Url) -> Reach {
-    if let Some(reach) = literal_reach(url) {
-        return reach;
-    }
-    let Some(Host::Domain(name)) = url.host() else { return Reach::Public };
-    let port = url.port_or_known_default().unwrap_or(443);
-    match tokio::net::lookup_host((name, port)).await {
-        Ok(addresses) => reach_of_all(addresses.map(|address| address.ip())),
-        Err(_) => Reach::Public,
-    }
-}
-
-/// One public address makes a host public: whoever answers there may not lead inside.
-fn reach_of_all(addresses: impl Iterator<Item = IpAddr>) -> Reach {
-    addresses.map(reach).min().unwrap_or(Reach::Public)
-}
-
 /// Whether two URLs are of one origin: scheme, host and port.
 pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Checks a hop and gives the URL to go to. `home` is the network that the registry itself is in. `what` names the kind
-/// of hop for the error: "redirect", "token service", "upload location".
-pub(crate) fn check(from: &Url, to: Url, home: Reach, allow_private: bool, what: &str) -> Result<Url> {
+/// Checks a hop and gives the URL to go to. `home` is the network that whoever names it was connected to in. `what` names
+/// the kind of hop for the error: "redirect", "token service", "upload location".
+pub(crate) fn check(from: &Url, to: Url, home: Reach, allowed: Allowed<'_>, what: &str) -> Result<Url> {
     let tried = || format!("following the {what} of {} to {}", origin(from), origin(&to));
     let mut next = to.clone();
     if !matches!(to.scheme(), "http" | "https") || to.host().is_none() {
@@ -102,13 +148,14 @@ pub(crate) fn check(from: &Url, to: Url, home: Reach, allow_private: bool, what:
                 .hint("the registry, or a proxy before it, is set up wrong; tell who runs it"));
         }
     }
-    let there = literal_reach(&next).unwrap_or(Reach::Public);
-    let forbidden = match there {
+    refuse_metadata(&next, allowed, &tried())?;
+    let named = literal(&next).is_some_and(|address| allowed.names(address));
+    let forbidden = match literal_reach(&next).unwrap_or(Reach::Public) {
         Reach::Public => false,
         Reach::LinkLocal => home != Reach::LinkLocal,
         Reach::Private | Reach::Loopback => home == Reach::Public,
     };
-    if forbidden && !allow_private {
+    if forbidden && !allowed.private && !named {
         return Err(private_address(tried(), from));
     }
     Ok(next)
@@ -130,61 +177,108 @@ fn private_address(tried: String, from: &Url) -> Error {
 
 /// Scheme, host and port, which is what an error may name: paths and queries can hold signatures.
 pub(crate) fn origin(url: &Url) -> String {
-    url.origin().ascii_serialization()
+    mask(&url.origin().ascii_serialization()).into_owned()
 }
 
-/// Where names may lead.
+/// Where names may lead. Nowhere to metadata services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Names {
     /// The user has said so.
     Anywhere,
-    /// From a private registry: within, but not to the metadata service of a cloud.
+    /// The registry itself: anywhere, until it was connected to at a public address. Whoever answers there must not have
+    /// its name lead inside later.
+    Home,
+    /// From a private registry: within, but to no link-local address.
     NotLinkLocal,
     /// From a public registry.
     Public,
 }
 
-impl Names {
-    fn may_lead_to(self, address: IpAddr) -> bool {
-        match self {
-            Names::Anywhere => true,
-            Names::NotLinkLocal => reach(address) != Reach::LinkLocal,
-            Names::Public => reach(address) == Reach::Public,
+/// In which networks hosts were connected to; of several the most public. Hosts of registries alone, so that their number
+/// has a bound.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(Mutex<HashMap<String, Reach>>);
+
+impl Seen {
+    /// A host was connected to.
+    pub(crate) fn note(&self, host: &str, reach: Reach) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get_mut(host) {
+            Some(known) => *known = (*known).min(reach),
+            None => drop(seen.insert(host.to_owned(), reach)),
         }
+    }
+
+    fn is_public(&self, host: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host) == Some(&Reach::Public)
     }
 }
 
 /// Resolves names and gives only addresses that they may lead to, so that a name cannot lead where a literal address may
-/// not. Proxies are excepted: they were chosen by the user, and mostly stand on private addresses. What a proxy resolves
-/// itself is not seen here: then the literal check alone holds.
+/// not: the check is of the addresses that are connected to. Proxies are excepted: they were chosen by the user, and mostly
+/// stand on private addresses. What a proxy resolves itself is not seen here: then the literal check alone holds.
 #[derive(Debug)]
 pub(crate) struct Guarded {
     /// The hosts of the proxies, in lower case.
     pub proxies: Vec<String>,
     /// Where all others may lead.
     pub names: Names,
+    /// Metadata addresses that were allowed by name.
+    pub metadata: Vec<IpAddr>,
+    /// Where hosts were connected to.
+    pub seen: Arc<Seen>,
 }
 
 /// Why [`Guarded`] gave nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("{name} has private, link-local or loopback addresses only")]
-pub(crate) struct NotPublic {
-    name: String,
+pub(crate) enum Withheld {
+    #[error("{0} has private, link-local or loopback addresses only")]
+    Inside(String),
+    #[error("{0} has the address of a cloud's metadata service, {1}")]
+    Metadata(String, IpAddr),
 }
 
-impl Resolve for Guarded {
-    fn resolve(&self, name: Name) -> Resolving {
-        let is_proxy = self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
-        let names = self.names;
-        Box::pin(async move {
-            let name = name.as_str().to_owned();
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let public: Vec<SocketAddr> =
-                found.iter().copied().filter(|address| is_proxy || names.may_lead_to(address.ip())).collect();
-            if public.is_empty() && !found.is_empty() {
-                return Err(NotPublic { name }.into());
+impl Guarded {
+    fn may_lead_to(&self, host: &str, address: IpAddr) -> bool {
+        if is_metadata(address) {
+            return Allowed { private: false, metadata: &self.metadata }.names(address);
+        }
+        match self.names {
+            Names::Anywhere => true,
+            Names::Home => !self.seen.is_public(host) || reach(address) == Reach::Public,
+            Names::NotLinkLocal => reach(address) != Reach::LinkLocal,
+            Names::Public => reach(address) == Reach::Public,
+        }
+    }
+
+    /// Those of a name's addresses that it may lead to.
+    fn filter(&self, host: &str, found: Vec<SocketAddr>) -> std::result::Result<Vec<SocketAddr>, Withheld> {
+        if self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host)) {
+            return Ok(found);
+        }
+        let (kept, withheld): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|address| self.may_lead_to(host, address.ip()));
+        match (kept.is_empty(), withheld.first()) {
+            (true, Some(address)) if is_metadata(address.ip()) => {
+                Err(Withheld::Metadata(host.to_owned(), canonical(address.ip())))
             }
-            Ok(Box::new(public.into_iter()) as Addrs)
+            (true, Some(_)) => Err(Withheld::Inside(host.to_owned())),
+            _ => Ok(kept),
+        }
+    }
+}
+
+/// A [`Guarded`] that a client resolves by.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolver(pub(crate) Arc<Guarded>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guarded = self.0.clone();
+        Box::pin(async move {
+            let host = name.as_str().trim_end_matches('.').to_ascii_lowercase();
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            Ok(Box::new(guarded.filter(&host, found)?.into_iter()) as Addrs)
         })
     }
 }
@@ -197,8 +291,15 @@ mod tests {
         text.parse().unwrap()
     }
 
+    const NOTHING: Allowed<'static> = Allowed { private: false, metadata: &[] };
+    const PRIVATE: Allowed<'static> = Allowed { private: true, metadata: &[] };
+
+    fn guarded(names: Names) -> Guarded {
+        Guarded { proxies: Vec::new(), names, metadata: Vec::new(), seen: Arc::default() }
+    }
+
     fn class(from: &str, to: &str, home: Reach) -> Option<Class> {
-        check(&url(from), url(to), home, false, "redirect").err().map(|error| error.class())
+        check(&url(from), url(to), home, NOTHING, "redirect").err().map(|error| error.class())
     }
 
     #[test]
@@ -227,58 +328,116 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_resolves_inside_is_refused_where_public_addresses_alone_are_allowed() {
-        let resolver = Guarded { proxies: vec!["proxy.corp".to_owned()], names: Names::Public };
+        let resolver = Resolver(Arc::new(guarded(Names::Public)));
         let error = resolver.resolve("localhost".parse().unwrap()).await.err().unwrap();
-        assert!(error.downcast_ref::<NotPublic>().is_some(), "{error}");
+        assert!(error.downcast_ref::<Withheld>().is_some(), "{error}");
     }
 
     #[tokio::test]
     async fn a_proxy_may_stand_on_a_private_address() {
-        let resolver = Guarded { proxies: vec!["localhost".to_owned()], names: Names::Public };
+        let resolver = Resolver(Arc::new(Guarded { proxies: vec!["localhost".to_owned()], ..guarded(Names::Public) }));
         assert!(resolver.resolve("LocalHost".parse().unwrap()).await.unwrap().count() > 0);
     }
 
+    /// Those of these addresses that are kept.
+    fn kept(guarded: &Guarded, host: &str, addresses: &[&str]) -> Vec<String> {
+        let found = addresses.iter().map(|address| SocketAddr::new(address.parse().unwrap(), 0)).collect();
+        let kept = guarded.filter(host, found).unwrap_or_default();
+        kept.iter().map(|address| address.ip().to_string()).collect()
+    }
+
     #[test]
-    fn a_name_that_a_private_registry_gives_leads_within_but_not_to_the_metadata_address() {
-        let may = |names: Names, address: &str| names.may_lead_to(address.parse().unwrap());
-        for inside in ["10.0.0.6", "127.0.0.1", "93.184.215.14"] {
-            assert!(may(Names::NotLinkLocal, inside), "{inside}");
-        }
-        for metadata in ["169.254.169.254", "fe80::1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"] {
-            assert!(!may(Names::NotLinkLocal, metadata) && !may(Names::Public, metadata), "{metadata}");
-            assert!(may(Names::Anywhere, metadata), "{metadata}");
+    fn a_name_that_a_private_registry_gives_leads_within_but_not_to_link_local_addresses() {
+        let inside = ["10.0.0.6", "127.0.0.1", "93.184.215.14"];
+        assert_eq!(kept(&guarded(Names::NotLinkLocal), "h", &inside), inside);
+        assert_eq!(kept(&guarded(Names::NotLinkLocal), "h", &["fe80::1", "10.0.0.6"]), ["10.0.0.6"]);
+        assert_eq!(kept(&guarded(Names::Anywhere), "h", &["fe80::1"]), ["fe80::1"]);
+    }
+
+    /// Each has its own way to be written.
+    const METADATA: [&str; 12] = [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "2002:a9fe:a9fe::",
+        "100.100.100.200",
+        "168.63.129.16",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "fe80::a9fe:a9fe",
+    ];
+
+    #[test]
+    fn metadata_services_are_refused_to_everybody_unless_named() {
+        for metadata in METADATA {
+            for names in [Names::Anywhere, Names::Home, Names::NotLinkLocal, Names::Public] {
+                assert_eq!(kept(&guarded(names), "h", &[metadata]), [""; 0], "{metadata}");
+                let named = Guarded { metadata: vec![canonical(metadata.parse().unwrap())], ..guarded(names) };
+                assert_eq!(kept(&named, "h", &[metadata]), [metadata]);
+            }
+            let host = if metadata.contains(':') { format!("[{metadata}]") } else { metadata.to_owned() };
+            let to = url(&format!("http://{host}/latest"));
+            let address: IpAddr = metadata.parse().unwrap();
+            for home in [Reach::Public, Reach::Private, Reach::LinkLocal, Reach::Loopback] {
+                let from = url("http://10.0.0.5:5000/");
+                let error = check(&from, to.clone(), home, PRIVATE, "redirect").unwrap_err();
+                assert_eq!(error.class(), Class::Insecure);
+                assert!(error.advice().unwrap().contains("allow_metadata"), "{error}");
+                let named = Allowed { private: false, metadata: &[address] };
+                assert!(check(&from, to.clone(), home, named, "redirect").is_ok(), "{metadata}");
+            }
+            assert!(refuse_metadata(&to, PRIVATE, "x").is_err());
         }
     }
 
     #[test]
-    fn one_public_address_makes_a_host_public() {
-        let of = |addresses: &[&str]| reach_of_all(addresses.iter().map(|address| address.parse().unwrap()));
-        assert_eq!(of(&["10.0.0.1", "93.184.215.14"]), Reach::Public);
-        assert_eq!(of(&["127.0.0.1", "10.0.0.1"]), Reach::Private);
-        assert_eq!(of(&["::1", "127.0.0.1"]), Reach::Loopback);
-        assert_eq!(of(&[]), Reach::Public);
+    fn addresses_that_fake_ip_resolvers_give_count_as_public() {
+        for fake in ["198.18.0.1", "198.19.255.254"] {
+            assert_eq!(reach(fake.parse().unwrap()), Reach::Public);
+            assert_eq!(kept(&guarded(Names::Public), "h", &[fake]), [fake]);
+        }
+        for near in ["198.17.0.1", "198.20.0.1"] {
+            assert_eq!(reach(near.parse().unwrap()), Reach::Public, "nor do these need a rule");
+        }
     }
 
     #[test]
-    fn a_private_registry_may_lead_within_but_not_to_the_metadata_address() {
+    fn a_registry_that_was_at_a_public_address_is_not_followed_inside() {
+        let both = ["127.0.0.1", "93.184.215.14"];
+        let home = guarded(Names::Home);
+        assert_eq!(kept(&home, "r.example", &both), both, "nothing is known of it");
+        home.seen.note("r.example", Reach::Loopback);
+        assert_eq!(kept(&home, "r.example", &both), both);
+        home.seen.note("r.example", Reach::Public);
+        home.seen.note("r.example", Reach::Loopback);
+        assert_eq!(kept(&home, "r.example", &both), ["93.184.215.14"]);
+        assert_eq!(kept(&home, "r.example", &["127.0.0.1"]), [""; 0]);
+        assert_eq!(kept(&home, "other.example", &both), both);
+    }
+
+    #[test]
+    fn a_private_registry_may_lead_within_but_not_to_link_local_addresses() {
         let from = "http://10.0.0.5:5000/";
         assert_eq!(class(from, "http://10.0.0.6:9000/x", Reach::Private), None);
-        assert_eq!(class(from, "http://169.254.169.254/x", Reach::Private), Some(Class::Insecure));
-        assert!(check(&url(from), url("http://169.254.169.254/x"), Reach::Private, true, "redirect").is_ok());
+        assert_eq!(class(from, "http://[fe80::2]/x", Reach::Private), Some(Class::Insecure));
+        assert!(check(&url(from), url("http://[fe80::2]/x"), Reach::Private, PRIVATE, "redirect").is_ok());
     }
 
     #[test]
     fn https_never_becomes_http_but_a_forgetful_proxy_is_understood() {
         let from = "https://registry.example.com/v2/";
         assert_eq!(class(from, "http://cdn.example.com/x", Reach::Public), Some(Class::Insecure));
-        let same = check(&url(from), url("http://registry.example.com/v2/x?y=1"), Reach::Public, false, "redirect");
+        let same = check(&url(from), url("http://registry.example.com/v2/x?y=1"), Reach::Public, NOTHING, "redirect");
         assert_eq!(same.unwrap().as_str(), "https://registry.example.com/v2/x?y=1");
         let other_port = "https://registry.example.com:5443/v2/";
         let same = check(
             &url(other_port),
             url("http://registry.example.com:5443/v2/x?y=1"),
             Reach::Public,
-            false,
+            NOTHING,
             "upload location",
         );
         assert_eq!(same.unwrap().as_str(), "https://registry.example.com:5443/v2/x?y=1");
@@ -292,7 +451,7 @@ mod tests {
             &url("https://a.example.com/"),
             url("http://b.example.com/blob?X-Signature=secret"),
             Reach::Public,
-            false,
+            NOTHING,
             "redirect",
         );
         let text = error.unwrap_err().to_string();

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustls::pki_types::CertificateDer;
 use url::Url;
 
 use super::authorities;
-use super::hop::{Guarded, Names};
+use super::hop::{Guarded, Names, Resolver, Seen};
 use super::proxies::{self, Proxies};
 use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
+use crate::secret::Secret;
 
 /// What we call ourselves.
 const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
@@ -30,6 +32,7 @@ struct Shape {
     http1: bool,
     proxy: Option<String>,
     names: Names,
+    metadata: Vec<IpAddr>,
 }
 
 /// Nothing of it: certificate keys and the proxy's password are in it.
@@ -52,9 +55,14 @@ pub(crate) enum Toward {
     Public,
 }
 
-/// The clients made so far.
+/// The clients made so far, and where they have connected to.
 #[derive(Debug, Default)]
-pub(crate) struct HttpClients(Mutex<HashMap<Shape, reqwest::Client>>);
+pub(crate) struct HttpClients {
+    made: Mutex<HashMap<Shape, reqwest::Client>>,
+    pub(crate) seen: Arc<Seen>,
+    /// Passwords of proxies, held so that they are masked where a proxy sends them back.
+    passwords: Mutex<Vec<Secret>>,
+}
 
 impl HttpClients {
     /// A client for a registry, or for where it sends us.
@@ -75,22 +83,32 @@ impl HttpClients {
             http1: registry.http1,
             proxy: registry.proxy.as_ref().map(|proxy| proxy.expose().to_string()),
             names: match toward {
-                Toward::Home | Toward::Elsewhere => Names::Anywhere,
+                Toward::Home if registry.allow_private => Names::Anywhere,
+                Toward::Home => Names::Home,
+                Toward::Elsewhere => Names::Anywhere,
                 Toward::NotLinkLocal => Names::NotLinkLocal,
                 Toward::Public => Names::Public,
             },
+            metadata: registry.allow_metadata.clone(),
         };
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&shape) {
             return Ok(client.clone());
         }
-        let client = build(settings, &shape)?;
+        let client = build(settings, &shape, &self.seen)?;
+        let proxy = shape.proxy.as_ref().and_then(|proxy| Url::parse(proxy).ok());
+        let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
+        for password in proxy.iter().chain(Proxies::of_environment().urls()).filter_map(proxy_password) {
+            if !passwords.contains(&password) {
+                passwords.push(password);
+            }
+        }
         clients.insert(shape, client.clone());
         Ok(client)
     }
 }
 
-fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
+fn build(settings: &ClientSettings, shape: &Shape, seen: &Arc<Seen>) -> Result<reqwest::Client> {
     install_tls_provider();
     let invalid = |what: &str, error: reqwest::Error| {
         Error::new(Class::Invalid, format!("setting up connections: {what}"), chain(&error))
@@ -129,13 +147,12 @@ fn build(settings: &ClientSettings, shape: &Shape) -> Result<reqwest::Client> {
         Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?),
         None => of_environment(builder),
     };
-    if shape.names != Names::Anywhere {
-        let proxies = match &shape.proxy {
-            Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(proxies::host).into_iter().collect(),
-            None => environment.hosts(),
-        };
-        builder = builder.dns_resolver(Guarded { proxies, names: shape.names });
-    }
+    let proxies = match &shape.proxy {
+        Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(proxies::host).into_iter().collect(),
+        None => environment.hosts(),
+    };
+    let (names, metadata, seen) = (shape.names, shape.metadata.clone(), seen.clone());
+    builder = builder.dns_resolver(Resolver(Arc::new(Guarded { proxies, names, metadata, seen })));
     builder.build().map_err(|error| invalid("TLS", error))
 }
 
@@ -148,8 +165,14 @@ fn of_environment(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     }
 }
 
-/// A client for a URL that is no registry's, such as a notification target. It follows no redirects and tries nothing again. An
-/// error where the environment's proxy to it cannot be used.
+/// The password that is sent to a proxy.
+fn proxy_password(proxy: &Url) -> Option<Secret> {
+    let field = format!("p={}", proxy.password()?.replace('+', "%2B"));
+    url::form_urlencoded::parse(field.as_bytes()).next().map(|(_, password)| Secret::new(password))
+}
+
+/// A client for a URL that is no registry's, such as a notification target. It follows no redirects, tries nothing again, and
+/// connects by no name to the metadata service of a cloud. An error where the environment's proxy to it cannot be used.
 pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
     install_tls_provider();
     Proxies::of_environment().to(url)?;
@@ -160,7 +183,9 @@ pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
         .retry(reqwest::retry::never())
         .connect_timeout(std::time::Duration::from_secs(10))
         .tls_certs_only(system_certificates());
-    let builder = of_environment(builder);
+    let proxies = Proxies::of_environment().hosts();
+    let guarded = Guarded { proxies, names: Names::Anywhere, metadata: Vec::new(), seen: Arc::default() };
+    let builder = of_environment(builder).dns_resolver(Resolver(Arc::new(guarded)));
     builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
 }
 
@@ -210,4 +235,18 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         next = error.source();
     }
     parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_of_a_proxy_is_known_as_it_is_sent() {
+        let password =
+            |written: &str| proxy_password(&written.parse().unwrap()).map(|secret| secret.expose().to_owned());
+        assert_eq!(password("http://user:p%40s+s@Proxy.corp:3128/").as_deref(), Some("p@s+s"));
+        assert_eq!(password("socks5h://u:pass@Inside:1080").as_deref(), Some("pass"));
+        assert_eq!(password("http://proxy.corp:3128"), None);
+    }
 }

@@ -47,6 +47,7 @@ mod uploads;
 mod window;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -131,7 +132,10 @@ struct Registry {
     http_elsewhere: reqwest::Client,
     /// For where it sends us, if it is public.
     http_public_only: reqwest::Client,
-    reach: tokio::sync::OnceCell<hop::Reach>,
+    /// The most public network in which it was connected to.
+    reach: Mutex<Option<hop::Reach>>,
+    /// Where hosts were connected to, for those who resolve names.
+    seen: Arc<hop::Seen>,
     auth: Auth,
     mounts: Mounts,
     making: create::Making,
@@ -220,6 +224,7 @@ impl Client {
         let tried = format!("reaching {}", registry.name);
         let url = registry.base.join("v2/").map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
         let way = registry.way(&url)?;
+        hop::refuse_metadata(&url, registry.settings.allowed(), &tried)?;
         let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
         tokio::select! {
             answer = request.send() => match answer {
@@ -285,7 +290,8 @@ impl Client {
             http,
             http_elsewhere,
             http_public_only,
-            reach: tokio::sync::OnceCell::new(),
+            reach: Mutex::new(None),
+            seen: self.0.http.seen.clone(),
             auth: Auth::default(),
             mounts: Mounts::default(),
             making: create::Making::default(),
@@ -317,6 +323,35 @@ impl Registry {
             proxy: proxy.map(proxies::shown),
             is_proxy_told_who: proxy.is_some_and(|proxy| !proxy.username().is_empty()),
         })
+    }
+
+    /// Whether requests to a URL go through a proxy.
+    fn is_proxied(&self, url: &Url) -> bool {
+        self.settings.proxy.is_some() || Proxies::of_environment().to(url).is_ok_and(|proxy| proxy.is_some())
+    }
+
+    /// The network that it is in, as far as it was connected to; of several the most public. What nobody has connected to
+    /// is as public as its name.
+    fn reach(&self) -> hop::Reach {
+        let known = *self.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        known.or_else(|| hop::literal_reach(&self.base)).unwrap_or(hop::Reach::Public)
+    }
+
+    /// The network that an answer came from. Of what came through a proxy the address is the proxy's, and says nothing.
+    fn reach_of(&self, url: &Url, peer: Option<SocketAddr>) -> hop::Reach {
+        let is_direct = !self.is_proxied(url);
+        let reach = match peer.filter(|_| is_direct) {
+            Some(peer) => hop::reach(peer.ip()),
+            None => hop::literal_reach(url).unwrap_or(hop::Reach::Public),
+        };
+        if hop::same_origin(url, &self.base) {
+            let mut known = self.reach.lock().unwrap_or_else(PoisonError::into_inner);
+            *known = Some(known.map_or(reach, |known| known.min(reach)));
+            if let Some(host) = url.host_str().filter(|_| is_direct) {
+                self.seen.note(host.trim_end_matches('.'), reach);
+            }
+        }
+        reach
     }
 
     /// Whether it is source and target.

@@ -201,7 +201,7 @@ async fn read<T: Page>(asker: &impl Ask, url: &Url, max_bytes: usize, tried: &st
         Next::None => None,
     };
     let next = match next {
-        Some(written) => Some(checked(asker.repository(), &here, &written, tried).await?),
+        Some(written) => Some(checked(asker.repository(), &here, &written, tried)?),
         None => None,
     };
     Ok((page, next))
@@ -215,12 +215,12 @@ fn with_parameter(here: &Url, name: &str, value: &str) -> Url {
 }
 
 /// Where the next page is: on the same host, or it is an error.
-async fn checked(repository: &Repository, here: &Url, written: &str, tried: &str) -> Result<Url> {
+fn checked(repository: &Repository, here: &Url, written: &str, tried: &str) -> Result<Url> {
     let next = here
         .join(written)
         .map_err(|error| Error::new(Class::BadAnswer, tried, "the link to its next page is no URL").because(error))?;
-    let allow_private = repository.registry.settings.allow_private;
-    let mut next = hop::check(here, next, repository.reach().await, allow_private, "link to the next page")?;
+    let allowed = repository.registry.settings.allowed();
+    let mut next = hop::check(here, next, repository.reach(), allowed, "link to the next page")?;
     if !hop::same_origin(&next, here) {
         let detail = format!("the link to its next page leads to another host, {}", hop::origin(&next));
         return Err(Error::new(Class::Insecure, tried, detail));

@@ -86,9 +86,12 @@ impl Proxies {
 
     /// The hosts of all proxies, in lower case.
     pub(crate) fn hosts(&self) -> Vec<String> {
-        let proxies =
-            [&self.http, &self.https].into_iter().flatten().filter_map(|variable| variable.proxy.as_ref().ok());
-        proxies.filter_map(host).collect()
+        self.urls().filter_map(host).collect()
+    }
+
+    /// All proxies that can be used.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &Url> {
+        [&self.http, &self.https].into_iter().flatten().filter_map(|variable| variable.proxy.as_ref().ok())
     }
 
     fn excepts(&self, url: &Url) -> bool {

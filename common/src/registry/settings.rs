@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
 use super::credentials::Credential;
+use super::hop::Allowed;
 use crate::config::SecretUrl;
 use crate::image::RegistryName;
 use crate::retry::Policy;
@@ -40,6 +42,8 @@ pub struct RegistrySettings {
     pub proxy: Option<SecretUrl>,
     /// It may redirect to, and name token services at, private addresses.
     pub allow_private: bool,
+    /// Addresses of a cloud's metadata service that it may have or lead to, which are refused to all others.
+    pub allow_metadata: Vec<IpAddr>,
     /// Credentials that go before those of docker and containers; the first is used.
     pub credentials: Vec<Credential>,
     /// More of them, for pulling alone, used in turn with the first of `credentials` if there is one. Each has its own pace
@@ -61,6 +65,13 @@ pub struct RegistrySettings {
     pub create: bool,
     /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
+}
+
+impl RegistrySettings {
+    /// Where else than others it may lead.
+    pub(crate) fn allowed(&self) -> Allowed<'_> {
+        Allowed { private: self.allow_private, metadata: &self.allow_metadata }
+    }
 }
 
 /// How much of a quota is left to others.

@@ -55,6 +55,8 @@ pub(crate) struct Outgoing<'a> {
     pub payload: Payload,
     /// The repository to mount from, which needs access of its own.
     pub from: Option<&'a RepositoryName>,
+    /// The network of whoever named the URL, if not the registry itself.
+    pub named_in: Option<hop::Reach>,
     pub counted: Counted,
     /// What is being done, for errors.
     pub tried: &'a str,
@@ -68,6 +70,7 @@ impl<'a> Outgoing<'a> {
             headers: HeaderMap::new(),
             payload: Payload::Nothing,
             from: None,
+            named_in: None,
             counted: Counted::Request,
             tried,
         }
@@ -83,6 +86,11 @@ impl<'a> Outgoing<'a> {
 
     pub(crate) fn payload(mut self, payload: Payload) -> Outgoing<'a> {
         self.payload = payload;
+        self
+    }
+
+    pub(crate) fn named_in(mut self, reach: hop::Reach) -> Outgoing<'a> {
+        self.named_in = Some(reach);
         self
     }
 
@@ -109,11 +117,11 @@ impl Repository {
     }
 
     async fn send_once(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
-        let Outgoing { method, url, headers, payload, from, counted, tried } = outgoing;
+        let Outgoing { method, url, headers, payload, from, named_in, counted, tried } = outgoing;
         let errand = self.errand(&method, &url, &headers);
         let scope = self.scope(from, errand.login);
         let is_home = hop::same_origin(&url, &self.registry.base);
-        let http = self.http_for(&url).await;
+        let http = self.http_for(&url, named_in);
         let mut authorization = match is_home {
             true => self.authorization(&scope).await?,
             false => None,
@@ -212,7 +220,7 @@ impl Repository {
         if let Some(login) = login.as_ref().filter(|_| is_home) {
             with_login.insert(header::AUTHORIZATION, login.header.clone());
         }
-        let http = self.http_for(&url).await;
+        let http = self.http_for(&url, None);
         let errand = Errand::aside(who);
         let under_way = match is_home {
             true => self.begin(errand, tried).await?,
@@ -246,28 +254,29 @@ impl Repository {
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(answer);
             }
-            let next = self.location(&answer, "redirect", tried).await?;
+            let (next, named_in) = self.location(&answer, "redirect", tried)?;
             let mut headers = headers.clone();
             if hop::same_origin(&next, &self.registry.base)
                 && let Some(authorization) = &authorization
             {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
-            let http = self.http_for(&next).await;
+            let http = self.http_for(&next, Some(named_in));
             let errand = answer.errand;
             if hop::same_origin(&next, &self.registry.base) {
                 self.paced(errand, tried).await?;
             }
             self.tally.count(Counted::Redirect);
-            let with_credentials = answer.with_credentials;
+            let (with_credentials, was_outside) = (answer.with_credentials, answer.is_from_outside);
             let next = self.exchange(&http, method.clone(), next, headers, Payload::Nothing, tried).await?;
-            answer = Answer { with_credentials, errand, ..next };
+            let is_from_outside = next.is_from_outside && was_outside;
+            answer = Answer { with_credentials, errand, is_from_outside, ..next };
         }
         Err(Error::new(Class::BadAnswer, tried, format!("it redirected more than {MAX_REDIRECTS} times")))
     }
 
-    /// The checked URL that an answer's `Location` names.
-    pub(crate) async fn location(&self, answer: &Answer, what: &str, tried: &str) -> Result<Url> {
+    /// The checked URL that an answer's `Location` names, and the network of whoever names it.
+    pub(crate) fn location(&self, answer: &Answer, what: &str, tried: &str) -> Result<(Url, hop::Reach)> {
         let written = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
         let Some(written) = written else {
             return Err(Error::new(
@@ -280,21 +289,23 @@ impl Repository {
             .url
             .join(written)
             .map_err(|error| Error::new(Class::BadAnswer, tried, "the answer's Location is no URL").because(error))?;
-        hop::check(&answer.url, next, self.reach().await, self.registry.settings.allow_private, what)
+        let named_in = self.reach().min(answer.reach);
+        Ok((hop::check(&answer.url, next, named_in, self.registry.settings.allowed(), what)?, named_in))
     }
 
     /// Which network the registry itself is in.
-    pub(crate) async fn reach(&self) -> hop::Reach {
-        *self.registry.reach.get_or_init(|| hop::reach_of(&self.registry.base)).await
+    pub(crate) fn reach(&self) -> hop::Reach {
+        self.registry.reach()
     }
 
-    /// The client for a URL: where a public registry sends us elsewhere, one that connects to public addresses only.
-    pub(crate) async fn http_for(&self, url: &Url) -> reqwest::Client {
+    /// The client for a URL: where somebody public sends us elsewhere, one that connects to public addresses only.
+    /// `named_in` is the network of whoever named the URL, if not the registry itself.
+    pub(crate) fn http_for(&self, url: &Url, named_in: Option<hop::Reach>) -> reqwest::Client {
         if hop::same_origin(url, &self.registry.base) {
             return self.registry.http.clone();
         }
-        let guarded = !self.registry.settings.allow_private && self.reach().await == hop::Reach::Public;
-        match guarded {
+        let named_in = named_in.map_or(self.reach(), |named_in| named_in.min(self.reach()));
+        match !self.registry.settings.allow_private && named_in == hop::Reach::Public {
             true => self.registry.http_public_only.clone(),
             false => self.registry.http_elsewhere.clone(),
         }
@@ -357,6 +368,7 @@ impl Repository {
         let span = tracing::debug_span!(
             "request", registry = %self.registry.name, %method, purpose = errand.as_str(), status = tracing::field::Empty
         );
+        hop::refuse_metadata(&url, self.registry.settings.allowed(), tried)?;
         let mut request = http.request(method.clone(), url.clone()).headers(headers);
         // hyper leaves the length of an empty body out, and some fronts answer 411 to that (RFC 9110, 8.6).
         let is_empty = body.as_ref().is_none_or(|body| body.as_bytes().is_some_and(<[u8]>::is_empty));
@@ -375,7 +387,10 @@ impl Repository {
         span.record("status", status);
         self.answered(errand, status, began.elapsed());
         let response = response.map_err(|error| transport_error(error, tried, &way).at(&self.registry.name))?;
-        Ok(Answer::new(response, url, way, began, self.stall(), self.context.cancel.clone()))
+        let reach = self.registry.reach_of(&url, response.remote_addr());
+        let is_from_outside = reach == hop::Reach::Public && !self.registry.is_proxied(&url);
+        let answer = Answer::new(response, url, way, began, self.stall(), self.context.cancel.clone());
+        Ok(Answer { reach, is_from_outside, ..answer })
     }
 
     /// What a request is for, for those who count.

@@ -20,8 +20,10 @@ const CANCEL_WITHIN: Duration = Duration::from_millis(700);
 /// What became of the wish to upload a blob.
 #[derive(Debug)]
 pub enum Started {
-    /// The target has it now, and no bytes are needed.
+    /// The target has it now, from the other repository, and no bytes are needed.
     Mounted,
+    /// The repository itself has it already.
+    Present,
     /// A session is open, bytes can be sent.
     Session(Upload),
 }
@@ -30,6 +32,8 @@ pub enum Started {
 #[derive(Debug, Clone)]
 pub struct Upload {
     location: Url,
+    /// The network of whoever named the location.
+    named_in: hop::Reach,
     digest: Digest,
     min_chunk: u64,
 }
@@ -76,7 +80,7 @@ impl Repository {
                 }
             }
             if self.is_there_after_all(digest).await? {
-                return Ok(Started::Mounted);
+                return Ok(Started::Present);
             }
         }
         let started = self.with_retries(|| self.in_place(|| self.start_plainly(digest, &tried))).await;
@@ -148,7 +152,7 @@ impl Repository {
                 if said.is_some_and(|said| said.algorithm() == digest.algorithm() && said != *digest) {
                     return Err(Error::new(Class::Corrupt, tried, "the registry mounted another blob"));
                 }
-                Ok(Started::Mounted)
+                Ok(if *from == self.name { Started::Present } else { Started::Mounted })
             }
             StatusCode::ACCEPTED => Ok(Started::Session(self.session(answer, digest, tried).await?)),
             status => {
@@ -177,10 +181,10 @@ impl Repository {
     }
 
     async fn session(&self, answer: Answer, digest: &Digest, tried: &str) -> Result<Upload> {
-        let location = self.location(&answer, "upload location", tried).await?;
+        let (location, named_in) = self.location(&answer, "upload location", tried)?;
         let min_chunk = answer.text_header("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         answer.drain().await;
-        Ok(Upload { location, digest: digest.clone(), min_chunk })
+        Ok(Upload { location, named_in, digest: digest.clone(), min_chunk })
     }
 
     /// Sends bytes. The last part ends the upload: the registry checks the digest and keeps the blob. Once only, but
@@ -191,6 +195,7 @@ impl Repository {
             Part::Whole(bytes) => {
                 self.passed(bytes.len(), &tried).await?;
                 let request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
+                    .named_in(upload.named_in)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .payload(Payload::Bytes(bytes.clone()));
                 let answer = self.send(request).await?;
@@ -200,6 +205,7 @@ impl Repository {
             }
             Part::Stream { body, sent, offset, end, last: true } => {
                 let mut request = Outgoing::new(Method::PUT, upload.commit_url(), &tried)
+                    .named_in(upload.named_in)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
                     .payload(Payload::Stream(body, sent));
@@ -211,6 +217,7 @@ impl Repository {
             }
             Part::Stream { body, sent, offset, end, last: false } => {
                 let request = Outgoing::new(Method::PATCH, upload.location.clone(), &tried)
+                    .named_in(upload.named_in)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
                     .header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1))
@@ -220,7 +227,7 @@ impl Repository {
                     return Err(self.refusal(answer, &tried).await);
                 }
                 if answer.headers().contains_key(header::LOCATION) {
-                    upload.location = self.location(&answer, "upload location", &tried).await?;
+                    (upload.location, upload.named_in) = self.location(&answer, "upload location", &tried)?;
                 }
                 answer.drain().await;
                 Ok(())
@@ -257,15 +264,15 @@ impl Repository {
     /// the upload has to begin again.
     pub async fn upload_status(&self, upload: &mut Upload, sent: u64) -> Result<Option<u64>> {
         let tried = format!("asking how far an upload is: {}", self.writing(&upload.digest));
-        let location = upload.location.clone();
+        let (location, named_in) = (upload.location.clone(), upload.named_in);
         let (status, held, next) = self
             .with_retries(|| async {
-                let answer = self.send(Outgoing::new(Method::GET, location.clone(), &tried)).await?;
+                let answer = self.send(Outgoing::new(Method::GET, location.clone(), &tried).named_in(named_in)).await?;
                 match answer.status() {
                     status if status.is_success() => {
                         let held = answer.text_header(header::RANGE).and_then(range::parse_session_range);
                         let next = match answer.headers().contains_key(header::LOCATION) {
-                            true => Some(self.location(&answer, "upload location", &tried).await?),
+                            true => Some(self.location(&answer, "upload location", &tried)?),
                             false => None,
                         };
                         Ok((status, held, next))
@@ -281,7 +288,7 @@ impl Repository {
             return Ok(None);
         }
         if let Some(next) = next {
-            upload.location = next;
+            (upload.location, upload.named_in) = next;
         }
         Ok(held.and_then(|held| held.continue_from(sent)))
     }
@@ -291,7 +298,7 @@ impl Repository {
         let mut tidy = self.within(&super::Context::default());
         tidy.access = Access::Delete;
         let tried = format!("cancelling: {}", self.writing(&upload.digest));
-        let request = Outgoing::new(Method::DELETE, upload.location, &tried);
+        let request = Outgoing::new(Method::DELETE, upload.location, &tried).named_in(upload.named_in);
         let _ = tokio::time::timeout(CANCEL_WITHIN, tidy.send(request)).await;
     }
 }
@@ -329,6 +336,7 @@ mod tests {
         let digest = Digest::sha256(b"x");
         let mut upload = Upload {
             location: "http://h/v2/a/blobs/uploads/u?_state=a%2Fb+c==&x".parse().unwrap(),
+            named_in: hop::Reach::Public,
             digest: digest.clone(),
             min_chunk: 0,
         };

@@ -34,7 +34,8 @@ impl Known {
 /// Requests, without pings and tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floor {
-    /// At the source: every manifest, and every distinct blob that must move, once.
+    /// At the source: every manifest, and every distinct blob that must move, once; a HEAD for each that is mounted, by which
+    /// the source shows that it holds it. (None where the source is a neighbour of the target: the mount shows it.)
     pub source: u64,
     /// At the target: POST and PUT for a fresh blob, one for a mounted one, a PUT for each distinct manifest, a HEAD of the tag.
     pub target: u64,
@@ -47,7 +48,7 @@ pub fn floor(image: &Image, known: &Known) -> Floor {
     let has_manifest = |digest: &String| known.here.contains(digest) && *digest != image.root;
     let manifests = image.manifests.keys().filter(|digest| !has_manifest(digest)).count();
     Floor {
-        source: (image.manifests.len() + fresh.len()) as u64,
+        source: (image.manifests.len() + fresh.len() + mounted.len()) as u64,
         target: (2 * fresh.len() + mounted.len() + manifests + 1) as u64,
     }
 }

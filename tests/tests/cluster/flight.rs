@@ -82,6 +82,34 @@ async fn a_worker_killed_at_a_layer_that_all_wait_for_is_followed_by_another() {
 }
 
 #[tokio::test]
+async fn a_layer_that_one_worker_has_brought_is_not_given_to_a_source_that_only_names_it() {
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let thief = FaultRegistry::builder().lenient().start().await;
+    let (_, large) = fill(&source, 1, 1, 2 << 20);
+    let named = Image::single("named").layer(Layer::Shared("large".into(), 2 << 20)).layer(Layer::File(200)).build();
+    thief.push("open", "v0", &named);
+    thief.delete_blob("open", &large);
+    let _workers = cluster.workers(3, 2).await;
+    let run = async |from: &FaultRegistry, to: &str| {
+        let rules =
+            format!("defaults: {{to: {}/{to}, name: keep}}\nrules:\n- from: {}/**\n", target.host(), from.host());
+        cluster.imgsync(&rules).args(["run", "--json", "--retry-delay", "10ms"]).run().await
+    };
+    run(&source, "private").await.assert_code(0);
+    run(&thief, "public").await.assert_code(1);
+    assert!(target.has_blob("private/r00", &large));
+    assert!(!target.has_blob("public/open", &large), "{}", target.describe_requests());
+    assert_eq!(target.tag_digest("public/open", "v0"), None);
+    // Whose source holds it gets it from there, though another worker may have brought it.
+    let honest = FaultRegistry::start().await;
+    honest.push("open", "v0", &named);
+    run(&honest, "public").await.assert_code(0);
+    target.assert_holds("public/open", "v0", &named);
+    assert_eq!(reads(&honest, &large), 0, "{}", honest.describe_requests());
+}
+
+#[tokio::test]
 async fn a_target_without_mounts_or_that_lost_a_blob_has_it_sent_again() {
     let cluster = Cluster::start();
     let source = FaultRegistry::start().await;

@@ -1,12 +1,15 @@
 //! What breaks, and what is promised then: lines that are cut, bytes that lie, registries that stall, a hand on Ctrl-C.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
+mod addresses;
 mod clock;
 mod disk;
+mod echoes;
 mod elsewhere;
 mod interrupt;
 mod lies;
 mod memory;
+mod proofs;
 mod resume;
 mod security;
 mod stalls;

@@ -60,3 +60,31 @@ async fn proxies_lead_public_names_to_loopback() {
     }
     assert_eq!((secure.count(Kind::Ping), plain.count(Kind::Ping)), (3, 3));
 }
+
+#[test]
+fn a_test_can_have_a_network_of_its_own_with_names_whose_addresses_change() {
+    let test = "network::a_test_can_have_a_network_of_its_own_with_names_whose_addresses_change";
+    if !imgsync_tests::namespace::is_inside(test, &["93.184.215.14"]) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dns = imgsync_tests::dns::Dns::start().await;
+        dns.name("a.example.com", &[&["93.184.215.14"], &["127.0.0.1", "10.0.0.1"]]);
+        let find = async |name: &str| {
+            let found = tokio::net::lookup_host((name, 80)).await.map(|found| found.map(|at| at.ip().to_string()));
+            found.map(|found| found.collect::<Vec<_>>()).unwrap_or_default()
+        };
+        assert_eq!(find("A.example.com").await, ["93.184.215.14"]);
+        for _ in 0..2 {
+            let mut found = find("a.example.com").await;
+            found.sort();
+            assert_eq!(found, ["10.0.0.1", "127.0.0.1"]);
+        }
+        assert_eq!(dns.asked("a.example.com"), 3);
+        assert!(find("b.example.com").await.is_empty());
+        let listener = tokio::net::TcpListener::bind("93.184.215.14:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        assert!(tokio::net::TcpStream::connect(at).await.is_ok());
+    });
+}

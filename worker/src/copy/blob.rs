@@ -2,7 +2,7 @@
 //! [`Feed`], which resumes at both ends.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -114,14 +114,12 @@ impl Walk {
         let (registry, name, digest) = (target.registry(), target.name(), &blob.digest);
         if self.brought.is_unmountable(digest) {
             return Ok(match self.ask_for_session(target, blob, None).await? {
-                Started::Mounted => Begun::Done(Arrival::Reused),
+                Started::Mounted | Started::Present => Begun::Done(Arrival::Reused),
                 Started::Session(session) => Begun::Session(session),
             });
         }
-        let home = self.known.home_of(registry, digest).await.filter(|home| home != name);
         let next_door = self.source.repository().filter(|source| source.registry() == registry);
         let next_door = next_door.map(|source| source.name().clone());
-        let mut from = home.clone().or(next_door).or_else(|| Some(name.clone()));
         let mounts = self.known.mounts(registry);
         let tells = match is_large(blob) {
             true => self.mounts_tell().await?,
@@ -133,18 +131,29 @@ impl Walk {
             if (is_large(blob) || self.may_be_there()) && target.blob_head(digest).await? {
                 return Ok(Begun::Done(Arrival::Reused));
             }
-            from = from.filter(|from| from != name);
         }
+        let home = self.known.home_of(registry, digest).await.filter(|home| home != name && target.takes_mounts());
+        // What another source has brought is not this one's: it has to show that it holds it. A mount from its own
+        // repository shows that by itself.
+        let is_usable =
+            home.is_some() && (self.is_proved(blob).await || (next_door.is_none() && self.is_shown(blob).await?));
+        let home = home.filter(|_| is_usable);
+        let is_from_source = home.is_none() && next_door.is_some();
+        let from = home.clone().or(next_door).or_else(|| Some(name.clone()).filter(|_| tells));
         match self.ask_for_session(target, blob, from.as_ref()).await? {
             Started::Mounted => {
                 let _ = mounts.set(true);
-                if let Some(from) = from.as_ref().filter(|from| *from != name) {
+                if let Some(from) = &from {
                     self.brought.mounted(digest, from);
                 }
-                Ok(Begun::Done(match from.as_ref() == Some(name) {
-                    true => Arrival::Reused,
-                    false => Arrival::Mounted,
-                }))
+                if is_from_source {
+                    self.learn_proof(blob, false);
+                }
+                Ok(Begun::Done(Arrival::Mounted))
+            }
+            Started::Present => {
+                let _ = mounts.set(true);
+                Ok(Begun::Done(Arrival::Reused))
             }
             Started::Session(session) => {
                 if let Some(home) = home {
@@ -195,7 +204,7 @@ impl Walk {
         let Some(present) = present else { return Ok(mounts.get() != Some(&false)) };
         let ask = || async {
             Ok(match target.upload_start(present, Some(target.name())).await? {
-                Started::Mounted => true,
+                Started::Mounted | Started::Present => true,
                 Started::Session(session) => {
                     target.upload_cancel(session).await;
                     false
@@ -213,7 +222,8 @@ impl Walk {
     }
 
     async fn send_small(&self, target: &Repository, blob: &Descriptor, session: Upload) -> Result<Arrival> {
-        let read = Box::pin(self.read_small(blob));
+        let is_public = AtomicBool::new(false);
+        let read = Box::pin(self.read_small(blob, &is_public));
         let bytes = match &self.together {
             Some(member) => member.small(blob, read).await,
             None => read.await,
@@ -225,6 +235,7 @@ impl Walk {
                 return Err(error);
             }
         };
+        self.learn_proof(blob, is_public.into_inner());
         let mut retry = target.retry();
         let mut session = Some(session);
         let mut sessions_lost = 0;
@@ -248,11 +259,11 @@ impl Walk {
     }
 
     /// The whole of a small blob, verified; read once more where its bytes are not what they should be.
-    async fn read_small(&self, blob: &Descriptor) -> Result<Bytes> {
+    pub(super) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
         let mut retry = self.source.retry();
         let mut read_again = false;
         loop {
-            match self.read_small_once(blob).await {
+            match self.read_small_once(blob, is_public).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if error.class() == Class::Corrupt && !read_again => {
                     read_again = true;
@@ -263,10 +274,11 @@ impl Walk {
         }
     }
 
-    async fn read_small_once(&self, blob: &Descriptor) -> Result<Bytes> {
+    async fn read_small_once(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
         let tried = self.source.reading(&blob.digest);
         let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
         let (mut stream, _) = self.source.blob_open(blob, 0, &self.source_tally).await?;
+        is_public.store(stream.is_public(), Ordering::Relaxed);
         let mut whole = Vec::with_capacity(size);
         while let Some(chunk) = stream.chunk().await? {
             if whole.len() + chunk.len() > size {
@@ -313,6 +325,7 @@ impl Walk {
         let mut upload = session;
         loop {
             let Err(error) = self.send_from_here(target, &feed, blob, &mut upload, &mut state).await else {
+                self.learn_proof(blob, feed.gauge().is_public());
                 return Ok(Arrival::Copied);
             };
             match self.mend(target, error, &feed, blob, upload, &mut state).await? {

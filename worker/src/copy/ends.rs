@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use imgsync_common::batch::Home;
 use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Companion, Descriptor, Digest, Manifest, Reference, Tag};
 use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
@@ -119,6 +120,11 @@ pub(crate) enum BlobStream {
 }
 
 impl BlobStream {
+    /// Whether anybody could read it. What another copy reads is not known to be.
+    pub(crate) fn is_public(&self) -> bool {
+        matches!(self, BlobStream::Registry(stream) if stream.is_public())
+    }
+
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>> {
         match self {
             BlobStream::Registry(stream) => stream.chunk().await,
@@ -286,6 +292,19 @@ impl Source {
                 Ok((BlobStream::Layout(opened.stream, tally.clone()), opened.offset))
             }
         }
+    }
+
+    /// Whether it shows that it holds a blob, without the blob being read.
+    pub(crate) async fn shows_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            Source::Registry(repository) => repository.shows_blob(&blob.digest).await,
+            Source::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
+    }
+
+    /// Its repository, under the name by which proofs are remembered. What a layout holds is seen sooner than remembered.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.repository().map(|repository| Home::in_registry(repository.registry().clone(), repository.name()))
     }
 
     /// What came from here was wrong: if it came from a mirror, the registry itself is asked from now on.

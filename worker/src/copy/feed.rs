@@ -47,6 +47,8 @@ pub(crate) struct Gauge {
     throttled: AtomicUsize,
     /// The offset after the last byte that was handed out.
     handed: Arc<AtomicU64>,
+    /// Whether a part of it came from where not everybody can read it.
+    not_public: AtomicBool,
 }
 
 struct State {
@@ -149,7 +151,10 @@ impl Feed {
 
     /// The same, which begins with what another reads.
     pub(crate) async fn sharing(self, share: Option<Share>) -> Feed {
-        self.state.lock().await.stream = share.map(BlobStream::Shared);
+        if let Some(share) = share {
+            self.gauge.not_public.store(true, Ordering::Relaxed);
+            self.state.lock().await.stream = Some(BlobStream::Shared(share));
+        }
         self
     }
 
@@ -249,6 +254,11 @@ impl Gauge {
         self.waiting_for_source.load(Ordering::Relaxed)
     }
 
+    /// Whether all that was read could have been read by anybody.
+    pub(crate) fn is_public(&self) -> bool {
+        !self.not_public.load(Ordering::Relaxed)
+    }
+
     /// The offset after the last byte that was handed out.
     pub(crate) fn handed(&self) -> u64 {
         self.handed.load(Ordering::Relaxed)
@@ -309,6 +319,7 @@ impl State {
         if self.stream.is_none() {
             let (stream, begins) = self.source.blob_open(&self.blob, self.hashed, &self.tally).await?;
             self.skip = self.hashed - begins;
+            self.gauge.not_public.fetch_or(!stream.is_public(), Ordering::Relaxed);
             self.stream = Some(stream);
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };

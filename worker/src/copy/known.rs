@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgsync_common::batch::{End, Home};
 use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
-use imgsync_common::store::{BlobIndex, LEASE, Leases, Named};
+use imgsync_common::store::{BlobIndex, LEASE, Leases, Named, PROOF_TTL, Proof};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -39,8 +39,10 @@ struct State {
     homes: Aging<BlobKey, RepositoryName>,
     /// Blobs that are in a repository.
     blobs: Aging<PlaceKey, ()>,
-    /// Manifests that are in a repository, with all that they need.
-    manifests: Aging<PlaceKey, ()>,
+    /// Manifests that are in a repository, with all that they need, and the source that brought them.
+    manifests: Aging<PlaceKey, Option<Home>>,
+    /// Which source repositories have shown that they hold a blob, and which blobs anybody can read; and when.
+    proofs: Aging<Proof, Instant>,
     /// Whether a registry answers a mount of a blob that it has with 201.
     mounts: HashMap<RegistryName, Arc<OnceCell<bool>>>,
     /// Blobs that are on their way to a registry.
@@ -109,17 +111,64 @@ impl Known {
         }
     }
 
+    /// Whether a source repository is known to hold a blob, or anybody to be able to read it.
+    pub(crate) async fn is_proved(&self, source: &Home, digest: &Digest) -> bool {
+        let proofs = [Proof::held_by(source, digest), Proof::public(digest)];
+        {
+            let mut state = self.state();
+            if proofs.iter().any(|proof| state.proofs.get(proof).is_some_and(|at| at.elapsed() < PROOF_TTL)) {
+                return true;
+            }
+        }
+        // What the store does not say is asked for at the source.
+        let Some(index) = &self.index else { return false };
+        index.proofs(&proofs).await.is_ok_and(|found| found.contains(&true))
+    }
+
+    /// A source repository has shown that it holds a blob; `is_public`: by giving its bytes to somebody without credentials,
+    /// from a public address.
+    pub(crate) fn learn_proof(&self, source: &Home, digest: &Digest, is_public: bool) -> Proof {
+        let proof = match is_public {
+            true => Proof::public(digest),
+            false => Proof::held_by(source, digest),
+        };
+        self.state().proofs.insert(proof, Instant::now());
+        proof
+    }
+
+    /// Has other processes, and later ones, know of proofs too.
+    pub(crate) async fn share_proofs(&self, proofs: &[Proof]) {
+        if let Some(index) = &self.index {
+            // One that is lost is asked for again.
+            let _ = index.learn_proofs(proofs).await;
+        }
+    }
+
     /// Whether mounts tell what the registry has: filled by whoever finds out first, and never changed.
     pub(crate) fn mounts(&self, registry: &RegistryName) -> Arc<OnceCell<bool>> {
         self.state().mounts.entry(registry.clone()).or_default().clone()
     }
 
-    pub(crate) fn has_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) -> bool {
-        self.state().manifests.get(&(registry.clone(), repository.clone(), digest.clone())).is_some()
+    /// Whether a manifest is there as a whole, as this source has it. Another source has to show what it has.
+    pub(crate) fn has_manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+        source: Option<&Home>,
+    ) -> bool {
+        let key = (registry.clone(), repository.clone(), digest.clone());
+        self.state().manifests.get(&key).is_some_and(|brought_by| brought_by.as_ref() == source)
     }
 
-    pub(crate) fn add_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
-        self.state().manifests.insert((registry.clone(), repository.clone(), digest.clone()), ());
+    pub(crate) fn add_manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+        source: Option<&Home>,
+    ) {
+        self.state().manifests.insert((registry.clone(), repository.clone(), digest.clone()), source.cloned());
     }
 
     pub(crate) fn forget_manifest(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
@@ -295,6 +344,27 @@ mod tests {
         assert!(map.young.len() + map.old.len() <= CAPACITY);
         assert!(map.get(&(CAPACITY * 3 - 1)).is_some());
         assert!(map.get(&1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_proof_is_of_one_source_unless_anybody_can_read_the_blob() {
+        let home = |name: &str| Home::in_registry("s.example".parse().unwrap(), &name.parse().unwrap());
+        let (private, public) = (Digest::sha256(b"private"), Digest::sha256(b"public"));
+        let known = Known::default();
+        known.learn_proof(&home("one"), &private, false);
+        known.learn_proof(&home("one"), &public, true);
+        assert!(known.is_proved(&home("one"), &private).await && !known.is_proved(&home("two"), &private).await);
+        assert!(known.is_proved(&home("two"), &public).await);
+    }
+
+    #[test]
+    fn a_manifest_is_known_for_the_source_that_brought_it() {
+        let home = |name: &str| Home::in_registry("s.example".parse().unwrap(), &name.parse().unwrap());
+        let (registry, name) = ("r.example".parse().unwrap(), "a".parse().unwrap());
+        let (digest, known) = (Digest::sha256(b"x"), Known::default());
+        known.add_manifest(&registry, &name, &digest, Some(&home("one")));
+        assert!(known.has_manifest(&registry, &name, &digest, Some(&home("one"))));
+        assert!(!known.has_manifest(&registry, &name, &digest, Some(&home("two"))));
     }
 
     #[tokio::test]

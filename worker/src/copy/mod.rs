@@ -11,6 +11,7 @@ mod inspect;
 mod job;
 mod known;
 mod missing;
+mod proof;
 mod referrers;
 mod survey;
 mod to_layout;
@@ -350,7 +351,9 @@ impl Copier {
         let walk = Walk::new(self, ends, job, sums.clone(), context, found.target_has_tag).only(&root, only);
         let backup = Backup::of(job, ends, &digest, gate).filter(|_| found.target_has_tag);
         let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn Gate);
-        let tag_put = Box::pin(walk.push(root, place, gate, &source_digest, !is_cut)).await?;
+        let pushed = Box::pin(walk.push(root, place, gate, &source_digest, !is_cut)).await;
+        walk.share_proofs().await;
+        let tag_put = pushed?;
         let referrers_asked = job.referrers.are_wanted();
         let outcome = if tag_put { Outcome::Copied } else { Outcome::Unchanged };
         Ok(End { outcome, digest, source_digest, referrers_asked, tag_put })
@@ -383,13 +386,18 @@ impl Copier {
             choose(root, job, ends).await
         };
         let brought = if chosen.is_none() && digest == source_digest && !everything {
-            walk.bring_referrers_of_root(&digest, read).await?
+            let brought = walk.bring_referrers_of_root(&digest, read).await;
+            walk.share_proofs().await;
+            brought?
         } else {
             let Chosen { root, only, is_cut } = match chosen {
                 Some(chosen) => chosen,
                 None => read().await?,
             };
-            walk.only(&root, only).bring_referrers(&root, !is_cut, false).await?
+            let walk = walk.only(&root, only);
+            let brought = walk.bring_referrers(&root, !is_cut, false).await;
+            walk.share_proofs().await;
+            brought?
         };
         let outcome = if brought == 0 { Outcome::Unchanged } else { Outcome::Copied };
         Ok(End { outcome, digest, source_digest, referrers_asked: everything, tag_put: false })

@@ -1,7 +1,7 @@
 //! One blob into an image layout: read from the source until it is whole, from where an earlier try left it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
@@ -25,8 +25,14 @@ impl Walk {
         let mut read_again = false;
         loop {
             let Some(writer) = layout.blob_start(blob).await? else { return Ok(Arrival::Reused) };
-            match self.fill(writer, blob, &moved).await {
-                Ok(()) => return Ok(Arrival::Copied),
+            // What an earlier try left can be another source's.
+            let (is_public, is_whole) = (AtomicBool::new(writer.offset() == 0), writer.offset() == blob.size);
+            match self.fill(writer, blob, &moved, &is_public).await {
+                Ok(()) if is_whole => return Ok(Arrival::Reused),
+                Ok(()) => {
+                    self.learn_proof(blob, is_public.into_inner());
+                    return Ok(Arrival::Copied);
+                }
                 // The line, or what an earlier try had left, may be to blame: once more from the start.
                 Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
                 Err(error) => return Err(error),
@@ -34,10 +40,16 @@ impl Walk {
         }
     }
 
-    async fn fill(&self, mut writer: BlobWriter, blob: &Descriptor, moved: &AtomicU64) -> Result<()> {
+    async fn fill(
+        &self,
+        mut writer: BlobWriter,
+        blob: &Descriptor,
+        moved: &AtomicU64,
+        is_public: &AtomicBool,
+    ) -> Result<()> {
         let mut retry = self.source.retry();
         while writer.offset() < blob.size {
-            if let Err(error) = self.read_into(&mut writer, blob, moved, &mut retry).await {
+            if let Err(error) = self.read_into(&mut writer, blob, (moved, is_public), &mut retry).await {
                 self.source.pause(&mut retry, error).await?;
             }
         }
@@ -48,10 +60,11 @@ impl Walk {
         &self,
         writer: &mut BlobWriter,
         blob: &Descriptor,
-        moved: &AtomicU64,
+        (moved, is_public): (&AtomicU64, &AtomicBool),
         retry: &mut Retry,
     ) -> Result<()> {
         let (mut stream, begins) = self.source.blob_open(blob, writer.offset(), &self.source_tally).await?;
+        is_public.fetch_and(stream.is_public(), Ordering::Relaxed);
         let mut skip = writer.offset() - begins;
         loop {
             let chunk = tokio::select! {

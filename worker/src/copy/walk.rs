@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use imgsync_common::batch::{ForeignLayers, Referrers};
+use imgsync_common::batch::{ForeignLayers, Home, Referrers};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
 use imgsync_common::image::{Companion, Company, Descriptor, Digest, Kind, Manifest, Tag};
-use imgsync_common::registry::{Context, ManifestPut, ManifestRef, Tally};
+use imgsync_common::registry::{Context, ManifestPut, ManifestRef, Repository, Tally};
+use imgsync_common::store::Proof;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::blob::is_large;
@@ -35,6 +36,10 @@ const EMPTY_CONFIG: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77
 pub(crate) struct Walk {
     pub(super) source: Source,
     pub(super) source_tally: Arc<Tally>,
+    /// The source's repository, for which proofs are remembered.
+    pub(super) source_home: Option<Home>,
+    /// What the source has shown and others do not know yet.
+    pub(super) proofs: Mutex<Vec<Proof>>,
     pub(super) target: Target,
     pub(super) known: Arc<Known>,
     pub(super) sums: Arc<Sums>,
@@ -113,6 +118,8 @@ impl Walk {
         Walk {
             source: ends.source.within(&context),
             source_tally: ends.source_tally.clone(),
+            source_home: ends.source.home(),
+            proofs: Mutex::default(),
             target: ends.target.within(&context),
             known: copier.known.clone(),
             sums,
@@ -211,7 +218,7 @@ impl Walk {
             leaf = self.child(&child).await?;
         }
         let Some(tell_tale) = self.tell_tale(&leaf) else { return Ok(false) };
-        match self.blob(tell_tale).await? {
+        match self.bring(tell_tale).await? {
             Arrival::Reused => self.has_manifest(root.digest()).await,
             // It was sent, but that says nothing at a registry that takes what it has already. Asking pays where there
             // is much to be sent.
@@ -267,7 +274,7 @@ impl Walk {
         if self.may_be_there
             && !self.force
             && let Some(tell_tale) = self.tell_tale(&manifest)
-            && self.blob(tell_tale).await? == Arrival::Reused
+            && self.bring(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?
         {
             if manifest.parsed().subject.is_none() {
@@ -331,13 +338,23 @@ impl Walk {
 
     async fn bring_blobs(&self, blobs: Vec<&Descriptor>) -> Result<()> {
         let blobs = futures_util::stream::iter(blobs.into_iter().cloned())
-            .map(|blob| async move { self.blob(&blob).await.map(drop) })
+            .map(|blob| async move { self.blob(&blob).await })
             .buffer_unordered(self.blobs_at_once * 2);
         self.all(blobs).await
     }
 
-    /// A blob, brought to the target once for the whole image.
-    async fn blob(&self, blob: &Descriptor) -> Result<Arrival> {
+    /// A blob, brought to the target once for the whole image. One that was in the target repository already may be
+    /// another source's: this source has to show that it holds it.
+    async fn blob(&self, blob: &Descriptor) -> Result<()> {
+        match self.bring(blob).await? {
+            Arrival::Reused => self.prove(blob).await,
+            Arrival::Mounted | Arrival::Copied => Ok(()),
+        }
+    }
+
+    /// The same without that proof, for a blob by which it is found out whether the target has the image as a whole. An image
+    /// that is taken as a whole was shown by its manifest, and who reads the repository can read it already.
+    async fn bring(&self, blob: &Descriptor) -> Result<Arrival> {
         self.blobs.get(&blob.digest, Box::pin(self.bring_blob(blob))).await
     }
 
@@ -433,7 +450,10 @@ impl Walk {
     }
 
     fn knows_manifest(&self, digest: &Digest) -> bool {
-        self.target.repository().is_some_and(|target| self.known.has_manifest(target.registry(), target.name(), digest))
+        let known = |target: &Repository| {
+            self.known.has_manifest(target.registry(), target.name(), digest, self.source_home.as_ref())
+        };
+        self.target.repository().is_some_and(known)
     }
 
     fn learn_manifest(&self, digest: &Digest) {
@@ -442,7 +462,7 @@ impl Walk {
             return;
         }
         if let Some(target) = self.target.repository() {
-            self.known.add_manifest(target.registry(), target.name(), digest);
+            self.known.add_manifest(target.registry(), target.name(), digest, self.source_home.as_ref());
         }
     }
 

@@ -57,7 +57,10 @@ impl Repository {
             .or(answer.access_token)
             .filter(|token| !token.is_empty())
             .ok_or_else(|| Error::new(Class::BadAnswer, &tried, "the token service answered without a token"))?;
-        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
+        let secret = Secret::new(text);
+        // The registry can tell it long after it was replaced.
+        secret.remember();
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
             .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
         header.set_sensitive(true);
         let since = Instant::now();
@@ -67,6 +70,7 @@ impl Repository {
             authorization: Authorization { header, since, with_credentials: credential.is_some() },
             renew_at: since + (lifetime - margin.min(lifetime)),
             scopes,
+            _secret: secret,
         })
     }
 
@@ -78,7 +82,7 @@ impl Repository {
         (login, credential): (usize, Option<&Credential>),
         tried: &str,
     ) -> Result<TokenAnswer> {
-        let http = self.http_for(realm).await;
+        let http = self.http_for(realm, None);
         let errand = Errand::aside(login);
         self.paced(errand, tried).await?;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
@@ -139,8 +143,10 @@ impl Repository {
             });
         }
         let bytes = answer.bytes(MAX_ANSWER_BYTES, tried).await?;
+        // The parser's own words quote what it found, which may be the token.
         serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed: {error}"))
+            let at = format!("line {}, column {}", error.line(), error.column());
+            Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed ({at})"))
         })
     }
 }

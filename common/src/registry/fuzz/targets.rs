@@ -6,7 +6,7 @@ use ::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fuzz;
 use crate::image::{Digest, Manifest, MediaType};
-use crate::registry::hop::{self, Reach};
+use crate::registry::hop::{self, Allowed, Reach};
 use crate::registry::{api_error, auth, catalog, challenge, link, range, ratelimit, referrers, retry_after, tags};
 
 /// As headers come: without what no header can hold, a line a header.
@@ -41,7 +41,8 @@ targets! {
     locations = |input| {
         let from: url::Url = "https://registry.example.com/v2/a/blobs/uploads/?x=1".parse().unwrap();
         let Ok(to) = from.join(&text(input)) else { return "no URL".to_owned() };
-        match hop::check(&from, to, Reach::Public, false, "redirect") {
+        let allowed = Allowed { private: false, metadata: &[] };
+        match hop::check(&from, to, Reach::Public, allowed, "redirect") {
             Ok(next) => {
                 assert_eq!(next.scheme(), "https", "never to plain HTTP");
                 format!("{:?} {:?} {}", next.host(), next.port(), next.path())

@@ -169,7 +169,8 @@ async fn listed(stage: &Stage) {
     stage.forget();
 }
 
-/// What must be asked besides: for each blob that is there, whether it is; for each platform that is, one more.
+/// What must be asked besides: for each blob that is there, whether it is, and whether the source holds it; for each platform
+/// that is, one more, and no proof of the blob that it was known by.
 fn questions(image: &Image, before: &Image) -> u64 {
     let blobs = image.blobs.keys().filter(|digest| before.blobs.contains_key(*digest)).count();
     let children = image.children();
@@ -181,7 +182,8 @@ fn questions(image: &Image, before: &Image) -> u64 {
             .iter()
             .any(|child| !before.manifests.contains_key(child) && image.subtree(child).blobs.contains_key(digest))
     });
-    (blobs - spared + shared.count() + kept.len()) as u64
+    let asked = blobs - spared + shared.count();
+    (asked + (asked - kept.len()) + kept.len()) as u64
 }
 
 macro_rules! personalities {

@@ -1,0 +1,55 @@
+//! A network of a test's own, with public addresses and a resolver that says what the test wants.
+//!
+//! The test runs once more, as the only one of a process of its own in new namespaces of users, mounts and network, where
+//! it may give itself any address.
+
+use std::process::Command;
+use std::{env, fs};
+
+/// Says that a test is in its own network already.
+const INSIDE: &str = "IMGSYNC_TESTS_OWN_NETWORK";
+
+/// Whether the test is to go on: it is in a network of its own, which has these addresses, and a resolver at 127.0.0.1:53.
+/// Where it is not, it is run once more there, under this name within its suite (`module::test`).
+///
+/// # Panics
+/// When the test fails there.
+#[must_use]
+pub fn is_inside(test: &str, addresses: &[&str]) -> bool {
+    const NEW: [&str; 3] = ["-Urn", "-m", "--kill-child"];
+    if env::var_os(INSIDE).is_some() {
+        prepare(addresses);
+        return true;
+    }
+    let can = Command::new("unshare").args(NEW).args(["ip", "link", "set", "lo", "up"]).output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        crate::skipped(&format!("{test}: no namespaces can be made here (unshare, ip)"));
+        return false;
+    }
+    let me = env::current_exe().expect("the test's own program has a path");
+    let output = Command::new("unshare")
+        .args(NEW)
+        .arg(me)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .expect("the test starts once more");
+    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    assert!(output.status.success(), "in its own network:\n{said}");
+    assert!(said.contains("1 passed"), "there is no test of this name: {test}\n{said}");
+    false
+}
+
+fn prepare(addresses: &[&str]) {
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().expect("the program is there");
+        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("ip", &["link", "set", "lo", "up"]);
+    for address in addresses {
+        run("ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+    }
+    let file = env::temp_dir().join(format!("imgsync-resolv-{}.conf", std::process::id()));
+    fs::write(&file, "nameserver 127.0.0.1\noptions ndots:1 timeout:2\n").expect("a file can be written");
+    run("mount", &["--bind", file.to_str().expect("a plain path"), "/etc/resolv.conf"]);
+}

@@ -1,0 +1,229 @@
+//! Names whose addresses change: what counts is the address that is connected to, at each hop. Each test has a network of
+//! its own, in which 93.184.215.14 is a public address of this machine.
+
+use std::future::Future;
+
+use imgsync_tests::dns::Dns;
+use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::images::{self, Image, Layer};
+use imgsync_tests::namespace;
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::proxy::Proxy;
+use imgsync_tests::relay::Relay;
+
+const PUBLIC: &str = "93.184.215.14";
+const METADATA: &str = "169.254.169.254";
+const NAME: &str = "registry.example.com";
+const CDN: &str = "cdn.example.com";
+
+/// Runs a test in a network of its own, if it can be had.
+fn inside<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
+    if namespace::is_inside(&format!("addresses::{test}"), &[PUBLIC, METADATA]) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(work());
+    }
+}
+
+/// A registry at loopback that is at a public address too, by the same port.
+async fn public() -> (FaultRegistry, Relay) {
+    let registry = FaultRegistry::start().await;
+    let port = registry.address().port();
+    let relay = Relay::start_at(&format!("{PUBLIC}:{port}"), &registry.address().to_string()).await;
+    (registry, relay)
+}
+
+fn port(registry: &FaultRegistry) -> u16 {
+    registry.address().port()
+}
+
+async fn sync(settings: &[(String, &str)], from: &str, to: &str) -> Output {
+    let sync = Imgsync::new().args(["sync", from, to, "--json", "--attempts", "1", "-c"]);
+    let lines: Vec<String> = settings.iter().map(|(name, keys)| format!("  '{name}': {{{keys}}}\n")).collect();
+    let config = sync.file("imgsync.yaml", format!("registries:\n{}", lines.concat()));
+    sync.arg(config).run().await
+}
+
+#[track_caller]
+fn assert_refused(output: Output, inside: &FaultRegistry) {
+    let output = output.assert_code(1);
+    assert_eq!(output.json()["class"], "insecure", "{output:?}");
+    assert_eq!(inside.total_with_all(), 0, "{}", inside.describe_requests());
+}
+
+#[test]
+fn a_name_that_is_public_first_and_loopback_later_leads_no_read_inside() {
+    inside("a_name_that_is_public_first_and_loopback_later_leads_no_read_inside", || async {
+        let ((source, _relay), inside, target) = tokio::join!(public(), FaultRegistry::start(), FaultRegistry::start());
+        let image = images::multi_platform("rebound");
+        source.push("a", "1", &image);
+        inside.push("a", "1", &image);
+        let dns = Dns::start().await;
+        for kind in [Kind::BlobGet, Kind::ManifestGet] {
+            dns.name(NAME, &[&[PUBLIC], &["127.0.0.1"]]);
+            let to = format!("{}{{path}}", inside.url());
+            source.on(kind).always().act(Action::Redirect { to, status: 307 });
+            let name = format!("{NAME}:{}", port(&source));
+            let (from, to) = (format!("{name}/a:1"), format!("{}/b:1", target.host()));
+            assert_refused(sync(&[(name, "tls: off")], &from, &to).await, &inside);
+            source.clear_rules();
+        }
+    });
+}
+
+#[test]
+fn a_name_that_is_public_first_and_loopback_later_leads_no_upload_inside() {
+    inside("a_name_that_is_public_first_and_loopback_later_leads_no_upload_inside", || async {
+        let ((target, _relay), inside, source) = tokio::join!(public(), FaultRegistry::start(), FaultRegistry::start());
+        let image = Image::single("rebound-upload").layer(Layer::Synthetic(2 << 20)).build();
+        source.push("a", "1", &image);
+        let dns = Dns::start().await;
+        for answers in [[&[PUBLIC][..], &["127.0.0.1"]], [&["127.0.0.1"], &[PUBLIC]]] {
+            dns.name(NAME, &answers);
+            let elsewhere = format!("{}/v2/b/blobs/uploads/1", inside.url());
+            for kind in [Kind::UploadStart, Kind::UploadMount] {
+                target.on(kind).always().act(Action::Status {
+                    code: 202,
+                    headers: vec![("location".into(), elsewhere.clone())],
+                    body: Default::default(),
+                });
+            }
+            let name = format!("{NAME}:{}", port(&target));
+            let (from, to) = (format!("{}/a:1", source.host()), format!("{name}/b:1"));
+            let output = sync(&[(name, "tls: off")], &from, &to).await;
+            target.clear_rules();
+            if answers[0] == [PUBLIC] {
+                assert_refused(output, &inside);
+            }
+        }
+    });
+}
+
+#[test]
+fn each_hop_is_judged_by_who_names_it() {
+    inside("each_hop_is_judged_by_who_names_it", || async {
+        let ((cdn, _relay), source, inside, target) =
+            tokio::join!(public(), FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+        let dns = Dns::start().await;
+        let image = images::single("hops");
+        for registry in [&source, &inside, &cdn] {
+            registry.push("a", "1", &image);
+        }
+        // From within to a public host is fine; what that names is public, be it a literal address or a name.
+        dns.name(CDN, &[&[PUBLIC]]).name("inside.example.com", &[&["127.0.0.1"]]);
+        let to_cdn = Action::Redirect { to: format!("http://{CDN}:{}{{path}}", port(&cdn)), status: 307 };
+        source.on(Kind::BlobGet).always().act(to_cdn);
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        sync(&[], &from, &to).await.assert_code(0);
+        for host in ["127.0.0.1", "inside.example.com"] {
+            let to_inside = format!("http://{host}:{}{{path}}", port(&inside));
+            cdn.on(Kind::BlobGet).always().act(Action::Redirect { to: to_inside, status: 307 });
+            let target = FaultRegistry::start().await;
+            assert_refused(sync(&[], &from, &format!("{}/b:1", target.host())).await, &inside);
+            cdn.clear_rules();
+        }
+    });
+}
+
+#[test]
+fn a_name_that_leads_inside_from_its_second_question_on_is_refused() {
+    inside("a_name_that_leads_inside_from_its_second_question_on_is_refused", || async {
+        let ((source, _relay), inside, target) = tokio::join!(public(), FaultRegistry::start(), FaultRegistry::start());
+        let dns = Dns::start().await;
+        dns.name(NAME, &[&[PUBLIC]]).name(CDN, &[&["127.0.0.1"]]);
+        source.push("a", "1", &images::single("second"));
+        let to = format!("http://{CDN}:{}{{path}}", port(&inside));
+        source.on(Kind::BlobGet).always().act(Action::Redirect { to, status: 307 });
+        let name = format!("{NAME}:{}", port(&source));
+        let (from, to) = (format!("{name}/a:1"), format!("{}/b:1", target.host()));
+        let output = sync(&[(name.clone(), "tls: off")], &from, &to).await;
+        assert!(output.stderr.contains("allow_private"), "{}", output.stderr);
+        assert_refused(output, &inside);
+        // Both in one answer: the public one is connected to.
+        dns.name(CDN, &[&["127.0.0.1", PUBLIC]]);
+        assert_ne!(sync(&[(name, "tls: off")], &from, &to).await.code, Some(0));
+        assert_eq!(inside.total_with_all(), 0, "{}", inside.describe_requests());
+    });
+}
+
+#[test]
+fn through_a_proxy_the_registrys_name_is_not_looked_up() {
+    inside("through_a_proxy_the_registrys_name_is_not_looked_up", || async {
+        let (source, inside, target) =
+            tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+        let dns = Dns::start().await;
+        dns.name(NAME, &[&["127.0.0.1"]]);
+        source.push("a", "1", &images::single("proxied"));
+        let proxy = Proxy::http().await.lead(NAME, &source.address().to_string());
+        let to = format!("{}{{path}}", inside.url());
+        source.on(Kind::BlobGet).always().act(Action::Redirect { to, status: 307 });
+        let name = format!("{NAME}:5000");
+        let settings = format!("tls: off, proxy: '{}'", proxy.url());
+        let (from, to) = (format!("{name}/a:1"), format!("{}/b:1", target.host()));
+        assert_refused(sync(&[(name, &settings)], &from, &to).await, &inside);
+        assert_eq!(dns.asked(NAME), 0);
+    });
+}
+
+#[test]
+fn a_metadata_service_is_reached_only_where_it_is_named() {
+    inside("a_metadata_service_is_reached_only_where_it_is_named", || async {
+        let (source, inside, target) =
+            tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+        let at = format!("{METADATA}:{}", port(&inside));
+        let _relay = Relay::start_at(&at, &inside.address().to_string()).await;
+        let dns = Dns::start().await;
+        dns.name(CDN, &[&[METADATA]]);
+        let image = images::single("metadata");
+        source.push("a", "1", &image);
+        inside.push("a", "1", &image);
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        for host in [METADATA, CDN] {
+            let elsewhere = format!("http://{host}:{}{{path}}", port(&inside));
+            source.on(Kind::BlobGet).always().act(Action::Redirect { to: elsewhere, status: 307 });
+            for keys in ["tls: off", "allow_private: true", "allow_metadata: 169.254.169.253"] {
+                let output = sync(&[(source.host(), keys)], &from, &to).await;
+                assert!(output.stderr.contains(&format!("allow_metadata: {METADATA}")), "{}", output.stderr);
+                assert_refused(output, &inside);
+            }
+            sync(&[(source.host(), "allow_metadata: 169.254.169.254")], &from, &to).await.assert_code(0);
+            target.delete_repository("b");
+            source.clear_rules();
+            inside.clear_requests();
+        }
+        // Nor is a registry itself there, by its address or by its name.
+        for host in [METADATA, CDN] {
+            let name = format!("{host}:{}", port(&inside));
+            let from = format!("{name}/a:1");
+            let refused = sync(&[(name.clone(), "tls: off, allow_private: true")], &from, &to).await;
+            assert_refused(refused, &inside);
+            sync(&[(name, "tls: off, allow_metadata: [169.254.169.254]")], &from, &to).await.assert_code(0);
+            target.delete_repository("b");
+            inside.clear_requests();
+        }
+    });
+}
+
+#[test]
+fn a_blob_read_without_credentials_from_a_public_address_needs_no_proof() {
+    inside("a_blob_read_without_credentials_from_a_public_address_needs_no_proof", || async {
+        let ((source, _relay), other, target) = tokio::join!(public(), FaultRegistry::start(), FaultRegistry::start());
+        let dns = Dns::start().await;
+        dns.name(NAME, &[&[PUBLIC]]);
+        let base = Layer::Shared("public/base".to_owned(), 2 << 20);
+        let [one, two] = ["one", "two"].map(|name| Image::single(name).layer(base.clone()).build());
+        source.push("a", "1", &one);
+        other.push("a", "1", &two);
+        let program = Imgsync::new();
+        let run = async |from: String, to: &str| {
+            let rule = format!("rules: [{{from: '{from}/a', to: '{}/{to}', name: keep}}]\n", target.host());
+            let config = format!("registries: {{'{NAME}:{}': {{tls: off}}}}\n{rule}", port(&source));
+            let file = program.file("imgsync.yaml", config);
+            program.again().args(["run", "-c"]).arg(file).run().await.assert_code(0);
+        };
+        run(format!("{NAME}:{}", port(&source)), "one").await;
+        run(other.host(), "two").await;
+        target.assert_holds("two/a", "1", &two);
+        assert_eq!(other.count(Kind::BlobHead), 0, "{}", other.describe_requests());
+        assert_eq!(other.count(Kind::BlobGet), 1, "the config alone: {}", other.describe_requests());
+    });
+}
