@@ -126,6 +126,7 @@ struct Inner {
     hint: Option<String>,
     registry: Option<RegistryName>,
     unconnected: bool,
+    out_of_files: bool,
     status: Option<u16>,
     code: Option<String>,
     missing: Vec<Digest>,
@@ -149,6 +150,7 @@ impl Error {
             hint: None,
             registry: None,
             unconnected: false,
+            out_of_files: false,
             status: None,
             code: None,
             missing: Vec::new(),
@@ -183,6 +185,13 @@ impl Error {
     pub fn unconnected(mut self) -> Error {
         self.0.unconnected = true;
         self
+    }
+
+    /// Adds that the process has as many files open as it may: it passes when others are closed.
+    #[must_use]
+    pub fn out_of_files(mut self) -> Error {
+        self.0.out_of_files = true;
+        self.hint("raise the limit of open files (`ulimit -n`, LimitNOFILE), or copy fewer images at a time")
     }
 
     /// Adds the HTTP status and the registry's own error code.
@@ -242,6 +251,11 @@ impl Error {
     /// Whether no connection could be made at all: there is no way from here, or nobody there.
     pub fn is_unconnected(&self) -> bool {
         self.0.unconnected
+    }
+
+    /// Whether the process had as many files open as it may.
+    pub fn is_out_of_files(&self) -> bool {
+        self.0.out_of_files
     }
 
     /// The HTTP status, where there was an answer.

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use crate::batch::MAX_MESSAGE_BYTES;
+use crate::config;
 use crate::image::Manifest;
 use crate::mask;
 use crate::store::{CLOCK_TOLERANCE, LONGEST_AHEAD, PROOF_TTL};
-use crate::{layout, registry};
+use crate::{layout, queue, registry, repeated, retry};
 
 /// The page of the documentation that lists a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,9 +66,30 @@ impl Limit {
     }
 }
 
+fn of_configurations() -> Vec<Limit> {
+    use Page::Security;
+    vec![
+        Limit::bytes(Security, "a configuration", config::MAX_FILE_BYTES as u64, "it is refused"),
+        Limit::count(Security, "values in a configuration", config::MAX_VALUES as u64, "it is refused"),
+        Limit::bytes(
+            Security,
+            "what aliases and variables add to a configuration",
+            config::MAX_ADDED_BYTES as u64,
+            "it is refused",
+        ),
+        Limit::count(
+            Security,
+            "problems of a configuration that are shown",
+            config::MAX_SHOWN as u64,
+            "the others are counted",
+        ),
+    ]
+}
+
 /// The limits of this crate, in the order of the tables.
 pub fn limits() -> Vec<Limit> {
     let mut limits = registry::limits();
+    limits.extend(of_configurations());
     limits.push(Limit::bytes(Page::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"));
     limits.push(Limit::time(
         Page::Operating,
@@ -79,7 +101,31 @@ pub fn limits() -> Vec<Limit> {
         Page::Security,
         "a message on the queue",
         MAX_MESSAGE_BYTES as u64,
-        "the message is refused",
+        "the message is refused, and a note of its size and digest is kept in its place",
+    ));
+    limits.push(Limit::count(
+        Page::Security,
+        "messages in `sync.refused`",
+        queue::KEPT_REFUSED.unsigned_abs().into(),
+        "the oldest are dropped",
+    ));
+    limits.push(Limit::bytes(
+        Page::Security,
+        "all messages in `sync.refused`",
+        queue::KEPT_REFUSED_BYTES.unsigned_abs().into(),
+        "the oldest are dropped",
+    ));
+    limits.push(Limit::time(
+        Page::Operating,
+        "a copy waits while the process has too many files open",
+        retry::OUT_OF_FILES_PATIENCE,
+        "the task fails",
+    ));
+    limits.push(Limit::time(
+        Page::Operating,
+        "between two lines of the log of one kind that repeats",
+        repeated::INTERVAL,
+        "lines are counted, and the next one says how many were left out",
     ));
     limits.push(Limit::time(
         Page::Operating,

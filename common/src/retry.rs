@@ -15,6 +15,7 @@ use crate::error::{Class, Error};
 /// Whether an error may be gone when the same is tried again. All else is final.
 pub fn is_passing(error: &Error) -> bool {
     match error.class() {
+        _ if error.is_out_of_files() => true,
         Class::Unreachable | Class::TimedOut | Class::ServerError | Class::RateLimited | Class::TokenExpired => true,
         Class::NotFound
         | Class::Denied
@@ -34,6 +35,12 @@ pub fn is_passing(error: &Error) -> bool {
     }
 }
 
+/// Whether the system refused because too many files are open: in this process (EMFILE) or on the machine (ENFILE).
+pub fn is_out_of_files(error: &std::io::Error) -> bool {
+    let codes = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
 /// Which class an HTTP status is of, before anything else about the answer is known.
 pub fn class_of_status(status: u16) -> Class {
     match status {
@@ -46,6 +53,9 @@ pub fn class_of_status(status: u16) -> Class {
         _ => Class::BadAnswer,
     }
 }
+
+/// How long is waited for other work of this process to close files.
+pub const OUT_OF_FILES_PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// How often, and with which pauses.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +121,7 @@ pub struct Retry {
     /// With those that do not count.
     tries: u32,
     limited_since: Option<Instant>,
+    out_of_files_since: Option<Instant>,
     spent: u32,
     delays: backon::ExponentialBackoff,
 }
@@ -125,6 +136,7 @@ impl Retry {
             attempts: 0,
             tries: 0,
             limited_since: None,
+            out_of_files_since: None,
             spent: 0,
             delays: delays(policy),
         }
@@ -132,7 +144,7 @@ impl Retry {
 
     /// Something was achieved: what failed before it is forgotten.
     pub fn progressed(&mut self) {
-        (self.tries, self.limited_since) = (0, None);
+        (self.tries, self.limited_since, self.out_of_files_since) = (0, None, None);
         if self.attempts > 0 {
             self.attempts = 0;
             self.delays = delays(self.policy);
@@ -153,6 +165,9 @@ impl Retry {
             && let Some(wait) = error.wait()
         {
             return self.wait_out(error, wait);
+        }
+        if error.is_out_of_files() {
+            return self.wait_for_files(error);
         }
         self.attempts += 1;
         if !is_passing(&error) {
@@ -181,6 +196,15 @@ impl Retry {
         }
         let apart = (wait / 4 + Duration::from_millis(50)).min(self.policy.first_delay);
         Ok((wait + rand::rng().random_range(Duration::ZERO..=apart), error))
+    }
+
+    /// Too many files are open: other work of this process closes some. No try is counted.
+    fn wait_for_files(&mut self, error: Error) -> Result<(Duration, Error), Error> {
+        let since = *self.out_of_files_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > OUT_OF_FILES_PATIENCE {
+            return Err(self.last(error));
+        }
+        Ok((rand::rng().random_range(self.policy.first_delay / 10..=self.policy.first_delay), error))
     }
 
     fn too_long(&self, error: Error, wait: Duration) -> Error {
@@ -298,6 +322,20 @@ mod tests {
         assert!(Retry::new(policy, &Budget::default()).next_delay(limited(None)).is_err(), "nothing to wait for");
         let hasty = Policy { patience: Duration::ZERO, ..policy };
         assert!(Retry::new(hasty, &Budget::default()).next_delay(limited(second)).is_err(), "there is another way");
+    }
+
+    #[test]
+    fn too_many_open_files_are_waited_out_and_no_try_is_counted() {
+        let policy = Policy { attempts: 1, ..Policy::default() };
+        let failure = || Error::new(Class::Local, "opening x", "Too many open files").out_of_files();
+        let mut retry = Retry::new(policy, &Budget::new(0));
+        for _ in 0..50 {
+            assert!(retry.next_delay(failure()).unwrap().0 <= policy.first_delay);
+        }
+        retry.out_of_files_since = retry.out_of_files_since.map(|since| since - OUT_OF_FILES_PATIENCE);
+        assert_eq!(retry.next_delay(failure()).unwrap_err().attempts(), 51);
+        let codes = [24, 23, 13].map(|code| is_out_of_files(&std::io::Error::from_raw_os_error(code)));
+        assert_eq!(codes, [true, true, false]);
     }
 
     #[test]

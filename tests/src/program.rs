@@ -30,6 +30,7 @@ pub struct Imgsync {
     stdin: Option<Vec<u8>>,
     stdout: Option<PathBuf>,
     umask: Option<u32>,
+    open_files: Option<(u64, u64)>,
     limit: Duration,
 }
 
@@ -121,6 +122,7 @@ impl Imgsync {
             stdin: None,
             stdout: None,
             umask: None,
+            open_files: None,
             limit: Duration::from_secs(120),
         }
     }
@@ -136,6 +138,7 @@ impl Imgsync {
             stdin: None,
             stdout: None,
             umask: self.umask,
+            open_files: self.open_files,
             limit: self.limit,
         }
     }
@@ -179,6 +182,13 @@ impl Imgsync {
     #[must_use]
     pub fn umask(mut self, umask: u32) -> Self {
         self.umask = Some(umask);
+        self
+    }
+
+    /// With limits on open files (RLIMIT_NOFILE): the soft and the hard one.
+    #[must_use]
+    pub fn open_files(mut self, soft: u64, hard: u64) -> Self {
+        self.open_files = Some((soft, hard));
         self
     }
 
@@ -246,12 +256,14 @@ impl Imgsync {
 
     /// Starts it.
     pub fn spawn(&self) -> Running {
-        let mut command = match self.umask {
-            None => Command::new(&self.program),
+        let umask = self.umask.map(|umask| format!("umask {umask:04o}; "));
+        let files = self.open_files.map(|(soft, hard)| format!("ulimit -S -n {soft} && ulimit -H -n {hard} && "));
+        let mut command = match umask.into_iter().chain(files).collect::<String>() {
+            none if none.is_empty() => Command::new(&self.program),
             // The shell is replaced, so that its process is the program's.
-            Some(umask) => {
+            limits => {
                 let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", &format!("umask {umask:04o}; exec \"$0\" \"$@\"")]).arg(&self.program);
+                shell.args(["-c", &format!("{limits}exec \"$0\" \"$@\"")]).arg(&self.program);
                 shell
             }
         };

@@ -11,11 +11,11 @@ use axum::routing::get;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::printable::printable;
-
-use crate::host;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+use crate::{host, server};
 
 /// Says whether the process is ready for work; if not, why.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<(), String>> + Send + Sync>;
@@ -40,10 +40,7 @@ pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: Can
         Ok(address) => host::guard(router, address.ip()),
         Err(_) => router,
     };
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::warn!("health is not answered any more: {error}");
-    }
+    server::serve(listener, router, &stop).await;
 }
 
 /// `/healthz` and `/readyz`, for a server that answers more.

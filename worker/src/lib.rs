@@ -6,6 +6,7 @@
 pub mod arguments;
 pub mod cluster;
 pub mod copy;
+pub mod files;
 pub mod health;
 pub mod host;
 pub mod limits;
@@ -13,6 +14,7 @@ pub mod log;
 pub mod logging;
 pub mod metrics;
 pub mod runner;
+pub mod server;
 pub mod service;
 pub mod settings;
 #[cfg(feature = "otel")]

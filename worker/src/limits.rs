@@ -3,34 +3,55 @@
 use imgsync_common::limits::{Limit, Page};
 
 use crate::copy::{CONSISTENCY_WAIT, MIN_COPY_RATE};
-use crate::settings;
+use crate::{server, settings};
 
 /// The rows of this crate.
 pub fn limits() -> Vec<Limit> {
+    use Page::{Operating, Security};
+    let connections = "the connection that was without a request for longest is closed";
     vec![
         Limit::time(
-            Page::Operating,
+            Operating,
             "a draining program waits for its copies",
             settings::DRAIN_LIMIT,
             "the copies that remain are aborted",
         ),
         Limit::time(
-            Page::Operating,
+            Operating,
             "an aborted program cleans up",
             settings::ABORT_LIMIT,
             "it ends; what it left is tidied up by the next run",
         ),
         Limit::time(
-            Page::Operating,
+            Operating,
             "a target that denies what it has just taken is waited for",
             CONSISTENCY_WAIT,
             "the task fails as incomplete",
         ),
         Limit::bytes(
-            Page::Security,
+            Security,
             "bytes a second that all images in flight bring together, for more time than `timeout`, at least",
             MIN_COPY_RATE,
             "the image fails when its time is over",
+        ),
+        Limit::count(Security, "connections to a port of `--listen`", server::MAX_CONNECTIONS as u64, connections),
+        Limit::time(
+            Security,
+            "the head of a request, and a connection without a request",
+            server::HEAD_TIMEOUT,
+            "the connection is closed",
+        ),
+        Limit::time(
+            Security,
+            "a connection without a byte in either direction",
+            server::IDLE_TIMEOUT,
+            "the connection is closed",
+        ),
+        Limit::bytes(
+            Security,
+            "the head of a request to a port of `--listen`",
+            server::MAX_HEAD_BYTES as u64,
+            "the request is refused",
         ),
     ]
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use imgsync_common::batch::Ticket;
 use imgsync_common::event::{Event, Observer, TaskEnd};
+use imgsync_common::repeated;
 use imgsync_common::retry::seconds;
 
 /// Writes a line for each task that ended, and for what is tried again.
@@ -56,7 +57,7 @@ impl Observer for Log {
                 }
             }
             Event::Retrying { error, wait, .. } => tracing::info!("{error}; trying again in {}", seconds(*wait)),
-            Event::Warning { message } => tracing::warn!("{message}"),
+            Event::Warning { message } => repeated::warn(message, message),
             _ => {}
         }
     }

@@ -13,6 +13,7 @@ use imgsync_common::event::Events;
 use imgsync_common::naming::Base;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
+use imgsync_common::repeated;
 use imgsync_common::retry::{Policy, is_passing};
 use imgsync_common::secret::Secret;
 use imgsync_worker::arguments::Arguments;
@@ -23,7 +24,7 @@ use imgsync_worker::runner::{Allowed, Stop};
 use imgsync_worker::service::{self, Figures, Worker};
 use imgsync_worker::settings::{ABORT_LIMIT, DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
 use imgsync_worker::traffic::Traffic;
-use imgsync_worker::{StopSignals, health, logging, process_name, settings};
+use imgsync_worker::{StopSignals, files, health, logging, process_name, settings};
 use tokio_util::sync::CancellationToken;
 
 /// The file that is read where none was named.
@@ -39,6 +40,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return said_by_clap(&error),
     };
+    files::raise_limit();
     let name = process_name();
     let _logging =
         logging::begin(cli.log_format, default_log(cli.debug), &[("program", "imgsync-worker"), ("worker", &name)]);
@@ -140,6 +142,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     if let Some(answering) = answering {
         let _ = tokio::time::timeout(Duration::from_secs(1), answering).await;
     }
+    repeated::flush();
     say("ended");
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
+use imgsync_common::generational::GenerationalCache;
 use imgsync_common::queue::{Delivery, RETRY_DELAYS, TaskQueue};
 use imgsync_common::registry::Client;
 use imgsync_common::retry::seconds;
@@ -38,6 +39,8 @@ const OUT_OF_REACH_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the same trouble of the queue or the store is not warned of again.
 const WARN_AGAIN: Duration = Duration::from_secs(60);
+/// Batches whose options are remembered: of those of a year a worker needs the last few.
+const MAX_BATCHES: usize = 64;
 
 /// What a worker is.
 #[derive(Debug, Clone)]
@@ -77,7 +80,7 @@ pub struct Runner {
     lease: Duration,
     events: Events,
     serving: Serving,
-    options: Arc<Mutex<HashMap<BatchId, Arc<Options>>>>,
+    options: Arc<Mutex<GenerationalCache<BatchId, Arc<Options>>>>,
     running: Arc<Mutex<HashMap<Ticket, Doing>>>,
     /// Held by all tasks that run, and alone by one that ended its workers before.
     alone: Arc<RwLock<()>>,
@@ -108,7 +111,7 @@ impl Runner {
             lease: LEASE,
             events,
             serving,
-            options: Arc::default(),
+            options: Arc::new(Mutex::new(GenerationalCache::new(MAX_BATCHES))),
             running: Arc::default(),
             alone: Arc::default(),
             suspect: Arc::default(),
@@ -275,12 +278,7 @@ impl Runner {
             return Err(Error::new(Class::NotFound, tried, "the store does not have the batch"));
         };
         let options = Arc::new(Options::decode(&found.options, &format!("batch {batch}"))?);
-        let mut known = self.options.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of the batches of a year a worker needs the last few.
-        if known.len() > 64 {
-            known.clear();
-        }
-        known.insert(batch, options.clone());
+        self.options.lock().unwrap_or_else(PoisonError::into_inner).insert(batch, options.clone());
         Ok(options)
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use imgsync_common::event::Events;
 use imgsync_common::registry::Client;
+use imgsync_common::repeated;
 use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Leases, Roster as _, SystemClock};
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
@@ -169,7 +170,7 @@ impl Worker {
             let heartbeat = self.heartbeat(drain.is_cancelled());
             self.figures.set(&heartbeat);
             if let Err(error) = self.cluster.store.beat(heartbeat, HEARTBEAT).await {
-                tracing::warn!("{error}");
+                repeated::warn("a heartbeat", &error.to_string());
             }
             let _ = tokio::time::timeout(BEAT_EVERY, changes.changed()).await;
             tokio::time::sleep(BEAT_APART).await;

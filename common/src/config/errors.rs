@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::keys::secret_names;
-use crate::printable::printable;
+use crate::printable::printable_within;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Problem {
     /// What to do, where that is known.
     pub hint: Option<String>,
     snippet: String,
+    /// Characters before the carets.
+    indent: String,
     carets: usize,
 }
 
@@ -27,25 +29,74 @@ pub struct Problem {
 pub struct ConfigErrors {
     file: String,
     problems: Vec<Problem>,
+    /// Problems beside these.
+    omitted: usize,
 }
 
 impl ConfigErrors {
-    /// Each of them.
+    /// The first of them, at most [`MAX_SHOWN`].
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    pub(super) fn new(file: &str, text: &str, found: Vec<Found>, secrets: &[Range<usize>]) -> Self {
-        let masked = mask(text, secrets);
-        let mut problems: Vec<Problem> = found.into_iter().map(|found| found.locate(text, &masked)).collect();
+    pub(super) fn new(file: &str, text: &str, found: Problems, secrets: &[Range<usize>]) -> Self {
+        let Problems { mut list, mut omitted } = found;
+        list.sort_by_key(|found| found.at.start);
+        list.dedup();
+        omitted += list.len().saturating_sub(MAX_SHOWN);
+        list.truncate(MAX_SHOWN);
+        let mut problems: Vec<Problem> = list.into_iter().map(|found| found.locate(text, secrets)).collect();
         problems.sort_by_key(|problem| (problem.line, problem.column));
         problems.dedup();
-        Self { file: file.to_owned(), problems }
+        Self { file: file.to_owned(), problems, omitted }
+    }
+}
+
+/// Problems that are kept while a configuration is read: those that are shown are chosen from these.
+const MAX_FOUND: usize = 1000;
+/// Problems that are shown; the others are counted.
+pub(crate) const MAX_SHOWN: usize = 50;
+/// The longest message or hint that is shown, in characters: keys and values stand in them.
+const MAX_SHOWN_MESSAGE: usize = 2000;
+/// The longest line of a configuration that is shown, in bytes.
+const MAX_SHOWN_LINE: usize = 4096;
+
+/// Everything that was found while a configuration is read, in memory that does not grow with the number.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    list: Vec<Found>,
+    omitted: usize,
+}
+
+impl Problems {
+    pub(super) fn push(&mut self, found: Found) {
+        match self.is_full() {
+            true => self.omitted += 1,
+            false => self.list.push(found),
+        }
+    }
+
+    pub(super) fn add(&mut self, others: Problems) {
+        self.omitted += others.omitted;
+        others.list.into_iter().for_each(|found| self.push(found));
+    }
+
+    /// Whether further problems are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.list.len() >= MAX_FOUND
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(super) fn first(&self) -> Option<&Found> {
+        self.list.first()
     }
 }
 
 /// A problem and the bytes that it is about.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) at: Range<usize>,
     pub(super) message: String,
@@ -53,20 +104,31 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn locate(self, text: &str, masked: &str) -> Problem {
+    fn locate(self, text: &str, secrets: &[Range<usize>]) -> Problem {
         let start = floor(text, self.at.start);
         let (line, column, line_start) = place(text, start);
-        // `masked` has as many bytes and lines as `text`.
-        let snippet = masked[line_start..].lines().next().unwrap_or_default();
-        let line_end = line_start + snippet.len();
+        let written = text[line_start..].lines().next().unwrap_or_default();
+        let line_end = line_start + written.len();
         let end = floor(text, self.at.end.clamp(start, line_end.max(start)));
+        let (snippet, indent, carets) = match written.len() <= MAX_SHOWN_LINE {
+            true => {
+                let masked = mask(text, line_start..line_end, secrets);
+                let snippet: String =
+                    masked.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+                let indent = snippet.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+                (snippet, indent, text[start..end].chars().count().max(1))
+            }
+            // What is masked in a part of it cannot be told.
+            false => (format!("(a line of {} bytes)", written.len()), String::new(), 1),
+        };
         Problem {
-            message: printable(&self.message).into_owned(),
+            message: printable_within(&self.message, MAX_SHOWN_MESSAGE).into_owned(),
             line,
             column,
-            hint: self.hint.map(|hint| printable(&hint).into_owned()),
-            carets: text[start..end].chars().count().max(1),
-            snippet: snippet.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect(),
+            hint: self.hint.map(|hint| printable_within(&hint, MAX_SHOWN_MESSAGE).into_owned()),
+            snippet,
+            indent,
+            carets,
         }
     }
 }
@@ -86,11 +148,13 @@ fn floor(text: &str, offset: usize) -> usize {
     offset
 }
 
-/// The text with stars in place of the bytes of secrets, and of passwords in URLs.
-fn mask(text: &str, secrets: &[Range<usize>]) -> String {
-    let mut hidden: Vec<Range<usize>> = secrets.to_vec();
-    for (scheme, _) in text.match_indices("://") {
-        let start = scheme + 3;
+/// A line with stars in place of the bytes of secrets, and of passwords in URLs.
+fn mask(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
+    let mut hidden: Vec<Range<usize>> =
+        secrets.iter().filter(|secret| secret.start < line.end && secret.end > line.start).cloned().collect();
+    let (first, text) = (line.start, &text[..line.end]);
+    for (scheme, _) in text[first..].match_indices("://") {
+        let start = first + scheme + 3;
         let end =
             text[start..].find(|c: char| c.is_whitespace() || "\"'".contains(c)).map_or(text.len(), |end| start + end);
         if let Some(at) = text[start..end].rfind('@')
@@ -99,9 +163,9 @@ fn mask(text: &str, secrets: &[Range<usize>]) -> String {
             hidden.push(start + colon + 1..start + at);
         }
     }
-    let mut masked = String::with_capacity(text.len());
-    for (index, c) in text.char_indices() {
-        if c != '\n' && hidden.iter().any(|range| range.contains(&index)) {
+    let mut masked = String::with_capacity(line.len());
+    for (index, c) in text[first..].char_indices() {
+        if hidden.iter().any(|range| range.contains(&(first + index))) {
             masked.extend(std::iter::repeat_n('*', c.len_utf8()));
         } else {
             masked.push(c);
@@ -114,25 +178,36 @@ fn mask(text: &str, secrets: &[Range<usize>]) -> String {
 /// (`|`) all lines.
 pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
     let mut secrets = Vec::new();
-    for key in secret_names() {
-        for (index, _) in text.match_indices(key) {
-            let after = index + key.len();
-            let rest = text[after..].trim_start_matches(['"', '\'', ' ']);
-            if let Some(value) = rest.strip_prefix(':') {
-                let end = text.len() - value.len() + value.find('\n').unwrap_or(value.len());
-                let mut value = value.trim_start_matches([' ', '"']);
-                let is_block = value.starts_with(['|', '>']);
-                // A variable's name is no secret.
-                if value.starts_with("${") {
-                    value = value.split_once('}').map_or(value, |(_, rest)| rest);
-                }
-                let start = text.len() - value.len();
-                let end = if is_block { end_of_block(text, index, end) } else { end };
-                secrets.push(start.min(end)..end);
+    let mut first = 0;
+    for line in text.split_inclusive('\n') {
+        // Longer ones are not shown.
+        if line.len() <= MAX_SHOWN_LINE {
+            for key in secret_names() {
+                let keys = line.match_indices(key).map(|(at, _)| first + at);
+                secrets.extend(keys.filter_map(|index| guess_secret(text, index, key)));
             }
         }
+        first += line.len();
     }
     secrets
+}
+
+/// What follows a key at `index`.
+fn guess_secret(text: &str, index: usize, key: &str) -> Option<Range<usize>> {
+    let rest = text[index + key.len()..].trim_start_matches(['"', '\'', ' ']);
+    let value = rest.strip_prefix(':')?;
+    let end = text.len() - value.len() + value.find('\n').unwrap_or(value.len());
+    let mut value = value.trim_start_matches([' ', '"']);
+    let is_block = value.starts_with(['|', '>']);
+    // A variable's name is no secret.
+    if value.starts_with("${")
+        && let Some(close) = value.lines().next().and_then(|line| line.find('}'))
+    {
+        value = &value[close + 1..];
+    }
+    let start = text.len() - value.len();
+    let end = if is_block { end_of_block(text, index, end) } else { end };
+    Some(start.min(end)..end)
 }
 
 /// Where the lines end that are indented further than the key at `index`, whose line ends at `end`.
@@ -158,16 +233,17 @@ impl fmt::Display for ConfigErrors {
             }
             let number = problem.line.to_string();
             let margin = " ".repeat(number.len());
-            let before: String =
-                problem.snippet.chars().take(problem.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             writeln!(f, "error: {}", problem.message)?;
             writeln!(f, "{margin} --> {}:{}:{}", self.file, problem.line, problem.column)?;
             writeln!(f, "{margin}  |")?;
             writeln!(f, " {number} | {}", problem.snippet)?;
-            writeln!(f, "{margin}  | {before}{}", "^".repeat(problem.carets))?;
+            writeln!(f, "{margin}  | {}{}", problem.indent, "^".repeat(problem.carets))?;
             if let Some(hint) = &problem.hint {
                 writeln!(f, "{margin}  = hint: {hint}")?;
             }
+        }
+        if self.omitted > 0 {
+            writeln!(f, "\nerror: {} more problems are not shown", self.omitted)?;
         }
         Ok(())
     }

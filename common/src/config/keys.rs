@@ -481,6 +481,10 @@ pub(super) fn secret_names() -> Vec<&'static str> {
 impl Section {
     /// What was probably meant.
     pub(super) fn suggest(&self, written: &str) -> Option<&'static str> {
+        // Comparing takes memory and time that grow with its length, and no key is half as long.
+        if written.len() > 64 {
+            return None;
+        }
         let written = written.to_ascii_lowercase().replace('-', "_");
         self.keys
             .iter()

@@ -27,6 +27,9 @@ mod url;
 mod variables;
 mod yaml;
 
+pub(crate) use errors::MAX_SHOWN;
+pub(crate) use yaml::{MAX_ADDED_BYTES, MAX_FILE_BYTES, MAX_VALUES};
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -154,7 +157,7 @@ impl Config {
             secrets.extend(errors::guess_secrets(text));
         }
         let mut found = parsed.found;
-        found.extend(reader.found.take());
+        found.add(reader.found.take());
         match config {
             Some(config) if found.is_empty() => Ok(Self { inline_secrets: reader.inline_secrets.get(), ..config }),
             _ => Err(ConfigErrors::new(file.name, text, found, &secrets)),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::{Span, SpanRelativeTo};
 use url::Url;
 
-use super::errors::Found;
+use super::errors::{Found, Problems};
 use super::keys::{ADDRESS, Kind, SECTIONS, Section, may_hold_secret};
 use super::url::{SecretUrl, encode_variables, parse};
 use super::yaml::{Entry, Node, Scalar, Value};
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 
 #[derive(Default)]
 pub(super) struct Reader {
-    pub(super) found: RefCell<Vec<Found>>,
+    pub(super) found: RefCell<Problems>,
     /// Where secrets stand, not to be shown.
     pub(super) secrets: RefCell<Vec<Range<usize>>>,
     /// Whether a secret stands in the file itself, not in a variable.

@@ -8,12 +8,20 @@ use std::ops::Range;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::errors::Found;
+use super::errors::{Found, Problems};
 use super::variables::fill;
 use crate::printable::printable;
 
-/// How many nodes aliases may add to a file.
+/// The longest configuration, in bytes. A rule takes some 200.
+pub(crate) const MAX_FILE_BYTES: usize = 16 << 20;
+/// Values in a configuration, those that aliases add included.
+pub(crate) const MAX_VALUES: usize = 500_000;
+/// Values that aliases may add to a file.
 const MAX_COPIES: usize = 20_000;
+/// Bytes that aliases and variables may add to a file.
+pub(crate) const MAX_ADDED_BYTES: usize = 8 << 20;
+/// Memory of a value beside its text, in bytes.
+const VALUE_BYTES: usize = 128;
 const MAX_DEPTH: usize = 64;
 
 #[derive(Clone, Debug)]
@@ -99,20 +107,40 @@ impl Node {
         }
     }
 
-    fn size(&self) -> usize {
-        1 + match &self.value {
-            Value::List(items) => items.iter().map(Node::size).sum(),
-            Value::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
-            _ => 0,
+    /// The number of values in it, and the bytes that a copy of it takes.
+    fn size(&self) -> (usize, usize) {
+        let add = |sum: (usize, usize), more: (usize, usize)| (sum.0 + more.0, sum.1 + more.1);
+        let own = (1, VALUE_BYTES);
+        match &self.value {
+            Value::Null | Value::Broken => own,
+            Value::Scalar(scalar) => add(own, (0, scalar.text.len() + scalar.written.len())),
+            Value::List(items) => items.iter().map(Node::size).fold(own, add),
+            Value::Map(entries) => {
+                entries.iter().map(|entry| add(entry.value.size(), (0, entry.key.len()))).fold(own, add)
+            }
         }
     }
 }
 
 /// Reads a text as a tree.
 pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Parsed {
-    let mut builder =
-        Builder { text, environment, found: Vec::new(), secrets: Vec::new(), anchors: HashMap::new(), copies: 0 };
-    let root = builder.document();
+    let mut builder = Builder {
+        text,
+        environment,
+        found: Problems::default(),
+        secrets: Vec::new(),
+        anchors: HashMap::new(),
+        values: 0,
+        copies: 0,
+        added: 0,
+    };
+    let root = match text.len() <= MAX_FILE_BYTES {
+        true => builder.document(),
+        false => {
+            builder.report(0..0, format!("a configuration has at most {} MiB", MAX_FILE_BYTES >> 20), None);
+            None
+        }
+    };
     Parsed { root, found: builder.found, secrets: builder.secrets }
 }
 
@@ -120,7 +148,7 @@ pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) ->
 pub(super) struct Parsed {
     /// None if the text is not YAML.
     pub(super) root: Option<Node>,
-    pub(super) found: Vec<Found>,
+    pub(super) found: Problems,
     /// Values whose keys sound like secrets, wherever they stand.
     pub(super) secrets: Vec<Range<usize>>,
 }
@@ -128,10 +156,15 @@ pub(super) struct Parsed {
 struct Builder<'a> {
     text: &'a str,
     environment: &'a dyn Fn(&str) -> Option<String>,
-    found: Vec<Found>,
+    found: Problems,
     secrets: Vec<Range<usize>>,
     anchors: HashMap<usize, Node>,
+    /// Values so far.
+    values: usize,
+    /// Values that aliases have added.
     copies: usize,
+    /// Bytes that aliases, anchors and variables have added.
+    added: usize,
 }
 
 type Source<'a> = Parser<'a, granit_parser::StrInput<'a>>;
@@ -194,19 +227,27 @@ impl<'a> Builder<'a> {
             self.report(at, "this is nested too deeply", None);
             return Err(());
         }
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            self.report(at, format!("this file has more than {MAX_VALUES} values"), None);
+            return Err(());
+        }
         let (anchor, value) = match event {
-            Event::Scalar(text, style, anchor, _) => (anchor, self.scalar(&text, style, &at)),
+            Event::Scalar(text, style, anchor, _) => (anchor, self.scalar(&text, style, &at)?),
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id) else {
                     self.report(at, "this alias stands within what it stands for", None);
                     return Err(());
                 };
-                self.copies += node.size();
+                let (values, bytes) = node.size();
+                self.copies += values;
+                self.values += values;
                 if self.copies > MAX_COPIES {
                     self.report(at, "aliases make this file too large", None);
                     return Err(());
                 }
-                return Ok(node.clone());
+                self.add(bytes, &at)?;
+                return self.anchors.get(&id).cloned().ok_or(());
             }
             Event::SequenceStart(_, anchor, _) => {
                 let mut items = Vec::new();
@@ -223,14 +264,29 @@ impl<'a> Builder<'a> {
         };
         let node = Node { at, value };
         if anchor > 0 {
+            let at = node.at.clone();
+            self.add(node.size().1, &at)?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
     }
 
+    /// Counts bytes that are in memory and not in the file.
+    fn add(&mut self, bytes: usize, at: &Range<usize>) -> Reported<()> {
+        self.added = self.added.saturating_add(bytes);
+        if self.added <= MAX_ADDED_BYTES {
+            return Ok(());
+        }
+        let what = format!("aliases and variables add more than {} MiB to this file", MAX_ADDED_BYTES >> 20);
+        self.report(at.clone(), what, None);
+        Err(())
+    }
+
     fn map(&mut self, parser: &mut Source<'a>, depth: usize) -> Reported<Value> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut merged: Vec<Entry> = Vec::new();
+        // Where each key stands.
+        let mut keys: HashMap<String, usize> = HashMap::new();
         loop {
             let (event, span) = match self.next(parser)? {
                 None | Some((Event::MappingEnd, _)) => break,
@@ -267,32 +323,41 @@ impl<'a> Builder<'a> {
                         _ => self.report(key_at.clone(), "`<<` takes mappings only", None),
                     }
                 }
-            } else if let Some(first) = entries.iter().find(|entry| entry.key == key) {
-                let line = super::errors::place(self.text, first.key_at.start).0;
+            } else if let Some(first) = keys.get(&key) {
+                if self.found.is_full() {
+                    continue;
+                }
+                let line = super::errors::place(self.text, *first).0;
                 self.report(key_at, format!("`{key}` is written twice, first in line {line}"), None);
             } else {
+                keys.insert(key.clone(), key_at.start);
                 entries.push(Entry { key, key_at, value });
             }
         }
         for entry in merged {
-            if !entries.iter().any(|other| other.key == entry.key) {
+            if keys.insert(entry.key.clone(), entry.key_at.start).is_none() {
                 entries.push(entry);
             }
         }
         Ok(Value::Map(entries))
     }
 
-    fn scalar(&mut self, text: &str, style: ScalarStyle, at: &Range<usize>) -> Value {
+    fn scalar(&mut self, text: &str, style: ScalarStyle, at: &Range<usize>) -> Reported<Value> {
         if style == ScalarStyle::Plain && matches!(text, "" | "~" | "null" | "Null" | "NULL") {
-            return Value::Null;
+            return Ok(Value::Null);
         }
         match fill(text, self.environment) {
-            Ok(filled) => Value::Scalar(Scalar {
-                written: text.to_owned(),
-                text: filled.text,
-                filled: filled.used,
-                variables: filled.variables,
-            }),
+            Ok(filled) => {
+                if filled.used {
+                    self.add(filled.text.len(), at)?;
+                }
+                Ok(Value::Scalar(Scalar {
+                    written: text.to_owned(),
+                    text: filled.text,
+                    filled: filled.used,
+                    variables: filled.variables,
+                }))
+            }
             Err(error) => {
                 // The place within the value is the place in the file only where nothing was escaped.
                 let at = match self.text.get(at.clone()).and_then(|source| source.find(text)) {
@@ -300,7 +365,7 @@ impl<'a> Builder<'a> {
                     None => at.clone(),
                 };
                 self.report(at, error.message, None);
-                Value::Broken
+                Ok(Value::Broken)
             }
         }
     }

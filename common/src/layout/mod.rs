@@ -25,7 +25,6 @@ mod tests;
 mod trouble;
 mod writer;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -41,9 +40,12 @@ use self::folder::Folder;
 use self::lock::LockWait;
 use self::trouble::Trouble;
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::image::{Descriptor, Digest};
 use crate::registry::Context;
 
+/// Manifests whose subjects are remembered for each layout.
+const MAX_SUBJECTS: usize = 100_000;
 const BLOBS: &str = "blobs";
 /// Of what is not finished, in the layout's own folder: the specification leaves no room for it among the blobs.
 const HIDDEN_PREFIX: &str = ".imgsync-";
@@ -60,7 +62,7 @@ struct Shared {
     label: String,
     index: IndexFile,
     /// What manifests without a tag refer to; read once.
-    subjects: Mutex<HashMap<Digest, Option<Digest>>>,
+    subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
     /// How its lock is waited for.
     wait: LockWait,
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -14,8 +14,9 @@ use super::index::Index;
 use super::lock::{LockWait, lock};
 use super::trouble::Trouble;
 use super::writer::WORTH_KEEPING;
-use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, label};
+use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, MAX_SUBJECTS, Shared, label};
 use crate::error::Class;
+use crate::generational::GenerationalCache;
 use crate::image::{Algorithm, Digest};
 use crate::printable::printable;
 
@@ -72,7 +73,8 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Troub
 
 fn layout(root: Folder, dir: &Path, wait: LockWait) -> Layout {
     let (label, index) = (label(dir), IndexFile::default());
-    Layout(Arc::new(Shared { root, label, index, subjects: Default::default(), wait }))
+    let subjects = Mutex::new(GenerationalCache::new(MAX_SUBJECTS));
+    Layout(Arc::new(Shared { root, label, index, subjects, wait }))
 }
 
 fn no_layout(root: &Folder) -> Trouble {

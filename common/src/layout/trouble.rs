@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use crate::error::{Class, Error};
+use crate::retry;
 
 /// Cheap to clone, as one write of the index may fail for several who wait for it.
 #[derive(Debug, Clone)]
@@ -41,7 +42,9 @@ impl Trouble {
             Trouble::Io { path, doing, error } => {
                 let detail = format!("{doing} {} failed: {error}", path.display());
                 let hint = hint(error.kind());
+                let is_out_of_files = retry::is_out_of_files(&error);
                 let error = Error::new(Class::Local, tried, detail).because(error);
+                let error = if is_out_of_files { error.out_of_files() } else { error };
                 match hint {
                     Some(hint) => error.hint(hint),
                     None => error,

@@ -19,6 +19,7 @@ use crate::batch::{BatchId, Lane, Message};
 use crate::error::Result;
 
 pub use memory::{MemoryQueue, WINDOW};
+pub(crate) use rabbitmq::{KEPT as KEPT_REFUSED, KEPT_BYTES as KEPT_REFUSED_BYTES};
 pub use rabbitmq::{RabbitQueue, RabbitSettings};
 
 /// The waits that every queue offers before a message comes back, shortest first.

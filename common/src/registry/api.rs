@@ -1,7 +1,6 @@
 //! A vendor's own API of a registry: JSON lists by pages, with the vendor's way to log in. Everything else is as with the
 //! registry itself: retries, pace, proxy and certificates, bounds, and no secret to anybody else.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +16,9 @@ use super::credentials::Credential;
 use super::login::Logins;
 use super::paged::{Ask, Cursor, Page};
 use super::transport::{Answer, Outgoing, Payload};
-use super::{Access, Client, Context, Registry, Repository, Root, base_of, hop, is_loopback};
+use super::{Access, Client, Context, MAX_REPOSITORY_NOTES, Registry, Repository, Root, base_of, hop, is_loopback};
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::image::RegistryName;
 use crate::secret::Secret;
 use crate::vendor::{self, ListingBy, Vendor};
@@ -40,7 +40,7 @@ pub(crate) struct ApiHome {
     is_recognised: bool,
     registry: Arc<Registry>,
     login: tokio::sync::Mutex<HubLogin>,
-    notes: Mutex<HashMap<String, String>>,
+    notes: Mutex<GenerationalCache<String, String>>,
 }
 
 /// Where logging in at Docker Hub stands.
@@ -125,7 +125,7 @@ impl Client {
             is_recognised,
             registry: Arc::new(self.connect(&name, base, settings, logins, None)?),
             login: tokio::sync::Mutex::default(),
-            notes: Mutex::default(),
+            notes: Mutex::new(GenerationalCache::new(MAX_REPOSITORY_NOTES)),
         });
         apis.insert(registry.name.clone(), found.clone());
         Ok(Some(found))
@@ -230,7 +230,7 @@ impl Api {
         self.notes().insert(about.to_owned(), what.to_owned())
     }
 
-    fn notes(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+    fn notes(&self) -> std::sync::MutexGuard<'_, GenerationalCache<String, String>> {
         self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

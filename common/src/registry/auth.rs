@@ -5,7 +5,6 @@
 
 mod token;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -22,11 +21,16 @@ use super::pace::Errand;
 use super::transport::Payload;
 use super::{Client, Registry, Repository, failure};
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::image::RepositoryName;
 use crate::secret::Secret;
 
+pub(super) use token::MAX_TOKEN_BYTES;
 #[cfg(test)]
 pub(super) use token::shape;
+
+/// Tokens that are kept for each registry. A token lives for minutes, so that no more than some hundred are in use at a time.
+pub(super) const MAX_TOKENS: usize = 1000;
 
 /// What a repository is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,10 +125,16 @@ struct Token {
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
 
 /// One registry's challenges and tokens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Auth {
     known: Mutex<Known>,
-    tokens: Mutex<HashMap<Scope, Slot>>,
+    tokens: Mutex<GenerationalCache<Scope, Slot>>,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth { known: Mutex::default(), tokens: Mutex::new(GenerationalCache::new(MAX_TOKENS)) }
+    }
 }
 
 impl Auth {
@@ -141,7 +151,8 @@ impl Auth {
     }
 
     fn slot(&self, scope: &Scope) -> Slot {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).entry(scope.clone()).or_default().clone()
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get_or_insert_with(scope, Slot::default).clone()
     }
 }
 
@@ -413,6 +424,21 @@ fn read_challenges(headers: &HeaderMap) -> Vec<Challenge> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_of_100_000_repositories_are_not_all_kept() {
+        let auth = Auth::default();
+        let scope = |n: usize| {
+            let repository = format!("team/app-{n}").parse().unwrap();
+            Scope { repository, access: Access::Pull, from: None, login: 0 }
+        };
+        let first = auth.slot(&scope(0));
+        for n in 1..100_000 {
+            auth.slot(&scope(n));
+            assert!(Arc::ptr_eq(&first, &auth.slot(&scope(0))), "{n}: a token in use is kept");
+        }
+        assert!(auth.tokens.lock().unwrap().len() <= MAX_TOKENS);
+    }
 
     #[test]
     fn a_scope_asks_for_no_more_than_it_needs() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::page_reader::Entries;
 use super::paged::{self, Cursor, Page};
 use super::{Access, Client, Context, Repository, TagPages, Tally};
 use crate::error::{Class, Error, Result};
@@ -30,7 +31,7 @@ pub struct CatalogPages {
 struct Body {
     /// `null` where there are none, in some registries.
     #[serde(default, deserialize_with = "paged::present")]
-    repositories: Option<Option<Vec<String>>>,
+    repositories: Option<Option<Entries<String>>>,
 }
 
 /// What a catalog is read as, for those who try to break that.
@@ -85,7 +86,7 @@ impl CatalogPages {
         let tried = format!("listing the repositories of {registry}");
         let page = self.cursor.next_page(&self.root, MAX_PAGE_BYTES, &tried).await;
         match page {
-            Ok(page) => Ok(page.map(|body: Body| body.repositories.flatten().unwrap_or_default())),
+            Ok(page) => Ok(page.map(|body: Body| body.repositories.flatten().unwrap_or_default().into_vec())),
             Err(error) if shows_none(&error) => {
                 let log_in = error.advice().map(|advice| format!("{advice}; or ")).unwrap_or_default();
                 Err(error.hint(format!(

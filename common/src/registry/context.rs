@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use super::listing_memory::ListingShare;
 use crate::event::{Event, Events};
 use crate::retry::Budget;
 use crate::wait::WaitClock;
@@ -20,6 +21,8 @@ pub struct Context {
     pub events: Events,
     /// Stands still while requests are held back by imgsync itself.
     pub clock: WaitClock,
+    /// The memory of the listing that is read; each listing has its own where there is none.
+    pub listing: Option<ListingShare>,
 }
 
 impl Context {

@@ -147,6 +147,9 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
     if text.contains("received fatal alert") {
         return Error::new(Class::Insecure, tried, text).hint(CLIENT_CERTIFICATE).because(error);
     }
+    if find::<std::io::Error>(&error).is_some_and(retry::is_out_of_files) {
+        return Error::new(Class::Local, tried, text).out_of_files().because(error);
+    }
     if let Some(withheld) = find::<hop::Withheld>(&error) {
         let key = match withheld {
             hop::Withheld::Inside(_) => "allow_private: true".to_owned(),

@@ -1,7 +1,10 @@
 //! The limits of the registry client that the documentation states.
 
 use super::credentials::HELPER_LIMIT;
-use super::{ClientSettings, answer, catalog, paged, sending, tags, transport};
+use super::{
+    ClientSettings, MAX_REPOSITORY_NOTES, answer, auth, catalog, listing_memory, page_reader, paged, referrers,
+    sending, tags, transport,
+};
 use crate::limits::{Limit, Page};
 
 /// The rows of the registry client.
@@ -10,7 +13,21 @@ pub fn limits() -> Vec<Limit> {
     vec![
         Limit::bytes(Security, "a page of tags", tags::MAX_PAGE_BYTES as u64, "the repository is not listed"),
         Limit::bytes(Security, "a page of a catalog", catalog::MAX_PAGE_BYTES as u64, "the registry is not listed"),
-        Limit::count(Security, "entries of a listing", paged::MAX_ENTRIES as u64, "the repository is not listed"),
+        Limit::count(Security, "entries of a listing", paged::MAX_ENTRIES, "the repository is not listed"),
+        Limit::bytes(Security, "the texts of a listing", paged::MAX_TEXTS_BYTES, "the repository is not listed"),
+        Limit::bytes(
+            Security,
+            "one text in a listing",
+            page_reader::MAX_TEXT_BYTES as u64,
+            "the repository is not listed",
+        ),
+        Limit::bytes(
+            Security,
+            "memory of all listings of a process",
+            listing_memory::MAX_LISTINGS_BYTES,
+            "listings wait; only the one that is wanted first goes on, up to its own limits",
+        ),
+        Limit::count(Security, "referrers of a manifest", referrers::MAX_REFERRERS, "the task fails"),
         Limit::time(
             Security,
             "waiting for a registry in a listing, with the default stall limit",
@@ -22,6 +39,19 @@ pub fn limits() -> Vec<Limit> {
             "pages in a row with nothing new",
             paged::MAX_BARREN_PAGES as u64,
             "the repository is not listed",
+        ),
+        Limit::bytes(Security, "a token", auth::MAX_TOKEN_BYTES as u64, "the request fails"),
+        Limit::count(
+            Security,
+            "tokens remembered for a registry",
+            auth::MAX_TOKENS as u64,
+            "tokens that were not used for longest are forgotten and requested again",
+        ),
+        Limit::count(
+            Security,
+            "notes on repositories of a registry",
+            MAX_REPOSITORY_NOTES as u64,
+            "notes that were not used for longest are forgotten and learnt again",
         ),
         Limit::time(
             Security,

@@ -24,12 +24,14 @@ mod http;
 pub mod known;
 mod limits;
 pub mod link;
+mod listing_memory;
 mod login;
 mod manifests;
 mod mirrors;
 mod mounts;
 mod pace;
 mod pacer;
+mod page_reader;
 mod paged;
 mod patience;
 mod places;
@@ -64,8 +66,10 @@ pub use context::{Context, Tally, Traffic};
 pub(crate) use http::tls_trusting;
 pub use http::{client_for_others, install_tls_provider};
 pub use limits::limits;
+pub use listing_memory::{ListingGroup, ListingShare};
 pub use manifests::{Deleted, Head, ManifestPut, ManifestRef};
 pub use pacer::Hold;
+pub use page_reader::{Entries, Entry};
 pub use paged::{Next, Page};
 pub use patience::PATIENCE;
 pub use referrers::FallbackTag;
@@ -87,12 +91,17 @@ use self::proxies::Proxies;
 use self::referrers::FallbackLocks;
 use self::window::Windows;
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
 use crate::wait::WaitClock;
 
 /// Where Docker Hub's API is; `docker.io` itself is a web site.
 const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
+
+/// Notes on repositories that are kept for each registry: which lack the referrers API, which were made, which a vendor's
+/// API does not list.
+const MAX_REPOSITORY_NOTES: usize = 10_000;
 
 /// Bytes of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
 const AZURE_CHUNK: u64 = 16 << 20;
@@ -144,7 +153,7 @@ struct Registry {
     /// Whether its HEADs of manifests were seen to find less than its GETs.
     heads_fail: AtomicBool,
     /// Repositories that were seen to have no referrers API, and when: one host can stand before several registries.
-    no_referrers: Mutex<HashMap<RepositoryName, Instant>>,
+    no_referrers: Mutex<GenerationalCache<RepositoryName, Instant>>,
     logins: Arc<Logins>,
     /// Whose turn it is to pull.
     turn: AtomicUsize,
@@ -297,7 +306,7 @@ impl Client {
             making: create::Making::default(),
             body_limit: AtomicU64::new(0),
             heads_fail: AtomicBool::new(false),
-            no_referrers: Mutex::default(),
+            no_referrers: Mutex::new(GenerationalCache::new(MAX_REPOSITORY_NOTES)),
             logins,
             turn: AtomicUsize::new(0),
             windows: Windows::default(),

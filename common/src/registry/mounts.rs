@@ -1,25 +1,31 @@
 //! What was learnt of mounts at a registry: that it knows none, or refuses them between two repositories.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::generational::GenerationalCache;
 use crate::image::RepositoryName;
 
 /// How long a refusal is believed: rights change, and a registry that failed recovers.
 const BELIEVED_FOR: Duration = Duration::from_secs(10 * 60);
-/// Pairs that are remembered at the most.
-const MOST: usize = 1024;
+/// Pairs of repositories that are remembered.
+const MAX_PAIRS: usize = 2048;
 
 /// From where to where.
 type Pair = (RepositoryName, RepositoryName);
 
 /// One registry's mounts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mounts {
     unknown: AtomicBool,
-    refused: Mutex<HashMap<Pair, Instant>>,
+    refused: Mutex<GenerationalCache<Pair, Instant>>,
+}
+
+impl Default for Mounts {
+    fn default() -> Mounts {
+        Mounts { unknown: AtomicBool::new(false), refused: Mutex::new(GenerationalCache::new(MAX_PAIRS)) }
+    }
 }
 
 impl Mounts {
@@ -34,20 +40,13 @@ impl Mounts {
 
     /// Whether it is worth asking for a mount between these two.
     pub(crate) fn may_work(&self, from: &RepositoryName, to: &RepositoryName) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (from.clone(), to.clone());
         !self.are_unknown() && refused.get(&pair).is_none_or(|at| at.elapsed() >= BELIEVED_FOR)
     }
 
     pub(crate) fn refuse(&self, from: &RepositoryName, to: &RepositoryName) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() >= MOST {
-            refused.retain(|_, at| at.elapsed() < BELIEVED_FOR);
-        }
-        if refused.len() >= MOST {
-            // A few requests more for those that come again.
-            refused.clear();
-        }
         refused.insert((from.clone(), to.clone()), Instant::now());
     }
 }
@@ -66,7 +65,7 @@ mod tests {
         for n in 0..5000 {
             mounts.refuse(&name(n), &name(0));
         }
-        assert!(mounts.refused.lock().unwrap().len() <= MOST);
+        assert!(mounts.refused.lock().unwrap().len() <= MAX_PAIRS);
         mounts.set_unknown();
         assert!(!mounts.may_work(&name(7), &name(8)));
     }

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use url::Url;
 
+use super::listing_memory::ListingShare;
+use super::page_reader::{PageLimits, PageSize, read_page};
 use super::transport::{Answer, Outgoing};
 use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
@@ -17,15 +19,17 @@ use crate::retry::{self, Retry};
 
 /// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
 pub(super) const MAX_BARREN_PAGES: usize = 50;
-/// More entries than this are not a list that ends. The largest repositories that are known have some 100,000 tags.
-pub(super) const MAX_ENTRIES: usize = 2_000_000;
+/// Entries of a listing, on one page or on many. The largest repositories that are known have some 100,000 tags.
+pub(super) const MAX_ENTRIES: u64 = 250_000;
+/// Bytes of the texts of a listing: of names and digests.
+pub(super) const MAX_TEXTS_BYTES: u64 = 48 << 20;
 
 /// How long a listing waits for its registry in all, in stall limits: half an hour with the default. A hundred thousand tags
 /// by hundreds, each page in a second, take a third of that.
 pub(super) const LISTING_STALLS: u32 = 30;
 
 /// What one page says.
-pub trait Page: DeserializeOwned {
+pub trait Page: DeserializeOwned + Send + 'static {
     /// Whether it is a page of such a list at all. Some answer 200 with an error in the body, or with something else.
     fn is_one(&self) -> bool;
 
@@ -100,6 +104,10 @@ pub(crate) struct Cursor {
     hasher: RandomState,
     /// How long the registry was waited for.
     waited: Duration,
+    /// What was read so far.
+    size: PageSize,
+    /// The memory of the listing; chosen with the first page.
+    share: Option<ListingShare>,
 }
 
 impl Cursor {
@@ -112,6 +120,8 @@ impl Cursor {
             barren: 0,
             hasher: RandomState::new(),
             waited: Duration::ZERO,
+            size: PageSize::default(),
+            share: None,
         }
     }
 
@@ -128,18 +138,30 @@ impl Cursor {
             return Err(Error::new(Class::BadAnswer, tried, "its pages lead in a circle"));
         }
         let repository = asker.repository();
+        let share = self.share.get_or_insert_with(|| {
+            let share = repository.context.listing.clone();
+            share.unwrap_or_else(ListingShare::transient)
+        });
+        let limits = PageLimits {
+            bytes: max_bytes,
+            entries: MAX_ENTRIES.saturating_sub(self.size.entries),
+            texts: MAX_TEXTS_BYTES.saturating_sub(self.size.texts),
+            of_all: PageSize { entries: MAX_ENTRIES, texts: MAX_TEXTS_BYTES },
+        };
         let (clock, limit) = (&repository.context().clock, repository.stall() * LISTING_STALLS);
         let (began, paused) = (Instant::now(), clock.paused());
         let left = limit.saturating_sub(self.waited);
-        let (page, next) = tokio::select! {
+        let (page, size, next) = tokio::select! {
             biased;
-            page = read_patiently::<T>(asker, &url, max_bytes, tried) => page?,
+            page = read_patiently::<T>(asker, &url, limits, share, tried) => page?,
             () = clock.reaches(left) => {
                 let detail = format!("the listing was not complete within {}", retry::seconds(limit));
                 return Err(Error::new(Class::TimedOut, tried, detail).at(repository.registry()));
             }
         };
         self.waited += began.elapsed().saturating_sub(clock.paused() - paused);
+        self.size.entries += size.entries;
+        self.size.texts += size.texts;
         if next.is_some() || !self.pages.is_empty() {
             self.watch(&page.entries()).map_err(|detail| Error::new(Class::BadAnswer, tried, detail))?;
         }
@@ -157,9 +179,6 @@ impl Cursor {
         if self.barren > MAX_BARREN_PAGES {
             return Err(format!("{} pages in a row brought nothing new: its pages do not end", self.barren));
         }
-        if self.entries.len() > MAX_ENTRIES {
-            return Err(format!("it lists more than {MAX_ENTRIES} entries: its pages do not seem to end"));
-        }
         Ok(())
     }
 }
@@ -167,12 +186,13 @@ impl Cursor {
 async fn read_patiently<T: Page>(
     asker: &impl Ask,
     url: &Url,
-    max_bytes: usize,
+    limits: PageLimits,
+    share: &ListingShare,
     tried: &str,
-) -> Result<(T, Option<Url>)> {
+) -> Result<(T, PageSize, Option<Url>)> {
     let (repository, mut retry) = (asker.repository(), asker.retry());
     loop {
-        let error = match read(asker, url, max_bytes, tried).await {
+        let error = match read(asker, url, limits, share, tried).await {
             Ok(page) => return Ok(page),
             Err(error) => error,
         };
@@ -182,29 +202,33 @@ async fn read_patiently<T: Page>(
     }
 }
 
-async fn read<T: Page>(asker: &impl Ask, url: &Url, max_bytes: usize, tried: &str) -> Result<(T, Option<Url>)> {
-    let answer = asker.ask(url, tried).await?;
+async fn read<T: Page>(
+    asker: &impl Ask,
+    url: &Url,
+    limits: PageLimits,
+    share: &ListingShare,
+    tried: &str,
+) -> Result<(T, PageSize, Option<Url>)> {
+    let mut answer = asker.ask(url, tried).await?;
     let here = answer.url().clone();
     let links = answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
     let linked = link::next(links);
-    let bytes = answer.bytes(max_bytes, tried).await?;
-    let page: T = serde_json::from_slice(&bytes).map_err(|error| {
-        Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error)
-    })?;
+    let context = &asker.repository().context;
+    let (page, size): (T, _) = read_page(&mut answer, limits, share, context, tried).await?;
     if !page.is_one() {
         return Err(Error::new(Class::BadAnswer, tried, "what it answered is no listing"));
     }
     let next = match page.next() {
         Next::Linked => linked,
         Next::At(written) => Some(written),
-        Next::With(name, value) => return Ok((page, Some(with_parameter(&here, name, &value)))),
+        Next::With(name, value) => return Ok((page, size, Some(with_parameter(&here, name, &value)))),
         Next::None => None,
     };
     let next = match next {
         Some(written) => Some(checked(asker.repository(), &here, &written, tried)?),
         None => None,
     };
-    Ok((page, next))
+    Ok((page, size, next))
 }
 
 fn with_parameter(here: &Url, name: &str, value: &str) -> Url {
@@ -259,14 +283,5 @@ mod tests {
         }
         (0..MAX_BARREN_PAGES).for_each(|_| cursor.watch(&[]).unwrap());
         assert!(cursor.watch(&[]).unwrap_err().contains("nothing new"));
-    }
-
-    #[test]
-    fn a_list_that_brings_something_new_for_ever_is_noticed() {
-        let mut cursor = cursor();
-        let page = |number: usize| (0..100_000).map(|entry| format!("{number}-{entry}")).collect::<Vec<_>>();
-        let mut pages =
-            (0..30).map(page).map(|page| cursor.watch(&page.iter().map(String::as_str).collect::<Vec<_>>()));
-        assert!(pages.find_map(Result::err).unwrap().contains("do not seem to end"));
     }
 }

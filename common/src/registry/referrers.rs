@@ -1,7 +1,6 @@
 //! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, and by the fallback tag where a registry
 //! lacks it. Requests made here are counted apart from those of a copy.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -14,10 +13,13 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::context::Counted;
+use super::listing_memory::ListingShare;
 use super::manifests::{Head, ManifestPut, ManifestRef};
+use super::page_reader::{Entries, Entry, PageLimits, PageSize, read_page};
 use super::transport::Outgoing;
 use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::image::{Companion, Descriptor, Digest, Kind, Manifest, MediaType, RepositoryName, Tag};
 use crate::retry;
 
@@ -25,11 +27,20 @@ use crate::retry;
 const MAX_PAGE_BYTES: usize = 8 << 20;
 /// More pages than this are not a listing that ends.
 const MAX_PAGES: usize = 1000;
+/// Referrers of one manifest, and the bytes of their annotations.
+pub(super) const MAX_REFERRERS: u64 = 10_000;
+const MAX_ANNOTATIONS_BYTES: u64 = 16 << 20;
 
 #[derive(Deserialize)]
 struct Index {
     #[serde(default)]
-    manifests: Vec<Descriptor>,
+    manifests: Entries<Descriptor>,
+}
+
+impl Entry for Descriptor {
+    fn text_bytes(&self) -> usize {
+        self.annotations.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
 }
 
 /// What a list of referrers is read as, for those who try to break that.
@@ -126,13 +137,19 @@ impl Repository {
         let mut found = Vec::new();
         let mut next = Some(self.url(&format!("referrers/{subject}")));
         let mut pages = 0;
+        let share = ListingShare::transient();
+        let of_all = PageSize { entries: MAX_REFERRERS, texts: MAX_ANNOTATIONS_BYTES };
+        let PageSize { entries, texts } = of_all;
+        let mut left = PageLimits { bytes: MAX_PAGE_BYTES, entries, texts, of_all };
         while let Some(url) = next {
             pages += 1;
             if pages > MAX_PAGES {
                 return Err(Error::new(Class::BadAnswer, &tried, "its pages do not end"));
             }
-            match self.with_retries(|| self.referrers_page(&url, &tried)).await? {
-                Some((page, after)) => {
+            match self.with_retries(|| self.referrers_page(&url, left, &share, &tried)).await? {
+                Some((page, size, after)) => {
+                    left.entries -= size.entries.min(left.entries);
+                    left.texts -= size.texts.min(left.texts);
                     found.extend(page);
                     next = after;
                 }
@@ -142,16 +159,22 @@ impl Repository {
         Ok(Some(found))
     }
 
-    fn without_api(&self) -> std::sync::MutexGuard<'_, HashMap<RepositoryName, Instant>> {
+    fn without_api(&self) -> std::sync::MutexGuard<'_, GenerationalCache<RepositoryName, Instant>> {
         self.registry.no_referrers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None`: the registry does not have the API.
-    async fn referrers_page(&self, url: &Url, tried: &str) -> Result<Option<(Vec<Descriptor>, Option<Url>)>> {
+    async fn referrers_page(
+        &self,
+        url: &Url,
+        limits: PageLimits,
+        share: &ListingShare,
+        tried: &str,
+    ) -> Result<Option<(Entries<Descriptor>, PageSize, Option<Url>)>> {
         let request = Outgoing::new(Method::GET, url.clone(), tried)
             .header(header::ACCEPT, MediaType::OciIndex.as_str())
             .counted(Counted::Referrers);
-        let answer = self.send(request).await?;
+        let mut answer = self.send(request).await?;
         let status = answer.status();
         if status != StatusCode::OK {
             let error = self.refusal(answer, tried).await;
@@ -187,11 +210,8 @@ impl Repository {
             let detail = format!("the link to its next page leads to another host, {}", hop::origin(next));
             return Err(Error::new(Class::Insecure, tried, detail));
         }
-        let bytes = answer.bytes(MAX_PAGE_BYTES, tried).await?;
-        let index: Index = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(Class::BadAnswer, tried, format!("the list of referrers cannot be parsed: {error}"))
-        })?;
-        Ok(Some((index.manifests, next)))
+        let (index, size): (Index, _) = read_page(&mut answer, limits, share, &self.context, tried).await?;
+        Ok(Some((index.manifests, size, next)))
     }
 
     async fn fallback_index(&self, subject: &Digest) -> Result<Option<Manifest>> {

@@ -1,17 +1,17 @@
 //! Listing the tags of a repository by pages (OCI distribution-spec, "Listing Tags"), with what Google's registries add:
 //! sub-repositories, and digests with their tags and times.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
 use super::Repository;
+use super::page_reader::{Entries, Entry, KeyedEntries};
 use super::paged::{self, Cursor, Page};
 use crate::error::Result;
+use crate::image::MediaType;
 
 /// Asked for in the first request. ECR errs above 1000.
 const PAGE_SIZE: usize = 1000;
-/// Google's registries put everything into one page.
+/// The bytes of a page: Google's registries put everything into one, and it is parsed as it comes.
 pub(super) const MAX_PAGE_BYTES: usize = 128 << 20;
 
 /// One page of a listing.
@@ -23,8 +23,8 @@ pub struct TagPage {
     pub tags: Vec<String>,
     /// Repositories directly below this one (Google style).
     pub children: Vec<String>,
-    /// Manifests by digest, as written (Google style).
-    pub manifests: BTreeMap<String, ListedManifest>,
+    /// Digests as written, and their manifests (Google style).
+    pub manifests: Vec<(String, ListedManifest)>,
 }
 
 /// What a Google-style listing says of a manifest.
@@ -33,16 +33,29 @@ pub struct TagPage {
 pub struct ListedManifest {
     /// The tags that point at it.
     #[serde(default)]
-    pub tag: Vec<String>,
+    pub tag: Entries<String>,
     /// Its type.
-    #[serde(default)]
-    pub media_type: String,
+    #[serde(default, deserialize_with = "media_type")]
+    pub media_type: MediaType,
     /// When it was made, in milliseconds since 1970.
     #[serde(default, deserialize_with = "millis")]
     pub time_created_ms: Option<i64>,
     /// When it was pushed, in milliseconds since 1970.
     #[serde(default, deserialize_with = "millis")]
     pub time_uploaded_ms: Option<i64>,
+}
+
+fn media_type<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<MediaType, D::Error> {
+    String::deserialize(deserializer).map(|text| MediaType::new(&text))
+}
+
+impl Entry for ListedManifest {
+    fn text_bytes(&self) -> usize {
+        match &self.media_type {
+            MediaType::Other(text) => text.len(),
+            _ => 0,
+        }
+    }
 }
 
 fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
@@ -57,11 +70,11 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 struct Body {
     /// `null` where there are none, in some registries.
     #[serde(default, deserialize_with = "paged::present")]
-    tags: Option<Option<Vec<String>>>,
+    tags: Option<Option<Entries<String>>>,
     #[serde(default)]
-    child: Option<Vec<String>>,
+    child: Option<Entries<String>>,
     #[serde(default)]
-    manifest: Option<BTreeMap<String, ListedManifest>>,
+    manifest: Option<KeyedEntries<ListedManifest>>,
 }
 
 /// The pages of a listing, one request each.
@@ -88,9 +101,9 @@ impl TagPages {
         let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried).await?;
         Ok(page.map(|body: Body| TagPage {
             google: body.child.is_some() || body.manifest.is_some(),
-            tags: body.tags.flatten().unwrap_or_default(),
-            children: body.child.unwrap_or_default(),
-            manifests: body.manifest.unwrap_or_default(),
+            tags: body.tags.flatten().unwrap_or_default().into_vec(),
+            children: body.child.unwrap_or_default().into_vec(),
+            manifests: body.manifest.map(|manifests| manifests.0).unwrap_or_default(),
         }))
     }
 }
@@ -111,7 +124,7 @@ impl Page for Body {
 
     fn entries(&self) -> Vec<&str> {
         let tags = self.tags.iter().flatten().flatten().map(String::as_str);
-        let manifests = self.manifest.iter().flatten().map(|(digest, _)| digest.as_str());
+        let manifests = self.manifest.iter().flat_map(|manifests| &manifests.0).map(|(digest, _)| digest.as_str());
         tags.chain(self.child.iter().flatten().map(String::as_str)).chain(manifests).collect()
     }
 }

@@ -199,6 +199,7 @@ async fn of_layout(folder: &Path) -> Result<Vec<Found>> {
             manifests,
             google: false,
             undated: None,
+            memory: None,
         })
     }));
     Ok(found)

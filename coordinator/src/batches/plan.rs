@@ -11,6 +11,7 @@ use imgsync_common::config::{Destination, Rule};
 use imgsync_common::error::{Class, Error};
 use imgsync_common::image::{Company, Digest, RegistryName, RepositoryName, Tag};
 use imgsync_common::naming::{Claim, Collision, Names, Origin, Style, TargetName};
+use imgsync_common::registry::ListingShare;
 use imgsync_common::select::{Candidate, Reason, Version};
 use jiff::Timestamp;
 
@@ -88,6 +89,8 @@ pub struct Plan {
     pub companions: Companions,
     /// There are no tasks, for fewer tags were chosen than the rule's `min`, or dates are missing that it chooses by.
     pub refused: Option<Error>,
+    /// The memory that all this takes.
+    pub memory: Option<ListingShare>,
 }
 
 /// Plans listing after listing and remembers who writes where, in memory that grows with the repositories.
@@ -127,7 +130,8 @@ impl Planner {
             false => Companions::default(),
         };
         let company = companions.company();
-        let mut plan = Plan { dropped, companions, ..Plan::default() };
+        let memory = listing.memory.clone();
+        let mut plan = Plan { dropped, companions, memory, ..Plan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
         if let Some(min) = evaluation.below_min {
             let detail = format!("{} of {} are left, and `min` is {min}", evaluation.kept.len(), listing.tags.len());

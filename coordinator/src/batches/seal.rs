@@ -192,6 +192,8 @@ impl Sealing<'_> {
     }
 
     async fn seal(&self, key: String, listed_at: Timestamp, rule: &Rule, number: usize, plan: Plan) -> Result<()> {
+        // Held until the tasks are written.
+        let _memory = plan.memory;
         let mut homes = Homes { folder: self.folder, source: source_end(rule, self.folder), made: HashMap::new() };
         let taken = self.taken(&plan.tasks, &mut homes).await?;
         let mut tasks = Vec::with_capacity(plan.tasks.len());

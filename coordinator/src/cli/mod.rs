@@ -61,6 +61,7 @@ pub fn main() -> ExitCode {
             return if printer.has_lost() { Exit::OutputLost.into() } else { Exit::Done.into() };
         }
     };
+    imgsync_worker::files::raise_limit();
     let printer = Printer::new(cli.global.quiet).into_log(cli.global.log_format == LogFormat::Json);
     let format = cli.global.log_format;
     let name = crate::batches::coordinator_name();
@@ -97,6 +98,7 @@ pub fn main() -> ExitCode {
             }
         }
     });
+    imgsync_common::repeated::flush();
     // What was left behind (a name look-up in a thread of its own) does not keep us.
     runtime.shutdown_background();
     // Whatever else the command came to: who reads its output has less than it says.

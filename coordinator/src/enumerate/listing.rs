@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Digest, MediaType, RegistryName, RepositoryName};
-use imgsync_common::registry::{ListedManifest, Repository, TagPage, TagPages};
+use imgsync_common::registry::{ListedManifest, ListingShare, Repository, TagPage, TagPages};
 use imgsync_common::select::Selection;
 use jiff::Timestamp;
 
@@ -27,6 +27,8 @@ pub struct Listing {
     pub google: bool,
     /// Why dates are missing that there would be at another time.
     pub undated: Option<String>,
+    /// The memory that it takes.
+    pub memory: Option<ListingShare>,
 }
 
 /// A tag, and what its registry says of it without being asked.
@@ -206,7 +208,7 @@ impl Contents {
         for (digest, manifest) in page.manifests {
             let digest: Option<Digest> = digest.parse().ok();
             let created = date(&manifest);
-            let media_type = Some(MediaType::new(&manifest.media_type)).filter(|kind| *kind != MediaType::Missing);
+            let media_type = Some(manifest.media_type).filter(|kind| *kind != MediaType::Missing);
             self.tags.extend(manifest.tag.into_iter().map(|tag| ListedTag {
                 tag,
                 digest: digest.clone(),
@@ -227,6 +229,7 @@ impl Contents {
             manifests: self.manifests,
             google: self.google,
             undated: None,
+            memory: repository.context().listing.clone(),
         }
     }
 }
@@ -267,8 +270,8 @@ mod tests {
     fn page(manifests: &[(&str, &[&str], i64)], tags: &[&str]) -> TagPage {
         let entry = |(digest, tags, uploaded): &(&str, &[&str], i64)| {
             let manifest = ListedManifest {
-                tag: tags.iter().map(ToString::to_string).collect(),
-                media_type: MediaType::OciIndex.to_string(),
+                tag: serde_json::from_value(serde_json::json!(tags)).unwrap(),
+                media_type: MediaType::OciIndex,
                 time_created_ms: Some(0),
                 time_uploaded_ms: Some(*uploaded),
             };

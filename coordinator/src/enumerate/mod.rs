@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::registry::{Access, Client, Context, Tally};
+use imgsync_common::registry::{Access, Client, Context, ListingGroup, ListingShare, Tally};
 use imgsync_common::retry::Budget;
 use imgsync_common::select::RepositoryPattern;
 use tokio::task::{Id, JoinSet};
@@ -91,6 +91,7 @@ pub fn enumerate(
         context: context.clone(),
         tally: tally.clone(),
         stage: Stage::New,
+        memory: ListingGroup::new(options.order == Order::ByName),
         waiting: Names::default(),
         seen: 0,
         running: JoinSet::new(),
@@ -110,6 +111,7 @@ pub struct Enumeration {
     context: Context,
     tally: Arc<Tally>,
     stage: Stage,
+    memory: ListingGroup,
     waiting: Names,
     /// Repositories that were ever waiting.
     seen: usize,
@@ -152,7 +154,10 @@ impl Enumeration {
     }
 
     async fn begin(&mut self) -> Result<()> {
-        match roots::find(&self.client, &self.pattern, &self.fresh_context(), &self.tally).await? {
+        let context = self.fresh_context(self.pattern.prefix());
+        let roots = roots::find(&self.client, &self.pattern, &context, &self.tally).await?;
+        context.listing.iter().for_each(ListingShare::end);
+        match roots {
             Roots::One(listing) => {
                 self.ended.insert(InOrder(listing.repository.clone()), Found::Listed(*listing));
             }
@@ -213,10 +218,14 @@ impl Enumeration {
         // The one with the lowest name is never kept from being asked for: it is what the others wait for.
         while self.running.len() < limit && (self.running.is_empty() || self.ended.len() < 4 * limit) {
             let Some(name) = self.waiting.good.pop_first() else { break };
-            let context = self.fresh_context();
+            let context = self.fresh_context(name.0.as_str());
             let registry = self.pattern.registry();
             let repository = self.client.repository(registry, &name.0, Access::Pull, &context, &self.tally)?;
-            let task = self.running.spawn(async move { list(&repository).await });
+            let task = self.running.spawn(async move {
+                let listing = list(&repository).await;
+                repository.context().listing.iter().for_each(ListingShare::end);
+                listing
+            });
             self.names.insert(task.id(), name);
         }
         Ok(())
@@ -253,9 +262,10 @@ impl Enumeration {
         Ok(Some(Found::Listed(listing)))
     }
 
-    /// Retries of its own for each repository, so that one cannot use up those of the others.
-    fn fresh_context(&self) -> Context {
-        Context { budget: Budget::default(), ..self.context.clone() }
+    /// Retries and memory of its own for each repository, so that one cannot use up those of the others.
+    fn fresh_context(&self, repository: &str) -> Context {
+        let listing = Some(self.memory.share(repository));
+        Context { budget: Budget::default(), listing, ..self.context.clone() }
     }
 
     fn cancelled(&self) -> Error {

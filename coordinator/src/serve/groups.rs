@@ -1,10 +1,10 @@
 //! The failures of a batch by class and by registry, added up once however many look.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
+use imgsync_common::generational::GenerationalCache;
 use imgsync_common::store::{Batch, Store};
 
 use super::shape::GroupsShape;
@@ -17,8 +17,14 @@ const KEPT: usize = 64;
 type Key = (u64, u32, usize);
 
 /// What was added up last.
-#[derive(Debug, Default)]
-pub(super) struct Groups(tokio::sync::Mutex<HashMap<BatchId, (Key, Arc<GroupsShape>)>>);
+#[derive(Debug)]
+pub(super) struct Groups(tokio::sync::Mutex<GenerationalCache<BatchId, (Key, Arc<GroupsShape>)>>);
+
+impl Default for Groups {
+    fn default() -> Groups {
+        Groups(tokio::sync::Mutex::new(GenerationalCache::new(KEPT)))
+    }
+}
 
 impl Groups {
     /// The failures of a batch as it stands. One adds up at a time, and the others are given the same.
@@ -26,14 +32,11 @@ impl Groups {
         let mut known = self.0.lock().await;
         let unlisted = store.unlisted(batch.id).await?;
         let key = (batch.counts.failed, batch.run, unlisted.len());
-        if let Some((_, groups)) = known.get(&batch.id).filter(|(at, _)| *at == key) {
+        if let Some((_, groups)) = known.get(&batch.id).filter(|known| known.0 == key) {
             return Ok(groups.clone());
         }
         let groups = FailureGroups::read(store, batch.id, unlisted).await?;
         let groups = Arc::new(GroupsShape { batch: batch.id, groups });
-        if known.len() >= KEPT {
-            known.clear();
-        }
         known.insert(batch.id, (key, groups.clone()));
         Ok(groups)
     }

@@ -9,10 +9,10 @@ use imgsync_common::event::Events;
 use imgsync_common::store::Sweep;
 use imgsync_worker::health::Ready;
 use imgsync_worker::runner::Stop;
+use imgsync_worker::server;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::Access;
@@ -99,7 +99,7 @@ impl Office {
             timetable.keep(leads.subscribe()),
             self.work(stop),
             live::keep(&app, drain),
-            answer(doors.listener, router(app.clone(), doors.more), drain),
+            server::serve(doors.listener, router(app.clone(), doors.more), drain),
             keep(&self.origin, (house, &self.manner), &self.current, &readings, events, drain),
             follow,
         );
@@ -167,25 +167,6 @@ impl Office {
                 shifts.wait().await;
             }
         }
-    }
-}
-
-/// Answers until told to stop.
-async fn answer(listener: TcpListener, router: Router, stop: &CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let served = async {
-        if let Err(error) = served.await {
-            tracing::warn!("nothing is answered any more: {error}");
-        }
-    };
-    let patience = async {
-        stop.cancelled().await;
-        // Connections that are kept open have nothing to say.
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    };
-    tokio::select! {
-        () = served => {}
-        () = patience => {}
     }
 }
 

@@ -8,10 +8,12 @@ use imgsync_common::queue::contract::message;
 use imgsync_common::queue::{Dead, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
 use imgsync_common::secret::Secret;
 use imgsync_tests::RabbitMq;
+use imgsync_tests::program::Signal;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{Aside, PATIENCE, block, connect, index, is_silent, only, publish, roster, settings, take};
+use crate::scene::Scene;
 use crate::store::secret;
 
 fn keyed(key: &str) -> RabbitSettings {
@@ -235,4 +237,46 @@ async fn the_rights_that_the_documentation_names_suffice() {
     take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
     assert!(is_silent(&queue, &Lanes::All).await);
     assert_eq!((queue.refused().0, queue.waiting(&[block[0].0.clone()]).await.unwrap()), (1, vec![0]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_without_end_fills_neither_the_log_nor_memory_nor_the_queue_of_what_is_refused() {
+    let scene = Scene::new(1, 2).await;
+    let mut workers = scene.cluster.workers(1, 2).await;
+    scene.assert_ended_whole(&scene.run().wait().await);
+    let (source, target) = (scene.source.host().parse().unwrap(), scene.target.host().parse().unwrap());
+    let lane = format!("w.{}", Lane::anonymous(source, target));
+    let aside = Aside::new(&scene.cluster.broker.url()).await;
+    let large = vec![b'x'; 40 << 20];
+    for _ in 0..3 {
+        aside.put(&lane, &large, FieldTable::default()).await;
+    }
+    for n in 0..3000 {
+        aside.put(&lane, format!("garbage {n}").as_bytes(), FieldTable::default()).await;
+    }
+    let limit = Instant::now() + 3 * PATIENCE;
+    while aside.waiting(&lane).await > 0 || aside.waiting("sync.refused").await < 3003 {
+        assert!(Instant::now() < limit, "{} are left", aside.waiting(&lane).await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let worker = &mut workers[0];
+    worker.signal(Signal::TERM);
+    let output = worker.wait().await;
+    let about: Vec<&str> = output.stderr.lines().filter(|line| line.contains("a message was refused")).collect();
+    assert!(about.len() <= 8, "{about:#?}");
+    assert!(about.iter().any(|line| line.contains("more of this kind")), "the others are counted: {about:#?}");
+    println!("peak: {} MiB", output.peak_own_bytes >> 20);
+    assert!(output.peak_own_bytes < 256 << 20, "{} MiB", output.peak_own_bytes >> 20);
+    // Of what is too large, size and digest are kept.
+    let mut stubs = 0;
+    while let Some((body, headers)) = aside.get("sync.refused").await {
+        assert!(body.len() < 1000 && headers.inner().contains_key("reason"));
+        if let Ok(stub) = serde_json::from_slice::<serde_json::Value>(&body)
+            && stub["bytes"] == large.len()
+        {
+            assert!(stub["refused"].as_str().unwrap().contains("bytes") && stub["digest"].is_string(), "{stub}");
+            stubs += 1;
+        }
+    }
+    assert_eq!(stubs, 3);
 }

@@ -12,7 +12,9 @@ use imgsync_common::queue::contract::{self, Subject, message};
 use imgsync_common::queue::{Delivery, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
 use imgsync_common::store::{Roster, SqliteStore, SystemClock};
 use imgsync_tests::RabbitMq;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio_util::sync::CancellationToken;
@@ -101,6 +103,13 @@ impl Aside {
     pub(crate) async fn get(&self, queue: &str) -> Option<(Vec<u8>, FieldTable)> {
         let got = self.1.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
         Some((got.data.clone(), got.properties.headers().clone().unwrap_or_default()))
+    }
+
+    /// How many messages wait in a queue.
+    pub(crate) async fn waiting(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+        let found = self.1.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        found.map_or(0, |queue| queue.message_count())
     }
 
     pub(crate) async fn delete(&self, queue: &str) {

@@ -8,6 +8,7 @@ mod echoes;
 mod elsewhere;
 mod interrupt;
 mod lies;
+mod limits;
 mod memory;
 mod proofs;
 mod resume;

@@ -68,7 +68,12 @@ impl Walk {
     where
         F: Future<Output = Result<Arrival>>,
     {
-        let Ok(_slot) = self.slots.acquire().await else { return Err(Error::cancelled(self.writing(blob))) };
+        let permits = async { tokio::try_join!(self.slots.acquire(), self.open_blobs.acquire()) };
+        let permits = tokio::select! {
+            permits = permits => permits,
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+        };
+        let Ok(_permits) = permits else { return Err(Error::cancelled(self.writing(blob))) };
         if self.context.cancel.is_cancelled() {
             return Err(Error::cancelled(self.writing(blob)));
         }

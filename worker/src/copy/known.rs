@@ -2,13 +2,13 @@
 //! whole where. It saves requests and bytes; it is never needed for the result to be right.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use imgsync_common::batch::{End, Home};
 use imgsync_common::error::{Error, Result};
+use imgsync_common::generational::GenerationalCache;
 use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
 use imgsync_common::store::{BlobIndex, LEASE, Leases, Named, PROOF_TTL, Proof};
 use rand::Rng as _;
@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// When to look again at a blob that another worker is moving: between these.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(800));
-/// Entries kept at the most, so that memory does not grow with the number of tags: two generations of half as many.
+/// Entries of each kind that are kept, so that memory does not grow with the number of tags.
 const CAPACITY: usize = 100_000;
 
 type BlobKey = (RegistryName, Digest);
@@ -33,20 +33,33 @@ pub(crate) struct Known {
     leases: Option<(Arc<dyn Leases>, Arc<str>)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// For a blob of a registry, a repository that has it.
-    homes: Aging<BlobKey, RepositoryName>,
+    homes: GenerationalCache<BlobKey, RepositoryName>,
     /// Blobs that are in a repository.
-    blobs: Aging<PlaceKey, ()>,
+    blobs: GenerationalCache<PlaceKey, ()>,
     /// Manifests that are in a repository, with all that they need, and the source that brought them.
-    manifests: Aging<PlaceKey, Option<Home>>,
+    manifests: GenerationalCache<PlaceKey, Option<Home>>,
     /// Which source repositories have shown that they hold a blob, and which blobs anybody can read; and when.
-    proofs: Aging<Proof, Instant>,
+    proofs: GenerationalCache<Proof, Instant>,
     /// Whether a registry answers a mount of a blob that it has with 201.
     mounts: HashMap<RegistryName, Arc<OnceCell<bool>>>,
     /// Blobs that are on their way to a registry.
     flights: HashMap<BlobKey, Arc<tokio::sync::Mutex<()>>>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            homes: GenerationalCache::new(CAPACITY),
+            blobs: GenerationalCache::new(CAPACITY),
+            manifests: GenerationalCache::new(CAPACITY),
+            proofs: GenerationalCache::new(CAPACITY),
+            mounts: HashMap::new(),
+            flights: HashMap::new(),
+        }
+    }
 }
 
 impl Known {
@@ -71,7 +84,7 @@ impl Known {
     /// A repository of the registry that has the blob.
     pub(crate) async fn home_of(&self, registry: &RegistryName, digest: &Digest) -> Option<RepositoryName> {
         if let Some(home) = self.state().homes.get(&(registry.clone(), digest.clone())) {
-            return Some(home);
+            return Some(home.clone());
         }
         // A hint that cannot be had is done without.
         let end = End::Registry(registry.clone());
@@ -106,7 +119,7 @@ impl Known {
         let mut state = self.state();
         state.blobs.remove(&(registry.clone(), repository.clone(), digest.clone()));
         let key = (registry.clone(), digest.clone());
-        if state.homes.get(&key).as_ref() == Some(repository) {
+        if state.homes.get(&key).is_some_and(|home| home == repository) {
             state.homes.remove(&key);
         }
     }
@@ -281,42 +294,6 @@ impl std::fmt::Debug for Known {
     }
 }
 
-/// A map that forgets what was not used for long, in two generations.
-#[derive(Debug)]
-struct Aging<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
-}
-
-impl<K, V> Default for Aging<K, V> {
-    fn default() -> Aging<K, V> {
-        Aging { young: HashMap::new(), old: HashMap::new() }
-    }
-}
-
-impl<K: Eq + Hash, V: Clone> Aging<K, V> {
-    fn get(&mut self, key: &K) -> Option<V> {
-        if let Some(value) = self.young.get(key) {
-            return Some(value.clone());
-        }
-        let (key, value) = self.old.remove_entry(key)?;
-        self.insert(key, value.clone());
-        Some(value)
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        if self.young.len() >= CAPACITY / 2 {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key, value);
-    }
-
-    fn remove(&mut self, key: &K) {
-        self.young.remove(key);
-        self.old.remove(key);
-    }
-}
-
 /// A set of digests that is filled from many places at once.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(Mutex<HashSet<Digest>>);
@@ -331,20 +308,6 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_used_is_forgotten_and_memory_stays_bounded() {
-        let mut map = Aging::default();
-        for n in 0..CAPACITY * 3 {
-            map.insert(n, ());
-            if n > 0 {
-                assert!(map.get(&0).is_some() || n > 0);
-            }
-        }
-        assert!(map.young.len() + map.old.len() <= CAPACITY);
-        assert!(map.get(&(CAPACITY * 3 - 1)).is_some());
-        assert!(map.get(&1).is_none());
-    }
 
     #[tokio::test]
     async fn a_proof_is_of_one_source_unless_anybody_can_read_the_blob() {

@@ -31,6 +31,7 @@ use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry::{self, Budget};
 use imgsync_common::store::{BlobIndex, Leases};
 use imgsync_common::wait::{WaitClock, WaitCredit};
+use tokio::sync::Semaphore;
 
 pub use ends::Location;
 pub use inspect::{Inspected, InspectedBlob, inspect};
@@ -47,6 +48,7 @@ use self::find::{Root, find};
 use self::known::Known;
 use self::together::Together;
 use self::walk::Walk;
+use crate::files;
 
 /// The slowest line on which an image has more time than its limit, in bytes a second. The images that are being copied
 /// share it. Only bytes that really flow count, whatever a manifest claims.
@@ -165,6 +167,8 @@ pub struct Copier {
     together: Arc<Together>,
     /// How many images are being copied, which share the line.
     in_flight: Arc<AtomicU64>,
+    /// Permits for blobs, of all images together: each blob has files open.
+    open_blobs: Arc<Semaphore>,
 }
 
 /// What is counted while an image is copied.
@@ -193,7 +197,9 @@ impl Sums {
 impl Copier {
     /// A copier that knows nothing yet.
     pub fn new(client: Client, limits: Limits) -> Copier {
-        Copier { client, limits, known: Arc::default(), together: Arc::default(), in_flight: Arc::default() }
+        let open_blobs = Arc::new(Semaphore::new(files::max_blobs()));
+        let (known, together, in_flight) = Default::default();
+        Copier { client, limits, known, together, in_flight, open_blobs }
     }
 
     /// The same, which shares with other processes what is known of blobs at the targets.

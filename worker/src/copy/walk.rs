@@ -44,6 +44,8 @@ pub(crate) struct Walk {
     pub(super) known: Arc<Known>,
     pub(super) sums: Arc<Sums>,
     pub(super) slots: Semaphore,
+    /// Permits for blobs of all images.
+    pub(super) open_blobs: Arc<Semaphore>,
     pub(super) context: Context,
     /// Manifests that are whole at the target, each by whoever came first.
     manifests: Memo<()>,
@@ -124,6 +126,7 @@ impl Walk {
             known: copier.known.clone(),
             sums,
             slots: Semaphore::new(blobs_at_once),
+            open_blobs: copier.open_blobs.clone(),
             present: OnceLock::new(),
             blobs_at_once,
             context,

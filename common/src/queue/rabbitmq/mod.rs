@@ -13,6 +13,8 @@ mod stream;
 mod take;
 mod topology;
 
+pub(crate) use topology::{KEPT, KEPT_BYTES};
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -202,8 +204,9 @@ impl RabbitQueue {
         let now = Instant::now();
         let noted = |(lane, age)| (topology::queue_of(&lane), KnownLane { lane, noted_at: now.checked_sub(age) });
         known.lanes = lanes.into_iter().map(noted).collect();
-        let Known { lanes, idle, .. } = &mut *known;
+        let Known { lanes, idle, resting, .. } = &mut *known;
         idle.retain(|queue, _| lanes.contains_key(queue));
+        resting.retain(|queue, _| lanes.contains_key(queue));
         known.read_at = Some(now);
         Ok(())
     }

@@ -181,6 +181,7 @@ impl RabbitQueue {
         self.0.roster.note_lanes(&new).await?;
         let mut known = self.known();
         let now = Instant::now();
+        known.noted.retain(|_, at| at.elapsed() <= NOTED);
         for lane in new {
             known.lanes.insert(topology::queue_of(&lane), KnownLane { lane: lane.clone(), noted_at: Some(now) });
             known.noted.insert(lane, now);

@@ -14,10 +14,12 @@ use super::line::Live;
 use super::publish::{Address, SIGNATURE};
 use super::topology::{self, DEAD};
 use super::{IDLE, KnownLane, RabbitQueue};
-use crate::batch::{Decoded, Lane, Message};
+use crate::batch::{Decoded, Lane, MAX_MESSAGE_BYTES, Message};
 use crate::error::Result;
+use crate::image::Digest;
 use crate::printable::printable;
 use crate::queue::{Dead, Delivery, Lanes, Receipt};
+use crate::repeated;
 
 /// When a message of a version that is not known here is offered again.
 const NEWER: Duration = Duration::from_secs(60);
@@ -28,8 +30,8 @@ enum Opened {
     Message(Box<Message>),
     /// To be left for a newer worker.
     Newer(u64),
-    /// To be refused.
-    Refused(String),
+    /// To be refused: the kind of refusal, and the reason.
+    Refused(&'static str, String),
 }
 
 impl RabbitQueue {
@@ -170,22 +172,33 @@ impl RabbitQueue {
                 let address = self.retry_address(&receipt.name, NEWER);
                 receipt.move_to(&address, &got.data, None).await?;
             }
-            Opened::Refused(reason) => {
+            Opened::Refused(kind, reason) => {
                 let reason = printable(&reason).into_owned();
-                self.note_refusal(format!("a message was refused: {reason}"));
-                receipt.move_to(&Address::Refused, &got.data, Some(&reason)).await?;
+                self.note_refusal(kind, format!("a message was refused: {reason}"));
+                let stub = stub_of(&got.data, &reason);
+                let body = stub.as_deref().unwrap_or(&got.data);
+                receipt.move_to(&Address::Refused, body, Some(&reason)).await?;
             }
         }
         Ok(None)
     }
 
     fn open(&self, got: &BasicGetMessage) -> Opened {
+        if got.data.len() > MAX_MESSAGE_BYTES {
+            let reason = format!("it has {} bytes, and {MAX_MESSAGE_BYTES} are allowed", got.data.len());
+            return Opened::Refused("too large", reason);
+        }
         if let Some(key) = &self.0.settings.key {
             let signature = got.properties.headers().as_ref().and_then(|headers| headers.inner().get(SIGNATURE));
             match signature.and_then(as_text) {
-                None => return Opened::Refused("it is not signed, and here messages have to be (cluster.key)".into()),
+                None => {
+                    return Opened::Refused(
+                        "unsigned",
+                        "it is not signed, and here messages have to be (cluster.key)".into(),
+                    );
+                }
                 Some(signature) if !key.verifies(&got.data, &signature) => {
-                    return Opened::Refused("it is signed with another key (cluster.key)".into());
+                    return Opened::Refused("another key", "it is signed with another key (cluster.key)".into());
                 }
                 Some(_) => {}
             }
@@ -193,12 +206,12 @@ impl RabbitQueue {
         match Message::decode(&got.data) {
             Decoded::Message(message) => Opened::Message(Box::new(message)),
             Decoded::NewerVersion(version) => Opened::Newer(version),
-            Decoded::Garbage(reason) => Opened::Refused(reason),
+            Decoded::Garbage(reason) => Opened::Refused("unreadable", reason),
         }
     }
 
-    fn note_refusal(&self, what: String) {
-        tracing::warn!("{what}");
+    fn note_refusal(&self, kind: &str, what: String) {
+        repeated::warn(&format!("a refused message: {kind}"), &what);
         let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused = (refused.0 + 1, Some(what));
     }
@@ -217,6 +230,15 @@ impl RabbitQueue {
         let delay = delays.iter().find(|delay| **delay >= wait).unwrap_or(&delays[delays.len() - 1]);
         Address::Retry { queue: topology::retry_queue(*delay), lane: queue.to_owned() }
     }
+}
+
+/// What is kept of a message that is larger than any of ours: its size, its digest and the reason.
+fn stub_of(body: &[u8], reason: &str) -> Option<Vec<u8>> {
+    (body.len() > MAX_MESSAGE_BYTES).then(|| {
+        let digest = Digest::sha256(body).to_string();
+        let stub = serde_json::json!({"refused": reason, "bytes": body.len(), "digest": digest});
+        stub.to_string().into_bytes()
+    })
 }
 
 /// Why a message died in a queue: `delivery_limit`, `rejected`. It may have been in others before, where its time was over.
@@ -257,7 +279,8 @@ impl RabbitReceipt {
         if let Some(acker) = self.acker.take()
             && let Err(error) = acker.ack(BasicAckOptions::default()).await
         {
-            tracing::info!("a message of {} will be delivered again: {error}", self.name);
+            let line = format!("a message of {} will be delivered again: {error}", self.name);
+            repeated::info(&format!("a late acknowledgement in {}", self.name), &line);
         }
     }
 

@@ -24,7 +24,9 @@ const RETRIES: i32 = 1_000_000;
 /// The most messages that wait for a coordinator to see to them.
 const DEATHS: i32 = 100_000;
 /// The most messages that are kept for people to look at.
-const KEPT: i32 = 10_000;
+pub(crate) const KEPT: i32 = 10_000;
+/// The most bytes of them: as many as 256 of the largest messages have.
+pub(crate) const KEPT_BYTES: i32 = 64 << 20;
 /// A broker takes names of up to 255 bytes.
 const LONGEST: usize = 200;
 
@@ -82,7 +84,11 @@ pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lap
     let dead = [("x-max-length", AMQPValue::LongInt(DEATHS)), ("x-overflow", text("reject-publish"))];
     declare_queue(channel, DEAD, quorum(&dead)).await?;
     bind(channel, DEAD, DEAD, "").await?;
-    let kept = [("x-max-length", AMQPValue::LongInt(KEPT)), ("x-overflow", text("drop-head"))];
+    let kept = [
+        ("x-max-length", AMQPValue::LongInt(KEPT)),
+        ("x-max-length-bytes", AMQPValue::LongInt(KEPT_BYTES)),
+        ("x-overflow", text("drop-head")),
+    ];
     declare_queue(channel, REFUSED, quorum(&kept)).await?;
     for wait in settings.retry_delays {
         let name = retry_queue(wait);

@@ -21,6 +21,8 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const YOUNG: Duration = Duration::from_secs(1);
 /// A token's answer is small.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// The longest token that is taken: servers limit the headers of a request to less, and many tokens are kept.
+pub(in crate::registry) const MAX_TOKEN_BYTES: usize = 32 << 10;
 
 impl Repository {
     /// Gets a token from the token service.
@@ -57,6 +59,10 @@ impl Repository {
             .or(answer.access_token)
             .filter(|token| !token.is_empty())
             .ok_or_else(|| Error::new(Class::BadAnswer, &tried, "the token service answered without a token"))?;
+        if text.len() > MAX_TOKEN_BYTES {
+            let detail = format!("the token has {} bytes, and {MAX_TOKEN_BYTES} are allowed", text.len());
+            return Err(Error::new(Class::BadAnswer, &tried, detail));
+        }
         let secret = Secret::new(text);
         // The registry can tell it long after it was replaced.
         secret.remember();

@@ -8,13 +8,13 @@ mod ecr;
 mod harbor;
 mod sigv4;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::api::Api;
-use super::{Access, Registry, Repository};
+use super::{Access, MAX_REPOSITORY_NOTES, Registry, Repository};
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
 use crate::retry;
 use crate::vendor::{EcrHost, Vendor};
 
@@ -22,12 +22,18 @@ use crate::vendor::{EcrHost, Vendor};
 const BELIEVED_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// What was made at a registry, or could not be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Making {
     /// By what is made: a repository, or a project. The lock of one is held while it is made.
-    by_name: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Made>>>>>,
+    by_name: Mutex<GenerationalCache<String, Arc<tokio::sync::Mutex<Option<Made>>>>>,
     /// Where ECR's own API is.
     ecr: OnceLock<Arc<Registry>>,
+}
+
+impl Default for Making {
+    fn default() -> Making {
+        Making { by_name: Mutex::new(GenerationalCache::new(MAX_REPOSITORY_NOTES)), ecr: OnceLock::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -86,7 +92,7 @@ impl Repository {
         }
         let slot = {
             let mut by_name = self.registry.making.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-            by_name.entry(maker.what(self)).or_default().clone()
+            by_name.get_or_insert_with(&maker.what(self), Arc::default).clone()
         };
         let mut made = slot.lock().await;
         match made.as_ref().filter(|made| made.at.elapsed() < BELIEVED_FOR) {

@@ -7,7 +7,7 @@ mod passed;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     env,
     ffi::OsString,
     io,
@@ -21,7 +21,7 @@ pub use helper::HelperProblem;
 pub use passed::HelperVariables;
 use tokio::io::AsyncReadExt as _;
 
-use crate::{printable::printable, secret::Secret};
+use crate::{generational::GenerationalCache, printable::printable, secret::Secret};
 
 /// How long a helper may take to answer.
 pub(crate) const HELPER_LIMIT: Duration = Duration::from_secs(30);
@@ -29,6 +29,8 @@ pub(crate) const HELPER_LIMIT: Duration = Duration::from_secs(30);
 const KEEP_FOR: Duration = Duration::from_secs(5 * 60);
 /// How long a failure is: a helper that is broken would else be asked before nearly every request, and may take its time.
 const KEEP_FAILURE_FOR: Duration = Duration::from_secs(2 * 60);
+/// Registries whose credentials are remembered.
+const MAX_REGISTRIES: usize = 10_000;
 /// The largest file of credentials that is read, in bytes.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
 
@@ -200,7 +202,7 @@ pub struct CredentialStore {
     helper_limit: Duration,
     keep_for: Duration,
     keep_failure_for: Duration,
-    known: Mutex<HashMap<String, Arc<Slot>>>,
+    known: Mutex<GenerationalCache<String, Arc<Slot>>>,
 }
 
 /// What is known of one registry. The lock is held while files and helpers are asked.
@@ -237,7 +239,7 @@ impl CredentialStore {
             helper_limit: HELPER_LIMIT,
             keep_for: KEEP_FOR,
             keep_failure_for: KEEP_FAILURE_FOR,
-            known: Mutex::default(),
+            known: Mutex::new(GenerationalCache::new(MAX_REGISTRIES)),
         }
     }
 
@@ -306,7 +308,7 @@ impl CredentialStore {
         let arrived = Instant::now();
         let slot = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.entry(registry.to_owned()).or_default().clone()
+            known.get_or_insert_with(&registry.to_owned(), Arc::default).clone()
         };
         let mut known = slot.lock().await;
         if let Some(known) = known.as_ref() {

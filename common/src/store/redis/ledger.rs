@@ -373,9 +373,6 @@ impl RedisStore {
                 _ => return Ok(answer),
             };
             // Of the batches of a year the last few are being listed.
-            if ends.len() > 64 {
-                ends.clear();
-            }
             ends.insert(batch, after);
             if answer.first() == Some(&0) {
                 return Ok(answer);

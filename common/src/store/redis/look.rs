@@ -150,11 +150,7 @@ impl RedisStore {
         all.extend(more.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])));
         all.retain(|first| *first < total || total == 0);
         let all = Arc::new(all);
-        let mut kept = self.0.chunks();
-        if kept.len() > 64 {
-            kept.clear();
-        }
-        kept.insert(id, all.clone());
+        self.0.chunks().insert(id, all.clone());
         Ok(all)
     }
 }

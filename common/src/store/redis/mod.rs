@@ -18,7 +18,6 @@ mod schedules;
 mod scripts;
 mod signed;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +33,8 @@ use super::clock::Clock;
 use crate::batch::{BatchId, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
+use crate::generational::GenerationalCache;
+use crate::repeated;
 use crate::retry::{Budget, Policy, Retry};
 
 /// The version of what is kept.
@@ -45,6 +46,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long what was sent may go unacknowledged by the other machine before the connection is made anew: one whose own
 /// address has changed would wait for a quarter of an hour. A slow server is no reason: its machine acknowledges.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// Batches whose segments are remembered; a process works on a few at a time.
+const MAX_BATCHES: usize = 64;
 
 /// How a store is used.
 #[derive(Debug, Clone)]
@@ -99,9 +103,9 @@ struct Shared {
     options: RedisOptions,
     scripts: Scripts,
     /// At which indexes the chunks of a batch's plan begin. They are only ever added to.
-    chunks: Mutex<HashMap<BatchId, Arc<Vec<u32>>>>,
+    chunks: Mutex<GenerationalCache<BatchId, Arc<Vec<u32>>>>,
     /// Where the next segment of a batch's plan goes, as far as is known. Held while one is added: its tag names its place.
-    ends: tokio::sync::Mutex<HashMap<BatchId, PlanEnd>>,
+    ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
     /// What an export is reading, in order.
     page: Mutex<Option<cache::Page>>,
 }
@@ -141,8 +145,8 @@ impl RedisStore {
             name: url.to_string(),
             options,
             scripts: Scripts::new(),
-            chunks: Mutex::default(),
-            ends: tokio::sync::Mutex::default(),
+            chunks: Mutex::new(GenerationalCache::new(MAX_BATCHES)),
+            ends: tokio::sync::Mutex::new(GenerationalCache::new(MAX_BATCHES)),
             page: Mutex::default(),
         }));
         store.check_version().await?;
@@ -247,7 +251,7 @@ fn tcp_settings() -> TcpSettings {
 /// Waits before the next try, or gives the error to end with.
 async fn pause(retry: &mut Retry, error: Error) -> Result<()> {
     let (delay, error) = retry.next_delay(error)?;
-    tracing::info!("{error}; asking again");
+    repeated::info(&format!("the store: {}", error.detail()), &format!("{error}; asking again"));
     tokio::time::sleep(delay).await;
     Ok(())
 }
@@ -342,7 +346,7 @@ fn millis(time: Duration) -> i64 {
 }
 
 impl Shared {
-    fn chunks(&self) -> std::sync::MutexGuard<'_, HashMap<BatchId, Arc<Vec<u32>>>> {
+    fn chunks(&self) -> std::sync::MutexGuard<'_, GenerationalCache<BatchId, Arc<Vec<u32>>>> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

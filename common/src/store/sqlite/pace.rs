@@ -1,8 +1,7 @@
 //! [`Pace`] beside SQLite. Times to wait until and quotas are in the file; rates and places are in memory, for one process
 //! at a time sends.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,13 +12,33 @@ use super::SqliteStore;
 use super::fault::Fault;
 use super::rows::time;
 use crate::error::Result;
+use crate::generational::GenerationalCache;
 use crate::store::pace::{Allowance, QuotaWindow, Sharing};
 use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, is_ahead, latest_end};
 
-/// By account.
-pub(super) type Allowances = Mutex<HashMap<Account, Allowance>>;
-/// By account.
-pub(super) type Sharings = Mutex<HashMap<Account, Sharing>>;
+/// Accounts whose rates and places are remembered: one for each registry and user.
+const MAX_ACCOUNTS: usize = 10_000;
+
+/// What is known of each account.
+#[derive(Debug)]
+pub(super) struct ByAccount<T>(Mutex<GenerationalCache<Account, T>>);
+
+/// Rates by account.
+pub(super) type Allowances = ByAccount<Allowance>;
+/// Places by account.
+pub(super) type Sharings = ByAccount<Sharing>;
+
+impl<T> Default for ByAccount<T> {
+    fn default() -> ByAccount<T> {
+        ByAccount(Mutex::new(GenerationalCache::new(MAX_ACCOUNTS)))
+    }
+}
+
+impl<T> ByAccount<T> {
+    fn lock(&self) -> MutexGuard<'_, GenerationalCache<Account, T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[async_trait]
 impl Pace for SqliteStore {
@@ -56,7 +75,7 @@ impl Pace for SqliteStore {
 
     async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>> {
         let now = self.0.clock.now().as_microsecond() as f64 / 1000.0;
-        let allowances = self.0.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allowances = self.0.allowances.lock();
         Ok(accounts.iter().map(|account| allowances.get(account)?.known(now)).collect())
     }
 
@@ -80,8 +99,7 @@ impl Pace for SqliteStore {
 
     async fn claim(&self, account: &Account, claim: &Claim) -> Result<PlaceShare> {
         let now = self.0.clock.now().as_microsecond() as f64 / 1000.0;
-        let mut sharings = self.0.sharings.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(sharings.entry(account.clone()).or_default().claim(now, claim))
+        Ok(self.0.sharings.lock().get_or_insert_with(account, Sharing::default).claim(now, claim))
     }
 
     async fn quota(&self, account: &Account, told: &Told) -> Result<Duration> {
@@ -134,7 +152,6 @@ fn forget_ended(connection: &Connection, now: i64) -> Result<(), Fault> {
 impl SqliteStore {
     fn allowance<T>(&self, account: &Account, work: impl FnOnce(&mut Allowance, f64) -> T) -> T {
         let now = self.0.clock.now().as_microsecond() as f64 / 1000.0;
-        let mut allowances = self.0.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        work(allowances.entry(account.clone()).or_default(), now)
+        work(self.0.allowances.lock().get_or_insert_with(account, Allowance::default), now)
     }
 }

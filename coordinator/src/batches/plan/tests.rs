@@ -29,6 +29,7 @@ fn listing(name: &str, tags: &[&str]) -> Listing {
         children: Vec::new(),
         google: true,
         undated: None,
+        memory: None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use imgsync_common::error::{Class, Result};
 use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{Api, Page, Pages};
+use imgsync_common::registry::{Api, Entries, Entry, Page, Pages};
 use serde::Deserialize;
 use url::Url;
 
@@ -63,7 +63,7 @@ impl<P: Page> Owned<P> {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Packages(Vec<Package>);
+pub(super) struct Packages(Entries<Package>);
 
 #[derive(Debug, Deserialize)]
 struct Package {
@@ -72,7 +72,7 @@ struct Package {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Versions(Vec<Version>);
+pub(super) struct Versions(Entries<Version>);
 
 #[derive(Debug, Deserialize)]
 struct Version {
@@ -96,7 +96,19 @@ struct Metadata {
 #[derive(Debug, Default, Deserialize)]
 struct Container {
     #[serde(default)]
-    tags: Vec<String>,
+    tags: Entries<String>,
+}
+
+impl Entry for Package {
+    fn text_bytes(&self) -> usize {
+        self.name.len()
+    }
+}
+
+impl Entry for Version {
+    fn text_bytes(&self) -> usize {
+        self.name.len()
+    }
 }
 
 impl Page for Packages {

@@ -2,7 +2,7 @@
 //! its project is escaped twice, since a proxy before it undoes it once. What is tagged is asked for alone.
 
 use imgsync_common::image::{MediaType, RepositoryName};
-use imgsync_common::registry::{Api, Page, Pages};
+use imgsync_common::registry::{Api, Entries, Entry, Page, Pages};
 use serde::Deserialize;
 
 use super::{ListedTag, PAGE_SIZE, RepositoryPage, TagPage, date, repositories_of, split, tags_of};
@@ -25,7 +25,7 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Pages<Artifacts> {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Repositories(Vec<Named>);
+pub(super) struct Repositories(Entries<Named>);
 
 #[derive(Debug, Deserialize)]
 struct Named {
@@ -34,7 +34,7 @@ struct Named {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Artifacts(Vec<Artifact>);
+pub(super) struct Artifacts(Entries<Artifact>);
 
 #[derive(Debug, Deserialize)]
 struct Artifact {
@@ -45,7 +45,7 @@ struct Artifact {
     #[serde(default)]
     push_time: Option<String>,
     #[serde(default)]
-    tags: Option<Vec<Tag>>,
+    tags: Option<Entries<Tag>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,6 +53,24 @@ struct Tag {
     name: String,
     #[serde(default)]
     push_time: Option<String>,
+}
+
+impl Entry for Named {
+    fn text_bytes(&self) -> usize {
+        self.name.len()
+    }
+}
+
+impl Entry for Artifact {
+    fn text_bytes(&self) -> usize {
+        self.digest.len()
+    }
+}
+
+impl Entry for Tag {
+    fn text_bytes(&self) -> usize {
+        self.name.len()
+    }
 }
 
 impl Page for Repositories {

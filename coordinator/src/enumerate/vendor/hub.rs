@@ -2,7 +2,7 @@
 //! 180 requests a minute for who is not logged in; far pages of a long list are not given to everyone.
 
 use imgsync_common::image::{MediaType, RepositoryName};
-use imgsync_common::registry::{Api, Next, Page, Pages};
+use imgsync_common::registry::{Api, Entries, Entry, Next, Page, Pages};
 use serde::Deserialize;
 
 use super::{ListedTag, PAGE_SIZE, RepositoryPage, TagPage, date, repositories_of, split, tags_of};
@@ -19,8 +19,9 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Pages<Tags> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de> + Entry"))]
 pub(super) struct List<T> {
-    results: Vec<T>,
+    results: Entries<T>,
     /// The whole address of the next page.
     #[serde(default)]
     next: Option<String>,
@@ -50,29 +51,41 @@ pub(super) struct Tag {
 }
 
 /// What tells an entry from others.
-pub(super) trait Entry {
+pub(super) trait Listed {
     fn name(&self) -> &str;
 }
 
 impl Entry for Named {
-    fn name(&self) -> &str {
-        &self.name
+    fn text_bytes(&self) -> usize {
+        self.name.len()
     }
 }
 
 impl Entry for Tag {
+    fn text_bytes(&self) -> usize {
+        self.name.len() + self.digest.as_ref().map_or(0, String::len)
+    }
+}
+
+impl Listed for Named {
     fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl<T: Entry + serde::de::DeserializeOwned> Page for List<T> {
+impl Listed for Tag {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl<T: Listed + Entry + serde::de::DeserializeOwned + Send + 'static> Page for List<T> {
     fn is_one(&self) -> bool {
         true
     }
 
     fn entries(&self) -> Vec<&str> {
-        self.results.iter().map(Entry::name).collect()
+        self.results.iter().map(Listed::name).collect()
     }
 
     fn next(&self) -> Next {

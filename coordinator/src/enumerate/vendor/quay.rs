@@ -2,7 +2,7 @@
 //! is public. A namespace that does not exist is an empty list.
 
 use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{Api, Next, Page, Pages};
+use imgsync_common::registry::{Api, Entries, Entry, Next, Page, Pages};
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Pages<Tags> {
 #[derive(Debug, Deserialize)]
 pub(super) struct Repositories {
     #[serde(default)]
-    repositories: Option<Vec<Named>>,
+    repositories: Option<Entries<Named>>,
     /// Opaque.
     #[serde(default)]
     next_page: Option<String>,
@@ -38,7 +38,7 @@ struct Named {
 #[derive(Debug, Deserialize)]
 pub(super) struct Tags {
     #[serde(default)]
-    tags: Option<Vec<Tag>>,
+    tags: Option<Entries<Tag>>,
     #[serde(default)]
     page: u64,
     #[serde(default)]
@@ -55,6 +55,18 @@ struct Tag {
     start_ts: Option<i64>,
     #[serde(default)]
     last_modified: Option<String>,
+}
+
+impl Entry for Named {
+    fn text_bytes(&self) -> usize {
+        self.name.len()
+    }
+}
+
+impl Entry for Tag {
+    fn text_bytes(&self) -> usize {
+        self.name.len() + self.manifest_digest.as_ref().map_or(0, String::len)
+    }
 }
 
 impl Page for Repositories {

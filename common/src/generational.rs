@@ -1,0 +1,111 @@
+//! A map of a bounded size that forgets the entries that were not used for longest.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// A cache in two generations of half the capacity each. An entry that is read or written moves into the young generation;
+/// when that is full, the old one is dropped and the young one takes its place. Every map that is keyed by repositories,
+/// batches or digests and lives as long as its process is one of these, so that memory does not grow with time.
+#[derive(Debug)]
+pub struct GenerationalCache<K, V> {
+    capacity: usize,
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+}
+
+impl<K: Eq + Hash, V> GenerationalCache<K, V> {
+    /// An empty cache that holds at most `capacity` entries; at least the half of it that were used last are kept.
+    pub fn new(capacity: usize) -> GenerationalCache<K, V> {
+        GenerationalCache { capacity: capacity.max(2), young: HashMap::new(), old: HashMap::new() }
+    }
+
+    /// Reads an entry and marks it as used.
+    pub fn get<Q>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        if !self.young.contains_key(key) {
+            let (key, value) = self.old.remove_entry(key)?;
+            self.insert(key, value);
+        }
+        self.young.get_mut(key)
+    }
+
+    /// Writes an entry and returns the value that it replaces.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let replaced = self.old.remove(&key);
+        if self.young.len() >= self.capacity / 2 && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value).or(replaced)
+    }
+
+    /// Reads an entry, which is made first where it is missing.
+    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V
+    where
+        K: Clone,
+    {
+        if self.get(key).is_none() {
+            self.insert(key.clone(), make());
+        }
+        self.young.entry(key.clone()).or_insert_with(|| unreachable!("it was written just now"))
+    }
+
+    /// Removes an entry.
+    pub fn remove<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.young.remove(key).or_else(|| self.old.remove(key))
+    }
+
+    /// All entries, in no order. None of them is marked as used.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.young.iter().chain(&self.old)
+    }
+
+    /// The number of entries.
+    pub fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
+    /// Whether there are no entries.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_holds_its_capacity_and_forgets_what_was_not_used() {
+        let mut cache = GenerationalCache::new(1000);
+        for n in 0..100_000 {
+            cache.insert(n, n);
+            assert!(cache.get(&0).is_some(), "{n}: what is used stays");
+            assert!(cache.len() <= 1000);
+        }
+        assert_eq!(cache.get(&99_999), Some(&mut 99_999));
+        assert_eq!(cache.get(&1), None);
+        assert!((99_500..100_000).all(|n| cache.get(&n).is_some()), "half of the capacity is kept");
+    }
+
+    #[test]
+    fn an_entry_is_in_one_generation() {
+        let mut cache = GenerationalCache::new(4);
+        for n in 0..3 {
+            cache.insert(n, "old");
+        }
+        assert_eq!(cache.insert(0, "new"), Some("old"));
+        assert_eq!(cache.iter().filter(|(key, _)| **key == 0).count(), 1);
+        assert_eq!(cache.remove(&0), Some("new"));
+        assert_eq!(cache.get(&0), None);
+        assert_eq!(*cache.get_or_insert_with(&0, || "made"), "made");
+        assert!(!cache.is_empty());
+    }
+}

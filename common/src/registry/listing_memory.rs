@@ -1,0 +1,277 @@
+//! The memory that listings take, shared by all listings of a process.
+//!
+//! A listing holds memory from the first page until its tasks are planned. When the budget is used up, listings wait; the
+//! one that is wanted first may go beyond it up to the limits of one listing, so that a long listing is read while the
+//! others stand still, and never fails because there are others.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Memory that all listings of a process take before they wait for each other, in bytes.
+pub(crate) const MAX_LISTINGS_BYTES: u64 = 64 << 20;
+/// What an entry counts for besides its text, in bytes: as it is read, chosen and planned.
+pub(crate) const ENTRY_BYTES: u64 = 400;
+
+static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(MAX_LISTINGS_BYTES)));
+
+/// The order in which listings are wanted: by group, then by name, then by age. Group 0 holds listings that nothing waits
+/// behind: they are dropped as soon as they are read.
+type Key = (u64, Box<str>, u64);
+
+#[derive(Debug)]
+struct Pool {
+    limit: u64,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: u64,
+    last_id: u64,
+    last_group: u64,
+    shares: BTreeMap<Key, Holding>,
+}
+
+/// What one share holds.
+#[derive(Debug)]
+struct Holding {
+    bytes: u64,
+    /// Whether more pages may come.
+    is_growing: bool,
+    /// Whether those with a lower key are consumed first.
+    is_ordered: bool,
+    /// Whether it has gone beyond the budget.
+    is_beyond: bool,
+}
+
+impl Pool {
+    fn new(limit: u64) -> Pool {
+        Pool { limit, state: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether a share may hold `more` bytes now; notes if it goes beyond the budget with them.
+    fn may_take(&mut self, key: &Key, more: u64, limit: u64) -> bool {
+        if self.used.saturating_add(more) <= limit {
+            return true;
+        }
+        let is_transient = key.0 == 0;
+        let rivals = || self.shares.iter().filter(|(other, _)| (other.0 == 0) == is_transient);
+        if rivals().find(|(_, holding)| holding.is_growing).is_none_or(|(first, _)| first != key) {
+            return false;
+        }
+        // What is consumed before this share is waited for. Shares that are consumed after it may wait for it.
+        let is_ordered = self.shares.get(key).is_some_and(|own| own.is_ordered);
+        let waits_for = |other: &Key| other != key && (!is_ordered || other < key);
+        if rivals().any(|(other, holding)| holding.is_beyond && waits_for(other)) {
+            return false;
+        }
+        if let Some(own) = self.shares.get_mut(key) {
+            own.is_beyond = true;
+        }
+        true
+    }
+}
+
+/// Listings that are consumed one after another.
+#[derive(Debug, Clone, Copy)]
+pub struct ListingGroup {
+    group: u64,
+    is_ordered: bool,
+}
+
+impl ListingGroup {
+    /// A group after all groups that were made before. `is_ordered`: its listings are consumed in the order of their
+    /// names, else as they end.
+    pub fn new(is_ordered: bool) -> ListingGroup {
+        let mut state = POOL.state();
+        state.last_group += 1;
+        ListingGroup { group: state.last_group, is_ordered }
+    }
+
+    /// The share of one listing of the group.
+    pub fn share(&self, repository: &str) -> ListingShare {
+        // The parts of a path are compared one by one.
+        let name = repository.replace('/', "\u{1}").into_boxed_str();
+        ListingShare::register(&POOL, self.group, name, self.is_ordered)
+    }
+}
+
+/// The memory of one listing. Cheap to clone; it is given back with the last clone.
+#[derive(Debug, Clone)]
+pub struct ListingShare(Arc<Share>);
+
+#[derive(Debug)]
+struct Share {
+    pool: Arc<Pool>,
+    key: Key,
+    held: AtomicU64,
+}
+
+/// Two listings are equal whatever memory they hold.
+impl PartialEq for ListingShare {
+    fn eq(&self, _other: &ListingShare) -> bool {
+        true
+    }
+}
+
+impl ListingShare {
+    /// The share of a listing that is dropped as soon as it is read.
+    pub(crate) fn transient() -> ListingShare {
+        ListingShare::register(&POOL, 0, Box::default(), false)
+    }
+
+    fn register(pool: &Arc<Pool>, group: u64, name: Box<str>, is_ordered: bool) -> ListingShare {
+        let mut state = pool.state();
+        state.last_id += 1;
+        let key = (group, name, state.last_id);
+        let holding = Holding { bytes: 0, is_growing: true, is_ordered, is_beyond: false };
+        state.shares.insert(key.clone(), holding);
+        ListingShare(Arc::new(Share { pool: pool.clone(), key, held: AtomicU64::new(0) }))
+    }
+
+    /// The bytes that it holds.
+    pub(crate) fn held(&self) -> u64 {
+        self.0.held.load(Ordering::Relaxed)
+    }
+
+    /// Holds `bytes` in all, which is waited for if it is more than before.
+    pub(crate) async fn hold(&self, bytes: u64) {
+        let Share { pool, key, held } = &*self.0;
+        loop {
+            let changed = pool.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = pool.state();
+                let before = held.load(Ordering::Relaxed);
+                if bytes <= before || state.may_take(key, bytes - before, pool.limit) {
+                    state.used = state.used.saturating_sub(before).saturating_add(bytes);
+                    if let Some(own) = state.shares.get_mut(key) {
+                        own.bytes = bytes;
+                    }
+                    held.store(bytes, Ordering::Relaxed);
+                    drop(state);
+                    if bytes < before {
+                        pool.changed.notify_waiters();
+                    }
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// No more pages come: another listing may be the first to go beyond the budget.
+    pub fn end(&self) {
+        let Share { pool, key, .. } = &*self.0;
+        if let Some(own) = pool.state().shares.get_mut(key) {
+            own.is_growing = false;
+        }
+        pool.changed.notify_waiters();
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        if let Some(own) = state.shares.remove(&self.key) {
+            state.used = state.used.saturating_sub(own.bytes);
+        }
+        drop(state);
+        self.pool.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn share(pool: &Arc<Pool>, group: u64, name: &str, is_ordered: bool) -> ListingShare {
+        ListingShare::register(pool, group, name.into(), is_ordered)
+    }
+
+    async fn waits(share: &ListingShare, bytes: u64) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), share.hold(bytes)).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn the_first_goes_beyond_the_budget_and_the_others_wait_for_it() {
+        let pool = Arc::new(Pool::new(100));
+        let (a, b, c) = (share(&pool, 1, "a", false), share(&pool, 1, "b", false), share(&pool, 1, "c", false));
+        assert!(!waits(&b, 60).await && !waits(&c, 40).await);
+        assert!(waits(&b, 61).await, "a may still grow");
+        assert!(!waits(&a, 1000).await, "it is wanted first");
+        a.end();
+        assert!(waits(&b, 61).await, "the consumer has yet to take what went beyond");
+        drop(a);
+        assert!(!waits(&b, 500).await);
+        assert!(waits(&c, 41).await);
+        drop(b);
+        assert!(!waits(&c, 100).await);
+        c.hold(10).await;
+        assert_eq!(pool.state().used, 10);
+        drop(c);
+        let state = pool.state();
+        assert_eq!((state.used, state.shares.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn in_order_no_listing_waits_for_one_that_is_consumed_after_it() {
+        let pool = Arc::new(Pool::new(100));
+        let b = share(&pool, 1, "b", true);
+        assert!(!waits(&b, 1000).await);
+        b.end();
+        let (a, c) = (share(&pool, 1, "a", true), share(&pool, 1, "c", true));
+        assert!(!waits(&a, 500).await, "b is not consumed before a is");
+        assert!(waits(&c, 1).await);
+        a.end();
+        assert!(waits(&c, 1).await, "a and b are consumed before c is");
+        drop((a, b));
+        assert!(!waits(&c, 1).await);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_when_it_is_read_waits_for_nothing_that_is_planned() {
+        let pool = Arc::new(Pool::new(100));
+        let source = share(&pool, 1, "a", false);
+        assert!(!waits(&source, 1000).await);
+        let (one, other) = (share(&pool, 0, "", false), share(&pool, 0, "", false));
+        assert!(!waits(&one, 50).await);
+        assert!(waits(&other, 50).await, "one at a time goes beyond");
+        drop(one);
+        assert!(!waits(&other, 50).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_at_once_all_come_to_their_end_within_the_budget_and_one_more() {
+        let pool = Arc::new(Pool::new(1000));
+        let tasks = (0..50).map(|n: u64| {
+            let share = share(&pool, 1, &format!("{n:03}"), false);
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for step in 1..=20 {
+                    share.hold(step * 50).await;
+                    assert!(pool.state().used <= 1000 + 1000, "{}", pool.state().used);
+                    tokio::task::yield_now().await;
+                }
+                share.end();
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
+        }
+        assert_eq!(pool.state().used, 0);
+    }
+}

@@ -1,0 +1,394 @@
+//! Reading a page of a listing: parsed as it comes, with a limit on its bytes, its entries and its texts, so that memory
+//! grows with what is kept of it and not with what a registry sends.
+
+use std::cell::RefCell;
+use std::io::{BufReader, Read};
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Buf as _, Bytes};
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use tokio::sync::mpsc;
+
+use super::answer::Answer;
+use super::context::Context;
+use super::listing_memory::{ENTRY_BYTES, ListingShare};
+use crate::error::{Class, Error, Result};
+
+/// Pages up to this size are read whole, in bytes: most are. A longer one is parsed in a thread of its own as it comes.
+const WHOLE_BYTES: usize = 256 << 10;
+/// Pieces of a page that wait for the parser.
+const WAITING_PIECES: usize = 2;
+/// The longest text in a page that is not read whole, in bytes.
+pub(crate) const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// The limits of one page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageLimits {
+    /// Bytes of the page.
+    pub(super) bytes: usize,
+    /// Entries that may still come.
+    pub(super) entries: u64,
+    /// Bytes of texts that may still come.
+    pub(super) texts: u64,
+    /// The limits of all pages together, for messages.
+    pub(super) of_all: PageSize,
+}
+
+/// What was counted of a page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct PageSize {
+    /// Entries.
+    pub(super) entries: u64,
+    /// Bytes of their texts.
+    pub(super) texts: u64,
+}
+
+impl PageSize {
+    /// The memory that its entries take.
+    pub(super) fn memory(self) -> u64 {
+        self.entries.saturating_mul(ENTRY_BYTES).saturating_add(self.texts)
+    }
+}
+
+/// Reads the body of an answer as a page. The share holds the memory of its entries from then on.
+pub(super) async fn read_page<T: DeserializeOwned + Send + 'static>(
+    answer: &mut Answer,
+    limits: PageLimits,
+    share: &ListingShare,
+    context: &Context,
+    tried: &str,
+) -> Result<(T, PageSize)> {
+    let before = share.held();
+    let read = read(answer, limits, share, context, tried).await;
+    let after = read.as_ref().map_or(before, |(_, size)| before + size.memory());
+    hold(share, after, context, tried).await?;
+    read
+}
+
+async fn hold(share: &ListingShare, bytes: u64, context: &Context, tried: &str) -> Result<()> {
+    // The other side is not what is waited for.
+    let _pause = context.clock.pause();
+    tokio::select! {
+        biased;
+        () = share.hold(bytes) => Ok(()),
+        () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
+    }
+}
+
+async fn read<T: DeserializeOwned + Send + 'static>(
+    answer: &mut Answer,
+    limits: PageLimits,
+    share: &ListingShare,
+    context: &Context,
+    tried: &str,
+) -> Result<(T, PageSize)> {
+    let too_large = || {
+        let detail = format!("the answer is larger than {} MiB", limits.bytes.div_ceil(1 << 20));
+        Error::new(Class::BadAnswer, tried, detail)
+    };
+    if answer.content_length().is_some_and(|length| length > limits.bytes as u64) {
+        return Err(too_large());
+    }
+    let counter = Arc::new(Counter::new(limits));
+    let parsed = |result: serde_json::Result<T>| match result {
+        _ if counter.is_exceeded() => Err(Error::new(Class::BadAnswer, tried, counter.excess())),
+        Ok(page) => Ok((page, counter.size())),
+        Err(error) => {
+            Err(Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error))
+        }
+    };
+    let mut first = Vec::new();
+    while first.len() <= WHOLE_BYTES {
+        match answer.chunk(tried).await? {
+            Some(chunk) => first.extend_from_slice(&chunk),
+            None => return parsed(counter.count(|| serde_json::from_slice(&first))),
+        }
+    }
+    let (pieces, waiting) = mpsc::channel(WAITING_PIECES);
+    let parsing = tokio::task::spawn_blocking({
+        let counter = counter.clone();
+        move || counter.count(|| serde_json::from_reader(BufReader::new(Pieces::new(waiting))))
+    });
+    let before = share.held();
+    let mut bytes = 0;
+    let mut next = Some(Bytes::from(first));
+    while let Some(piece) = next {
+        bytes += piece.len();
+        if bytes > limits.bytes {
+            return Err(too_large());
+        }
+        hold(share, before + counter.size().memory() + piece.len() as u64, context, tried).await?;
+        if pieces.send(piece).await.is_err() {
+            break;
+        }
+        next = answer.chunk(tried).await?;
+    }
+    drop(pieces);
+    let page = parsing.await.map_err(|error| Error::new(Class::Local, tried, error.to_string()))?;
+    parsed(page)
+}
+
+/// The pieces of a body, to be read in a thread that may block. It refuses texts that are too long to be held.
+struct Pieces {
+    waiting: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+    /// Bytes of the text that is being read; none outside of texts.
+    text: Option<usize>,
+    is_escaped: bool,
+}
+
+impl Pieces {
+    fn new(waiting: mpsc::Receiver<Bytes>) -> Pieces {
+        Pieces { waiting, piece: Bytes::new(), text: None, is_escaped: false }
+    }
+
+    /// Follows where texts begin and end.
+    fn follow(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        for byte in bytes {
+            match (&mut self.text, byte) {
+                (None, b'"') => self.text = Some(0),
+                (None, _) => {}
+                (Some(_), b'"') if !self.is_escaped => self.text = None,
+                (Some(length), byte) => {
+                    *length += 1;
+                    self.is_escaped = *byte == b'\\' && !self.is_escaped;
+                    if *length > MAX_TEXT_BYTES {
+                        let detail = format!("a text in it has more than {} MiB", MAX_TEXT_BYTES >> 20);
+                        return Err(std::io::Error::other(detail));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.waiting.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.piece.len());
+        buffer[..length].copy_from_slice(&self.piece[..length]);
+        self.follow(&buffer[..length])?;
+        self.piece.advance(length);
+        Ok(length)
+    }
+}
+
+thread_local! {
+    /// Counts what is parsed in this thread.
+    static COUNTER: RefCell<Option<Arc<Counter>>> = const { RefCell::new(None) };
+}
+
+/// Counts entries and their texts while a page is parsed.
+#[derive(Debug)]
+struct Counter {
+    limits: PageLimits,
+    entries: AtomicU64,
+    texts: AtomicU64,
+}
+
+impl Counter {
+    fn new(limits: PageLimits) -> Counter {
+        Counter { limits, entries: AtomicU64::new(0), texts: AtomicU64::new(0) }
+    }
+
+    /// Counts what is parsed by `parse`.
+    fn count<T>(self: &Arc<Counter>, parse: impl FnOnce() -> T) -> T {
+        COUNTER.set(Some(self.clone()));
+        let parsed = parse();
+        COUNTER.set(None);
+        parsed
+    }
+
+    fn size(&self) -> PageSize {
+        PageSize { entries: self.entries.load(Ordering::Relaxed), texts: self.texts.load(Ordering::Relaxed) }
+    }
+
+    fn is_exceeded(&self) -> bool {
+        let size = self.size();
+        size.entries > self.limits.entries || size.texts > self.limits.texts
+    }
+
+    fn excess(&self) -> String {
+        match self.size().entries > self.limits.entries {
+            true => format!("it lists more than {} entries", self.limits.of_all.entries),
+            false => format!("its names and digests have more than {} MiB", self.limits.of_all.texts >> 20),
+        }
+    }
+}
+
+fn count_entry<E: serde::de::Error>(texts: usize) -> Result<(), E> {
+    COUNTER.with_borrow(|counter| {
+        let Some(counter) = counter else { return Ok(()) };
+        counter.entries.fetch_add(1, Ordering::Relaxed);
+        counter.texts.fetch_add(texts as u64, Ordering::Relaxed);
+        match counter.is_exceeded() {
+            true => Err(E::custom(counter.excess())),
+            false => Ok(()),
+        }
+    })
+}
+
+/// An entry of a list.
+pub trait Entry {
+    /// The bytes of the texts that are kept of it.
+    fn text_bytes(&self) -> usize;
+}
+
+impl Entry for String {
+    fn text_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Entries of a page: a list whose length and texts are limited while it is parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entries<T>(Vec<T>);
+
+impl<T> Default for Entries<T> {
+    fn default() -> Entries<T> {
+        Entries(Vec::new())
+    }
+}
+
+impl<T> Entries<T> {
+    /// The list.
+    pub fn into_vec(self) -> Vec<T> {
+        self.0
+    }
+}
+
+impl<T> Deref for Entries<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> IntoIterator for Entries<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Entries<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries<T>, D::Error> {
+        struct List<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Entry> Visitor<'de> for List<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entries<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element::<T>()? {
+                    count_entry(entry.text_bytes())?;
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+/// Entries of a page under their keys, in the order of the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeyedEntries<T>(pub(super) Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for KeyedEntries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<KeyedEntries<T>, D::Error> {
+        struct Map<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Entry> Visitor<'de> for Map<T> {
+            type Value = KeyedEntries<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KeyedEntries<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((key, entry)) = map.next_entry::<String, T>()? {
+                    count_entry(key.len() + entry.text_bytes())?;
+                    entries.push((key, entry));
+                }
+                Ok(KeyedEntries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Map(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: PageLimits =
+        PageLimits { bytes: 1 << 20, entries: 3, texts: 100, of_all: PageSize { entries: 3, texts: 100 } };
+
+    fn counted<T: DeserializeOwned>(json: &str) -> (serde_json::Result<T>, PageSize) {
+        let counter = Arc::new(Counter::new(LIMITS));
+        (counter.count(|| serde_json::from_str(json)), counter.size())
+    }
+
+    #[test]
+    fn entries_and_texts_are_limited_while_they_are_parsed() {
+        let (list, size) = counted::<Entries<String>>(r#"["a","bc","def"]"#);
+        assert_eq!((list.unwrap().len(), size), (3, PageSize { entries: 3, texts: 6 }));
+        let (list, size) = counted::<Entries<String>>(r#"["a","b","c","d","e" what comes after is not looked at"#);
+        assert!(list.unwrap_err().to_string().contains("more than"), "before the whole is read");
+        assert_eq!(size.entries, 4);
+        let long = "x".repeat(101);
+        let (map, _) = counted::<KeyedEntries<String>>(&format!(r#"{{"{long}":""}}"#));
+        assert!(map.unwrap_err().to_string().contains("names and digests"));
+        assert!(
+            serde_json::from_str::<Entries<String>>(r#"["a","b","c","d"]"#).is_ok(),
+            "elsewhere nothing is counted"
+        );
+    }
+
+    #[tokio::test]
+    async fn pieces_are_one_text_wherever_they_are_cut_and_a_long_one_is_refused() {
+        let json = serde_json::to_string(&["a\"b\\", "\\", "c"]).unwrap();
+        for cut in 1..json.len() {
+            let (sender, waiting) = mpsc::channel(2);
+            sender.send(Bytes::copy_from_slice(&json.as_bytes()[..cut])).await.unwrap();
+            sender.send(Bytes::copy_from_slice(&json.as_bytes()[cut..])).await.unwrap();
+            drop(sender);
+            let read = tokio::task::spawn_blocking(|| serde_json::from_reader::<_, Vec<String>>(Pieces::new(waiting)));
+            assert_eq!(read.await.unwrap().unwrap(), ["a\"b\\", "\\", "c"]);
+        }
+        let mut pieces = Pieces::new(mpsc::channel(1).1);
+        pieces.follow(b"[\"").unwrap();
+        pieces.follow(&vec![b'x'; MAX_TEXT_BYTES]).unwrap();
+        assert!(pieces.follow(b"x").is_err());
+    }
+}

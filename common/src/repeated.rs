@@ -1,0 +1,167 @@
+//! Lines of the log that repeat: one of each kind a minute, with the number of those that were left out.
+//!
+//! A line that others can cause without end (a message that is refused, a server that is away) is written through here,
+//! so that the log does not grow with their number.
+
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::generational::GenerationalCache;
+
+/// Between two lines of one kind.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+/// Kinds that are remembered. One that is forgotten is written once more.
+const MAX_KINDS: usize = 1000;
+
+static LINES: LazyLock<RepeatedLines> = LazyLock::new(|| RepeatedLines::new(INTERVAL));
+
+/// How a line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Info,
+    Warn,
+}
+
+/// The lines of one kind.
+#[derive(Debug)]
+struct Kind {
+    level: Level,
+    written_at: Instant,
+    left_out: u64,
+    last: String,
+}
+
+/// Writes a warning, unless one of its kind was written less than a minute ago; then it is counted, and a line with the
+/// number follows. `kind` is what lines of one cause have in common.
+pub fn warn(kind: &str, line: &str) {
+    LINES.write(kind, Level::Warn, line);
+}
+
+/// Writes a line of information as [`warn`] does.
+pub fn info(kind: &str, line: &str) {
+    LINES.write(kind, Level::Info, line);
+}
+
+/// Writes the numbers of all lines that were left out and not told yet: before the process ends.
+pub fn flush() {
+    LINES.flush();
+}
+
+#[derive(Debug)]
+struct RepeatedLines {
+    interval: Duration,
+    kinds: Mutex<GenerationalCache<String, Kind>>,
+}
+
+impl RepeatedLines {
+    fn new(interval: Duration) -> RepeatedLines {
+        RepeatedLines { interval, kinds: Mutex::new(GenerationalCache::new(MAX_KINDS)) }
+    }
+
+    fn kinds(&self) -> MutexGuard<'_, GenerationalCache<String, Kind>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&'static self, kind: &str, level: Level, line: &str) {
+        let (line, is_first_left_out) = self.count(kind, level, line);
+        if let Some(line) = line {
+            return emit(level, &line);
+        }
+        if is_first_left_out && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let kind = kind.to_owned();
+            runtime.spawn(async move {
+                tokio::time::sleep(self.interval).await;
+                if let Some((level, line)) = self.sum_up(&kind) {
+                    emit(level, &line);
+                }
+            });
+        }
+    }
+
+    /// The line to be written now, if any; and whether it is the first that is left out.
+    fn count(&self, kind: &str, level: Level, line: &str) -> (Option<String>, bool) {
+        let mut kinds = self.kinds();
+        let Some(known) = kinds.get(kind) else {
+            let known = Kind { level, written_at: Instant::now(), left_out: 0, last: String::new() };
+            kinds.insert(kind.to_owned(), known);
+            return (Some(line.to_owned()), false);
+        };
+        if known.written_at.elapsed() >= self.interval {
+            let line = with_number(line, known.left_out);
+            *known = Kind { level, written_at: Instant::now(), left_out: 0, last: String::new() };
+            return (Some(line), false);
+        }
+        known.left_out += 1;
+        line.clone_into(&mut known.last);
+        (None, known.left_out == 1)
+    }
+
+    /// The last line of a kind with the number of those that were left out.
+    fn sum_up(&self, kind: &str) -> Option<(Level, String)> {
+        let mut kinds = self.kinds();
+        let known = kinds.get(kind).filter(|known| known.left_out > 0)?;
+        let line = with_number(&known.last, known.left_out - 1);
+        *known = Kind { level: known.level, written_at: Instant::now(), left_out: 0, last: String::new() };
+        Some((known.level, line))
+    }
+
+    fn flush(&self) {
+        let kinds: Vec<String> = self.kinds().iter().map(|(kind, _)| kind.clone()).collect();
+        for (level, line) in kinds.iter().filter_map(|kind| self.sum_up(kind)) {
+            emit(level, &line);
+        }
+    }
+}
+
+fn with_number(line: &str, more: u64) -> String {
+    match more {
+        0 => line.to_owned(),
+        _ => format!("{line} ({more} more of this kind since the last line)"),
+    }
+}
+
+fn emit(level: Level, line: &str) {
+    match level {
+        Level::Info => tracing::info!("{line}"),
+        Level::Warn => tracing::warn!("{line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_15_000_lines_of_a_kind_one_is_written_and_the_others_are_counted() {
+        let lines = RepeatedLines::new(INTERVAL);
+        let mut written = Vec::new();
+        for n in 0..15_000 {
+            written.extend(lines.count("refused", Level::Warn, &format!("refused {n}")).0);
+        }
+        written.extend(lines.count("another", Level::Warn, "away").0);
+        assert_eq!(written, ["refused 0", "away"]);
+        let (_, line) = lines.sum_up("refused").unwrap();
+        assert_eq!(line, "refused 14999 (14998 more of this kind since the last line)");
+        assert!(lines.sum_up("refused").is_none() && lines.sum_up("another").is_none());
+    }
+
+    #[test]
+    fn a_line_after_the_interval_is_written_with_the_number() {
+        let lines = RepeatedLines::new(Duration::ZERO);
+        assert!(lines.count("a", Level::Info, "one").0.is_some());
+        let kept = RepeatedLines::new(INTERVAL);
+        kept.count("a", Level::Info, "one");
+        kept.count("a", Level::Info, "two");
+        kept.kinds().get("a").unwrap().written_at -= INTERVAL;
+        assert_eq!(kept.count("a", Level::Info, "three").0.unwrap(), "three (1 more of this kind since the last line)");
+    }
+
+    #[test]
+    fn kinds_without_end_take_no_memory() {
+        let lines = RepeatedLines::new(INTERVAL);
+        for n in 0..100_000 {
+            lines.count(&format!("kind {n}"), Level::Info, "line");
+        }
+        assert!(lines.kinds().len() <= MAX_KINDS);
+    }
+}

@@ -1,0 +1,299 @@
+//! An HTTP server for ports that anybody may connect to: requests are answered while others hold as many connections as
+//! they like. The head of a request has a deadline, silence ends a connection, and of too many connections the one that
+//! has been without a request for longest gives way.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use imgsync_common::repeated;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections that are open at a time: well below the 1,024 files that a process has at least.
+pub const MAX_CONNECTIONS: usize = 512;
+/// How long the head of a request may take, and how long a connection may be without a request.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may go without a byte in either direction. The event stream writes more often.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The largest head of a request, in bytes.
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
+/// How long connections may take to end when the server is told to stop: those that are kept open have nothing to say.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// How long no connection is accepted after that failed: the process may have too many files open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers until told to stop.
+pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationToken) {
+    let connections = Arc::new(Connections::default());
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                repeated::warn("accept", &format!("accepting a connection failed: {error}"));
+                // A file may be all that is missing.
+                connections.close_oldest_without_request();
+                tokio::select! {
+                    () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
+                    () = stop.cancelled() => break,
+                }
+            }
+        };
+        tokio::select! {
+            () = connections.make_room() => {}
+            () = stop.cancelled() => break,
+        }
+        let (connection, router, stop) = (connections.open(), router.clone(), stop.clone());
+        tasks.spawn(async move { converse(stream, router, &connection, &stop).await });
+    }
+    drop(listener);
+    tasks.close();
+    let _ = tokio::time::timeout(STOP_LIMIT, tasks.wait()).await;
+    connections.close_all();
+}
+
+/// Answers the requests of one connection.
+async fn converse(stream: TcpStream, router: Router, open: &OpenConnection, stop: &CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let state = open.state.clone();
+    let io = TokioIo::new(Watched { stream, state: state.clone() });
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: Request<Incoming>| {
+        // Counted until the whole answer is sent.
+        let in_progress = InProgress::begin(&state);
+        let answer = router.call(request.map(Body::new));
+        async move { answer.await.map(|answer| counted(answer, in_progress)) }
+    });
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(io, service);
+    let mut conversation = std::pin::pin!(conversation);
+    tokio::select! {
+        _ = conversation.as_mut() => return,
+        () = open.state.close.cancelled() => return,
+        () = open.state.is_silent() => return,
+        () = stop.cancelled() => conversation.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        _ = conversation => {}
+        () = open.state.close.cancelled() => {}
+        () = open.state.is_silent() => {}
+    }
+}
+
+/// All connections, by their age.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Mutex<(u64, BTreeMap<u64, Arc<State>>)>,
+    ended: Notify,
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+struct State {
+    began: Instant,
+    /// When the last byte came or went, in milliseconds after it began.
+    last_byte: AtomicU64,
+    /// Requests whose answers are not sent yet.
+    in_progress: AtomicUsize,
+    close: CancellationToken,
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Arc<State>>)> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(self: &Arc<Self>) -> OpenConnection {
+        let state = Arc::new(State {
+            began: Instant::now(),
+            last_byte: AtomicU64::new(0),
+            in_progress: AtomicUsize::new(0),
+            close: CancellationToken::new(),
+        });
+        let mut open = self.lock();
+        open.0 += 1;
+        let id = open.0;
+        open.1.insert(id, state.clone());
+        OpenConnection { id, state, connections: self.clone() }
+    }
+
+    /// Waits until there are fewer connections than may be open.
+    async fn make_room(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.lock().1.len() < MAX_CONNECTIONS || self.close_oldest_without_request() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Closes the connection that has been open for longest, of those without a request in progress.
+    fn close_oldest_without_request(&self) -> bool {
+        let mut open = self.lock();
+        let oldest = open.1.iter().find(|(_, state)| state.in_progress.load(Ordering::Relaxed) == 0);
+        let Some(id) = oldest.map(|(id, _)| *id) else { return false };
+        open.1.remove(&id).is_some_and(|state| {
+            state.close.cancel();
+            true
+        })
+    }
+
+    fn close_all(&self) {
+        self.lock().1.values().for_each(|state| state.close.cancel());
+    }
+}
+
+impl State {
+    fn note_byte(&self) {
+        let passed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_byte.store(passed, Ordering::Relaxed);
+    }
+
+    /// Returns once no byte came or went for too long.
+    async fn is_silent(&self) {
+        loop {
+            let last = self.began + Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
+            if last.elapsed() >= IDLE_TIMEOUT {
+                return;
+            }
+            tokio::time::sleep_until((last + IDLE_TIMEOUT).into()).await;
+        }
+    }
+}
+
+/// A connection that counts as open until this is dropped.
+struct OpenConnection {
+    id: u64,
+    state: Arc<State>,
+    connections: Arc<Connections>,
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.connections.lock().1.remove(&self.id);
+        self.connections.ended.notify_waiters();
+    }
+}
+
+/// A request in progress until this is dropped.
+struct InProgress(Arc<State>);
+
+impl InProgress {
+    fn begin(state: &Arc<State>) -> InProgress {
+        state.in_progress.fetch_add(1, Ordering::Relaxed);
+        InProgress(state.clone())
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.in_progress.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn counted(answer: Response<Body>, in_progress: InProgress) -> Response<Counted> {
+    answer.map(|body| Counted { body, _in_progress: in_progress })
+}
+
+/// A body whose request is in progress until it is sent.
+struct Counted {
+    body: Body,
+    _in_progress: InProgress,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream of which is known when the last byte came or went.
+struct Watched {
+    stream: TcpStream,
+    state: Arc<State>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            self.state.note_byte();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if written.is_ready() {
+            self.state.note_byte();
+        }
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        if written.is_ready() {
+            self.state.note_byte();
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
