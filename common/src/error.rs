@@ -127,6 +127,7 @@ struct Inner {
     registry: Option<RegistryName>,
     unconnected: bool,
     out_of_files: bool,
+    untaken: bool,
     status: Option<u16>,
     code: Option<String>,
     missing: Vec<Digest>,
@@ -151,6 +152,7 @@ impl Error {
             registry: None,
             unconnected: false,
             out_of_files: false,
+            untaken: false,
             status: None,
             code: None,
             missing: Vec::new(),
@@ -192,6 +194,13 @@ impl Error {
     pub fn out_of_files(mut self) -> Error {
         self.0.out_of_files = true;
         self.hint("raise the limit of open files (`ulimit -n`, LimitNOFILE), or copy fewer images at a time")
+    }
+
+    /// Adds that the server did not take the request at all, and said so: nothing of it was done.
+    #[must_use]
+    pub fn untaken(mut self) -> Error {
+        self.0.untaken = true;
+        self
     }
 
     /// Adds the HTTP status and the registry's own error code.
@@ -256,6 +265,11 @@ impl Error {
     /// Whether the process had as many files open as it may.
     pub fn is_out_of_files(&self) -> bool {
         self.0.out_of_files
+    }
+
+    /// Whether the server said that it did not take the request at all.
+    pub fn is_untaken(&self) -> bool {
+        self.0.untaken
     }
 
     /// The HTTP status, where there was an answer.

@@ -90,6 +90,12 @@ fn of_configurations() -> Vec<Limit> {
 pub fn limits() -> Vec<Limit> {
     let mut limits = registry::limits();
     limits.extend(of_configurations());
+    limits.push(Limit::count(
+        Page::Operating,
+        "requests in a row that an HTTP/2 server refuses untaken",
+        u64::from(retry::MAX_UNTAKEN),
+        "the next ones spend attempts",
+    ));
     limits.push(Limit::bytes(Page::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"));
     limits.push(Limit::time(
         Page::Operating,

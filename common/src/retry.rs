@@ -122,9 +122,17 @@ pub struct Retry {
     tries: u32,
     limited_since: Option<Instant>,
     out_of_files_since: Option<Instant>,
+    /// Requests in a row that the server did not take.
+    untaken: u32,
     spent: u32,
     delays: backon::ExponentialBackoff,
 }
+
+/// Requests that a server says it did not take (a refused stream or GOAWAY of HTTP/2) are repeated so often in a row before
+/// one counts as an attempt: a connection that is being closed gives a few, a server that takes nothing gives them all.
+pub(crate) const MAX_UNTAKEN: u32 = 20;
+/// The pause before the first of them, which grows by as much each time.
+const UNTAKEN_DELAY: Duration = Duration::from_millis(25);
 
 impl Retry {
     /// The first try is about to be made.
@@ -137,6 +145,7 @@ impl Retry {
             tries: 0,
             limited_since: None,
             out_of_files_since: None,
+            untaken: 0,
             spent: 0,
             delays: delays(policy),
         }
@@ -144,7 +153,7 @@ impl Retry {
 
     /// Something was achieved: what failed before it is forgotten.
     pub fn progressed(&mut self) {
-        (self.tries, self.limited_since, self.out_of_files_since) = (0, None, None);
+        (self.tries, self.limited_since, self.out_of_files_since, self.untaken) = (0, None, None, 0);
         if self.attempts > 0 {
             self.attempts = 0;
             self.delays = delays(self.policy);
@@ -169,6 +178,11 @@ impl Retry {
         if error.is_out_of_files() {
             return self.wait_for_files(error);
         }
+        if error.is_untaken() && self.untaken < MAX_UNTAKEN {
+            self.untaken += 1;
+            let bound = (UNTAKEN_DELAY * self.untaken).min(self.policy.max_delay);
+            return Ok((rand::rng().random_range(Duration::ZERO..=bound), error));
+        }
         self.attempts += 1;
         if !is_passing(&error) {
             return Err(self.last(error));
@@ -182,8 +196,9 @@ impl Retry {
         let delay = rand::rng().random_range(Duration::ZERO..=bound);
         match error.wait() {
             Some(wait) if wait > self.policy.max_wait => Err(self.too_long(error, wait)),
-            // Never before the time that the registry named, and not all at that very moment.
-            Some(wait) => Ok((wait + delay.min(wait / 4 + Duration::from_millis(50)), error)),
+            // Never before the time that the registry named, and not all at that very moment; nor sooner than without it:
+            // a date that is past or a number below zero names no time.
+            Some(wait) => Ok(((wait + delay.min(wait / 4 + Duration::from_millis(50))).max(delay), error)),
             None => Ok((delay, error)),
         }
     }
@@ -307,6 +322,33 @@ mod tests {
         assert!(delay >= asked && delay <= asked * 2);
         let error = retry.next_delay(failure().retry_after(Some(Duration::from_secs(3600)))).unwrap_err();
         assert!(error.advice().unwrap().contains("60 min"));
+    }
+
+    #[test]
+    fn a_retry_after_that_names_no_time_shortens_no_pause() {
+        // Full jitter makes each pause anything below its bound: enough of them show the bound.
+        let policy = Policy { attempts: 200, first_delay: Duration::from_secs(8), ..Policy::default() };
+        let mut retry = Retry::new(policy, &Budget::default());
+        let pauses = (0..100).map(|_| retry.next_delay(failure().retry_after(Some(Duration::ZERO))).unwrap().0);
+        assert!(pauses.max().unwrap() > Duration::from_secs(8));
+    }
+
+    #[test]
+    fn requests_that_were_not_taken_spend_neither_attempts_nor_budget_and_end_all_the_same() {
+        let policy = Policy { attempts: 2, ..Policy::default() };
+        let untaken = || Error::new(Class::Unreachable, "reading x", "refused stream").untaken();
+        let mut retry = Retry::new(policy, &Budget::new(1));
+        for _ in 0..MAX_UNTAKEN {
+            let (delay, _) = retry.next_delay(untaken()).unwrap();
+            assert!(delay <= UNTAKEN_DELAY * MAX_UNTAKEN);
+        }
+        retry.next_delay(untaken()).expect("the first attempt of two");
+        assert_eq!(retry.next_delay(untaken()).unwrap_err().attempts(), MAX_UNTAKEN + 2);
+        let mut retry = Retry::new(policy, &Budget::new(0));
+        for _ in 0..5 * MAX_UNTAKEN {
+            retry.next_delay(untaken()).unwrap();
+            retry.progressed();
+        }
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::{Digest, MediaType, Platform};
 
@@ -30,6 +34,9 @@ pub struct Descriptor {
     /// Free text by key.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// The content itself in base64, as it is written: [`Descriptor::inline`] says whether it is what the digest names.
+    #[serde(default, deserialize_with = "text_or_nothing", skip_serializing)]
+    pub data: Option<Box<str>>,
 }
 
 impl Descriptor {
@@ -43,7 +50,19 @@ impl Descriptor {
             urls: Vec::new(),
             artifact_type: None,
             annotations: BTreeMap::new(),
+            data: None,
         }
+    }
+
+    /// The content, where the descriptor carries it and it has the size and the digest that the descriptor names.
+    pub fn inline(&self) -> Option<Bytes> {
+        let written = self.data.as_deref()?;
+        // Four characters for three bytes: what is longer or shorter need not be decoded.
+        if written.len() as u64 / 4 > self.size / 3 + 1 {
+            return None;
+        }
+        let bytes = STANDARD.decode(written.trim()).ok()?;
+        (bytes.len() as u64 == self.size && self.digest.verifies(&bytes)).then(|| bytes.into())
     }
 }
 
@@ -57,6 +76,14 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     }
 }
 
+/// What is no text carries no content, and is no reason to refuse the manifest.
+fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<str>>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text.into()),
+        _ => None,
+    })
+}
+
 /// Some tools write `null` for a list or a map that they leave empty.
 fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
@@ -65,6 +92,27 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(des
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inline_data_counts_only_where_its_size_and_digest_are_right() {
+        let inline = |data: &str, content: &[u8], size: u64| {
+            let text = format!(r#"{{"digest":"{}","size":{size},"data":{data}}}"#, Digest::sha256(content));
+            serde_json::from_str::<Descriptor>(&text).unwrap().inline()
+        };
+        assert_eq!(inline("\"e30=\"", b"{}", 2).as_deref(), Some(b"{}".as_slice()));
+        assert_eq!(inline("\"\"", b"", 0).as_deref(), Some(b"".as_slice()));
+        for (data, content, size) in [
+            ("\"e30=\"", b"[]".as_slice(), 2),
+            ("\"e30=\"", b"{}", 3),
+            ("\"e30\"", b"{}", 2),
+            ("\"not base64\"", b"{}", 2),
+            ("null", b"{}", 2),
+            ("{\"a\": 1}", b"{}", 2),
+            ("\"e30gICAgICAgICAgICAgICAgICA=\"", b"{}", 2),
+        ] {
+            assert_eq!(inline(data, content, size), None, "{data}");
+        }
+    }
 
     #[test]
     fn a_size_that_cannot_be_is_refused_and_null_is_nothing() {

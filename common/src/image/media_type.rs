@@ -24,6 +24,10 @@ pub enum MediaType {
     Missing,
 }
 
+/// Types of manifests that were in use before version 1.1 of the image specification replaced them.
+const MORE_MANIFESTS: [&str; 2] =
+    ["application/vnd.oci.artifact.manifest.v1+json", "application/vnd.cncf.oras.artifact.manifest.v1+json"];
+
 impl MediaType {
     /// Reads a media type, leaving out parameters (`; charset=utf-8`). Never fails.
     pub fn new(text: &str) -> MediaType {
@@ -62,6 +66,16 @@ impl MediaType {
     /// Whether it is an image's or an artifact's own manifest.
     pub fn is_manifest(&self) -> bool {
         matches!(self, MediaType::OciManifest | MediaType::DockerManifest)
+    }
+
+    /// Whether content of this type certainly is a manifest, of whatever kind. What an index lists under any other type may
+    /// be anything.
+    pub fn names_a_manifest(&self) -> bool {
+        match self {
+            MediaType::DockerSchema1 => true,
+            MediaType::Other(text) => MORE_MANIFESTS.iter().any(|known| text.eq_ignore_ascii_case(known)),
+            _ => self.is_index() || self.is_manifest(),
+        }
     }
 
     /// Whether it is certainly no manifest although an index lists it: caches of builds are such indexes (BuildKit,
@@ -109,6 +123,24 @@ mod tests {
     fn an_unknown_type_is_kept_as_it_is_written() {
         assert_eq!(MediaType::new("application/vnd.Example+tar").as_str(), "application/vnd.Example+tar");
         assert_eq!(MediaType::new(""), MediaType::Missing);
+    }
+
+    #[test]
+    fn types_that_name_a_manifest_are_told_from_all_others() {
+        for text in [
+            "application/vnd.oci.image.index.v1+json",
+            "application/vnd.docker.distribution.manifest.v2+json; charset=utf-8",
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "application/vnd.oci.artifact.manifest.v1+json",
+            "application/vnd.CNCF.oras.artifact.manifest.v1+json",
+        ] {
+            assert!(MediaType::new(text).names_a_manifest(), "{text}");
+        }
+        for text in
+            ["", "application/json", "application/vnd.oci.image.config.v1+json", "application/vnd.oci.empty.v1+json"]
+        {
+            assert!(!MediaType::new(text).names_a_manifest(), "{text}");
+        }
     }
 
     #[test]

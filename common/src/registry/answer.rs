@@ -1,7 +1,7 @@
 //! An answer whose body is still to be read. Every read of a body ends: with the last byte, at a limit of bytes, when the
 //! context is cancelled, or when the other side stands still or drips.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
@@ -194,9 +194,10 @@ impl Answer {
         let status = self.status();
         let body = self.read_some(MAX_ERROR_BYTES, ERROR_BODY_LIMIT).await;
         let said = api_error::parse(self.text_header(header::CONTENT_TYPE), &body);
-        let now = SystemTime::now();
-        let mut wait = self.text_header(header::RETRY_AFTER).and_then(|value| retry_after::parse(value, now));
+        // By the server's clock: what it names are moments of that.
+        let now = retry_after::time_of(self.headers());
         let quota = ratelimit::parse(self.headers(), now);
+        let mut wait = retry_after::wait(self.headers(), quota.as_ref(), now);
         let exhausted = quota.as_ref().is_some_and(ratelimit::Quota::is_exhausted);
         let class = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
         if class == Class::RateLimited && wait.is_none() && exhausted {

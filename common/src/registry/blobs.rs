@@ -51,7 +51,7 @@ impl BlobStream {
             self.answer.or_cancelled(tokio::time::sleep_until(until), &self.tried).await?;
         }
         let chunk = self.answer.chunk(&self.tried).await.inspect_err(|error| {
-            if !error.is_cancelled() {
+            if !error.is_cancelled() && !error.is_untaken() {
                 self.registry.failed(self.rest);
             }
         })?;
@@ -151,44 +151,67 @@ impl Repository {
         self.blob_open_at(self.url(&format!("blobs/{}", blob.digest)), blob, offset, self.reading(&blob.digest)).await
     }
 
+    /// Opens a blob at an offset in the ways that registries take, the usual one first: some answer an open range with 416
+    /// although there are bytes left, and take a closed one; some take none. From the beginning there is one way.
     async fn blob_open_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<Opened> {
-        let mut request = Outgoing::new(Method::GET, url, &tried);
-        if offset > 0 {
-            request = request.header(header::RANGE, &format!("bytes={offset}-"));
+        let open = (offset > 0).then(|| format!("bytes={offset}-"));
+        let closed = open.as_ref().map(|open| format!("{open}{}", blob.size.saturating_sub(1)));
+        for range in [open, closed].into_iter().flatten() {
+            if let Some(opened) = self.blob_open_range(url.clone(), blob, (offset, Some(&range)), &tried).await? {
+                return Ok(opened);
+            }
+        }
+        let whole = self.blob_open_range(url, blob, (0, None), &tried).await?;
+        whole.ok_or_else(|| {
+            Error::new(Class::BadAnswer, &tried, "the registry answers a request for all of it with 416")
+        })
+    }
+
+    /// Opens a blob, or a range of it. `None` where the registry does not take the range: what it has of the blob is told by
+    /// asking for all of it.
+    async fn blob_open_range(
+        &self,
+        url: Url,
+        blob: &Descriptor,
+        (offset, range): (u64, Option<&str>),
+        tried: &str,
+    ) -> Result<Option<Opened>> {
+        let mut request = Outgoing::new(Method::GET, url, tried);
+        if let Some(range) = range {
+            request = request.header(header::RANGE, range);
         }
         let answer = self.send(request).await?;
         let lies = |says: u64| {
             let detail = format!("the manifest gives it {} bytes, the registry {says}", blob.size);
-            Error::new(Class::Corrupt, &tried, detail)
+            Error::new(Class::Corrupt, tried, detail)
         };
-        let begins = match answer.status() {
-            StatusCode::OK => {
+        let said = answer.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
+        let begins = match (answer.status(), said) {
+            // Some send a part, say which, and call it the whole.
+            (StatusCode::OK, Some((first, _, _))) if first > 0 && first <= offset => first,
+            (StatusCode::OK, _) => {
                 if let Some(length) = answer.content_length().filter(|length| *length != blob.size) {
                     return Err(lies(length));
                 }
                 0
             }
-            StatusCode::PARTIAL_CONTENT => {
-                let said = answer.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
-                match said {
-                    Some((_, _, Some(total))) if total != blob.size => return Err(lies(total)),
-                    Some((first, _, _)) if first <= offset => first,
-                    Some((first, _, _)) => {
-                        let detail = format!("asked for bytes from {offset}, got bytes from {first}");
-                        return Err(Error::new(Class::BadAnswer, &tried, detail));
-                    }
-                    None => offset,
-                }
+            (StatusCode::PARTIAL_CONTENT, Some((_, _, Some(total)))) if total != blob.size => return Err(lies(total)),
+            (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) if first <= offset => first,
+            // Not what was asked for: all of it cannot be misread.
+            (StatusCode::PARTIAL_CONTENT, Some(_)) if range.is_some() => return Ok(None),
+            (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) => {
+                let detail = format!("asked for all of it, got bytes from {first}");
+                return Err(Error::new(Class::BadAnswer, tried, detail));
             }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                let detail = format!("it ends before byte {offset}, the manifest gives it {} bytes", blob.size);
-                return Err(Error::new(Class::Corrupt, &tried, detail));
-            }
-            _ => return Err(self.refusal(answer, &tried).await),
+            (StatusCode::PARTIAL_CONTENT, None) => offset,
+            (StatusCode::RANGE_NOT_SATISFIABLE, _) => return Ok(None),
+            (StatusCode::BAD_REQUEST | StatusCode::NOT_IMPLEMENTED, _) if range.is_some() => return Ok(None),
+            _ => return Err(self.refusal(answer, tried).await),
         };
+        let tried = tried.to_owned();
         let (meter, tally, clock) = (self.registry.meters[0].clone(), self.tally.clone(), self.context.clock.clone());
         let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_rest);
         let stream = BlobStream { answer, meter, more_at: None, tally, clock, tried, registry, rest };
-        Ok(Opened { stream, offset: begins })
+        Ok(Some(Opened { stream, offset: begins }))
     }
 }

@@ -176,6 +176,9 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
         _ => text.clone(),
     };
     let failed = Error::new(Class::Unreachable, tried, detail);
+    if find::<h2::Error>(&error).is_some_and(is_untaken) {
+        return failed.untaken().because(error);
+    }
     let failed = match () {
         () if text.contains("failed to lookup address") || text.contains("dns error") => {
             failed.hint(match text.contains("socks proxy") {
@@ -215,6 +218,13 @@ fn of_certificate(error: &rustls::Error, whose: &str) -> Option<String> {
 fn date(time: UnixTime) -> Option<String> {
     let time = jiff::Timestamp::from_second(time.as_secs().try_into().ok()?).ok()?;
     Some(time.strftime("%Y-%m-%d").to_string())
+}
+
+/// Whether a server said in HTTP/2 that it did not take a request: by refusing its stream, or by closing the connection to
+/// streams as new as that (RFC 9113, 8.7).
+fn is_untaken(error: &h2::Error) -> bool {
+    error.is_remote()
+        && (error.is_go_away() || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
 }
 
 /// What to do about a certificate that is not trusted.

@@ -3,13 +3,13 @@
 use super::credentials::HELPER_LIMIT;
 use super::{
     ClientSettings, MAX_REPOSITORY_NOTES, answer, auth, catalog, listing_memory, page_reader, paged, referrers,
-    sending, tags, transport,
+    retry_after, sending, tags, transport,
 };
 use crate::limits::{Limit, Page};
 
 /// The rows of the registry client.
 pub fn limits() -> Vec<Limit> {
-    use Page::Security;
+    use Page::{Operating, Security};
     vec![
         Limit::bytes(Security, "a page of tags", tags::MAX_PAGE_BYTES as u64, "the repository is not listed"),
         Limit::bytes(Security, "a page of a catalog", catalog::MAX_PAGE_BYTES as u64, "the registry is not listed"),
@@ -58,6 +58,12 @@ pub fn limits() -> Vec<Limit> {
             "the answer of a credential helper",
             HELPER_LIMIT,
             "the helper is killed; the task fails",
+        ),
+        Limit::time(
+            Operating,
+            "a Retry-After that no quota confirms",
+            retry_after::LONGEST_UNCONFIRMED,
+            "a longer one is cut to that",
         ),
         Limit::count(Security, "redirects of a request", transport::MAX_REDIRECTS as u64, "the request fails"),
         Limit::bytes(

@@ -103,7 +103,7 @@ impl Repository {
             match read(Repository { registry: registry.clone(), name, ..self.clone() }).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(error) if error.is_cancelled() => return Err(error),
-                Err(error) if error.class() == Class::NotFound => {}
+                Err(error) if error.class() == Class::NotFound || error.is_untaken() => {}
                 Err(error) => {
                     let rest = self.client.0.settings.mirror_rest;
                     if registry.failed(error.wait().unwrap_or(rest).max(rest)) {

@@ -2,7 +2,7 @@
 //! was answered.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, Method, StatusCode};
 use url::Url;
@@ -11,7 +11,7 @@ use super::auth::Access;
 use super::login::Logins;
 use super::seats::Seat;
 use super::window::{Action, Entry};
-use super::{Client, Hold, Registry, Repository, auth, ratelimit};
+use super::{Client, Hold, Registry, Repository, auth, patience, ratelimit, retry_after};
 use crate::error::{Class, Error, Result};
 use crate::event::{Delay, Event};
 use crate::image::RegistryName;
@@ -166,7 +166,7 @@ impl Repository {
         if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND {
             self.registry.logins.get(errand.login).pacer.went_well(errand.kind());
         }
-        let Some(quota) = ratelimit::parse(headers, SystemTime::now()) else { return };
+        let Some(quota) = ratelimit::parse(headers, retry_after::time_of(headers)) else { return };
         let reads_manifest = errand.action == Action::Manifests;
         let login = self.registry.logins.get(errand.login);
         if let Some(Hold { wait, why }) = login.pacer.told(&quota, reads_manifest).await
@@ -194,8 +194,8 @@ impl Repository {
             return error;
         }
         let pacer = &self.registry.logins.get(errand.login).pacer;
-        // None to wait for is none that was said: it would be asked again and again.
-        let wait = error.wait().filter(|wait| !wait.is_zero());
+        // Less than the first wait of our own is none that was said: it would be asked again and again.
+        let wait = error.wait().filter(|wait| *wait >= patience::FIRST);
         match pacer.refused(wait, errand.reads_manifest, errand.kind()).await {
             Some(wait) => error.retry_after(Some(wait)),
             None => error.retry_after(wait),

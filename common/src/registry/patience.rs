@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// After the first refusal …
-const FIRST: Duration = Duration::from_millis(500);
+pub(super) const FIRST: Duration = Duration::from_millis(500);
 /// … and never longer than this.
 const LONGEST: Duration = Duration::from_secs(60);
 /// A registry that has refused everything of a kind for so long is not busy but closed to us: that is a failure.

@@ -1,6 +1,6 @@
 //! What a registry says of the quota that is left: the `ratelimit-*` headers and their kin.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
@@ -28,11 +28,6 @@ impl Quota {
 
 /// The families of headers, the first that says anything is believed: they may count different things, and are not mixed.
 const FAMILIES: [&str; 4] = ["ratelimit-", "x-ratelimit-", "x-rate-limit-", "rate-limit-"];
-
-/// A number of seconds from here on is a moment (since 1970), not a delay.
-const SECONDS_ARE_A_MOMENT: u64 = 1_000_000_000;
-/// And from here on it is in milliseconds.
-const MILLIS_ARE_A_MOMENT: u64 = 1_000_000_000_000;
 
 /// Reads Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 0;w=21600`, and the `x-ratelimit-limit`,
 /// `-remaining` and `-reset` of others (a delay in seconds, a moment since 1970, or a date). `None` if nothing was said.
@@ -79,20 +74,15 @@ fn delay(value: &str, now: SystemTime) -> Option<Duration> {
         return Some(left.min(retry_after::LONGEST));
     }
     let value = value.split([',', ';']).next()?.trim();
-    let moment = match value.split('.').next()?.parse::<u64>() {
-        Ok(number) if number >= MILLIS_ARE_A_MOMENT => Duration::from_millis(number),
-        Ok(number) if number >= SECONDS_ARE_A_MOMENT => Duration::from_secs(number),
-        _ => return retry_after::seconds(value),
-    };
-    let left = match UNIX_EPOCH.checked_add(moment) {
-        Some(moment) => moment.duration_since(now).unwrap_or_default(),
-        None => retry_after::LONGEST,
-    };
+    let Some(moment) = retry_after::moment(value) else { return retry_after::seconds(value) };
+    let left = moment.duration_since(now).unwrap_or_default();
     Some(left.min(retry_after::LONGEST))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;
 

@@ -1,19 +1,62 @@
 //! `Retry-After`: how long a server asks to be left alone.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The longest delay that is believed: 24 hours.
+use http::{HeaderMap, header};
+
+use super::ratelimit::Quota;
+
+/// The longest delay that is read: 24 hours.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest delay that is obeyed on the word of `Retry-After` alone, which clocks and units get wrong. A quota that is used
+/// up for longer confirms a longer one.
+pub const LONGEST_UNCONFIRMED: Duration = Duration::from_secs(60 * 60);
+/// A number of seconds from here on is a moment (since 1970), not a delay.
+const SECONDS_ARE_A_MOMENT: u64 = 1_000_000_000;
+/// And from here on it is in milliseconds.
+const MILLIS_ARE_A_MOMENT: u64 = 1_000_000_000_000;
+
+/// How long an answer asks to be left alone. Moments are relative to `now`, the time at the server: see [`time_of`].
+pub fn wait(headers: &HeaderMap, quota: Option<&Quota>, now: SystemTime) -> Option<Duration> {
+    let said = parse(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)?;
+    let confirmed = quota.filter(|quota| quota.is_exhausted()).and_then(|quota| quota.reset.or(quota.window));
+    Some(said.min(confirmed.unwrap_or_default().max(LONGEST_UNCONFIRMED)))
+}
+
+/// The time at which a server answered, by its own clock (`Date`); by ours where it does not say.
+pub fn time_of(headers: &HeaderMap) -> SystemTime {
+    let said = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(date);
+    said.unwrap_or_else(SystemTime::now)
+}
 
 /// Reads a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and what else is seen: RFC 3339
-/// and e-mail dates. What is past or below zero is zero; what is above [`LONGEST`] is cut to that; `None` if it cannot
-/// be read.
+/// and e-mail dates, and moments in seconds or milliseconds since 1970. What is past or below zero is zero; what is above
+/// [`LONGEST`] is cut to that; `None` if it cannot be read.
 pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
-    seconds(value).or_else(|| {
-        let until = date(value)?;
-        Some(until.duration_since(now).unwrap_or_default().min(LONGEST))
-    })
+    let until = match moment(value) {
+        Some(until) => until,
+        None => match seconds(value) {
+            Some(wait) => return Some(wait),
+            None => date(value)?,
+        },
+    };
+    Some(until.duration_since(now).unwrap_or_default().min(LONGEST))
+}
+
+/// A moment that is written as a number since 1970.
+pub(super) fn moment(value: &str) -> Option<SystemTime> {
+    let whole = value.split('.').next()?;
+    if whole.is_empty() || !whole.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // One that is too large for any clock is as far away as can be.
+    let since = match whole.parse::<u64>().unwrap_or(u64::MAX) {
+        number if number >= MILLIS_ARE_A_MOMENT => Duration::from_millis(number),
+        number if number >= SECONDS_ARE_A_MOMENT => Duration::from_secs(number),
+        _ => return None,
+    };
+    UNIX_EPOCH.checked_add(since)
 }
 
 /// A plain number of seconds. Letters are refused first: `inf` and `NaN` are numbers to `f64`.
@@ -39,8 +82,6 @@ pub(super) fn date(value: &str) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -69,6 +110,60 @@ mod tests {
         ] {
             let wait = Duration::from_secs_f64(wait);
             assert_eq!(parse(value, now()), Some(wait), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_since_1970_is_a_moment() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_764_000_000);
+        for (value, wait) in [
+            ("1764000045", 45),
+            ("1764000045.9", 45),
+            ("1764000045000", 45),
+            ("1763999999", 0),
+            ("1764000000123", 0),
+            ("999999999", 86400),
+        ] {
+            assert_eq!(parse(value, now).map(|wait| wait.as_secs()), Some(wait), "{value:?}");
+        }
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_date_is_read_by_the_clock_of_who_wrote_it() {
+        // Three hours ahead of ours, or five years behind it.
+        for (date, until) in [
+            ("Sun, 06 Nov 1994 11:49:37 GMT", "Sun, 06 Nov 1994 11:50:19 GMT"),
+            ("Mon, 06 Nov 1989 08:00:00 GMT", "Mon, 06 Nov 1989 08:00:42 GMT"),
+        ] {
+            let answer = headers(&[("date", date), ("retry-after", until)]);
+            assert_eq!(wait(&answer, None, time_of(&answer)), Some(Duration::from_secs(42)), "{date}");
+        }
+        let bare = headers(&[("retry-after", "9"), ("date", "nonsense")]);
+        assert!(time_of(&bare) >= now());
+        assert_eq!(wait(&bare, None, time_of(&bare)), Some(Duration::from_secs(9)));
+        assert_eq!(wait(&headers(&[]), None, now()), None);
+    }
+
+    #[test]
+    fn more_than_an_hour_is_obeyed_only_where_a_quota_is_used_up_for_as_long() {
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        let quota = |remaining, reset, window| Quota { limit: Some(100), remaining: Some(remaining), window, reset };
+        for (said, quota, obeyed) in [
+            ("10800", None, hours(1)),
+            ("10800", Some(quota(0, hours(4), None)), hours(3)),
+            ("10800", Some(quota(0, hours(2), None)), hours(2)),
+            ("10800", Some(quota(0, None, hours(6))), hours(3)),
+            ("10800", Some(quota(0, None, None)), hours(1)),
+            ("10800", Some(quota(7, hours(4), None)), hours(1)),
+            ("10800", Some(quota(0, Some(Duration::from_secs(30)), None)), hours(1)),
+            ("1800", Some(quota(0, Some(Duration::from_secs(30)), None)), Some(Duration::from_secs(1800))),
+        ] {
+            let answer = headers(&[("retry-after", said)]);
+            assert_eq!(wait(&answer, quota.as_ref(), now()), obeyed, "{said} {quota:?}");
         }
     }
 

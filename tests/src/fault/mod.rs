@@ -19,6 +19,7 @@ mod auth;
 mod blobs;
 mod content;
 mod create;
+mod goaway;
 mod habits;
 mod head;
 mod listing;
@@ -200,6 +201,16 @@ impl FaultRegistry {
     /// Closes every connection that is open; new ones are accepted.
     pub fn cut_all(&self) {
         self.inner.cut_all();
+    }
+
+    /// The next connections are closed to their first request by GOAWAY: only where HTTP/2 is spoken, which wants TLS.
+    pub fn take_leave(&self, connections: u64) {
+        self.inner.leaves.store(connections, Ordering::SeqCst);
+    }
+
+    /// How many connections are still to be closed so.
+    pub fn leaves_to_take(&self) -> u64 {
+        self.inner.leaves.load(Ordering::SeqCst)
     }
 
     /// Makes all tokens that its own service issued so far expire at once.

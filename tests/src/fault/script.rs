@@ -130,6 +130,8 @@ pub enum Action {
     },
     /// The connection is closed without an answer, and without reading the request's body.
     CutBefore,
+    /// The stream of the request is refused, as HTTP/2 has it (REFUSED_STREAM): only where that is spoken.
+    RefuseStream,
     /// The request is carried out, and the connection closed in place of the answer.
     CutInsteadOfAnswer,
     /// The connection is closed after so many bytes of the request's body. What came before is kept as the registry's option says.

@@ -19,7 +19,7 @@ use super::route::{Kind, Route, route};
 use super::script::{Action, actions_for};
 use super::state::Inner;
 use super::upload_body::{Broken, Incoming};
-use super::{auth, blobs, create, habits, listing, manifests, pump, uploads, vary, vendor};
+use super::{auth, blobs, create, goaway, habits, listing, manifests, pump, uploads, vary, vendor};
 
 pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>) {
     let acceptor = inner.options.authority.as_ref().map(|authority| {
@@ -47,6 +47,9 @@ pub(super) async fn accept(listener: TcpListener, inner: Arc<Inner>) {
                     None => converse(stream, remote, inner, connection).await,
                     Some(acceptor) => {
                         if let Ok(stream) = acceptor.accept(stream).await {
+                            if inner.takes_leave() {
+                                return goaway::leave(stream).await;
+                            }
                             converse(stream, remote, inner, connection).await;
                         }
                     }
@@ -72,7 +75,7 @@ where
     let of_answers = writes.clone();
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (inner, ends) = (Arc::clone(&inner), (connection.clone(), of_answers.clone()));
-        async move { Ok::<_, std::convert::Infallible>(respond(inner, request.map(Body::new), remote, ends).await) }
+        respond(inner, request.map(Body::new), remote, ends)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().max_buf_size(64 * 1024).title_case_headers(title_case);
@@ -87,7 +90,7 @@ async fn respond(
     request: Request<Body>,
     remote: SocketAddr,
     (connection, writes): (CancellationToken, Writes),
-) -> Response<Body> {
+) -> Result<Response<Body>, h2::Error> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
@@ -120,15 +123,18 @@ async fn respond(
         tokio::time::sleep(inner.options.latency).await;
     }
     let mut actions = actions_for(&inner.rules.lock().expect("the rules are whole"), &record);
+    if actions.iter().any(|action| matches!(action, Action::RefuseStream)) {
+        return Err(h2::Reason::REFUSED_STREAM.into());
+    }
     let mut body = Incoming::new(&inner, &record, body, &actions);
     let answer = match answer(&inner, &record, &mut body, &actions).await {
         Ok(answer) => vary::vary(&inner, &record, habits::after(&inner, &record, answer)),
         Err(Broken::Early(status)) => Answer::code(status),
-        Err(Broken::Cut) => return cut(&connection).await,
+        Err(Broken::Cut) => return Ok(cut(&connection).await),
         Err(Broken::Gone) => Answer::new(StatusCode::BAD_REQUEST),
     };
     if actions.iter().any(|action| matches!(action, Action::CutInsteadOfAnswer)) {
-        return cut(&connection).await;
+        return Ok(cut(&connection).await);
     }
     for action in &actions {
         match action {
@@ -138,7 +144,7 @@ async fn respond(
         }
     }
     habits::spoil(&inner, &record, &answer, &mut actions);
-    pump::send(&inner, record.n, record.method == "HEAD", answer, &actions, connection, in_flight)
+    Ok(pump::send(&inner, record.n, record.method == "HEAD", answer, &actions, connection, in_flight))
 }
 
 /// Closes the connection. Never returns: the connection's task is dropped with this one in it.

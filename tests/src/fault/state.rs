@@ -28,6 +28,8 @@ pub(super) struct Inner {
     pub(super) peak: AtomicU64,
     /// Requests that habits made necessary.
     pub(super) misled: AtomicU64,
+    /// Connections that are to be closed to their first request.
+    pub(super) leaves: AtomicU64,
     /// What was varied.
     pub(super) varied: Mutex<Vec<(Kind, String)>>,
     /// What is left of the rates of kinds, and when that was so.
@@ -122,6 +124,7 @@ impl Inner {
             connections: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             misled: AtomicU64::new(0),
+            leaves: AtomicU64::new(0),
             varied: Mutex::default(),
             buckets: Mutex::default(),
             bodies: AtomicU64::new(0),
@@ -144,6 +147,11 @@ impl Inner {
             Some(host) => format!("{scheme}://{host}"),
             None => format!("{scheme}://{}", self.address),
         }
+    }
+
+    /// Whether the connection that was made now is to be closed to its first request.
+    pub(super) fn takes_leave(&self) -> bool {
+        self.leaves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 
     /// A request more is needed that is not the client's fault.

@@ -321,3 +321,60 @@ async fn a_chunk_of_which_less_was_taken_is_gone_on_with_from_there() {
     target.assert_holds("b", "1", &image);
     assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
 }
+
+/// A GET of a part that is open at its end.
+fn open_range(image: &Image) -> Match {
+    large_blob(image).when(|get| get.header("range").is_some_and(|range| range.ends_with('-')))
+}
+
+#[tokio::test]
+async fn a_source_that_takes_no_open_range_is_read_on_by_a_closed_one_or_again() {
+    let not_satisfiable = || Action::error(416, "RANGE_INVALID");
+    let other_part = || Action::Status {
+        code: 206,
+        headers: vec![("content-range".into(), format!("bytes {}-{}/{}", 5 * MIB, 6 * MIB - 1, 6 * MIB))],
+        body: vec![7; MIB as usize].into(),
+    };
+    for (case, open, closed, whole) in [
+        ("closed ranges", not_satisfiable(), None, 1),
+        ("no ranges", not_satisfiable(), Some(not_satisfiable()), 2),
+        ("other parts", other_part(), Some(other_part()), 2),
+        ("400", Action::error(400, "UNSUPPORTED"), Some(Action::status(501)), 2),
+    ] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        let image = images::big("odd-ranges", 6 * MIB);
+        source.push("a", "1", &image);
+        source.on(large_blob(&image)).act(Action::CutAfter { bytes: 3 * MIB + 77 });
+        source.on(open_range(&image)).always().act(open);
+        if let Some(closed) = closed {
+            source.on(large_blob(&image).when(|get| get.header("range").is_some())).always().act(closed);
+        }
+        sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
+        target.assert_holds("b", "1", &image);
+        let gets =
+            source.requests_of(Kind::BlobGet).into_iter().filter(|get| get.sent > MIB || get.header("range").is_some());
+        let (with, without): (Vec<_>, Vec<_>) = gets.partition(|get| get.header("range").is_some());
+        assert_eq!((with.len(), without.len()), (2, whole), "{case}\n{}", source.describe_requests());
+        assert!(with[1].header("range").unwrap().ends_with(&format!("-{}", 6 * MIB - 1)), "{case}");
+        // The upload went on meanwhile.
+        let puts = target.count_where(|put| put.kind == Kind::UploadPut && put.received > MIB);
+        assert_eq!(puts, 1, "{case}\n{}", target.describe_requests());
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_really_ends_too_early_is_said_to_be_too_short() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::big("really-short", 6 * MIB);
+    source.push("a", "1", &image);
+    source.on(large_blob(&image)).act(Action::CutAfter { bytes: 3 * MIB });
+    source
+        .on(large_blob(&image).when(|get| get.header("range").is_some()))
+        .always()
+        .act(Action::error(416, "RANGE_INVALID"));
+    source.on(large_blob(&image)).always().act(Action::Truncate { to: 3 * MIB });
+    let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(1);
+    assert_eq!(output.json()["class"], "corrupt", "{output:?}");
+    assert!(output.stderr.contains(&(3 * MIB).to_string()), "{}", output.stderr);
+    assert!(target.tags("b").is_empty());
+}

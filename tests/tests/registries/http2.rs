@@ -1,0 +1,72 @@
+//! What a server of HTTP/2 says it did not take, a refused stream or a connection that it closes, is sent again and spends no
+//! attempt.
+
+use std::sync::Arc;
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::images;
+use imgsync_tests::program::{Imgsync, Output};
+use imgsync_tests::tls::Authority;
+
+const MIB: u64 = 1 << 20;
+
+async fn behind_tls(authority: &Arc<Authority>) -> FaultRegistry {
+    FaultRegistry::builder().tls(authority.clone()).start().await
+}
+
+/// A copy in which nothing may fail once.
+async fn sync(source: &FaultRegistry, target: &FaultRegistry, authority: &Authority) -> Output {
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1", "--retry-delay", "5s"]);
+    let ca = sync.file("ca.pem", authority.pem());
+    let entry = |host: String| format!("  \"{host}\": {{tls: on, ca: {}}}\n", ca.display());
+    sync.file("imgsync.yaml", format!("registries:\n{}{}", entry(source.host()), entry(target.host())));
+    sync.run().await
+}
+
+#[tokio::test]
+async fn a_refused_stream_spends_no_attempt() {
+    let authority = Arc::new(Authority::new());
+    let (source, target) = tokio::join!(behind_tls(&authority), behind_tls(&authority));
+    let image = images::big("refused-streams", 5 * MIB);
+    source.push("a", "1", &image);
+    let mut rules = Vec::new();
+    for kind in [Kind::ManifestGet, Kind::BlobGet] {
+        rules.push((source.on(kind).times(3).act(Action::RefuseStream), 3));
+    }
+    for kind in [Kind::ManifestHead, Kind::UploadMount, Kind::UploadPut, Kind::ManifestPut] {
+        rules.push((target.on(kind).times(3).act(Action::RefuseStream), 3));
+    }
+    sync(&source, &target, &authority).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    for (rule, times) in &rules {
+        assert_eq!(rule.hits(), *times, "{}\n{}", source.describe_requests(), target.describe_requests());
+    }
+    assert!(source.requests().iter().chain(&target.requests()).all(|request| request.http2));
+    assert_eq!(target.open_uploads(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_to_its_first_request_spends_no_attempt() {
+    let authority = Arc::new(Authority::new());
+    let (source, target) = tokio::join!(behind_tls(&authority), behind_tls(&authority));
+    let image = images::multi_platform("go-away");
+    source.push("a", "1", &image);
+    source.take_leave(4);
+    target.take_leave(3);
+    sync(&source, &target, &authority).await.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    assert_eq!((source.leaves_to_take(), target.leaves_to_take()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_server_that_takes_nothing_at_all_ends_the_copy() {
+    let authority = Arc::new(Authority::new());
+    let (source, target) = tokio::join!(behind_tls(&authority), behind_tls(&authority));
+    source.push("a", "1", &images::single("takes-nothing"));
+    let rule = source.on(Kind::ManifestGet).always().act(Action::RefuseStream);
+    let output = sync(&source, &target, &authority).await.assert_code(3);
+    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+    assert!((2..100).contains(&rule.hits()), "{}", rule.hits());
+    assert!(target.tags("b").is_empty());
+}

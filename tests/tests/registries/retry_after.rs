@@ -1,0 +1,103 @@
+//! `Retry-After` as it is seen: by clocks that are wrong, in units that were not meant, and naming no time at all.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imgsync_common::error::Class;
+use imgsync_common::registry::{Access, ManifestRef};
+use imgsync_common::retry::Policy;
+use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::images;
+
+use super::client::{client, repository, settings};
+use crate::retry_after::Said::{Exactly, InUnixSeconds, Later};
+
+/// What `Retry-After` says.
+enum Said {
+    /// A date so much after the answer's `Date`, which is so much ahead of ours.
+    Later(i64, Duration),
+    /// The moment so much from now, in seconds since 1970.
+    InUnixSeconds(Duration),
+    Exactly(&'static str),
+}
+
+fn http_date(since_1970: i64) -> String {
+    let time = jiff::Timestamp::from_second(since_1970).unwrap();
+    time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+/// An answer with this status that says so.
+fn answer(status: u16, said: &Said, more: &[(&str, &str)]) -> Action {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let mut headers: Vec<(String, String)> =
+        more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let value = match said {
+        Later(ahead, wait) => {
+            headers.push(("date".into(), http_date(now + ahead)));
+            http_date(now + ahead + wait.as_secs() as i64)
+        }
+        InUnixSeconds(wait) => (now as u64 + wait.as_secs()).to_string(),
+        Exactly(value) => (*value).to_owned(),
+    };
+    headers.push(("retry-after".into(), value));
+    Action::Status { code: status, headers, body: Default::default() }
+}
+
+/// Asks for a tag at a registry that answers so once; says the error where it was to be waited for too long.
+async fn ask(status: u16, said: Said, more: &[(&str, &str)]) -> Result<(), (Class, Duration)> {
+    let registry = FaultRegistry::start().await;
+    registry.push("a", "1", &images::single("retry-after"));
+    registry.on(Kind::ManifestGet).act(answer(status, &said, more));
+    let mut settings = settings(&registry, None);
+    settings.retry = Policy { max_wait: Duration::from_secs(10), ..settings.retry };
+    let client = client(settings);
+    let asked = repository(&client, &registry, "a", Access::Pull);
+    let read = asked.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await;
+    read.map(drop).map_err(|error| (error.class(), error.wait().unwrap_or_default()))
+}
+
+#[tokio::test]
+async fn moments_are_read_by_the_servers_clock_and_as_what_they_are() {
+    for status in [429, 503] {
+        for said in [
+            Later(3 * 3600, Duration::from_secs(1)),
+            Later(-5 * 86_400, Duration::from_secs(1)),
+            InUnixSeconds(Duration::from_secs(1)),
+        ] {
+            ask(status, said, &[]).await.expect("a second is waited for");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_names_no_time_is_waited_for_as_if_nothing_was_said() {
+    for status in [429, 503] {
+        for said in [
+            Exactly("0"),
+            Exactly("-30"),
+            Exactly("0.001"),
+            Exactly("Thu, 01 Jan 1970 00:00:00 GMT"),
+            Later(0, Duration::ZERO),
+        ] {
+            ask(status, said, &[]).await.expect("it is tried again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_left_alone_for_more_than_an_hour_unless_a_quota_says_so_too() {
+    let about = |wait: Duration, hours: u64| {
+        let most = Duration::from_secs(hours * 3600);
+        wait <= most && wait + Duration::from_secs(30) > most
+    };
+    for (said, more, hours) in [
+        (Exactly("86400"), &[][..], 1),
+        (Later(0, Duration::from_secs(7200)), &[][..], 1),
+        (Exactly("7200"), &[("ratelimit-remaining", "0;w=21600"), ("ratelimit-limit", "100;w=21600")][..], 2),
+        (Exactly("7200"), &[("ratelimit-remaining", "55;w=21600"), ("ratelimit-limit", "100;w=21600")][..], 1),
+        (Exactly("18000"), &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "10800")][..], 3),
+    ] {
+        let (class, wait) = ask(429, said, more).await.unwrap_err();
+        assert_eq!(class, Class::RateLimited);
+        assert!(about(wait, hours), "{wait:?}, and not {hours} h: {more:?}");
+    }
+}
