@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode, header};
 use serde_json::Value;
 
-use crate::images::{Image, Manifest, blobs, children, digest_with, media, sha256};
+use crate::images::{Image, Manifest, blobs, children, digest_with, media, odd_entries, sha256};
 
 /// A tree as a registry serves it.
 #[derive(Clone, Debug)]
@@ -155,7 +155,13 @@ impl Client {
             }
             let manifest = self.fetch_manifest(repository, &digest).await;
             let json = manifest.json();
-            open.extend(children(&json));
+            let odd = odd_entries(&json);
+            for child in children(&json) {
+                match odd.contains(&child) && self.has_blob(repository, &child).await {
+                    true => _ = tree.blobs.insert(child.clone(), self.check_blob(repository, &child).await),
+                    false => open.push(child),
+                }
+            }
             let layers = json["layers"].as_array().into_iter().flatten();
             let foreign: Vec<_> =
                 layers.filter(|layer| layer["urls"].is_array()).map(|layer| &layer["digest"]).collect();
@@ -178,6 +184,11 @@ impl Client {
         let bytes = response.bytes().await.expect("the manifest comes whole");
         assert_eq!(digest_with(digest, &bytes).as_deref(), Some(digest), "{url} has another digest");
         Manifest { media_type, bytes }
+    }
+
+    async fn has_blob(&self, repository: &str, digest: &str) -> bool {
+        let url = format!("/v2/{repository}/blobs/{digest}");
+        self.send(Method::HEAD, &url, &[], Bytes::new()).await.status() == StatusCode::OK
     }
 
     async fn check_blob(&self, repository: &str, digest: &str) -> u64 {

@@ -2,7 +2,7 @@
 
 use imgsync_common::limits::{Limit, Page};
 
-use crate::copy::{CONSISTENCY_WAIT, MIN_COPY_RATE};
+use crate::copy::{CONSISTENCY_WAIT, MAX_MOVES, MIN_COPY_RATE};
 use crate::{server, settings};
 
 /// The rows of this crate.
@@ -52,6 +52,12 @@ pub fn limits() -> Vec<Limit> {
             "the head of a request to a port of `--listen`",
             server::MAX_HEAD_BYTES as u64,
             "the request is refused",
+        ),
+        Limit::count(
+            Page::Operating,
+            "times that a tag is resolved again because its image is gone",
+            u64::from(MAX_MOVES),
+            "the task fails with `source keeps changing` and is retried",
         ),
     ]
 }

@@ -285,10 +285,12 @@ async fn needed_by(target: &Repository, tag: &ManifestRef) -> Result<Vec<Digest>
     if head.media_type.is_manifest() {
         return Ok(needed);
     }
-    let mut open = vec![(head.digest, 0)];
-    while let Some((digest, depth)) = open.pop() {
-        let manifest: Manifest = match target.manifest_get(&ManifestRef::Digest(digest)).await {
+    let mut open = vec![(head.digest, true, 0)];
+    while let Some((digest, is_manifest, depth)) = open.pop() {
+        let manifest: Manifest = match target.manifest_get(&ManifestRef::Digest(digest.clone())).await {
             Ok(manifest) => manifest,
+            // A blob needs no manifest. Registries have errors of their own for one that is asked for as a manifest.
+            Err(_) if !is_manifest && target.blob_head(&digest).await? => continue,
             // What it lists and does not have, nobody needs any more; what is of an old kind lists nothing.
             Err(error) if matches!(error.class(), Class::NotFound | Class::Unsupported) => continue,
             Err(error) => return Err(error),
@@ -296,7 +298,7 @@ async fn needed_by(target: &Repository, tag: &ManifestRef) -> Result<Vec<Digest>
         for child in manifest.children() {
             needed.push(child.digest.clone());
             if !child.media_type.is_manifest() && depth < MAX_DEPTH {
-                open.push((child.digest.clone(), depth + 1));
+                open.push((child.digest.clone(), child.media_type.names_a_manifest(), depth + 1));
             }
         }
     }

@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use imgsync_common::error::Result;
 use imgsync_common::event::Events;
+use imgsync_common::image::MediaType;
 use imgsync_common::printable::printable;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, Context};
@@ -84,6 +85,7 @@ fn title(image: &Inspected) -> String {
     let kind = match (&image.artifact_type, image.manifests.is_empty()) {
         (Some(kind), _) => kind.clone(),
         (None, false) => "index".to_owned(),
+        (None, true) if MediaType::new(&image.media_type).is_index() => "index".to_owned(),
         (None, true) => image.media_type.clone(),
     };
     let mut words = Vec::new();
@@ -114,7 +116,9 @@ fn tree(image: &Inspected, indent: &str, lines: &mut Vec<String>) {
     lines.push(title(image));
     let mut below: Vec<(String, Option<&Inspected>)> = Vec::new();
     below.extend(image.config.iter().map(|config| (blob("config", config), None)));
-    below.extend(image.layers.iter().map(|layer| (blob("layer", layer), None)));
+    let of_index = MediaType::new(&image.media_type).is_index();
+    let name = if of_index { "blob" } else { "layer" };
+    below.extend(image.layers.iter().map(|layer| (blob(name, layer), None)));
     below.extend(image.manifests.iter().map(|child| (String::new(), Some(child))));
     below.extend(image.referrers.iter().map(|referrer| ("referrer  ".to_owned(), Some(referrer))));
     let last = below.len().saturating_sub(1);

@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::record::Record;
 use super::state::{Held, Inner, Store, now};
 use super::upload_body::{Broken, Incoming};
-use crate::images::{Manifest, children, digest_with, media, sha256};
+use crate::images::{Manifest, children, digest_with, media, odd_entries, sha256};
 
 /// The largest manifest that is taken, as most registries have it.
 const LIMIT: usize = 4 * 1024 * 1024;
@@ -102,7 +102,12 @@ pub(super) fn missing(store: &Store, repository: &str, json: &Value) -> Option<S
     let layers = json["layers"].as_array().into_iter().flatten().filter(|layer| !is_foreign(layer));
     let named = layers.chain(std::iter::once(&json["config"])).filter_map(|descriptor| descriptor["digest"].as_str());
     let blob = named.filter(|digest| store.blob(repository, digest).is_none()).map(|digest| format!("blob {digest}"));
-    let child = children(json).into_iter().filter(|digest| store.manifest(repository, digest).is_none());
+    let odd = odd_entries(json);
+    let is_here = |digest: &String| {
+        store.manifest(repository, digest).is_some()
+            || (odd.contains(digest) && store.blob(repository, digest).is_some())
+    };
+    let child = children(json).into_iter().filter(|digest| !is_here(digest));
     blob.chain(child.map(|digest| format!("manifest {digest}"))).next()
 }
 

@@ -345,6 +345,20 @@ impl Index {
         self
     }
 
+    /// The type under which the entry that was added last is listed; none leaves it out.
+    ///
+    /// # Panics
+    /// Where there is no entry yet.
+    #[must_use]
+    pub fn listed_as(mut self, media_type: Option<&str>) -> Self {
+        let entry = self.entries.last_mut().and_then(Value::as_object_mut).expect("there is an entry");
+        match media_type {
+            Some(media_type) => _ = entry.insert("mediaType".to_owned(), json!(media_type)),
+            None => _ = entry.remove("mediaType"),
+        }
+        self
+    }
+
     /// One annotation.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {

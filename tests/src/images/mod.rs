@@ -183,6 +183,18 @@ pub fn children(manifest: &Value) -> Vec<String> {
     listed.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned).collect()
 }
 
+/// The digests of what an index lists under a type that does not say whether it is a manifest.
+pub fn odd_entries(manifest: &Value) -> Vec<String> {
+    let says_manifest = |entry: &Value| {
+        let kind = entry["mediaType"].as_str().unwrap_or_default();
+        [media::OCI_INDEX, media::OCI_MANIFEST, media::DOCKER_LIST, media::DOCKER_MANIFEST, media::OCI_ARTIFACT]
+            .contains(&kind)
+    };
+    let listed = manifest["manifests"].as_array().into_iter().flatten();
+    let odd = listed.filter(|entry| !says_manifest(entry) && !is_blob(entry));
+    odd.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned).collect()
+}
+
 /// Whether what an index lists is no manifest.
 fn is_blob(entry: &Value) -> bool {
     let kind = entry["mediaType"].as_str().unwrap_or_default();

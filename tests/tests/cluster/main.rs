@@ -9,6 +9,7 @@ mod flight;
 mod keep;
 mod lanes;
 mod messages;
+mod moves;
 mod pace;
 mod passwords;
 mod queue;

@@ -1,7 +1,7 @@
 //! One platform of an index, where the target has something under the tag already.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images;
+use imgsync_tests::images::{self, Image};
 use imgsync_tests::program::{Imgsync, Output};
 
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str) -> Output {
@@ -25,5 +25,66 @@ async fn one_platform_replaces_the_whole_index_that_the_target_has() {
         target.clear_requests();
         assert_eq!(sync(&source, &target, &from).await.assert_code(0).json()["outcome"], "unchanged");
         assert_eq!(target.total(), 1, "{}", target.describe_requests());
+    }
+}
+
+/// An index of images that say nothing of their platform, or that it is unknown.
+fn unnamed(name: &str, unknown: bool) -> Image {
+    let image = |n: u32| images::single(&format!("{name}/{n}"));
+    match unknown {
+        true => Image::index(name).child(&image(1), "unknown/unknown").child(&image(2), "unknown/unknown").build(),
+        false => Image::index(name).bare_child(&image(1)).bare_child(&image(2)).build(),
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_names_no_platform_is_said_to_and_what_it_has_is_shown() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for unknown in [false, true] {
+        let image = unnamed("unnamed", unknown);
+        source.push("a", "1", &image);
+        let output = sync(&source, &target, "a:1").await.assert_code(1);
+        assert!(output.stderr.contains("2 entries that name no platform"), "{}", output.stderr);
+        assert!(image.children().iter().all(|child| output.stderr.contains(child)), "{}", output.stderr);
+    }
+    // Beside platforms, and of an index with attestations alone.
+    let (amd64, bare) = (images::single("amd64"), images::single("bare"));
+    let mixed =
+        Image::index("mixed").child(&amd64, "linux/amd64").bare_child(&bare).child(&amd64, "linux/amd64").build();
+    source.push("a", "2", &mixed);
+    let output = sync(&source, &target, "a:2").await.assert_code(1);
+    assert!(output.stderr.contains("it has: linux/amd64, and 1 entry that names no platform"), "{}", output.stderr);
+    let attested = Image::index("attested").attestation(&images::single("attestation"), &amd64).build();
+    source.push("a", "3", &attested);
+    let output = sync(&source, &target, "a:3").await.assert_code(1);
+    assert!(output.stderr.contains("it has: 1 attestation"), "{}", output.stderr);
+    source.push("a", "4", &Image::index("empty").build());
+    let output = sync(&source, &target, "a:4").await.assert_code(1);
+    assert!(output.stderr.contains("its index is empty"), "{}", output.stderr);
+    assert!(target.tags("b").is_empty());
+}
+
+#[tokio::test]
+async fn an_entry_without_a_platform_is_not_left_out_silently() {
+    for sparse in [false, true] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().lenient().start());
+        let (image, bare) = (images::single("named"), images::single("without"));
+        let index = Image::index("mixed").child(&image, "linux/amd64").bare_child(&bare);
+        source.push("a", "1", &index.attestation(&images::single("about"), &image).build());
+        let program = Imgsync::new();
+        program.file(
+            "imgsync.yaml",
+            format!(
+                "rules:\n- {{from: {}/a, to: {}/m, name: keep, platforms: [linux/amd64], sparse: {sparse}}}\n",
+                source.host(),
+                target.host()
+            ),
+        );
+        let file = program.work().join("imgsync.yaml");
+        let output = program.again().args(["run", "-c"]).arg(file).run().await.assert_code(0);
+        let said = format!("entries that name no platform are left out: 1 ({} of type", bare.root);
+        assert!(output.stderr.contains(&said), "{}", output.stderr);
+        target.assert_holds_untagged("m/a", &image);
+        assert!(target.manifest("m/a", &bare.root).is_none());
     }
 }

@@ -2,13 +2,13 @@
 //! [`Feed`], which resumes at both ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Arrival, Event};
-use imgsync_common::image::{Descriptor, Digest, RepositoryName};
+use imgsync_common::image::{Descriptor, RepositoryName};
 use imgsync_common::registry::{Context, Part, Repository, Started, Upload};
 use imgsync_common::retry::Retry;
 use tokio_util::sync::CancellationToken;
@@ -263,44 +263,12 @@ impl Walk {
         }
     }
 
-    /// The whole of a small blob, verified; read once more where its bytes are not what they should be.
+    /// The whole of a small blob, verified.
     pub(super) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
-        let mut retry = self.source.retry();
-        let mut read_again = false;
-        loop {
-            match self.read_small_once(blob, is_public).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) if error.class() == Class::Corrupt && !read_again => {
-                    read_again = true;
-                    self.source.distrust();
-                }
-                Err(error) => self.source.pause(&mut retry, error).await?,
-            }
+        match self.read_already(blob) {
+            Some(bytes) => Ok(bytes),
+            None => self.source.blob_small(blob, &self.source_tally, is_public).await,
         }
-    }
-
-    async fn read_small_once(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
-        let tried = self.source.reading(&blob.digest);
-        let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
-        let (mut stream, _) = self.source.blob_open(blob, 0, &self.source_tally).await?;
-        is_public.store(stream.is_public(), Ordering::Relaxed);
-        let mut whole = Vec::with_capacity(size);
-        while let Some(chunk) = stream.chunk().await? {
-            if whole.len() + chunk.len() > size {
-                let detail = format!("it has more than the {size} bytes that the manifest gives it");
-                return Err(Error::new(Class::Corrupt, tried, detail));
-            }
-            whole.extend_from_slice(&chunk);
-        }
-        if whole.len() < size {
-            let detail = format!("the stream ended after {} of {size} bytes", whole.len());
-            return Err(Error::new(Class::Unreachable, tried, detail));
-        }
-        let found = Digest::of(blob.digest.algorithm(), &whole);
-        if found != blob.digest {
-            return Err(Error::new(Class::Corrupt, tried, format!("its bytes have the digest {found}")));
-        }
-        Ok(whole.into())
     }
 
     async fn send_large(

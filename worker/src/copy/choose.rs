@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Descriptor, Digest, Kind, Manifest, Platform};
+use imgsync_common::registry::Context;
 use serde_json::Value;
 
 use super::ends::Ends;
@@ -12,6 +13,9 @@ use super::{Job, Platforms};
 
 /// Of an attestation in an index: the child that it is about (BuildKit).
 const ABOUT: &str = "vnd.docker.reference.digest";
+
+/// How many entries a message names.
+const TOLD: usize = 3;
 
 /// What of an image is wanted.
 pub(super) struct Chosen {
@@ -21,11 +25,21 @@ pub(super) struct Chosen {
     pub(super) only: Option<HashSet<Digest>>,
     /// Whether it was made here, so that nothing at the source refers to it.
     pub(super) is_cut: bool,
+    /// What is left out because it names no platform, in words.
+    unnamed: Vec<String>,
 }
 
 impl Chosen {
     fn whole(root: Manifest) -> Chosen {
-        Chosen { root, only: None, is_cut: false }
+        Chosen { root, only: None, is_cut: false, unnamed: Vec::new() }
+    }
+
+    /// Says which entries of the index no choice of platforms can name.
+    pub(super) fn warn_of_unnamed(&self, job: &Job, context: &Context) {
+        if !self.unnamed.is_empty() {
+            let (count, named) = (self.unnamed.len(), some(&self.unnamed));
+            context.warn(format!("{}: entries that name no platform are left out: {count} ({named})", job.source));
+        }
     }
 }
 
@@ -36,7 +50,7 @@ pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Cho
         Platforms::All => Ok(Chosen::whole(root)),
         Platforms::One(wanted) => {
             let child = find(manifests, wanted).ok_or_else(|| lacks(manifests, wanted, job))?;
-            ends.source.child(&child.digest).await.map(Chosen::whole)
+            ends.source.child(child).await.map(Chosen::whole)
         }
         Platforms::Some(wanted) | Platforms::Sparse(wanted) => {
             for wanted in wanted {
@@ -55,13 +69,14 @@ pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Cho
             if is_kept.iter().all(|kept| *kept) {
                 return Ok(Chosen::whole(root));
             }
+            let unnamed = manifests.iter().filter(|child| is_unnamed(child)).map(described).collect();
             if matches!(job.platforms, Platforms::Sparse(_)) {
                 let kept = manifests.iter().zip(&is_kept).filter(|(_, kept)| **kept);
                 let only = kept.map(|(child, _)| child.digest.clone()).collect();
-                return Ok(Chosen { root, only: Some(only), is_cut: false });
+                return Ok(Chosen { root, only: Some(only), is_cut: false, unnamed });
             }
             let root = smaller(&root, &is_kept, job)?;
-            Ok(Chosen { root, only: None, is_cut: true })
+            Ok(Chosen { root, only: None, is_cut: true, unnamed })
         }
     }
 }
@@ -70,16 +85,61 @@ fn find<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descri
     manifests.iter().find(|child| child.platform.as_ref().is_some_and(|platform| platform.serves(wanted)))
 }
 
+/// Whether an entry says nothing of what it runs on. Attestations do not: they belong to what they are about.
+fn is_unnamed(child: &Descriptor) -> bool {
+    let names_none = |platform: &Platform| {
+        [&platform.os, &platform.architecture].iter().all(|part| part.is_empty() || part.as_str() == "unknown")
+    };
+    child.platform.as_ref().is_none_or(names_none) && !child.annotations.contains_key(ABOUT)
+}
+
+/// An entry of an index that has no platform to be called by.
+fn described(child: &Descriptor) -> String {
+    match child.media_type.as_str() {
+        "" => format!("{} without a type", child.digest),
+        media_type => format!("{} of type {media_type}", child.digest),
+    }
+}
+
+/// A few of many.
+fn some(all: &[String]) -> String {
+    let more = all.len().saturating_sub(TOLD);
+    let told = all[..all.len() - more].join(", ");
+    if more == 0 { told } else { format!("{told} and {more} more") }
+}
+
 fn lacks(manifests: &[Descriptor], wanted: &Platform, job: &Job) -> Error {
-    let has: Vec<String> = manifests
-        .iter()
-        .filter_map(|child| child.platform.as_ref())
-        .map(ToString::to_string)
-        .filter(|name| name != "unknown/unknown")
-        .collect();
+    let mut platforms: Vec<String> = Vec::new();
+    let attests = |child: &Descriptor| child.annotations.contains_key(ABOUT);
+    for child in manifests.iter().filter(|child| !is_unnamed(child) && !attests(child)) {
+        let name = child.platform.as_ref().map(ToString::to_string).unwrap_or_default();
+        if !platforms.contains(&name) {
+            platforms.push(name);
+        }
+    }
+    let unnamed: Vec<String> = manifests.iter().filter(|child| is_unnamed(child)).map(described).collect();
+    let attestations = manifests.iter().filter(|child| attests(child)).count();
+    let mut there = Vec::new();
+    if !platforms.is_empty() {
+        there.push(platforms.join(", "));
+    }
+    if !unnamed.is_empty() {
+        let (count, named) = (unnamed.len(), some(&unnamed));
+        let entries = if count == 1 { "entry that names" } else { "entries that name" };
+        there.push(format!("{count} {entries} no platform ({named})"));
+    }
+    if platforms.is_empty() && attestations > 0 {
+        there.push(format!("{attestations} attestation{}", if attestations == 1 { "" } else { "s" }));
+    }
+    let there = if there.is_empty() { "nothing: its index is empty".to_owned() } else { there.join(", and ") };
     let tried = format!("choosing {wanted} of {}", job.source);
-    Error::new(Class::Unsupported, tried, "the image is not made for that platform")
-        .hint(format!("it has: {}", has.join(", ")))
+    let error = Error::new(Class::Unsupported, tried, "the image is not made for that platform");
+    match (platforms.is_empty(), unnamed.is_empty()) {
+        (true, false) => error.hint(format!(
+            "it has: {there}; without a choice of platforms the image is copied as it is, and an entry by its digest"
+        )),
+        _ => error.hint(format!("it has: {there}")),
+    }
 }
 
 /// The index with some of its children alone; everything else in it stays.

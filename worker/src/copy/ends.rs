@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imgsync_common::batch::Home;
-use imgsync_common::error::{Error, Result};
+use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Companion, Descriptor, Digest, Manifest, Reference, Tag};
 use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
 use imgsync_common::registry::{
@@ -62,7 +62,7 @@ impl std::str::FromStr for Location {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Location> {
-        let invalid = |error: String| Error::new(imgsync_common::error::Class::Invalid, "reading a name", error);
+        let invalid = |error: String| Error::new(Class::Invalid, "reading a name", error);
         match LayoutRef::is_meant_by(text) {
             true => text
                 .parse()
@@ -117,6 +117,10 @@ pub(crate) enum BlobStream {
     Layout(layout::BlobStream, Arc<Tally>),
     /// What another copy reads, who counts it.
     Shared(Share),
+    /// What was there without being read.
+    Held(Option<Bytes>),
+    /// What a registry gives, or, where it gives nothing, what the descriptor carries.
+    OrInline(Box<registry::BlobStream>, Option<Bytes>),
 }
 
 impl BlobStream {
@@ -134,6 +138,16 @@ impl BlobStream {
                 Ok(chunk)
             }
             BlobStream::Shared(share) => Ok(share.chunk().await),
+            BlobStream::Held(bytes) => Ok(bytes.take()),
+            BlobStream::OrInline(stream, inline) => match stream.chunk().await? {
+                Some(chunk) => {
+                    if !chunk.is_empty() {
+                        *inline = None;
+                    }
+                    Ok(Some(chunk))
+                }
+                None => Ok(inline.take()),
+            },
         }
     }
 }
@@ -238,8 +252,28 @@ impl Source {
         }
     }
 
-    pub(crate) async fn child(&self, digest: &Digest) -> Result<Manifest> {
+    pub(crate) async fn by_digest(&self, digest: &Digest) -> Result<Manifest> {
         self.manifest_get(Some(&ManifestRef::Digest(digest.clone()))).await
+    }
+
+    /// What a descriptor names; where the source does not have it, what the descriptor carries.
+    pub(crate) async fn child(&self, child: &Descriptor) -> Result<Manifest> {
+        match self.by_digest(&child.digest).await {
+            Err(error) if error.class() == Class::NotFound => {
+                let inline = child.inline().ok_or(error)?;
+                let tried = self.reading(&child.digest);
+                Manifest::parse_as(inline, child.digest.clone(), &child.media_type)
+                    .map_err(|error| Error::new(Class::BadAnswer, tried, error.to_string()))
+            }
+            read => read,
+        }
+    }
+
+    pub(crate) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            Source::Registry(repository) => repository.blob_head(&blob.digest).await,
+            Source::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
     }
 
     /// What refers to a manifest, and the index of it where one was read.
@@ -275,22 +309,31 @@ impl Source {
         }
     }
 
-    /// A blob from an offset on, or from earlier: the second value says from where.
+    /// A blob from an offset on, or from earlier: the second value says from where. What a descriptor carries of it is used
+    /// where the source does not have the blob, or has nothing under its digest.
     pub(crate) async fn blob_open(
         &self,
         blob: &Descriptor,
         offset: u64,
         tally: &Arc<Tally>,
     ) -> Result<(BlobStream, u64)> {
-        match self {
+        let opened = match self {
             Source::Registry(repository) => {
-                let opened = repository.blob_open(blob, offset).await?;
-                Ok((BlobStream::Registry(Box::new(opened.stream)), opened.offset))
+                let opened = repository.blob_open(blob, offset).await;
+                opened.map(|opened| (BlobStream::Registry(Box::new(opened.stream)), opened.offset))
             }
             Source::Layout(repository) => {
-                let opened = repository.layout().blob_open(blob, offset).await?;
-                Ok((BlobStream::Layout(opened.stream, tally.clone()), opened.offset))
+                let opened = repository.layout().blob_open(blob, offset).await;
+                opened.map(|opened| (BlobStream::Layout(opened.stream, tally.clone()), opened.offset))
             }
+        };
+        match (opened, blob.inline()) {
+            (opened, None) => opened,
+            (Err(error), Some(inline)) if matches!(error.class(), Class::NotFound | Class::Corrupt) => {
+                Ok((BlobStream::Held(Some(inline)), 0))
+            }
+            (Ok((BlobStream::Registry(stream), 0)), inline) => Ok((BlobStream::OrInline(stream, inline), 0)),
+            (opened, Some(_)) => opened,
         }
     }
 

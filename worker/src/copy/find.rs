@@ -6,6 +6,7 @@ use imgsync_common::registry::ManifestRef;
 
 use super::choose::{Chosen, choose};
 use super::ends::Ends;
+use super::moves::Moves;
 use super::{Job, Overwrite, Platforms, TargetTag};
 
 /// What the two ends have.
@@ -13,6 +14,8 @@ pub(super) struct Found {
     pub(super) root: Root,
     /// What the source's tag is, where that is not the root: where platforms were chosen.
     pub(super) source_digest: Option<Digest>,
+    /// What a HEAD says that the source's tag is, where its bytes are something else.
+    pub(super) said: Option<Digest>,
     /// Whether the target tag exists, so that part of the image may be there.
     pub(super) target_has_tag: bool,
 }
@@ -26,45 +29,65 @@ pub(super) enum Root {
 /// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
 /// there yet costs the source no HEAD. Where platforms are chosen, what the source's tag is says nothing of what the
 /// target's should be: the source's manifest is read, and what is chosen of it compared.
-pub(super) async fn find(job: &Job, ends: &Ends) -> Result<Found> {
+///
+/// A HEAD is believed where it says what the target has. What it says beyond that is found out by reading the tag: a cache in
+/// front of a registry may answer HEADs with what the tag was long ago, and only bytes can be trusted.
+pub(super) async fn find(job: &Job, ends: &Ends, moves: &mut Moves) -> Result<Found> {
     let there = match &ends.target_ref {
         Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
         _ => None,
     };
-    let target_has_tag = there.is_some() || job.target_tag == TargetTag::Outdated;
-    let tag_now = there.as_ref().map(|head| head.digest.clone());
-    let there = there.filter(|_| !job.force).map(|head| head.digest);
-    let unchanged = |digest| Ok(Found { root: Root::Unchanged(digest, None), source_digest: None, target_has_tag });
-    let known = job.listed.clone().or_else(|| match &ends.source_ref {
-        Some(ManifestRef::Digest(digest)) => Some(digest.clone()),
-        _ => None,
-    });
-    let comparable = there.as_ref().filter(|_| matches!(job.platforms, Platforms::All | Platforms::Sparse(_)));
-    let reference = match (comparable, known) {
-        (Some(there), Some(known)) if *there == known => return unchanged(known),
-        (_, Some(known)) => Some(ManifestRef::Digest(known)),
-        (None, None) => ends.source_ref.clone(),
-        (Some(there), None) => match &ends.source_ref {
-            None => None,
-            Some(reference) => {
-                let Some(head) = ends.source.manifest_head(reference).await? else { return Err(missing(job)) };
-                if head.digest == *there {
-                    return unchanged(head.digest);
-                }
-                Some(ManifestRef::Digest(head.digest))
-            }
-        },
+    let tag_now = there.map(|head| head.digest);
+    let believed = match &job.target_tag {
+        TargetTag::Believed(digest) => Some(digest),
+        TargetTag::Unknown => None,
     };
-    let root = match ends.source.manifest_get(reference.as_ref()).await {
-        // What was listed is gone already: the tag has moved on.
-        Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
+    let target_has_tag = tag_now.is_some() || believed.is_some();
+    let there = tag_now.as_ref().or(believed).filter(|_| !job.force);
+    let unchanged = |digest: &Digest| {
+        let root = Root::Unchanged(digest.clone(), None);
+        Ok(Found { root, source_digest: None, said: None, target_has_tag })
+    };
+    let comparable = there.filter(|_| matches!(job.platforms, Platforms::All | Platforms::Sparse(_)));
+    let known = match &ends.source_ref {
+        Some(ManifestRef::Digest(digest)) => Some(digest),
+        _ => job.listed.as_ref(),
+    };
+    let mut said = job.said.clone();
+    let root = match (moves.root.take(), known) {
+        (Some(root), _) => root,
+        (None, Some(known)) => {
+            moves.seen = Some(known.clone());
+            if comparable == Some(known) {
+                return unchanged(known);
+            }
+            match ends.source.by_digest(known).await {
+                // What was listed is gone already: the tag has moved on.
+                Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
+                    ends.source.manifest_get(ends.source_ref.as_ref()).await?
+                }
+                root => root?,
+            }
+        }
+        (None, None) => {
+            if let (Some(there), Some(reference)) = (comparable, &ends.source_ref) {
+                if said.is_none() {
+                    let head = ends.source.manifest_head(reference).await?;
+                    said = Some(head.ok_or_else(|| missing(job))?.digest);
+                }
+                if said.as_ref() == Some(there) {
+                    moves.seen = said;
+                    return unchanged(there);
+                }
+            }
             ends.source.manifest_get(ends.source_ref.as_ref()).await?
         }
-        root => root?,
     };
     let source_digest = root.digest().clone();
+    moves.seen = Some(source_digest.clone());
+    let said = said.filter(|said| *said != source_digest);
     let chosen = choose(root, job, ends).await?;
-    let root = match there.as_ref() == Some(chosen.root.digest()) {
+    let root = match there == Some(chosen.root.digest()) {
         true => Root::Unchanged(chosen.root.digest().clone(), Some(chosen)),
         false => {
             if job.overwrite == Overwrite::Never
@@ -79,7 +102,7 @@ pub(super) async fn find(job: &Job, ends: &Ends) -> Result<Found> {
             Root::Changed(chosen)
         }
     };
-    Ok(Found { root, source_digest: Some(source_digest), target_has_tag })
+    Ok(Found { root, source_digest: Some(source_digest), said, target_has_tag })
 }
 
 pub(super) fn missing(job: &Job) -> Error {

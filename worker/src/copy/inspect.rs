@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::Location;
 use super::ends::Source;
+use super::listed::Listed;
 use super::verify::source_referrers;
 
 /// Indexes within indexes, referrers of referrers.
@@ -52,7 +53,7 @@ pub struct Inspected {
     /// The config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<InspectedBlob>,
-    /// The layers, in order.
+    /// The layers, in order; of an index, the blobs that it lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<InspectedBlob>,
     /// Of an index, what it lists.
@@ -155,12 +156,15 @@ impl Reader {
                 }
                 Kind::Index { manifests } => {
                     for child in manifests {
-                        image.manifests.push(self.listed(child, depth).await?);
+                        match self.listed(child, depth).await? {
+                            Some(read) => image.manifests.push(read),
+                            None => image.layers.push(blob(child)),
+                        }
                     }
                 }
             }
             for referrer in source_referrers(&self.source, manifest.digest()).await? {
-                let mut read = self.listed(&referrer, depth).await?;
+                let Some(mut read) = self.listed(&referrer, depth).await? else { continue };
                 read.artifact_type = read.artifact_type.or(referrer.artifact_type);
                 image.referrers.push(read);
             }
@@ -174,7 +178,7 @@ impl Reader {
             for kind in Companion::COSIGN {
                 let tag = kind.tag_of(&image.digest);
                 let Some(there) = self.source.companion_head(&tag).await? else { continue };
-                let manifest = self.source.child(&there.digest).await?;
+                let manifest = self.source.by_digest(&there.digest).await?;
                 let read = self.manifest(manifest, None, 1).await?;
                 image.referrers.push(Inspected { tag: Some(tag.to_string()), ..read });
             }
@@ -185,13 +189,14 @@ impl Reader {
         })
     }
 
-    /// One that another lists; it may not be there.
-    async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Inspected> {
-        match self.source.child(&named.digest).await {
-            Ok(manifest) => self.manifest(manifest, Some(named), depth + 1).await,
+    /// One that another lists; it may not be there. `None` where it is a blob.
+    async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Option<Inspected>> {
+        match self.source.listed(named, &Tally::new()).await {
+            Ok(Listed::Manifest(manifest)) => self.manifest(manifest, Some(named), depth + 1).await.map(Some),
+            Ok(Listed::Blob(_)) => Ok(None),
             Err(error) if error.class() == Class::NotFound => {
                 let (media_type, size) = (named.media_type.to_string(), named.size);
-                Ok(Inspected { media_type, size, missing: true, ..unread(Some(named), &named.digest) })
+                Ok(Some(Inspected { media_type, size, missing: true, ..unread(Some(named), &named.digest) }))
             }
             Err(error) => Err(error),
         }

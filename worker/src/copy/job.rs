@@ -30,6 +30,8 @@ pub struct Job {
     pub force: bool,
     /// What the source's tag pointed at when it was listed, shortly ago.
     pub listed: Option<Digest>,
+    /// What a HEAD said a moment ago that the source's tag points at.
+    pub said: Option<Digest>,
     /// What is known of the target's tag.
     pub target_tag: TargetTag,
     /// What becomes of a target tag that points at something else.
@@ -78,15 +80,13 @@ pub enum Ask {
 }
 
 /// What is known of a target's tag before it is asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum TargetTag {
     /// Nothing: ask.
     #[default]
     Unknown,
-    /// It is not there.
-    Absent,
-    /// It is there and is not what the source has now.
-    Outdated,
+    /// It points at this, as was seen not long ago.
+    Believed(Digest),
 }
 
 /// What becomes of a target tag that points at something else.
@@ -114,6 +114,7 @@ impl Job {
             foreign_layers: ForeignLayers::default(),
             force: false,
             listed: None,
+            said: None,
             target_tag: TargetTag::Unknown,
             overwrite: Overwrite::Allowed,
             together: None,

@@ -303,6 +303,11 @@ impl Seen {
     pub(crate) fn first_time(&self, digest: &Digest) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone())
     }
+
+    /// Whether it was seen.
+    pub(crate) fn has(&self, digest: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    }
 }
 
 #[cfg(test)]

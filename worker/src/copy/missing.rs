@@ -98,7 +98,10 @@ impl Walk {
             return Err(end(error).as_class(Class::Refused).hint(FOREIGN_URLS));
         }
         let named = |descriptor: &&Descriptor| error.missing().contains(&descriptor.digest);
-        let (mut blobs, mut children) = (self.blobs_of(manifest), self.children_of(manifest));
+        let (mut blobs, children) = (self.blobs_of(manifest), self.children_of(manifest));
+        let (listed, mut children): (Vec<_>, Vec<_>) =
+            children.into_iter().partition(|child| self.is_listed_blob(&child.digest));
+        blobs.extend(listed);
         if blobs.iter().chain(&children).any(named) {
             blobs.retain(named);
             children.retain(named);

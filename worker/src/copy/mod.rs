@@ -10,7 +10,9 @@ mod find;
 mod inspect;
 mod job;
 mod known;
+mod listed;
 mod missing;
+mod moves;
 mod proof;
 mod referrers;
 mod survey;
@@ -46,6 +48,8 @@ use self::choose::{Chosen, choose};
 use self::ends::Ends;
 use self::find::{Root, find};
 use self::known::Known;
+pub(crate) use self::moves::MAX_MOVES;
+use self::moves::Moves;
 use self::together::Together;
 use self::walk::Walk;
 use crate::files;
@@ -136,6 +140,8 @@ pub struct Done {
     pub digest: Digest,
     /// The digest that the source has; another where platforms were chosen.
     pub source_digest: Digest,
+    /// What the source says to a HEAD, where its bytes are something else.
+    pub source_said: Option<Digest>,
     /// Bytes of blobs.
     pub bytes: Moved,
     /// Numbers of blobs.
@@ -240,7 +246,12 @@ impl Copier {
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, &inner).await?;
         let work = Box::pin(async {
-            let digests = (image.target.clone(), image.source.clone());
+            // The source of what was not cut is the same, whatever a HEAD may say of its tag.
+            let source = match job.platforms {
+                Platforms::All | Platforms::Sparse(_) => &image.target,
+                Platforms::One(_) | Platforms::Some(_) => &image.source,
+            };
+            let digests = (image.target.clone(), source.clone());
             self.unchanged(job, &ends, &sums, &inner, digests, None).await
         });
         self.done(job, &ends, &sums, &inner, work).await
@@ -256,12 +267,13 @@ impl Copier {
     ) -> Result<Done> {
         let started = Instant::now();
         let what = || format!("copying {} to {}", job.source, job.target);
-        let End { outcome, digest, source_digest, referrers_asked, tag_put } =
+        let End { outcome, digest, source_digest, source_said, referrers_asked, tag_put } =
             self.in_time(context, what, work).await?;
         Ok(Done {
             outcome,
             digest,
             source_digest,
+            source_said,
             bytes: Sums::read(&sums.bytes),
             blobs: Sums::read(&sums.blobs),
             manifests: sums.manifests.load(Ordering::Relaxed),
@@ -279,7 +291,15 @@ impl Copier {
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, &inner).await?;
-        let work = survey::survey(job, &ends, &inner);
+        let work = async {
+            let mut moves = Moves::default();
+            loop {
+                match survey::survey(job, &ends, &mut moves, &inner).await {
+                    Ok(survey) => return Ok(survey),
+                    Err(error) => moves.again(error, job, &ends, &inner).await?,
+                }
+            }
+        };
         let what = || format!("comparing {} with {}", job.source, job.target);
         self.in_time(&inner, what, work).await
     }
@@ -288,7 +308,15 @@ impl Copier {
     pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, &inner).await?;
-        let work = Box::pin(verify::verify(job, &ends, check, self.limits.blobs, &inner));
+        let work = Box::pin(async {
+            let mut moves = Moves::default();
+            loop {
+                match verify::verify(job, &ends, check, self.limits.blobs, &mut moves, &inner).await {
+                    Ok(verified) => return Ok(verified),
+                    Err(error) => moves.again(error, job, &ends, &inner).await?,
+                }
+            }
+        });
         let what = || format!("comparing {} with {}", job.source, job.target);
         self.in_time(&inner, what, work).await
     }
@@ -335,15 +363,39 @@ impl Copier {
         }
     }
 
+    /// Copies what the source's tag points at. What the tag pointed at before may go while it is read: then what it points
+    /// at now is copied, as a whole.
     async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
-        let found = find(job, ends).await?;
-        let Chosen { root, only, is_cut } = match found.root {
+        let mut moves = Moves::default();
+        loop {
+            match Box::pin(self.run_once(job, ends, sums, gate, context, &mut moves)).await {
+                Ok(end) => return Ok(end),
+                Err(error) => moves.again(error, job, ends, context).await?,
+            }
+        }
+    }
+
+    async fn run_once(
+        &self,
+        job: &Job,
+        ends: &Ends,
+        sums: &Arc<Sums>,
+        gate: &dyn Gate,
+        context: &Context,
+        moves: &mut Moves,
+    ) -> Result<End> {
+        let found = find(job, ends, moves).await?;
+        let source_said = found.said;
+        let chosen = match found.root {
             Root::Unchanged(digest, chosen) => {
                 let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
-                return self.unchanged(job, ends, sums, context, (digest, source_digest), chosen).await;
+                let end = self.unchanged(job, ends, sums, context, (digest, source_digest), chosen).await?;
+                return Ok(End { source_said, ..end });
             }
             Root::Changed(chosen) => chosen,
         };
+        chosen.warn_of_unnamed(job, context);
+        let Chosen { root, only, is_cut, .. } = chosen;
         if let Some(wanted) = job.target.digest()
             && wanted != root.digest()
         {
@@ -362,7 +414,7 @@ impl Copier {
         let tag_put = pushed?;
         let referrers_asked = job.referrers.are_wanted();
         let outcome = if tag_put { Outcome::Copied } else { Outcome::Unchanged };
-        Ok(End { outcome, digest, source_digest, referrers_asked, tag_put })
+        Ok(End { outcome, digest, source_digest, source_said, referrers_asked, tag_put })
     }
 
     /// What is to be done for an image that the target has: nothing, or its new referrers. `chosen` is the image, where it
@@ -381,6 +433,7 @@ impl Copier {
                 outcome: Outcome::Unchanged,
                 digest,
                 source_digest,
+                source_said: None,
                 referrers_asked: false,
                 tag_put: false,
             });
@@ -388,7 +441,7 @@ impl Copier {
         let walk = Walk::new(self, ends, job, sums.clone(), context, true);
         let everything = job.ask_unchanged == Ask::All;
         let read = || async {
-            let root = ends.source.child(&source_digest).await?;
+            let root = ends.source.by_digest(&source_digest).await?;
             choose(root, job, ends).await
         };
         let brought = if chosen.is_none() && digest == source_digest && !everything {
@@ -396,7 +449,7 @@ impl Copier {
             walk.share_proofs().await;
             brought?
         } else {
-            let Chosen { root, only, is_cut } = match chosen {
+            let Chosen { root, only, is_cut, .. } = match chosen {
                 Some(chosen) => chosen,
                 None => read().await?,
             };
@@ -406,16 +459,16 @@ impl Copier {
             brought?
         };
         let outcome = if brought == 0 { Outcome::Unchanged } else { Outcome::Copied };
-        Ok(End { outcome, digest, source_digest, referrers_asked: everything, tag_put: false })
+        Ok(End { outcome, digest, source_digest, source_said: None, referrers_asked: everything, tag_put: false })
     }
 
     /// What both ends have, if it is the same; found out with as few requests as can be.
     pub async fn compare(&self, job: &Job, context: &Context) -> Result<Option<Seen>> {
         let ends = Ends::open(&self.client, job, context).await?;
-        let found = find(job, &ends).await?;
+        let found = find(job, &ends, &mut Moves::default()).await?;
         Ok(match found.root {
             Root::Unchanged(target, _) => {
-                let source = found.source_digest.unwrap_or_else(|| target.clone());
+                let source = found.said.or(found.source_digest).unwrap_or_else(|| target.clone());
                 Some(Seen { source, target })
             }
             Root::Changed(_) => None,
@@ -466,6 +519,7 @@ struct End {
     outcome: Outcome,
     digest: Digest,
     source_digest: Digest,
+    source_said: Option<Digest>,
     referrers_asked: bool,
     tag_put: bool,
 }

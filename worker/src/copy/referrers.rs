@@ -15,6 +15,7 @@ use imgsync_common::registry::{FallbackTag, ManifestRef};
 
 use super::choose::Chosen;
 use super::known::Seen;
+use super::listed::Listed;
 use super::walk::{At, Walk};
 
 /// Manifests that are asked about at the same time, and referrers of one that are copied at the same time.
@@ -101,15 +102,15 @@ impl Walk {
         let mut seen: HashSet<Digest> = HashSet::new();
         let mut open: Vec<Descriptor> = self.children_of(root).into_iter().cloned().collect();
         while let Some(child) = open.pop() {
-            if !seen.insert(child.digest.clone()) {
+            if self.is_listed_blob(&child.digest) || !seen.insert(child.digest.clone()) {
                 continue;
             }
-            if child.media_type.is_index() {
-                let known = self.noted_index(&child.digest);
-                open.extend(match known {
-                    Some(children) => children,
-                    None => self.child(&child).await?.children().into_iter().cloned().collect(),
-                });
+            match self.noted_index(&child.digest) {
+                Some(children) => open.extend(children),
+                None if child.media_type.is_index() => {
+                    open.extend(self.child(&child).await?.children().into_iter().cloned());
+                }
+                None => {}
             }
             found.push(child.digest);
         }
@@ -215,8 +216,14 @@ impl Walk {
 
     /// A referrer from the source, if it is wanted.
     async fn referrer(&self, referrer: &Descriptor) -> Result<Option<Manifest>> {
-        match self.source.child(&referrer.digest).await {
-            Ok(manifest) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
+        match self.source.listed(referrer, &self.source_tally).await {
+            Ok(Listed::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
+            Ok(Listed::Blob(_)) => {
+                let digest = &referrer.digest;
+                self.context
+                    .warn(format!("{digest} is listed as a referrer and is a blob, which refers to nothing: left out"));
+                Ok(None)
+            }
             // An index under a fallback tag is kept by those who push: it can list what was deleted long ago.
             Err(error) if error.class() == Class::NotFound => {
                 self.context.warn(format!("{error}; it is listed as a referrer all the same, and left out"));
@@ -252,7 +259,13 @@ impl Walk {
             found.referrers.push(at_source.digest);
             return Ok(found);
         }
-        let manifest = self.source.child(&at_source.digest).await?;
+        let manifest = match self.source.by_digest(&at_source.digest).await {
+            // The tag has moved on meanwhile.
+            Err(error) if error.class() == Class::NotFound => {
+                self.source.manifest_get(Some(&ManifestRef::Tag(tag.clone()))).await?
+            }
+            read => read?,
+        };
         if !self.wants(&manifest) {
             return Ok(found);
         }
@@ -261,7 +274,7 @@ impl Walk {
         self.put_manifest(&manifest, At::Companion(&tag)).await.map_err(with_advice)?;
         self.sums.referrers.fetch_add(1, Ordering::Relaxed);
         found.brought = 1;
-        found.referrers.push(at_source.digest);
+        found.referrers.push(manifest.digest().clone());
         Ok(found)
     }
 

@@ -5,10 +5,12 @@ use std::collections::HashSet;
 use super::choose::Chosen;
 use super::ends::Ends;
 use super::find::{Root, find};
+use super::listed::Listed;
+use super::moves::Moves;
 use super::{Job, Outcome};
 use imgsync_common::batch::ForeignLayers;
 use imgsync_common::error::{Error, Result};
-use imgsync_common::image::{Digest, Manifest};
+use imgsync_common::image::{Descriptor, Digest, Manifest};
 use imgsync_common::registry::Context;
 
 /// What a copy would do.
@@ -28,8 +30,8 @@ pub struct Survey {
     pub bytes_there: u64,
 }
 
-pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<Survey> {
-    let Chosen { root, only, .. } = match find(job, ends).await?.root {
+pub(super) async fn survey(job: &Job, ends: &Ends, moves: &mut Moves, context: &Context) -> Result<Survey> {
+    let chosen = match find(job, ends, moves).await?.root {
         Root::Unchanged(digest, _) => {
             return Ok(Survey {
                 outcome: Outcome::Unchanged,
@@ -42,6 +44,8 @@ pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<
         }
         Root::Changed(chosen) => chosen,
     };
+    chosen.warn_of_unnamed(job, context);
+    let Chosen { root, only, .. } = chosen;
     let mut survey = Survey {
         outcome: Outcome::Copied,
         digest: root.digest().clone(),
@@ -58,22 +62,24 @@ pub(super) async fn survey(job: &Job, ends: &Ends, context: &Context) -> Result<
             return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
         }
         survey.manifests += 1;
-        for blob in manifest.blobs_with(job.foreign_layers == ForeignLayers::Copy) {
-            if !seen.insert(blob.digest.clone()) {
-                continue;
+        let blobs = manifest.blobs_with(job.foreign_layers == ForeignLayers::Copy);
+        let mut blobs: Vec<&Descriptor> = blobs.into_iter().filter(|blob| seen.insert(blob.digest.clone())).collect();
+        for child in manifest.children() {
+            let is_left =
+                manifest.digest() == &survey.digest && only.as_ref().is_some_and(|only| !only.contains(&child.digest));
+            if !is_left && seen.insert(child.digest.clone()) {
+                match ends.source.listed(child, &ends.source_tally).await? {
+                    Listed::Manifest(manifest) => waiting.push(manifest),
+                    Listed::Blob(_) => blobs.push(child),
+                }
             }
+        }
+        for blob in blobs {
             if ends.target.has_blob(blob).await? {
                 survey.bytes_there += blob.size;
             } else {
                 survey.blobs += 1;
                 survey.bytes += blob.size;
-            }
-        }
-        for child in manifest.children() {
-            let is_left =
-                manifest.digest() == &survey.digest && only.as_ref().is_some_and(|only| !only.contains(&child.digest));
-            if !is_left && seen.insert(child.digest.clone()) {
-                waiting.push(ends.source.child(&child.digest).await?);
             }
         }
     }

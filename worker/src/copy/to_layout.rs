@@ -9,7 +9,7 @@ use imgsync_common::image::Descriptor;
 use imgsync_common::layout::{BlobWriter, Layout};
 use imgsync_common::retry::Retry;
 
-use super::ends::Target;
+use super::ends::{BlobStream, Target};
 use super::walk::Walk;
 
 impl Walk {
@@ -63,7 +63,10 @@ impl Walk {
         (moved, is_public): (&AtomicU64, &AtomicBool),
         retry: &mut Retry,
     ) -> Result<()> {
-        let (mut stream, begins) = self.source.blob_open(blob, writer.offset(), &self.source_tally).await?;
+        let (mut stream, begins) = match self.read_already(blob) {
+            Some(bytes) => (BlobStream::Held(Some(bytes)), 0),
+            None => self.source.blob_open(blob, writer.offset(), &self.source_tally).await?,
+        };
         is_public.fetch_and(stream.is_public(), Ordering::Relaxed);
         let mut skip = writer.offset() - begins;
         loop {

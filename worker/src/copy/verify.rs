@@ -15,6 +15,8 @@ use serde::Serialize;
 use super::choose::{Chosen, choose};
 use super::ends::{Ends, Source, Target};
 use super::find::missing;
+use super::listed::Listed;
+use super::moves::Moves;
 use super::{Job, Platforms};
 
 /// What cosign's tags end with.
@@ -154,9 +156,15 @@ pub(super) async fn verify(
     ends: &Ends,
     check: &Check,
     at_once: usize,
+    moves: &mut Moves,
     context: &Context,
 ) -> Result<Verified> {
-    let Expected { source: source_digest, digest, only } = expected(job, ends).await?;
+    let there = match &ends.target_ref {
+        Some(reference) => Some(ends.target.manifest_head(reference).await?.map(|head| head.digest)),
+        None => None,
+    };
+    let expected = expected(job, ends, there.as_ref().and_then(Option::as_ref), moves).await?;
+    let Expected { source: source_digest, digest, only, said } = expected;
     let mut look = Look {
         root: digest.clone(),
         only,
@@ -169,7 +177,7 @@ pub(super) async fn verify(
         manifests: 0,
         referrers: 0,
     };
-    if look.tag(job, &digest).await? {
+    if look.tag(job, there, &digest) {
         let mut open =
             vec![Open { digest: digest.clone(), what: "the image".into(), depth: 0, missing: Kind::MissingManifest }];
         look.cosign(&digest, &mut open).await?;
@@ -189,7 +197,7 @@ pub(super) async fn verify(
     }
     look.findings.sort();
     Ok(Verified {
-        source_digest,
+        source_digest: said.unwrap_or(source_digest),
         digest,
         manifests: look.manifests,
         blobs: look.blobs.len() as u64,
@@ -206,19 +214,31 @@ struct Expected {
     source: Digest,
     digest: Digest,
     only: Option<HashSet<Digest>>,
+    /// What a HEAD says of the source's tag, where its bytes are something else.
+    said: Option<Digest>,
 }
 
-async fn expected(job: &Job, ends: &Ends) -> Result<Expected> {
-    if job.platforms == Platforms::All
-        && let Some(reference) = &ends.source_ref
-    {
-        let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?;
-        return Ok(Expected { source: head.digest.clone(), digest: head.digest, only: None });
-    }
-    let root = ends.source.manifest_get(ends.source_ref.as_ref()).await?;
+async fn expected(job: &Job, ends: &Ends, there: Option<&Digest>, moves: &mut Moves) -> Result<Expected> {
+    let mut said = None;
+    let root = match (moves.root.take(), &ends.source_ref) {
+        (Some(root), _) => root,
+        (None, Some(reference)) if job.platforms == Platforms::All => {
+            let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?.digest;
+            // Where the target has something else, it may be the HEAD that is wrong: bytes decide.
+            if there.is_none_or(|there| *there == head) {
+                moves.seen = Some(head.clone());
+                return Ok(Expected { source: head.clone(), digest: head, only: None, said: None });
+            }
+            said = Some(head);
+            ends.source.manifest_get(Some(reference)).await?
+        }
+        (None, reference) => ends.source.manifest_get(reference.as_ref()).await?,
+    };
     let source = root.digest().clone();
+    moves.seen = Some(source.clone());
+    let said = said.filter(|said| *said != source);
     let Chosen { root, only, .. } = choose(root, job, ends).await?;
-    Ok(Expected { source, digest: root.digest().clone(), only })
+    Ok(Expected { source, digest: root.digest().clone(), only, said })
 }
 
 impl Look<'_> {
@@ -226,21 +246,20 @@ impl Look<'_> {
         self.findings.push(Finding { kind, digest: digest.clone(), detail: printable(&detail).into_owned() });
     }
 
-    /// Whether the target's tag is what it should be, so that it is worth looking further.
-    async fn tag(&mut self, job: &Job, digest: &Digest) -> Result<bool> {
-        let Some(reference) = &self.ends.target_ref else { return Ok(true) };
-        match self.ends.target.manifest_head(reference).await? {
-            Some(there) if there.digest == *digest => Ok(true),
-            Some(there) => {
-                let detail = format!("{} is {}, and should be {digest}", job.target, there.digest);
-                self.found(Kind::StaleTag, digest, detail);
-                Ok(false)
+    /// Whether the target's tag is what it should be, so that it is worth looking further. `there` is what it is, if there
+    /// is to be one.
+    fn tag(&mut self, job: &Job, there: Option<Option<Digest>>, digest: &Digest) -> bool {
+        match there {
+            None => return true,
+            Some(Some(there)) if there == *digest => return true,
+            Some(Some(there)) => {
+                self.found(Kind::StaleTag, digest, format!("{} is {there}, and should be {digest}", job.target));
             }
-            None => {
+            Some(None) => {
                 self.found(Kind::MissingTag, digest, format!("{} is not there, and should be {digest}", job.target));
-                Ok(false)
             }
         }
+        false
     }
 
     /// One manifest; what hangs below it, and what refers to it, is opened.
@@ -266,10 +285,24 @@ impl Look<'_> {
                 Some(platform) => format!("{platform} of {what}"),
                 None => format!("a part of {what}"),
             };
+            if !child.media_type.names_a_manifest() && self.is_blob(child).await? {
+                self.blobs.entry(child.digest.clone()).or_insert_with(|| (child.clone(), what));
+                continue;
+            }
             let digest = child.digest.clone();
             open.push(Open { digest, what, depth: depth + 1, missing: Kind::MissingManifest });
         }
         self.referrers_of(&digest, &what, depth, open).await
+    }
+
+    /// Whether an entry of an index is a blob at the source. What is not there may be either.
+    async fn is_blob(&self, entry: &Descriptor) -> Result<bool> {
+        match self.ends.source.listed(entry, &self.ends.source_tally).await {
+            Ok(Listed::Blob(_)) => Ok(true),
+            Ok(Listed::Manifest(_)) => Ok(false),
+            Err(error) if error.class() == Class::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// A manifest, and whether the target has it. None where neither has it: an index may list what is nowhere.
@@ -290,7 +323,7 @@ impl Look<'_> {
                 None => Some((missing, "is not there".to_owned())),
             },
         };
-        match (self.ends.source.child(digest).await, finding) {
+        match (self.ends.source.by_digest(digest).await, finding) {
             (Ok(manifest), finding) => {
                 if let Some((kind, how)) = finding {
                     self.found(kind, digest, format!("{what} ({digest}) {how}"));

@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use imgsync_common::batch::{ForeignLayers, Home, Referrers};
@@ -53,6 +54,10 @@ pub(crate) struct Walk {
     pub(super) brought: Brought,
     /// Read while looking for what is there, and not to be read again.
     read: Mutex<HashMap<Digest, Manifest>>,
+    /// Entries of indexes that turned out to be blobs, and the bytes of those that were read to find that out and that are not
+    /// sent yet.
+    listed_blobs: Seen,
+    blobs_read: Mutex<HashMap<Digest, Bytes>>,
     counted: Seen,
     /// Requests that the image is known to cost by now, at the least.
     cost: AtomicUsize,
@@ -134,6 +139,8 @@ impl Walk {
             blobs: Memo::new(),
             brought: Brought::default(),
             read: Mutex::default(),
+            listed_blobs: Seen::default(),
+            blobs_read: Mutex::default(),
             counted: Seen::default(),
             cost: AtomicUsize::new(0),
             may_be_there,
@@ -217,7 +224,9 @@ impl Walk {
         }
         let mut leaf = root.clone();
         for _ in 0..MAX_DEPTH {
-            let Some(child) = self.children_of(&leaf).first().map(|child| (*child).clone()) else { break };
+            let children = self.children_of(&leaf);
+            let Some(child) = children.iter().find(|child| child.media_type.names_a_manifest()) else { break };
+            let child = (*child).clone();
             leaf = self.child(&child).await?;
         }
         let Some(tell_tale) = self.tell_tale(&leaf) else { return Ok(false) };
@@ -272,7 +281,11 @@ impl Walk {
         if !self.force && self.knows_manifest(&child.digest) {
             return Ok(());
         }
-        let manifest = self.child(&child).await?;
+        let Some(manifest) = self.listed(&child).await? else {
+            let brought = self.blob(&child).await;
+            self.blobs_read().remove(&child.digest);
+            return brought.map(drop);
+        };
         // Of an image of which an older one is there, this child may be the same.
         if self.may_be_there
             && !self.force
@@ -296,7 +309,7 @@ impl Walk {
         if let Some(manifest) = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&child.digest) {
             return Ok(manifest);
         }
-        let manifest = self.source.child(&child.digest).await?;
+        let manifest = self.source.child(child).await?;
         self.note(&manifest);
         // What is looked at before its turn comes is few: one path from the root to a leaf.
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -306,8 +319,31 @@ impl Walk {
         Ok(manifest)
     }
 
+    /// Counts an entry of an index that turned out to be a blob, and keeps its bytes for when it is sent.
+    pub(super) fn note_blob(&self, blob: &Descriptor, bytes: Option<Bytes>) {
+        self.listed_blobs.first_time(&blob.digest);
+        self.counted.first_time(&blob.digest);
+        if let Some(bytes) = bytes {
+            self.blobs_read().insert(blob.digest.clone(), bytes);
+        }
+    }
+
+    /// Whether an entry of an index turned out to be a blob.
+    pub(super) fn is_listed_blob(&self, digest: &Digest) -> bool {
+        self.listed_blobs.has(digest)
+    }
+
+    /// The bytes of a blob that were read already.
+    pub(super) fn read_already(&self, blob: &Descriptor) -> Option<Bytes> {
+        self.blobs_read().get(&blob.digest).cloned()
+    }
+
+    fn blobs_read(&self) -> MutexGuard<'_, HashMap<Digest, Bytes>> {
+        self.blobs_read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells of a manifest that was read, and counts what it adds to the image.
-    fn note(&self, manifest: &Manifest) {
+    pub(super) fn note(&self, manifest: &Manifest) {
         if let Kind::Index { manifests } = manifest.kind() {
             let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
             indexes.insert(manifest.digest().clone(), manifests.clone());

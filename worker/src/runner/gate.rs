@@ -64,6 +64,7 @@ impl<'a> TaskGate<'a> {
         if self.plan_is_old
             && let Some(now) = self.runner.ask_source(self.held).await?
             && now != *source
+            && self.runner.read_source(self.held).await?.is_some_and(|now| now != *source)
         {
             self.moved.store(true, Ordering::Relaxed);
             return Err(Error::new(Class::ServerError, self.tried(), "the source's tag moved on while it was copied"));

@@ -279,7 +279,8 @@ impl Runner {
                 };
                 let Moved { copied, mounted, reused } = done.bytes;
                 let known = Known {
-                    source: done.source_digest,
+                    // What the source says is what the next run compares with: bytes are read where it says otherwise.
+                    source: done.source_said.unwrap_or(done.source_digest),
                     target: done.digest,
                     seen_at: before.seen_at.unwrap_or(now),
                     referrers_at: if done.referrers_asked { Some(now) } else { before.referrers_at },

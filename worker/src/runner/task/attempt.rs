@@ -8,13 +8,13 @@ use imgsync_common::batch::{End, ForeignLayers, Options, Place, RuleOptions};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
 use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::{Access, Context, ManifestRef};
+use imgsync_common::registry::{Access, Context, ManifestRef, Repository};
 use imgsync_common::store::{Known, age};
 
 use super::super::Runner;
 use super::super::gate::TaskGate;
 use super::{Before, Came, Held};
-use crate::copy::{Ask, Copier, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
+use crate::copy::{Ask, Copier, Done, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
 
 /// A digest that a listing gave is good for so long; then the source is asked once more.
 const PLAN_IS_OLD: Duration = Duration::from_secs(600);
@@ -60,30 +60,33 @@ impl Runner {
         let known = known.filter(|_| !never_moves);
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
         let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
-        let mut listed = message.digest.clone().filter(|_| !is_old);
+        let listed = message.digest.clone().filter(|_| !is_old);
+        let mut said = None;
         if let Some(believed) = &believed {
-            let source = match &listed {
-                Some(listed) => Some(listed.clone()),
-                None => self.ask_source(held).await?,
-            };
-            match source {
-                Some(source) if source == believed.source && ask != Ask::Nothing => {
-                    let job = self.job(held, Some(source), ask)?;
-                    let image = Seen { source: believed.source.clone(), target: believed.target.clone() };
-                    let done = Box::pin(self.copier_of(options).accompany(&job, &image, context)).await?;
-                    let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
-                    return Ok(Came::Copied(Box::new(done), before));
+            if listed.is_none() {
+                said = self.ask_source(held).await?;
+            }
+            if listed.as_ref().or(said.as_ref()) == Some(&believed.source) {
+                if ask == Ask::Nothing {
+                    return Ok(Came::Equal(None));
                 }
-                Some(source) if source == believed.source => return Ok(Came::Equal(None)),
-                source => listed = source.or(listed),
+                let job = self.job(held, Some(believed.source.clone()), ask)?;
+                let image = Seen { source: believed.source.clone(), target: believed.target.clone() };
+                match Box::pin(self.copier_of(options).accompany(&job, &image, context)).await {
+                    // What is believed of the source is gone there: the tag is read.
+                    Err(error) if error.class() == Class::NotFound => {}
+                    done => {
+                        let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
+                        let done = Done { source_said: Some(believed.source.clone()), ..done? };
+                        return Ok(Came::Copied(Box::new(done), before));
+                    }
+                }
             }
         }
         let mut job = Job {
             force: options.force || in_part,
-            target_tag: match believed {
-                Some(_) => TargetTag::Outdated,
-                None => TargetTag::Unknown,
-            },
+            target_tag: believed.map_or(TargetTag::Unknown, |believed| TargetTag::Believed(believed.target)),
+            said,
             overwrite: overwrite(rule, never_moves)?,
             ..self.job(held, listed, ask)?
         };
@@ -101,7 +104,7 @@ impl Runner {
             gate.release().await;
             match copied {
                 // What is copied is not what the tag is any more: once more, with what it is now.
-                Err(_) if gate.moved() => job.listed = None,
+                Err(_) if gate.moved() => (job.listed, job.said) = (None, None),
                 result => {
                     let done = result?;
                     if in_part && !rule.leaves_out() {
@@ -187,16 +190,27 @@ impl Runner {
         Ok(Came::Equal(Some(seen)))
     }
 
-    /// What the source's tag is now; none where it is in a layout, which nobody moves.
+    /// What the source says that its tag is now; none where it is in a layout, which nobody moves.
     pub(in crate::runner) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
+        let Some((repository, reference)) = self.source_tag(held)? else { return Ok(None) };
+        match repository.manifest_head(&reference).await? {
+            Some(head) => Ok(Some(head.digest)),
+            None => Err(Error::new(Class::NotFound, format!("reading {}", held.message.source), "the tag is gone")),
+        }
+    }
+
+    /// What the source's tag is now by its bytes, which a HEAD may get wrong; none where it is in a layout.
+    pub(in crate::runner) async fn read_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
+        let Some((repository, reference)) = self.source_tag(held)? else { return Ok(None) };
+        Ok(Some(repository.manifest_get(&reference).await?.digest().clone()))
+    }
+
+    fn source_tag(&self, held: &Held<'_>) -> Result<Option<(Repository, ManifestRef)>> {
         let source = &held.message.source;
         let Location::Registry(Reference { registry, repository, .. }) = location(source)? else { return Ok(None) };
         let repository =
             self.client.repository(&registry, &repository, Access::Pull, &held.context, &held.tallies.0)?;
-        match repository.manifest_head(&ManifestRef::Tag(source.tag.clone())).await? {
-            Some(head) => Ok(Some(head.digest)),
-            None => Err(Error::new(Class::NotFound, format!("reading {source}"), "the tag is gone")),
-        }
+        Ok(Some((repository, ManifestRef::Tag(source.tag.clone()))))
     }
 }
 

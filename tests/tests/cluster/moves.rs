@@ -1,0 +1,50 @@
+//! Tags that move while workers copy them.
+
+use std::sync::Arc;
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{Image, Layer};
+use tokio::sync::Semaphore;
+
+use crate::scene::PATIENCE;
+
+/// The image of a tag before and after it moves: nothing that one has is in the other.
+fn version(tag: usize, n: u32) -> Image {
+    let name = format!("moves-{tag}-{n}");
+    Image::single(&name).layer(Layer::Synthetic((2 << 20) + tag as u64)).layers(2, 1200).build()
+}
+
+#[tokio::test]
+async fn tags_that_move_while_workers_copy_them_are_copied_as_what_they_are_now() {
+    const TAGS: usize = 6;
+    let cluster = Cluster::start();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    (0..TAGS).for_each(|tag| source.push("a", &format!("v{tag}"), &version(tag, 1)));
+    let _workers = cluster.workers(2, TAGS / 2).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let large: Vec<String> = (0..TAGS).map(|tag| version(tag, 1).largest_blob()).collect();
+    let of_old =
+        Match::kind(Kind::BlobGet).when(move |get| get.reference.as_ref().is_some_and(|blob| large.contains(blob)));
+    let rule = source.on(of_old).always().act(Action::Gate(gate.clone()));
+    let config = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let run = cluster.imgsync(&config).args(["run", "--json", "--attempts", "1"]);
+    let moving = async {
+        source.wait_until(|_| rule.hits() >= TAGS as u64, PATIENCE).await;
+        for tag in 0..TAGS {
+            let old = version(tag, 1);
+            old.manifests.keys().for_each(|digest| source.delete_manifest("a", digest));
+            old.blobs.keys().for_each(|digest| source.delete_blob("a", digest));
+            source.push("a", &format!("v{tag}"), &version(tag, 2));
+        }
+        gate.add_permits(1000);
+    };
+    let (ended, ()) = tokio::join!(run.run(), moving);
+    let json = ended.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/copied"), TAGS as u64, "{json}");
+    (0..TAGS).for_each(|tag| target.assert_holds("m/a", &format!("v{tag}"), &version(tag, 2)));
+    target.assert_tags_complete();
+    // What is remembered of them is what they are now.
+    let json = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    assert_eq!(number(&json, "/counts/unchanged"), TAGS as u64, "{json}");
+}

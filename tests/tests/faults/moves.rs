@@ -1,0 +1,269 @@
+//! Tags that move while they are copied, and sources that say one thing and give another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::program::{Imgsync, Output, Signal};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The `n`th image under a tag, of two platforms.
+fn version(name: &str, n: u32) -> Image {
+    let child = |platform: &str| {
+        let base = Layer::Synthetic(1500);
+        Image::single(&format!("{name}/{n}")).platform(platform).layer(base).layers(1, 2000).build()
+    };
+    let index = Image::index(&format!("{name}/{n}")).child(&child("linux/amd64"), "linux/amd64");
+    index.child(&child("linux/arm64"), "linux/arm64").build()
+}
+
+/// Takes all of an image away, as a registry that collects garbage does.
+fn take_away(registry: &FaultRegistry, repository: &str, image: &Image) {
+    image.manifests.keys().for_each(|digest| registry.delete_manifest(repository, digest));
+    image.blobs.keys().for_each(|digest| registry.delete_blob(repository, digest));
+}
+
+/// Moves a tag, and takes away what it pointed at.
+fn replace(registry: &FaultRegistry, repository: &str, old: &Image, new: &Image) {
+    take_away(registry, repository, old);
+    registry.push(repository, "1", new);
+}
+
+fn config(program: &Imgsync, yaml: &str) -> std::path::PathBuf {
+    program.file("imgsync.yaml", yaml);
+    program.work().join("imgsync.yaml")
+}
+
+async fn run(program: &Imgsync, file: &std::path::Path, more: &[&str]) -> Output {
+    program.again().args(["run", "--json", "--retry-delay", "5ms", "-c"]).arg(file).args(more).run().await
+}
+
+/// Holds requests at the source until the tag has moved, then lets all of them go.
+async fn while_it_moves(
+    source: &FaultRegistry,
+    held: Match,
+    old: &Image,
+    new: &Image,
+    work: impl Future<Output = Output>,
+) -> Output {
+    let gate = Arc::new(Semaphore::new(0));
+    let rule = source.on(held).always().act(Action::Gate(gate.clone()));
+    let moving = async {
+        source.wait_until(|_| rule.hits() > 0, LIMIT).await;
+        replace(source, "a", old, new);
+        rule.remove();
+        gate.add_permits(1000);
+    };
+    let (output, ()) = tokio::join!(work, moving);
+    output
+}
+
+#[tokio::test]
+async fn a_tag_that_moves_while_it_is_copied_is_copied_as_what_it_is_now() {
+    for (case, held) in [
+        (
+            "child",
+            Match::kind(Kind::ManifestGet).when(|get| get.reference.as_deref().is_some_and(|name| name.contains(':'))),
+        ),
+        ("blob", Match::kind(Kind::BlobGet)),
+    ] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        let (old, new) = (version(case, 1), version(case, 2));
+        source.push("a", "1", &old);
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+        let sync = Imgsync::new().args(["sync", &from, &to, "--json"]);
+        let output = while_it_moves(&source, held, &old, &new, sync.run()).await.assert_code(0);
+        assert_eq!(output.json()["digest"], new.root, "{case}");
+        assert!(output.stderr.contains(&new.root), "{}", output.stderr);
+        target.assert_holds("b", "1", &new);
+        target.assert_tags_complete();
+        assert_eq!(target.open_uploads(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_platform_is_chosen_anew_of_a_tag_that_moves() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (old, new) = (version("chosen", 1), version("chosen", 2));
+    source.push("a", "1", &old);
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--platform", "linux/arm64"]);
+    let held = Match::kind(Kind::ManifestGet).reference(&old.children()[1]);
+    while_it_moves(&source, held, &old, &new, sync.run()).await.assert_code(0);
+    target.assert_holds("b", "1", &new.subtree(&new.children()[1]));
+}
+
+#[tokio::test]
+async fn each_of_several_targets_gets_what_a_tag_is_now() {
+    let (source, one, two) = tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
+    let large = |n: u32| Image::single(&format!("fan-out/{n}")).layer(Layer::Synthetic(3 << 20)).layers(2, 900).build();
+    let (old, new) = (large(1), large(2));
+    source.push("a", "1", &old);
+    let program = Imgsync::new();
+    let rule =
+        format!("rules:\n- {{from: {}/a, to: [{}/m, {}/m], name: keep}}\n", source.host(), one.host(), two.host());
+    let file = config(&program, &rule);
+    let held = Match::kind(Kind::BlobGet).reference(&old.largest_blob());
+    let json = while_it_moves(&source, held, &old, &new, run(&program, &file, &["--attempts", "1"]))
+        .await
+        .assert_code(0)
+        .json();
+    assert_eq!(json["counts"]["copied"], 2, "{json}");
+    for target in [&one, &two] {
+        target.assert_holds("m/a", "1", &new);
+        target.assert_tags_complete();
+    }
+    let json = run(&program, &file, &[]).await.assert_code(0).json();
+    assert_eq!(json["counts"]["unchanged"], 2, "{json}");
+}
+
+#[tokio::test]
+async fn what_a_listing_named_and_is_gone_below_its_root_is_resolved_again() {
+    let source = FaultRegistry::builder().google().start().await;
+    let target = FaultRegistry::start().await;
+    let (old, new) = (version("listed", 1), version("listed", 2));
+    source.push("a", "1", &old);
+    let program = Imgsync::new();
+    let file =
+        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+    let held = Match::kind(Kind::BlobGet);
+    while_it_moves(&source, held, &old, &new, run(&program, &file, &["--attempts", "1"])).await.assert_code(0);
+    target.assert_holds("m/a", "1", &new);
+}
+
+#[tokio::test]
+async fn a_layout_that_is_written_anew_while_it_is_read_is_read_as_it_is_now() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (old, new) = (version("layout", 1), version("layout", 2));
+    let program = Imgsync::new();
+    let layout = |name: &str| format!("oci:{}:1", program.work().join(name).display());
+    for (name, image) in [("bag", &old), ("next", &new)] {
+        source.push("a", name, image);
+        let from = format!("{}/a:{name}", source.host());
+        program.again().args(["sync", &from, &layout(name)]).run().await.assert_code(0);
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    let rule = target.on(Match::kinds(&[Kind::UploadMount, Kind::UploadStart])).act(Action::Gate(gate.clone()));
+    let to = format!("{}/b:1", target.host());
+    let sync = program.again().args(["sync", &layout("bag"), &to, "--json"]);
+    let moving = async {
+        target.wait_until(|_| rule.hits() > 0, LIMIT).await;
+        let (bag, next) = (program.work().join("bag"), program.work().join("next"));
+        std::fs::remove_dir_all(bag.join("blobs")).unwrap();
+        std::fs::rename(next.join("blobs"), bag.join("blobs")).unwrap();
+        std::fs::rename(next.join("index.json"), bag.join("index.json")).unwrap();
+        gate.add_permits(1000);
+    };
+    let (output, ()) = tokio::join!(sync.run(), moving);
+    output.assert_code(0);
+    target.assert_holds("b", "1", &new);
+}
+
+#[tokio::test]
+async fn a_source_that_never_keeps_still_is_given_up_and_says_why() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let source = Arc::new(source);
+    let versions: Vec<Image> = (0..12).map(|n| version("restless", n)).collect();
+    source.push("a", "1", &versions[0]);
+    let (moved, all) = (source.clone(), versions.clone());
+    let rule = source.on(Match::kind(Kind::BlobGet)).always().act(Action::compute(move |get| {
+        // Whatever is asked for was there a moment ago.
+        let asked = get.reference.clone().unwrap_or_default();
+        let at = all.iter().position(|image| image.blobs.contains_key(&asked)).unwrap();
+        let now = moved.tag_digest("a", "1");
+        if now.as_deref() == Some(&all[at].root) {
+            replace(&moved, "a", &all[at], &all[at + 1]);
+        }
+        Action::error(404, "BLOB_UNKNOWN")
+    }));
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let output = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "5ms"]).run().await.assert_code(1);
+    assert!(output.stderr.contains("source keeps changing"), "{}", output.stderr);
+    assert!(target.tags("b").is_empty());
+    let roots =
+        source.requests_of(Kind::ManifestGet).iter().filter(|get| get.reference.as_deref() == Some("1")).count();
+    assert!((3..=5).contains(&roots), "{}", source.describe_requests());
+    rule.remove();
+}
+
+/// A registry whose HEADs of a tag say what it was: a cache in front of it.
+fn heads_say(source: &FaultRegistry, image: &Image) {
+    let heads = Match::kind(Kind::ManifestHead).reference("1");
+    source.on(heads).always().act(Action::SetHeader("docker-content-digest".into(), image.root.clone()));
+}
+
+fn tag_puts(target: &FaultRegistry, tag: &str) -> u64 {
+    target.count_where(|put| put.kind == Kind::ManifestPut && put.reference.as_deref() == Some(tag))
+}
+
+#[tokio::test]
+async fn a_source_that_says_one_digest_and_gives_another_is_copied_once_and_does_not_flip_the_target() {
+    for old_is_there in [true, false] {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        let (old, new) = (version("said", 1), version("said", 2));
+        if old_is_there {
+            source.push_untagged("a", &old);
+        }
+        source.push("a", "1", &new);
+        heads_say(&source, &old);
+        let program = Imgsync::new();
+        let file = config(
+            &program,
+            &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()),
+        );
+        let outcome =
+            |json: &Value| (json["counts"]["copied"].as_u64().unwrap(), json["counts"]["unchanged"].as_u64().unwrap());
+        assert_eq!(outcome(&run(&program, &file, &[]).await.assert_code(0).json()), (1, 0));
+        for round in 0..4 {
+            source.clear_requests();
+            assert_eq!(outcome(&run(&program, &file, &[]).await.assert_code(0).json()), (0, 1), "{round}");
+            // What was read is remembered: from the second time on its word is enough.
+            let reads = source.count(Kind::ManifestGet);
+            assert_eq!(reads, u64::from(round == 0), "{round}: {}", source.describe_requests());
+        }
+        // One image by itself, of which nothing is remembered, and a comparison.
+        let (from, to) = (format!("{}/a:1", source.host()), format!("{}/m/a:1", target.host()));
+        for _ in 0..2 {
+            let json = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(0).json();
+            assert_eq!(json["outcome"], "unchanged", "{json}");
+        }
+        let json = Imgsync::new().args(["verify", &from, &to, "--json"]).run().await.assert_code(0).json();
+        assert_eq!(json["outcome"], "equal", "{json}");
+        assert_eq!(tag_puts(&target, "1"), 1, "{}", target.describe_requests());
+        target.assert_holds("m/a", "1", &new);
+        // The tag really moves, behind the same cache.
+        let newer = version("said", 3);
+        source.push("a", "1", &newer);
+        source.clear_rules();
+        assert_eq!(outcome(&run(&program, &file, &[]).await.assert_code(0).json()), (1, 0));
+        target.assert_holds("m/a", "1", &newer);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_resumed_copies_what_a_source_gives_and_not_what_it_says() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (old, new) = (version("resumed", 1), version("resumed", 2));
+    source.push_untagged("a", &old);
+    source.push("a", "1", &new);
+    heads_say(&source, &old);
+    // Until the run is stopped nothing can be read.
+    let limit = source.on(Kind::ManifestGet).always().act(Action::StallForever);
+    let program = Imgsync::new();
+    let file =
+        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+    let mut running = program.again().args(["run", "--json", "-c"]).arg(&file).spawn();
+    source.wait_until(|_| limit.hits() > 0, LIMIT).await;
+    running.signal(Signal::INT);
+    running.wait_for_line(|line| line.contains("once more"), LIMIT).await;
+    running.signal(Signal::INT);
+    running.wait().await.assert_code(4);
+    limit.remove();
+    let resumed = program.again().args(["batch", "resume", "--json", "-c"]).arg(&file).run().await;
+    assert_eq!(resumed.assert_code(0).json()["counts"]["copied"], 1);
+    target.assert_holds("m/a", "1", &new);
+}
