@@ -175,10 +175,11 @@ async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
     assert_ne!(second.code, Some(0), "{}", second.stderr);
     scene.program.again().args(["batch", "pause"]).run().await.assert_code(0);
     served.wait_for("batches", |value| value["batches"][0]["state"] == "paused").await;
-    puts.remove();
-    gate.add_permits(100);
+    // While its images wait at the gate: one that has ended is not resumed.
     let resumed = scene.program.again().args(["batch", "resume"]).run().await.assert_code(0);
     assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
+    puts.remove();
+    gate.add_permits(100);
     let batches = served.batches(1).await;
     assert_eq!(batches[0]["counts"]["copied"], 2);
 }
