@@ -87,12 +87,14 @@ async fn any_password_opens_every_kind_of_proxy_wherever_it_is_written() {
 
 #[tokio::test]
 async fn a_proxy_of_the_environment_whose_password_has_no_clear_end_is_refused() {
+    let target = FaultRegistry::start().await;
     for (name, proxy) in [
         ("HTTPS_PROXY", "http://me:p@ss/w#rd@nowhere.invalid:3128"),
         ("https_proxy", "me:12/34@nowhere.invalid:3128"),
         ("ALL_PROXY", "socks5h://me:12?34@nowhere.invalid"),
     ] {
-        let sync = Imgsync::new().env(name, proxy).args(["sync", &format!("{NAME}/a:1"), "127.0.0.1:9/b:1"]);
+        let (from, to) = (format!("{NAME}/a:1"), format!("{}/b:1", target.host()));
+        let sync = Imgsync::new().env(name, proxy).args(["sync", &from, &to]);
         let output = sync.run().await.assert_code(2);
         let advice = "percent-encode the password, or use `username`/`password`";
         assert!(output.stderr.contains(name) && output.stderr.contains(advice), "{}", output.stderr);

@@ -6,8 +6,8 @@ if not found[1] then
 end
 local before, time = tonumber(ARGV[3]), now()
 -- One that was made in the future says nothing of those that were made after it.
-if tonumber(found[1]) > time + 300000 then return 0 end
-if tonumber(found[1]) >= before then return 2 end
+local is_ahead = tonumber(found[1]) > time + 300000
+if tonumber(found[1]) >= before and not is_ahead then return 2 end
 if tonumber(found[2] or found[1]) >= before then return 0 end
 for _, held in ipairs(redis.call('HVALS', b .. ':l')) do
     if lasts(tonumber(string.match(held, '^%d+|(%d+)|')), time) then return 0 end
