@@ -54,7 +54,7 @@ async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
         vec!["config", "show"],
         vec!["config", "schema"],
         vec!["presets"],
-        vec!["import", &skopeo, "--to", "r.example/m"],
+        vec!["config", "import", &skopeo, "--to", "r.example/m"],
         vec!["completions", "bash"],
         vec!["man"],
     ];

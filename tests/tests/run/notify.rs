@@ -224,7 +224,7 @@ async fn a_report_that_cannot_be_written_keeps_nobody_from_being_told() {
     let output = run(&program, &["--report=missing/report.html"]).await.assert_code(2);
     assert!(output.stderr.contains("there is no folder missing"), "{}", output.stderr);
     assert_eq!(hook.received().len(), 0);
-    let output = run(&program, &["--report=/proc/report.html"]).await.assert_code(1);
+    let output = run(&program, &["--report=/proc/report.html"]).await.assert_code(3);
     assert!(output.stderr.contains("writing the report /proc/report.html"), "{}", output.stderr);
     assert!(output.stderr.contains("Sync Total: 1"), "{}", output.stderr);
     assert_eq!(hook.received().len(), 1);
