@@ -202,6 +202,10 @@ impl FromStr for Tag {
         let fits = (1..=128).contains(&text.len())
             && text.bytes().next().is_some_and(word)
             && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
+        if !fits && text.contains('+') {
+            let reason = format!("tags cannot contain `+`; Helm writes {}", printable(&text.replace('+', "_")));
+            return Err(refuse(text, "a tag", reason));
+        }
         if !fits {
             let reason = "a tag has 1 to 128 letters, digits, `_`, `.` and `-`, and does not start with `.` or `-`";
             return Err(refuse(text, "a tag", reason));

@@ -4,12 +4,14 @@
 //! A [`Selection`] goes through its sieves in this order, and every tag that does not come through is told why by a
 //! [`Reason`]: a tag at all → `exclude` → `include` → `semver` → `since` → `newest`.
 
+mod drops;
 mod pattern;
 mod range;
 mod repositories;
 mod selection;
 mod version;
 
+pub use drops::Drops;
 pub use pattern::{PatternError, TagPattern};
 pub use range::{RangeError, VersionRange};
 pub use repositories::{RepositoryPattern, RepositoryPatternError};

@@ -49,6 +49,12 @@ pub enum PatternError {
         "`{0}` matches no tag: a tag has only letters, digits, `.`, `_` and `-` (regular expressions are written /…/)"
     )]
     Never(String),
+    /// A glob with what SemVer writes before build metadata.
+    #[error("`{pattern}` matches no tag: tags cannot contain `+`; Helm writes {}", .pattern.replace('+', "_"))]
+    Plus {
+        /// As it was written.
+        pattern: String,
+    },
 }
 
 impl TagPattern {
@@ -100,6 +106,8 @@ impl FromStr for TagPattern {
             return Err(PatternError::Empty);
         } else if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
             Matcher::Literal
+        } else if text.contains('+') {
+            return Err(PatternError::Plus { pattern: text.to_owned() });
         } else if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"._-*?[]{},!^\\".contains(c)) {
             return Err(PatternError::Never(text.to_owned()));
         } else {
@@ -159,5 +167,6 @@ mod tests {
         assert!(reason("a b").contains("matches no tag"));
         assert!(reason("nginx:1.*").contains("matches no tag"));
         assert!(reason("^v1.*$").contains("written /…/"));
+        assert_eq!(reason("2.1.0+up*"), "`2.1.0+up*` matches no tag: tags cannot contain `+`; Helm writes 2.1.0_up*");
     }
 }

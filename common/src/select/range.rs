@@ -6,12 +6,14 @@
 //!
 //! Pre-releases are judged by the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that
 //! everybody expects: `<2` does not take 2.0-rc1. Variants and revisions are not looked at: 1.25-alpine is `>=1.20`.
+//!
+//! A range of versions takes no dates, and one of dates (`>=2024-01-15`, `20240115`, `<2024-02`) no versions.
 
 use std::fmt;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::str::FromStr;
 
-use super::version::{Core, Parts, Stage, Version};
+use super::version::{Core, Kind, Parts, Stage, Version};
 
 /// A set of versions; read by [`FromStr`].
 #[derive(Clone, Debug)]
@@ -29,6 +31,18 @@ pub enum RangeError {
     /// What should be a version is not one.
     #[error("`{0}` is not a version to compare with, such as 1.20, v1.2.3, 1.x or 2024-01-15")]
     NotAVersion(String),
+    /// With build metadata as SemVer writes it.
+    #[error(
+        "tags cannot contain `+`: Helm writes {} for `{version}`, and builds of one version are not told apart by a range",
+        .version.replace('+', "_")
+    )]
+    Plus {
+        /// As it was written.
+        version: String,
+    },
+    /// A date and a version side by side, as in `>=2024-01-15 <2`.
+    #[error("`{0}` compares with a date and with a version, and nothing is both")]
+    Mixed(String),
     /// No version can satisfy it, as in `>2 <1`.
     #[error("no version can be `{0}`")]
     Contradiction(String),
@@ -36,6 +50,7 @@ pub enum RangeError {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Interval {
+    kind: Kind,
     lower: Bound<Core>,
     upper: Bound<Core>,
 }
@@ -76,6 +91,9 @@ impl FromStr for VersionRange {
 
 impl Interval {
     fn contains(&self, core: &Core) -> bool {
+        if core.kind != self.kind {
+            return false;
+        }
         let above = match &self.lower {
             Included(bound) => core >= bound,
             Excluded(bound) => core > bound,
@@ -90,7 +108,8 @@ impl Interval {
     }
 
     fn and(self, other: Self) -> Self {
-        Self { lower: tighter(self.lower, other.lower, true), upper: tighter(self.upper, other.upper, false) }
+        let (lower, upper) = (tighter(self.lower, other.lower, true), tighter(self.upper, other.upper, false));
+        Self { kind: self.kind, lower, upper }
     }
 
     fn is_empty(&self) -> bool {
@@ -127,6 +146,7 @@ fn conjunction(text: &str) -> Result<Interval, RangeError> {
         let end = after.find(separator).unwrap_or(after.len());
         let next = comparator(operator, &after[..end])?;
         interval = Some(match interval {
+            Some(interval) if interval.kind != next.kind => return Err(RangeError::Mixed(text.trim().to_owned())),
             Some(interval) => interval.and(next),
             None => next,
         });
@@ -145,6 +165,9 @@ fn separator(c: char) -> bool {
 
 fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     let unknown = || RangeError::NotAVersion(format!("{operator}{version}"));
+    if version.contains('+') {
+        return Err(RangeError::Plus { version: version.to_owned() });
+    }
     // `1.x`, `1.25.*`: the numbers before the wildcard, taken as a whole.
     let mut stem = version;
     while let Some(shorter) = [".x", ".X", ".*"].iter().find_map(|wildcard| stem.strip_suffix(wildcard)) {
@@ -153,7 +176,9 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     let wild = stem.len() < version.len();
     if matches!(stem, "x" | "X" | "*") {
         return match operator {
-            "" | "=" | "==" | ">=" | "<=" | "^" | "~" => Ok(Interval { lower: Unbounded, upper: Unbounded }),
+            "" | "=" | "==" | ">=" | "<=" | "^" | "~" => {
+                Ok(Interval { kind: Kind::Version, lower: Unbounded, upper: Unbounded })
+            }
             _ => Err(RangeError::Contradiction(format!("{operator}{version}"))),
         };
     }
@@ -161,16 +186,18 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     if wild && parts.stage != Stage::Release {
         return Err(unknown());
     }
-    let whole = parts.stage == Stage::Release && (wild || parts.written < 3);
+    // Of a day, the hours are below it.
+    let full = if parts.kind == Kind::Date { 4 } else { 3 };
+    let whole = parts.stage == Stage::Release && (wild || parts.written < full);
     let numbers = &parts.numbers;
-    let at = |stage: &Stage| Core::new(numbers.clone(), stage.clone());
+    let at = |stage: &Stage| Core::new(parts.kind, numbers.clone(), stage.clone());
     // The first version after all that begin with the first `kept` numbers.
     let after = |kept: usize| {
         let mut next = numbers[..kept].to_vec();
         if let Some(last) = next.last_mut() {
             *last = last.saturating_add(1);
         }
-        Excluded(Core::new(next, Stage::Lowest))
+        Excluded(Core::new(parts.kind, next, Stage::Lowest))
     };
     let from = Included(at(&parts.stage));
     let (lower, upper) = match operator {
@@ -193,7 +220,7 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
         }
         _ => return Err(unknown()),
     };
-    Ok(Interval { lower, upper })
+    Ok(Interval { kind: parts.kind, lower, upper })
 }
 
 #[cfg(test)]
@@ -209,7 +236,13 @@ mod tests {
     #[test]
     fn ranges_take_what_people_expect() {
         for (range, yes, no) in [
-            (">=1.20", "1.20 v1.20.1 1.25-alpine 2 1.21-rc1 2024-01-15", "1.19.3 1.20-rc1 1.2"),
+            (
+                ">=1.20",
+                "1.20 v1.20.1 1.25-alpine 2 1.21-rc1 2024.01.15 2025.0",
+                "1.19.3 1.20-rc1 1.2 2024-01-15 20250301 20250301103000 20250301-g1a2b3c4 2024-01",
+            ),
+            ("*", "1 0.1", "20250301 2025-03-01"),
+            ("<2025", "2024 17.2", "20240301 2024-03-01"),
             (">= 1.20, < 2", "1.20 1.99.9", "2.0 2.0-rc1 1.19"),
             (">=1.20 <2", "1.20 1.99.9", "2.0 2.0.0-beta.1"),
             (">1.25", "1.26 1.26.1 2", "1.25 1.25.9"),
@@ -228,7 +261,11 @@ mod tests {
             ("~1.2.3", "1.2.9", "1.3 1.2.2"),
             ("~1", "1.2 1.9", "2.0"),
             ("~1.2 || ^3", "1.2.5 3.9", "2.0 4"),
-            (">=2024-01-15", "20240115 2024.02.01", "2024-01-14 1.2"),
+            (">=2024-01-15", "20240115 2024-02-01 20240115093000", "2024-01-14 1.2 2024.02.01 2025"),
+            ("=20240115", "2024-01-15 20240115093000 2024-01-15T10-30-00Z 20240115.2", "20240116 2024-01"),
+            ("<=2024-01", "2024-01 20240131 2023-12-31", "20240201"),
+            (">=20240101, <2024-03 || >=2", "20240229 2.1", "20240301 1.9"),
+            (">=1.4", "1.4.0_up0.9.1 1.4.0.post2 1.5-gke.900", "1.3.9_up1.4"),
             ("<2.0.0-rc2", "2.0.0-rc1 1.9", "2.0.0-rc2 2.0.0"),
             (">=1.2.3.4", "1.2.3.4 1.2.3.10", "1.2.3.3"),
         ] {
@@ -251,6 +288,15 @@ mod tests {
         assert!(reason(">=latest").starts_with("`>=latest` is not a version"));
         assert!(reason("=>1").starts_with("`=>1` is not a version"));
         assert!(reason("1x").starts_with("`1x` is not a version"));
+        assert!(reason(">=30517284").starts_with("`>=30517284` is not a version"));
+        assert_eq!(
+            reason(">=1.4.0+up1"),
+            "tags cannot contain `+`: Helm writes 1.4.0_up1 for `1.4.0+up1`, and builds of one version are not told apart by a range"
+        );
+        assert_eq!(
+            reason(">=2024-01-15 <17"),
+            "`>=2024-01-15 <17` compares with a date and with a version, and nothing is both"
+        );
     }
 
     proptest! {

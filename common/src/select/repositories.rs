@@ -17,6 +17,7 @@ pub struct RepositoryPattern {
     prefix: String,
     levels: Vec<Level>,
     deep: bool,
+    excluded: Vec<RepositoryPattern>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +47,33 @@ impl RepositoryPattern {
         &self.prefix
     }
 
+    /// The same without what these mean, which are of the same registry.
+    pub fn without(self, excluded: Vec<RepositoryPattern>) -> Self {
+        Self { excluded, ..self }
+    }
+
+    /// What is left out of it.
+    pub fn excluded(&self) -> &[RepositoryPattern] {
+        &self.excluded
+    }
+
+    /// Reads what is to be left out of this pattern: a pattern with this one's registry, or without any.
+    pub fn read_excluded(&self, text: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
+        let (first, rest) = text.split_once('/').unwrap_or((text, ""));
+        let names_registry = !rest.is_empty() && (first.contains(['.', ':', '[']) || first == "localhost");
+        let pattern: RepositoryPattern = match names_registry {
+            true => text.parse()?,
+            false => format!("{}/{text}", self.registry).parse()?,
+        };
+        if pattern.registry != self.registry {
+            return refuse(format!("`{text}` is of another registry than {self}"), None);
+        }
+        if pattern.repository().is_some_and(|repository| !self.matches(repository.as_str())) {
+            return refuse(format!("`{text}` is not in {self}: there is nothing to exclude"), None);
+        }
+        Ok(pattern)
+    }
+
     /// The repository, if the pattern names one and no more.
     pub fn repository(&self) -> Option<RepositoryName> {
         if self.deep || self.levels.iter().any(|level| level.glob.is_some()) {
@@ -70,6 +98,9 @@ impl RepositoryPattern {
     /// Whether a repository that is meant can be below this path, at any depth: where to go on in a tree. `a/*/c` leads
     /// through `a` and `a/b`, and not through `b` or `a/b/c`.
     pub fn leads_through(&self, path: &str) -> bool {
+        if self.excluded.iter().any(|excluded| excluded.means_all_below(path)) {
+            return false;
+        }
         let mut levels = self.levels.iter();
         for part in path.split('/') {
             match levels.next() {
@@ -83,6 +114,16 @@ impl RepositoryPattern {
 
     /// Whether a repository of this registry is meant. `a/**` does not mean `a` itself.
     pub fn matches(&self, repository: &str) -> bool {
+        self.fits(repository) && !self.excluded.iter().any(|excluded| excluded.matches(repository))
+    }
+
+    /// Whether whatever is below this path is meant.
+    fn means_all_below(&self, path: &str) -> bool {
+        let mut parts = path.split('/');
+        self.deep && self.levels.iter().all(|level| parts.next().is_some_and(|part| level.fits(part)))
+    }
+
+    fn fits(&self, repository: &str) -> bool {
         let mut parts = repository.split('/');
         for level in &self.levels {
             let Some(part) = parts.next() else {
@@ -201,7 +242,7 @@ fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, Repos
     if prefix.len() > 255 {
         return refuse(format!("the path has {} characters, 255 are allowed", prefix.len()), None);
     }
-    Ok(RepositoryPattern { registry, prefix, levels, deep })
+    Ok(RepositoryPattern { registry, prefix, levels, deep, excluded: Vec::new() })
 }
 
 impl fmt::Display for RepositoryPattern {
@@ -210,7 +251,13 @@ impl fmt::Display for RepositoryPattern {
         for level in &self.levels {
             write!(f, "/{}", level.text)?;
         }
-        if self.deep { f.write_str("/**") } else { Ok(()) }
+        if self.deep {
+            f.write_str("/**")?;
+        }
+        for (index, excluded) in self.excluded.iter().enumerate() {
+            write!(f, "{} {excluded}", if index == 0 { " without" } else { "," })?;
+        }
+        Ok(())
     }
 }
 
@@ -265,6 +312,38 @@ mod tests {
                 "{text} does not lead through {no}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_excluded_is_not_meant_and_not_walked() {
+        let all = pattern("gcr.io/team/**");
+        let excluded = ["gcr.io/team/broken", "team/*-test", "team/old/**"];
+        let excluded = excluded.iter().map(|text| all.read_excluded(text).unwrap()).collect();
+        let some = all.clone().without(excluded);
+        for (name, is_meant) in [
+            ("team/app", true),
+            ("team/broken", false),
+            ("team/broken/below", true),
+            ("team/app-test", false),
+            ("team/a/app-test", true),
+            ("team/old", true),
+            ("team/old/a/b", false),
+            ("other/app", false),
+        ] {
+            assert_eq!(some.matches(name), is_meant, "{name}");
+        }
+        assert!(some.leads_through("team") && some.leads_through("team/broken"));
+        assert!(!some.leads_through("team/old") && !some.leads_through("team/old/a"));
+        assert_eq!(
+            some.to_string(),
+            "gcr.io/team/** without gcr.io/team/broken, gcr.io/team/*-test, gcr.io/team/old/**"
+        );
+        assert_ne!(some, all);
+        let refused = |text: &str| all.read_excluded(text).unwrap_err().to_string();
+        assert!(refused("quay.io/team/a").contains("is of another registry"));
+        assert!(refused("elsewhere/a").contains("there is nothing to exclude"));
+        assert!(refused("team/**/x").contains("`**` can only be the last level"));
+        assert_eq!(pattern("docker.io/grafana/*").read_excluded("grafana/old").unwrap(), pattern("grafana/old"));
     }
 
     #[test]

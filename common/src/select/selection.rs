@@ -1,11 +1,13 @@
 //! A rule's `tags:`, compiled, and what it makes of a list of tags.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 
+use super::drops::Drops;
+use super::version::{Kind, behind_prefix};
 use super::{TagPattern, Version, VersionRange};
 
 /// A tag of a repository, as listed.
@@ -43,7 +45,8 @@ pub struct Selection {
 
 /// `newest:`. By version, each variant has its own count: 3 of `1.27`, `1.27-alpine3.20` and `1.26-alpine3.19` … keeps
 /// three plain ones and three of alpine, since the newest three of all would often be one version in three flavours.
-/// The numbers in a variant's name do not make another variant. By date, all tags are counted together.
+/// The numbers in a variant's name do not make another variant. Tags that are dates (`20250301`) are counted apart from
+/// versions. By date, all tags are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Newest {
     /// How many; at least 1.
@@ -134,6 +137,13 @@ pub enum Reason {
     NotIncluded,
     /// `semver` or `newest` was asked for, and it is no version.
     NotAVersion,
+    /// The same, and it ends with a version; not all such tags begin alike.
+    OtherPrefixes {
+        /// What it begins with.
+        prefix: String,
+        /// What others begin with.
+        other: String,
+    },
     /// A version outside `semver`.
     OutOfRange {
         /// The tag again, for the text.
@@ -150,11 +160,13 @@ pub enum Reason {
         /// What it should not be older than.
         cutoff: Timestamp,
     },
+    /// Another repository that the same preset reads has it under the same name.
+    Elsewhere(String),
     /// Beaten by newer ones.
     NotNewest {
         /// How many are kept.
         count: usize,
-        /// Of which variant, empty for plain versions and by date.
+        /// Of which variant, empty for plain versions and by date of creation.
         variant: String,
     },
 }
@@ -166,6 +178,7 @@ impl Reason {
             Reason::OutOfRange { range, .. } => format!("not {range}"),
             Reason::TooOld { cutoff, .. } => format!("older than {}", Since::Moment(*cutoff)),
             Reason::NotNewest { count, .. } => format!("not among the newest {count}"),
+            Reason::OtherPrefixes { .. } => "versions behind different beginnings".to_owned(),
             other => other.to_string(),
         }
     }
@@ -179,7 +192,11 @@ impl fmt::Display for Reason {
             Reason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
             Reason::NotIncluded => f.write_str("not matched by any include"),
             Reason::NotAVersion => f.write_str("not a version"),
+            Reason::OtherPrefixes { prefix, other } => {
+                write!(f, "a version behind `{prefix}`, and others stand behind `{other}`: choose one with include")
+            }
             Reason::OutOfRange { version, range } => write!(f, "{version} is not {range}"),
+            Reason::Elsewhere(first) => write!(f, "taken from {first}"),
             Reason::NoDate => f.write_str("no date known"),
             Reason::TooOld { created, cutoff } => {
                 f.write_str("older than ")?;
@@ -197,7 +214,12 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What a [`Selection`] made of the tags; both lists in the order of [`compare_tags`], each tag once.
+/// A tag, and what it is read as.
+type Judged = (Option<Version>, Candidate);
+type Dropped = (Option<Version>, Candidate, Reason);
+
+/// What a [`Selection`] made of the tags; both lists in the order of [`compare_tags`] (versions behind a prefix in that of
+/// versions), each tag once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// To be copied.
@@ -206,6 +228,13 @@ pub struct Evaluation {
     pub dropped: Vec<(Candidate, Reason)>,
     /// `min`, if it was set and fewer are kept.
     pub below_min: Option<usize>,
+}
+
+impl Evaluation {
+    /// Why how many tags were dropped, stage by stage.
+    pub fn drops(&self) -> Drops {
+        self.dropped.iter().map(|(_, reason)| reason).collect()
+    }
 }
 
 /// A selection that keeps nothing, whatever the tags.
@@ -276,7 +305,8 @@ impl Selection {
         let same =
             |a: &[TagPattern], b: &[TagPattern]| a.len() == b.len() && a.iter().all(|pattern| b.contains(pattern));
         let takes = |selection: &Self, tag: &str| {
-            selection.sieve(&Candidate::new(tag), None, Version::parse(tag).as_ref()).is_ok()
+            selection.matches(tag).is_ok()
+                && selection.sieve(&Candidate::new(tag), None, Version::parse(tag).as_ref()).is_ok()
         };
         let timeless = |selection: &Self| selection.newest.is_none() && selection.since.is_none();
         (same(&self.include, &other.include) && same(&self.exclude, &other.exclude) && self.range == other.range)
@@ -293,9 +323,19 @@ impl Selection {
     /// Judges the tags. `now` is what `since: 90d` counts from. Takes a time of n log n.
     pub fn evaluate(&self, candidates: impl IntoIterator<Item = Candidate>, now: Timestamp) -> Evaluation {
         let cutoff = self.since.map(|since| since.cutoff(now));
-        let mut kept: Vec<(Option<Version>, Candidate)> = Vec::new();
-        let mut dropped: Vec<(Option<Version>, Candidate, Reason)> = Vec::new();
+        let mut dropped: Vec<Dropped> = Vec::new();
+        let mut matched: Vec<Judged> = Vec::new();
         for (version, candidate) in sorted(candidates) {
+            match self.matches(&candidate.tag) {
+                Ok(()) => matched.push((version, candidate)),
+                Err(reason) => dropped.push((version, candidate, reason)),
+            }
+        }
+        if self.needs_versions() && matched.iter().all(|(version, _)| version.is_none()) {
+            read_behind_prefix(&mut matched, &mut dropped);
+        }
+        let mut kept: Vec<Judged> = Vec::new();
+        for (version, candidate) in matched {
             match self.sieve(&candidate, cutoff, version.as_ref()) {
                 Ok(()) => kept.push((version, candidate)),
                 Err(reason) => dropped.push((version, candidate, reason)),
@@ -311,8 +351,8 @@ impl Selection {
                     None => kept.push((version, candidate)),
                 }
             }
-            dropped.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
         }
+        dropped.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
         Evaluation {
             below_min: self.min.filter(|&min| kept.len() < min),
             kept: kept.into_iter().map(|(_, candidate)| candidate).collect(),
@@ -320,9 +360,13 @@ impl Selection {
         }
     }
 
-    /// All but `newest`, which needs to see the others.
-    fn sieve(&self, candidate: &Candidate, cutoff: Option<Timestamp>, version: Option<&Version>) -> Result<(), Reason> {
-        let tag = &candidate.tag;
+    /// Whether what is no version is dropped.
+    fn needs_versions(&self) -> bool {
+        self.range.is_some() || matches!(self.newest, Some(Newest { by: NewestBy::Version, .. }))
+    }
+
+    /// What a tag must be whatever its version and its date.
+    fn matches(&self, tag: &str) -> Result<(), Reason> {
         if !is_tag(tag) {
             return Err(Reason::NotATag);
         }
@@ -335,6 +379,12 @@ impl Selection {
         if !self.include.is_empty() && !self.include.iter().any(|pattern| pattern.matches(tag)) {
             return Err(Reason::NotIncluded);
         }
+        Ok(())
+    }
+
+    /// What its version and its date must be; all but `newest`, which needs to see the others.
+    fn sieve(&self, candidate: &Candidate, cutoff: Option<Timestamp>, version: Option<&Version>) -> Result<(), Reason> {
+        let tag = &candidate.tag;
         if let Some(range) = &self.range {
             let version = version.ok_or(Reason::NotAVersion)?;
             if !range.contains(version) {
@@ -353,22 +403,27 @@ impl Selection {
 
 impl Newest {
     /// Those that are beaten, by ascending index.
-    fn losers(self, tags: &[(Option<Version>, Candidate)]) -> Vec<(usize, Reason)> {
+    fn losers(self, tags: &[Judged]) -> Vec<(usize, Reason)> {
         let mut losers = Vec::new();
         let beaten = |variant: &str| Reason::NotNewest { count: self.count, variant: variant.to_owned() };
         match self.by {
             NewestBy::Version => {
                 // The tags are sorted, so within a variant the newest stand last.
-                let mut counts: HashMap<&str, usize> = HashMap::new();
+                let mut counts: HashMap<(Kind, &str), usize> = HashMap::new();
                 for (index, (version, _)) in tags.iter().enumerate().rev() {
                     let Some(version) = version else {
                         losers.push((index, Reason::NotAVersion));
                         continue;
                     };
-                    let count = counts.entry(version.family()).or_default();
+                    let count = counts.entry((version.core().kind, version.family())).or_default();
                     *count += 1;
                     if *count > self.count {
-                        losers.push((index, beaten(version.family())));
+                        let variant = match (version.is_date(), version.family()) {
+                            (false, family) => family.to_owned(),
+                            (true, "") => "dates".to_owned(),
+                            (true, family) => format!("dates with {family}"),
+                        };
+                        losers.push((index, beaten(&variant)));
                     }
                 }
             }
@@ -404,9 +459,29 @@ fn natural(a: (&Option<Version>, &str), b: (&Option<Version>, &str)) -> Ordering
     a.0.cmp(b.0).then_with(|| a.1.cmp(b.1))
 }
 
+/// Where no tag is a version by itself: those that end with one are read behind what they all begin with. If they begin
+/// differently, it is not known which of them are meant.
+fn read_behind_prefix(matched: &mut Vec<Judged>, dropped: &mut Vec<Dropped>) {
+    let prefixes: BTreeSet<&str> =
+        matched.iter().filter_map(|(_, candidate)| Some(behind_prefix(&candidate.tag)?.0)).collect();
+    let two: Vec<String> = prefixes.into_iter().take(2).map(str::to_owned).collect();
+    let all = std::mem::take(matched);
+    for (_, candidate) in all {
+        let found = behind_prefix(&candidate.tag).map(|(prefix, version)| (prefix.to_owned(), version));
+        match (found, two.as_slice()) {
+            (Some((prefix, _)), [first, second]) => {
+                let other = if prefix == *first { second.clone() } else { first.clone() };
+                dropped.push((None, candidate, Reason::OtherPrefixes { prefix, other }));
+            }
+            (found, _) => matched.push((found.map(|(_, version)| version), candidate)),
+        }
+    }
+    matched.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
+}
+
 /// In order, each tag once; of two with the same tag the one with the later date.
-fn sorted(candidates: impl IntoIterator<Item = Candidate>) -> Vec<(Option<Version>, Candidate)> {
-    let mut tags: Vec<_> =
+fn sorted(candidates: impl IntoIterator<Item = Candidate>) -> Vec<Judged> {
+    let mut tags: Vec<Judged> =
         candidates.into_iter().map(|candidate| (Version::parse(&candidate.tag), candidate)).collect();
     tags.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)).then_with(|| b.1.created.cmp(&a.1.created)));
     tags.dedup_by(|later, first| later.1.tag == first.1.tag);

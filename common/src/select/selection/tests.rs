@@ -158,6 +158,82 @@ fn a_hundred_thousand_tags_are_no_trouble() {
     assert_eq!(evaluation.dropped.len(), 99_990);
 }
 
+#[test]
+fn what_is_no_version_is_never_the_newest() {
+    for (list, newest_is) in [
+        ("2.3.0 2.4.1 30517284 9be1c2d4", "2.4.1"),
+        ("2.3.0 2.4.1 v30517284 7654321-alpine 1740825000", "2.4.1"),
+        ("3.9 3.10 88412 4711 2c5a91e", "4711"),
+        ("v1.30.2-eksbuild.2 v1.30.2-eksbuild.12 v1.29.9-eksbuild.40", "v1.30.2-eksbuild.12"),
+        ("v1.30.1-gke.900 v1.30.1-gke.1200", "v1.30.1-gke.1200"),
+        ("0.9.0-main.17 0.9.0-main.18", "0.9.0-main.18"),
+        ("7.2_build.4 7.2_build.11", "7.2_build.11"),
+        ("1.4.0_up0.9.1 1.4.0_up0.10.0 1.4.0", "1.4.0_up0.10.0"),
+        ("1.0 1.0.post2 1.0.post1", "1.0.post2"),
+        ("5.1-k3s9 5.1-k3s10", "5.1-k3s10"),
+    ] {
+        assert_eq!(kept(&newest(1, NewestBy::Version), list), newest_is, "{list}");
+    }
+}
+
+#[test]
+fn dates_are_counted_apart_from_versions() {
+    let list = "17.2 16.9 20250301 2025-03-02 20250301103000 20250228-g1a2b3c4 latest";
+    assert_eq!(kept(&newest(1, NewestBy::Version), list), "2025-03-02 17.2");
+    let within = |range: &str| Selection { range: Some(range.parse().unwrap()), ..Selection::default() };
+    assert_eq!(kept(&within(">=16"), list), "16.9 17.2");
+    assert_eq!(kept(&within(">=2025-03-01"), list), "20250301 20250301103000 2025-03-02");
+    let dated = Selection { include: patterns("2025*"), ..newest(1, NewestBy::Version) };
+    assert_eq!(kept(&dated, list), "2025-03-02");
+    assert_eq!(
+        dropped(&newest(1, NewestBy::Version), list)[1..3],
+        ["20250228-g1a2b3c4: not among the newest 1 of dates", "20250301: not among the newest 1 of dates"]
+    );
+}
+
+#[test]
+fn versions_are_read_behind_what_all_tags_begin_with() {
+    let list = "app-1.2.0 app-1.10.0 app-1.9.0-rc1 latest";
+    assert_eq!(kept(&newest(2, NewestBy::Version), list), "app-1.9.0-rc1 app-1.10.0");
+    let range = Selection { range: Some(">=1.3".parse().unwrap()), ..Selection::default() };
+    assert_eq!(kept(&range, list), "app-1.9.0-rc1 app-1.10.0");
+    assert_eq!(kept(&newest(1, NewestBy::Version), "go1.9 go1.22.3 go1.22.10"), "go1.22.10");
+    let minio = "RELEASE.2025-03-01T10-30-00Z RELEASE.2025-02-28T23-00-00Z";
+    assert_eq!(kept(&newest(1, NewestBy::Version), minio), "RELEASE.2025-03-01T10-30-00Z");
+    // What is a version by itself is what is meant.
+    assert_eq!(kept(&newest(1, NewestBy::Version), "1.2 pr-7 pr-8 1.3"), "1.3");
+    // Nobody knows which of the two.
+    let two = newest(1, NewestBy::Version).evaluate(tags("app-1.2 app-1.3 web-1.1 edge"), now());
+    assert_eq!(two.kept, []);
+    assert_eq!(
+        two.dropped[0].1.to_string(),
+        "a version behind `app-`, and others stand behind `web-`: choose one with include"
+    );
+    assert_eq!(two.drops().to_string(), "1 not a version, 3 versions behind different beginnings");
+    let one = Selection { include: patterns("web-*"), ..newest(1, NewestBy::Version) };
+    assert_eq!(kept(&one, "app-1.2 app-1.3 web-1.1 edge"), "web-1.1");
+}
+
+#[test]
+fn drops_are_counted_in_the_order_of_judging() {
+    let selection = Selection {
+        include: patterns("1.* 2.*"),
+        exclude: patterns("*-rc*"),
+        range: Some(">=1.20".parse().unwrap()),
+        since: Some("2025-01-01".parse().unwrap()),
+        newest: Some(Newest { count: 1, by: NewestBy::Version }),
+        min: None,
+    };
+    let list = "1.30@2026-01-01 1.29@2026-01-01 1.28@2020-01-01 1.19 1.18 edge 2.0-rc1 1.x";
+    let evaluation = selection.evaluate(tags(list), now());
+    assert_eq!(
+        evaluation.drops().to_string(),
+        "1 excluded by *-rc*, 1 not matched by any include, 2 not >=1.20, 1 not a version, 1 older than 2025-01-01, \
+         1 not among the newest 1"
+    );
+    assert_eq!((evaluation.drops().total(), evaluation.kept.len()), (7, 1));
+}
+
 proptest! {
     #[test]
     fn every_tag_is_kept_or_dropped_and_the_order_of_the_list_does_not_matter(

@@ -1,0 +1,67 @@
+//! What follows the numbers of a version: words that make a variant, and numbers that say how new it is.
+
+/// Names whose numbers say what it is, and not how new it is.
+const WHOLE: [&str; 33] = [
+    "amd", "arm", "arm32v", "arm64v", "armv", "i", "mips", "ppc", "riscv", "x", "x86_", "s", "cuda", "cudnn", "go",
+    "golang", "java", "jdk", "jre", "ltsc", "node", "openjdk", "php", "py", "python", "pg", "postgres", "mysql",
+    "ruby", "rocm", "scala", "otp", "gcc",
+];
+
+/// Words of build metadata, which Helm and others write with `_` for SemVer's `+`: `1.4.0_up0.9.1` is another build of
+/// 1.4.0, and no variant of it.
+const BUILDS: [&str; 5] = ["b", "build", "ci", "rev", "up"];
+
+/// Splits `alpine3.19` into `alpine` and 3, 19; `debian-11-slim` into `debian-slim` and 11; `eksbuild.12` into
+/// `eksbuild` and 12. A commit is neither.
+pub(super) fn split(variant: &str) -> (String, Vec<u64>) {
+    let mut names = Vec::new();
+    let mut order = Vec::new();
+    for segment in variant.split('-').filter(|segment| !segment.is_empty()) {
+        if WHOLE.contains(&segment.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.')) {
+            names.push(segment.to_owned());
+            continue;
+        }
+        let mut words: Vec<&str> = Vec::new();
+        for part in segment.split('.').filter(|part| !part.is_empty() && !is_commit(part)) {
+            let word = part.trim_end_matches(|c: char| c.is_ascii_digit());
+            match (moment(part), part[word.len()..].parse()) {
+                (Some(moment), _) => order.push(moment),
+                _ if WHOLE.contains(&word) => words.push(part),
+                (None, Ok(number)) => {
+                    order.push(number);
+                    words.extend((!word.is_empty()).then_some(word));
+                }
+                (None, Err(_)) => words.push(part),
+            }
+        }
+        if !words.is_empty() {
+            names.push(words.join("."));
+        }
+    }
+    (names.join("-"), order)
+}
+
+/// The numbers of build metadata: `up0.9.1`, `build.4`.
+pub(super) fn build(segment: &str) -> Option<Vec<u64>> {
+    let word = segment.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let known = BUILDS.contains(&word.to_ascii_lowercase().as_str());
+    super::dotted(segment[word.len()..].trim_start_matches('.')).filter(|_| known)
+}
+
+/// `1a2b3c4`, or `g1a2b3c4` as `git describe` has it.
+pub(super) fn is_commit(segment: &str) -> bool {
+    let marked = segment.strip_prefix('g').filter(|hash| hash.len() >= 7);
+    let hash = marked.unwrap_or(segment);
+    (7..=40).contains(&hash.len())
+        && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        // A word may be made of these letters, a number of these digits.
+        && (marked.is_some() || hash.bytes().any(|b| b.is_ascii_digit()) && hash.bytes().any(|b| b.is_ascii_lowercase()))
+}
+
+/// `20250301T103000Z` as a number.
+fn moment(part: &str) -> Option<u64> {
+    let (date, time) = part.trim_end_matches(['Z', 'z']).split_once(['T', 't'])?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (date.len() == 8 && time.len() <= 6 && digits(date) && digits(time))
+        .then(|| format!("{date}{time:0<6}").parse().ok())?
+}
