@@ -58,6 +58,24 @@ pub(crate) fn is_proof_believed(given: i64, now: i64) -> bool {
     (0..i64::try_from(PROOF_TTL.as_secs() / PROOF_UNIT.as_secs()).unwrap_or(i64::MAX)).contains(&(now - given))
 }
 
+/// A blob's file in an image layout on this machine, in one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashedFile {
+    /// The layout's folder: one name for one folder.
+    pub folder: String,
+    /// What the file should hold.
+    pub digest: Digest,
+    /// What tells this state of the file from any other.
+    pub version: String,
+}
+
+impl HashedFile {
+    /// A file by its parts.
+    pub fn new(folder: &str, digest: &Digest, version: &str) -> HashedFile {
+        HashedFile { folder: folder.to_owned(), digest: digest.clone(), version: version.to_owned() }
+    }
+}
+
 /// Remembers for each target a repository that has a blob, so that it can be mounted from there, and which source
 /// repositories have shown that they hold a blob, without which it must not be.
 ///
@@ -71,6 +89,12 @@ pub trait BlobIndex: Send + Sync {
 
     /// These blobs are in this repository.
     async fn learn_blobs(&self, home: &Home, blobs: &[Digest]) -> Result<()>;
+
+    /// Whether the bytes of a layout's file were found to be those of its digest, in just this version of the file.
+    async fn is_hashed(&self, file: &HashedFile) -> Result<bool>;
+
+    /// They are. What was known of an earlier version is forgotten.
+    async fn note_hashed(&self, file: &HashedFile) -> Result<()>;
 
     /// A blob is not in this repository, as was thought. What is known of it elsewhere stays.
     async fn forget_blob(&self, home: &Home, blob: &Digest) -> Result<()>;

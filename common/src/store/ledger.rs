@@ -247,6 +247,21 @@ pub struct Batch {
     pub spent: Spent,
 }
 
+/// A rule that chose no tag, though all that it reads was listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptyRule {
+    /// Its place among the rules.
+    pub rule: u32,
+    /// What it reads.
+    pub from: String,
+    /// Repositories that were listed.
+    pub repositories: u64,
+    /// Tags that were listed in them.
+    pub tags: u64,
+    /// Why none was chosen: how many were dropped at which stage. Safe to print.
+    pub reason: String,
+}
+
 /// A repository, or a pattern of them, that could not be listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unlisted {
@@ -316,6 +331,9 @@ pub trait Ledger: Send + Sync {
 
     /// Notes what became of a target tag whose source is gone, also after the batch has ended; the last word on it stays.
     async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()>;
+
+    /// Notes that a rule chose no tag at all; the last word on it stays.
+    async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()>;
 
     /// The total is final.
     async fn seal_all(&self, batch: BatchId) -> Result<()>;
@@ -403,6 +421,9 @@ pub trait Ledger: Send + Sync {
 
     /// What could not be listed.
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>>;
+
+    /// Rules that chose no tag at all, in their order.
+    async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>>;
 
     /// What became of target tags whose sources are gone, in the order of outcome and target.
     async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>>;

@@ -21,7 +21,7 @@ mod schedules;
 mod sqlite;
 
 pub use self::redis::{RedisOptions, RedisStore};
-pub use blob_index::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof};
+pub use blob_index::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof};
 pub(crate) use blob_index::{is_proof_believed, proof_hour};
 pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
 pub(crate) use clock::latest_end;
@@ -29,8 +29,8 @@ pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock,
 pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
 pub use leases::{Leases, Named, leader, target_tag};
 pub use ledger::{
-    Appended, Batch, Block, Control, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried, Sealed,
-    Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, EmptyRule, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried,
+    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 pub use origins::{Origin, Origins, PruneOutcome, Pruned};
 pub(crate) use pace::Allowance;

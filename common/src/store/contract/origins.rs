@@ -8,7 +8,7 @@ use super::{Subject, home, new_batch};
 use crate::batch::Place;
 use crate::error::Class;
 use crate::image::{Algorithm, Digest};
-use crate::store::{Origin, PruneOutcome, Pruned};
+use crate::store::{EmptyRule, HashedFile, Origin, PruneOutcome, Pruned};
 
 fn place(registry: &str, path: &str, tag: &str) -> Place {
     Place { home: Arc::new(home(registry, path)), tag: tag.parse().unwrap() }
@@ -67,6 +67,44 @@ pub async fn since_when_a_source_is_missing_is_kept_until_it_is_back(subject: Su
     store.note_missing(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
     store.note_origin(&source, &target, &digest).await.unwrap();
     assert_eq!(missing().await, Some(None), "what was written again is there again");
+}
+
+pub async fn rules_that_chose_nothing_are_told_with_their_batch(subject: Subject) {
+    let store = &subject.store;
+    let batch = new_batch();
+    let id = batch.id;
+    let rule = |rule: u32, reason: &str| EmptyRule {
+        rule,
+        from: "gcr.io/a/**".to_owned(),
+        repositories: 3,
+        tags: 40,
+        reason: reason.to_owned(),
+    };
+    assert_eq!(store.note_empty_rule(id, rule(1, "x")).await.unwrap_err().class(), Class::NotFound);
+    store.create(batch).await.unwrap();
+    assert_eq!(store.empty_rules(id).await.unwrap(), []);
+    for (number, reason) in [(12, "40 not a version"), (2, "x"), (2, "40 not >=9")] {
+        store.note_empty_rule(id, rule(number, reason)).await.unwrap();
+    }
+    assert_eq!(store.empty_rules(id).await.unwrap(), [rule(2, "40 not >=9"), rule(12, "40 not a version")]);
+}
+
+pub async fn a_file_that_was_hashed_is_known_in_that_version_alone(subject: Subject) {
+    let store = &subject.store;
+    let file = |folder: &str, content: &[u8], version: &str| HashedFile {
+        folder: folder.to_owned(),
+        digest: Digest::sha256(content),
+        version: version.to_owned(),
+    };
+    assert!(!store.is_hashed(&file("/a", b"1", "v1")).await.unwrap());
+    store.note_hashed(&file("/a", b"1", "v1")).await.unwrap();
+    assert!(store.is_hashed(&file("/a", b"1", "v1")).await.unwrap());
+    for other in [file("/b", b"1", "v1"), file("/a", b"2", "v1"), file("/a", b"1", "v2")] {
+        assert!(!store.is_hashed(&other).await.unwrap(), "{other:?}");
+    }
+    store.note_hashed(&file("/a", b"1", "v2")).await.unwrap();
+    assert!(!store.is_hashed(&file("/a", b"1", "v1")).await.unwrap(), "the last version stays");
+    assert!(store.is_hashed(&file("/a", b"1", "v2")).await.unwrap());
 }
 
 pub async fn what_was_removed_is_told_with_its_batch(subject: Subject) {

@@ -7,7 +7,7 @@ use super::{Call, RedisStore};
 use crate::batch::{End, Home};
 use crate::error::Result;
 use crate::image::Digest;
-use crate::store::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof, is_proof_believed, proof_hour};
+use crate::store::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
 /// As much of a digest as tells blobs apart.
 const BYTES: usize = 20;
@@ -45,6 +45,21 @@ impl BlobIndex for RedisStore {
             pipe.expire(&key, i64::try_from(2 * BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)).ignore();
         }
         self.query::<()>(&tried, &pipe).await
+    }
+
+    async fn is_hashed(&self, file: &HashedFile) -> Result<bool> {
+        let mut pipe = redis::pipe();
+        pipe.hget(self.key(&format!("hf:{}", file.folder)), file.digest.to_string());
+        let (known,): (Option<String>,) = self.query("looking for a file that was hashed", &pipe).await?;
+        Ok(known.is_some_and(|version| version == file.version))
+    }
+
+    async fn note_hashed(&self, file: &HashedFile) -> Result<()> {
+        let key = self.key(&format!("hf:{}", file.folder));
+        let mut pipe = redis::pipe();
+        pipe.hset(&key, file.digest.to_string(), &file.version).ignore();
+        pipe.expire(&key, i64::try_from(2 * BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)).ignore();
+        self.query::<()>("noting a file that was hashed", &pipe).await
     }
 
     async fn forget_blob(&self, home: &Home, blob: &Digest) -> Result<()> {

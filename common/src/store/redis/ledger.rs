@@ -11,8 +11,8 @@ use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter, Retried,
-    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter,
+    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.
@@ -78,6 +78,22 @@ impl Ledger for RedisStore {
         let mut pipe = redis::pipe();
         // Of a batch that has ended all is kept for so long.
         pipe.hset(&key, name, text).ignore().expire(&key, KEPT).ignore();
+        self.query::<()>(&tried, &pipe).await
+    }
+
+    async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
+        let tried = format!("noting in batch {batch}");
+        let text = serde_json::to_string(&rule).unwrap_or_default();
+        let key = format!("{}:e", self.base(batch));
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch));
+        let (is_there,): (bool,) = self.query(&tried, &pipe).await?;
+        if !is_there {
+            return Err(gone(&tried));
+        }
+        let mut pipe = redis::pipe();
+        // Of a batch that has ended all is kept for so long.
+        pipe.hset(&key, rule.rule, text).ignore().expire(&key, KEPT).ignore();
         self.query::<()>(&tried, &pipe).await
     }
 
@@ -323,6 +339,20 @@ impl Ledger for RedisStore {
         let mut pruned: Vec<Pruned> = texts.iter().map(read).collect::<Result<_>>()?;
         pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
         Ok(pruned)
+    }
+
+    async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hvals(format!("{}:e", self.base(batch)));
+        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        if !there {
+            return Err(gone(&tried));
+        }
+        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
+        let mut rules: Vec<EmptyRule> = texts.iter().map(read).collect::<Result<_>>()?;
+        rules.sort_by_key(|rule| rule.rule);
+        Ok(rules)
     }
 
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {

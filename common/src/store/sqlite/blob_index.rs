@@ -9,7 +9,7 @@ use super::rows::{digest_bytes, home};
 use crate::batch::{End, Home};
 use crate::error::Result;
 use crate::image::Digest;
-use crate::store::{BLOB_GENERATION, BlobIndex, PROOF_TTL, Proof, is_proof_believed, proof_hour};
+use crate::store::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
 impl SqliteStore {
     /// Which generation of the index it is.
@@ -56,6 +56,29 @@ impl BlobIndex for SqliteStore {
             for blob in &blobs {
                 statement.execute((digest_bytes(blob), &end, no, generation))?;
             }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn is_hashed(&self, file: &HashedFile) -> Result<bool> {
+        let file = file.clone();
+        self.read("looking for a file that was hashed", move |connection| {
+            let known: Option<String> = connection
+                .prepare_cached("SELECT version FROM hashed_file WHERE folder = ?1 AND digest = ?2")?
+                .query_row((&file.folder, digest_bytes(&file.digest)), |row| row.get(0))
+                .optional()?;
+            Ok(known.is_some_and(|version| version == file.version))
+        })
+        .await
+    }
+
+    async fn note_hashed(&self, file: &HashedFile) -> Result<()> {
+        let file = file.clone();
+        self.write("noting a file that was hashed", move |connection| {
+            connection
+                .prepare_cached("REPLACE INTO hashed_file (folder, digest, version) VALUES (?1, ?2, ?3)")?
+                .execute((&file.folder, digest_bytes(&file.digest), &file.version))?;
             Ok(())
         })
         .await

@@ -9,7 +9,7 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -234,6 +234,22 @@ CREATE TABLE schedule (
 /// Which source repositories have shown that they hold a blob: a hash of both, and hours since 1970.
 const VERSION_7: &str = "
 CREATE TABLE proof (key BLOB NOT NULL PRIMARY KEY, hour INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// Rules that chose nothing, and files of layouts whose bytes were hashed: `version` tells one state of a file from another.
+const VERSION_8: &str = "
+CREATE TABLE empty_rule (
+    batch INTEGER NOT NULL,
+    rule INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    PRIMARY KEY (batch, rule)
+) WITHOUT ROWID;
+CREATE TABLE hashed_file (
+    folder TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    version TEXT NOT NULL,
+    PRIMARY KEY (folder, digest)
+) WITHOUT ROWID;
 ";
 
 /// Brings a file to the version of this program, or refuses it.

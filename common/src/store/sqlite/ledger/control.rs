@@ -135,6 +135,7 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
             "slow",
             "share",
             "pruned",
+            "empty_rule",
         ] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }

@@ -10,7 +10,7 @@ use super::super::rows::{class, number, time};
 use super::book::{Entry, control, get};
 use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskState, decode_chunk};
 use crate::image::Digest;
-use crate::store::{Batch, Control, FailedTask, Pruned, Spent, TaskRow, Unlisted};
+use crate::store::{Batch, Control, EmptyRule, FailedTask, Pruned, Spent, TaskRow, Unlisted};
 
 const COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
     s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests, millis";
@@ -96,6 +96,18 @@ pub(super) fn unlisted(connection: &Connection, batch: BatchId) -> Result<Vec<Un
         unlisted.push(Unlisted { repository: row.get(0)?, class: class(&its_class)?, error: row.get(2)? });
     }
     Ok(unlisted)
+}
+
+pub(super) fn empty_rules(connection: &Connection, batch: BatchId) -> Result<Vec<EmptyRule>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let mut statement = connection.prepare_cached("SELECT entry FROM empty_rule WHERE batch = ?1 ORDER BY rule")?;
+    let mut rows = statement.query([entry.no])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let text: String = row.get(0)?;
+        found.push(serde_json::from_str(&text).map_err(|_| damaged("a rule that chose nothing cannot be read"))?);
+    }
+    Ok(found)
 }
 
 pub(super) fn pruned(connection: &Connection, batch: BatchId) -> Result<Vec<Pruned>, Fault> {

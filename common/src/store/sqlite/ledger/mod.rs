@@ -18,8 +18,8 @@ use crate::batch::{BatchId, TaskState, Ticket, Verdict};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter, Retried,
-    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter,
+    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
 };
 
 #[async_trait]
@@ -43,6 +43,10 @@ impl Ledger for SqliteStore {
 
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
         self.write(format!("noting in batch {batch}"), move |c| plan::note_unlisted(c, batch, &unlisted)).await
+    }
+
+    async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
+        self.write(format!("noting in batch {batch}"), move |c| plan::note_empty_rule(c, batch, &rule)).await
     }
 
     async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()> {
@@ -158,6 +162,10 @@ impl Ledger for SqliteStore {
 
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {
         self.read(format!("reading batch {batch}"), move |c| look::unlisted(c, batch)).await
+    }
+
+    async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>> {
+        self.read(format!("reading batch {batch}"), move |c| look::empty_rules(c, batch)).await
     }
 
     async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>> {

@@ -8,7 +8,7 @@ use super::control::stop;
 use super::look::{Marks, read_chunk};
 use super::tasks::note_failure;
 use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, Task, TaskState, Ticket, Verdict, encode_chunk};
-use crate::store::{Appended, Block, Control, NewBatch, Pruned, Sealed, Spent, Unlisted};
+use crate::store::{Appended, Block, Control, EmptyRule, NewBatch, Pruned, Sealed, Spent, Unlisted};
 
 pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Result<(), Fault> {
     let made = connection
@@ -104,6 +104,15 @@ pub(super) fn note_unlisted(connection: &Connection, batch: BatchId, unlisted: &
     connection
         .prepare_cached("REPLACE INTO unlisted (batch, repository, class, error) VALUES (?1, ?2, ?3, ?4)")?
         .execute((entry.no, &unlisted.repository, unlisted.class.as_str(), &unlisted.error))?;
+    Ok(())
+}
+
+pub(super) fn note_empty_rule(connection: &Connection, batch: BatchId, rule: &EmptyRule) -> Result<(), Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let text = serde_json::to_string(rule).unwrap_or_default();
+    connection
+        .prepare_cached("REPLACE INTO empty_rule (batch, rule, entry) VALUES (?1, ?2, ?3)")?
+        .execute((entry.no, rule.rule, text))?;
     Ok(())
 }
 
