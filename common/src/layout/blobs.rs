@@ -93,12 +93,10 @@ impl Layout {
         format!("reading blob {}@{digest}", self.0.label)
     }
 
-    /// Whether a blob is there with the right size. Its bytes were hashed when it was written and are not read again.
+    /// Whether a blob is there with the right bytes: see [`Hashing`](super::Hashing) for when they are read.
     pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
         let tried = format!("asking for blob {}@{}", self.0.label, blob.digest);
-        let (digest, size) = (blob.digest.clone(), blob.size);
-        self.blocking(&tried, move |shared| Ok(shared.blob_file(&digest)?.is_some_and(|(_, found)| found == size)))
-            .await
+        self.is_intact(blob, &tried).await
     }
 
     /// Opens a blob at an offset. Fails at once where the file has another size than the descriptor says.

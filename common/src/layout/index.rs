@@ -201,7 +201,10 @@ fn read_entry(raw: &RawValue) -> Result<Entry, String> {
     let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));
     let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
     let (name, repository, tag) = match (ref_name, containerd) {
-        (ref_name, Some(name)) if full(&name).is_some() && (bare.is_some() || ref_name.is_none()) => {
+        // Whatever else stands there that is no full name.
+        (ref_name, Some(name))
+            if full(&name).is_some() && (bare.is_some() || ref_name.as_deref().and_then(full).is_none()) =>
+        {
             let reference = full(&name);
             (Some(name), reference.as_ref().map(FullName::of), reference.and_then(|found| found.tag_or_latest()))
         }
@@ -253,6 +256,12 @@ mod tests {
             ),
             (r#""io.containerd.image.name":"docker.io/library/a:3""#, Some("docker.io/library/a"), Some("3")),
             (r#""org.opencontainers.image.ref.name":"what+ever""#, None, None),
+            (r#""org.opencontainers.image.ref.name":"Team/App:1""#, None, None),
+            (
+                r#""io.containerd.image.name":"quay.io/b/c:2","org.opencontainers.image.ref.name":"what+ever""#,
+                Some("quay.io/b/c"),
+                Some("2"),
+            ),
             ("", None, None),
         ] {
             let entry = index(&item(annotations)).entries().next().cloned().unwrap();

@@ -11,6 +11,7 @@ use super::writer::Part;
 use super::{Layout, Shared};
 use crate::error::{Class, Result};
 use crate::image::{Companion, Descriptor, Digest, Manifest, ManifestError, MediaType};
+use crate::printable::printable;
 use crate::registry::{Head, ManifestPut, ManifestRef};
 
 /// How many names a message lists.
@@ -77,6 +78,23 @@ impl LayoutRepository {
         }
     }
 
+    /// The digest of a manifest that is to be relied on; `None` too where its bytes are wrong, or where it is not clear which
+    /// one is meant: then it has to be written anew.
+    pub async fn manifest_head_intact(&self, reference: &ManifestRef) -> Result<Option<Head>> {
+        let head = match self.manifest_head(reference).await {
+            Err(error) if error.class() == Class::Invalid => return Ok(None),
+            head => head?,
+        };
+        let Some(head) = head else { return Ok(None) };
+        match self.manifest_get(&ManifestRef::Digest(head.digest.clone())).await {
+            Ok(_) => Ok(Some(head)),
+            Err(error) if matches!(error.class(), Class::Corrupt | Class::NotFound) => Ok(None),
+            // What it holds is for whoever reads it.
+            Err(error) if error.class() != Class::Local => Ok(Some(head)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A manifest, verified by its digest.
     pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
         let tried = format!("reading {}", self.place(Some(reference)));
@@ -132,11 +150,17 @@ impl Shared {
             None => self.own_images(index.entries().filter(here).collect()),
             Some(ManifestRef::Tag(tag)) => {
                 let tagged = || index.entries().filter(here).filter(|entry| entry.tag.as_ref() == Some(tag));
-                // Of several with the same name, the first counts, as it does for others who read layouts.
-                match tagged().find(|entry| entry.repository.as_ref() == name) {
-                    Some(exact) => vec![exact],
-                    None => tagged().collect(),
+                let exact: Vec<&Entry> = tagged().filter(|entry| entry.repository.as_ref() == name).collect();
+                if let Some(first) = exact.first()
+                    && let Some(other) = exact.iter().find(|entry| entry.descriptor.digest != first.descriptor.digest)
+                {
+                    let (name, digests) = (first.name.clone().unwrap_or_default(), [first, other]);
+                    let [one, two] = digests.map(|entry| &entry.descriptor.digest);
+                    let detail = format!("two images are called {}: {one} and {two}", printable(&name));
+                    return Err(Trouble::bad(Class::Invalid, detail)
+                        .hint("name the image by its digest, oci:DIR@sha256:…, or make the layout again"));
                 }
+                if exact.is_empty() { tagged().collect() } else { exact }
             }
             Some(ManifestRef::Digest(digest)) => {
                 let listed = index.entries().find(|entry| entry.descriptor.digest == *digest);
@@ -232,7 +256,7 @@ impl Shared {
         }
         let mut part = Part::begin(self.clone(), digest.clone(), size, false)?;
         part.write(bytes)?;
-        part.commit()
+        part.commit().map(drop)
     }
 }
 

@@ -8,12 +8,14 @@
 //! - A blob is hashed as it comes into a hidden file, and gets its name when it is on the disk and right.
 //! - `index.json` changes under a lock on `oci-layout` (which always is there and is never replaced), by a new file in its
 //!   place. It never points at an image that is not complete.
+//! - A blob's file that is there already is hashed before it is relied on, once for each version of the file.
 //! - Hidden files of programs that were killed are known by nobody holding a lock on them. A large one is continued, the
 //!   rest goes when the layout is next opened for writing.
 
 mod blobs;
 mod commit;
 mod folder;
+mod hashed;
 mod index;
 mod lock;
 mod manifests;
@@ -29,6 +31,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 pub use blobs::{BlobStream, Opened};
+pub use hashed::{HashMemory, Hashing};
 pub use index::Entry;
 pub use lock::LOCK_LIMIT;
 pub use manifests::LayoutRepository;
@@ -65,6 +68,11 @@ struct Shared {
     subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
     /// How its lock is waited for.
     wait: LockWait,
+    /// The folder by its one name.
+    folder: String,
+    hashing: Hashing,
+    /// Files that were hashed and are right, by their versions.
+    hashed: Mutex<HashMap<Digest, String>>,
 }
 
 impl Layout {
@@ -74,6 +82,15 @@ impl Layout {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {}", label(&dir));
         blocking(&tried, move || open::open(&dir)).await
+    }
+
+    /// Says when files that are found in it are hashed; to be called before it is used.
+    pub fn hashing(self, hashing: Hashing) -> Layout {
+        match Arc::try_unwrap(self.0) {
+            Ok(shared) => Layout(Arc::new(Shared { hashing, ..shared })),
+            // It is in use: as it was.
+            Err(shared) => Layout(shared),
+        }
     }
 
     /// Opens a layout to write to it, and makes it where the folder is missing or empty. Tidies up behind programs that

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::commit::{IndexFile, NEW_INDEX};
 use super::folder::Folder;
+use super::hashed::{Hashing, folder_name};
 use super::index::Index;
 use super::lock::{LockWait, lock};
 use super::trouble::Trouble;
@@ -72,9 +73,16 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Troub
 }
 
 fn layout(root: Folder, dir: &Path, wait: LockWait) -> Layout {
-    let (label, index) = (label(dir), IndexFile::default());
-    let subjects = Mutex::new(GenerationalCache::new(MAX_SUBJECTS));
-    Layout(Arc::new(Shared { root, label, index, subjects, wait }))
+    Layout(Arc::new(Shared {
+        root,
+        label: label(dir),
+        index: IndexFile::default(),
+        subjects: Mutex::new(GenerationalCache::new(MAX_SUBJECTS)),
+        wait,
+        folder: folder_name(dir),
+        hashing: Hashing::default(),
+        hashed: Default::default(),
+    }))
 }
 
 fn no_layout(root: &Folder) -> Trouble {

@@ -1,5 +1,5 @@
 //! How people name a layout and an image in it: `oci:DIR`, `oci:DIR:TAG`, `oci:DIR:gcr.io/distroless/static:nonroot`,
-//! `oci:DIR@sha256:…`; as containers-transports(5) has it for skopeo and podman.
+//! `oci:DIR:org/name:tag` (of Docker Hub), `oci:DIR@sha256:…`; as containers-transports(5) has it for skopeo and podman.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub enum ImageName {
     Tag(Tag),
     /// A digest alone.
     Digest(Digest),
-    /// A full name, which begins with its registry.
+    /// A full name; without a registry it is one of Docker Hub.
     Full(Reference),
 }
 
@@ -118,7 +118,8 @@ impl FromStr for LayoutRef {
     }
 }
 
-/// A tag, a digest behind a tag (which says less than it), or a reference that begins with a registry.
+/// A tag, a digest behind a tag (which says less than it), a reference that begins with a registry, or one of Docker Hub
+/// with its tag.
 fn image_name(text: &str) -> Option<ImageName> {
     if let Ok(tag) = text.parse::<Tag>() {
         return Some(ImageName::Tag(tag));
@@ -128,9 +129,10 @@ fn image_name(text: &str) -> Option<ImageName> {
     {
         return digest.parse().ok().map(ImageName::Digest);
     }
-    let (first, _) = text.split_once('/')?;
-    let full = first.contains(['.', ':']) || first == "localhost";
-    full.then(|| text.parse().ok().map(ImageName::Full)).flatten()
+    let first = text.split_once('/').map_or("", |(first, _)| first);
+    let names_registry = first.contains(['.', ':']) || first == "localhost";
+    let reference: Reference = text.parse().ok()?;
+    (names_registry || reference.tag.is_some()).then_some(ImageName::Full(reference))
 }
 
 impl LayoutRef {
@@ -213,8 +215,13 @@ mod tests {
             ("oci:x:gcr.io/distroless/static:nonroot", "x", "full gcr.io/distroless/static:nonroot"),
             ("oci:x:localhost:5000/a:1", "x", "full localhost:5000/a:1"),
             ("oci:x:host:5000/a", "x", "full host:5000/a"),
-            ("oci:/a:b/c:1.0", "/a:b/c", "1.0"),
+            ("oci:/a:b/c:1.0", "/a", "full docker.io/b/c:1.0"),
+            ("oci:/a:b/c/:1.0", "/a:b/c/", "1.0"),
             ("oci:/a:b/c", "/a:b/c", ""),
+            ("oci:x:org/name:tag", "x", "full docker.io/org/name:tag"),
+            ("oci:x:nginx:1.27", "x", "full docker.io/library/nginx:1.27"),
+            ("oci:/x y:a/b/c:v1", "/x y", "full docker.io/a/b/c:v1"),
+            ("oci:x:Org/name:tag", "x:Org/name", "tag"),
             ("oci:a:b/", "a:b/", ""),
             ("oci:a:b/:c", "a:b/", "c"),
             (&format!("oci:x@{digest}"), "x", &format!("@{digest}")),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
+use super::hashed::version;
 use super::trouble::Trouble;
 use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, blocking};
 use crate::error::{Class, Error, Result};
@@ -73,14 +74,13 @@ impl Layout {
 
     async fn begin(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
         let tried = self.writing(&blob.digest);
+        // What is there and damaged is replaced.
+        if self.is_intact(blob, &tried).await? {
+            return Ok(None);
+        }
         let (digest, size) = (blob.digest.clone(), blob.size);
-        let part = self
-            .blocking(&tried, move |shared| match shared.blob_file(&digest)? {
-                Some((_, found)) if found == size => Ok(None),
-                _ => Part::begin(shared.clone(), digest, size, go_on).map(Some),
-            })
-            .await?;
-        Ok(part.map(|part| BlobWriter { written: part.written, part: Some(part), tried }))
+        let part = self.blocking(&tried, move |shared| Part::begin(shared.clone(), digest, size, go_on)).await?;
+        Ok(Some(BlobWriter { written: part.written, part: Some(part), tried }))
     }
 }
 
@@ -107,7 +107,12 @@ impl BlobWriter {
     /// [`Class::Unreachable`] (whoever sent them stopped too early), others [`Class::Corrupt`].
     pub async fn commit(mut self) -> Result<()> {
         let part = self.take()?;
-        blocking(&self.tried, move || part.commit()).await
+        let (shared, digest) = (part.shared.clone(), part.digest.clone());
+        let version = blocking(&self.tried, move || part.commit()).await?;
+        if let Some(version) = version {
+            shared.learn(&digest, &version).await;
+        }
+        Ok(())
     }
 
     fn take(&mut self) -> Result<Part> {
@@ -191,7 +196,8 @@ impl Part {
         Ok(())
     }
 
-    pub(super) fn commit(mut self) -> Result<(), Trouble> {
+    /// The version of the file that it has become, where that can be told.
+    pub(super) fn commit(mut self) -> Result<Option<String>, Trouble> {
         if self.written < self.size {
             let detail = format!("the stream ended after {} of {} bytes", self.written, self.size);
             return Err(Trouble::bad(Class::Unreachable, detail));
@@ -206,7 +212,7 @@ impl Part {
         let folder = blobs.folder_or_new(self.digest.algorithm().as_str())?;
         self.shared.root.rename(&self.name, &folder, self.digest.hex())?;
         self.fate = Fate::Committed;
-        Ok(())
+        Ok(version(&self.file).ok())
     }
 
     /// A part that could not be written fills the disk for nothing.

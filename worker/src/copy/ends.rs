@@ -7,7 +7,7 @@ use bytes::Bytes;
 use imgsync_common::batch::Home;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Companion, Descriptor, Digest, Manifest, Reference, Tag};
-use imgsync_common::layout::{self, ImageName, Layout, LayoutRef, LayoutRepository};
+use imgsync_common::layout::{self, Hashing, ImageName, Layout, LayoutRef, LayoutRepository};
 use imgsync_common::registry::{
     self, Access, Client, Context, FallbackTag, Head, ManifestPut, ManifestRef, Repository, Tally,
 };
@@ -164,7 +164,7 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    pub(crate) async fn open(client: &Client, job: &Job, context: &Context) -> Result<Ends> {
+    pub(crate) async fn open(client: &Client, job: &Job, hashing: Hashing, context: &Context) -> Result<Ends> {
         let Job { source, target, tallies: (source_tally, target_tally), .. } = job;
         let open = |reference: &Reference, access, tally| {
             client.repository(&reference.registry, &reference.repository, access, context, tally)
@@ -182,7 +182,8 @@ impl Ends {
                     (None, Location::Layout(source)) => source.repository(),
                     _ => None,
                 });
-                Target::Layout(Layout::open_or_create_in(&image.dir, context).await?.repository(name))
+                let layout = Layout::open_or_create_in(&image.dir, context).await?;
+                Target::Layout(layout.hashing(hashing).repository(name))
             }
         };
         let wants_tag = match target {
@@ -399,7 +400,7 @@ impl Target {
     pub(crate) async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
         match self {
             Target::Registry(repository) => repository.manifest_head(reference).await,
-            Target::Layout(repository) => repository.manifest_head(reference).await,
+            Target::Layout(repository) => repository.manifest_head_intact(reference).await,
         }
     }
 

@@ -25,13 +25,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Arrival;
 use imgsync_common::image::{Digest, RegistryName, Tag};
+use imgsync_common::layout::{HashMemory, Hashing};
 use imgsync_common::registry::{Client, Context, ManifestRef, Traffic};
 use imgsync_common::retry::{self, Budget};
-use imgsync_common::store::{BlobIndex, Leases};
+use imgsync_common::store::{BlobIndex, HashedFile, Leases};
 use imgsync_common::wait::{WaitClock, WaitCredit};
 use tokio::sync::Semaphore;
 
@@ -175,6 +177,21 @@ pub struct Copier {
     in_flight: Arc<AtomicU64>,
     /// Permits for blobs, of all images together: each blob has files open.
     open_blobs: Arc<Semaphore>,
+    hashing: Hashing,
+}
+
+/// Files of layouts that were hashed, as the store remembers them. Without its answer they are hashed again.
+struct Remembered(Arc<dyn BlobIndex>);
+
+#[async_trait]
+impl HashMemory for Remembered {
+    async fn knows(&self, folder: &str, digest: &Digest, version: &str) -> bool {
+        self.0.is_hashed(&HashedFile::new(folder, digest, version)).await.unwrap_or_default()
+    }
+
+    async fn learn(&self, folder: &str, digest: &Digest, version: &str) {
+        let _ = self.0.note_hashed(&HashedFile::new(folder, digest, version)).await;
+    }
 }
 
 /// What is counted while an image is copied.
@@ -205,12 +222,18 @@ impl Copier {
     pub fn new(client: Client, limits: Limits) -> Copier {
         let open_blobs = Arc::new(Semaphore::new(files::max_blobs()));
         let (known, together, in_flight) = Default::default();
-        Copier { client, limits, known, together, in_flight, open_blobs }
+        Copier { client, limits, known, together, in_flight, open_blobs, hashing: Hashing::default() }
     }
 
     /// The same, which shares with other processes what is known of blobs at the targets.
     pub fn with_index(self, index: Arc<dyn BlobIndex>) -> Copier {
-        Copier { known: Arc::new(Known::shared(index)), ..self }
+        let hashing = Hashing::Shared(Arc::new(Remembered(index.clone())));
+        Copier { known: Arc::new(Known::shared(index)), hashing, ..self }
+    }
+
+    /// When files of a layout that is written to are hashed: a forced copy relies on nothing.
+    fn hashing(&self, job: &Job) -> Hashing {
+        if job.force { Hashing::Always } else { self.hashing.clone() }
     }
 
     /// The same, among other workers under this name, of this process alone: a large blob that several want is moved by
@@ -235,7 +258,7 @@ impl Copier {
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, job, &inner).await?;
+        let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
         let work = Box::pin(self.run(job, &ends, &sums, gate, &inner));
         self.done(job, &ends, &sums, &inner, work).await
     }
@@ -244,7 +267,7 @@ impl Copier {
     pub async fn accompany(&self, job: &Job, image: &Seen, context: &Context) -> Result<Done> {
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, job, &inner).await?;
+        let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
         let work = Box::pin(async {
             // The source of what was not cut is the same, whatever a HEAD may say of its tag.
             let source = match job.platforms {
@@ -290,7 +313,7 @@ impl Copier {
     /// What copying an image would do, found out by reading alone, within the time that a copy has.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, job, &inner).await?;
+        let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
         let work = async {
             let mut moves = Moves::default();
             loop {
@@ -307,7 +330,7 @@ impl Copier {
     /// Whether the target has what the source has, found out by reading alone, within the time that a copy has.
     pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
         let inner = self.inner(context);
-        let ends = Ends::open(&self.client, job, &inner).await?;
+        let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
         let work = Box::pin(async {
             let mut moves = Moves::default();
             loop {
@@ -464,7 +487,7 @@ impl Copier {
 
     /// What both ends have, if it is the same; found out with as few requests as can be.
     pub async fn compare(&self, job: &Job, context: &Context) -> Result<Option<Seen>> {
-        let ends = Ends::open(&self.client, job, context).await?;
+        let ends = Ends::open(&self.client, job, self.hashing(job), context).await?;
         let found = find(job, &ends, &mut Moves::default()).await?;
         Ok(match found.root {
             Root::Unchanged(target, _) => {

@@ -187,7 +187,8 @@ impl Walk {
         is_at_source: bool,
     ) -> Result<bool> {
         self.note(&root);
-        if self.force || !self.is_there_already(&root).await? {
+        // In a layout nothing is saved by guessing: each file is looked at.
+        if self.force || self.target.repository().is_none() || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
         if matches!(place, ManifestRef::Digest(_)) {
@@ -289,6 +290,7 @@ impl Walk {
         // Of an image of which an older one is there, this child may be the same.
         if self.may_be_there
             && !self.force
+            && self.target.repository().is_some()
             && let Some(tell_tale) = self.tell_tale(&manifest)
             && self.bring(tell_tale).await? == Arrival::Reused
             && self.has_manifest(&child.digest).await?

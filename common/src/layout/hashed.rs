@@ -1,0 +1,118 @@
+//! Whether a blob's file holds what its name says. Files that others wrote, or that a disk has changed, have the right
+//! size and wrong bytes: one is hashed before it is relied on, once for each version of it.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Layout, Shared};
+use crate::error::Result;
+use crate::image::{Descriptor, Digest, Hasher};
+
+/// Remembers which files were hashed and are right. What it does not know is hashed again.
+#[async_trait]
+pub trait HashMemory: Send + Sync {
+    /// Whether a blob's file in a layout's folder was found to be right in just this version of it.
+    async fn knows(&self, folder: &str, digest: &Digest, version: &str) -> bool;
+
+    /// It was.
+    async fn learn(&self, folder: &str, digest: &Digest, version: &str);
+}
+
+/// When a file is hashed that is to be relied on.
+#[derive(Clone, Default)]
+pub enum Hashing {
+    /// Once for each version of it that this opened layout meets.
+    #[default]
+    Once,
+    /// Once for each version of it that anybody meets who shares this memory.
+    Shared(Arc<dyn HashMemory>),
+    /// Each time.
+    Always,
+}
+
+impl fmt::Debug for Hashing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hashing::Once => "Once",
+            Hashing::Shared(_) => "Shared",
+            Hashing::Always => "Always",
+        })
+    }
+}
+
+/// What tells a state of a file from all others: whoever changes its bytes changes one of these.
+pub(super) fn version(file: &File) -> std::io::Result<String> {
+    let data = file.metadata()?;
+    let (modified, changed) = ((data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec()));
+    Ok(format!(
+        "{}:{}:{}:{}.{:09}:{}.{:09}",
+        data.dev(),
+        data.ino(),
+        data.len(),
+        modified.0,
+        modified.1,
+        changed.0,
+        changed.1
+    ))
+}
+
+/// One name for a folder, however it was written.
+pub(super) fn folder_name(dir: &Path) -> String {
+    std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned()).to_string_lossy().into_owned()
+}
+
+impl Layout {
+    /// Whether a blob's file is there with the right size and the right bytes.
+    pub(super) async fn is_intact(&self, blob: &Descriptor, tried: &str) -> Result<bool> {
+        let (digest, size) = (blob.digest.clone(), blob.size);
+        let found = self
+            .blocking(tried, move |shared| {
+                let found = shared.blob_file(&digest)?.filter(|(_, found)| *found == size);
+                found
+                    .map(|(file, _)| version(&file).map_err(|error| shared.root.failed(digest.hex(), "reading", error)))
+                    .transpose()
+            })
+            .await?;
+        let Some(version) = found else { return Ok(false) };
+        if self.0.knows(&blob.digest, &version).await {
+            return Ok(true);
+        }
+        let mut stream = self.blob_open(blob, 0).await?.stream;
+        let mut hasher = Hasher::new(blob.digest.algorithm());
+        while let Some(chunk) = stream.chunk().await? {
+            hasher.update(&chunk);
+        }
+        let is_right = hasher.finish() == blob.digest;
+        if is_right {
+            self.0.learn(&blob.digest, &version).await;
+        }
+        Ok(is_right)
+    }
+}
+
+impl Shared {
+    async fn knows(&self, digest: &Digest, version: &str) -> bool {
+        let is_here = || {
+            let hashed = self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+            hashed.get(digest).is_some_and(|known| known == version)
+        };
+        match &self.hashing {
+            Hashing::Always => false,
+            Hashing::Once => is_here(),
+            Hashing::Shared(memory) => is_here() || memory.knows(&self.folder, digest, version).await,
+        }
+    }
+
+    /// A file's bytes were found to be right, or were written by us.
+    pub(super) async fn learn(&self, digest: &Digest, version: &str) {
+        self.hashed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), version.to_owned());
+        if let Hashing::Shared(memory) = &self.hashing {
+            memory.learn(&self.folder, digest, version).await;
+        }
+    }
+}
