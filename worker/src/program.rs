@@ -153,7 +153,9 @@ fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
     let name = path.display().to_string();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => String::new(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+            return Ok((Config::default(), PathBuf::new()));
+        }
         Err(error) => {
             return Err(Error::new(Class::Invalid, format!("reading the configuration {name}"), error.to_string()));
         }

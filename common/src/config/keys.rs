@@ -251,7 +251,11 @@ pub(super) static RULE: Section = Section {
             Kind::Either(&[Kind::Text, Kind::Map(&Kind::Section(&PRESET))]),
             "A known source by name, or by name with settings; `imgsync presets` lists them.",
         ),
-        key("from", Kind::Text, "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`."),
+        key(
+            "from",
+            Kind::Either(&[Kind::Text, Kind::Section(&FROM)]),
+            "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`.",
+        ),
         TAGS,
         PLATFORMS,
         SPARSE,
@@ -269,6 +273,18 @@ pub(super) static RULE: Section = Section {
         RULE_SCHEDULE,
         VERIFY_EVERY,
         REFERRERS_EVERY,
+    ],
+};
+
+pub(super) static FROM: Section = Section {
+    title: "`from`",
+    keys: &[
+        key("repositories", Kind::Text, "Source repositories: `**` stands for all below, `*` for one level."),
+        key(
+            "exclude",
+            Kind::Several(&Kind::Text),
+            "Repositories of these that are left alone: host/team/broken, team/old/**, team/*-test.",
+        ),
     ],
 };
 
@@ -456,6 +472,7 @@ pub(super) static SECTIONS: [&Section; 20] = [
     &EMAIL,
     &PRESET,
     &PRUNE,
+    &FROM,
     &SCHEDULE,
     &SERVE,
 ];

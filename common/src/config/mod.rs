@@ -23,6 +23,7 @@ mod schedule;
 mod schema;
 mod serve;
 mod show;
+mod source;
 mod url;
 mod variables;
 mod yaml;
@@ -209,6 +210,14 @@ fn tree(node: &Node) -> serde_json::Value {
 
 fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<'_>]>) -> Config {
     let mut config = Config::default();
+    if matches!(root.value, Value::Null) {
+        reader.report_with(
+            &(0..0),
+            "the configuration is empty",
+            "write `rules`, or at least `registries`; `imgsync config import` makes one of another program's file",
+        );
+        return config;
+    }
     let Some(fields) = reader.fields(root, &CONFIG) else { return config };
     let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
     config.verify_every = duration("verify_every", config.verify_every);

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::keep::{self, Prune};
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
-use super::preset::{self, KnownPreset, Preset};
+use super::preset::{KnownPreset, Preset};
 use super::reader::{Fields, Reader};
 use super::schedule;
+use super::source::{layout_path, source};
 use super::yaml::{Node, Value};
 use crate::batch::{ForeignLayers, Referrers};
 use crate::image::{Platform, RepositoryName, Tag};
@@ -259,37 +260,6 @@ pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) ->
     Some(rule)
 }
 
-fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source> {
-    let reader = surroundings.reader;
-    match (fields.get("preset"), fields.get("from")) {
-        (None, None) => {
-            reader.report(&fields.at, "a rule needs `from` or `preset`");
-            None
-        }
-        (Some(_), Some(_)) => {
-            if let Some(entry) = fields.entry("preset") {
-                reader.report(&entry.key_at, "a rule has either `from` or `preset`, not both");
-            }
-            None
-        }
-        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(Source::Preset),
-        (None, Some(node)) => {
-            let text = reader.text(node)?;
-            if let Some(layout) = text.strip_prefix("oci:") {
-                return layout_path(reader, node, layout).map(Source::Layout);
-            }
-            match text.parse::<RepositoryPattern>() {
-                Ok(pattern) => Some(Source::Repositories(pattern)),
-                Err(error) => {
-                    let hint = error.hint.clone();
-                    reader.refuse(node, error, hint);
-                    None
-                }
-            }
-        }
-    }
-}
-
 fn artifact_type(reader: &Reader, node: &Node) -> Option<String> {
     let text = reader.text(node)?;
     match Referrers::check_type(text) {
@@ -307,28 +277,6 @@ fn destination(reader: &Reader, node: &Node) -> Option<Destination> {
         Some(layout) => layout_path(reader, node, layout).map(Destination::Layout),
         None => reader.parse(node).map(Destination::Registry),
     }
-}
-
-fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<PathBuf> {
-    if text.is_empty() {
-        reader.report(&node.at, "`oci:` needs the name of a folder");
-        return None;
-    }
-    if let Some((folder, tag)) = text.rsplit_once(':')
-        && tag.parse::<Tag>().is_ok()
-    {
-        reader.refuse(
-            node,
-            "a layout in a rule has no tag",
-            Some(format!("write `oci:{folder}` and `tags: {{include: [\"{tag}\"]}}`")),
-        );
-        return None;
-    }
-    if text.contains('*') {
-        reader.report(&node.at, "a layout is read as a whole, without stars");
-        return None;
-    }
-    Some(PathBuf::from(text))
 }
 
 pub(super) fn read_selection(reader: &Reader, node: &Node) -> Selection {

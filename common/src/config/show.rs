@@ -225,7 +225,13 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         Source::Preset(Preset { name, versions: Some(versions) }) => {
             yaml.raw("preset", &format!("{{{}: {{versions: {}}}}}", yaml_scalar(name), yaml_scalar(versions)));
         }
-        Source::Repositories(pattern) => yaml.field("from", pattern),
+        Source::Repositories(pattern) if pattern.excluded().is_empty() => yaml.field("from", pattern),
+        Source::Repositories(pattern) => {
+            yaml.open("from");
+            yaml.field("repositories", pattern.clone().without(Vec::new()));
+            yaml.list("exclude", pattern.excluded().iter());
+            yaml.close();
+        }
         Source::Layout(folder) => yaml.field("from", format!("oci:{}", folder.display())),
     }
     if rule.selection != Selection::default() {

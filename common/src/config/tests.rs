@@ -90,8 +90,11 @@ fn the_example_of_the_documentation_means_what_it_says() {
 
 #[test]
 fn what_is_not_written_has_its_default() {
-    for text in ["", "# nothing\n", "rules:\n", "rules: []\nregistries:\n", "\u{feff}rules: []\n", "---\n"] {
+    for text in ["rules:\n", "rules: []\nregistries:\n", "\u{feff}rules: []\n", "---\nrules:\n"] {
         assert_eq!(good(text), Config::default(), "{text:?}");
+    }
+    for text in ["", "# nothing\n", "---\n", "\u{feff}\n"] {
+        assert!(bad(text).contains("the configuration is empty"), "{text:?}");
     }
     let config = Config::default();
     let days = |days: u32| days * DAY;

@@ -12,7 +12,7 @@ use imgsync_worker::settings::{client_settings, exposed};
 use super::args::Global;
 use super::exit::Exit;
 use super::printer::Printer;
-use crate::presets;
+use crate::{import, presets};
 
 /// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
@@ -66,15 +66,10 @@ impl Settings {
                 return Err(Wrong::Unreadable(format!("cannot read the configuration {}: {error}", path.display())));
             }
         };
-        let name = path.display().to_string();
-        let presets = presets::known();
-        let file = File {
-            name: &name,
-            text: text.as_deref().unwrap_or_default(),
-            environment: &|name| std::env::var(name).ok(),
-            presets: Some(&presets),
+        let config = match &text {
+            None => Config::default(),
+            Some(text) => config(&path, text)?,
         };
-        let config = Config::read(&file).map_err(|errors| Wrong::Refused(errors.to_string()))?;
         let warning = exposed(&config, &path);
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
         // A variable that is set to nothing names nothing.
@@ -83,7 +78,7 @@ impl Settings {
         Ok((Settings { config, file: text.map(|_| path), given }, warning))
     }
 
-    /// The file that is read.
+    /// The file that is read, by its name.
     pub(crate) fn path(global: &Global) -> PathBuf {
         global.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
     }
@@ -109,4 +104,21 @@ impl Settings {
     pub(crate) fn client(&self) -> Result<ClientSettings> {
         client_settings(&self.config, self.folder())
     }
+}
+
+/// What a file means. Of one that another program reads it is said how to take that over.
+fn config(path: &Path, text: &str) -> std::result::Result<Config, Wrong> {
+    let name = path.display().to_string();
+    let presets = presets::known();
+    let environment = |name: &str| std::env::var(name).ok();
+    let file = File { name: &name, text, environment: &environment, presets: Some(&presets) };
+    Config::read(&file).map_err(|errors| {
+        let mut words = errors.to_string();
+        if let Some(format) = import::whose(text) {
+            words.push_str(&format!(
+                "\nhint: this looks like a file of {format}: `imgsync config import {name}` makes a configuration of it\n"
+            ));
+        }
+        Wrong::Refused(words)
+    })
 }

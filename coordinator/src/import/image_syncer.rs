@@ -4,7 +4,7 @@ use imgsync_common::image::Reference;
 use serde_json::Value;
 
 use super::draft::{Draft, DraftRule, Text};
-use super::place::{of_anchored_regex, of_tag, placed};
+use super::place::{of_regex, of_tag, placed};
 use super::{Hints, is_true, leave_out, text, texts};
 
 /// The part of a source or a target that says which tags.
@@ -99,7 +99,8 @@ fn chosen(rule: DraftRule, tags: &Tags<'_>) -> Result<DraftRule, String> {
     let include = match tags {
         Tags::All => Vec::new(),
         Tags::These(tags) => tags.iter().map(|tag| of_tag(tag)).collect::<Result<_, _>>()?,
-        Tags::Matching(regex) => vec![of_anchored_regex(regex)?],
+        // It looks for the expression anywhere in a tag.
+        Tags::Matching(regex) => vec![of_regex(regex)?],
         Tags::Digest(digest) => {
             return Err(format!("{digest} is no tag; `imgsync sync` copies by digest"));
         }

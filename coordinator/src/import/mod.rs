@@ -82,6 +82,19 @@ pub fn file(text: &str, format: Option<Format>, hints: &Hints) -> Result<(Format
     Ok((format, draft))
 }
 
+/// Whose file a text is, where it is certainly none of ours.
+pub fn whose(text: &str) -> Option<Format> {
+    let tree = yaml_tree(text).ok()?;
+    let keys: Vec<&String> = tree.as_object()?.keys().collect();
+    let ours = ["rules", "registries", "cluster", "notify", "report", "serve"];
+    if keys.iter().any(|key| ours.contains(&key.as_str())) {
+        return None;
+    }
+    // What image-syncer copies is named, else any mapping of texts would be its file.
+    let names_images = tree.get("images").is_some() || keys.iter().all(|key| key.contains('/'));
+    guess(&tree).filter(|format| *format != Format::ImageSyncer || names_images)
+}
+
 /// Turns a command line of imgsync 2.1 into a configuration.
 pub fn command(line: &str) -> Result<Draft, String> {
     original::read(line)

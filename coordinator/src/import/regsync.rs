@@ -95,6 +95,35 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
             false => draft.user(registry, user),
         }
     }
+    let plain = value("tls") == Some("disabled") || value("scheme") == Some("http");
+    if plain {
+        draft.registry(registry, "tls", Text::Plain("off".into()));
+    }
+    let insecure = !plain && value("tls") == Some("insecure");
+    if insecure {
+        draft.registry(registry, "insecure", Text::Plain("true".into()));
+    }
+    // What contradicts that here is of no use there either.
+    let mut useless: Vec<(&str, &str)> = Vec::new();
+    match (plain, insecure) {
+        (true, _) => {
+            useless.extend(["regcert", "clientCert", "clientKey"].map(|key| (key, "plain HTTP has no certificates")));
+        }
+        (false, true) => {
+            useless.push(("regcert", "`tls: insecure` trusts any certificate; without it this one is checked"))
+        }
+        (false, false) => {}
+    }
+    for (one, other) in [("clientCert", "clientKey"), ("clientKey", "clientCert")] {
+        if value(one).is_some() && value(other).is_none() {
+            useless.push((one, "a client certificate and its key are of use together"));
+        }
+    }
+    useless.retain(|(key, _)| value(key).is_some());
+    for (key, why) in &useless {
+        draft.note(format!("creds of {registry}: `{key}` was not taken over: {why}"));
+    }
+    let value = |key: &str| value(key).filter(|_| !useless.iter().any(|(useless, _)| *useless == key));
     for (theirs, ours) in [("pass", "password"), ("token", "identity_token"), ("clientKey", "client_key")] {
         let Some(secret) = value(theirs) else { continue };
         if secret.contains("{{") && variable_of(secret).is_none() {
@@ -102,16 +131,10 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
         }
         draft.secret(registry, ours, secret);
     }
-    let plain = value("tls") == Some("disabled") || value("scheme") == Some("http");
-    if plain {
-        draft.registry(registry, "tls", Text::Plain("off".into()));
-    }
-    if value("tls") == Some("insecure") {
-        draft.registry(registry, "insecure", Text::Plain("true".into()));
-    }
-    let url = |host: &str| match host.contains("://") {
-        true => host.to_owned(),
-        false => format!("{}://{host}", if plain { "http" } else { "https" }),
+    let url = |host: &str| match host.split_once("://") {
+        Some((_, host)) if plain => format!("http://{host}"),
+        Some(_) => host.to_owned(),
+        None => format!("{}://{host}", if plain { "http" } else { "https" }),
     };
     if let Some(host) = value("hostname").filter(|host| *host != registry) {
         draft.registry(registry, "endpoint", Text::Plain(url(host)));

@@ -213,7 +213,7 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
         "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    name: basename\n",
         "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    name: keep\n",
         "    to: r.example.com\n    name: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
-        "tags: {include: [\"/v1\\\\..*/\"]}",
+        "tags: {include: [\"/.*(?:v1\\\\..*).*/\"]}",
         "name: \"{{ \\\"c\\\" if basename }}:one\"",
         "name: \"{{ \\\"c\\\" if basename }}:two\"",
         "- from: gcr.io/a/f\n    to: r.example.com/default\n    name: basename\n",
@@ -230,6 +230,63 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     let (yaml, draft) = made(old, &Hints::default());
     assert!(yaml.contains("to: r.example.com\n    name: keep"), "{yaml}");
     assert!(has_note(&draft, "`proc` has no counterpart"));
+}
+
+#[test]
+fn expressions_of_image_syncer_are_found_anywhere_in_a_tag_as_there() {
+    let tags = ["1.1", "v1.1.3", "2.1.10-slim", "11", "1.10", "0.9", "beta"];
+    for (written, chosen) in [
+        (r"1\.1", "1.1 v1.1.3 2.1.10-slim 1.10"),
+        (r"^1\.1", "1.1 1.10"),
+        (r"-slim$", "2.1.10-slim"),
+        (r"^1\.1$", "1.1"),
+        ("^v|beta", "v1.1.3 beta"),
+    ] {
+        let (yaml, _) = made(&format!("gcr.io/a/b:/{written}/: r.example.com/b\n"), &Hints::default());
+        let read = Config::read(&File { name: "f", text: &yaml, environment: &|_| None, presets: None }).unwrap();
+        let candidates = tags.map(imgsync_common::select::Candidate::new);
+        let kept = read.rules[0].selection.evaluate(candidates, jiff::Timestamp::UNIX_EPOCH).kept;
+        let mut kept: Vec<&str> = kept.iter().map(|candidate| candidate.tag.as_str()).collect();
+        kept.sort_by_key(|tag| tags.iter().position(|known| known == tag));
+        assert_eq!(kept.join(" "), chosen, "{written}: {yaml}");
+    }
+}
+
+#[test]
+fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_is_right() {
+    for (creds, has, lacks, note) in [
+        ("tls: insecure, regcert: /etc/ca.pem", "insecure: true", "ca:", "`regcert` was not taken over"),
+        ("tls: disabled, regcert: /etc/ca.pem", "tls: off", "ca:", "plain HTTP has no certificates"),
+        ("tls: disabled, clientCert: /c.pem, clientKey: /k.pem", "tls: off", "client_", "`clientKey` was not"),
+        ("tls: disabled, hostname: \"https://h:5001\"", "endpoint: \"http://h:5001\"", "https", ""),
+        ("clientCert: /c.pem", "", "client_cert", "are of use together"),
+        ("regcert: /etc/ca.pem", "ca: \"/etc/ca.pem\"", "insecure", ""),
+    ] {
+        let text = format!(
+            "creds: [{{registry: \"r.example.com:5000\", {creds}}}]\nsync: [{{source: \"r.example.com:5000/a\", target: \"t.example.com/a\", type: repository}}]\n"
+        );
+        // `made` holds it against what is a configuration.
+        let (yaml, draft) = made(&text, &Hints::default());
+        assert!(yaml.contains(has) && !yaml.contains(lacks), "{creds}: {yaml}");
+        assert!(note.is_empty() || has_note(&draft, note), "{creds}: {:?}", draft.notes());
+    }
+}
+
+#[test]
+fn a_file_of_another_program_is_known_by_what_stands_in_it() {
+    for (text, format) in [
+        (SKOPEO, Some(Format::Skopeo)),
+        (REGSYNC, Some(Format::Regsync)),
+        ("gcr.io/a/b: r.example.com/b\n", Some(Format::ImageSyncer)),
+        ("images: {gcr.io/a/b: r.example.com/b}\nauth: {}\n", Some(Format::ImageSyncer)),
+        ("rules: [{from: a}]\n", None),
+        ("registries: {gcr.io: {images: {a: []}}}\n", None),
+        ("timeout: 10 parsecs\n", None),
+        ("", None),
+        ("a: [", None),
+    ] {
+        assert_eq!(whose(text), format, "{text}");
+    }
 }
 
 #[test]

@@ -65,3 +65,62 @@ async fn what_cannot_be_taken_over_is_wrong_usage() {
     program.again().args(["config", "import", "missing.yaml"]).run().await.assert_code(2);
     program.again().args(["config", "import"]).run().await.assert_code(2);
 }
+
+#[tokio::test]
+async fn an_empty_configuration_is_an_error_everywhere() {
+    let program = Imgsync::new();
+    // What a redirected command leaves that has failed.
+    program.file("skopeo.yaml", "r.example.com:\n  images: {a: []}\n");
+    let output = program.again().args(["config", "import", "skopeo.yaml"]).run().await.assert_code(2);
+    assert!(output.stdout.is_empty() && output.stderr.contains("--to"), "{}", output.stderr);
+    for text in ["", "\n\n", "# nothing but words\n", "---\n", "null\n"] {
+        program.file("imgsync.yaml", text);
+        for args in
+            [&["config", "check"][..], &["config", "show"], &["run"], &["tags", "oci:x"], &["serve"], &["verify"]]
+        {
+            let output = program.again().args(args).run().await.assert_code(2);
+            assert!(output.stderr.contains("the configuration is empty"), "{args:?} {text:?}: {}", output.stderr);
+        }
+    }
+    // Registries alone are of use to commands without rules.
+    program.file("imgsync.yaml", "registries: {r.example.com: {tls: off}}\n");
+    program.again().args(["config", "check"]).run().await.assert_code(0);
+    let output = program.again().args(["run"]).run().await.assert_code(2);
+    assert!(output.stderr.contains("there are no rules to run"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_file_of_another_program_in_place_of_a_configuration_gets_a_hint() {
+    let program = Imgsync::new();
+    for (text, whose) in [
+        ("quay.io:\n  images-by-tag-regex:\n    team/app: ^1\n", "skopeo"),
+        ("version: 1\ncreds: []\nsync:\n- {source: a, target: b, type: repository}\n", "regsync"),
+        ("{\"quay.io/team/app\": \"r.example.com/team/app\"}", "image-syncer"),
+        ("auth: {}\nimages: {quay.io/team/app: r.example.com/team/app}\n", "image-syncer"),
+    ] {
+        program.file("theirs.yaml", text);
+        for args in [&["config", "check", "-c", "theirs.yaml"][..], &["run", "-c", "theirs.yaml"]] {
+            let output = program.again().args(args).run().await.assert_code(2);
+            let hint = format!("a file of {whose}: `imgsync config import theirs.yaml`");
+            assert!(output.stderr.contains(&hint), "{args:?}: {}", output.stderr);
+        }
+    }
+    // What is only mistyped is ours.
+    program.file("imgsync.yaml", "rule: [{from: a, to: b}]\n");
+    let output = program.again().args(["config", "check"]).run().await.assert_code(2);
+    assert!(!output.stderr.contains("config import"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn an_expression_of_image_syncer_loses_no_tags() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for tag in ["2.4", "v2.4.1", "12.41-slim", "24", "3.0"] {
+        source.push("team/app", tag, &images::single(&format!("anywhere-{tag}")));
+    }
+    let program = Imgsync::new();
+    program.file("images.yaml", format!("{}/team/app:/2\\.4/: {}/m/app\n", source.host(), target.host()));
+    let made = program.again().args(["config", "import", "images.yaml"]).run().await.assert_code(0);
+    program.file("imgsync.yaml", &made.stdout);
+    program.again().args(["run"]).run().await.assert_code(0);
+    assert_eq!(target.tags("m/app"), ["12.41-slim", "2.4", "v2.4.1"]);
+}

@@ -1,0 +1,104 @@
+//! `from` and `preset` of a rule: what it reads.
+
+use std::path::PathBuf;
+
+use super::keys::FROM;
+use super::preset;
+use super::reader::{Fields, Reader};
+use super::rule::{Source, Surroundings};
+use super::yaml::{Node, Value};
+use crate::image::Tag;
+use crate::select::RepositoryPattern;
+
+/// What a rule reads; what is wrong with it is reported.
+pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source> {
+    let reader = surroundings.reader;
+    match (fields.get("preset"), fields.get("from")) {
+        (None, None) => {
+            reader.report(&fields.at, "a rule needs `from` or `preset`");
+            None
+        }
+        (Some(_), Some(_)) => {
+            if let Some(entry) = fields.entry("preset") {
+                reader.report(&entry.key_at, "a rule has either `from` or `preset`, not both");
+            }
+            None
+        }
+        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(Source::Preset),
+        (None, Some(node)) if matches!(node.value, Value::Map(_)) => some_of(reader, node).map(Source::Repositories),
+        (None, Some(node)) => {
+            let text = reader.text(node)?;
+            if let Some(layout) = text.strip_prefix("oci:") {
+                return layout_path(reader, node, layout).map(Source::Layout);
+            }
+            match text.parse::<RepositoryPattern>() {
+                Ok(pattern) => Some(Source::Repositories(pattern)),
+                Err(error) => {
+                    let hint = error.hint.clone();
+                    reader.refuse(node, error, hint);
+                    None
+                }
+            }
+        }
+    }
+}
+
+/// `from: {repositories: …, exclude: […]}`.
+fn some_of(reader: &Reader, node: &Node) -> Option<RepositoryPattern> {
+    let fields = reader.fields(node, &FROM)?;
+    let Some(repositories) = fields.get("repositories") else {
+        reader.report(&fields.at, "`repositories` is missing: which?");
+        return None;
+    };
+    let text = reader.text(repositories)?;
+    let pattern = match text.parse::<RepositoryPattern>() {
+        _ if text.starts_with("oci:") => {
+            reader.refuse(repositories, "a layout is read as a whole", Some(format!("write `from: {text}`")));
+            return None;
+        }
+        Ok(pattern) => pattern,
+        Err(error) => {
+            let hint = error.hint.clone();
+            reader.refuse(repositories, error, hint);
+            return None;
+        }
+    };
+    let mut excluded = Vec::new();
+    for node in fields.get("exclude").map(|node| reader.several(node)).unwrap_or_default() {
+        match pattern.read_excluded(reader.text(node)?) {
+            Ok(_) if pattern.repository().is_some() => {
+                reader.refuse(node, "nothing can be excluded from one repository", None);
+            }
+            Ok(other) if other == pattern => reader.refuse(node, format!("this excludes all of {pattern}"), None),
+            Ok(other) => excluded.push(other),
+            Err(error) => {
+                let hint = error.hint.clone();
+                reader.refuse(node, error, hint);
+            }
+        }
+    }
+    Some(pattern.without(excluded))
+}
+
+/// The folder of a layout that is read or written as a whole.
+pub(super) fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<PathBuf> {
+    if text.is_empty() {
+        reader.report(&node.at, "`oci:` needs the name of a folder");
+        return None;
+    }
+    if let Some((folder, tag)) = text.rsplit_once(':')
+        && tag.parse::<Tag>().is_ok()
+    {
+        reader.refuse(
+            node,
+            "a layout in a rule has no tag",
+            Some(format!("write `oci:{folder}` and `tags: {{include: [\"{tag}\"]}}`")),
+        );
+        return None;
+    }
+    if text.contains('*') {
+        reader.report(&node.at, "a layout is read as a whole, without stars");
+        return None;
+    }
+    Some(PathBuf::from(text))
+}
