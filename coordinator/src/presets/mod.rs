@@ -6,7 +6,7 @@ mod part;
 mod versions;
 
 pub use catalog::{Known, all, find, known, of_original, original_of};
-pub use part::{Names, Part, parts};
+pub use part::{Names, Part, is_of_preset, parts};
 
 #[cfg(test)]
 mod tests;

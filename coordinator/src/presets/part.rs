@@ -149,6 +149,13 @@ pub fn parts(source: &Source) -> Result<Vec<Part>> {
     }
 }
 
+/// Whether a repository is one of those that a preset reads: two of its homes may have a tag under one name.
+pub fn is_of_preset(source: &Source, registry: &RegistryName, repository: &str) -> bool {
+    let Source::Preset(preset) = source else { return false };
+    let reads = find(preset).map(|known| known.reads()).unwrap_or_default();
+    reads.iter().any(|pattern| pattern.registry() == registry && pattern.matches(repository))
+}
+
 /// Whether all that the second means is meant by the first.
 fn covers(pattern: &RepositoryPattern, part: &RepositoryPattern) -> bool {
     let within = |repository: RepositoryName| pattern.matches(repository.as_str());

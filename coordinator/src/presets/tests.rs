@@ -45,6 +45,15 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
     let plugin = &read("flannel")[1];
     assert_eq!(plugin.original(plugin.pattern.registry(), &plugin.pattern.repository().unwrap()), None);
     assert_eq!(plugin.was(), ["docker.io/flannel/flannel-cni-plugin"]);
+    // Two homes at a time, where versions stayed behind.
+    let homes = |preset: &str, name: &str| -> Vec<String> {
+        let parts = read(preset).into_iter().map(|part| part.pattern.to_string());
+        parts.filter(|pattern| pattern.ends_with(name)).collect()
+    };
+    assert_eq!(
+        homes("spinnaker", "/igor"),
+        ["ghcr.io/spinnaker/igor", "us-docker.pkg.dev/spinnaker-community/docker/igor"]
+    );
     assert_eq!(of_original("gcr.io/google-containers").map(|known| known.name.as_str()), None);
 }
 

@@ -40,6 +40,8 @@ struct Case {
     host: &'static str,
     google: bool,
     there: &'static [&'static str],
+    /// Earlier homes that still have versions: host, and what stands before the same names there.
+    earlier: &'static [(&'static str, &'static str)],
     read: &'static [(&'static str, &'static str, &'static str)],
 }
 
@@ -49,6 +51,7 @@ const CASES: [Case; 8] = [
         host: "ghcr.io",
         google: false,
         there: &["flannel-io/flannel", "flannel-io/flannel-cni-plugin", "flannel-io/other"],
+        earlier: &[],
         read: &[
             ("flannel-io/flannel", "ghcr.io_flannel-io_flannel", "quay.io_coreos_flannel"),
             (
@@ -63,6 +66,7 @@ const CASES: [Case; 8] = [
         host: "registry.k8s.io",
         google: true,
         there: &["pause", "coredns/coredns"],
+        earlier: &[],
         read: &[
             ("pause", "registry.k8s.io_pause", "k8s.gcr.io_pause"),
             ("coredns/coredns", "registry.k8s.io_coredns_coredns", "k8s.gcr.io_coredns_coredns"),
@@ -73,6 +77,7 @@ const CASES: [Case; 8] = [
         host: "ghcr.io",
         google: false,
         there: &["helm/tiller", "helm/chart-testing"],
+        earlier: &[],
         read: &[("helm/tiller", "ghcr.io_helm_tiller", "gcr.io_kubernetes-helm_tiller")],
     },
     Case {
@@ -87,6 +92,7 @@ const CASES: [Case; 8] = [
             "release/proxyv2",
             "release/ztunnel",
         ],
+        earlier: &[],
         read: &[
             ("release/install-cni", "registry.istio.io_release_install-cni", "gcr.io_istio-release_install-cni"),
             ("release/istioctl", "registry.istio.io_release_istioctl", "gcr.io_istio-release_istioctl"),
@@ -115,6 +121,7 @@ const CASES: [Case; 8] = [
             "linkerd/tap",
             "linkerd/web",
         ],
+        earlier: &[],
         read: &[
             ("linkerd/cli-bin", "ghcr.io_linkerd_cli-bin", "gcr.io_linkerd-io_cli-bin"),
             ("linkerd/cni-plugin", "ghcr.io_linkerd_cni-plugin", "gcr.io_linkerd-io_cni-plugin"),
@@ -149,6 +156,7 @@ const CASES: [Case; 8] = [
             "spinnaker/orca",
             "spinnaker/rosco",
         ],
+        earlier: &[("us-docker.pkg.dev", "spinnaker-community/docker")],
         read: &[
             ("spinnaker/clouddriver", "ghcr.io_spinnaker_clouddriver", "gcr.io_spinnaker-marketplace_clouddriver"),
             ("spinnaker/deck", "ghcr.io_spinnaker_deck", "gcr.io_spinnaker-marketplace_deck"),
@@ -169,6 +177,7 @@ const CASES: [Case; 8] = [
         host: "gcr.io",
         google: true,
         there: &["distroless/static", "distroless/base/debug", "istio-release/pilot"],
+        earlier: &[],
         read: &[
             ("distroless/static", "gcr.io_distroless_static", "gcr.io_distroless_static"),
             ("distroless/base/debug", "gcr.io_distroless_base_debug", "gcr.io_distroless_base_debug"),
@@ -179,6 +188,7 @@ const CASES: [Case; 8] = [
         host: "us-docker.pkg.dev",
         google: true,
         there: &["google-samples/containers/gke/hello-app", "google-samples/other/x"],
+        earlier: &[],
         read: &[(
             "google-samples/containers/gke/hello-app",
             "us-docker.pkg.dev_google-samples_containers_gke_hello-app",
@@ -188,16 +198,70 @@ const CASES: [Case; 8] = [
 ];
 
 #[tokio::test]
+async fn versions_that_stayed_at_an_earlier_home_are_read_there() {
+    let google = || FaultRegistry::builder().google().start();
+    let (newer, older, target) = tokio::join!(FaultRegistry::start(), google(), FaultRegistry::start());
+    let image = |name: &str| images::single(&format!("home-{name}"));
+    for (preset, hosts, (new, old), style, names) in [
+        (
+            "spinnaker",
+            ["ghcr.io", "us-docker.pkg.dev"],
+            ("spinnaker/gate", "spinnaker-community/docker/gate"),
+            "flat",
+            ["ghcr.io_spinnaker_gate", "us-docker.pkg.dev_spinnaker-community_docker_gate"],
+        ),
+        (
+            "spinnaker",
+            ["ghcr.io", "us-docker.pkg.dev"],
+            ("spinnaker/gate", "spinnaker-community/docker/gate"),
+            "original",
+            ["gcr.io_spinnaker-marketplace_gate", "gcr.io_spinnaker-marketplace_gate"],
+        ),
+    ] {
+        newer.push(new, "v9", &image("new"));
+        newer.push(new, "both", &image("new"));
+        older.push(old, "v1", &image("old"));
+        older.push(old, "both", &image("old"));
+        let yaml = endpoints(&[(hosts[0], &newer), (hosts[1], &older), ("docker.io", &target)]);
+        let base = format!("r.example.com/{preset}-{style}");
+        let yaml = format!("{yaml}  r.example.com: {{endpoint: '{}'}}\n", target.url());
+        let yaml = format!("{yaml}rules: [{{preset: {preset}, to: {base}, name: {style}}}]\n");
+        // Other repositories of the preset are not there: that is told, and the exit code says so.
+        let json = configured(&yaml).args(["run", "--json"]).run().await.assert_code(1).json();
+        let path = |name: &str| format!("{preset}-{style}/{name}");
+        assert_eq!(json["counts"]["failed"], 0, "{json}");
+        let tags = |name: &str| target.tags(&path(name));
+        match names[0] == names[1] {
+            true => assert_eq!(tags(names[0]), ["both", "v1", "v9"]),
+            false => {
+                assert_eq!(tags(names[0]), ["both", "v9"]);
+                assert_eq!(tags(names[1]), ["both", "v1"]);
+            }
+        }
+        target.assert_holds(&path(names[0]), "both", &image("new"));
+        target.assert_holds(&path(names[1]), "v1", &image("old"));
+    }
+}
+
+#[tokio::test]
 async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
     let image = images::single("preset");
-    for Case { preset, host, google, there, read } in CASES {
+    for Case { preset, host, google, there, earlier, read } in CASES {
         let source = if google { FaultRegistry::builder().google() } else { FaultRegistry::builder() };
         let (source, target) = tokio::join!(source.start(), FaultRegistry::start());
         for repository in there {
             source.push(repository, "v1", &image);
         }
         source.push(read[0].0, "v2", &image);
-        let yaml = endpoints(&[(host, &source), ("docker.io", &target)]);
+        // What stayed behind has a tag of its own.
+        let below =
+            |path: &'static str| there.iter().map(move |name| (path, name.rsplit('/').next().unwrap_or_default()));
+        let mut hosts = vec![(host, &source), ("docker.io", &target)];
+        for (host, path) in earlier {
+            below(path).for_each(|(path, name)| source.push(&format!("{path}/{name}"), "v0", &image));
+            hosts.push((*host, &source));
+        }
+        let yaml = endpoints(&hosts);
         for (style, names) in [(None, 1), (Some("original"), 2)] {
             let mut expected: Vec<(String, String)> = read
                 .iter()
@@ -209,6 +273,14 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
                 })
                 .collect();
             expected.push((expected[0].0.replace(":v1", ":v2"), expected[0].1.replace(":v1", ":v2")));
+            for ((host, path), name) in earlier.iter().flat_map(|home| read.iter().map(move |row| (home, row))) {
+                let basename = name.0.rsplit('/').next().unwrap_or_default();
+                let source = format!("{host}/{path}/{basename}");
+                let flat = source.replace('/', "_");
+                let has_original = name.2 != name.1;
+                let target = if names == 2 && has_original { name.2.to_owned() } else { flat };
+                expected.push((format!("{source}:v0"), format!("docker.io/me/{target}:v0")));
+            }
             let expected: BTreeSet<_> = expected.into_iter().collect();
             // Typed, and in a rule.
             let mut typed = configured(&yaml).args(["run", "--dry-run", "--json", "--preset", preset, "--user", "me"]);
