@@ -453,7 +453,7 @@ pub(super) static SERVE: Section = Section {
 };
 
 /// All sections, to say where a misplaced key belongs.
-pub(super) static SECTIONS: [&Section; 20] = [
+pub(super) static SECTIONS: [&Section; 21] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,

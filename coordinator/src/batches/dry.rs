@@ -12,6 +12,7 @@ use imgsync_common::store::Store;
 use imgsync_worker::copy::Location;
 use jiff::Timestamp;
 
+use super::chosen::{Chosen, warning};
 use super::listings::{Listings, Offer};
 use super::plan::{PlannedTask, Planner, Slice, cut, settle};
 use super::prune::Pruning;
@@ -73,15 +74,18 @@ impl Dry<'_> {
                         continue;
                     }
                 };
+            let mut chosen = Chosen::default();
             loop {
                 match listings.next().await {
                     Ok(None) => break,
                     Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
                         unsure(&mut pruning, &unlisted.repository);
+                        chosen.missed();
                         self.unlisted(&mut dry, unlisted.repository, unlisted.error)?;
                     }
                     Ok(Some(Offer { found: Found::Listed(listing), part })) => {
                         let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                        chosen.count(&listing, &plan);
                         tasks.extend(plan.tasks);
                         let failed = plan.failed.into_iter();
                         dry.failed
@@ -98,12 +102,16 @@ impl Dry<'_> {
                     }
                     Err(error) => {
                         unsure(&mut pruning, &rule.source.to_string());
+                        chosen.missed();
                         self.unlisted(&mut dry, rule.place(), error)?;
                         break;
                     }
                 }
             }
             dry.prunings.extend(pruning);
+            if let Some(empty) = chosen.empty(rule, number) {
+                self.context.warn(warning(rule, &empty));
+            }
         }
         let (tasks, failed) = settle(tasks, self.rules);
         dry.failed.extend(failed.into_iter().map(|failed| (failed.source.to_string(), failed.target, failed.error)));

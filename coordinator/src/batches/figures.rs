@@ -45,6 +45,7 @@ struct Figures {
     last_good_end: Gauge<f64, AtomicU64>,
     last_tasks: Gauges,
     last_unlisted: Gauge,
+    last_empty_rules: Gauge,
     workers: Gauge,
     slots: Gauge,
     busy: Gauge,
@@ -71,6 +72,7 @@ impl Figures {
             self.last_tasks.clone(),
         );
         registry.register("last_batch_unlisted", "What could not be listed in it", self.last_unlisted.clone());
+        registry.register("last_batch_empty_rules", "Rules that chose no tag in it", self.last_empty_rules.clone());
         registry.register("workers", "Workers that live", self.workers.clone());
         registry.register("worker_slots", "Tasks that all workers can do at a time", self.slots.clone());
         registry.register("busy_slots", "Tasks that workers are at", self.busy.clone());
@@ -91,6 +93,7 @@ impl Figures {
         self.count_batches(&batches);
         if let Some(last) = ended(&batches) {
             self.last_unlisted.set(number(house.store.unlisted(last.id).await?.len()));
+            self.last_empty_rules.set(number(house.store.empty_rules(last.id).await?.len()));
         }
         self.count_workers(&workers);
         self.holds.clear();

@@ -1,17 +1,17 @@
 //! The listings of a rule, from registries or from an image layout.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use imgsync_common::config::Source;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::layout::Layout;
+use imgsync_common::error::{Error, Result};
 use imgsync_common::registry::{Client, Context, Tally};
 
-use crate::enumerate::{Enumeration, Found, ListedTag, Listing, Options, Unlisted, enumerate};
+use super::folder::of_layout;
+use crate::enumerate::{Enumeration, Found, Options, Unlisted, enumerate};
 use crate::presets::{Part, parts};
 
 /// Listings, one by one.
@@ -161,46 +161,4 @@ impl Several {
 fn unlisted(part: Arc<Part>, error: Error) -> Offer {
     let repository = part.pattern.to_string();
     Offer { found: Found::Unlisted(Unlisted { repository, error }), part: Some(part) }
-}
-
-/// The repositories of a layout. Images without a full name belong to none, and are said to be left out.
-async fn of_layout(folder: &Path) -> Result<Vec<Found>> {
-    let layout = Layout::open(folder).await?;
-    let mut repositories = BTreeMap::new();
-    let mut found = Vec::new();
-    for entry in layout.entries().await? {
-        match (entry.repository, entry.tag) {
-            (Some(name), Some(tag)) => repositories.entry(name).or_insert_with(Vec::new).push(ListedTag {
-                tag: tag.as_str().to_owned(),
-                digest: Some(entry.descriptor.digest),
-                created: None,
-                media_type: Some(entry.descriptor.media_type),
-            }),
-            (None, Some(tag)) => {
-                let tried = format!("listing oci:{}", folder.display());
-                let detail = format!("`{tag}` has no full name, so that no name at the target follows from it");
-                let error = Error::new(Class::Invalid, tried, detail).hint("copy it with `imgsync sync`");
-                found.push(Found::Unlisted(Unlisted { repository: format!("oci:{}:{tag}", folder.display()), error }));
-            }
-            // Found by its digest alone: nothing that rules choose from.
-            (_, None) => {}
-        }
-    }
-    found.extend(repositories.into_iter().map(|(name, mut tags)| {
-        tags.sort_by(|a, b| a.tag.cmp(&b.tag));
-        tags.dedup_by(|a, b| a.tag == b.tag);
-        let manifests = tags.len();
-        let (registry, repository) = (name.registry, name.repository);
-        Found::Listed(Listing {
-            registry,
-            repository,
-            tags,
-            children: Vec::new(),
-            manifests,
-            google: false,
-            undated: None,
-            memory: None,
-        })
-    }));
-    Ok(found)
 }

@@ -1,10 +1,12 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod chosen;
 mod companions;
 mod crew;
 mod dry;
 mod feed;
 pub mod figures;
+mod folder;
 mod hands;
 mod house;
 mod lead;

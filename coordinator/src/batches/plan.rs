@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use super::companions::Companions;
 use crate::enumerate::{Listing, compare_repositories};
-use crate::presets::Part;
+use crate::presets::{Part, is_of_preset};
 
 /// One source tag to one target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,8 @@ pub struct Plan {
     pub tasks: Vec<PlannedTask>,
     /// Tags that were not chosen, each with the reason, in the same order.
     pub dropped: Vec<(String, Reason)>,
+    /// How many tags were chosen.
+    pub chosen: usize,
     /// Tags that were chosen and fail.
     pub failed: Vec<Failed>,
     /// Tags that belong to images, where the rule wants what belongs to them.
@@ -116,13 +118,17 @@ impl Planner {
         }
         let candidates =
             listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+        let listed = listing.tags.len();
         let evaluation = match part {
             Some(part) => part.evaluate(&rule.selection, candidates, now),
             None => rule.selection.evaluate(candidates, now),
         };
-        if evaluation.kept.is_empty() && evaluation.dropped.iter().any(|(_, reason)| *reason == Reason::NoDate) {
+        let lacks_dates = |(_, reason): &(Candidate, Reason)| *reason == Reason::NoDate;
+        if evaluation.kept.is_empty() && listing.is_undated() && evaluation.dropped.iter().any(lacks_dates) {
             return Plan { refused: Some(listing.has_no_dates()), ..Plan::default() };
         }
+        let chosen = evaluation.kept.len();
+        let drops = evaluation.drops();
         let original = part.and_then(|part| part.original(&listing.registry, &listing.repository));
         let dropped = evaluation.dropped.into_iter().map(|(candidate, reason)| (candidate.tag, reason)).collect();
         let companions = match rule.referrers.are_wanted() {
@@ -131,16 +137,20 @@ impl Planner {
         };
         let company = companions.company();
         let memory = listing.memory.clone();
-        let mut plan = Plan { dropped, companions, memory, ..Plan::default() };
+        let mut plan = Plan { dropped, chosen, companions, memory, ..Plan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
         if let Some(min) = evaluation.below_min {
-            let detail = format!("{} of {} are left, and `min` is {min}", evaluation.kept.len(), listing.tags.len());
+            let mut detail = format!("{chosen} of {listed} are left, and `min` is {min}");
+            if drops.total() > 0 {
+                detail.push_str(&format!(" ({drops})"));
+            }
             let error = Error::new(Class::NotFound, format!("choosing the tags of {name}"), detail);
             plan.refused = Some(error.hint("nothing of it is copied; see what `imgsync tags` drops, and why"));
             return plan;
         }
         let mut writer = Writer { planner: self, rule, name: identity(&name, rule), claims: HashMap::new() };
         let mut taken: HashMap<Target, Tag> = HashMap::new();
+        let mut elsewhere: Vec<(String, Reason)> = Vec::new();
         for candidate in &evaluation.kept {
             // All that were kept are tags.
             let Ok(tag) = candidate.tag.parse::<Tag>() else { continue };
@@ -156,11 +166,13 @@ impl Planner {
                         in_doubt,
                         company,
                     }),
-                    Err(failed) => plan.failed.push(failed),
+                    Err(Refusal::NewerHome(first)) => elsewhere.push((candidate.tag.clone(), Reason::Elsewhere(first))),
+                    Err(Refusal::Failed(failed)) => plan.failed.push(*failed),
                 }
             }
             plan.tasks[first..].sort_by(|a, b| a.target.cmp(&b.target));
         }
+        plan.dropped.extend(elsewhere);
         let Writer { claims, name, .. } = writer;
         self.planned.extend(claims.into_keys().map(|target| (name.clone(), target)));
         plan
@@ -201,7 +213,7 @@ impl Writer<'_> {
         source: &SourceTag,
         original: Option<&str>,
         taken: &mut HashMap<Target, Tag>,
-    ) -> Result<(Target, bool), Failed> {
+    ) -> Result<(Target, bool), Refusal> {
         let SourceTag { registry, repository, tag } = source;
         let style = self.rule.style_at(destination);
         let origin = Origin { registry, repository, tag, original };
@@ -214,20 +226,20 @@ impl Writer<'_> {
         };
         let target = target.map_err(|error| {
             let refused = Error::new(Class::Refused, format!("copying {source}"), error.to_string());
-            Failed { source: source.clone(), target: error.name, error: refused }
+            Refusal::of(Failed { source: source.clone(), target: error.name, error: refused })
         })?;
         if let Target::Registry(name) = &target
             && (&name.registry, &name.repository, &name.tag) == (registry, repository, tag)
         {
             let error = Error::new(Class::Invalid, format!("copying {source}"), "source and target are the same");
-            return Err(Failed { source: source.clone(), target: target.to_string(), error });
+            return Err(Refusal::of(Failed { source: source.clone(), target: target.to_string(), error }));
         }
         // Only a template can give two tags of a repository one name.
         if matches!(style, Style::Template(_)) {
             let first = taken.entry(target.clone()).or_insert_with(|| tag.clone());
             if first != tag {
                 let first = SourceTag { tag: first.clone(), ..source.clone() };
-                return Err(Failed::collision(source.clone(), &target, &first.to_string()));
+                return Err(Refusal::of(Failed::collision(source.clone(), &target, &first.to_string())));
             }
         }
         let place = target.repository();
@@ -242,9 +254,30 @@ impl Writer<'_> {
         };
         match self.planner.names.take(&self.name, &place, target.tag().as_str()) {
             Ok(()) => Ok((target, in_doubt)),
-            Err(Collision { first, .. }) => Err(Failed::collision(source.clone(), &target, &first)),
+            Err(Collision { first, .. }) if has_two_homes(self.rule, &first) => Err(Refusal::NewerHome(first)),
+            Err(Collision { first, .. }) => Err(Refusal::of(Failed::collision(source.clone(), &target, &first))),
         }
     }
+}
+
+/// Why a tag has no task.
+enum Refusal {
+    Failed(Box<Failed>),
+    /// This repository, a newer home of the same preset, has it.
+    NewerHome(String),
+}
+
+impl Refusal {
+    fn of(failed: Failed) -> Refusal {
+        Refusal::Failed(Box::new(failed))
+    }
+}
+
+/// Whether a source, as it is told from others that write, is read by the same preset.
+fn has_two_homes(rule: &Rule, first: &str) -> bool {
+    let name = first.split_once(" (").map_or(first, |(name, _)| name);
+    let Some((registry, path)) = name.split_once('/') else { return false };
+    registry.parse().is_ok_and(|registry| is_of_preset(&rule.source, &registry, path))
 }
 
 impl Failed {
@@ -297,7 +330,9 @@ pub fn settle(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec
     for task in tasks {
         match holders.get(&task.target) {
             Some((source, rule)) if task.in_doubt => {
-                if *source != task.source || platforms(*rule) != platforms(task.rule) {
+                let of_preset = |rule: &Rule| is_of_preset(&rule.source, &source.registry, source.repository.as_str());
+                let newer_home = *rule == task.rule && rules.get(*rule).is_some_and(of_preset);
+                if !newer_home && (*source != task.source || platforms(*rule) != platforms(task.rule)) {
                     failed.push(Failed::collision(task.source, &task.target, &source.to_string()));
                 }
             }

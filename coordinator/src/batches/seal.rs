@@ -17,6 +17,7 @@ use imgsync_common::store::{Appended, Sealed, Spent, Unlisted};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use super::chosen::{Chosen, warning};
 use super::companions::Companions;
 use super::house::House;
 use super::listings::{Listings, Offer};
@@ -24,6 +25,7 @@ use super::plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, 
 use super::prune::Pruning;
 use super::settle::Settler;
 use crate::enumerate::{self, Found, Order};
+use crate::presets::is_of_preset;
 
 /// Repositories that are settled and written at a time.
 const AT_ONCE: usize = 16;
@@ -113,6 +115,7 @@ impl Sealing<'_> {
                     continue;
                 }
             };
+            let mut chosen = Chosen::default();
             let mut under_way = FuturesUnordered::new();
             loop {
                 if self.context.cancel.is_cancelled() {
@@ -135,6 +138,7 @@ impl Sealing<'_> {
                     Ok(None) => break,
                     Ok(Some(Offer { found: Found::Unlisted(unlisted), .. })) => {
                         unsure(&mut pruning, &unlisted.repository);
+                        chosen.missed();
                         self.note(unlisted.repository, &unlisted.error).await?;
                     }
                     Ok(Some(Offer { found: Found::Listed(listing), part })) => {
@@ -142,6 +146,7 @@ impl Sealing<'_> {
                         let now = self.house.clock.now();
                         // Planned even if it is sealed already: later collisions are found by what was planned.
                         let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                        chosen.count(&listing, &plan);
                         if let Some(pruning) = &mut pruning {
                             let rule = (rule, part.as_deref());
                             pruning.look(&*self.house.store, rule, &listing, now, true).await?;
@@ -160,11 +165,18 @@ impl Sealing<'_> {
                                 self.note(failed.source.to_string(), &failed.error).await?;
                             }
                         } else if !done.contains(&key) {
+                            if plan.tasks.iter().any(|task| task.in_doubt) {
+                                // What was planned before must be in the ledger before that is asked.
+                                while let Some(result) = under_way.next().await {
+                                    result?;
+                                }
+                            }
                             under_way.push(self.seal(key, now, rule, number, plan));
                         }
                     }
                     Err(error) => {
                         unsure(&mut pruning, &rule.source);
+                        chosen.missed();
                         if !error.is_cancelled() {
                             self.refuse(rule, error, &mut listed).await?;
                         }
@@ -176,6 +188,10 @@ impl Sealing<'_> {
                 result?;
             }
             prunings.extend(pruning);
+            if let Some(empty) = chosen.empty(rule, number) {
+                self.context.warn(warning(rule, &empty));
+                self.house.store.note_empty_rule(self.batch, empty).await?;
+            }
         }
         if self.context.cancel.is_cancelled() {
             return Ok(listed);
@@ -204,6 +220,8 @@ impl Sealing<'_> {
                 None => tasks.push(planned),
                 // Chosen by two rules: one task.
                 Some(source) if *source == planned.source => {}
+                // Its newer home has it.
+                Some(source) if is_of_same_preset(rule, &source.home) => {}
                 Some(source) => failed.push(Failed::collision(task.source, &task.target, &source.to_string())),
             }
         }
@@ -312,6 +330,11 @@ fn unsure(pruning: &mut Option<Pruning>, what: &dyn std::fmt::Display) {
     if let Some(pruning) = pruning {
         pruning.refuse(format!("{what} could not be listed"));
     }
+}
+
+/// Whether a repository is one of those that the rule's preset reads.
+fn is_of_same_preset(rule: &Rule, home: &Home) -> bool {
+    home.registry().is_some_and(|(registry, path)| is_of_preset(&rule.source, registry, path.as_str()))
 }
 
 /// The layout that a rule reads from, as an end.

@@ -10,6 +10,10 @@ use jiff::Timestamp;
 
 use super::vendor;
 
+/// What is dated before is dated by a program that sets all dates alike (1970, 1980, year 1): there were no images before
+/// Docker, which was first shown on 2013-03-15. In seconds since 1970.
+const FIRST_IMAGES: i64 = 1_363_305_600;
+
 /// A repository's tags.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing {
@@ -64,9 +68,15 @@ impl Listing {
     /// were nothing new.
     pub fn has_no_dates(&self) -> Error {
         let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
-        let detail = "`since` and `newest: {by: date}` go by dates, and its list has none";
+        let detail = "`since` and `newest: {by: date}` go by dates, and its list has none (one and the same for all \
+                      images, or one before there were any, is none)";
         let hint = "choose by `semver` or `newest` alone; docs/registries.md says which registries list dates";
         Error::new(Class::Unsupported, tried, detail).hint(hint)
+    }
+
+    /// Whether no tag has a date.
+    pub fn is_undated(&self) -> bool {
+        self.tags.iter().all(|listed| listed.created.is_none())
     }
 
     /// The digest of a tag, where it is listed with one.
@@ -224,7 +234,7 @@ impl Contents {
         Listing {
             registry: repository.registry().clone(),
             repository: repository.name().clone(),
-            tags: each_once(self.tags),
+            tags: with_real_dates(each_once(self.tags)),
             children: self.children,
             manifests: self.manifests,
             google: self.google,
@@ -254,6 +264,23 @@ fn each_once(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     }
     once.shrink_to_fit();
     once
+}
+
+/// The same without dates that say nothing: those before there were images, and one that all images of a repository have.
+fn with_real_dates(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
+    let is_constant = {
+        let mut dates = tags.iter().filter_map(|listed| listed.created);
+        let first = dates.next();
+        let mut images: HashSet<&str> = HashSet::new();
+        for listed in tags.iter().filter(|listed| listed.created.is_some()) {
+            images.insert(listed.digest.as_ref().map_or(listed.tag.as_str(), Digest::hex));
+        }
+        images.len() > 1 && dates.all(|date| Some(date) == first)
+    };
+    for listed in &mut tags {
+        listed.created = listed.created.filter(|date| !is_constant && date.as_second() >= FIRST_IMAGES);
+    }
+    tags
 }
 
 /// When a manifest was pushed; else when it was built, which reproducible builds set to 1970: that is no date.
@@ -306,6 +333,30 @@ mod tests {
         let tags = tags(page(&[("x", &["a"], 1000), ("y", &["a"], 5000), ("z", &["a"], 3000)], &["a"]));
         assert_eq!(tags.len(), 1);
         assert_eq!((tags[0].digest.clone(), tags[0].created.unwrap().as_second()), (None, 5));
+    }
+
+    #[test]
+    fn a_date_that_all_images_have_or_that_is_before_any_is_none() {
+        let tag = |tag: &str, digest: &str, date: &str| ListedTag {
+            tag: tag.to_owned(),
+            digest: Some(Digest::sha256(digest.as_bytes())),
+            created: Some(date.parse().unwrap()),
+            media_type: None,
+        };
+        let dated = |tags: Vec<ListedTag>| -> Vec<bool> {
+            with_real_dates(tags).iter().map(|listed| listed.created.is_some()).collect()
+        };
+        for false_date in
+            ["1970-01-01T00:00:01Z", "1980-01-01T00:00:01Z", "0001-01-01T00:00:00Z", "2001-09-09T01:46:40Z"]
+        {
+            assert_eq!(dated(vec![tag("a", "x", false_date)]), [false], "{false_date}");
+            let mixed = vec![tag("a", "x", false_date), tag("b", "y", "2024-05-01T00:00:00Z")];
+            assert_eq!(dated(mixed), [false, true], "{false_date}");
+        }
+        let built = "2024-05-01T00:00:00Z";
+        assert_eq!(dated(vec![tag("a", "x", built), tag("b", "y", built), tag("c", "z", built)]), [false; 3]);
+        assert_eq!(dated(vec![tag("1.0", "x", built), tag("latest", "x", built)]), [true; 2], "one image");
+        assert_eq!(dated(vec![tag("a", "x", built), tag("b", "y", "2024-05-02T00:00:00Z")]), [true; 2]);
     }
 
     #[test]

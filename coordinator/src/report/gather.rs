@@ -8,8 +8,8 @@ use imgsync_common::store::{FailedTask, Part, TaskRow};
 use jiff::Timestamp;
 
 use super::view::{
-    Ends, FailedImage, Failures, Group, Image, Lane, Listed, Pruned, Rule, Slowest, Timeline, TimelinePart, Unlisted,
-    View, Worker,
+    EmptyRule, Ends, FailedImage, Failures, Group, Image, Lane, Listed, Pruned, Rule, Slowest, Timeline, TimelinePart,
+    Unlisted, View, Worker,
 };
 use super::{Level, Report, advice};
 use crate::words::{many, thousands};
@@ -37,6 +37,17 @@ impl View {
                 class: it.class.to_string(),
                 error: it.error.clone(),
                 advice: advice::on(it.class).to_owned(),
+            })
+            .collect();
+        let empty_rules: Vec<EmptyRule> = report
+            .empty_rules
+            .iter()
+            .map(|it| EmptyRule {
+                number: it.rule.saturating_add(1),
+                from: it.from.clone(),
+                repositories: it.repositories,
+                tags: it.tags,
+                reason: it.reason.clone(),
             })
             .collect();
         let pruned: Vec<Pruned> = report
@@ -98,6 +109,7 @@ impl View {
             timeline: timeline(&course.parts, course.width.as_secs_f64(), report.seconds()),
             failures: failures(report, level).await?,
             unlisted: Listed::cut(unlisted, MAX_ROWS),
+            empty_rules: Listed::cut(empty_rules, MAX_ROWS),
             pruned: Listed::cut(pruned, MAX_IMAGES),
             slowest,
             rules: Listed::cut(tasks.rules(report), MAX_ROWS),
@@ -122,6 +134,9 @@ fn summary(report: &Report<'_>) -> (String, String) {
         () if counts.cancelled > 0 => (of(counts.cancelled, "were cancelled"), "imgsync run".to_owned()),
         () if unlisted == 1 => ("One repository could not be listed".to_owned(), "imgsync run".to_owned()),
         () if unlisted > 0 => (format!("{unlisted} repositories could not be listed"), "imgsync run".to_owned()),
+        () if total == 0 && !report.empty_rules.is_empty() => {
+            ("No tag was chosen".to_owned(), "imgsync tags".to_owned())
+        }
         () if total == 0 => ("There was nothing to copy".to_owned(), String::new()),
         () if counts.copied == 0 => (format!("All {} images were there already", thousands(total)), String::new()),
         () => (format!("All {} images are in place", thousands(total)), String::new()),

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{Pruned, Unlisted};
+use imgsync_common::store::{EmptyRule, Pruned, Unlisted};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -20,6 +20,8 @@ pub struct Json<'a> {
     requests: &'a Requests,
     seconds: f64,
     unlisted: &'a [Unlisted],
+    #[serde(skip_serializing_if = "<[EmptyRule]>::is_empty")]
+    empty_rules: &'a [EmptyRule],
     #[serde(skip_serializing_if = "are_none")]
     pruned: &'a [Pruned],
 }
@@ -55,6 +57,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
         requests: &report.batch.spent.requests,
         seconds: report.seconds(),
         unlisted: &report.unlisted,
+        empty_rules: &report.empty_rules,
         pruned: &report.pruned,
     };
     let head = serde_json::to_string(&head).map_err(|error| failed(error.into()))?;
@@ -128,6 +131,12 @@ pub fn json_schema() -> Value {
                 "type": "object",
                 "properties": {"repository": text, "class": text, "error": text},
                 "required": ["repository", "class", "error"],
+                "additionalProperties": false
+            }},
+            "empty_rules": {"description": "rules that chose no tag, by their place from 0; left out where there are none", "type": "array", "items": {
+                "type": "object",
+                "properties": {"rule": count, "from": text, "repositories": count, "tags": count, "reason": text},
+                "required": ["rule", "from", "repositories", "tags", "reason"],
                 "additionalProperties": false
             }},
             "pruned": {"description": "target tags whose source is gone; left out where there are none", "type": "array", "items": {

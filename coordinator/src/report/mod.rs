@@ -21,7 +21,7 @@ use imgsync_common::batch::{BatchId, Options, TaskState};
 use imgsync_common::config::{Config, Destination, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::private;
-use imgsync_common::store::{Batch, Course, FailedTask, Pruned, Store, TaskRow, Unlisted};
+use imgsync_common::store::{Batch, Course, EmptyRule, FailedTask, Pruned, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
 pub use json::{Json, json_schema, write_json};
@@ -132,6 +132,8 @@ pub struct Report<'a> {
     pub batch: Batch,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
+    /// Rules that chose no tag.
+    pub empty_rules: Vec<EmptyRule>,
     /// What became of target tags whose source is gone.
     pub pruned: Vec<Pruned>,
     /// What was to be copied, in a few words, or what the user calls it.
@@ -149,9 +151,10 @@ impl<'a> Report<'a> {
                 .hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.unlisted(id).await?;
+        let empty_rules = store.empty_rules(id).await?;
         let pruned = store.pruned(id).await?;
         let options = Options::decode(&batch.options, &format!("batch {id}"))?;
-        Ok(Report { store, batch, unlisted, pruned, title: options.title.clone(), options })
+        Ok(Report { store, batch, unlisted, empty_rules, pruned, title: options.title.clone(), options })
     }
 
     /// How long it took, or takes until now, in seconds.

@@ -70,6 +70,17 @@ pub(super) fn view() -> View {
             }],
             more: 1,
         },
+        empty_rules: Listed {
+            total: 2,
+            items: vec![EmptyRule {
+                number: 4,
+                from: HOSTILE.to_owned(),
+                repositories: 2,
+                tags: 9,
+                reason: HOSTILE.to_owned(),
+            }],
+            more: 1,
+        },
         pruned: Listed {
             total: 2,
             items: vec![Pruned {

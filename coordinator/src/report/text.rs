@@ -17,6 +17,13 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
     let text = totals(report);
     out.write_all(text.as_bytes()).map_err(failed)?;
+    if !report.empty_rules.is_empty() {
+        let mut text = "Rules that chose no tag:\n".to_owned();
+        for rule in &report.empty_rules {
+            text.push_str(&format!("  {}\n    {}\n", rule.from, rule.reason));
+        }
+        out.write_all(text.as_bytes()).map_err(failed)?;
+    }
     if !report.pruned.is_empty() {
         out.write_all(pruned(report).as_bytes()).map_err(failed)?;
     }
@@ -108,6 +115,9 @@ fn totals(report: &Report<'_>) -> String {
     }
     if !report.unlisted.is_empty() {
         lines.push(format!("Not listed: {}", report.unlisted.len()));
+    }
+    if !report.empty_rules.is_empty() {
+        lines.push(format!("Rules without tags: {}", report.empty_rules.len()));
     }
     let removed = report.pruned.iter().filter(|line| line.outcome == PruneOutcome::Removed).count();
     if removed > 0 {

@@ -47,6 +47,8 @@ pub struct View {
     pub failures: Failures,
     /// What could not be listed.
     pub unlisted: Listed<Unlisted>,
+    /// Rules that chose no tag.
+    pub empty_rules: Listed<EmptyRule>,
     /// What became of target tags whose source is gone.
     pub pruned: Listed<Pruned>,
     /// The tasks that took longest.
@@ -156,6 +158,21 @@ pub struct Unlisted {
     pub error: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// A rule that chose no tag, though all that it reads was listed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct EmptyRule {
+    /// Its place in the configuration, from 1.
+    pub number: u32,
+    /// What it reads.
+    pub from: String,
+    /// Repositories that were listed.
+    pub repositories: u64,
+    /// Tags that were listed in them.
+    pub tags: u64,
+    /// How many were dropped at which stage.
+    pub reason: String,
 }
 
 /// A target tag whose source is gone, or a rule of which nothing was removed.

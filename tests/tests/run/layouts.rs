@@ -101,6 +101,179 @@ async fn a_layout_that_lies_fails_those_images_and_writes_nothing_of_them() {
     assert!(!target.committed_blobs().iter().any(|(_, digest)| *digest == bad.largest_blob()));
 }
 
+/// Changes `index.json` of a layout: each entry, with its place.
+fn rewrite(bag: &Path, change: impl Fn(usize, &mut serde_json::Value)) {
+    let path = bag.join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (at, entry) in index["manifests"].as_array_mut().unwrap().iter_mut().enumerate() {
+        change(at, entry);
+    }
+    std::fs::write(path, index.to_string()).unwrap();
+}
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const CONTAINERD: &str = "io.containerd.image.name";
+
+#[tokio::test]
+async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_one() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = |name: &str| images::single(&format!("nameless-{name}"));
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    for name in names {
+        source.push("team/app", name, &image(name));
+    }
+    let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
+    run(&program, &[]).await.assert_code(0);
+    let bag = program.work().join("bag");
+    // As others write them: a name that is none, upper case, containerd's alone, beside rubbish, none, one twice.
+    let annotations = |name: &str| match name {
+        "a" => serde_json::json!({REF_NAME: "what+ever"}),
+        "b" => serde_json::json!({REF_NAME: "Team/App:1"}),
+        "c" => serde_json::json!({CONTAINERD: "quay.io/team/app:c"}),
+        "d" => serde_json::json!({CONTAINERD: "quay.io/team/app:d", REF_NAME: "d+1"}),
+        "e" => serde_json::json!({}),
+        _ => serde_json::json!({REF_NAME: "quay.io/team/app:twice"}),
+    };
+    rewrite(&bag, |_, entry| {
+        let name = entry["annotations"][REF_NAME].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        entry["annotations"] = annotations(&name);
+    });
+    let into = configured(&format!(
+        "rules:\n- {{from: \"oci:{}\", to: {}/m, name: basename}}\n",
+        bag.display(),
+        target.host()
+    ));
+    let json = run(&into, &[]).await.assert_code(1).json();
+    assert_eq!(json["counts"]["copied"], 2, "{json}");
+    assert_eq!(target.tags("m/app"), ["c", "d"]);
+    let errors: Vec<&str> =
+        json["unlisted"].as_array().unwrap().iter().map(|line| line["error"].as_str().unwrap()).collect();
+    let told = |words: &[&str]| errors.iter().any(|error| words.iter().all(|word| error.contains(word)));
+    assert!(told(&[&image("a").root, "`what+ever`", "no name with a tag"]), "{errors:?}");
+    assert!(told(&[&image("b").root, "`Team/App:1`"]), "{errors:?}");
+    assert!(told(&[&image("e").root, "has no name", "imgsync sync oci:"]), "{errors:?}");
+    assert!(told(&["two images are called quay.io/team/app:twice", &image("f").root, &image("g").root]), "{errors:?}");
+    assert_eq!(errors.len(), 4, "{errors:?}");
+    let listed = into.again().args(["tags", &format!("oci:{}", bag.display())]).run().await.assert_code(1);
+    assert!(listed.stderr.contains("what+ever"), "{}", listed.stderr);
+
+    // One by one they can be had.
+    let from = format!("oci:{}@{}", bag.display(), image("e").root);
+    into.again().args(["sync", &from, &format!("{}/m/one:e", target.host())]).run().await.assert_code(0);
+    target.assert_holds("m/one", "e", &image("e"));
+    let twice = format!("oci:{}:quay.io/team/app:twice", bag.display());
+    let output = into.again().args(["sync", &twice, &format!("{}/m/one:t", target.host())]).run().await.assert_code(2);
+    assert!(output.stderr.contains("two images are called"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn an_image_without_a_name_in_a_layout_is_not_left_out_silently() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::multi_platform("by-digest");
+    source.push("team/app", "1.0", &image);
+    let program = Imgsync::new();
+    let from = format!("{}/team/app@{}", source.host(), image.root);
+    program.again().args(["sync", &from, "oci:bag"]).run().await.assert_code(0);
+    program.file("imgsync.yaml", format!("rules:\n- {{from: \"oci:bag\", to: {}/m}}\n", target.host()));
+    let json = run(&program, &[]).await.assert_code(1).json();
+    let unlisted = json["unlisted"].as_array().unwrap();
+    assert_eq!(unlisted.len(), 1, "{json}");
+    let error = unlisted[0]["error"].as_str().unwrap();
+    assert!(error.contains(&image.root) && error.contains("TARGET:TAG"), "{error}");
+    // With a name beside it that has the same digest, it comes along.
+    program.again().args(["sync", &format!("{}/team/app:1.0", source.host()), "oci:bag"]).run().await.assert_code(0);
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!((&json["counts"]["copied"], &json["unlisted"]), (&1.into(), &serde_json::json!([])));
+}
+
+/// The file of a blob in a layout.
+fn file_of(bag: &Path, digest: &str) -> std::path::PathBuf {
+    bag.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+}
+
+/// Changes a byte of a file; its size stays.
+fn damage(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_is_damaged() {
+    let source = FaultRegistry::start().await;
+    let image = images::multi_platform("hashed");
+    source.push("team/app", "1", &image);
+    let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
+    let bag = program.work().join("bag");
+    // A folder that others have prepared: the right names and sizes, and wrong bytes.
+    let bad = image.largest_blob();
+    let good = image.blobs.keys().find(|digest| **digest != bad).unwrap();
+    std::fs::create_dir_all(bag.join("blobs/sha256")).unwrap();
+    std::fs::write(bag.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let bytes = |digest: &str| image.blobs[digest].read(0..image.blobs[digest].size()).to_vec();
+    std::fs::write(file_of(&bag, good), bytes(good)).unwrap();
+    std::fs::write(file_of(&bag, &bad), bytes(&bad)).unwrap();
+    damage(&file_of(&bag, &bad));
+    run(&program, &[]).await.assert_code(0);
+    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad), "it was replaced");
+    let asked = |digest: &str| source.requests_of(Kind::BlobGet).iter().any(|r| r.reference.as_deref() == Some(digest));
+    assert!(asked(&bad) && !asked(good), "{}", source.describe_requests());
+
+    // Damaged later: `--force` reads all again, whatever is remembered; so does `verify --deep`.
+    damage(&file_of(&bag, &bad));
+    let deep = ["verify", "--deep"];
+    let output = program.again().args(deep).run().await.assert_code(1);
+    assert!(
+        output.stdout.contains("has other bytes") || output.stderr.contains("has other bytes"),
+        "{}",
+        output.stderr
+    );
+    source.clear_requests();
+    let json = run(&program, &["--force"]).await.assert_code(0).json();
+    assert_eq!(json["counts"]["copied"], 1, "{json}");
+    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad));
+    assert_eq!(source.count(Kind::BlobGet), 1, "{}", source.describe_requests());
+    program.again().args(deep).run().await.assert_code(0);
+
+    // A file that changed without another size is another version, and so hashed again without being told to: here by the
+    // copy of another image with the same blob. One that did not change is not.
+    damage(&file_of(&bag, &bad));
+    source.push("team/app", "2", &image);
+    source.clear_requests();
+    run(&program, &[]).await.assert_code(0);
+    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad));
+    assert_eq!(source.count(Kind::BlobGet), 1, "{}", source.describe_requests());
+}
+
+#[tokio::test]
+async fn what_tags_prints_of_a_layout_names_the_image_there() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for tag in ["1.0", "1.1"] {
+        source.push("org/name", tag, &images::single(&format!("printed-{tag}")));
+    }
+    let program = configured(&format!("rules:\n- {{from: {}/org/name, to: \"oci:bag\"}}\n", source.host()));
+    run(&program, &[]).await.assert_code(0);
+    // Of Docker Hub, as skopeo and containerd write it, in full and in short.
+    let bag = program.work().join("bag");
+    rewrite(&bag, |at, entry| {
+        let name = if at == 0 { "org/name:1.0" } else { "docker.io/library/name:1.1" };
+        entry["annotations"] = serde_json::json!({REF_NAME: name});
+    });
+    let listed = program.again().args(["tags", "oci:bag"]).run().await.assert_code(0);
+    let mut lines: Vec<&str> = listed.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["docker.io/library/name:1.1", "docker.io/org/name:1.0"]);
+    let short = ["org/name:1.0", "name:1.1"];
+    for (at, name) in lines.iter().chain(&short).enumerate() {
+        let to = format!("{}/m/x:{at}", target.host());
+        program.again().args(["sync", &format!("oci:bag:{name}"), &to]).run().await.assert_code(0);
+    }
+    assert_eq!(target.tag_digest("m/x", "0"), target.tag_digest("m/x", "3"));
+    assert_eq!(target.tag_digest("m/x", "1"), target.tag_digest("m/x", "2"));
+    assert_ne!(target.tag_digest("m/x", "0"), target.tag_digest("m/x", "1"));
+}
+
 #[tokio::test]
 async fn a_full_disk_under_the_store_is_said_and_nothing_is_lost() {
     let small = tempfile::tempdir().unwrap();

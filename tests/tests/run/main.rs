@@ -3,6 +3,7 @@
 // Listings are deep nests of futures, whose layout the compiler works out.
 #![recursion_limit = "256"]
 
+mod choosing;
 mod company;
 mod config;
 mod enumerate;

@@ -183,3 +183,31 @@ async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
     let batches = served.batches(1).await;
     assert_eq!(batches[0]["counts"]["copied"], 2);
 }
+
+#[tokio::test]
+async fn a_rule_that_chooses_nothing_is_counted_in_the_metrics() {
+    let scene = Scene::new(&[], 0).await;
+    for tag in ["edge", "30517284"] {
+        scene.source.push("words", tag, &imgsync_tests::images::single(&format!("words-{tag}")));
+    }
+    let config = scene.config(&[("words", "{every: 1h}")]);
+    let chosen = config.replace("/words, ", "/words, tags: {newest: 2}, ");
+    assert_ne!(chosen, config);
+    scene.write(&chosen);
+    let served = Served::start(&scene.program, &[]).await;
+    let ended =
+        |value: &serde_json::Value| value["batches"].as_array().unwrap().iter().any(|batch| !batch["ended"].is_null());
+    let batches = served.wait_for("batches", ended).await;
+    assert_eq!(batches["batches"][0]["counts"]["total"], 0, "{batches:#}");
+    // Store and broker are asked every few seconds.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let text = served.beside("/metrics").send().await.unwrap().text().await.unwrap();
+        if text.contains("imgsync_last_batch_empty_rules 1\n") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{text}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    served.end().await.assert_code(0);
+}

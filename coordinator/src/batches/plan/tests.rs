@@ -84,7 +84,10 @@ fn fewer_tags_than_min_fail_and_none_is_copied() {
     let rules = rules("rules: [{from: gcr.io/a/b, tags: {include: ['1.*'], min: 2}, to: docker.io/me}]");
     let plan = plan(&mut Planner::new(), 0, &rules[0], "gcr.io/a/b", &["1.1", "2.0"]);
     assert!(plan.tasks.is_empty());
-    assert_eq!(plan.refused.unwrap().to_string(), "choosing the tags of gcr.io/a/b: 1 of 2 are left, and `min` is 2");
+    assert_eq!(
+        plan.refused.unwrap().to_string(),
+        "choosing the tags of gcr.io/a/b: 1 of 2 are left, and `min` is 2 (1 not matched by any include)"
+    );
 }
 
 #[test]

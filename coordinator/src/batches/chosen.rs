@@ -1,0 +1,61 @@
+//! What a rule chose of all that it reads, to tell of one that chose nothing.
+
+use imgsync_common::config::Rule;
+use imgsync_common::select::Drops;
+use imgsync_common::store::EmptyRule;
+
+use super::plan::Plan;
+use crate::enumerate::Listing;
+use crate::words::many;
+
+/// Counts of one rule, as its repositories are listed.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    repositories: u64,
+    tags: u64,
+    chosen: u64,
+    drops: Drops,
+    /// Something of it was not listed, or refused, and is told of as such.
+    is_told: bool,
+}
+
+impl Chosen {
+    /// Counts a repository.
+    pub(super) fn count(&mut self, listing: &Listing, plan: &Plan) {
+        self.repositories += 1;
+        self.tags += listing.tags.len() as u64;
+        self.chosen += plan.chosen as u64;
+        plan.dropped.iter().for_each(|(_, reason)| self.drops.add(reason));
+        self.is_told |= plan.refused.is_some();
+    }
+
+    /// Notes that something could not be listed.
+    pub(super) fn missed(&mut self) {
+        self.is_told = true;
+    }
+
+    /// What is to be said once all is listed; none if a tag was chosen, or if it is an error already that none was.
+    pub(super) fn empty(&self, rule: &Rule, number: usize) -> Option<EmptyRule> {
+        if self.chosen > 0 || self.is_told {
+            return None;
+        }
+        let repositories = many(self.repositories, "repository has", "repositories have");
+        let reason = match (self.repositories, self.tags) {
+            (0, _) => "no repository is left of what it reads".to_owned(),
+            (_, 0) => format!("{repositories} no tags"),
+            (_, tags) => format!("none of {} is chosen: {}", many(tags, "tag", "tags"), self.drops),
+        };
+        Some(EmptyRule {
+            rule: u32::try_from(number).unwrap_or(u32::MAX),
+            from: crate::report::from(rule),
+            repositories: self.repositories,
+            tags: self.tags,
+            reason,
+        })
+    }
+}
+
+/// What is said of it at once.
+pub(super) fn warning(rule: &Rule, empty: &EmptyRule) -> String {
+    format!("{} chooses no tag: {} (`imgsync tags` names what is dropped, and why)", rule.place(), empty.reason)
+}
