@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use super::{Layout, Shared};
 use crate::error::Result;
@@ -68,7 +69,11 @@ pub(super) fn folder_name(dir: &Path) -> String {
 
 impl Layout {
     /// Whether a blob's file is there with the right size and the right bytes.
-    pub(super) async fn is_intact(&self, blob: &Descriptor, tried: &str) -> Result<bool> {
+    pub(super) fn is_intact<'a>(&'a self, blob: &'a Descriptor, tried: &'a str) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(self.look_into(blob, tried))
+    }
+
+    async fn look_into(&self, blob: &Descriptor, tried: &str) -> Result<bool> {
         let (digest, size) = (blob.digest.clone(), blob.size);
         let found = self
             .blocking(tried, move |shared| {
