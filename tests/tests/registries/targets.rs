@@ -165,6 +165,19 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         assert!(json["error"].as_str().unwrap().contains(&layer), "{json}");
         assert_eq!(target.count(Kind::UploadPut), image.blobs.len() as u64, "{}", target.describe_requests());
     };
+    // Whatever comes is lost.
+    let loses = async {
+        let (source, target) = both().await;
+        let image = images::single("lost");
+        let layer = image.layers()[0].clone();
+        source.push("a", "1", &image);
+        target.on(Kind::ManifestPut).always().act(unknown(400, "MANIFEST_BLOB_UNKNOWN", &json!(layer)));
+        target.on(Kind::BlobHead).always().act(Action::error(404, "BLOB_UNKNOWN"));
+        let output = sync(&source, &target, "tls: off", &[]).await.assert_code(1);
+        assert_eq!(output.json()["class"], "incomplete");
+        let sent = image.blobs.len() as u64 + 2;
+        assert_eq!(target.count(Kind::UploadPut), sent, "{}", target.describe_requests());
+    };
     // It has a record of the blob, and nothing behind it until the bytes come.
     let dangles = async {
         let (source, target) = both().await;
@@ -185,7 +198,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         target.assert_holds("b", "1", &image);
         assert_eq!(target.count(Kind::UploadPut), image.blobs.len() as u64, "{}", target.describe_requests());
     };
-    tokio::join!(denies, dangles);
+    tokio::join!(denies, loses, dangles);
 }
 
 /// A body of an upload above so many bytes.
@@ -332,4 +345,21 @@ async fn the_tag_of_an_artifact_with_a_subject_is_put_again_where_it_is_denied()
     sync(&source, &target, "tls: off", &[]).await.assert_code(0);
     target.assert_holds("b", "1", &artifact);
     assert_eq!(denied.hits(), 2, "{}", target.describe_requests());
+}
+
+#[tokio::test]
+async fn an_index_of_referrers_is_put_again_where_its_entries_are_denied() {
+    let builder = FaultRegistry::builder().without_referrers();
+    let (source, target) = tokio::join!(FaultRegistry::start(), builder.start());
+    let subject = images::single("late-listed");
+    let referrer = images::referrer("late-referrer", &subject);
+    source.push("a", "1", &referrer);
+    let fallback = subject.companion_tag("");
+    let put = Match::kind(Kind::ManifestPut).reference(&fallback);
+    let denied = target.on(put).times(2).act(unknown(404, "MANIFEST_UNKNOWN", &json!({"digest": referrer.root})));
+    sync(&source, &target, "tls: off", &[]).await.assert_code(0);
+    target.assert_holds("b", "1", &referrer);
+    assert_eq!(denied.hits(), 2, "{}", target.describe_requests());
+    let index = target.manifest("b", &fallback).expect("the index is there").json();
+    assert_eq!(images::children(&index), [referrer.root]);
 }

@@ -23,6 +23,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// What was sent in this copy is sent again only after so many waits, if a HEAD does not find it: before that it is more
 /// likely late than lost.
 const WAITS_BEFORE_RESENDING: u32 = 3;
+/// How often content is sent again for one manifest: a target that loses it each time has another trouble.
+const MAX_RESENDS: u32 = 2;
 /// What to do where a target takes no URLs of foreign layers.
 const FOREIGN_URLS: &str = "it refuses manifests whose layers are at URLs of their own: allow these URLs in the target's \
                             configuration (distribution, Harbor: `validation.manifests.urls.allow`)";
@@ -69,11 +71,20 @@ pub(super) struct Denials {
     waits: u32,
     waited: Duration,
     last_resort: bool,
+    /// How often each blob and manifest was sent again.
+    resends: HashMap<Digest, u32>,
 }
 
 impl Denials {
     pub(super) fn new() -> Denials {
-        Denials { since: Instant::now(), refusals: 0, waits: 0, waited: Duration::ZERO, last_resort: false }
+        Denials {
+            since: Instant::now(),
+            refusals: 0,
+            waits: 0,
+            waited: Duration::ZERO,
+            last_resort: false,
+            resends: HashMap::new(),
+        }
     }
 
     /// The next wait; `None` after the last.
@@ -123,32 +134,37 @@ impl Walk {
         if again.is_empty() && error.missing().is_empty() && self.leaves_layers(manifest) {
             return Err(end(error).as_class(Class::Refused).hint(FOREIGN_URLS));
         }
+        again.retain(|digest| denials.resends.get(*digest).is_none_or(|resends| *resends < MAX_RESENDS));
         if again.is_empty() {
-            if let Some(wait) = denials.next_wait() {
-                self.context.events.emit(Event::Retrying {
-                    error: error.to_string(),
-                    class: error.class(),
-                    attempt: denials.refusals,
-                    wait,
-                });
-                return tokio::select! {
-                    () = tokio::time::sleep(wait) => Ok(()),
-                    () = self.context.cancel.cancelled() => Err(end(error).as_class(Class::Cancelled)),
-                };
-            }
+            let Err(error) = self.wait_out(error, denials).await else { return Ok(()) };
             // It affirms and denies what others have sent: the bytes may help.
             again.extend(
                 blobs.iter().map(|blob| &blob.digest).filter(|blob| self.arrival(blob) != Some(Arrival::Copied)),
             );
-            if denials.last_resort || again.is_empty() {
-                return Err(end(error));
+            if denials.last_resort || again.is_empty() || error.is_cancelled() {
+                return Err(error);
             }
             denials.last_resort = true;
         }
         for digest in again {
+            *denials.resends.entry(digest.clone()).or_default() += 1;
             self.disown(target, digest).await;
         }
         self.bring_children_and_blobs(manifest, 0).await
+    }
+
+    /// Waits until a target may have seen what it has just taken. The error, after the last wait.
+    pub(super) async fn wait_out(&self, error: Error, denials: &mut Denials) -> Result<()> {
+        let attempt = denials.refusals.max(denials.waits + 1);
+        let Some(wait) = denials.next_wait() else { return Err(error.after(attempt, denials.since.elapsed())) };
+        let class = error.class();
+        self.context.events.emit(Event::Retrying { error: error.to_string(), class, attempt, wait });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            () = self.context.cancel.cancelled() => {
+                Err(error.after(attempt, denials.since.elapsed()).as_class(Class::Cancelled))
+            }
+        }
     }
 
     /// Whether a blob that the target denies is to be sent: at once where it was mounted, else where a HEAD does not find it.

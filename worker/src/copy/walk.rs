@@ -447,7 +447,13 @@ impl Walk {
         let tag = Companion::Referrers.tag_of(subject);
         // Others read and write the same index: one after the other, or what one has added is lost.
         let _held = self.known.hold_tag(target.registry(), target.name(), &tag, &self.context.cancel).await?;
-        target.add_to_fallback(subject, referrers).await
+        let mut denials = Denials::new();
+        loop {
+            match target.add_to_fallback(subject, referrers).await {
+                Err(error) if error.class() == Class::Incomplete => self.wait_out(error, &mut denials).await?,
+                listed => return listed,
+            }
+        }
     }
 
     /// The same without listing it.
