@@ -140,6 +140,25 @@ async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_told_twice_aborts_at_once_and_gives_back_what_it_had() {
+    let mut scene = Scene::new(1, 2).await;
+    let blob = scene.add_large("r00", "large", 4 * MIB);
+    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.workers(1, 4).await;
+    let mut run = scene.run();
+    reader_of(&scene.source, &blob, 1, &workers).await;
+    workers[0].signal(Signal::TERM);
+    workers[0].wait_for_line(|line| line.contains("finishing copies in progress"), PATIENCE).await;
+    let told = Instant::now();
+    workers[0].signal(Signal::TERM);
+    workers[0].wait().await.assert_code(0);
+    assert!(told.elapsed() < Duration::from_millis(2500), "{:?}", told.elapsed());
+    workers[0] = scene.cluster.workers(1, 4).await.remove(0);
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+#[tokio::test]
 async fn a_worker_whose_words_nobody_reads_ends_when_it_is_told_to() {
     let scene = Scene::new(1, 1).await;
     let mut worker = scene.cluster.workers(1, 2).await.remove(0);

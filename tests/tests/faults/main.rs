@@ -15,5 +15,6 @@ mod moves;
 mod proofs;
 mod resume;
 mod security;
+mod signals;
 mod stalls;
 mod waits;

@@ -58,6 +58,37 @@ async fn faults_of_an_answer_are_as_they_were_asked_for() {
 }
 
 #[tokio::test]
+async fn answers_and_uploads_drip_and_heads_never_end_where_that_is_asked_for() {
+    const EVERY: Duration = Duration::from_millis(20);
+    let registry = FaultRegistry::start().await;
+    let (http, url) = (client(), format!("{}/v2/", registry.url()));
+    let within = async |request: reqwest::RequestBuilder| {
+        let answer = async { request.send().await?.bytes().await };
+        tokio::time::timeout(Duration::from_secs(20), answer).await.expect("it ends")
+    };
+    let body = || Action::ReplaceBody(vec![b'x'; 20].into());
+
+    registry.on(Kind::Ping).act_all([body(), Action::Drip { after: 10, every: EVERY }]);
+    let started = Instant::now();
+    assert_eq!(within(http.get(&url)).await.unwrap().len(), 20);
+    assert!(started.elapsed() >= 10 * EVERY, "{:?}", started.elapsed());
+
+    registry.on(Kind::Ping).act_all([body(), Action::DripHead { every: EVERY / 10 }]);
+    let started = Instant::now();
+    assert_eq!(within(http.get(&url)).await.unwrap().len(), 20);
+    assert!(started.elapsed() >= 5 * EVERY, "{:?}", started.elapsed());
+
+    registry.on(Kind::Ping).act(Action::EndlessHead);
+    within(http.get(&url)).await.unwrap_err();
+
+    registry.on(Kind::Other).act(Action::DripUpload { after: 5, every: EVERY });
+    let started = Instant::now();
+    within(http.post(format!("{}/elsewhere", registry.url())).body(vec![b'x'; 15])).await.unwrap();
+    assert!(started.elapsed() >= 10 * EVERY, "{:?}", started.elapsed());
+    assert_eq!(registry.requests().last().unwrap().received, 15);
+}
+
+#[tokio::test]
 async fn a_gate_holds_a_request_until_the_test_opens_it() {
     let registry = FaultRegistry::start().await;
     let gate = Arc::new(Semaphore::new(0));
