@@ -11,9 +11,9 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// Memory that all listings of a process take before they wait for each other, in bytes.
-pub(crate) const MAX_LISTINGS_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_LISTINGS_BYTES: u64 = 48 << 20;
 /// What an entry counts for besides its text, in bytes: as it is read, chosen and planned.
-pub(crate) const ENTRY_BYTES: u64 = 400;
+pub(crate) const ENTRY_BYTES: u64 = 600;
 
 static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(MAX_LISTINGS_BYTES)));
 

@@ -20,6 +20,9 @@ use crate::error::{Class, Error, Result};
 
 /// Pages up to this size are read whole, in bytes: most are. A longer one is parsed in a thread of its own as it comes.
 const WHOLE_BYTES: usize = 256 << 10;
+/// The memory that a longer page holds while it is parsed, in bytes: only a few are parsed at a time, for every thread that
+/// allocates keeps memory for later.
+const LONG_PAGE_BYTES: u64 = 16 << 20;
 /// Pieces of a page that wait for the parser.
 const WAITING_PIECES: usize = 2;
 /// The longest text in a page that is not read whole, in bytes.
@@ -108,12 +111,14 @@ async fn read<T: DeserializeOwned + Send + 'static>(
             None => return parsed(counter.count(|| serde_json::from_slice(&first))),
         }
     }
+    let before = share.held();
+    let least = before + LONG_PAGE_BYTES;
+    hold(share, least, context, tried).await?;
     let (pieces, waiting) = mpsc::channel(WAITING_PIECES);
     let parsing = tokio::task::spawn_blocking({
         let counter = counter.clone();
         move || counter.count(|| serde_json::from_reader(BufReader::new(Pieces::new(waiting))))
     });
-    let before = share.held();
     let mut bytes = 0;
     let mut next = Some(Bytes::from(first));
     while let Some(piece) = next {
@@ -121,7 +126,8 @@ async fn read<T: DeserializeOwned + Send + 'static>(
         if bytes > limits.bytes {
             return Err(too_large());
         }
-        hold(share, before + counter.size().memory() + piece.len() as u64, context, tried).await?;
+        let needed = before + counter.size().memory() + piece.len() as u64;
+        hold(share, needed.max(least), context, tried).await?;
         if pieces.send(piece).await.is_err() {
             break;
         }

@@ -248,22 +248,21 @@ impl Contents {
 /// moved while the list was made, or the list lies: then its digest must be asked for.
 fn each_once(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     tags.sort_unstable_by(|a, b| a.tag.cmp(&b.tag));
-    let mut once: Vec<ListedTag> = Vec::with_capacity(tags.len());
     let mut contradicted = false;
-    for listed in tags {
-        let last = once.last_mut().filter(|last| last.tag == listed.tag);
-        let Some(last) = last else {
+    // In place: a list can be long.
+    tags.dedup_by(|listed, last| {
+        if listed.tag != last.tag {
             contradicted = false;
-            once.push(listed);
-            continue;
-        };
+            return false;
+        }
         contradicted |= matches!((&last.digest, &listed.digest), (Some(a), Some(b)) if a != b);
         last.created = last.created.max(listed.created);
-        last.digest = last.digest.take().or(listed.digest).filter(|_| !contradicted);
-        last.media_type = last.media_type.take().or(listed.media_type).filter(|_| !contradicted);
-    }
-    once.shrink_to_fit();
-    once
+        last.digest = last.digest.take().or(listed.digest.take()).filter(|_| !contradicted);
+        last.media_type = last.media_type.take().or(listed.media_type.take()).filter(|_| !contradicted);
+        true
+    });
+    tags.shrink_to_fit();
+    tags
 }
 
 /// The same without dates that say nothing: those before there were images, and one that all images of a repository have.
