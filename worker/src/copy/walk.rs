@@ -285,7 +285,7 @@ impl Walk {
         let Some(manifest) = self.listed(&child).await? else {
             let brought = self.blob(&child).await;
             self.blobs_read().remove(&child.digest);
-            return brought.map(drop);
+            return brought;
         };
         // Of an image of which an older one is there, this child may be the same.
         if self.may_be_there
@@ -326,6 +326,7 @@ impl Walk {
         self.listed_blobs.first_time(&blob.digest);
         self.counted.first_time(&blob.digest);
         if let Some(bytes) = bytes {
+            self.learn_proof(blob, false);
             self.blobs_read().insert(blob.digest.clone(), bytes);
         }
     }
