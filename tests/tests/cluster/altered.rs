@@ -8,7 +8,8 @@ use imgsync_common::error::{Class, Error};
 use imgsync_common::image::{Company, Digest};
 use imgsync_common::secret::Secret;
 use imgsync_common::store::{
-    Appended, Ledger as _, NewBatch, Origins as _, RedisOptions, RedisStore, RequeueFilter, Sealed,
+    Appended, BlobIndex as _, Ledger as _, NewBatch, Origins as _, Proof, RedisOptions, RedisStore, RequeueFilter,
+    Sealed,
 };
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::number;
@@ -230,6 +231,24 @@ async fn provenance_that_was_altered_is_told_and_never_signed_again() {
     // What is written again is ours again.
     ours.note_origin(&source, &targets[1], &Digest::sha256(b"new")).await.unwrap();
     assert!(authentic(&ours).await[1]);
+}
+
+#[tokio::test]
+async fn a_proof_that_a_source_holds_a_blob_cannot_be_made_up() {
+    let server = RedisServer::start();
+    let ours = open(&server.url(), Some(KEY)).await;
+    let source = Home::new("source.example".parse().unwrap(), "hostile/app").unwrap();
+    let proof = |name: &str| Proof::held_by(&source, &Digest::sha256(name.as_bytes()));
+    let made_up = [proof("private"), Proof::public(&Digest::sha256(b"private"))];
+    for somebody in [None, Some("the key of somebody else")] {
+        let theirs = open(&server.url(), somebody).await;
+        theirs.learn_proofs(&made_up).await.unwrap();
+        assert_eq!(theirs.proofs(&made_up).await.unwrap(), [true; 2]);
+        assert_eq!(ours.proofs(&made_up).await.unwrap(), [false; 2]);
+    }
+    ours.learn_proofs(&[proof("shown")]).await.unwrap();
+    let again = open(&server.url(), Some(KEY)).await;
+    assert_eq!(again.proofs(&[proof("shown"), proof("private")]).await.unwrap(), [true, false]);
 }
 
 #[tokio::test]

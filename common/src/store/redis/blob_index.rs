@@ -79,8 +79,9 @@ impl BlobIndex for RedisStore {
         let hour = proof_hour(self.now(tried).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
-            let key = self.proofs_of(proof, hour, 0);
-            pipe.hset(&key, proof.as_bytes(), hour).ignore();
+            let name = self.proof_name(proof);
+            let key = self.proofs_of(&name, hour, 0);
+            pipe.hset(&key, name, hour).ignore();
             pipe.expire(&key, i64::try_from(2 * PROOF_TTL.as_secs()).unwrap_or(i64::MAX)).ignore();
         }
         self.query::<()>(tried, &pipe).await
@@ -94,8 +95,9 @@ impl BlobIndex for RedisStore {
         let hour = proof_hour(self.now(tried).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
+            let name = self.proof_name(proof);
             for back in [0, 1] {
-                pipe.hget(self.proofs_of(proof, hour, back), proof.as_bytes());
+                pipe.hget(self.proofs_of(&name, hour, back), &name);
             }
         }
         let found: Vec<Option<i64>> = self.query(tried, &pipe).await?;
@@ -115,10 +117,10 @@ impl RedisStore {
         (key, hex::decode(&blob.hex()[..BYTES * 2]).unwrap_or_default())
     }
 
-    /// Where a proof is kept that was given in this hour, or so many generations earlier.
-    fn proofs_of(&self, proof: &Proof, hour: i64, back: i64) -> String {
+    /// Where a proof of this name is kept that was given in this hour, or so many generations earlier.
+    fn proofs_of(&self, name: &[u8], hour: i64, back: i64) -> String {
         let length = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
         let generation = hour / proof_hour(length) - back;
-        self.key(&format!("bp:{generation}:{}", &hex::encode(proof.as_bytes())[..3]))
+        self.key(&format!("bp:{generation}:{}", &hex::encode(name)[..3]))
     }
 }

@@ -1,5 +1,5 @@
 //! What is authenticated with `cluster.key` in Redis, so that who can write there cannot make us copy or delete: segments
-//! of the plan, the options of a batch, and the provenance of target tags.
+//! of the plan, the options of a batch, the provenance of target tags, and the proofs of sources that they hold a blob.
 //!
 //! A tag is an HMAC-SHA256 over the content and over what the content is bound to. Without a key there are no tags, and
 //! nothing is checked.
@@ -8,11 +8,15 @@ use super::RedisStore;
 use crate::batch::{BatchId, Chunk, TAG_BYTES, decode_chunk};
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
+use crate::store::Proof;
 
 /// Kinds of tags.
 const SEGMENT: &str = "plan segment";
 const OPTIONS: &str = "batch options";
 const PROVENANCE: &str = "provenance";
+const PROOF: &str = "blob proof";
+/// Bytes of the name under which a proof is kept.
+const PROOF_NAME_BYTES: usize = 20;
 
 /// Where a segment stands in the plan of its batch.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +85,14 @@ impl RedisStore {
         let (batch, rules) = (batch.to_string(), rules.to_string());
         let parts = [batch.as_bytes(), rules.as_bytes(), options.as_bytes()];
         tag.and_then(|tag| hex::decode(tag).ok()).is_some_and(|tag| key.tags(OPTIONS, &parts, &tag))
+    }
+
+    /// The name under which a proof is kept: with a key one that nobody else can work out, so that no proof is made up.
+    pub(super) fn proof_name(&self, proof: &Proof) -> Vec<u8> {
+        let Some(key) = self.signing_key() else { return proof.as_bytes().to_vec() };
+        let mut name = key.tag(PROOF, &[proof.as_bytes()]);
+        name.truncate(PROOF_NAME_BYTES);
+        name
     }
 
     /// The tag of what is known of a target tag; empty without a key. `target` names its repository.
