@@ -27,6 +27,7 @@ mod tests;
 mod trouble;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
