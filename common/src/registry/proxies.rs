@@ -1,6 +1,7 @@
 //! Proxies that the environment names, chosen as Go's `httpproxy` does, and so as docker, containerd and podman do:
 //! `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, in capitals first; besides, `ALL_PROXY` as curl has it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
@@ -21,10 +22,17 @@ pub(crate) struct Proxies {
 }
 
 /// A variable that names a proxy, or why what it holds is none. The words never quote it: it may hold a password.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Variable {
     name: String,
     proxy: Result<Url, String>,
+}
+
+/// The variable's name alone: the proxy's password is in the URL.
+impl fmt::Debug for Variable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 /// One entry of `NO_PROXY`.
@@ -328,6 +336,7 @@ mod tests {
             assert_eq!(to(&proxies, "http://r.example/"), None);
         }
         let kept = proxies(&[("https_proxy", "http://me:p%40ss@proxy.corp:3128")]);
+        assert!(!format!("{kept:?}").contains("ss"));
         assert_eq!(to(&kept, "https://r.example/").as_deref(), Some("http://proxy.corp:3128"));
     }
 }
