@@ -210,7 +210,7 @@ fn address(reader: &Reader, node: &Node) -> Option<IpAddr> {
     let text = reader.text(node)?;
     let address = text.parse().ok();
     if address.is_none() {
-        reader.report(&node.at, format!("`{text}` is no address, such as 169.254.169.254"));
+        reader.refuse(node, format!("`{text}` is no address, such as 169.254.169.254"), None);
     }
     address
 }
