@@ -132,7 +132,7 @@ pub(crate) fn why_ambiguous(text: &str) -> Option<&'static str> {
 /// The text of a URL, what its variables hold encoded for the places where they stand: a password may contain anything.
 /// A variable that is the whole URL is left as it is, and so is one that stands for a scheme, host or port.
 pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String {
-    if variables.iter().any(|variable| *variable == (0..text.len())) {
+    if variables.contains(&(0..text.len())) {
         return text.to_owned();
     }
     // Where each variable stands is told by what stands around it in the file alone.
@@ -145,8 +145,8 @@ pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String
     let Some(authority) = schemes.next().map(|(at, _)| at + 3) else { return text.to_owned() };
     let path = find(authority, &['/', '?', '#']);
     let query = find(path, &['?', '#']);
-    let login = text[authority..path].char_indices().map(|(at, c)| (authority + at, c));
-    let login = login.filter(|(at, c)| *c == '@' && is_literal(*at)).last().map_or(authority, |(at, _)| at);
+    let mut login = text[authority..path].char_indices().map(|(at, c)| (authority + at, c));
+    let login = login.rfind(|(at, c)| *c == '@' && is_literal(*at)).map_or(authority, |(at, _)| at);
     // The virtual host of a broker is one segment, which is often `/`.
     let kept_in_path: &[u8] = if text.starts_with("amqp") { &[] } else { b"/" };
     let mut encoded = String::with_capacity(text.len());

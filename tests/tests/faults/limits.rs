@@ -38,7 +38,6 @@ async fn list(registry: &FaultRegistry, repository: &str, flags: &[&str]) -> Out
 #[track_caller]
 fn assert_below(output: &Output, limit: u64) {
     let peak = output.peak_own_bytes;
-    println!("peak: {} MiB", peak / MIB);
     assert!(peak < limit, "{} MiB", peak / MIB);
 }
 
