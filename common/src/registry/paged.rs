@@ -19,8 +19,9 @@ use crate::retry::{self, Retry};
 
 /// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
 pub(super) const MAX_BARREN_PAGES: usize = 50;
-/// Entries of a listing, on one page or on many. The largest repositories that are known have some 100,000 tags.
-pub(super) const MAX_ENTRIES: u64 = 200_000;
+/// Entries of a listing, on one page or on many. The largest repositories that are known have some 100,000 tags, and a
+/// Google-style list has three entries for each: the tag, its manifest, and the tag at its manifest.
+pub(super) const MAX_ENTRIES: u64 = 300_000;
 /// Bytes of the texts of a listing: of names and digests.
 pub(super) const MAX_TEXTS_BYTES: u64 = 48 << 20;
 
