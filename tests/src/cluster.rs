@@ -42,7 +42,8 @@ impl Cluster {
     }
 
     fn configured(&self, program: Imgsync, config: &str) -> Imgsync {
-        program.file("imgsync.yaml", config);
+        // A file with nothing in it is refused.
+        program.file("imgsync.yaml", if config.is_empty() { "registries: {}\n" } else { config });
         program.env("IMGSYNC_BROKER", self.broker.url()).env("IMGSYNC_STORE", self.store.url())
     }
 

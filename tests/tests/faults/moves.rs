@@ -259,7 +259,7 @@ async fn a_batch_that_is_resumed_copies_what_a_source_gives_and_not_what_it_says
     let mut running = program.again().args(["run", "--json", "-c"]).arg(&file).spawn();
     source.wait_until(|_| limit.hits() > 0, LIMIT).await;
     running.signal(Signal::INT);
-    running.wait_for_line(|line| line.contains("once more"), LIMIT).await;
+    running.wait_for_line(|line| line.contains("again to abort"), LIMIT).await;
     running.signal(Signal::INT);
     running.wait().await.assert_code(4);
     limit.remove();
