@@ -20,7 +20,8 @@ pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     visible_within(text, LIMIT)
 }
 
-/// [`visible_within`], with known secrets masked before anything is cut off: a registry can send back what it was sent.
+/// Makes text printable, with known secrets masked before anything is cut off: a registry can send back what it was
+/// sent.
 pub fn printable_within(text: &str, limit: usize) -> Cow<'_, str> {
     match mask(text) {
         Cow::Borrowed(text) => visible_within(text, limit),

@@ -34,7 +34,7 @@ pub struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    /// The first of them, at most [`MAX_SHOWN`].
+    /// The first of them, at most `MAX_SHOWN`.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

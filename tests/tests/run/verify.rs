@@ -220,7 +220,7 @@ async fn a_batch_is_verified_by_its_own_plan() {
     source.push("app", "2", &multi("moved")).await;
     let json = verify(&[]).await.assert_code(1).json();
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["failed"]), (&json!(1), &json!(1)), "{json}");
-    program.again().args(["verify", "--batch", "ffff"]).run().await.assert_code(1);
+    program.again().args(["verify", "--batch", "ffff"]).run().await.assert_code(2);
 }
 
 #[tokio::test]
