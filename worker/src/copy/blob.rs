@@ -34,8 +34,7 @@ impl Walk {
         let Some(target) = self.target.repository() else { return self.bring_to_layout(blob).await };
         let (registry, name) = (target.registry(), target.name());
         if self.known.has_blob(registry, name, &blob.digest) {
-            let _ = self.present.set(blob.digest.clone());
-            return Ok(self.arrived(blob, Arrival::Reused));
+            return Ok(self.reuse(blob));
         }
         // Whoever else wants it waits here, holding nothing, and then finds it known. Who moves it has a deadline.
         let waiting = self.context.clock.pause();
@@ -44,8 +43,7 @@ impl Walk {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
         };
         if self.known.has_blob(registry, name, &blob.digest) {
-            let _ = self.present.set(blob.digest.clone());
-            return Ok(self.arrived(blob, Arrival::Reused));
+            return Ok(self.reuse(blob));
         }
         // Nor by another worker, if it is worth waiting for. It is let go when the others can know of it.
         let _held = match is_large(blob) {
@@ -57,6 +55,13 @@ impl Walk {
         self.known.learn_blob(registry, name, &blob.digest).await;
         let _ = self.present.set(blob.digest.clone());
         Ok(arrival)
+    }
+
+    /// Takes a blob for present at the target without asking, because of what is known of it.
+    fn reuse(&self, blob: &Descriptor) -> Arrival {
+        let _ = self.present.set(blob.digest.clone());
+        self.brought.believed(&blob.digest);
+        self.arrived(blob, Arrival::Reused)
     }
 
     /// Does it when there is room for one more blob in flight, and tells of it.

@@ -36,6 +36,8 @@ pub(super) struct Brought(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     mounted_from: HashMap<Digest, RepositoryName>,
+    /// Blobs that were taken for present without asking the target.
+    believed: HashSet<Digest>,
     /// Blobs whose mount or presence the target affirmed and then denied.
     unmountable: HashSet<Digest>,
     /// Manifests that this copy has put.
@@ -50,6 +52,11 @@ impl Brought {
     /// Notes that the target took a blob from another of its repositories.
     pub(super) fn mounted(&self, blob: &Digest, from: &RepositoryName) {
         self.known().mounted_from.insert(blob.clone(), from.clone());
+    }
+
+    /// Notes that a blob was taken for present without asking the target.
+    pub(super) fn believed(&self, blob: &Digest) {
+        self.known().believed.insert(blob.clone());
     }
 
     /// Notes that this copy has put a manifest.
@@ -181,7 +188,10 @@ impl Walk {
         let (registry, name) = (target.registry(), target.name());
         let from = {
             let mut known = self.brought.known();
-            known.unmountable.insert(digest.clone());
+            // What the target never affirmed may be mounted from where it is now.
+            if !known.believed.remove(digest) {
+                known.unmountable.insert(digest.clone());
+            }
             known.mounted_from.remove(digest)
         };
         for home in [Some(name), from.as_ref()].into_iter().flatten() {
