@@ -73,8 +73,9 @@ fn of_preset(home: &str, printer: &Printer) -> Source {
     let homes: Vec<&str> = known.homes().map(|(at, _)| at).filter(|at| *at != home).collect();
     if !homes.is_empty() {
         printer.line(&format!(
-            "{home} has moved: {} is read, and targets keep their names (preset {})",
+            "{home} has moved: {} {} read, and targets keep their names (preset {})",
             homes.join(", "),
+            if homes.len() == 1 { "is" } else { "are" },
             known.name
         ));
     }

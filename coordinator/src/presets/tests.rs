@@ -44,7 +44,7 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
     // What the original did not read had no name there.
     let plugin = &read("flannel")[1];
     assert_eq!(plugin.original(plugin.pattern.registry(), &plugin.pattern.repository().unwrap()), None);
-    assert_eq!(plugin.was(), ["docker.io/flannel/flannel-cni-plugin"]);
+    assert_eq!(read("helm")[0].was(), ["gcr.io/kubernetes-helm/tiller"]);
     // Two homes at a time, where versions stayed behind.
     let homes = |preset: &str, name: &str| -> Vec<String> {
         let parts = read(preset).into_iter().map(|part| part.pattern.to_string());
@@ -53,6 +53,10 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
     assert_eq!(
         homes("spinnaker", "/igor"),
         ["ghcr.io/spinnaker/igor", "us-docker.pkg.dev/spinnaker-community/docker/igor"]
+    );
+    assert_eq!(
+        homes("flannel", "/flannel"),
+        ["ghcr.io/flannel-io/flannel", "docker.io/flannel/flannel", "quay.io/coreos/flannel"]
     );
     assert_eq!(of_original("gcr.io/google-containers").map(|known| known.name.as_str()), None);
 }

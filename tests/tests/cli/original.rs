@@ -145,17 +145,25 @@ async fn kubeadm_is_registry_k8s_io_under_the_old_names_whatever_the_namespace()
 }
 
 #[tokio::test]
-async fn flannel_keeps_its_old_name_at_its_new_home() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+async fn flannel_keeps_its_old_name_at_all_of_its_homes() {
+    let (source, older, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
     let image = images::single("flannel");
     source.push("flannel-io/flannel", "v0.27.4", &image);
     source.push("flannel-io/flannel-cni-plugin", "v1.8.0-flannel1", &image);
-    let program = configured(&endpoints(&[("ghcr.io", &source), ("docker.io", &target)]));
+    target.push("flannel/flannel", "v0.24.0", &image);
+    target.push("flannel/flannel-cni-plugin", "v1.4.0-flannel1", &image);
+    older.push("coreos/flannel", "v0.15.1", &image);
+    let hosts = [("ghcr.io", &source), ("docker.io", &target), ("quay.io", &older)];
+    let program = configured(&endpoints(&hosts));
     let output = program.again().args(["flannel", "--user", "me", "--report"]).run().await.assert_code(0);
-    target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
+    for tag in ["v0.27.4", "v0.24.0", "v0.15.1"] {
+        target.assert_holds("me/quay.io_coreos_flannel", tag, &image);
+    }
     target.assert_holds("me/ghcr.io_flannel-io_flannel-cni-plugin", "v1.8.0-flannel1", &image);
-    assert!(output.stderr.contains("quay.io/coreos has moved: ghcr.io/flannel-io is read"), "{}", output.stderr);
-    assert!(output.stdout.contains("Sync Repo: flannel\nSync Total: 2\n"), "{}", output.stdout);
+    target.assert_holds("me/docker.io_flannel_flannel-cni-plugin", "v1.4.0-flannel1", &image);
+    let moved = "quay.io/coreos has moved: ghcr.io/flannel-io, docker.io/flannel are read";
+    assert!(output.stderr.contains(moved), "{}", output.stderr);
+    assert!(output.stdout.contains("Sync Repo: flannel\nSync Total: 5\n"), "{}", output.stdout);
 }
 
 #[tokio::test]
@@ -263,7 +271,10 @@ async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
     flannel.push("flannel-io/flannel", "v0.27.4", &images::single("flannel"));
     flannel.push("flannel-io/flannel-cni-plugin", "v1.8.0", &images::single("flannel"));
     let scene = Scene::new().await;
-    let hosts = [("gcr.io", &scene.source), ("ghcr.io", &flannel), ("docker.io", &scene.target)];
+    flannel.push("coreos/flannel", "v0.15.1", &images::single("flannel"));
+    scene.target.push("flannel/flannel", "v0.24.0", &images::single("flannel"));
+    scene.target.push("flannel/flannel-cni-plugin", "v1.4.0", &images::single("flannel"));
+    let hosts = [("gcr.io", &scene.source), ("ghcr.io", &flannel), ("quay.io", &flannel), ("docker.io", &scene.target)];
     scene.program.file("imgsync.yaml", endpoints(&hosts));
     let api = telegram.url();
     let told = ["--telegram-api", &api, "--telegram-token", TOKEN, "--telegram-group", "-1001234567890"];
@@ -275,7 +286,7 @@ async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
     let texts = telegram.texts();
     assert_eq!(texts.len(), 2, "{texts:?}");
     for (text, words) in
-        texts.iter().zip(["Sync Repo: gcr.io/team/**\nSync Total: 1", "Sync Repo: flannel\nSync Total: 2"])
+        texts.iter().zip(["Sync Repo: gcr.io/team/**\nSync Total: 1", "Sync Repo: flannel\nSync Total: 5"])
     {
         assert!(text.contains(words), "{text}");
     }

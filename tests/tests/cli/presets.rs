@@ -40,8 +40,8 @@ struct Case {
     host: &'static str,
     google: bool,
     there: &'static [&'static str],
-    /// Earlier homes that still have versions: host, and what stands before the same names there.
-    earlier: &'static [(&'static str, &'static str)],
+    /// Earlier homes that still have versions: host, what stands before the names there, and the names that are read.
+    earlier: &'static [(&'static str, &'static str, &'static [&'static str])],
     read: &'static [(&'static str, &'static str, &'static str)],
 }
 
@@ -51,7 +51,7 @@ const CASES: [Case; 8] = [
         host: "ghcr.io",
         google: false,
         there: &["flannel-io/flannel", "flannel-io/flannel-cni-plugin", "flannel-io/other"],
-        earlier: &[],
+        earlier: &[("docker.io", "flannel", &["flannel", "flannel-cni-plugin"]), ("quay.io", "coreos", &["flannel"])],
         read: &[
             ("flannel-io/flannel", "ghcr.io_flannel-io_flannel", "quay.io_coreos_flannel"),
             (
@@ -156,7 +156,24 @@ const CASES: [Case; 8] = [
             "spinnaker/orca",
             "spinnaker/rosco",
         ],
-        earlier: &[("us-docker.pkg.dev", "spinnaker-community/docker")],
+        earlier: &[(
+            "us-docker.pkg.dev",
+            "spinnaker-community/docker",
+            &[
+                "clouddriver",
+                "deck",
+                "echo",
+                "fiat",
+                "front50",
+                "gate",
+                "halyard",
+                "igor",
+                "kayenta",
+                "keel",
+                "orca",
+                "rosco",
+            ],
+        )],
         read: &[
             ("spinnaker/clouddriver", "ghcr.io_spinnaker_clouddriver", "gcr.io_spinnaker-marketplace_clouddriver"),
             ("spinnaker/deck", "ghcr.io_spinnaker_deck", "gcr.io_spinnaker-marketplace_deck"),
@@ -253,13 +270,16 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
             source.push(repository, "v1", &image);
         }
         source.push(read[0].0, "v2", &image);
-        // What stayed behind has a tag of its own.
-        let below =
-            |path: &'static str| there.iter().map(move |name| (path, name.rsplit('/').next().unwrap_or_default()));
+        // What stayed behind has a tag of its own in each home.
         let mut hosts = vec![(host, &source), ("docker.io", &target)];
-        for (host, path) in earlier {
-            below(path).for_each(|(path, name)| source.push(&format!("{path}/{name}"), "v0", &image));
-            hosts.push((*host, &source));
+        for (number, (host, path, names)) in earlier.iter().enumerate() {
+            let registry = if *host == "docker.io" { &target } else { &source };
+            for name in *names {
+                registry.push(&format!("{path}/{name}"), &format!("v0.{number}"), &image);
+            }
+            if *host != "docker.io" {
+                hosts.push((*host, registry));
+            }
         }
         let yaml = endpoints(&hosts);
         for (style, names) in [(None, 1), (Some("original"), 2)] {
@@ -273,13 +293,17 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
                 })
                 .collect();
             expected.push((expected[0].0.replace(":v1", ":v2"), expected[0].1.replace(":v1", ":v2")));
-            for ((host, path), name) in earlier.iter().flat_map(|home| read.iter().map(move |row| (home, row))) {
-                let basename = name.0.rsplit('/').next().unwrap_or_default();
-                let source = format!("{host}/{path}/{basename}");
-                let flat = source.replace('/', "_");
-                let has_original = name.2 != name.1;
-                let target = if names == 2 && has_original { name.2.to_owned() } else { flat };
-                expected.push((format!("{source}:v0"), format!("docker.io/me/{target}:v0")));
+            for (number, (host, path, its)) in earlier.iter().enumerate() {
+                for row in read {
+                    let basename = row.0.rsplit('/').next().unwrap_or_default();
+                    if !its.contains(&basename) {
+                        continue;
+                    }
+                    let source = format!("{host}/{path}/{basename}");
+                    let flat = source.replace('/', "_");
+                    let target = if names == 2 && row.2 != row.1 { row.2.to_owned() } else { flat };
+                    expected.push((format!("{source}:v0.{number}"), format!("docker.io/me/{target}:v0.{number}")));
+                }
             }
             let expected: BTreeSet<_> = expected.into_iter().collect();
             // Typed, and in a rule.
@@ -408,13 +432,19 @@ async fn a_repository_of_a_preset_that_is_gone_keeps_no_other_back() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = images::single("flannel");
     source.push("flannel-io/flannel", "v0.27.4", &image);
-    let program = configured(&endpoints(&[("ghcr.io", &source), ("docker.io", &target)]));
+    source.push("coreos/flannel", "v0.15.1", &image);
+    target.push("flannel/flannel", "v0.24.0", &image);
+    target.push("flannel/flannel-cni-plugin", "v1.4.0", &image);
+    let hosts = [("ghcr.io", &source), ("quay.io", &source), ("docker.io", &target)];
+    let program = configured(&endpoints(&hosts));
     let run = ["run", "--json", "--preset", "flannel", "--name", "original", "--to"];
     let output = program.again().args(run).arg("docker.io/me").run().await.assert_code(1);
     target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
     assert_eq!(output.json()["unlisted"][0]["repository"], "ghcr.io/flannel-io/flannel-cni-plugin");
     // What no registry answers for could not start.
-    let gone = configured("registries: {ghcr.io: {endpoint: 'http://127.0.0.1:1'}}\n");
+    let gone = configured(
+        "registries:\n  ghcr.io: &gone {endpoint: 'http://127.0.0.1:1'}\n  quay.io: *gone\n  docker.io: *gone\n",
+    );
     gone.args(run).args([&format!("{}/m", target.host()), "--attempts", "1"]).run().await.assert_code(3);
 }
 
