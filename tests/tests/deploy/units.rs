@@ -73,3 +73,11 @@ async fn the_commands_of_the_units_are_commands_of_the_programs() {
     assert_eq!(seen, 3);
     assert!(deploy("systemd/sysusers.conf").exists());
 }
+
+#[test]
+fn the_services_may_open_as_many_files_as_connections_need() {
+    for unit in UNITS.iter().filter(|unit| unit.ends_with(".service")) {
+        let text = read(&format!("systemd/{unit}"));
+        assert!(text.lines().any(|line| line == "LimitNOFILE=65536"), "{unit}");
+    }
+}

@@ -54,7 +54,7 @@ async fn a_page_of_14_million_tags_is_an_error_and_not_read_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_100_000_tags_takes_40_mib() {
+async fn a_page_of_100_000_tags_takes_less_than_80_mib() {
     let registry = FaultRegistry::start().await;
     registry.on(Kind::Tags).always().act(page(tag_page(100_000)));
     let output = list(&registry, "a/app", &[]).await.assert_code(0);
