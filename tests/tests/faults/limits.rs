@@ -21,9 +21,13 @@ fn page(body: Vec<u8>) -> Action {
 
 /// A list of tags of six hexadecimal digits.
 fn tag_page(tags: usize) -> Vec<u8> {
+    page_of((0..tags).map(|tag| format!("{tag:06x}")))
+}
+
+fn page_of(tags: impl Iterator<Item = String>) -> Vec<u8> {
     let mut body = br#"{"name":"a","tags":["#.to_vec();
-    for tag in 0..tags {
-        body.extend_from_slice(format!("\"{tag:06x}\",").as_bytes());
+    for tag in tags {
+        body.extend_from_slice(format!("\"{tag}\",").as_bytes());
     }
     body.pop();
     body.extend_from_slice(b"]}");
@@ -109,7 +113,7 @@ async fn twenty_listings_at_once_share_one_budget_and_all_are_listed() {
     let names: Vec<String> = (0..20).map(|n| format!("p/r{n:02}")).collect();
     registry.on(Kind::Catalog).always().act(Action::json(&json!({"repositories": names})));
     registry.on(Match::kind(Kind::Tags).repository("p")).always().act(Action::error(404, "NAME_UNKNOWN"));
-    registry.on(Kind::Tags).always().act(page(tag_page(100_000)));
+    registry.on(Kind::Tags).always().act(page(page_of((0..100_000).map(|tag| format!("1.{tag}")))));
     let output = list(&registry, "p/*", &["--newest", "1"]).await.assert_code(0);
     assert!(output.stderr.contains("20 of 2,000,000 tags in 20 repositories"), "{}", output.stderr);
     assert_below(&output, LIMIT);
