@@ -2,15 +2,22 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imgsync_common::batch::SigningKey;
 use imgsync_common::config::{self, SecretUrl};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::queue::{RabbitQueue, RabbitSettings};
+use imgsync_common::retry::seconds;
 use imgsync_common::secret::Secret;
 use imgsync_common::store::{RedisOptions, RedisStore};
 
 use crate::settings;
+
+/// How long the first try may take, whatever is said of waiting.
+const FIRST_TRY: Duration = Duration::from_secs(6);
+/// Between two tries to connect.
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 /// Who reads messages could guess a shorter one.
 const SHORTEST_KEY: usize = 16;
@@ -105,6 +112,45 @@ impl Addresses {
             RedisOptions { ca: self.ca.clone(), key: self.key.as_ref().map(SigningKey::new), ..options },
         )
         .await
+    }
+
+    /// Connects to both, and tries again for `wait` while they fail with an error of `waited_for`. `say` is told what is waited
+    /// for, whenever that is another reason.
+    pub async fn connect_within(
+        &self,
+        name: &str,
+        wait: Duration,
+        waited_for: impl Fn(&Error) -> bool,
+        say: impl Fn(&str),
+    ) -> Result<Cluster> {
+        let started = Instant::now();
+        let (mut tries, mut said) = (0, String::new());
+        let mut last: Option<Error> = None;
+        loop {
+            let left = wait.saturating_sub(started.elapsed());
+            // What does not answer at all is given the time of one try.
+            let limit = if last.is_none() { left.max(FIRST_TRY) } else { left };
+            let error = match tokio::time::timeout(limit, self.connect(name)).await {
+                Ok(Ok(cluster)) => return Ok(cluster),
+                Ok(Err(error)) => error,
+                Err(_) => last.take().unwrap_or_else(|| {
+                    let tried = format!("connecting to {} and {}", self.broker, self.store);
+                    Error::new(Class::Unreachable, tried, "no answer in time")
+                }),
+            };
+            tries += 1;
+            if !waited_for(&error) || started.elapsed() >= wait {
+                return Err(error.after(tries, started.elapsed()));
+            }
+            if error.detail() != said {
+                error.detail().clone_into(&mut said);
+                let left = seconds(wait.saturating_sub(started.elapsed()));
+                let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                say(&format!("{}: {}; trying for {left}{hint}", error.tried(), error.detail()));
+            }
+            last = Some(error);
+            tokio::time::sleep(BETWEEN_TRIES.min(wait.saturating_sub(started.elapsed()))).await;
+        }
     }
 
     /// Connects to both. `name` is shown to those who look at the broker.

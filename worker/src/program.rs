@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser as _;
 use imgsync_common::config::{Config, Destination, File};
@@ -17,7 +17,7 @@ use imgsync_common::repeated;
 use imgsync_common::retry::{Policy, is_passing};
 use imgsync_common::secret::Secret;
 use imgsync_worker::arguments::Arguments;
-use imgsync_worker::cluster::{Addresses, Cluster, Given};
+use imgsync_worker::cluster::{Addresses, Given};
 use imgsync_worker::log::Log;
 use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::runner::{Allowed, Stop};
@@ -110,7 +110,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let hurry = CancellationToken::new();
     end_on_signal(stop.clone(), hurry.clone());
     let cluster = tokio::select! {
-        cluster = connect(&addresses, &name, cli.wait) => cluster?,
+        cluster = addresses.connect_within(&name, cli.wait, is_passing, say) => cluster?,
         () = stop.drain.cancelled() => return Ok(()),
     };
     client.pace = Some(SharedPace { store: std::sync::Arc::new(cluster.store.clone()), careful: true, alone: false });
@@ -184,24 +184,6 @@ fn targets(config: &Config) -> Vec<Base> {
         }
     }
     targets
-}
-
-/// Connects, trying again for as long as broker and store may take to come up.
-async fn connect(addresses: &Addresses, name: &str, patience: Duration) -> Result<Cluster> {
-    let started = Instant::now();
-    let mut said = false;
-    loop {
-        match addresses.connect(name).await {
-            Ok(cluster) => return Ok(cluster),
-            Err(error) if is_passing(&error) && started.elapsed() < patience => {
-                if !std::mem::replace(&mut said, true) {
-                    say(&format!("{error}; trying for {} s", patience.as_secs()));
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            Err(error) => return Err(error.after(1, started.elapsed())),
-        }
-    }
 }
 
 /// The first signal drains, up to a limit; the second aborts.

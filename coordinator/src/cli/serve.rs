@@ -26,7 +26,7 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::{Settings, Wrong};
 use super::{signals, state};
-use crate::batches::{House, coordinator_name, figures};
+use crate::batches::{House, figures};
 use crate::serve::{Access, Doors, Given, Manner, Office, Origin, Token, token};
 use crate::words::many;
 
@@ -94,7 +94,7 @@ async fn house(
     drain: &CancellationToken,
 ) -> Result<(House, Ready, Option<RunLock>)> {
     if let Some(addresses) = settings.cluster()? {
-        let cluster = addresses.connect(&coordinator_name()).await?;
+        let cluster = state::connect(&addresses).await?;
         let house = House::of_cluster(Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
         return Ok((house, service::ready(&cluster, drain), None));
     }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::store::{RedisOptions, Store};
+use imgsync_worker::cluster::{Addresses, Cluster};
 
 use super::settings::Settings;
 use crate::batches::{House, coordinator_name};
@@ -24,11 +26,20 @@ pub(crate) fn folder(given: Option<&PathBuf>) -> Result<PathBuf> {
         })
 }
 
+/// How long a broker or store that answers and cannot be used yet is waited for: as long as a failover takes.
+const START_WAIT: Duration = Duration::from_secs(20);
+
+/// Connects to a cluster. One that is not there is an error at once; one that is about to be ready is waited for.
+pub(crate) async fn connect(addresses: &Addresses) -> Result<Cluster> {
+    let is_waited_for = |error: &Error| error.class() == Class::ServerError;
+    addresses.connect_within(&coordinator_name(), START_WAIT, is_waited_for, |line| tracing::warn!("{line}")).await
+}
+
 /// Queue and store: of the cluster, if one is configured; else of this machine.
 pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result<House> {
     match settings.cluster()? {
         Some(addresses) => {
-            let cluster = addresses.connect(&coordinator_name()).await?;
+            let cluster = connect(&addresses).await?;
             Ok(House::of_cluster(Arc::new(cluster.queue), Arc::new(cluster.store)))
         }
         None => House::embedded(&folder(given)?).await,

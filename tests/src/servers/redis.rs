@@ -21,6 +21,8 @@ pub struct RedisOptions {
     pub tls: Option<Identity>,
     /// Loses up to a second at a kill (`appendfsync everysec`), in place of nothing.
     pub loses_a_second: bool,
+    /// Watches servers in place of holding data (`--sentinel`).
+    pub is_sentinel: bool,
     /// More lines of its configuration.
     pub more: Vec<String>,
 }
@@ -84,7 +86,12 @@ impl RedisServer {
         fs::write(&file, config).expect("the folder can be written to");
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
         let mut command = Command::new(program);
-        command.arg(&file).stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
+        command
+            .arg(&file)
+            .args(self.options.is_sentinel.then_some("--sentinel"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a handle"))
+            .stderr(log);
         let mut process = Process::spawn(&mut command, Duration::ZERO).expect("redis-server can be started");
         let limit = Instant::now() + Duration::from_secs(20);
         while Instant::now() < limit && !process.has_ended() {
@@ -186,6 +193,40 @@ impl RedisServer {
         let info = self.command(&["INFO", "commandstats"]);
         let stats = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         stats.and_then(|stats| stats.split(',').next()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// How often it has answered with an error of this code, such as `OOM`.
+    pub fn errors(&self, code: &str) -> u64 {
+        let info = self.command(&["INFO", "errorstats"]);
+        let count = info.lines().find_map(|line| line.strip_prefix(&format!("errorstat_{code}:count=")));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
+    }
+
+    /// Makes it a read-only replica of another, as a failover does. Its connections stay open.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn follow(&self, master: &RedisServer) {
+        let answer = self.command(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        assert!(answer.starts_with("+OK"), "{answer}");
+    }
+
+    /// Makes it a master again.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn lead(&self) {
+        let answer = self.command(&["REPLICAOF", "NO", "ONE"]);
+        assert!(answer.starts_with("+OK"), "{answer}");
+    }
+
+    /// Changes a setting while it runs.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    pub fn set(&self, name: &str, value: &str) {
+        let answer = self.command(&["CONFIG", "SET", name, value]);
+        assert!(answer.starts_with("+OK"), "{answer}");
     }
 
     /// The memory of all keys of a pattern, in bytes: what Redis itself says of each, all of its parts looked at.

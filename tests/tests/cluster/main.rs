@@ -18,6 +18,8 @@ mod rights;
 mod scale;
 mod scene;
 mod store;
+mod store_faults;
+mod store_start;
 mod stores;
 mod storm;
 mod throttle;

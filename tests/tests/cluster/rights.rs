@@ -10,7 +10,7 @@ use crate::scene::{PATIENCE, Scene};
 
 const QUEUES: &str = r"^(w|sync)\..*$";
 const QUEUES_AND_PUBLISHING: &str = r"^((w|sync)\..*|amq\.default)$";
-const STORE_RIGHTS: &str = "resetchannels ~imgsync:* +@all -@admin -@dangerous";
+const STORE_RIGHTS: &str = "resetchannels ~imgsync:* +@all -@admin -@dangerous +info";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
@@ -69,6 +69,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     for running in workers.iter().chain([&serve]) {
         let said = running.stderr();
         assert!(!said.contains("ACCESS_REFUSED") && !said.contains("NOPERM"), "{said}");
+        assert!(!said.contains("not checked"), "{said}");
     }
     serve.signal(Signal::TERM);
     serve.wait().await;

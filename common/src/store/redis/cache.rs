@@ -45,6 +45,7 @@ impl DigestCache for RedisStore {
 
     async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()> {
         let tried = format!("remembering tags of {}", scope.home);
+        self.note_version(&tried).await?;
         let name = name(scope);
         for tags in tags.chunks(AT_ONCE) {
             let mut call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name).arg(KEPT);

@@ -25,6 +25,7 @@ const KEPT: i64 = 2_592_000;
 impl Ledger for RedisStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
         let tried = format!("making batch {}", batch.id);
+        self.note_version(&tried).await?;
         let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
         let mut call = Call::on(self.base(batch.id)).key(self.key("batches"));
         if let Some(before) = batch.supersedes {

@@ -7,7 +7,9 @@
 
 mod blob_index;
 mod cache;
+mod connection;
 mod course;
+mod fault;
 mod leases;
 mod ledger;
 mod look;
@@ -16,18 +18,20 @@ mod pace;
 mod roster;
 mod schedules;
 mod scripts;
+mod server;
 mod signed;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::io::tcp::TcpSettings;
-use ::redis::io::tcp::socket2::TcpKeepalive;
-use ::redis::{ErrorKind, FromRedisValue, IntoConnectionInfo as _, RedisError, ServerErrorKind};
+use ::redis::{FromRedisValue, RedisResult};
 
+use self::connection::{Connection, OpenConnection};
+use self::fault::Fault;
 use self::scripts::Scripts;
+use self::server::Inspection;
 use super::cache::CacheEntry;
 use super::clock::Clock;
 use crate::batch::{BatchId, SigningKey};
@@ -39,13 +43,14 @@ use crate::retry::{Budget, Policy, Retry};
 
 /// The version of what is kept.
 const VERSION: u32 = 1;
-/// How long an answer is waited for: machines may be far apart.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How long a connection is waited for.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long what was sent may go unacknowledged by the other machine before the connection is made anew: one whose own
-/// address has changed would wait for a quarter of an hour. A slow server is no reason: its machine acknowledges.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// How often opening a store is tried: what takes longer is waited for by who opens it, who can say so.
+const OPENING: Policy = Policy {
+    attempts: 3,
+    first_delay: Duration::from_millis(100),
+    max_delay: Duration::from_secs(1),
+    max_wait: Duration::from_secs(1),
+    patience: Duration::ZERO,
+};
 
 /// Batches whose segments are remembered; a process works on a few at a time.
 const MAX_BATCHES: usize = 64;
@@ -57,6 +62,8 @@ pub struct RedisOptions {
     pub prefix: String,
     /// How long a call waits for a store that is out of reach, before it fails: how often it tries, with which pauses.
     pub patience: Policy,
+    /// Whether to warn of what is not well with the server, or cannot be checked there, when it is opened.
+    pub warns: bool,
     /// A certificate to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
     /// Plans, options and provenance are authenticated with it (`cluster.key`), and others refused.
@@ -67,14 +74,14 @@ pub struct RedisOptions {
 
 impl Default for RedisOptions {
     fn default() -> RedisOptions {
-        let patience = Policy {
-            attempts: 3,
-            first_delay: Duration::from_millis(100),
-            max_delay: Duration::from_secs(1),
-            max_wait: Duration::from_secs(1),
-            patience: Duration::ZERO,
-        };
-        RedisOptions { prefix: "imgsync:".to_owned(), patience, ca: None, key: None, clock: None }
+        RedisOptions {
+            prefix: "imgsync:".to_owned(),
+            patience: OPENING,
+            warns: false,
+            ca: None,
+            key: None,
+            clock: None,
+        }
     }
 }
 
@@ -88,7 +95,7 @@ impl RedisOptions {
             max_wait: Duration::from_secs(10),
             patience: Duration::ZERO,
         };
-        RedisOptions { patience, ..RedisOptions::default() }
+        RedisOptions { patience, warns: true, ..RedisOptions::default() }
     }
 }
 
@@ -97,10 +104,14 @@ impl RedisOptions {
 pub struct RedisStore(Arc<Shared>);
 
 struct Shared {
-    connection: ConnectionManager,
+    connection: Connection,
     /// For messages: without a password.
     name: String,
     options: RedisOptions,
+    /// Whether the store has the version of what is kept. Opening it to read must not write.
+    has_version: AtomicBool,
+    /// Whether opening is done: until then whoever opens it says what it waits for.
+    is_open: AtomicBool,
     scripts: Scripts,
     /// At which indexes the chunks of a batch's plan begin. They are only ever added to.
     chunks: Mutex<GenerationalCache<BatchId, Arc<Vec<u32>>>>,
@@ -118,62 +129,91 @@ struct PlanEnd {
 }
 
 impl RedisStore {
-    /// Connects. An error says what is wrong with the address, the password or the server.
+    /// Connects, and reads. An error says what is wrong with the address, the password or the server; one that is transient
+    /// is for the caller to wait out.
     pub async fn connect(url: &SecretUrl, options: RedisOptions) -> Result<RedisStore> {
         crate::registry::install_tls_provider();
-        let tried = format!("connecting to the store {url}");
-        let invalid = |error: RedisError| Error::new(Class::Invalid, &tried, words(&error));
-        let server = url.expose().as_str().into_connection_info().map_err(invalid)?.set_tcp_settings(tcp_settings());
-        let client = match &options.ca {
-            None => redis::Client::open(server),
-            Some(ca) => redis::Client::build_with_tls(
-                server,
-                redis::TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) },
-            ),
-        };
-        let client = client.map_err(invalid)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(ANSWER))
-            .set_number_of_retries(2)
-            .set_min_delay(Duration::from_millis(100))
-            .set_max_delay(Duration::from_secs(5));
-        let connection =
-            ConnectionManager::new_with_config(client, config).await.map_err(|error| explain(&tried, &error))?;
+        let connection = Connection::new(url, options.ca.as_deref()).map_err(|error| {
+            Error::new(Class::Invalid, format!("connecting to the store {url}"), fault::words(&error))
+        })?;
         let store = RedisStore(Arc::new(Shared {
             connection,
             name: url.to_string(),
             options,
+            has_version: AtomicBool::new(false),
+            is_open: AtomicBool::new(false),
             scripts: Scripts::new(),
             chunks: Mutex::new(GenerationalCache::new(MAX_BATCHES)),
             ends: tokio::sync::Mutex::new(GenerationalCache::new(MAX_BATCHES)),
             page: Mutex::default(),
         }));
+        store.check_server().await?;
         store.check_version().await?;
+        store.0.is_open.store(true, Ordering::Relaxed);
         Ok(store)
+    }
+
+    /// Refuses a server that may forget what must not be lost.
+    async fn check_server(&self) -> Result<()> {
+        let tried = format!("connecting to the store {}", self.0.name);
+        let mut retry = opening();
+        let inspected = loop {
+            match self.0.connection.get().await {
+                Ok(mut open) => match Inspection::of(&mut open.link).await {
+                    Ok(inspected) => break inspected,
+                    Err(fault) => self.pause(&mut retry, &tried, Some(&open), &fault).await?,
+                },
+                Err(fault) => self.pause(&mut retry, &tried, None, &fault).await?,
+            }
+        };
+        inspected.refuse().map_err(|fault| fault.explain(&tried))?;
+        if self.0.options.warns {
+            for warning in inspected.warnings() {
+                tracing::warn!("the store {}: {warning}", self.0.name);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses what a newer program wrote.
     async fn check_version(&self) -> Result<()> {
         let tried = format!("opening the store {}", self.0.name);
-        let key = self.key("version");
         let mut pipe = redis::pipe();
-        pipe.set_nx(&key, VERSION).ignore().get(&key);
-        let (found,): (u32,) = self.query(&tried, &pipe).await?;
-        match found <= VERSION {
-            true => Ok(()),
-            false => {
+        pipe.get(self.key("version"));
+        let (found,): (Option<u32>,) = self.query_within(opening(), &tried, &pipe).await?;
+        self.0.has_version.store(found.is_some(), Ordering::Relaxed);
+        match found {
+            Some(found) if found > VERSION => {
                 let detail =
                     format!("a newer imgsync uses it (version {found} of the store, this one knows {VERSION})");
                 Err(Error::new(Class::Local, tried, detail).hint("use that imgsync, or another database of the server"))
             }
+            _ => Ok(()),
         }
+    }
+
+    /// Writes the version of what is kept, where there is none yet: before what lasts is written.
+    async fn note_version(&self, tried: &str) -> Result<()> {
+        if self.0.has_version.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut pipe = redis::pipe();
+        pipe.set_nx(self.key("version"), VERSION).ignore();
+        self.query::<()>(tried, &pipe).await?;
+        self.0.has_version.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether the server answers now; asked once, without patience.
     pub async fn is_alive(&self) -> bool {
-        let mut connection = self.0.connection.clone();
-        redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+        let Ok(mut open) = self.0.connection.get().await else { return false };
+        match redis::cmd("PING").query_async::<String>(&mut open.link).await.map_err(Fault::Said) {
+            Ok(_) => true,
+            Err(fault) => {
+                self.let_go(&open, &fault);
+                false
+            }
+        }
     }
 
     fn signing_key(&self) -> Option<&SigningKey> {
@@ -206,11 +246,22 @@ impl RedisStore {
 
     /// Asks until there is an answer, or patience is at its end.
     async fn query<T: FromRedisValue>(&self, tried: &str, pipe: &redis::Pipeline) -> Result<T> {
-        let mut retry = self.retry();
+        self.query_within(self.retry(), tried, pipe).await
+    }
+
+    async fn query_within<T: FromRedisValue>(
+        &self,
+        mut retry: Retry,
+        tried: &str,
+        pipe: &redis::Pipeline,
+    ) -> Result<T> {
         loop {
-            match pipe.query_async(&mut self.0.connection.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => pause(&mut retry, explain(tried, &error)).await?,
+            match self.0.connection.get().await {
+                Ok(mut open) => match pipe.query_async(&mut open.link).await.map_err(Fault::Said) {
+                    Ok(answer) => return Ok(answer),
+                    Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
+                },
+                Err(fault) => self.pause(&mut retry, tried, None, &fault).await?,
             }
         }
     }
@@ -227,10 +278,42 @@ impl RedisStore {
         }
         let mut retry = self.retry();
         loop {
-            match invocation.invoke_async(&mut self.0.connection.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => pause(&mut retry, explain(tried, &error)).await?,
+            match self.0.connection.get().await {
+                Ok(mut open) => {
+                    let answer: RedisResult<T> = invocation.invoke_async(&mut open.link).await;
+                    match answer.map_err(Fault::Said) {
+                        Ok(answer) => return Ok(answer),
+                        Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
+                    }
+                }
+                Err(fault) => self.pause(&mut retry, tried, None, &fault).await?,
             }
+        }
+    }
+
+    /// Waits before the next try, or gives the error to end with. The connection is replaced where that may help.
+    async fn pause(&self, retry: &mut Retry, tried: &str, open: Option<&OpenConnection>, fault: &Fault) -> Result<()> {
+        if let Some(open) = open {
+            self.let_go(open, fault);
+        }
+        let (delay, error) = retry.next_delay(fault.explain(tried))?;
+        let (kind, line) = (format!("the store: {}", error.detail()), format!("{error}; asking again"));
+        match error.class() {
+            _ if !self.0.is_open.load(Ordering::Relaxed) => {}
+            // It answers, and refuses: that may need somebody.
+            Class::ServerError => {
+                let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                repeated::warn(&kind, &format!("the store {}: {line}{hint}", self.0.name));
+            }
+            _ => repeated::info(&kind, &line),
+        }
+        tokio::time::sleep(delay).await;
+        Ok(())
+    }
+
+    fn let_go(&self, open: &OpenConnection, fault: &Fault) {
+        if fault.ends_connection() {
+            self.0.connection.abandon(open);
         }
     }
 
@@ -240,20 +323,8 @@ impl RedisStore {
     }
 }
 
-fn tcp_settings() -> TcpSettings {
-    let keepalive = TcpKeepalive::new().with_time(UNACKNOWLEDGED).with_interval(UNACKNOWLEDGED / 3);
-    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(UNACKNOWLEDGED);
-    settings
-}
-
-/// Waits before the next try, or gives the error to end with.
-async fn pause(retry: &mut Retry, error: Error) -> Result<()> {
-    let (delay, error) = retry.next_delay(error)?;
-    repeated::info(&format!("the store: {}", error.detail()), &format!("{error}; asking again"));
-    tokio::time::sleep(delay).await;
-    Ok(())
+fn opening() -> Retry {
+    Retry::new(OPENING, &Budget::new(OPENING.attempts))
 }
 
 /// Keys and arguments of a script.
@@ -281,55 +352,6 @@ impl Call {
     fn bytes(mut self, arg: impl Into<Vec<u8>>) -> Call {
         self.args.push(arg.into());
         self
-    }
-}
-
-/// An error of the client or the server, for people.
-fn explain(tried: &str, error: &RedisError) -> Error {
-    let text = words(error);
-    // Of several commands at once the code is in the words alone.
-    let code = error.code().or_else(|| text.contains("\"NOAUTH\"").then_some("NOAUTH")).unwrap_or_default();
-    match error.kind() {
-        _ if code == "OOM" => Error::new(Class::ServerError, tried, format!("the store is out of memory: {text}"))
-            .hint("give it more (maxmemory), or let it forget caches (maxmemory-policy volatile-lru)"),
-        _ if code == "MISCONF" => {
-            Error::new(Class::ServerError, tried, format!("the store cannot write to its disk: {text}"))
-                .hint("see the server's log and the room on its disk")
-        }
-        _ if code == "NOAUTH" || code == "WRONGPASS" => Error::new(Class::Denied, tried, text)
-            .hint("check user and password in the store's URL (redis://user:password@host:6379)"),
-        _ if code == "NOPERM" => Error::new(Class::Denied, tried, text)
-            .hint("the user needs all commands but administration, on keys that begin with `imgsync:`"),
-        ErrorKind::AuthenticationFailed => Error::new(Class::Denied, tried, text)
-            .hint("check user and password in the store's URL (redis://user:password@host:6379)"),
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::TryAgain
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly,
-        ) => Error::new(Class::ServerError, tried, text),
-        _ if code == "BUSY" || code == "LOADING" => Error::new(Class::ServerError, tried, text),
-        ErrorKind::Io if text.contains("invalid peer certificate") => Error::new(Class::Insecure, tried, text)
-            .hint("name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the name that the certificate is for"),
-        ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => Error::new(Class::Unreachable, tried, text)
-            .hint("check that Redis or Valkey is running there, and whether a firewall is in between"),
-        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
-            Error::new(Class::BadAnswer, tried, text).hint("is that a Redis server?")
-        }
-        ErrorKind::InvalidClientConfig => Error::new(Class::Invalid, tried, text),
-        _ if error.is_connection_dropped() || error.is_timeout() || error.is_connection_refusal() => {
-            Error::new(Class::Unreachable, tried, text)
-        }
-        _ => Error::new(Class::Local, tried, text),
-    }
-}
-
-/// What is wrong, without what was sent.
-fn words(error: &RedisError) -> String {
-    match (error.is_timeout(), error.detail()) {
-        (true, _) => "no answer in time".to_owned(),
-        (false, Some(detail)) => format!("{error}: {detail}").chars().take(300).collect(),
-        (false, None) => error.to_string().chars().take(300).collect(),
     }
 }
 

@@ -1,0 +1,186 @@
+//! What a server is: asked after each connection, and whether the ledger is safe there, asked when a store is opened.
+
+use std::collections::HashMap;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{InfoDict, RedisConnectionInfo, Value};
+
+use super::fault::{Action, Fault};
+
+/// Scripts need what Redis 7 has.
+const OLDEST_MAJOR: u32 = 7;
+
+/// Logs in, chooses the database, and makes sure that it is the master of a server that is no cluster.
+pub(super) async fn greet(link: &mut MultiplexedConnection, login: &RedisConnectionInfo) -> Result<(), Fault> {
+    let mut hello = redis::cmd("HELLO");
+    hello.arg(2);
+    if let Some(password) = login.password() {
+        hello.arg("AUTH").arg(login.username().unwrap_or("default")).arg(password);
+    }
+    let greeting: HashMap<String, Value> = hello.query_async(link).await.map_err(Fault::Said)?;
+    let said = |name: &str| match greeting.get(name) {
+        Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        Some(Value::SimpleString(text)) => text.clone(),
+        _ => String::new(),
+    };
+    check_greeting(&said("version"), &said("mode"), &said("role"))?;
+    if login.db() != 0 {
+        redis::cmd("SELECT").arg(login.db()).query_async::<()>(link).await.map_err(Fault::Said)?;
+    }
+    Ok(())
+}
+
+fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), Fault> {
+    let unfit = |action, detail: &str, hint| Err(Fault::Unfit { action, detail: detail.to_owned(), hint });
+    match (mode, role) {
+        ("sentinel", _) => unfit(
+            Action::Fail,
+            "this is a Redis Sentinel, not a server that holds data",
+            "name the server itself, which usually listens on port 6379",
+        ),
+        ("cluster", _) => unfit(
+            Action::Fail,
+            "this is a Redis Cluster: imgsync's scripts use keys of several hash slots",
+            "name a server without cluster mode (of a managed service: cluster mode disabled)",
+        ),
+        (_, "replica" | "slave") => unfit(
+            Action::Reconnect,
+            "the server is a read-only replica",
+            "name the master (of a managed service: the primary endpoint); after a failover this ends by itself",
+        ),
+        _ if version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|major: u32| major < OLDEST_MAJOR) =>
+        {
+            Err(Fault::Unfit {
+                action: Action::Fail,
+                detail: format!("the server is version {version}"),
+                hint: "imgsync needs Redis 7 or later, or Valkey",
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a server says of itself that the ledger depends on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Inspection {
+    /// What it may forget when its memory is full.
+    eviction: Option<String>,
+    /// Whether it writes each change to its disk.
+    appends: Option<bool>,
+    replicas: Option<u32>,
+}
+
+impl Inspection {
+    /// Asks a server. Managed services and users with few rights may refuse: then nothing is known.
+    pub(super) async fn of(link: &mut MultiplexedConnection) -> Result<Inspection, Fault> {
+        let info: InfoDict = match redis::cmd("INFO").query_async(link).await.map_err(Fault::Said) {
+            Ok(info) => info,
+            Err(fault) if fault.action() == Action::Fail => return Ok(Inspection::default()),
+            Err(fault) => return Err(fault),
+        };
+        Ok(Inspection {
+            eviction: info.get("maxmemory_policy"),
+            appends: info.get::<u32>("aof_enabled").map(|enabled| enabled > 0),
+            replicas: info.get("connected_slaves"),
+        })
+    }
+
+    /// Refuses a server that may forget what must not be lost.
+    pub(super) fn refuse(&self) -> Result<(), Fault> {
+        match self.eviction.as_deref() {
+            Some(policy) if policy.starts_with("allkeys-") => Err(Fault::Unfit {
+                action: Action::Fail,
+                detail: format!(
+                    "the server may forget any key when its memory is full (maxmemory-policy {policy}): batches would be lost in part"
+                ),
+                hint: "set `maxmemory-policy volatile-lru`: caches have an expiry and go first, batches that are not done have none",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What to say to who runs it.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        match self.eviction.as_deref() {
+            None => warnings.push(
+                "the server does not say what it forgets when its memory is full (INFO is not allowed): not checked; \
+                 make sure of `maxmemory-policy volatile-lru` or `noeviction`, or allow it (`+info`)"
+                    .to_owned(),
+            ),
+            // What ends soonest goes first, or anything: among that are leases, which say who may write a tag.
+            Some(policy @ ("volatile-ttl" | "volatile-random")) => warnings.push(format!(
+                "the server may forget leases when its memory is full (maxmemory-policy {policy}): copies would be \
+                 stopped and done again; set `maxmemory-policy volatile-lru`, which forgets caches first"
+            )),
+            Some(_) => {}
+        }
+        if self.appends == Some(false) && self.replicas == Some(0) {
+            warnings.push(
+                "the server has no replica and does not write each change to its disk: when it ends, batches are lost; \
+                 set `appendonly yes`"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(mode: &str, role: &str) -> (Action, String) {
+        let fault = check_greeting("7.2.4", mode, role).unwrap_err();
+        (fault.action(), fault.explain("connecting").detail().to_owned())
+    }
+
+    #[test]
+    fn what_is_no_single_master_is_refused_and_a_replica_is_looked_past() {
+        assert!(check_greeting("7.0.15", "standalone", "master").is_ok());
+        let (action, words) = refusal("sentinel", "sentinel");
+        assert!(action == Action::Fail && words.contains("Sentinel"), "{words}");
+        let (action, words) = refusal("cluster", "master");
+        assert!(action == Action::Fail && words.contains("Redis Cluster"), "{words}");
+        for role in ["replica", "slave"] {
+            let (action, words) = refusal("standalone", role);
+            assert!(action == Action::Reconnect && words.contains("replica"), "{words}");
+        }
+        let old = check_greeting("6.2.14", "standalone", "master").unwrap_err();
+        assert!(old.explain("connecting").detail().contains("6.2.14"));
+        // A version that is not said, or not as expected, is no reason.
+        assert!(check_greeting("", "", "").is_ok() && check_greeting("unstable", "standalone", "master").is_ok());
+    }
+
+    #[test]
+    fn policies_that_forget_batches_are_refused_and_those_that_forget_leases_are_told() {
+        let with = |policy: &str| Inspection { eviction: Some(policy.to_owned()), ..Inspection::default() };
+        for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
+            let fault = with(policy).refuse().unwrap_err();
+            let error = fault.explain("opening the store");
+            assert!(fault.action() == Action::Fail && error.detail().contains(policy), "{error}");
+        }
+        for (policy, told) in
+            [("noeviction", 0), ("volatile-lru", 0), ("volatile-lfu", 0), ("volatile-ttl", 1), ("volatile-random", 1)]
+        {
+            assert!(with(policy).refuse().is_ok(), "{policy}");
+            assert_eq!(with(policy).warnings().len(), told, "{policy}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_loses_all_is_told_and_one_with_a_replica_is_not() {
+        let with = |appends, replicas| Inspection {
+            eviction: Some("noeviction".to_owned()),
+            appends: Some(appends),
+            replicas: Some(replicas),
+        };
+        assert_eq!([with(false, 0), with(false, 1), with(true, 0)].map(|server| server.warnings().len()), [1, 0, 0]);
+        let unknown = Inspection::default().warnings();
+        assert!(unknown.len() == 1 && unknown[0].contains("not checked"), "{unknown:?}");
+    }
+}

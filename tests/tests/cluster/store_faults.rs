@@ -1,0 +1,307 @@
+//! A store that refuses: what each error code of a real server does to the connection and to the call.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::{Class, Error};
+use imgsync_common::image::Digest;
+use imgsync_common::retry::Policy;
+use imgsync_common::store::{Begun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Schedules as _};
+use imgsync_tests::RedisServer;
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::relay::{Direction, Relay};
+use imgsync_tests::servers::RedisOptions;
+
+use crate::scene::{PATIENCE, Scene, until};
+use crate::store::secret;
+
+/// Asks often enough for any test, without long pauses.
+fn patient() -> Options {
+    let patience = Policy {
+        attempts: 10_000,
+        first_delay: Duration::from_millis(5),
+        max_delay: Duration::from_millis(50),
+        ..Options::default().patience
+    };
+    Options { patience, ..Options::default() }
+}
+
+async fn open(url: &str) -> RedisStore {
+    RedisStore::connect(&secret(url), patient()).await.unwrap()
+}
+
+/// Opens a store that gives up soon.
+async fn open_once(url: &str) -> RedisStore {
+    RedisStore::connect(&secret(url), Options::default()).await.unwrap()
+}
+
+fn batch() -> NewBatch {
+    let options = r#"{"rules":[]}"#.to_owned();
+    NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None }
+}
+
+/// Writes by a script.
+async fn write(store: &RedisStore) -> Result<(), Error> {
+    store.create(batch()).await
+}
+
+/// Writes by commands in a pipeline.
+async fn write_in_pipeline(store: &RedisStore) -> Result<(), Error> {
+    store.note_schedule("a", Begun { at: jiff::Timestamp::now(), batch: None }).await
+}
+
+fn with(more: &[&str]) -> RedisServer {
+    RedisServer::start_with(RedisOptions {
+        more: more.iter().map(|line| (*line).to_owned()).collect(),
+        ..RedisOptions::default()
+    })
+}
+
+#[track_caller]
+fn assert_says(error: &Error, class: Class, code: &str) {
+    assert!(error.class() == class && error.detail().contains(code) && error.advice().is_some(), "{error}");
+}
+
+/// Demands that writes wait while the server refuses them with this code, and are done when it does so no more.
+async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&RedisServer)) {
+    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let writing = tokio::spawn(async move {
+        write(&store).await?;
+        write_in_pipeline(&store).await
+    });
+    until(&format!("{code} is answered"), PATIENCE, || server.errors(code) >= 2).await;
+    assert_says(&write(&impatient).await.unwrap_err(), Class::ServerError, code);
+    // Of a pipeline the client does not say the code.
+    assert_says(&write_in_pipeline(&impatient).await.unwrap_err(), Class::ServerError, code);
+    // Reading goes on.
+    impatient.batches(10).await.unwrap();
+    assert!(!writing.is_finished());
+    heal(server);
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_wait_while_replicas_are_missing() {
+    let server = with(&["min-replicas-to-write 1"]);
+    assert_waits(&server, "NOREPLICAS", |server| server.set("min-replicas-to-write", "0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_wait_while_memory_is_full() {
+    let server = with(&["maxmemory 1", "maxmemory-policy noeviction"]);
+    assert_waits(&server, "OOM", |server| server.set("maxmemory", "0")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_wait_while_the_server_cannot_write_its_disk() {
+    let server = with(&["enable-protected-configs yes"]);
+    let folder = tempfile::tempdir().unwrap();
+    server.set("dir", &folder.path().display().to_string());
+    server.set("save", "3600 1000000");
+    drop(folder);
+    server.command(&["BGSAVE"]);
+    let has_failed = || server.command(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err");
+    until("its snapshot fails", PATIENCE, has_failed).await;
+    assert_waits(&server, "MISCONF", |server| server.set("stop-writes-on-bgsave-error", "no")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_waits_while_a_script_does_not_end() {
+    let server = with(&["busy-reply-threshold 20"]);
+    let relay = Relay::start(&format!("127.0.0.1:{}", server.port())).await;
+    let url = format!("redis://{}", relay.host());
+    let (store, impatient) = (open(&url).await, open_once(&url).await);
+    let mut endless = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    endless.write_all(b"EVAL \"while true do end\" 0\r\n").unwrap();
+    until("it is busy", PATIENCE, || server.command(&["PING"]).starts_with("-BUSY")).await;
+    assert_says(&impatient.batches(10).await.unwrap_err(), Class::ServerError, "BUSY");
+    let answered = relay.bytes(Direction::Down);
+    let writing = tokio::spawn(async move { write(&store).await });
+    until("the write is refused", PATIENCE, || relay.bytes(Direction::Down) > answered).await;
+    assert!(!writing.is_finished());
+    server.command(&["SCRIPT", "KILL"]);
+    writing.await.unwrap().unwrap();
+    assert_eq!(relay.connections(), 2, "waiting needs no other connection");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_wait_while_the_server_loads_its_data() {
+    let slow = ["enable-debug-command yes", "key-load-delay 1500", "loading-process-events-interval-bytes 1024"];
+    let server = with(&slow);
+    server.command(&["DEBUG", "POPULATE", "2000", "key", "100"]);
+    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let mut loading = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    loading.write_all(b"DEBUG RELOAD\r\n").unwrap();
+    until("it is loading", PATIENCE, || server.command(&["GET", "a"]).starts_with("-LOADING")).await;
+    assert_says(&impatient.batches(10).await.unwrap_err(), Class::ServerError, "LOADING");
+    write(&store).await.unwrap();
+    assert!(server.errors("LOADING") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_the_server_has_forgotten_is_sent_again() {
+    let server = RedisServer::start();
+    let store = open_once(&server.url()).await;
+    write(&store).await.unwrap();
+    server.command(&["SCRIPT", "FLUSH"]);
+    write(&store).await.unwrap();
+    assert!(server.errors("NOSCRIPT") > 0);
+}
+
+/// A failover behind one name: the old master becomes a replica and closes no connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let relay = Relay::start(&format!("127.0.0.1:{}", old.port())).await;
+    let store = open(&format!("redis://{}", relay.host())).await;
+    write(&store).await.unwrap();
+    old.follow(&new);
+    // The name still leads to the old one.
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            write(&store).await?;
+            write_in_pipeline(&store).await
+        }
+    });
+    until("it is asked again on new connections", PATIENCE, || relay.connections() >= 3).await;
+    assert!(old.errors("READONLY") > 0 && !writing.is_finished());
+    assert!(!store.is_alive().await, "nothing can be written there");
+    relay.retarget(&format!("127.0.0.1:{}", new.port()));
+    writing.await.unwrap().unwrap();
+    assert!(new.calls("hset") > 0 && store.is_alive().await);
+    let opened = relay.connections();
+    write(&store).await.unwrap();
+    assert_eq!(relay.connections(), opened, "the connection to a master is kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_lost_its_master_is_left_too() {
+    let (server, away) = (with(&["replica-serve-stale-data no"]), RedisServer::start());
+    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let before = server.info("total_connections_received");
+    let mut away = away;
+    away.kill();
+    server.follow(&away);
+    let reading = tokio::spawn(async move { store.batches(10).await });
+    until("the read is refused", PATIENCE, || server.errors("MASTERDOWN") > 0).await;
+    let error = impatient.batches(10).await.unwrap_err();
+    assert!(error.class() == Class::ServerError && error.detail().contains("replica"), "{error}");
+    assert!(!reading.is_finished());
+    server.lead();
+    reading.await.unwrap().unwrap();
+    assert!(server.info("total_connections_received") > before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_cut_and_one_that_is_silent_are_replaced() {
+    let (frozen, other) = (RedisServer::start(), RedisServer::start());
+    let relay = Relay::start(&format!("127.0.0.1:{}", frozen.port())).await;
+    let store = open(&format!("redis://{}", relay.host())).await;
+    write(&store).await.unwrap();
+    relay.cut_all();
+    write(&store).await.unwrap();
+    assert_eq!(relay.connections(), 2);
+    let mut frozen = frozen;
+    frozen.freeze();
+    relay.retarget(&format!("127.0.0.1:{}", other.port()));
+    // A frozen server closes nothing: only that it does not answer tells.
+    write(&store).await.unwrap();
+    assert_eq!(relay.connections(), 3);
+    assert!(other.calls("evalsha") > 0);
+    frozen.thaw();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
+    let server = with(&[
+        "user default off",
+        "user all on >good ~* &* +@all",
+        "user reads on >good ~* resetchannels +@read +@connection",
+        "user lists on >good ~* resetchannels +@all -hset",
+    ]);
+    let url = |login: &str| server.url().replace("redis://", &format!("redis://{login}"));
+    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), patient()).await.unwrap_err();
+    let error = refused("").await;
+    assert_says(&error, Class::Denied, "NOAUTH");
+    for login in ["all:wrong-secret@", "nobody:wrong-secret@", ":wrong-secret@"] {
+        let error = refused(login).await;
+        assert_says(&error, Class::Denied, "WRONGPASS");
+        assert!(!format!("{error} {:?}", error.advice()).contains("wrong-secret"), "{error}");
+    }
+    let reads = RedisStore::connect(&secret(&url("reads:good@")), patient()).await.unwrap();
+    let error = write(&reads).await.unwrap_err();
+    assert_says(&error, Class::Denied, "NOPERM");
+    let lists = RedisStore::connect(&secret(&url("lists:good@")), patient()).await.unwrap();
+    let error = write_in_pipeline(&lists).await.unwrap_err();
+    assert_says(&error, Class::Denied, "'hset'");
+    // In a script, too.
+    assert_says(&write(&lists).await.unwrap_err(), Class::Denied, "NOPERM");
+    write(&RedisStore::connect(&secret(&url("all:good@")), patient()).await.unwrap()).await.unwrap();
+}
+
+/// Passwords are changed while programs run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_was_good_is_tried_again_when_it_is_refused() {
+    let server = with(&["user imgsync on >good ~* &* +@all"]);
+    let relay = Relay::start(&format!("127.0.0.1:{}", server.port())).await;
+    let store = open(&format!("redis://imgsync:good@{}", relay.host())).await;
+    write(&store).await.unwrap();
+    server.command(&["ACL", "SETUSER", "imgsync", "resetpass", ">other"]);
+    relay.cut_all();
+    let writing = tokio::spawn(async move { write(&store).await });
+    until("the login is refused twice", PATIENCE, || server.errors("WRONGPASS") >= 2).await;
+    assert!(!writing.is_finished());
+    server.command(&["ACL", "SETUSER", "imgsync", ">good"]);
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
+    let scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(5);
+    let workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    gate.wait_for(8).await;
+    let store = &scene.cluster.store;
+    store.set("min-replicas-to-write", "1");
+    gate.open();
+    // Both workers, the run and all of their slots have met it by then.
+    until("writes are refused", PATIENCE, || store.errors("NOREPLICAS") >= 60).await;
+    run.wait_for_line(|line| line.contains("too few replicas"), PATIENCE).await;
+    let queues = scene.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    let retrying = queues.lines().filter(|line| line.starts_with("sync.retry") && !line.ends_with("\t0"));
+    assert_eq!(retrying.collect::<Vec<_>>(), Vec::<&str>::new());
+    assert!(run.is_running());
+    for worker in &workers {
+        assert!(worker.stderr().contains("too few replicas"), "{}", worker.stderr());
+    }
+    store.set("min-replicas-to-write", "0");
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 100);
+    for (repository, tag, _) in &scene.images {
+        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_can_be_looked_at_and_a_new_run_waits_for_memory() {
+    let scene = Scene::with(Cluster::start(), 2, 5).await;
+    let _workers = scene.cluster.workers(1, 4).await;
+    scene.assert_ended_whole(&scene.run().wait().await);
+    let store = &scene.cluster.store;
+    store.command(&["DEL", "imgsync:version"]);
+    store.set("maxmemory", "1");
+    for command in [&["batch", "list"][..], &["batch", "show"], &["batch", "report"], &["cache", "export"]] {
+        scene.cluster.imgsync("").args(command).run().await.assert_code(0);
+    }
+    let mut run = scene.run();
+    let said = run.wait_for_line(|line| line.contains("out of memory"), PATIENCE).await;
+    assert!(said.contains("maxmemory-policy volatile-lru"), "what to do is said: {said}");
+    assert!(run.is_running());
+    store.set("maxmemory", "0");
+    scene.assert_ended_whole(&run.wait().await);
+}

@@ -1,0 +1,121 @@
+//! What is looked at when a store is opened: who is there, and whether the ledger is safe there.
+
+use std::time::Duration;
+
+use imgsync_common::error::{Class, Error};
+use imgsync_common::store::{Ledger as _, RedisOptions as Options, RedisStore};
+use imgsync_tests::RedisServer;
+use imgsync_tests::cluster::Cluster;
+use imgsync_tests::program::Imgsync;
+use imgsync_tests::servers::RedisOptions;
+
+use crate::scene::{PATIENCE, Scene};
+use crate::store::secret;
+
+fn with(more: &[&str]) -> RedisServer {
+    RedisServer::start_with(RedisOptions {
+        more: more.iter().map(|line| (*line).to_owned()).collect(),
+        ..RedisOptions::default()
+    })
+}
+
+async fn refused(url: &str) -> Error {
+    RedisStore::connect(&secret(url), Options::default()).await.unwrap_err()
+}
+
+/// A run and a worker end at once, with a sentence and a hint.
+async fn assert_refused(store: &str, words: &str) {
+    for program in [Imgsync::new().args(["batch", "resume"]), Imgsync::worker()] {
+        program.file("imgsync.yaml", "registries: {}\n");
+        let program = program.env("IMGSYNC_BROKER", "amqp://127.0.0.1:1").env("IMGSYNC_STORE", store);
+        let output = program.run().await;
+        assert_eq!(output.code, Some(3), "{}", output.stderr);
+        assert!(output.stderr.contains(words) && output.stderr.contains("hint: "), "{words}: {}", output.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_may_evict_batches_is_refused() {
+    for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
+        let server = with(&[&format!("maxmemory-policy {policy}"), "maxmemory 100mb"]);
+        let error = refused(&server.url()).await;
+        assert!(error.class() == Class::Local && error.detail().contains(policy), "{error}");
+        assert!(error.advice().unwrap().contains("volatile-lru"), "{error}");
+        // It is no matter of the program: when it is set right, the store can be used.
+        server.set("maxmemory-policy", "volatile-lru");
+        RedisStore::connect(&secret(&server.url()), Options::default()).await.unwrap().batches(1).await.unwrap();
+    }
+    let server = with(&["maxmemory-policy allkeys-lru"]);
+    assert_refused(&server.url(), "may forget any key").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_cluster_is_refused() {
+    let server = with(&["cluster-enabled yes"]);
+    let error = refused(&server.url()).await;
+    assert!(error.class() == Class::Local && error.detail().contains("Redis Cluster"), "{error}");
+    assert_refused(&server.url(), "this is a Redis Cluster").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_is_refused() {
+    let server = RedisServer::start_with(RedisOptions { is_sentinel: true, ..RedisOptions::default() });
+    for database in ["", "/3"] {
+        let error = refused(&format!("{}{database}", server.url())).await;
+        assert!(error.class() == Class::Local && error.detail().contains("Sentinel"), "{error}");
+    }
+    assert_refused(&server.url(), "this is a Redis Sentinel").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_user_may_not_ask_is_said_and_the_work_goes_on() {
+    let rights = "user imgsync on >secret resetchannels ~imgsync:* +@all -@admin -@dangerous";
+    let store = RedisOptions { more: vec![rights.to_owned()], ..RedisOptions::default() };
+    let scene = Scene::with(Cluster::start_with("", store), 1, 3).await;
+    let _workers = scene.cluster.workers(1, 2).await;
+    let url = format!("redis://imgsync:secret@127.0.0.1:{}", scene.cluster.store.port());
+    let run = scene.cluster.imgsync(&scene.config).env("IMGSYNC_STORE", url).args(["run", "--json"]).run().await;
+    scene.assert_ended_whole(&run);
+    assert!(run.stderr.contains("not checked") && run.stderr.contains("+info"), "{}", run.stderr);
+    assert!(!run.stderr.contains("secret"), "{}", run.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_waits_for_a_master_as_long_as_it_is_told_to() {
+    let (cluster, master) = (Cluster::start(), RedisServer::start());
+    cluster.store.follow(&master);
+    let output = cluster.worker("").args(["--wait", "2s"]).limit(PATIENCE).run().await.assert_code(3);
+    let lines: Vec<&str> = output.stderr.lines().filter(|line| line.contains("read-only replica")).collect();
+    assert!(lines.len() >= 2, "what it waits for, and what it ends with: {}", output.stderr);
+    assert!(lines[0].contains("trying for") && lines[0].contains("name the master"), "{}", output.stderr);
+    assert!(output.stderr.contains("(failed "), "how often is said: {}", output.stderr);
+
+    // And goes on when there is one.
+    let worker = cluster.worker("").args(["--wait", "2m"]).spawn();
+    worker.wait_for_line(|line| line.contains("read-only replica"), PATIENCE).await;
+    cluster.store.lead();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_says_that_it_waits_for_a_master_and_begins_when_there_is_one() {
+    let (scene, master) = (Scene::new(1, 3).await, RedisServer::start());
+    let _workers = scene.cluster.workers(1, 2).await;
+    scene.cluster.store.follow(&master);
+    // Whoever only looks is told at once.
+    let looked = scene.cluster.imgsync("").args(["batch", "list"]).run().await;
+    assert!(looked.code != Some(0) && looked.stderr.contains("read-only replica"), "{}", looked.stderr);
+    let mut run = scene.run();
+    run.wait_for_line(|line| line.contains("read-only replica"), PATIENCE).await;
+    scene.cluster.store.lead();
+    scene.assert_ended_whole(&run.wait().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_silent_does_not_hold_a_worker_for_longer_than_told() {
+    let mut cluster = Cluster::start();
+    cluster.store.freeze();
+    let output = cluster.worker("").args(["--wait", "1s"]).limit(Duration::from_secs(60)).run().await.assert_code(3);
+    assert!(output.stderr.contains("no answer in time"), "{}", output.stderr);
+    cluster.store.thaw();
+}
