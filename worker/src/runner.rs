@@ -47,9 +47,6 @@ const MAX_BATCHES: usize = 64;
 pub struct Settings {
     /// Its name, of this process alone.
     pub name: String,
-    /// Under which name it holds target tags while they are written. Of this process alone in a cluster; where one process
-    /// at a time runs with a store, always the same, so that what a killed one held is not waited for.
-    pub holds_tags_as: String,
     /// Tasks at once.
     pub slots: usize,
     /// Tries of a task that fails in passing, those within it counted.

@@ -82,8 +82,7 @@ impl Worker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (index, leases): (Arc<dyn BlobIndex>, Arc<dyn Leases>) = (store.clone(), store.clone());
         let copier = Copier::new(client.clone(), Limits::default()).among_workers(index, leases, name);
-        let settings =
-            Settings { name: name.to_owned(), holds_tags_as: name.to_owned(), slots, attempts, others_may_reach: true };
+        let settings = Settings { name: name.to_owned(), slots, attempts, others_may_reach: true };
         let serving = Serving::new(allowed);
         let runner = Runner::new(
             Arc::new(cluster.queue.clone()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::batch::Place;
+use crate::batch::{BatchId, Place};
 use crate::error::Result;
 
 /// The answer to who wants to hold a name.
@@ -13,7 +13,8 @@ use crate::error::Result;
 pub enum Named {
     /// It is yours, under this epoch.
     Yours {
-        /// Greater than that of every holder before; the same for as long as it is held.
+        /// The fencing token: greater than that of every holder before, also of those that the store has forgotten, for it
+        /// is never below the store's time in microseconds; the same for as long as it is held.
         epoch: u64,
     },
     /// It is another's.
@@ -45,6 +46,11 @@ pub trait Leases: Send + Sync {
 /// The name that a coordinator holds while it leads: for one batch, or for all.
 pub fn leader(of: &str) -> String {
     format!("leader:{of}")
+}
+
+/// The name that is held while the rules of a batch are listed.
+pub fn listing(batch: BatchId) -> String {
+    format!("listing:{batch}")
 }
 
 /// The name that is held while a target tag is written.

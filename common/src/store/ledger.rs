@@ -80,6 +80,16 @@ pub struct Block {
     pub tasks: Vec<(u32, Task)>,
 }
 
+/// Who holds the lease of a task: a worker, under the fencing token that [`Ledger::start`] gave it. Both are compared, so
+/// that a store that was set back and issues a token again does not take one worker for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskHolder<'a> {
+    /// The worker's name, which only one process has.
+    pub worker: &'a str,
+    /// The fencing token.
+    pub token: u64,
+}
+
 /// The answer to who wants to begin a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
@@ -301,7 +311,8 @@ pub struct TaskRow {
 /// - **Task states move here only**, and the counters in the same step: at all times, for every reader, the counts of a
 ///   batch add up to its total, and agree with the states of its tasks.
 /// - **Each task is counted once**, though it may be delivered, started and finished many times: only who holds the lease,
-///   named by its epoch, moves it. Epochs of a task only grow. The lease decides, never what the queue says of redelivery.
+///   as the worker and under the token that it was given to, moves it. Tokens of a task only grow, and are never below
+///   the store's time in microseconds. The lease decides, never what the queue says of redelivery.
 /// - **What was answered is kept**: a call that returned has been written down, and outlives a kill of the process. A call
 ///   that fails or is dropped may have been; every call may be made again.
 /// - A lease that has run out is still its holder's until another takes it or a sweep puts the task back.
@@ -354,22 +365,22 @@ pub trait Ledger: Send + Sync {
     async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start>;
 
     /// Holds on to a task for so long from now.
-    async fn renew(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing>;
+    async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing>;
 
     /// Asked right before a tag is put; holds on to the task as well.
-    async fn check(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing> {
-        self.renew(ticket, epoch, lease).await
+    async fn check(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
+        self.renew(ticket, holder, lease).await
     }
 
     /// A task has ended. Finish first, acknowledge second.
-    async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict, spent: Spent) -> Result<Finished>;
+    async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished>;
 
     /// A task is to be tried again, after a wait: give its delivery back for as long. With no wait it is queued, else a
     /// retry. `counts` says whether this was an attempt.
     async fn retry_later(
         &self,
         ticket: Ticket,
-        epoch: u64,
+        holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
         spent: Spent,

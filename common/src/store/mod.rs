@@ -11,6 +11,7 @@ mod clock;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod course;
+mod lease_guard;
 mod leases;
 mod ledger;
 mod origins;
@@ -27,10 +28,11 @@ pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cac
 pub(crate) use clock::latest_end;
 pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};
 pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
-pub use leases::{Leases, Named, leader, target_tag};
+pub use lease_guard::{LeaseGuard, Leased};
+pub use leases::{Leases, Named, leader, listing, target_tag};
 pub use ledger::{
     Appended, Batch, Block, Control, EmptyRule, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried,
-    Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
 };
 pub use origins::{Origin, Origins, PruneOutcome, Pruned};
 pub(crate) use pace::Allowance;

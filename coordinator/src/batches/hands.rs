@@ -12,8 +12,6 @@ use jiff::Timestamp;
 
 use super::house::House;
 
-/// How the one process that works with a store is called.
-pub(super) const THE_ONE: &str = "the one run of this store";
 /// How often it says what it does. The store of one process keeps that in memory.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -86,13 +84,8 @@ impl Hands {
     }
 
     fn runner(&self, serving: &Serving) -> Runner {
-        let settings = Settings {
-            name: self.name.clone(),
-            holds_tags_as: THE_ONE.to_owned(),
-            slots: self.slots,
-            attempts: self.attempts,
-            others_may_reach: false,
-        };
+        let settings =
+            Settings { name: self.name.clone(), slots: self.slots, attempts: self.attempts, others_may_reach: false };
         Runner::new(
             self.house.queue.clone(),
             self.house.store.clone(),

@@ -54,8 +54,11 @@ impl House {
     }
 
     /// The right to run tasks with this store, which one process has at a time; none in a cluster, where all may.
-    pub fn lock(&self) -> Result<Option<RunLock>> {
-        self.sqlite.as_ref().map(SqliteStore::lock_for_run).transpose()
+    pub async fn lock(&self) -> Result<Option<RunLock>> {
+        match &self.sqlite {
+            Some(store) => store.lock_for_run().await.map(Some),
+            None => Ok(None),
+        }
     }
 }
 

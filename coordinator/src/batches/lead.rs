@@ -11,15 +11,15 @@ use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::retry::{is_passing, seconds};
-use imgsync_common::store::{Batch, Named, Sweep, Swept, Unlisted, leader};
+use imgsync_common::store::{Batch, LeaseGuard, Leased, Named, Sweep, Swept, Unlisted, leader};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Feeder;
 use super::house::House;
 
-/// How long a coordinator leads unless it says so again; it does three times as often.
-const LEADS: Duration = Duration::from_secs(15);
+/// The term of a leader's lease, which it renews for as long as it leads: another takes over this long after it was killed.
+pub(super) const LEADER_TERM: Duration = Duration::from_secs(15);
 /// How long to wait where another leads, or the broker is away.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How many queued tasks are looked at to find the lanes that they are in.
@@ -62,14 +62,17 @@ impl Leader {
         let name = leader(&id.to_string());
         let mut said = false;
         while !stop.is_cancelled() {
-            match self.house.store.acquire(&name, &self.name, LEADS).await {
-                Ok(Named::Yours { .. }) => {
-                    let led = self.led(id, &name, more, stop).await;
-                    // Who comes next need not wait.
-                    let _ = self.house.store.release(&name, &self.name).await;
+            match LeaseGuard::try_acquire(self.house.store.clone(), &name, &self.name, LEADER_TERM).await {
+                Ok(Leased::Acquired(guard)) => {
+                    let led = tokio::select! {
+                        led = self.led(id, more, stop) => led,
+                        () = guard.lost().cancelled() => Ok(Led::Lost),
+                    };
+                    // The next leader need not wait.
+                    guard.release().await;
                     match led {
                         Ok(Led::Ended | Led::Stopped) => return Ok(()),
-                        Ok(Led::Lost) => {}
+                        Ok(Led::Lost) => tracing::info!("batch {id}: lost the lead; asking for it again"),
                         Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
                         Err(error) => {
                             stop_altered(&self.house, id, &error).await;
@@ -77,7 +80,7 @@ impl Leader {
                         }
                     }
                 }
-                Ok(Named::Others { holder, .. }) => {
+                Ok(Leased::HeldBy(holder)) => {
                     if !std::mem::replace(&mut said, true) {
                         tracing::info!("batch {id} is led by {holder}");
                     }
@@ -91,22 +94,11 @@ impl Leader {
     }
 
     /// Everything that leading is, at the same time, until the first of it ends.
-    async fn led(&self, id: BatchId, name: &str, more: &Notify, stop: &CancellationToken) -> Result<Led> {
+    async fn led(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<Led> {
         let feeder = Feeder::new(&self.house, id);
         tokio::select! {
             fed = feeder.feed(more, stop) => fed.map(|()| Led::Stopped),
             swept = self.sweep(id) => swept,
-            held = self.hold(name) => held,
-        }
-    }
-
-    /// Says again and again that this one leads. Ends when it does not.
-    async fn hold(&self, name: &str) -> Result<Led> {
-        loop {
-            tokio::time::sleep(LEADS / 3).await;
-            if let Named::Others { .. } = self.house.store.acquire(name, &self.name, LEADS).await? {
-                return Ok(Led::Lost);
-            }
         }
     }
 
@@ -208,7 +200,7 @@ pub(super) async fn stop_altered(house: &House, id: BatchId, error: &Error) {
 pub async fn living_leader(house: &House, name: &str, asks: &str) -> Result<Option<String>> {
     let mut seen = None;
     loop {
-        match house.store.acquire(name, asks, LEADS).await? {
+        match house.store.acquire(name, asks, LEADER_TERM).await? {
             Named::Yours { .. } => {
                 house.store.release(name, asks).await?;
                 return Ok(None);
@@ -216,7 +208,7 @@ pub async fn living_leader(house: &House, name: &str, asks: &str) -> Result<Opti
             Named::Others { holder, until } if seen.is_some_and(|seen| until > seen) => return Ok(Some(holder)),
             Named::Others { until, .. } => seen = Some(until),
         }
-        tokio::time::sleep(LEADS / 30).await;
+        tokio::time::sleep(LEADER_TERM / 30).await;
     }
 }
 

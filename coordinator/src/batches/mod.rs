@@ -18,6 +18,7 @@ mod run;
 mod seal;
 mod serve;
 mod settle;
+mod supervise;
 
 pub use companions::Companions;
 pub use crew::{Crew, holds, waits};
@@ -34,13 +35,9 @@ pub use serve::{Duties, serve};
 /// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.
 pub const SERVE: &str = "all batches";
 
-/// Under which name this process leads all batches: where one at a time works with a store, always the same, so that what a
-/// killed one held is not waited for.
-pub fn serve_name(house: &House) -> String {
-    match house.is_cluster() {
-        true => format!("serve on {}", coordinator_name()),
-        false => hands::THE_ONE.to_owned(),
-    }
+/// Under which name this process leads all batches.
+pub fn serve_name() -> String {
+    format!("serve on {}", coordinator_name())
 }
 
 /// This process, for people and for leases: the machine and the process's number there.

@@ -17,7 +17,7 @@ use imgsync_worker::runner::Stop;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::hands::{Hands, THE_ONE};
+use super::hands::Hands;
 use super::house::House;
 use super::lead::{Care, Leader, stop_altered};
 use super::plan::Slice;
@@ -294,13 +294,9 @@ impl Run<'_> {
         }
     }
 
-    /// Under which name this process leads: where one at a time works with a store, always the same, so that what a killed
-    /// one held is not waited for.
+    /// Under which name this process leads the batch.
     fn name(&self, id: BatchId) -> String {
-        match self.house.is_cluster() {
-            true => format!("run {id} on {}", super::coordinator_name()),
-            false => THE_ONE.to_owned(),
-        }
+        format!("run {id} on {}", super::coordinator_name())
     }
 
     async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Listed> {

@@ -5,29 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
-use imgsync_common::store::{Batch, Named, Store, leader};
+use imgsync_common::store::{Control, LeaseGuard, Leased, Store, leader};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::house::House;
-use super::lead::{Care, Leader};
+use super::lead::{Care, LEADER_TERM, Leader};
+use super::supervise::supervise;
 use super::{SERVE, serve_name};
 use crate::notify::{Notifier, is_ours_to_tell, watch as watch_waits};
 use crate::report::{Level, Report};
 
-/// How long it leads unless it says so again.
-const LEADS: Duration = Duration::from_secs(15);
-/// How often it looks for new batches, and says that it leads.
+/// How often it looks for new batches.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Of how many batches, the newest, it looks whether they are alive.
 const BATCHES: usize = 1_000;
-/// How long a batch that cannot be led is left alone.
-const GIVEN_UP_FOR: Duration = Duration::from_secs(60);
 /// How often old batches are removed.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
@@ -52,13 +48,13 @@ pub async fn serve(
     events: &Events,
     stop: &CancellationToken,
 ) {
-    let name = serve_name(house);
+    let name = serve_name();
     let lease = leader(SERVE);
     let leader = Leader::new(house, &name, care, events.clone());
     let mut stood_by = false;
     while !stop.is_cancelled() {
-        match house.store.acquire(&lease, &name, LEADS).await {
-            Ok(Named::Yours { .. }) => {
+        match LeaseGuard::try_acquire(house.store.clone(), &lease, &name, LEADER_TERM).await {
+            Ok(Leased::Acquired(guard)) => {
                 stood_by = false;
                 leads.send_replace(true);
                 say(events, "leads");
@@ -66,13 +62,13 @@ pub async fn serve(
                 tokio::select! {
                     () = lead_all(house, &leader, duties, (more, events, &name), &over) => {}
                     () = leader.mind_the_dead(&over) => {}
-                    () = keep_lead(house, &lease, &name, events, &over) => {}
+                    () = guard.lost().cancelled() => say(events, "leads no more: the lease was lost"),
                 }
                 leads.send_replace(false);
                 over.cancel();
-                let _ = house.store.release(&lease, &name).await;
+                guard.release().await;
             }
-            Ok(Named::Others { holder, .. }) => {
+            Ok(Leased::HeldBy(holder)) => {
                 if !std::mem::replace(&mut stood_by, true) {
                     say(events, &format!("stands by: {holder} leads"));
                 }
@@ -80,19 +76,6 @@ pub async fn serve(
             Err(error) => say(events, &error.to_string()),
         }
         pause(LOOK_EVERY, stop).await;
-    }
-}
-
-/// Says again and again that it leads. Ends when another does, or it was told to stop.
-async fn keep_lead(house: &House, lease: &str, name: &str, events: &Events, stop: &CancellationToken) {
-    while !stop.is_cancelled() {
-        pause(LEADS / 3, stop).await;
-        match house.store.acquire(lease, name, LEADS).await {
-            Ok(Named::Yours { .. }) => {}
-            Ok(Named::Others { holder, .. }) => return say(events, &format!("leads no more: {holder} does")),
-            // Should another lead by now, both do no harm.
-            Err(error) => say(events, &error.to_string()),
-        }
     }
 }
 
@@ -104,40 +87,44 @@ async fn lead_all(
     (more, events, name): (&Notify, &Events, &str),
     stop: &CancellationToken,
 ) {
-    let mut led: HashMap<BatchId, JoinHandle<Result<()>>> = HashMap::new();
-    // Those that cannot be led: their plans or options cannot be read.
-    let mut given_up: HashMap<BatchId, Instant> = HashMap::new();
-    let mut tidied: Option<Instant> = None;
+    let mut led: HashMap<BatchId, JoinHandle<()>> = HashMap::new();
+    let mut tidied: Option<tokio::time::Instant> = None;
     while !stop.is_cancelled() {
-        let finished: Vec<BatchId> = led.iter().filter(|(_, task)| task.is_finished()).map(|(id, _)| *id).collect();
-        for id in finished {
-            let Some(task) = led.remove(&id) else { continue };
-            if let Ok(Err(error)) = task.await {
-                say(events, &format!("batch {id} is not led any more: {error}"));
-                given_up.insert(id, Instant::now());
-            }
-        }
-        given_up.retain(|_, at| at.elapsed() < GIVEN_UP_FOR);
+        led.retain(|_, task| !task.is_finished());
         match house.store.batches(BATCHES).await {
             Ok(batches) => {
-                let is_led = |batch: &&Batch| {
-                    batch.ended_at.is_none() && batch.control.is_live() && !given_up.contains_key(&batch.id)
-                };
-                for batch in batches.iter().filter(is_led) {
+                for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
                     led.entry(batch.id).or_insert_with(|| {
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
                         let (store, duties) = (house.store.clone(), duties.clone());
                         let (events, name) = (events.clone(), name.to_owned());
                         tokio::spawn(async move {
-                            let Duties { notifier, client, .. } = duties.borrow().clone();
-                            let more = Notify::new();
-                            let led = tokio::select! {
-                                led = leads.lead(id, &more, &stop) => led,
-                                () = watch_waits(&*store, id, &client, &notifier, &events, &name) => Ok(()),
-                            };
-                            let notifier = duties.borrow().notifier.clone();
-                            let told = tell(&*store, id, &notifier, &events, &name).await;
-                            led.and(told)
+                            // Also once the batch has ended: until its end is told of.
+                            supervise(&format!("leading batch {id}"), &events, &stop, async || {
+                                let Duties { notifier, client, .. } = duties.borrow().clone();
+                                let more = Notify::new();
+                                let led = tokio::select! {
+                                    led = leads.lead(id, &more, &stop) => led,
+                                    () = watch_waits(&*store, id, &client, &notifier, &events, &name) => Ok(()),
+                                };
+                                if let Err(error) = led {
+                                    // One whose plan or options cannot be trusted was stopped; that is its end.
+                                    if store.control(id).await?.is_some_and(Control::is_live) {
+                                        return Err(error);
+                                    }
+                                    say(&events, &format!("batch {id} is not led any more: {error}"));
+                                }
+                                let notifier = duties.borrow().notifier.clone();
+                                match tell(&*store, id, &notifier, &events, &name).await {
+                                    // What was altered cannot be reported, however often it is read.
+                                    Err(error) if error.class() == Class::Insecure => {
+                                        say(&events, &format!("nobody is told of batch {id}: {error}"));
+                                        Ok(())
+                                    }
+                                    told => told,
+                                }
+                            })
+                            .await;
                         })
                     });
                 }
@@ -145,7 +132,7 @@ async fn lead_all(
             Err(error) => tracing::warn!("{error}"),
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
-            tidied = Some(Instant::now());
+            tidied = Some(tokio::time::Instant::now());
             let keep = duties.borrow().keep;
             let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
             if let Ok(before) = house.clock.now().checked_sub(keep)

@@ -207,7 +207,7 @@ async fn resume(
         }
         result
     };
-    let _lock = match house.lock() {
+    let _lock = match house.lock().await {
         Ok(lock) => lock,
         // A run goes on in another process: it will take up what is resumed.
         Err(_) => {

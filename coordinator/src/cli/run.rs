@@ -91,7 +91,7 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     let wanted = args.report.resolve(settings)?;
     let notifier = notifier(args, settings, printer)?;
     let house = state::open(settings, args.state.as_ref()).await?;
-    let _lock = house.lock()?;
+    let _lock = house.lock().await?;
     if house.is_cluster() {
         refuse_layouts(settings)?;
     }

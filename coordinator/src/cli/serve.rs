@@ -99,7 +99,7 @@ async fn house(
         return Ok((house, service::ready(&cluster, drain), None));
     }
     let house = House::embedded(&state::folder(args.state.as_ref())?).await?;
-    let lock = house.lock()?;
+    let lock = house.lock().await?;
     let (store, drain) = (house.store.clone(), drain.clone());
     let ready: Ready = Arc::new(move || {
         let (store, drain) = (store.clone(), drain.clone());

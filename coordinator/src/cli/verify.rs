@@ -145,7 +145,7 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     let wanted = run.report.resolve(&settings)?;
     let notifier = notifier(&run, &settings, printer)?;
     let house = state::open(&settings, run.state.as_ref()).await?;
-    let _lock = house.lock()?;
+    let _lock = house.lock().await?;
     if house.is_cluster() {
         refuse_layouts(&settings)?;
     }

@@ -130,7 +130,8 @@ async fn failures_of_an_altered_plan_are_not_requeued() {
     };
     let failure = imgsync_common::batch::Failure::new(Class::Denied, "no", 1);
     let verdict = imgsync_common::batch::Verdict::Failed(failure);
-    store.finish(ticket, epoch, verdict, imgsync_common::store::Spent::default()).await.unwrap();
+    let holder = imgsync_common::store::TaskHolder { worker: "w", token: epoch };
+    store.finish(ticket, holder, verdict, imgsync_common::store::Spent::default()).await.unwrap();
     let base = format!("imgsync:{{{batch}}}");
     alter(&server, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base]);
     assert_altered(&store.requeue(batch, RequeueFilter::default()).await.unwrap_err());

@@ -7,25 +7,38 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::Digest;
-use imgsync_common::store::{Named, Standing, target_tag};
+use imgsync_common::store::{LeaseGuard, Standing, target_tag};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::Runner;
 use super::task::Held;
 use crate::copy::Gate;
 
-/// How often a tag that another is writing is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often the lease of a tag that another task writes is asked for again.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(super) struct TaskGate<'a> {
     runner: &'a Runner,
     held: &'a Held<'a>,
     plan_is_old: bool,
     moved: AtomicBool,
+    /// The lease of the target tag, once it was asked for.
+    tag: Mutex<Option<LeaseGuard>>,
+    /// Is cancelled when the lease of the target tag is lost.
+    lost: CancellationToken,
 }
 
 impl<'a> TaskGate<'a> {
     pub(super) fn new(runner: &'a Runner, held: &'a Held<'a>, plan_is_old: bool) -> TaskGate<'a> {
-        TaskGate { runner, held, plan_is_old, moved: AtomicBool::new(false) }
+        TaskGate {
+            runner,
+            held,
+            plan_is_old,
+            moved: AtomicBool::new(false),
+            tag: Mutex::new(None),
+            lost: CancellationToken::new(),
+        }
     }
 
     /// Whether the tag was not put because the source's had moved. Asking forgets it.
@@ -33,31 +46,52 @@ impl<'a> TaskGate<'a> {
         self.moved.swap(false, Ordering::Relaxed)
     }
 
+    /// Runs a copy, and stops it when the lease of its target tag is lost: another may be writing the tag.
+    pub(super) async fn guard<T>(&self, copy: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.lost.cancelled() => Err(self.lease_lost()),
+            result = copy => result,
+        }
+    }
+
     fn tried(&self) -> String {
         format!("writing {}", self.held.target)
     }
 
-    /// One writes a tag at a time, so that a later batch never loses to an earlier one.
-    async fn hold_tag(&self) -> Result<()> {
-        let (name, holder) = (target_tag(self.held.target), self.holder());
-        loop {
-            match self.runner.store.acquire(&name, &holder, self.runner.lease).await? {
-                Named::Yours { .. } => return Ok(()),
-                Named::Others { .. } => tokio::select! {
-                    () = tokio::time::sleep(LOOK_AGAIN) => {}
-                    () = self.held.context.cancel.cancelled() => return Err(Error::cancelled(self.tried())),
-                },
-            }
+    fn lease_lost(&self) -> Error {
+        let detail = "the lease of the target tag was lost: another may be writing it";
+        Error::new(Class::ServerError, self.tried(), detail)
+    }
+
+    /// Acquires the lease of the target tag. One task writes a tag at a time, so that a later batch never loses to an
+    /// earlier one; each task and run of it is a holder of its own.
+    async fn lease_tag(&self) -> Result<()> {
+        let mut tag = self.tag.lock().await;
+        match &*tag {
+            Some(guard) if guard.is_held() => return Ok(()),
+            Some(_) => return Err(self.lease_lost()),
+            None => {}
         }
+        let Held { ticket, target, context, .. } = self.held;
+        let holder =
+            format!("{}/{}/{}/{}", self.runner.settings.name, ticket.batch, ticket.index, self.held.holder.token);
+        let guard = LeaseGuard::acquire(
+            self.runner.store.clone(),
+            (&target_tag(target), &holder),
+            (self.runner.lease, POLL_INTERVAL),
+            &context.cancel,
+            &self.tried(),
+        )
+        .await?;
+        guard.cancel_when_lost(self.lost.clone());
+        *tag = Some(guard);
+        Ok(())
     }
 
-    fn holder(&self) -> String {
-        self.runner.settings.holds_tags_as.clone()
-    }
-
-    async fn ask(&self, source: &Digest) -> Result<()> {
-        self.hold_tag().await?;
-        match self.runner.store.check(self.held.ticket, self.held.epoch, self.runner.lease).await? {
+    async fn check(&self, source: &Digest) -> Result<()> {
+        self.lease_tag().await?;
+        match self.runner.store.check(self.held.ticket, self.held.holder, self.runner.lease).await? {
             Standing::Held { .. } => {}
             Standing::Lost | Standing::Stop => return Err(Error::cancelled(self.tried())),
         }
@@ -69,17 +103,25 @@ impl<'a> TaskGate<'a> {
             self.moved.store(true, Ordering::Relaxed);
             return Err(Error::new(Class::ServerError, self.tried(), "the source's tag moved on while it was copied"));
         }
-        Ok(())
+        // Asking took time.
+        self.lease_tag().await
     }
 
+    /// Gives the lease of the tag away, to be held until what was written is recorded; none where no tag was written.
+    pub(super) async fn into_lease(self) -> Option<LeaseGuard> {
+        self.tag.into_inner()
+    }
+
+    /// Releases the lease of the tag, before the copy begins again.
     pub(super) async fn release(&self) {
-        // A lease that is not let go runs out.
-        let _ = self.runner.store.release(&target_tag(self.held.target), &self.holder()).await;
+        if let Some(guard) = self.tag.lock().await.take() {
+            guard.release().await;
+        }
     }
 }
 
 impl Gate for TaskGate<'_> {
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.ask(source))
+        Box::pin(self.check(source))
     }
 }

@@ -16,7 +16,9 @@ use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, RegistryName};
 use imgsync_common::registry::{Context, Tally};
 use imgsync_common::retry;
-use imgsync_common::store::{CacheScope, Doing, Finished, Known, Retried, Spent, Standing, Start};
+use imgsync_common::store::{
+    CacheScope, Doing, Finished, Known, LeaseGuard, Retried, Spent, Standing, Start, TaskHolder,
+};
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
@@ -51,7 +53,8 @@ pub(super) enum Ended {
 
 /// What a task came to.
 enum Came {
-    Copied(Box<Done>, Before),
+    /// With the lease of its target tag, where the tag was written: it is held until that is recorded.
+    Copied(Box<Done>, Before, Option<LeaseGuard>),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
     Equal(Option<Seen>),
     Failed(Error),
@@ -71,7 +74,7 @@ pub(super) struct Held<'a> {
     pub(super) message: &'a Message,
     pub(super) ticket: Ticket,
     pub(super) target: &'a Place,
-    pub(super) epoch: u64,
+    pub(super) holder: TaskHolder<'a>,
     attempts: u32,
     options: &'a Options,
     rule: RuleOptions,
@@ -156,7 +159,7 @@ impl Runner {
             message,
             ticket,
             target,
-            epoch,
+            holder: TaskHolder { worker: &self.settings.name, token: epoch },
             attempts,
             rule,
             options: &options,
@@ -241,7 +244,7 @@ impl Runner {
         let cancel = &held.context.cancel;
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            match self.store.renew(held.ticket, held.epoch, self.lease).await {
+            match self.store.renew(held.ticket, held.holder, self.lease).await {
                 Ok(Standing::Held { .. }) => {}
                 Ok(Standing::Lost) => {
                     lost.store(true, Ordering::Relaxed);
@@ -259,19 +262,19 @@ impl Runner {
         let now = self.clock.now();
         // What the tag points to now, where we put it.
         let put = match &came {
-            Came::Copied(done, _) if done.tag_put => Some(done.digest.clone()),
+            Came::Copied(done, ..) if done.tag_put => Some(done.digest.clone()),
             _ => None,
         };
-        let (verdict, bytes, learnt) = match came {
+        let (verdict, bytes, learnt, lease) = match came {
             Came::Failed(error) => return self.settle_failure(held, stop, error).await,
             Came::Equal(seen) => {
                 let known = seen.map(|Seen { source, target }| {
                     let known = Known { source, target, seen_at: now, referrers_at: None };
                     (held.target.tag.clone(), known)
                 });
-                (Verdict::Unchanged, Bytes::default(), known.into_iter().collect())
+                (Verdict::Unchanged, Bytes::default(), known.into_iter().collect(), None)
             }
-            Came::Copied(done, before) => {
+            Came::Copied(done, before, lease) => {
                 let done = *done;
                 let verdict = match done.outcome {
                     Outcome::Copied => Verdict::Copied,
@@ -290,10 +293,14 @@ impl Runner {
                     (tag, Known { target: source.clone(), source, seen_at: now, referrers_at: None })
                 });
                 let learnt: Vec<_> = companions.chain([(held.target.tag.clone(), known)]).collect();
-                (verdict, Bytes { copied, mounted, reused }, learnt)
+                (verdict, Bytes { copied, mounted, reused }, learnt, lease)
             }
         };
         let learn = async {
+            if lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+                // Another may have written the tag since: what it points to is not ours to say.
+                return Ok(());
+            }
             if let Some(digest) = &put {
                 self.store.note_origin(&held.message.source, held.target, digest).await?;
             }
@@ -307,8 +314,9 @@ impl Runner {
             _ => TaskEnd::Unchanged,
         };
         // At the same time: the store may be far away.
-        let finish = self.store.finish(held.ticket, held.epoch, verdict, held.spent(bytes));
+        let finish = self.store.finish(held.ticket, held.holder, verdict, held.spent(bytes));
         let (learnt, finished) = tokio::join!(learn, finish);
+        drop(lease);
         let finished = finished?;
         self.emit_end(held.ticket, if finished == Finished::Stale { TaskEnd::GivenBack } else { end });
         // It has ended all the same: delivered again, it is known to have.
@@ -316,7 +324,7 @@ impl Runner {
     }
 
     async fn settle_failure(&self, held: &Held<'_>, stop: &Stop, error: Error) -> Result<Ended> {
-        let Held { ticket, epoch, attempts, .. } = *held;
+        let Held { ticket, holder, attempts, .. } = *held;
         let spent = held.spent(Bytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
             // We are leaving, the task is not: anyone may have it.
@@ -325,7 +333,7 @@ impl Runner {
             return Ok(Ended::Later(Duration::ZERO));
         }
         if error.is_cancelled() {
-            self.store.finish(ticket, epoch, Verdict::Cancelled, spent).await?;
+            self.store.finish(ticket, holder, Verdict::Cancelled, spent).await?;
             self.emit_end(ticket, TaskEnd::Cancelled);
             return Ok(Ended::Done);
         }
@@ -357,13 +365,13 @@ impl Runner {
         }
         let failure = Failure::of(&error, tries);
         self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
-        self.store.finish(ticket, epoch, Verdict::Failed(failure), spent).await?;
+        self.store.finish(ticket, holder, Verdict::Failed(failure), spent).await?;
         Ok(Ended::Done)
     }
 
     /// The ledger lets it wait.
     async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
-        self.store.retry_later(held.ticket, held.epoch, wait, counts, spent).await
+        self.store.retry_later(held.ticket, held.holder, wait, counts, spent).await
     }
 
     /// Remembers that a registry wants to be left alone, for this worker and others. An error that does not say which it

@@ -5,9 +5,16 @@ use std::time::Duration;
 use super::{Subject, bytes, new_batch, repository};
 use crate::batch::{BatchId, Failure, TaskState, Ticket, Verdict};
 use crate::error::Class;
-use crate::store::{Control, Finished, LEASE, RequeueFilter, Retried, Spent, Standing, Start, Sweep, Swept};
+use crate::store::{
+    Control, Finished, LEASE, Named, RequeueFilter, Retried, Spent, Standing, Start, Sweep, Swept, TaskHolder,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// The worker `w`, under this token.
+fn w(token: u64) -> TaskHolder<'static> {
+    TaskHolder { worker: "w", token }
+}
 
 pub async fn one_worker_holds_a_task_at_a_time(subject: Subject) {
     let batch = subject.batch_of(1).await;
@@ -30,10 +37,38 @@ pub async fn its_own_task_delivered_again_is_adopted(subject: Subject) {
     let ticket = subject.publish(batch).await[0];
     let epoch = subject.go(ticket, "one").await;
     (subject.advance)(SECOND * 20);
-    assert_eq!(subject.start(ticket, "one").await, Start::Own { epoch, attempts: 0 });
+    assert_eq!(subject.start(ticket, "one").await, Start::Own { epoch: epoch.token, attempts: 0 });
     (subject.advance)(SECOND * 20);
     assert!(matches!(subject.start(ticket, "two").await, Start::HeldBy { .. }), "and held for as long again");
     assert_eq!(subject.finish(ticket, epoch, Verdict::Copied).await, Finished::Counted);
+}
+
+pub async fn a_token_in_another_workers_hands_moves_nothing(subject: Subject) {
+    let batch = subject.batch_of(1).await;
+    let ticket = subject.publish(batch).await[0];
+    let holder = subject.go(ticket, "one").await;
+    // As after a store that was set back has issued the token a second time.
+    let other = TaskHolder { worker: "two", ..holder };
+    assert_eq!(subject.store.renew(ticket, other, LEASE).await.unwrap(), Standing::Lost);
+    assert_eq!(subject.finish(ticket, other, Verdict::Copied).await, Finished::Stale);
+    let put_off = subject.store.retry_later(ticket, other, SECOND, true, Spent::default()).await.unwrap();
+    assert_eq!(put_off, Retried::Stale);
+    assert_eq!(subject.finish(ticket, holder, Verdict::Copied).await, Finished::Counted);
+}
+
+pub async fn tokens_are_never_below_the_time_of_the_store(subject: Subject) {
+    let batch = subject.batch_of(1).await;
+    let ticket = subject.publish(batch).await[0];
+    let floor = |now: jiff::Timestamp| u64::try_from(now.as_millisecond() * 1000).unwrap();
+    let before = floor((subject.now)());
+    assert!(subject.go(ticket, "one").await.token >= before);
+    let named = subject.store.acquire("a name", "one", LEASE).await.unwrap();
+    let Named::Yours { epoch: first } = named else { panic!("{named:?}") };
+    assert!(first >= before);
+    (subject.advance)(LEASE * 2);
+    let named = subject.store.acquire("a name", "two", LEASE).await.unwrap();
+    let Named::Yours { epoch: second } = named else { panic!("{named:?}") };
+    assert!(second >= floor((subject.now)()) && second > first);
 }
 
 pub async fn a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale(subject: Subject) {
@@ -42,7 +77,7 @@ pub async fn a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale(subject:
     let first = subject.go(ticket, "one").await;
     (subject.advance)(LEASE + SECOND);
     let second = subject.go(ticket, "two").await;
-    assert!(second > first);
+    assert!(second.token > first.token);
     assert_eq!(subject.store.check(ticket, first, LEASE).await.unwrap(), Standing::Lost);
     assert_eq!(subject.store.finish(ticket, first, Verdict::Copied, bytes(7)).await.unwrap(), Finished::Stale);
     assert_eq!(
@@ -96,7 +131,7 @@ pub async fn attempts_are_counted_where_they_count(subject: Subject) {
     let counts = subject.look(batch).await.counts;
     assert_eq!((counts.waiting, counts.running), (1, 0));
     let Start::Go { epoch, attempts: 2, .. } = subject.start(ticket, "w").await else { panic!("two were counted") };
-    subject.finish(ticket, epoch, Verdict::Copied).await;
+    subject.finish(ticket, w(epoch), Verdict::Copied).await;
     let found = subject.look(batch).await;
     assert_eq!((found.control, found.spent), (Control::Done, bytes(4)));
 }
@@ -182,7 +217,7 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
     assert_eq!(again, [1, 2].map(|index| Ticket { batch, run: 1, index }));
     for ticket in again {
         let Start::Go { epoch, attempts: 0, .. } = subject.start(ticket, "w").await else { panic!("a run of its own") };
-        assert_eq!(subject.finish(ticket, epoch, Verdict::Copied).await, Finished::Counted);
+        assert_eq!(subject.finish(ticket, w(epoch), Verdict::Copied).await, Finished::Counted);
     }
     assert_eq!(subject.look(batch).await.control, Control::Done);
 }
@@ -234,7 +269,7 @@ pub async fn a_sweep_puts_back_what_was_lost(subject: Subject) {
     assert_eq!(subject.publish(batch).await.len(), 4);
     let Start::Go { epoch, attempts: 1, .. } = subject.start(tickets[1], "w").await else { panic!("attempts stay") };
     assert_eq!(subject.store.sweep(batch, Sweep::Everything).await.unwrap(), Swept { leased: 2, queued: 3 });
-    assert_eq!(subject.finish(tickets[1], epoch, Verdict::Copied).await, Finished::Stale);
+    assert_eq!(subject.finish(tickets[1], w(epoch), Verdict::Copied).await, Finished::Stale);
     assert_eq!(subject.look(batch).await.counts.waiting, 5);
 
     // Of a stopped batch nothing is begun again.
@@ -251,8 +286,8 @@ pub async fn what_nobody_knows_is_said_to_be_unknown(subject: Subject) {
     let nobody = BatchId::generate();
     let ticket = Ticket { batch: nobody, run: 0, index: 0 };
     assert_eq!(subject.start(ticket, "w").await, Start::Unknown);
-    assert_eq!(subject.finish(ticket, 1, Verdict::Copied).await, Finished::Stale);
-    assert_eq!(subject.store.renew(ticket, 1, LEASE).await.unwrap(), Standing::Lost);
+    assert_eq!(subject.finish(ticket, w(1), Verdict::Copied).await, Finished::Stale);
+    assert_eq!(subject.store.renew(ticket, w(1), LEASE).await.unwrap(), Standing::Lost);
     assert_eq!(subject.store.control(nobody).await.unwrap(), None);
     assert_eq!(subject.store.batch(nobody).await.unwrap(), None);
     assert_eq!(subject.store.cancel(nobody).await.unwrap_err().class(), Class::NotFound);
@@ -281,10 +316,10 @@ pub async fn a_task_that_was_lost_is_known_by_it(subject: Subject) {
     assert_eq!(swept, Swept { leased: 1, queued: 0 });
     subject.publish(batch).await;
     let Start::Go { epoch, losses: 2, .. } = subject.start(ticket, "w").await else { panic!("swept") };
-    subject.store.retry_later(ticket, epoch, Duration::ZERO, false, Spent::default()).await.unwrap();
+    subject.store.retry_later(ticket, w(epoch), Duration::ZERO, false, Spent::default()).await.unwrap();
     let Start::Go { epoch, losses: 2, .. } = subject.start(ticket, "w").await else { panic!("given back is not lost") };
     let failure = Failure { class: Class::Local, error: "no".into(), attempts: 1 };
-    subject.finish(ticket, epoch, Verdict::Failed(failure)).await;
+    subject.finish(ticket, w(epoch), Verdict::Failed(failure)).await;
     subject.store.requeue(batch, RequeueFilter::default()).await.unwrap();
     let ticket = subject.publish(batch).await[0];
     assert_eq!(losses(ticket).await, 0, "a new run has a clean slate");

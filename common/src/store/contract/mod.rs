@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Appended, LEASE, NewBatch, Sealed, Start, Store};
+use super::{Appended, LEASE, NewBatch, Sealed, Start, Store, TaskHolder};
 use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
 use crate::image::{Company, Digest};
 
@@ -58,6 +58,8 @@ macro_rules! store_contract_tests {
         $crate::store_contract_tests!($make: ledger:
             one_worker_holds_a_task_at_a_time,
             its_own_task_delivered_again_is_adopted,
+            a_token_in_another_workers_hands_moves_nothing,
+            tokens_are_never_below_the_time_of_the_store,
             a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale,
             a_lease_that_ran_out_is_still_its_holders_until_taken,
             a_task_is_counted_once_however_often_it_is_finished,
@@ -205,15 +207,15 @@ impl Subject {
     }
 
     /// Starts a task that can be started.
-    pub(crate) async fn go(&self, ticket: Ticket, worker: &str) -> u64 {
+    pub(crate) async fn go<'w>(&self, ticket: Ticket, worker: &'w str) -> TaskHolder<'w> {
         match self.start(ticket, worker).await {
-            Start::Go { epoch, .. } => epoch,
+            Start::Go { epoch, .. } => TaskHolder { worker, token: epoch },
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict) -> super::Finished {
-        self.store.finish(ticket, epoch, verdict, super::Spent::default()).await.unwrap()
+    pub(crate) async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict) -> super::Finished {
+        self.store.finish(ticket, holder, verdict, super::Spent::default()).await.unwrap()
     }
 
     /// How a batch stands, after making sure that its counts add up and agree with its tasks.

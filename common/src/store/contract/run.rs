@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Subject, bytes, new_batch, repository};
 use crate::batch::{BatchId, Lane, Message, Task, Ticket, Verdict};
 use crate::queue::{Lanes, TaskQueue};
-use crate::store::{Control, Finished, LEASE, Start, Store};
+use crate::store::{Control, Finished, LEASE, Start, Store, TaskHolder};
 
 /// Every task is counted once, though deliveries are lost on the way.
 pub async fn a_run_goes_through_queue_and_ledger(subject: Subject, queue: Arc<dyn TaskQueue>) {
@@ -78,7 +78,10 @@ async fn work(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: String, 
             match store.start(ticket, &worker, LEASE).await.unwrap() {
                 Start::Go { epoch, .. } | Start::Own { epoch, .. } => {
                     tokio::task::yield_now().await;
-                    let finished = store.finish(ticket, epoch, Verdict::Copied, bytes(1)).await.unwrap();
+                    let finished = store
+                        .finish(ticket, TaskHolder { worker: &worker, token: epoch }, Verdict::Copied, bytes(1))
+                        .await
+                        .unwrap();
                     counted += u64::from(finished == Finished::Counted);
                 }
                 Start::HeldBy { .. } => is_held = true,

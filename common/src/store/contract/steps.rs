@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Subject, bytes, new_batch, repository};
 use crate::batch::{Failure, Ticket, Verdict};
 use crate::error::Class;
-use crate::store::{Finished, LEASE, NewBatch, RequeueFilter, Retried, Spent, Start, Sweep};
+use crate::store::{Finished, LEASE, NewBatch, RequeueFilter, Retried, Spent, Start, Sweep, TaskHolder};
 
 /// Makes a call for each step, on a batch or its successor, and holds after each that all counts add up and agree with the
 /// states of the tasks, and that each task counts once in each of its runs.
@@ -13,7 +13,7 @@ pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]])
     let store = &subject.store;
     let mut batches = vec![new_batch()];
     store.create(batches[0].clone()).await.unwrap();
-    let mut held: Vec<(Ticket, u64)> = Vec::new();
+    let mut held: Vec<(Ticket, TaskHolder<'static>)> = Vec::new();
     let mut counted = std::collections::HashSet::new();
     for [call, which, amount] in steps {
         let batch = batches[usize::from(*which) % batches.len()].id;
@@ -33,22 +33,22 @@ pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]])
             4..=6 => {
                 let worker = if which.is_multiple_of(2) { "one" } else { "two" };
                 if let Start::Go { epoch, .. } | Start::Own { epoch, .. } = subject.start(ticket, worker).await {
-                    held.push((ticket, epoch));
+                    held.push((ticket, TaskHolder { worker, token: epoch }));
                 }
             }
             7..=9 => {
                 let verdicts = [Verdict::Copied, Verdict::Unchanged, failed(), Verdict::Cancelled];
                 let verdict = verdicts[usize::from(amount % 4)].clone();
-                if let Some((ticket, epoch)) = some
-                    && store.finish(ticket, epoch, verdict, bytes(1)).await.unwrap() == Finished::Counted
+                if let Some((ticket, holder)) = some
+                    && store.finish(ticket, holder, verdict, bytes(1)).await.unwrap() == Finished::Counted
                 {
                     assert!(counted.insert(ticket), "{ticket:?} was counted twice");
                 }
             }
             10 => {
-                if let Some((ticket, epoch)) = some {
+                if let Some((ticket, holder)) = some {
                     let wait = Duration::from_secs(u64::from(amount % 3));
-                    let put_off = store.retry_later(ticket, epoch, wait, *which > 9, Spent::default()).await.unwrap();
+                    let put_off = store.retry_later(ticket, holder, wait, *which > 9, Spent::default()).await.unwrap();
                     if put_off == Retried::Cancelled {
                         assert!(counted.insert(ticket), "{ticket:?} was counted twice");
                     }
@@ -73,8 +73,8 @@ pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]])
                 batches.push(next);
             }
             _ => {
-                if let Some((ticket, epoch)) = some {
-                    store.renew(ticket, epoch, LEASE).await.unwrap();
+                if let Some((ticket, holder)) = some {
+                    store.renew(ticket, holder, LEASE).await.unwrap();
                 }
             }
         }

@@ -9,14 +9,21 @@ use rand::{Rng, SeedableRng};
 use super::{Subject, bytes};
 use crate::batch::{Failure, Ticket, Verdict};
 use crate::error::Class;
-use crate::store::{Control, Finished, LEASE, Spent, Standing, Start, Sweep};
+use crate::store::{Control, Finished, LEASE, Spent, Standing, Start, Sweep, TaskHolder};
 
 const TASKS: usize = 5_000;
 
 /// A task that a worker holds, or thinks that it does.
 struct Held {
     ticket: Ticket,
-    epoch: u64,
+    worker: String,
+    token: u64,
+}
+
+impl Held {
+    fn holder(&self) -> TaskHolder<'_> {
+        TaskHolder { worker: &self.worker, token: self.token }
+    }
 }
 
 pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subject) {
@@ -43,7 +50,9 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subje
                 deliveries += 1;
                 let worker = format!("w{}", rng.random_range(0..8));
                 match subject.start(ticket, &worker).await {
-                    Start::Go { epoch, .. } | Start::Own { epoch, .. } => working.push(Held { ticket, epoch }),
+                    Start::Go { epoch, .. } | Start::Own { epoch, .. } => {
+                        working.push(Held { ticket, worker, token: epoch });
+                    }
                     Start::HeldBy { .. } => queue.push(ticket),
                     Start::AlreadyDone | Start::StaleRun => {}
                     other => panic!("{other:?}"),
@@ -60,23 +69,25 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subje
             50..53 if !working.is_empty() => frozen.push(working.swap_remove(rng.random_range(0..working.len()))),
             53..55 => (subject.advance)(Duration::from_secs(rng.random_range(0..LEASE.as_secs() * 2))),
             55..58 if !working.is_empty() => {
-                let Held { ticket, epoch } = working.swap_remove(rng.random_range(0..working.len()));
-                subject.store.retry_later(ticket, epoch, LEASE, true, Spent::default()).await.unwrap();
+                let held = working.swap_remove(rng.random_range(0..working.len()));
+                let ticket = held.ticket;
+                subject.store.retry_later(ticket, held.holder(), LEASE, true, Spent::default()).await.unwrap();
                 queue.push(ticket);
             }
             // A worker ends its work, or one that was frozen comes back to it.
             roll => {
                 let from = if roll >= 97 && !frozen.is_empty() { &mut frozen } else { &mut working };
                 if !from.is_empty() {
-                    let Held { ticket, epoch } = from.swap_remove(rng.random_range(0..from.len()));
-                    let may_write = subject.store.check(ticket, epoch, LEASE).await.unwrap();
+                    let held = from.swap_remove(rng.random_range(0..from.len()));
+                    let (ticket, holder) = (held.ticket, held.holder());
+                    let may_write = subject.store.check(ticket, holder, LEASE).await.unwrap();
                     let verdict = match rng.random_range(0..10) {
                         0 => Verdict::Failed(Failure::new(Class::Refused, "no", 1)),
                         1..4 => Verdict::Unchanged,
                         _ => Verdict::Copied,
                     };
                     let cost = bytes(rng.random_range(0..1_000_000));
-                    match subject.store.finish(ticket, epoch, verdict, cost).await.unwrap() {
+                    match subject.store.finish(ticket, holder, verdict, cost).await.unwrap() {
                         Finished::Counted => {
                             assert!(matches!(may_write, Standing::Held { .. }));
                             counted += 1;

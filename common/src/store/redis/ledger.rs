@@ -12,7 +12,7 @@ use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
     Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter,
-    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.
@@ -153,9 +153,9 @@ impl Ledger for RedisStore {
         })
     }
 
-    async fn renew(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing> {
+    async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
         let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(millis(lease));
+        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(lease_owner(holder)).arg(millis(lease));
         let answer: Vec<i64> = self.script(&tried, &self.0.scripts.renew, call).await?;
         Ok(match answer.as_slice() {
             [0, until] => Standing::Held { until: time(*until) },
@@ -164,21 +164,22 @@ impl Ledger for RedisStore {
         })
     }
 
-    async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict, spent: Spent) -> Result<Finished> {
+    async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished> {
         let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
         let failure = match &verdict {
             Verdict::Failed(failure) => kept(failure),
             _ => Vec::new(),
         };
         let state = verdict.outcome().state().code();
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(state).bytes(failure);
+        let call =
+            Call::on(self.base(ticket.batch)).arg(ticket.index).arg(lease_owner(holder)).arg(state).bytes(failure);
         Ok(finished(self.script(&tried, &self.0.scripts.finish, with(call, spent)).await?))
     }
 
     async fn retry_later(
         &self,
         ticket: Ticket,
-        epoch: u64,
+        holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
         spent: Spent,
@@ -186,7 +187,11 @@ impl Ledger for RedisStore {
         let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
         // Less than a millisecond is a wait, too.
         let wait = if wait.is_zero() { 0 } else { millis(wait).max(1) };
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(epoch).arg(wait).arg(u8::from(counts));
+        let call = Call::on(self.base(ticket.batch))
+            .arg(ticket.index)
+            .arg(lease_owner(holder))
+            .arg(wait)
+            .arg(u8::from(counts));
         let answer: Vec<i64> = self.script(&tried, &self.0.scripts.retry, with(call, spent)).await?;
         Ok(match answer.as_slice() {
             [0, attempts] => Retried::Waits { attempts: u32::try_from(*attempts).unwrap_or_default() },
@@ -478,6 +483,11 @@ fn with(call: Call, spent: Spent) -> Call {
     let Spent { bytes, requests, time } = spent;
     let call = call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target);
     call.arg(millis(time))
+}
+
+/// As the scripts compare it with what a lease says.
+fn lease_owner(holder: TaskHolder<'_>) -> String {
+    format!("{}|{}", holder.token, holder.worker)
 }
 
 fn finished(answer: i64) -> Finished {

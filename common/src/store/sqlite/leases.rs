@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rusqlite::OptionalExtension;
 
 use super::SqliteStore;
-use super::rows::{after, time};
+use super::rows::{after, time, token_floor};
 use crate::error::Result;
 use crate::printable::printable;
 use crate::store::{Leases, Named, latest_end};
@@ -28,8 +28,10 @@ impl Leases for SqliteStore {
                 Some((its, epoch, _)) if its == holder => epoch,
                 Some((holder, _, until)) => return Ok(Named::Others { holder, until: time(until) }),
                 None => connection
-                    .prepare_cached("UPDATE counter SET value = value + 1 WHERE name = 'lease epoch' RETURNING value")?
-                    .query_row([], |row| row.get(0))?,
+                    .prepare_cached(
+                        "UPDATE counter SET value = max(value + 1, ?1) WHERE name = 'lease epoch' RETURNING value",
+                    )?
+                    .query_row([token_floor(now)], |row| row.get(0))?,
             };
             connection
                 .prepare_cached("REPLACE INTO lease (name, holder, epoch, until) VALUES (?1, ?2, ?3, ?4)")?

@@ -118,12 +118,17 @@ impl SqliteStore {
     }
 
     /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with
-    /// the lock, and with the process however that ends. Reading and controlling needs no lock.
-    pub fn lock_for_run(&self) -> Result<RunLock> {
-        match &self.0.folder {
-            Some(folder) => lock::take(folder),
-            None => Ok(RunLock::none()),
-        }
+    /// the lock, and with the process however that ends. Reading and controlling needs no lock. Leases that a process
+    /// before this one has left are released: nobody else holds any.
+    pub async fn lock_for_run(&self) -> Result<RunLock> {
+        let Some(folder) = &self.0.folder else { return Ok(RunLock::none()) };
+        let lock = lock::take(folder)?;
+        self.write("releasing the leases of an earlier process", |connection| {
+            connection.execute("DELETE FROM lease", ())?;
+            Ok(())
+        })
+        .await?;
+        Ok(lock)
     }
 
     /// How many bytes the store has on disk.

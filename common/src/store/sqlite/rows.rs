@@ -22,6 +22,11 @@ pub(super) fn after(now: i64, wait: std::time::Duration) -> i64 {
     now.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The least fencing token at a time, in microseconds: a store that was set back does not issue a token twice.
+pub(super) fn token_floor(now: i64) -> i64 {
+    now.saturating_mul(1000)
+}
+
 pub(super) fn millis(time: std::time::Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

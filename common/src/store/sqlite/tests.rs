@@ -7,7 +7,7 @@ use crate::image::Digest;
 use crate::store::contract::{Subject, home, run, steps, tasks};
 use crate::store::{
     Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Origins, Sealed, Spent,
-    Start, Sweep, SystemClock,
+    Start, Sweep, SystemClock, TaskHolder,
 };
 
 async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> Subject {
@@ -88,9 +88,9 @@ async fn batch_of(store: &SqliteStore, number: usize) -> Vec<Ticket> {
     (0..number as u32).map(|index| Ticket { batch: id, run: 0, index }).collect()
 }
 
-async fn go(store: &SqliteStore, ticket: Ticket) -> u64 {
+async fn go(store: &SqliteStore, ticket: Ticket) -> TaskHolder<'static> {
     match store.start(ticket, "w", LEASE).await.unwrap() {
-        Start::Go { epoch, .. } => epoch,
+        Start::Go { epoch, .. } => TaskHolder { worker: "w", token: epoch },
         other => panic!("{other:?}"),
     }
 }
@@ -121,15 +121,16 @@ async fn what_was_answered_outlives_a_kill() {
 
     let after = killed(folder.path());
     let again = open(after.path()).await.unwrap();
-    let _lock = again.lock_for_run().unwrap();
+    let _lock = again.lock_for_run().await.unwrap();
     let swept = again.sweep(tickets[0].batch, Sweep::Everything).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (1, 0));
     for ticket in &tickets {
         match again.start(*ticket, "another", LEASE).await.unwrap() {
             Start::AlreadyDone => assert!(ticket.index < 7),
             Start::Go { epoch: new, .. } => {
-                assert!(ticket.index >= 7 && new > epoch);
-                again.finish(*ticket, new, Verdict::Copied, Spent::default()).await.unwrap();
+                assert!(ticket.index >= 7 && new > epoch.token);
+                let holder = TaskHolder { worker: "another", token: new };
+                again.finish(*ticket, holder, Verdict::Copied, Spent::default()).await.unwrap();
             }
             other => panic!("{other:?}"),
         }
@@ -142,10 +143,10 @@ async fn what_was_answered_outlives_a_kill() {
 async fn one_run_at_a_time_and_others_look_on() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let lock = store.lock_for_run().unwrap();
+    let lock = store.lock_for_run().await.unwrap();
     let tickets = batch_of(&store, 3).await;
     let beside = open(folder.path()).await.unwrap();
-    let refused = beside.lock_for_run().unwrap_err();
+    let refused = beside.lock_for_run().await.unwrap_err();
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
     assert!(refused.advice().unwrap().contains("batch watch"));
 
@@ -155,7 +156,7 @@ async fn one_run_at_a_time_and_others_look_on() {
     assert_eq!(store.control(tickets[0].batch).await.unwrap(), Some(Control::Paused));
     assert_eq!(store.start(tickets[0], "w", LEASE).await.unwrap(), Start::Paused);
     drop(lock);
-    beside.lock_for_run().unwrap();
+    beside.lock_for_run().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +172,7 @@ async fn another_process_gets_its_word_in_while_a_run_writes() {
             tokio::spawn(async move {
                 for ticket in chunk {
                     let epoch = match store.start(ticket, "w", LEASE).await.unwrap() {
-                        Start::Go { epoch, .. } => epoch,
+                        Start::Go { epoch, .. } => TaskHolder { worker: "w", token: epoch },
                         Start::Cancelled => return,
                         other => panic!("{other:?}"),
                     };

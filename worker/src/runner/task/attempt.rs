@@ -78,7 +78,7 @@ impl Runner {
                     done => {
                         let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
                         let done = Done { source_said: Some(believed.source.clone()), ..done? };
-                        return Ok(Came::Copied(Box::new(done), before));
+                        return Ok(Came::Copied(Box::new(done), before, None));
                     }
                 }
             }
@@ -100,17 +100,20 @@ impl Runner {
             self.mark_in_part(held, message.digest.as_ref()).await?;
         }
         for _ in 0..MOVES {
-            let copied = Box::pin(copier.copy(&job, &gate, context)).await;
-            gate.release().await;
-            match copied {
+            match gate.guard(Box::pin(copier.copy(&job, &gate, context))).await {
                 // What is copied is not what the tag is any more: once more, with what it is now.
-                Err(_) if gate.moved() => (job.listed, job.said) = (None, None),
+                Err(_) if gate.moved() => {
+                    gate.release().await;
+                    (job.listed, job.said) = (None, None);
+                }
                 result => {
                     let done = result?;
                     if in_part && !rule.leaves_out() {
                         self.store.forget_tags(&held.scope().parts(), std::slice::from_ref(&target.tag)).await?;
                     }
-                    return Ok(Came::Copied(Box::new(done), Before { seen_at: None, referrers_at: asked }));
+                    let lease = gate.into_lease().await;
+                    let before = Before { seen_at: None, referrers_at: asked };
+                    return Ok(Came::Copied(Box::new(done), before, lease));
                 }
             }
         }

@@ -6,8 +6,9 @@ if found[1] and lasts(tonumber(found[3]), time) then
     if found[1] ~= ARGV[2] then return {1, found[1], found[3]} end
     epoch = found[2]
 else
-    epoch = redis.call('INCR', KEYS[2])
+    epoch = text(next_token(redis.call('GET', KEYS[2])))
+    redis.call('SET', KEYS[2], epoch)
 end
 redis.call('HSET', b, 'holder', ARGV[2], 'epoch', epoch, 'ends', text(time + tonumber(ARGV[3])))
 redis.call('PEXPIRE', b, tonumber(ARGV[3]) + 60000)
-return {0, tostring(epoch), ''}
+return {0, epoch, ''}

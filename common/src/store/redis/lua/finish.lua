@@ -1,11 +1,11 @@
--- ARGV: index, epoch, state, what is kept of a failure, what was spent. Answers: 0 counted, 1 stale, 2 done already.
-local index, epoch, to = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+-- ARGV: index, owner (token|worker), state, what is kept of a failure, what was spent. Answers: 0 counted, 1 stale, 2 done already.
+local index, to = tonumber(ARGV[2]), tonumber(ARGV[4])
 if index >= number(b, 'total') then return 1 end
 local is = state(b, index)
 if is >= COPIED then return 2 end
 if is ~= RUNNING then return 1 end
-local held, _, worker = lease(b, index)
-if held ~= epoch then return 1 end
+local worker = owned(b, index, ARGV[3])
+if not worker then return 1 end
 redis.call('HDEL', b .. ':l', index)
 if to == FAILED then redis.call('HSET', b .. ':f', index, ARGV[5]) end
 move(b, index, is, to)

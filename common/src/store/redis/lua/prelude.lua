@@ -37,6 +37,19 @@ local function lasts(ends, time)
     return ends > time and ends <= time + 90000000
 end
 
+-- The next fencing token: greater than the last, and never below this server's time in microseconds, so that a store that
+-- has lost its latest writes does not issue a token twice.
+local function next_token(last)
+    local floor
+    if ARGV[1] ~= '' then
+        floor = tonumber(ARGV[1]) * 1000
+    else
+        local time = redis.call('TIME')
+        floor = time[1] * 1000000 + time[2]
+    end
+    return math.max((tonumber(last or '0') or 0) + 1, floor)
+end
+
 local function number(b, field)
     return tonumber(redis.call('HGET', b, field) or '0') or 0
 end
@@ -104,6 +117,13 @@ local function lease(b, index)
     if not found then return nil end
     local epoch, ends, worker = string.match(found, '^(%d+)|(%d+)|(.*)$')
     return tonumber(epoch), tonumber(ends), worker
+end
+
+-- The worker of a running task, if its lease is of this owner (token|worker).
+local function owned(b, index, owner)
+    local token, ends, worker = lease(b, index)
+    if not token or text(token) .. '|' .. worker ~= owner then return nil end
+    return worker, token, ends
 end
 
 local function hold(b, index, epoch, ends, worker)

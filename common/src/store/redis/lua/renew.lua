@@ -1,7 +1,7 @@
--- ARGV: index, epoch, lease. The first answer: 0 held, 1 lost, 2 stop.
-local index, epoch = tonumber(ARGV[2]), tonumber(ARGV[3])
-local its, ends, worker = lease(b, index)
-if its ~= epoch or state(b, index) ~= RUNNING then return {1} end
+-- ARGV: index, owner (token|worker), lease. The first answer: 0 held, 1 lost, 2 stop.
+local index = tonumber(ARGV[2])
+local worker, its, ends = owned(b, index, ARGV[3])
+if not worker or state(b, index) ~= RUNNING then return {1} end
 ends = math.max(ends, now() + tonumber(ARGV[4]))
 hold(b, index, its, ends, worker)
 if is_stopped(number(b, 'control')) then return {2} end

@@ -1,8 +1,8 @@
--- ARGV: index, epoch, wait, whether it counts, what was spent. The first answer: 0 waits, 1 cancelled, 2 stale.
-local index, epoch, wait = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+-- ARGV: index, owner (token|worker), wait, whether it counts, what was spent. The first answer: 0 waits, 1 cancelled, 2 stale.
+local index, wait = tonumber(ARGV[2]), tonumber(ARGV[4])
 if redis.call('EXISTS', b) == 0 or state(b, index) ~= RUNNING then return {2} end
-local held, _, worker = lease(b, index)
-if held ~= epoch then return {2} end
+local worker = owned(b, index, ARGV[3])
+if not worker then return {2} end
 local time = now()
 redis.call('HDEL', b .. ':l', index)
 spend(b, 6)

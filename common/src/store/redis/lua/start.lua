@@ -33,7 +33,8 @@ if control == C_PAUSED then
 end
 if epoch then redis.call('HINCRBY', b .. ':x', index, 1) end
 local losses = tonumber(redis.call('HGET', b .. ':x', index) or '0')
-epoch = redis.call('HINCRBY', b, 'epoch', 1)
+epoch = next_token(redis.call('HGET', b, 'epoch'))
+redis.call('HSET', b, 'epoch', text(epoch))
 hold(b, index, epoch, time + tonumber(ARGV[5]), worker)
 if is == RETRY then redis.call('ZREM', b .. ':r', index) end
 -- What begins neither ends a batch nor wakes one that has ended.

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::super::fault::{Fault, damaged};
-use super::super::rows::{millis, number};
+use super::super::rows::{millis, number, token_floor};
 use super::course;
 use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
@@ -150,9 +150,9 @@ impl<'c> Book<'c> {
         Ok(moved)
     }
 
-    /// A new epoch, greater than all before.
-    pub(super) fn next_epoch(&mut self) -> i64 {
-        self.entry.epoch += 1;
+    /// The next fencing token: greater than all before, and never below the time.
+    pub(super) fn next_token(&mut self, now: i64) -> i64 {
+        self.entry.epoch = (self.entry.epoch + 1).max(token_floor(now));
         self.new_epoch = true;
         self.entry.epoch
     }

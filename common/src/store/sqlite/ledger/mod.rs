@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use self::tasks::Owner;
 use super::SqliteStore;
 use super::rows::after;
 use crate::batch::{BatchId, TaskState, Ticket, Verdict};
@@ -19,7 +20,7 @@ use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{
     Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter,
-    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskRow, Unlisted,
+    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
 };
 
 #[async_trait]
@@ -78,29 +79,32 @@ impl Ledger for SqliteStore {
         self.write(starting(ticket), move |c| tasks::start(c, now, ticket, &worker, until)).await
     }
 
-    async fn renew(&self, ticket: Ticket, epoch: u64, lease: Duration) -> Result<Standing> {
+    async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
         let until = after(self.now(), lease);
         let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
-        self.write(tried, move |c| tasks::renew(c, ticket, epoch, until)).await
+        let holder = Owner::new(holder);
+        self.write(tried, move |c| tasks::renew(c, ticket, &holder, until)).await
     }
 
-    async fn finish(&self, ticket: Ticket, epoch: u64, verdict: Verdict, spent: Spent) -> Result<Finished> {
+    async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished> {
         let now = self.now();
         let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
-        self.write(tried, move |c| tasks::finish(c, now, ticket, epoch, &verdict, spent)).await
+        let holder = Owner::new(holder);
+        self.write(tried, move |c| tasks::finish(c, now, ticket, &holder, &verdict, spent)).await
     }
 
     async fn retry_later(
         &self,
         ticket: Ticket,
-        epoch: u64,
+        holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
         spent: Spent,
     ) -> Result<Retried> {
         let now = self.now();
         let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
-        self.write(tried, move |c| tasks::retry_later(c, now, ticket, epoch, wait, counts, spent)).await
+        let holder = Owner::new(holder);
+        self.write(tried, move |c| tasks::retry_later(c, now, ticket, &holder, wait, counts, spent)).await
     }
 
     async fn control(&self, batch: BatchId) -> Result<Option<Control>> {

@@ -9,7 +9,19 @@ use super::super::rows::{after, number, time};
 use super::book::Book;
 use super::course::{note_share, note_slow};
 use crate::batch::{Failure, TaskState, Ticket, Verdict};
-use crate::store::{Control, Finished, Retried, Spent, Standing, Start, latest_end};
+use crate::store::{Control, Finished, Retried, Spent, Standing, Start, TaskHolder, latest_end};
+
+/// A [`TaskHolder`] that outlives the call.
+pub(super) struct Owner {
+    worker: String,
+    token: i64,
+}
+
+impl Owner {
+    pub(super) fn new(holder: TaskHolder<'_>) -> Owner {
+        Owner { worker: holder.worker.to_owned(), token: number(holder.token) }
+    }
+}
 
 /// A row of `held`.
 struct Held {
@@ -67,7 +79,7 @@ pub(super) fn start(
         note_loss(connection, no, ticket.index)?;
     }
     let losses = losses(connection, no, ticket.index)?;
-    let epoch = book.next_epoch();
+    let epoch = book.next_token(now);
     hold(connection, no, ticket.index, epoch, until, worker)?;
     if state == TaskState::Retry {
         forget_retry(connection, no, ticket.index)?;
@@ -77,10 +89,10 @@ pub(super) fn start(
     Ok(Start::Go { epoch: epoch.unsigned_abs(), attempts, losses })
 }
 
-pub(super) fn renew(connection: &Connection, ticket: Ticket, epoch: u64, until: i64) -> Result<Standing, Fault> {
+pub(super) fn renew(connection: &Connection, ticket: Ticket, holder: &Owner, until: i64) -> Result<Standing, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Standing::Lost) };
     let no = book.entry.no;
-    if held_under(&mut book, ticket.index, epoch)?.is_none() {
+    if held_by(&mut book, ticket.index, holder)?.is_none() {
         return Ok(Standing::Lost);
     }
     connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
@@ -95,7 +107,7 @@ pub(super) fn finish(
     connection: &Connection,
     now: i64,
     ticket: Ticket,
-    epoch: u64,
+    holder: &Owner,
     verdict: &Verdict,
     spent: Spent,
 ) -> Result<Finished, Fault> {
@@ -103,7 +115,7 @@ pub(super) fn finish(
     if book.state(ticket.index)?.is_some_and(TaskState::is_terminal) {
         return Ok(Finished::AlreadyDone);
     }
-    let Some(held) = held_under(&mut book, ticket.index, epoch)? else { return Ok(Finished::Stale) };
+    let Some(held) = held_by(&mut book, ticket.index, holder)? else { return Ok(Finished::Stale) };
     let no = book.entry.no;
     let_go(connection, no, ticket.index)?;
     note_share(connection, no, &held.worker, (true, matches!(verdict, Verdict::Failed(_))), spent)?;
@@ -121,13 +133,13 @@ pub(super) fn retry_later(
     connection: &Connection,
     now: i64,
     ticket: Ticket,
-    epoch: u64,
+    holder: &Owner,
     wait: Duration,
     counts: bool,
     spent: Spent,
 ) -> Result<Retried, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Retried::Stale) };
-    let Some(held) = held_under(&mut book, ticket.index, epoch)? else { return Ok(Retried::Stale) };
+    let Some(held) = held_by(&mut book, ticket.index, holder)? else { return Ok(Retried::Stale) };
     let no = book.entry.no;
     let_go(connection, no, ticket.index)?;
     note_share(connection, no, &held.worker, (false, false), spent)?;
@@ -207,13 +219,13 @@ fn held(connection: &Connection, no: i64, task: u32) -> Result<Option<Held>, Fau
     Ok(held)
 }
 
-/// Who holds a task, if that is by this epoch.
-fn held_under(book: &mut Book<'_>, task: u32, epoch: u64) -> Result<Option<Held>, Fault> {
+/// The lease of a task, if this owner holds it.
+fn held_by(book: &mut Book<'_>, task: u32, owner: &Owner) -> Result<Option<Held>, Fault> {
     if book.state(task)? != Some(TaskState::Running) {
         return Ok(None);
     }
     let held = held(book.connection, book.entry.no, task)?;
-    Ok(held.filter(|held| held.epoch == number(epoch)))
+    Ok(held.filter(|held| held.epoch == owner.token && held.worker == owner.worker))
 }
 
 fn hold(connection: &Connection, no: i64, task: u32, epoch: i64, until: i64, worker: &str) -> Result<(), Fault> {

@@ -1,0 +1,116 @@
+//! Background tasks that are run again when they fail or panic.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use imgsync_common::error::{Class, Result};
+use imgsync_common::event::{Event, Events};
+use imgsync_common::retry::seconds;
+use tokio_util::sync::CancellationToken;
+
+/// The pause after the first failure, which doubles with each further one, and the longest pause.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// Runs a task until it succeeds, or `stop` is cancelled. Each error and panic is logged with how often the task has
+/// failed, and the task is run again after a growing pause. A task whose subject is gone (`NotFound`) is given up.
+pub(super) async fn supervise<F: Future<Output = Result<()>>>(
+    what: &str,
+    events: &Events,
+    stop: &CancellationToken,
+    task: impl FnMut() -> F,
+) {
+    supervise_with(PAUSES, what, (events, stop), task).await;
+}
+
+async fn supervise_with<F: Future<Output = Result<()>>>(
+    (first_pause, max_pause): (Duration, Duration),
+    what: &str,
+    (events, stop): (&Events, &CancellationToken),
+    mut task: impl FnMut() -> F,
+) {
+    let mut failures: u32 = 0;
+    while !stop.is_cancelled() {
+        let error = match AssertUnwindSafe(task()).catch_unwind().await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) if error.class() == Class::NotFound => {
+                return report(events, &format!("{what} is given up: {error}"));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("it panicked ({}); please report this", panic_message(&*panic)),
+        };
+        failures += 1;
+        let pause = first_pause.saturating_mul(1 << (failures - 1).min(10)).min(max_pause);
+        let times = if failures == 1 { String::new() } else { format!(" ({failures} times now)") };
+        report(events, &format!("{what} failed{times}: {error}; again in {}", seconds(pause)));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+fn report(events: &Events, message: &str) {
+    tracing::warn!("{message}");
+    events.emit(Event::Warning { message: message.to_owned() });
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use imgsync_common::error::Error;
+    use imgsync_common::event::Observer;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Warnings(Mutex<Vec<String>>);
+
+    impl Observer for Warnings {
+        fn on(&self, event: &Event) {
+            if let Event::Warning { message } = event {
+                self.0.lock().unwrap().push(message.clone());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_fails_or_panics_is_logged_and_run_again() {
+        let warnings = Arc::new(Warnings::default());
+        let runs = AtomicU32::new(0);
+        let (events, stop) = (Events::to(warnings.clone()), CancellationToken::new());
+        let pauses = (Duration::from_millis(100), Duration::from_millis(150));
+        supervise_with(pauses, "leading a batch", (&events, &stop), || async {
+            match runs.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(Error::new(Class::Local, "reading the plan", "it is damaged")),
+                1 => panic!("an index is out of bounds"),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+        let warnings = warnings.0.lock().unwrap();
+        assert_eq!(warnings[0], "leading a batch failed: reading the plan: it is damaged; again in 0.1 s");
+        assert!(warnings[1].starts_with("leading a batch failed (2 times now): it panicked (an index is out"));
+    }
+
+    #[tokio::test]
+    async fn a_task_whose_subject_is_gone_is_given_up() {
+        let warnings = Arc::new(Warnings::default());
+        supervise("leading a batch", &Events::to(warnings.clone()), &CancellationToken::new(), || async {
+            Err(Error::new(Class::NotFound, "reading the batch", "there is none"))
+        })
+        .await;
+        assert!(warnings.0.lock().unwrap()[0].contains("is given up"));
+    }
+}
