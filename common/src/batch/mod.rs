@@ -20,5 +20,5 @@ pub use id::{BatchId, ParseBatchIdError};
 pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
 pub use options::{ForeignLayers, OPTIONS_VERSION, Options, Referrers, RuleOptions, Verify};
 pub use place::{End, Home, Lane, ParsePlaceError, Place};
-pub use sign::{SigningKey, TAG_BYTES};
+pub use sign::{SHORT_TAG_BYTES, SigningKey, TAG_BYTES};
 pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState, Ticket, Verdict};

@@ -9,6 +9,8 @@ use crate::secret::Secret;
 
 /// Bytes of a tag ([`SigningKey::tag`]).
 pub const TAG_BYTES: usize = 32;
+/// Bytes of a tag that was cut short: as many as nobody guesses, where one is kept for each of millions of records.
+pub const SHORT_TAG_BYTES: usize = 16;
 
 /// Signs messages and tells whether one was signed with the same key.
 #[derive(Clone)]
@@ -43,6 +45,11 @@ impl SigningKey {
     /// Whether it is the tag of these parts with this key. Takes as long for wrong ones, wherever they differ.
     pub fn tags(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
         self.tagging(kind, parts).verify_slice(tag).is_ok()
+    }
+
+    /// Whether it is the beginning of the tag of these parts with this key, [`SHORT_TAG_BYTES`] long.
+    pub fn tags_in_short(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
+        tag.len() == SHORT_TAG_BYTES && self.tagging(kind, parts).verify_truncated_left(tag).is_ok()
     }
 
     fn tagging(&self, kind: &str, parts: &[&[u8]]) -> Hmac<Sha256> {

@@ -19,6 +19,8 @@ pub struct Origin {
     pub digest: Digest,
     /// When the source was first seen without that tag, to the second; none while it has it.
     pub missing_since: Option<Timestamp>,
+    /// Since when no configured rule makes this target of this source, to the second; none while one does.
+    pub unclaimed_since: Option<Timestamp>,
     /// Whether the record is what was written with our key; always, where there is none. What is not is never acted on.
     pub is_authentic: bool,
 }
@@ -27,9 +29,12 @@ pub struct Origin {
 ///
 /// # Contract
 /// A target tag has one origin, the last that was noted. It says nothing of a tag that was only found to be equal: such a
-/// tag is another's. It may forget, and never says what it was not told. An origin that is noted again is not missing. A
-/// store that others can write to authenticates what it is told, and says of what it finds whether it holds; what does not
-/// is never changed by [`Origins::note_missing`].
+/// tag is another's. It may forget, and never says what it was not told. An origin that is noted again is neither missing nor
+/// unclaimed. A store that others can write to authenticates what it is told, and says of what it finds whether it holds; what
+/// does not is never changed by [`Origins::note_missing`] and [`Origins::note_unclaimed`].
+///
+/// An origin is kept for as long as a rule may remove its target (`prune`): it is forgotten when the target tag was removed or
+/// is another's, or some time after the last rule that makes it is gone. Nothing of it expires by itself.
 #[async_trait]
 pub trait Origins: Send + Sync {
     /// A target tag was written.
@@ -41,6 +46,13 @@ pub trait Origins: Send + Sync {
     /// Since when the source's tags of these target tags are missing; none where they are back. What has another source by
     /// now is left as it is.
     async fn note_missing(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()>;
+
+    /// Since when no configured rule makes these target tags of this source; none where one does again. What has another source
+    /// by now is left as it is.
+    async fn note_unclaimed(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()>;
+
+    /// The repositories that target tags were written from, in order.
+    async fn origin_sources(&self) -> Result<Vec<Home>>;
 
     /// Forgets what these target tags were made from, as far as that is this source.
     async fn forget_origins(&self, source: &Home, targets: &[Place]) -> Result<()>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use imgsync_common::batch::{Home, Place};
 use imgsync_common::config::{Destination, Prune, Rule};
 use imgsync_common::error::Result;
-use imgsync_common::image::{Digest, Tag};
+use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
 use imgsync_common::naming;
 use imgsync_common::select::{Candidate, Selection};
 use imgsync_common::store::{Origin, Store, is_ahead};
@@ -90,7 +90,8 @@ impl Pruning {
     ) -> Result<()> {
         let home = Home::in_registry(listing.registry.clone(), &listing.repository);
         let mut made = store.origins(&home).await?;
-        made.retain(|origin| is_ours(rule, part, listing, origin));
+        let of = (&listing.registry, &listing.repository);
+        made.retain(|origin| would_make(rule, part, of, origin));
         for origin in made.extract_if(.., |origin| !origin.is_authentic) {
             let due = due(&home, origin);
             if listing.get(due.source.tag.as_str()).is_none() && !self.unauthenticated.contains(&due) {
@@ -155,10 +156,14 @@ fn due(home: &Home, origin: Origin) -> Due {
     Due { source, target: origin.target, digest: origin.digest }
 }
 
-/// Whether a rule would make this target of this source: another rule may have made it.
-fn is_ours(rule: &Rule, part: Option<&Part>, listing: &Listing, made: &Origin) -> bool {
+/// Whether a rule would make this target of this source, a repository of a registry: another rule may have made it.
+pub(super) fn would_make(
+    rule: &Rule,
+    part: Option<&Part>,
+    (from, of): (&RegistryName, &RepositoryName),
+    made: &Origin,
+) -> bool {
     let Some((registry, repository)) = made.target.home.registry() else { return false };
-    let (from, of) = (&listing.registry, &listing.repository);
     let original = part.and_then(|part| part.original(from, of));
     let origin =
         naming::Origin { registry: from, repository: of, tag: &made.source_tag, original: original.as_deref() };
@@ -182,6 +187,6 @@ fn chooses(rule: &Rule, part: Option<&Part>, tag: &Tag) -> bool {
     evaluation.dropped.is_empty()
 }
 
-fn passed(since: Timestamp, now: Timestamp) -> Duration {
+pub(super) fn passed(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or(Duration::ZERO)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
+use imgsync_common::config::Config;
 use imgsync_common::error::{Class, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::house::House;
 use super::lead::{Care, LEADER_TERM, Leader};
+use super::provenance::tidy_provenance;
 use super::supervise::supervise;
 use super::{SERVE, serve_name};
 use crate::notify::{Notifier, is_ours_to_tell, watch as watch_waits};
@@ -30,8 +32,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(3600);
 /// What the one who serves needs to know, and may change while it does.
 #[derive(Debug, Clone)]
 pub struct Duties {
-    /// How long batches are kept.
-    pub keep: Duration,
+    /// What is configured: how long batches are kept, and what target tags are made of.
+    pub config: Arc<Config>,
     /// Who is told how batches ended.
     pub notifier: Arc<Notifier>,
     /// Whose registries' waits are told of.
@@ -133,11 +135,14 @@ async fn lead_all(
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
             tidied = Some(tokio::time::Instant::now());
-            let keep = duties.borrow().keep;
-            let keep = jiff::SignedDuration::try_from(keep).unwrap_or(jiff::SignedDuration::MAX);
+            let config = duties.borrow().config.clone();
+            let keep = jiff::SignedDuration::try_from(config.keep).unwrap_or(jiff::SignedDuration::MAX);
             if let Ok(before) = house.clock.now().checked_sub(keep)
                 && let Err(error) = house.store.remove_before(before).await
             {
+                tracing::warn!("{error}");
+            }
+            if let Err(error) = tidy_provenance(&*house.store, &config, house.clock.now()).await {
                 tracing::warn!("{error}");
             }
         }

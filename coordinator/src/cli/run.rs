@@ -24,7 +24,9 @@ use super::report::Wanted;
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
-use crate::batches::{Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader};
+use crate::batches::{
+    Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader, tidy_provenance,
+};
 use crate::notify::{Notifier, is_ours_to_tell, watch};
 use crate::report::{self, Level, Report};
 
@@ -102,6 +104,7 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     if let Ok(before) = house.clock.now().checked_sub(keep) {
         house.store.remove_before(before).await?;
     }
+    tidy_provenance(&*house.store, &settings.config, house.clock.now()).await?;
     let id = house.new_batch_id().await?;
     let work = Work::new(args, settings, &house, printer)?;
     let ended = work.follow(id, &notifier, async |run| run.fresh(id).await).await?;

@@ -123,7 +123,8 @@ impl Office {
 
     fn duties(&self) -> Duties {
         let current = self.current.borrow();
-        Duties { keep: current.config.keep, notifier: current.notifier.clone(), client: current.client.clone() }
+        let config = Arc::new(current.config.clone());
+        Duties { config, notifier: current.notifier.clone(), client: current.client.clone() }
     }
 
     /// Works, where no cluster does. A changed configuration is for what is begun from then on: what runs ends with the one

@@ -218,8 +218,8 @@ async fn provenance_that_was_altered_is_told_and_never_signed_again() {
          redis.call('HSET', key, 't1', string.sub(t, 1, 10) .. 'x' .. string.sub(t, 12)) \
          redis.call('HSET', key, 't2', redis.call('HGET', key, 't0')) \
          redis.call('HSET', key, 't3', redis.call('HGET', rest, 'elsewhere')) \
-         local u = redis.call('HGET', key, 't4') redis.call('HSET', key, 't4', struct.pack('>I4', 1) .. string.sub(u, 5)) \
-         redis.call('HSET', key, 't6', string.sub(redis.call('HGET', key, 't0'), 1, -33))",
+         local u = redis.call('HGET', key, 't4') redis.call('HSET', key, 't4', string.char(1) .. struct.pack('>I4', 1) .. string.sub(u, 2)) \
+         redis.call('HSET', key, 't6', string.sub(redis.call('HGET', key, 't0'), 1, -17))",
         &[],
     );
     let wanted = [true, false, false, false, false, true, false];

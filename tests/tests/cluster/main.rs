@@ -12,6 +12,7 @@ mod messages;
 mod moves;
 mod pace;
 mod passwords;
+mod provenance;
 mod queue;
 mod referrers;
 mod rights;

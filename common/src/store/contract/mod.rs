@@ -102,6 +102,7 @@ macro_rules! store_contract_tests {
         $crate::store_contract_tests!($make: origins:
             a_target_tag_has_the_origin_that_was_noted_last,
             since_when_a_source_is_missing_is_kept_until_it_is_back,
+            since_when_no_rule_makes_a_target_is_kept_until_one_does,
             what_was_removed_is_told_with_its_batch,
             rules_that_chose_nothing_are_told_with_their_batch,
             a_file_that_was_hashed_is_known_in_that_version_alone

@@ -43,8 +43,50 @@ pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: Subject) {
         let target = place("a.example", "many", &format!("v{n:04}"));
         store.note_origin(&Place { tag: target.tag.clone(), ..source.clone() }, &target, &one).await.unwrap();
     }
+    assert_eq!(store.origin_sources().await.unwrap(), [(*source.home).clone(), (*other.home).clone()]);
     let found = store.origins(&source.home).await.unwrap();
     assert_eq!((found.len(), found[7].target.tag.as_str(), found[7].source_tag.as_str()), (1_500, "v0007", "v0007"));
+    // One of many is found, changed and forgotten like one of few.
+    let (last, since) = (found[1_499].target.clone(), Timestamp::from_second(1_767_225_600).unwrap());
+    store.note_missing(&source.home, vec![(last.clone(), Some(since))]).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap()[1_499].missing_since, Some(since));
+    store.forget_origins(&source.home, std::slice::from_ref(&last)).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap().len(), 1_499);
+    let all: Vec<Place> = found.into_iter().map(|origin| origin.target).collect();
+    store.forget_origins(&source.home, &all).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap(), []);
+    assert_eq!(store.origin_sources().await.unwrap(), [(*other.home).clone()], "nothing is left of what is forgotten");
+}
+
+pub async fn since_when_no_rule_makes_a_target_is_kept_until_one_does(subject: Subject) {
+    let store = &subject.store;
+    let digest = Digest::of(Algorithm::Sha512, b"1");
+    let (source, target) = (place("gcr.io", "a", "v1"), place("b.example", "x", "v2"));
+    let (since, missing) =
+        (Timestamp::from_second(1_767_225_600).unwrap(), Timestamp::from_second(1_767_312_000).unwrap());
+    let times = async || {
+        let found = store.origins(&source.home).await.unwrap();
+        assert_eq!(
+            (found[0].digest.clone(), found[0].source_tag.as_str(), found[0].is_authentic),
+            (digest.clone(), "v1", true)
+        );
+        (found[0].missing_since, found[0].unclaimed_since)
+    };
+    store.note_unclaimed(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    assert_eq!(store.origins(&source.home).await.unwrap(), [], "what is not known is not made up");
+    store.note_origin(&source, &target, &digest).await.unwrap();
+    assert_eq!(times().await, (None, None));
+    store.note_unclaimed(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    store.note_missing(&source.home, vec![(target.clone(), Some(missing))]).await.unwrap();
+    assert_eq!(times().await, (Some(missing), Some(since)));
+    store.note_unclaimed(&home("gcr.io", "other"), vec![(target.clone(), None)]).await.unwrap();
+    store.note_missing(&source.home, vec![(target.clone(), None)]).await.unwrap();
+    assert_eq!(times().await, (None, Some(since)));
+    store.note_unclaimed(&source.home, vec![(target.clone(), None)]).await.unwrap();
+    assert_eq!(times().await, (None, None));
+    store.note_unclaimed(&source.home, vec![(target.clone(), Some(since))]).await.unwrap();
+    store.note_origin(&source, &target, &digest).await.unwrap();
+    assert_eq!(times().await, (None, None), "what was written again is some rule's");
 }
 
 pub async fn since_when_a_source_is_missing_is_kept_until_it_is_back(subject: Subject) {

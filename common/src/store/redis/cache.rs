@@ -141,8 +141,7 @@ impl RedisStore {
         let key = self.scope_key(scope);
         let mut pipe = redis::pipe();
         pipe.hgetall(&key);
-        (0..16).for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket:x}")));
-        (0..256).for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket:02x}")));
+        all_buckets().for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket}")));
         let found: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
         let mut entries = Vec::new();
         for (tag, bytes) in found.into_iter().flatten() {
@@ -162,10 +161,21 @@ fn name(scope: &CacheScope) -> String {
 }
 
 /// A tag with the names of its buckets.
-fn with_buckets(call: Call, tag: &str) -> Call {
+pub(super) fn with_buckets(call: Call, tag: &str) -> Call {
+    let [small, large] = buckets(tag);
+    call.arg(tag).arg(small).arg(large)
+}
+
+/// The names of a tag's buckets: of 16, and of 256.
+pub(super) fn buckets(tag: &str) -> [String; 2] {
     // FNV-1a: any hash that is the same on every machine.
     let hash = tag.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    call.arg(tag).arg(format!("{:x}", hash & 0xf)).arg(format!("{:02x}", (hash >> 4) & 0xff))
+    [format!("{:x}", hash & 0xf), format!("{:02x}", (hash >> 4) & 0xff)]
+}
+
+/// The names of all buckets.
+pub(super) fn all_buckets() -> impl Iterator<Item = String> {
+    (0..16).map(|bucket| format!("{bucket:x}")).chain((0..256).map(|bucket| format!("{bucket:02x}")))
 }
 
 /// When it was seen and when referrers were asked for, as seconds of 4 bytes; the length of the source's digest; the

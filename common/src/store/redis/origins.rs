@@ -1,13 +1,14 @@
-//! [`Origins`] in Redis: a hash for each pair of a target's and a source's repository, from the target's tag to what is
-//! known of it; a set for each source with its targets, and one for each target with its sources. Without expiry: they are
-//! no cache.
+//! [`Origins`] in Redis: for each pair of a source's and a target's repository hashes from the target's tag to what is known
+//! of it, each with few enough fields to be packed; a set for each source with its targets, one for each target with its
+//! sources, and one of all sources. Without expiry: they are no cache. Nothing is left of a pair whose last tag is forgotten.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{RedisStore, damaged};
+use super::cache::{all_buckets, buckets, with_buckets};
+use super::{Call, RedisStore, damaged};
 use crate::batch::{Home, Place};
 use crate::error::Result;
 use crate::image::{Algorithm, Digest, Tag};
@@ -17,29 +18,25 @@ use crate::store::{Origin, Origins};
 const AT_ONCE: usize = 500;
 /// Between the parts of a name.
 const PART: char = '\u{1}';
+/// The field of a pair's first hash that says that there are others; no tag is called so.
+const MARKER: &str = "\u{1}";
 
 #[async_trait]
 impl Origins for RedisStore {
     async fn note_origin(&self, source: &Place, target: &Place, digest: &Digest) -> Result<()> {
         let tried = format!("remembering where {target} came from");
         let (from, to) = (name(&source.home), name(&target.home));
-        let mut pipe = redis::pipe();
-        pipe.sadd(self.origins_of("os", &from), &to).ignore();
-        pipe.sadd(self.origins_of("ot", &to), &from).ignore();
-        let record = pack(digest, None, (source.tag != target.tag).then_some(&source.tag));
-        let signed = self.signed(record, &from, &to, &target.tag);
-        pipe.hset(self.origins_between(&from, &to), target.tag.as_str(), signed).ignore();
-        pipe.smembers(self.origins_of("ot", &to));
-        let (sources,): (Vec<String>,) = self.query(&tried, &pipe).await?;
-        if sources.len() < 2 {
-            return Ok(());
-        }
+        let source_tag = (source.tag != target.tag).then(|| source.tag.clone());
+        let known = Known { digest: digest.clone(), missing_since: None, unclaimed_since: None, source_tag };
+        let record = self.signed(pack(&known), &from, &to, &target.tag);
+        let call = with_buckets(self.pair(&from, &to), target.tag.as_str()).bytes(record);
+        let sources: Vec<String> = self.script(&tried, &self.0.scripts.origin_note, call).await?;
         // A tag has one origin.
-        let mut pipe = redis::pipe();
         for other in sources.iter().filter(|other| **other != from) {
-            pipe.hdel(self.origins_between(other, &to), target.tag.as_str()).ignore();
+            let call = with_buckets(self.pair(other, &to), target.tag.as_str());
+            self.script::<i64>(&tried, &self.0.scripts.origin_forget, call).await?;
         }
-        self.query::<()>(&tried, &pipe).await
+        Ok(())
     }
 
     async fn origins(&self, source: &Home) -> Result<Vec<Origin>> {
@@ -51,88 +48,136 @@ impl Origins for RedisStore {
         targets.sort_unstable();
         let mut origins = Vec::new();
         for to in targets {
-            let home = to.split_once(PART).and_then(|(end, path)| Home::new(end.parse().ok()?, path).ok());
-            let home = Arc::new(home.ok_or_else(|| damaged(&tried, "it names a repository that cannot be"))?);
+            let home = Arc::new(home(&to).ok_or_else(|| damaged(&tried, "it names a repository that cannot be"))?);
             let first = origins.len();
-            let mut cursor = 0_u64;
-            loop {
-                let mut pipe = redis::pipe();
-                pipe.cmd("HSCAN").arg(self.origins_between(&from, &to)).arg(cursor).arg("COUNT").arg(AT_ONCE);
-                let ((next, found),): ((u64, Vec<(String, Vec<u8>)>),) = self.query(&tried, &pipe).await?;
-                for (tag, bytes) in found {
-                    let tag: Tag = tag.parse().map_err(|_| damaged(&tried, "it names a tag that cannot be"))?;
-                    let read = unpack(&bytes).ok_or_else(|| damaged(&tried, "an origin cannot be read"))?;
-                    let is_authentic = self.provenance_holds((&from, &to, tag.as_str()), read.record, read.tag);
-                    let Record { digest, missing_since, source_tag, .. } = read;
-                    let source_tag = source_tag.unwrap_or_else(|| tag.clone());
-                    origins.push(Origin {
-                        target: Place { home: home.clone(), tag },
-                        source_tag,
-                        digest,
-                        missing_since,
-                        is_authentic,
-                    });
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
+            for (tag, bytes) in self.records(&tried, &self.origins_between(&from, &to)).await? {
+                let tag: Tag = tag.parse().map_err(|_| damaged(&tried, "it names a tag that cannot be"))?;
+                let read = unpack(&bytes).ok_or_else(|| damaged(&tried, "an origin cannot be read"))?;
+                let is_authentic = self.provenance_holds((&from, &to, tag.as_str()), read.record, read.tag);
+                let Known { digest, missing_since, unclaimed_since, source_tag } = read.known;
+                let source_tag = source_tag.unwrap_or_else(|| tag.clone());
+                let target = Place { home: home.clone(), tag };
+                origins.push(Origin { target, source_tag, digest, missing_since, unclaimed_since, is_authentic });
             }
-            // A scan may give a field twice.
-            let mut here = origins.split_off(first);
-            here.sort_by(|a: &Origin, b: &Origin| a.target.tag.cmp(&b.target.tag));
-            here.dedup_by(|a, b| a.target.tag == b.target.tag);
-            origins.append(&mut here);
+            origins[first..].sort_by(|a: &Origin, b: &Origin| a.target.tag.cmp(&b.target.tag));
         }
         Ok(origins)
     }
 
     async fn note_missing(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()> {
         let tried = format!("remembering what {source} lacks");
-        let from = name(source);
-        for targets in targets.chunks(AT_ONCE) {
-            let key = |target: &Place| self.origins_between(&from, &name(&target.home));
+        self.note_since(&tried, source, targets, |known, since| known.missing_since = since).await
+    }
+
+    async fn note_unclaimed(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()> {
+        let tried = format!("remembering what no rule makes of {source}");
+        self.note_since(&tried, source, targets, |known, since| known.unclaimed_since = since).await
+    }
+
+    async fn origin_sources(&self) -> Result<Vec<Home>> {
+        let tried = "reading what target tags were made from";
+        let (mut names, mut cursor) = (Vec::new(), 0_u64);
+        loop {
             let mut pipe = redis::pipe();
-            for (target, _) in targets {
-                pipe.hget(key(target), target.tag.as_str());
-            }
-            let known: Vec<Option<Vec<u8>>> = self.query(&tried, &pipe).await?;
-            let mut pipe = redis::pipe();
-            let mut changes = 0;
-            for ((target, since), bytes) in targets.iter().zip(known) {
-                let Some(known) = bytes.as_deref().and_then(unpack) else { continue };
-                let to = name(&target.home);
-                // Signing what somebody else wrote would make it ours.
-                if !self.provenance_holds((&from, &to, target.tag.as_str()), known.record, known.tag) {
-                    continue;
-                }
-                let record = pack(&known.digest, *since, known.source_tag.as_ref());
-                let signed = self.signed(record, &from, &to, &target.tag);
-                pipe.hset(key(target), target.tag.as_str(), signed).ignore();
-                changes += 1;
-            }
-            if changes > 0 {
-                self.query::<()>(&tried, &pipe).await?;
+            pipe.cmd("SSCAN").arg(self.key("origins")).arg(cursor).arg("COUNT").arg(AT_ONCE);
+            let ((next, found),): ((u64, Vec<String>),) = self.query(tried, &pipe).await?;
+            names.extend(found);
+            cursor = next;
+            if cursor == 0 {
+                break;
             }
         }
-        Ok(())
+        // A scan may give a name twice.
+        names.sort_unstable();
+        names.dedup();
+        let read = |name: &String| home(name).ok_or_else(|| damaged(tried, "it names a repository that cannot be"));
+        names.iter().map(read).collect()
     }
 
     async fn forget_origins(&self, source: &Home, targets: &[Place]) -> Result<()> {
         let tried = format!("forgetting what was made of {source}");
         let from = name(source);
-        for targets in targets.chunks(AT_ONCE) {
-            let mut pipe = redis::pipe();
-            for target in targets {
-                pipe.hdel(self.origins_between(&from, &name(&target.home)), target.tag.as_str()).ignore();
+        let mut homes: Vec<&Arc<Home>> = targets.iter().map(|target| &target.home).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        for home in homes {
+            let tags: Vec<&Tag> =
+                targets.iter().filter(|target| target.home == *home).map(|target| &target.tag).collect();
+            for tags in tags.chunks(AT_ONCE) {
+                let call = self.pair(&from, &name(home));
+                let call = tags.iter().fold(call, |call, tag| with_buckets(call, tag.as_str()));
+                self.script::<i64>(&tried, &self.0.scripts.origin_forget, call).await?;
             }
-            self.query::<()>(&tried, &pipe).await?;
         }
         Ok(())
     }
 }
 
 impl RedisStore {
+    /// Changes a time of records that were written with our key, as far as they are of this source.
+    async fn note_since(
+        &self,
+        tried: &str,
+        source: &Home,
+        targets: Vec<(Place, Option<Timestamp>)>,
+        change: impl Fn(&mut Known, Option<Timestamp>) + Send + Sync,
+    ) -> Result<()> {
+        let from = name(source);
+        for targets in targets.chunks(AT_ONCE) {
+            let mut pipe = redis::pipe();
+            for (target, _) in targets {
+                let key = self.origins_between(&from, &name(&target.home));
+                let [small, large] = buckets(target.tag.as_str());
+                for key in [key.clone(), format!("{key}:{small}"), format!("{key}:{large}")] {
+                    pipe.hget(key, target.tag.as_str());
+                }
+            }
+            let found: Vec<Option<Vec<u8>>> = self.query(tried, &pipe).await?;
+            for ((target, since), found) in targets.iter().zip(found.chunks(3)) {
+                let Some(bytes) = found.iter().flatten().next() else { continue };
+                let Some(read) = unpack(bytes) else { continue };
+                let to = name(&target.home);
+                // Signing what somebody else wrote would make it ours.
+                if !self.provenance_holds((&from, &to, target.tag.as_str()), read.record, read.tag) {
+                    continue;
+                }
+                let mut known = read.known;
+                change(&mut known, *since);
+                let changed = self.signed(pack(&known), &from, &to, &target.tag);
+                let call = Call::on(self.origins_between(&from, &to));
+                let call = with_buckets(call, target.tag.as_str()).bytes(bytes.as_slice()).bytes(changed);
+                self.script::<i64>(tried, &self.0.scripts.origin_change, call).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All fields of a pair's hashes.
+    async fn records(&self, tried: &str, key: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(key);
+        let (mut records,): (Vec<(String, Vec<u8>)>,) = self.query(tried, &pipe).await?;
+        let before = records.len();
+        records.retain(|(tag, _)| tag != MARKER);
+        if records.len() < before {
+            let mut pipe = redis::pipe();
+            all_buckets().for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket}")));
+            let more: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
+            records.extend(more.into_iter().flatten());
+        }
+        Ok(records)
+    }
+
+    /// A call about a source and a target: their hash and the sets that name them, and then their names.
+    fn pair(&self, from: &str, to: &str) -> Call {
+        Call::on(self.origins_between(from, to))
+            .key(self.origins_of("os", from))
+            .key(self.origins_of("ot", to))
+            .key(self.key("origins"))
+            .arg(from)
+            .arg(to)
+    }
+
     /// A record as it is kept: its bytes, then its tag.
     fn signed(&self, mut record: Vec<u8>, from: &str, to: &str, tag: &Tag) -> Vec<u8> {
         let shown = self.provenance_tag(from, to, tag.as_str(), &record);
@@ -153,54 +198,80 @@ fn name(home: &Home) -> String {
     format!("{}{PART}{}", home.end(), home.path())
 }
 
-/// What is kept of a target tag.
-struct Record<'a> {
+fn home(name: &str) -> Option<Home> {
+    name.split_once(PART).and_then(|(end, path)| Home::new(end.parse().ok()?, path).ok())
+}
+
+/// What is known of a target tag.
+struct Known {
     digest: Digest,
     missing_since: Option<Timestamp>,
+    unclaimed_since: Option<Timestamp>,
     /// The source's tag, where that is another than the target's.
     source_tag: Option<Tag>,
+}
+
+/// What is kept of a target tag.
+struct Record<'a> {
+    known: Known,
     /// The bytes that all that was read from, and what authenticates them.
     record: &'a [u8],
     tag: &'a [u8],
 }
 
-/// Since when the source's tag is missing as seconds of 4 bytes, 0 where it is not; then, each after its length in a byte,
-/// the digest's own bytes, and the source's tag where that is another than the target's.
-fn pack(digest: &Digest, missing: Option<Timestamp>, source_tag: Option<&Tag>) -> Vec<u8> {
-    let second = missing.map_or(0, |time| u32::try_from(time.as_second()).unwrap_or_default().max(1));
-    let digest = hex::decode(digest.hex()).unwrap_or_default();
-    let mut bytes = second.to_be_bytes().to_vec();
-    for part in [digest.as_slice(), source_tag.map_or("", Tag::as_str).as_bytes()] {
+/// What a record has, as bits of its first byte.
+const IS_MISSING: u8 = 1;
+const IS_UNCLAIMED: u8 = 2;
+const IS_SHA512: u8 = 4;
+const HAS_SOURCE_TAG: u8 = 8;
+
+/// A byte that says what follows: since when the source's tag is missing and since when no rule makes it, as seconds of 4
+/// bytes; the digest's own bytes; and the source's tag after its length in a byte. Most have the digest alone.
+fn pack(known: &Known) -> Vec<u8> {
+    let digest = hex::decode(known.digest.hex()).unwrap_or_default();
+    let bit = |has: bool, bit: u8| if has { bit } else { 0 };
+    let mut bytes = vec![
+        bit(known.missing_since.is_some(), IS_MISSING)
+            | bit(known.unclaimed_since.is_some(), IS_UNCLAIMED)
+            | bit(digest.len() == 64, IS_SHA512)
+            | bit(known.source_tag.is_some(), HAS_SOURCE_TAG),
+    ];
+    for since in [known.missing_since, known.unclaimed_since].into_iter().flatten() {
+        bytes.extend(u32::try_from(since.as_second()).unwrap_or_default().to_be_bytes());
+    }
+    bytes.extend(digest);
+    if let Some(tag) = &known.source_tag {
         // A tag has no more than 128 characters.
-        bytes.push(part.len() as u8);
-        bytes.extend(part);
+        bytes.push(tag.as_str().len() as u8);
+        bytes.extend(tag.as_str().as_bytes());
     }
     bytes
 }
 
 fn unpack(bytes: &[u8]) -> Option<Record<'_>> {
-    let (second, rest) = bytes.split_first_chunk::<4>()?;
-    let missing_since = match u32::from_be_bytes(*second) {
-        0 => None,
-        second => Some(Timestamp::from_second(second.into()).ok()?),
+    let (bits, mut rest) = bytes.split_first()?;
+    let mut since = |bit: u8| {
+        if bits & bit == 0 {
+            return Some(None);
+        }
+        let (second, left) = rest.split_first_chunk::<4>()?;
+        rest = left;
+        Some(Some(Timestamp::from_second(u32::from_be_bytes(*second).into()).ok()?))
     };
-    let (digest, rest) = part(rest)?;
-    let (source_tag, tag) = part(rest)?;
-    let algorithm = match digest.len() {
-        32 => Algorithm::Sha256,
-        64 => Algorithm::Sha512,
-        _ => return None,
+    let (missing_since, unclaimed_since) = (since(IS_MISSING)?, since(IS_UNCLAIMED)?);
+    let (algorithm, length) = match bits & IS_SHA512 {
+        0 => (Algorithm::Sha256, 32),
+        _ => (Algorithm::Sha512, 64),
     };
+    let (digest, mut rest) = rest.split_at_checked(length)?;
     let digest = format!("{}:{}", algorithm.as_str(), hex::encode(digest)).parse().ok()?;
-    let source_tag = match source_tag.is_empty() {
-        true => None,
-        false => Some(std::str::from_utf8(source_tag).ok()?.parse().ok()?),
-    };
-    Some(Record { digest, missing_since, source_tag, record: &bytes[..bytes.len() - tag.len()], tag })
-}
-
-/// Bytes after their length, and what follows.
-fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first()?;
-    rest.split_at_checked(usize::from(*length))
+    let mut source_tag = None;
+    if bits & HAS_SOURCE_TAG != 0 {
+        let (length, left) = rest.split_first()?;
+        let (tag, left) = left.split_at_checked(usize::from(*length))?;
+        source_tag = Some(std::str::from_utf8(tag).ok()?.parse().ok()?);
+        rest = left;
+    }
+    let known = Known { digest, missing_since, unclaimed_since, source_tag };
+    Some(Record { known, record: &bytes[..bytes.len() - rest.len()], tag: rest })
 }

@@ -5,7 +5,7 @@
 //! nothing is checked.
 
 use super::RedisStore;
-use crate::batch::{BatchId, Chunk, TAG_BYTES, decode_chunk};
+use crate::batch::{BatchId, Chunk, SHORT_TAG_BYTES, TAG_BYTES, decode_chunk};
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::Proof;
@@ -98,7 +98,10 @@ impl RedisStore {
     /// The tag of what is known of a target tag; empty without a key. `target` names its repository.
     pub(super) fn provenance_tag(&self, source: &str, target: &str, tag: &str, record: &[u8]) -> Vec<u8> {
         let parts = [source.as_bytes(), target.as_bytes(), tag.as_bytes(), record];
-        self.signing_key().map(|key| key.tag(PROVENANCE, &parts)).unwrap_or_default()
+        let mut shown = self.signing_key().map(|key| key.tag(PROVENANCE, &parts)).unwrap_or_default();
+        // One is kept for each target tag.
+        shown.truncate(SHORT_TAG_BYTES);
+        shown
     }
 
     /// Whether a record of provenance was written with our key.
@@ -109,7 +112,7 @@ impl RedisStore {
         shown: &[u8],
     ) -> bool {
         let parts = [source.as_bytes(), target.as_bytes(), tag.as_bytes(), record];
-        self.signing_key().is_none_or(|key| key.tags(PROVENANCE, &parts, shown))
+        self.signing_key().is_none_or(|key| key.tags_in_short(PROVENANCE, &parts, shown))
     }
 }
 

@@ -32,7 +32,7 @@ impl Origins for SqliteStore {
         self.read(format!("reading what was made of {source}"), move |connection| {
             let Some(from) = find_home(connection, &source)? else { return Ok(Vec::new()) };
             let mut statement = connection.prepare_cached(
-                "SELECT home.end, home.repository, tag, source_tag, digest, missing
+                "SELECT home.end, home.repository, tag, source_tag, digest, missing, unclaimed
                  FROM origin JOIN home ON home.no = origin.target
                  WHERE source = ?1 ORDER BY home.end, home.repository, tag",
             )?;
@@ -52,15 +52,18 @@ impl Origins for SqliteStore {
                     None => tag.clone(),
                 };
                 let digest = digest(&row.get::<_, Vec<u8>>(4)?)?;
-                let missing: Option<i64> = row.get(5)?;
                 // A time that cannot be read is none that was long ago: what is missing for long is removed.
-                let missing_since = missing.map(Timestamp::from_second).transpose();
-                let missing_since = missing_since.map_err(|_| damaged("it names a time that cannot be"))?;
+                let since = |at: usize| -> Result<Option<Timestamp>, Fault> {
+                    let since = row.get::<_, Option<i64>>(at)?.map(Timestamp::from_second).transpose();
+                    since.map_err(|_| damaged("it names a time that cannot be").into())
+                };
+                let (missing_since, unclaimed_since) = (since(5)?, since(6)?);
                 origins.push(Origin {
                     target: Place { home: its, tag },
                     source_tag,
                     digest,
                     missing_since,
+                    unclaimed_since,
                     is_authentic: true,
                 });
             }
@@ -70,19 +73,26 @@ impl Origins for SqliteStore {
     }
 
     async fn note_missing(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()> {
-        if targets.is_empty() {
-            return Ok(());
-        }
-        let source = source.clone();
-        self.write(format!("remembering what {source} lacks"), move |connection| {
-            let Some(from) = find_home(connection, &source)? else { return Ok(()) };
-            let sql = "UPDATE origin SET missing = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
-            let mut statement = connection.prepare_cached(sql)?;
-            for (target, since) in &targets {
-                let Some(to) = find_home(connection, &target.home)? else { continue };
-                statement.execute((to, target.tag.as_str(), from, since.map(Timestamp::as_second)))?;
+        let sql = "UPDATE origin SET missing = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
+        self.note_since(format!("remembering what {source} lacks"), sql, source, targets).await
+    }
+
+    async fn note_unclaimed(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()> {
+        let sql = "UPDATE origin SET unclaimed = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
+        self.note_since(format!("remembering what no rule makes of {source}"), sql, source, targets).await
+    }
+
+    async fn origin_sources(&self) -> Result<Vec<Home>> {
+        self.read("reading what target tags were made from".to_owned(), |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT end, repository FROM home WHERE no IN (SELECT source FROM origin) ORDER BY end, repository",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut homes = Vec::new();
+            while let Some(row) = rows.next()? {
+                homes.push(home(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?);
             }
-            Ok(())
+            Ok(homes)
         })
         .await
     }
@@ -96,6 +106,32 @@ impl Origins for SqliteStore {
             for target in &targets {
                 let Some(to) = find_home(connection, &target.home)? else { continue };
                 statement.execute((to, target.tag.as_str(), from))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl SqliteStore {
+    /// Notes a time of some target tags.
+    async fn note_since(
+        &self,
+        tried: String,
+        sql: &'static str,
+        source: &Home,
+        targets: Vec<(Place, Option<Timestamp>)>,
+    ) -> Result<()> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let source = source.clone();
+        self.write(tried, move |connection| {
+            let Some(from) = find_home(connection, &source)? else { return Ok(()) };
+            let mut statement = connection.prepare_cached(sql)?;
+            for (target, since) in &targets {
+                let Some(to) = find_home(connection, &target.home)? else { continue };
+                statement.execute((to, target.tag.as_str(), from, since.map(Timestamp::as_second)))?;
             }
             Ok(())
         })

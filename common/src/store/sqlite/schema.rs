@@ -200,7 +200,7 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 ";
 
-/// Where target tags came from, and what was removed of them. `missing` is in seconds since 1970; `source_tag` is there
+/// Where target tags came from, and what was removed of them. `missing` and `unclaimed` are in seconds since 1970; `source_tag` is there
 /// where it is another than `tag`.
 const VERSION_5: &str = "
 CREATE TABLE origin (
@@ -210,6 +210,7 @@ CREATE TABLE origin (
     source_tag TEXT,
     digest BLOB NOT NULL,
     missing INTEGER,
+    unclaimed INTEGER,
     PRIMARY KEY (target, tag)
 ) WITHOUT ROWID;
 CREATE INDEX origin_of_source ON origin (source);

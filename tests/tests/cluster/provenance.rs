@@ -1,0 +1,99 @@
+//! What is kept of each target tag, that `prune` may remove it one day: little, and not for ever.
+
+use std::sync::Arc;
+
+use imgsync_common::batch::{Home, Place, SigningKey};
+use imgsync_common::image::Digest;
+use imgsync_common::secret::Secret;
+use imgsync_common::store::{Origins as _, RedisOptions, RedisStore};
+use imgsync_tests::RedisServer;
+use imgsync_tests::cluster::number;
+
+use crate::scene::Scene;
+use crate::store::secret;
+
+/// The most that is kept of a tag such as `v1.12.3-alpine`, in bytes, as Redis counts it: its name, the digest, and what
+/// authenticates it.
+const MAX_BYTES: u64 = 90;
+
+fn place(registry: &str, path: &str, tag: &str) -> Place {
+    let home = Home::new(registry.parse().unwrap(), path).unwrap();
+    Place { home: Arc::new(home), tag: tag.parse().unwrap() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key() {
+    let mut too_much = Vec::new();
+    for key in [None, Some(SigningKey::new(&Secret::new("the key of this cluster")))] {
+        for tags in [100, 5_000] {
+            let server = RedisServer::start_with(imgsync_tests::servers::RedisOptions {
+                loses_a_second: true,
+                ..Default::default()
+            });
+            let options = RedisOptions { key: key.clone(), ..RedisOptions::default() };
+            let store = RedisStore::connect(&secret(&server.url()), options).await.unwrap();
+            let mut noting = tokio::task::JoinSet::new();
+            for n in 0..tags {
+                let tag = format!("v1.{}.{}-alpine", n / 100, n % 100);
+                let (source, target) = (place("gcr.io", "a/b", &tag), place("target.example", "m/b", &tag));
+                let store = store.clone();
+                noting.spawn(async move {
+                    store.note_origin(&source, &target, &Digest::sha256(target.tag.as_str().as_bytes())).await.unwrap();
+                });
+            }
+            while let Some(noted) = noting.join_next().await {
+                noted.unwrap();
+            }
+            let source = place("gcr.io", "a/b", "v1").home;
+            assert_eq!(store.origins(&source).await.unwrap().len(), tags);
+            let bytes = server.bytes_of("imgsync:o*") / tags as u64;
+            let line = format!("{tags} tags, {} key: {bytes} bytes a tag", if key.is_some() { "with a" } else { "no" });
+            println!("{line}");
+            if bytes > MAX_BYTES {
+                too_much.push(line);
+            }
+        }
+    }
+    assert!(too_much.is_empty(), "{too_much:?}");
+}
+
+/// The keys of provenance that a store has.
+fn keys(store: &RedisServer) -> Vec<String> {
+    let answer = store.command(&["KEYS", "imgsync:o*"]);
+    answer.lines().filter(|line| line.starts_with("imgsync:")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_is_left_later() {
+    let scene = Scene::new(2, 3).await;
+    let _workers = scene.cluster.workers(1, 4).await;
+    let run = async |rules: &str| {
+        let output = scene.cluster.imgsync(&format!("keep: 20ms\n{rules}")).args(["run", "--json"]).run().await;
+        output.assert_code(0)
+    };
+    run(&scene.config).await;
+    let noted = keys(&scene.cluster.store);
+    assert!(!noted.is_empty());
+    // Each of these runs begins later than `keep` after the one before.
+    for _ in 0..3 {
+        let again = run(&scene.config).await;
+        assert_eq!(number(&again.json(), "/counts/unchanged"), 6, "{}", again.stdout);
+    }
+    assert_eq!(keys(&scene.cluster.store), noted);
+
+    // Other rules: the first run finds that none makes those tags, a later one forgets them.
+    scene.source.push("other", "1", &imgsync_tests::images::single("other"));
+    let other = format!("rules:\n- {{from: {}/other, to: {}/n}}\n", scene.source.host(), scene.target.host());
+    run(&other).await;
+    let mut left = keys(&scene.cluster.store);
+    for _ in 0..50 {
+        if left.len() < noted.len() {
+            break;
+        }
+        run(&other).await;
+        left = keys(&scene.cluster.store);
+    }
+    // What the other rule made: its pair, its source's and its target's names, and the list of sources.
+    assert_eq!(left.len(), 4, "{left:?}, and before {noted:?}");
+    assert!(left.contains(&"imgsync:origins".to_owned()), "{left:?}");
+}
