@@ -1,5 +1,6 @@
-//! Takes tasks from the queue, copies, and tells the ledger: take → start → copy → finish → acknowledge.
+//! Takes tasks from the queue, copies, and tells the ledger: take → start → acknowledge → copy → finish.
 
+mod delivered;
 mod gate;
 mod lanes;
 mod task;
@@ -20,6 +21,7 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::delivered::Delivered;
 pub use self::lanes::{Allowed, Holds, Serving, moment, store_holds};
 
 use crate::copy::Copier;
@@ -29,8 +31,8 @@ const TAKERS: usize = 4;
 /// How long to wait before asking a queue again that failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a delivery is held. Brokers end the channel of who holds one for too long (30 minutes is common): before that
-/// the message goes back for later, and the lease alone says who is at the task.
+/// How long a delivery is held whose tasks have not all begun: those of one message run one after another. Brokers end the
+/// channel of who holds one for too long (30 minutes is common): before that the message goes back for later.
 const LONGEST_HELD: Duration = Duration::from_secs(10 * 60);
 /// When such a message comes back, should its worker have died meanwhile.
 const COMES_BACK: Duration = Duration::from_secs(5 * 60);
@@ -182,53 +184,61 @@ impl Runner {
     }
 
     /// Does what a message asks for, and lets go of it.
-    async fn deliver(&self, mut delivery: Delivery, stop: &Stop) {
-        let (message, lane) = (delivery.message.clone(), delivery.lane.clone());
-        if self.settings.others_may_reach && !self.serving.may_serve(&lane, &self.client).await {
-            if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
-                self.warn_of("the queue does not answer", &error);
-            }
-            return;
+    async fn deliver(&self, delivery: Delivery, stop: &Stop) {
+        if self.settings.others_may_reach && !self.serving.may_serve(&delivery.lane, &self.client).await {
+            return self.give_back(delivery, OUT_OF_REACH_WAIT).await;
         }
-        if let Some((registry, hold)) = lanes::own_hold(&lane, &self.client) {
-            self.park(&lane, hold.wait, &format!("{registry} {}", hold.why));
+        if let Some((registry, hold)) = lanes::own_hold(&delivery.lane, &self.client) {
+            self.park(&delivery.lane, hold.wait, &format!("{registry} {}", hold.why));
             // For whoever may begin it first: nobody takes it from a lane that is left alone.
-            if let Err(error) = delivery.give_back_after(OUT_OF_REACH_WAIT).await {
-                self.warn_of("the queue does not answer", &error);
-            }
-            return;
+            return self.give_back(delivery, OUT_OF_REACH_WAIT).await;
         }
-        let mut work = std::pin::pin!(self.work(&message, &lane, stop));
+        let delivered = Delivered::new(delivery);
+        let mut work = std::pin::pin!(self.work(&delivered, stop));
         let (left, wait) = tokio::select! {
             left = &mut work => left,
-            () = tokio::time::sleep(LONGEST_HELD) => {
-                if let Err(error) = delivery.give_back_after(COMES_BACK).await {
+            () = tokio::time::sleep(LONGEST_HELD) => match delivered.take() {
+                Some(delivery) => {
+                    self.give_back(delivery, COMES_BACK).await;
+                    // What is left comes back with the message.
+                    work.await;
+                    return;
+                }
+                None => work.await,
+            }
+        };
+        match delivered.take() {
+            Some(delivery) if left.is_empty() => {
+                if let Err(error) = delivery.acknowledge().await {
+                    // It will be delivered again, and the ledger knows what was done.
                     self.warn_of("the queue does not answer", &error);
                 }
-                // What is left comes back with the message.
-                work.await;
-                return;
             }
-        };
-        let let_go = match left.is_empty() {
-            true => delivery.acknowledge().await,
-            false => {
+            Some(mut delivery) => {
                 delivery.message.targets = left;
-                delivery.give_back_after(wait).await
+                self.give_back(delivery, wait).await;
             }
-        };
-        if let Err(error) = let_go {
-            // It will be delivered again, and the ledger knows what was done.
-            self.warn_of("the queue does not answer", &error);
+            None if left.is_empty() => {}
+            // Without an answer of the queue its lease runs out, and a sweep puts it back.
+            None => {
+                let message = Message { targets: left, ..delivered.message.clone() };
+                if let Err(error) = self.queue.publish_later(&delivered.lane, &message, wait).await {
+                    self.warn_of("the queue does not answer", &error);
+                }
+            }
         }
     }
 
-    /// Does the tasks of a message. Says which are to come back, and after how long.
-    async fn work(&self, message: &Message, lane: &Lane, stop: &Stop) -> (Vec<MessageTarget>, Duration) {
+    /// Does the tasks of a message. Says which are to come back with it, and after how long: those that could not be begun,
+    /// and those of which nothing is known. What was begun and put off has a message of its own.
+    async fn work(&self, delivered: &Delivered, stop: &Stop) -> (Vec<MessageTarget>, Duration) {
+        let Delivered { lane, message, .. } = delivered;
         let mut left = Vec::new();
         let mut wait = Duration::ZERO;
-        for (ticket, target) in message.tickets().zip(&message.targets) {
-            let time = match self.task(message, ticket, &target.place, stop).await {
+        for (at, (ticket, target)) in message.tickets().zip(&message.targets).enumerate() {
+            // With its last task under way the message has done its work, unless some of it is to come back.
+            let is_last = left.is_empty() && at + 1 == message.targets.len();
+            let time = match self.task(delivered, ticket, &target.place, is_last, stop).await {
                 Ok(task::Ended::Done) => continue,
                 Ok(task::Ended::Later(time)) => time,
                 Ok(task::Ended::Throttled { registry, wait: time }) => {
@@ -236,11 +246,11 @@ impl Runner {
                     let hold = registry.as_ref().and_then(|registry| self.client.hold(registry, true));
                     let why = hold.map_or_else(|| "asked to be left alone".to_owned(), |hold| hold.why);
                     self.park(lane, time, &format!("{who} {why}"));
-                    not_after(time)
+                    continue;
                 }
                 Ok(task::Ended::OutOfReach { registry, why }) => {
                     self.serving.lost_reach(&registry, lane, &why);
-                    OUT_OF_REACH_WAIT
+                    continue;
                 }
                 // The ledger does not answer: the message comes back, and nothing was counted twice.
                 Err(error) => {

@@ -174,6 +174,11 @@ impl TaskQueue for MemoryQueue {
         Ok(Published { refused })
     }
 
+    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()> {
+        self.0.put_back(lane.clone(), Waiting { message: message.clone(), redelivered: true }, wait);
+        Ok(())
+    }
+
     async fn room(&self) {
         // Half a second, in case what was taken left before this began to wait.
         _ = tokio::time::timeout(Duration::from_millis(500), self.0.left.notified()).await;

@@ -74,6 +74,11 @@ pub trait TaskQueue: Send + Sync {
     /// may or may not have been taken: publish them again.
     async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published>;
 
+    /// Hands over one message that was taken before, so that it is delivered again, not before this wait is over. A queue
+    /// may wait longer, as for [`Delivery::give_back_after`]. A message without a wait has a right to its place: it is
+    /// refused only where the queue itself is full.
+    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()>;
+
     /// Waits until it may be worth publishing again what was refused. May return early.
     async fn room(&self);
 

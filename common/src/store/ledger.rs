@@ -93,7 +93,7 @@ pub struct TaskHolder<'a> {
 /// The answer to who wants to begin a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// It is yours, under this epoch.
+    /// It is yours, under this epoch: acknowledge. Should you end, the lease does, and a sweep puts the task back.
     Go {
         /// Names the lease in all that follows.
         epoch: u64,
@@ -103,8 +103,8 @@ pub enum Start {
         /// it back. A task that ends its workers is known by that.
         losses: u32,
     },
-    /// You hold it already, under this epoch: an older delivery of it is lost. If you are at work on it, acknowledge this
-    /// delivery when it ends; else go on with it as with `Go`.
+    /// You hold it already, under this epoch: it was delivered twice. If you are at work on it, give this delivery back for
+    /// a while; else go on with it as with `Go`.
     Own {
         /// Names the lease.
         epoch: u64,
@@ -372,11 +372,12 @@ pub trait Ledger: Send + Sync {
         self.renew(ticket, holder, lease).await
     }
 
-    /// A task has ended. Finish first, acknowledge second.
+    /// A task has ended.
     async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished>;
 
-    /// A task is to be tried again, after a wait: give its delivery back for as long. With no wait it is queued, else a
-    /// retry. `counts` says whether this was an attempt.
+    /// Puts a task off. With a wait it is a retry: publish its message for as long first, so that a worker that ends in
+    /// between leaves a task that is held and a message that is absorbed. Without one it goes back to the plan, and who
+    /// leads the batch publishes it. `counts` says whether this was an attempt.
     async fn retry_later(
         &self,
         ticket: Ticket,

@@ -11,7 +11,7 @@ use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::retry::{is_passing, seconds};
-use imgsync_common::store::{Batch, LeaseGuard, Leased, Named, Sweep, Swept, Unlisted, leader};
+use imgsync_common::store::{Batch, LeaseGuard, Leased, Named, Sweep, Swept, Unlisted, age, leader};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -28,15 +28,25 @@ const SAMPLE: usize = 1_000;
 /// How a batch is looked after.
 #[derive(Debug, Clone, Copy)]
 pub struct Care {
-    /// How often what was lost is looked for.
+    /// How often leases that have run out are looked for.
+    pub leases_every: Duration,
+    /// How long after its end a lease counts as lost: its holder may renew it still.
+    pub leases_grace: Duration,
+    /// How often messages that the queue has lost are looked for.
     pub sweep_every: Duration,
-    /// How long after its time something counts as lost.
+    /// How long after its time a message counts as lost.
     pub grace: Duration,
 }
 
 impl Default for Care {
     fn default() -> Care {
-        Care { sweep_every: Duration::from_secs(15), grace: Duration::from_secs(30) }
+        Care {
+            // A lease of 30 s that was just renewed: another worker has the task within 45 s.
+            leases_every: Duration::from_secs(4),
+            leases_grace: Duration::from_secs(4),
+            sweep_every: Duration::from_secs(15),
+            grace: Duration::from_secs(30),
+        }
     }
 }
 
@@ -98,12 +108,34 @@ impl Leader {
         let feeder = Feeder::new(&self.house, id);
         tokio::select! {
             fed = feeder.feed(more, stop) => fed.map(|()| Led::Stopped),
-            swept = self.sweep(id) => swept,
+            swept = self.sweep_leases(id) => swept,
+            swept = self.sweep_queue(id) => swept,
         }
     }
 
-    /// Puts back what was lost, every so often. Ends when the batch has.
-    async fn sweep(&self, id: BatchId) -> Result<Led> {
+    /// Puts back what was lost with its worker: its message was acknowledged when it began, so that nobody else does. Ends
+    /// when the batch is gone.
+    async fn sweep_leases(&self, id: BatchId) -> Result<Led> {
+        let Care { leases_every, leases_grace: grace, .. } = self.care;
+        // Where the store was away, those who live renew their leases first.
+        tokio::time::sleep(grace).await;
+        loop {
+            let before = self.house.clock.now();
+            tokio::time::sleep(leases_every).await;
+            // The same where this process was frozen, or its machine asleep.
+            if age(before, self.house.clock.now()) > leases_every + grace {
+                continue;
+            }
+            match self.house.store.sweep(id, Sweep::Leases { grace }).await {
+                Ok(swept) => self.say_put_back(id, swept),
+                Err(error) if error.class() == Class::NotFound => return Ok(Led::Ended),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Puts back what the queue has lost. Ends when the batch has.
+    async fn sweep_queue(&self, id: BatchId) -> Result<Led> {
         let grace = self.care.grace;
         loop {
             tokio::time::sleep(self.care.sweep_every).await;
@@ -111,19 +143,18 @@ impl Leader {
             if batch.ended_at.is_some() {
                 return Ok(Led::Ended);
             }
-            let mut swept = self.house.store.sweep(id, Sweep::Leases { grace }).await?;
-            let Ok(empty) = self.queue_is_empty(&batch).await else { continue };
-            if empty {
-                let also = self.house.store.sweep(id, Sweep::QueueIsEmpty { grace }).await?;
-                swept = Swept { leased: swept.leased + also.leased, queued: swept.queued + also.queued };
+            // A broker that is away has lost nothing yet.
+            if matches!(self.queue_is_empty(&batch).await, Ok(true)) {
+                let swept = self.house.store.sweep(id, Sweep::QueueIsEmpty { grace }).await?;
+                self.say_put_back(id, swept);
             }
-            if swept != Swept::default() {
-                let Swept { leased, queued } = swept;
-                self.events.emit(Event::PutBack { leased, queued });
-                tracing::info!(
-                    "batch {id}: put back {leased} that their workers lost and {queued} that the queue lost"
-                );
-            }
+        }
+    }
+
+    fn say_put_back(&self, id: BatchId, Swept { leased, queued }: Swept) {
+        if leased + queued > 0 {
+            self.events.emit(Event::PutBack { leased, queued });
+            tracing::info!("batch {id}: put back {leased} that their workers lost and {queued} that the queue lost");
         }
     }
 

@@ -215,6 +215,13 @@ impl RabbitMq {
         self.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
     }
 
+    /// Takes the one member of a quorum queue away, as where its leader is gone, or brings it back. For the default virtual
+    /// host.
+    pub fn unlead(&self, queue: &str, away: bool) {
+        let what = if away { "stop_server" } else { "restart_server" };
+        self.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{'%2F_{queue}', node()}}).")]);
+    }
+
     /// Stops it from answering.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);

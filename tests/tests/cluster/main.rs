@@ -23,6 +23,7 @@ mod store_faults;
 mod store_start;
 mod stores;
 mod storm;
+mod taking;
 mod throttle;
 mod told;
 mod unreadable;

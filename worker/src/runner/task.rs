@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use imgsync_common::batch::{BatchId, Bytes, Failure, Message, Options, Place, Requests, RuleOptions, Ticket, Verdict};
+use imgsync_common::batch::{
+    BatchId, Bytes, Failure, Lane, Message, MessageTarget, Options, Place, Requests, RuleOptions, Ticket, Verdict,
+};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, RegistryName};
@@ -23,7 +25,8 @@ use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
-use super::{Runner, Stop};
+use super::delivered::Delivered;
+use super::{Runner, Stop, not_after};
 use crate::copy::{Done, Moved, Outcome, Seen};
 use crate::log::about;
 
@@ -41,13 +44,13 @@ const LOSSES_FAIL: u32 = 6;
 
 /// What became of a task.
 pub(super) enum Ended {
-    /// The ledger has it: acknowledge.
+    /// The ledger has it, or the queue a message of its own.
     Done,
-    /// It is to come back, after this wait.
+    /// It was not begun, and is to come back after this wait.
     Later(Duration),
-    /// The same, and so is all of its lane: a registry asked to be left alone for so long.
+    /// It was put off, and so is all of its lane: a registry asked to be left alone for so long.
     Throttled { registry: Option<RegistryName>, wait: Duration },
-    /// No connection to this registry can be made from here.
+    /// It was put off: no connection to this registry can be made from here.
     OutOfReach { registry: RegistryName, why: String },
 }
 
@@ -71,6 +74,7 @@ struct Before {
 
 /// A task that this worker holds.
 pub(super) struct Held<'a> {
+    lane: &'a Lane,
     pub(super) message: &'a Message,
     pub(super) ticket: Ticket,
     pub(super) target: &'a Place,
@@ -103,8 +107,17 @@ impl Held<'_> {
 }
 
 impl Runner {
-    /// Does one task of a message. An error is the ledger's, of which nothing is known then.
-    pub(super) async fn task(&self, message: &Message, ticket: Ticket, target: &Place, stop: &Stop) -> Result<Ended> {
+    /// Does one task of a message, which is acknowledged when its last one is granted. An error is the ledger's, of which
+    /// nothing is known then.
+    pub(super) async fn task(
+        &self,
+        delivered: &Delivered,
+        ticket: Ticket,
+        target: &Place,
+        is_last: bool,
+        stop: &Stop,
+    ) -> Result<Ended> {
+        let message = &delivered.message;
         // Waited for before the task is ours: what ends the one that runs alone must not count as a loss of those that wait.
         let beside = tokio::select! {
             guard = self.alone.read() => guard,
@@ -132,8 +145,14 @@ impl Runner {
         };
         self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
         self.running().insert(ticket, doing);
-        let held = self.hold(message, ticket, target, (epoch, attempts, losses), beside, stop);
-        let ended = held.instrument(about(&ticket)).await;
+        let held = self.hold(delivered, ticket, target, (epoch, attempts, losses), beside, stop);
+        let acknowledged = async {
+            if is_last {
+                self.acknowledge(delivered).await;
+            }
+        };
+        // At the same time: no copy waits for the broker.
+        let (ended, ()) = tokio::join!(held.instrument(about(&ticket)), acknowledged);
         self.running().remove(&ticket);
         ended
     }
@@ -141,13 +160,14 @@ impl Runner {
     /// Does a task of which the ledger says that it is ours.
     async fn hold(
         &self,
-        message: &Message,
+        delivered: &Delivered,
         ticket: Ticket,
         target: &Place,
         (epoch, attempts, losses): (u64, u32, u32),
         beside: RwLockReadGuard<'_, ()>,
         stop: &Stop,
     ) -> Result<Ended> {
+        let Delivered { lane, message, .. } = delivered;
         let (options, rule, unreadable) = match self.read_options(ticket.batch, message.rule).await {
             Ok((options, rule)) => (options, rule, None),
             // Of a store that does not answer nothing is known.
@@ -156,6 +176,7 @@ impl Runner {
             Err(error) => (Arc::default(), RuleOptions::default(), Some(error)),
         };
         let held = Held {
+            lane,
             message,
             ticket,
             target,
@@ -184,7 +205,7 @@ impl Runner {
                 Err(_) => {
                     self.put_off(&held, HELD_WAIT, false, held.spent(Bytes::default())).await?;
                     self.emit_end(ticket, TaskEnd::GivenBack);
-                    return Ok(Ended::Later(HELD_WAIT));
+                    return Ok(Ended::Done);
                 }
             },
             false => None,
@@ -330,7 +351,7 @@ impl Runner {
             // We are leaving, the task is not: anyone may have it.
             self.put_off(held, Duration::ZERO, false, spent).await?;
             self.emit_end(ticket, TaskEnd::GivenBack);
-            return Ok(Ended::Later(Duration::ZERO));
+            return Ok(Ended::Done);
         }
         if error.is_cancelled() {
             self.store.finish(ticket, holder, Verdict::Cancelled, spent).await?;
@@ -343,7 +364,7 @@ impl Runner {
         {
             // Asked to wait longer than a slot should be held for: no attempt is spent on it.
             self.hold_off(held, error.registry(), wait).await?;
-            self.put_off(held, wait, false, spent).await?;
+            self.put_off_until(held, (wait, not_after(wait)), false, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
             return Ok(Ended::Throttled { registry: error.registry().cloned(), wait });
         }
@@ -361,7 +382,7 @@ impl Runner {
             let wait = Duration::from_secs(1 << attempts.min(6));
             self.put_off(held, wait, true, spent).await?;
             self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
-            return Ok(Ended::Later(wait));
+            return Ok(Ended::Done);
         }
         let failure = Failure::of(&error, tries);
         self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
@@ -369,8 +390,28 @@ impl Runner {
         Ok(Ended::Done)
     }
 
-    /// The ledger lets it wait.
+    /// Puts a task off: its message waits with the queue, then the ledger says so. Without a wait, or where the queue does not
+    /// answer, the task goes back to the plan, and who leads the batch publishes it.
     async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
+        self.put_off_until(held, (wait, wait), counts, spent).await
+    }
+
+    /// The same, with a message that comes back earlier than the ledger's wait is over.
+    async fn put_off_until(
+        &self,
+        held: &Held<'_>,
+        (mut wait, message_wait): (Duration, Duration),
+        counts: bool,
+        spent: Spent,
+    ) -> Result<Retried> {
+        if !wait.is_zero() {
+            let targets = vec![MessageTarget { index: held.ticket.index, place: held.target.clone() }];
+            let message = Message { targets, run: held.ticket.run, ..held.message.clone() };
+            if let Err(error) = self.queue.publish_later(held.lane, &message, message_wait).await {
+                self.warn_of("the queue does not answer", &error);
+                wait = Duration::ZERO;
+            }
+        }
         self.store.retry_later(held.ticket, held.holder, wait, counts, spent).await
     }
 

@@ -161,6 +161,11 @@ impl Live {
         self.connection.status().connected() && first_lives()
     }
 
+    /// Whether the connection stands.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     /// A channel of one's own.
     pub(super) async fn channel(&self, tried: &str) -> Result<Channel> {
         let tried = format!("{tried} at the broker {}", self.name);

@@ -39,6 +39,10 @@ const LANES_HOLD: Duration = Duration::from_secs(1);
 const CONFIRM: Duration = Duration::from_secs(30);
 /// How long a queue that fails is left alone: at first, and at the most.
 const RESTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
+/// The same for a queue whose leader moves: each question closes the connection meanwhile, and it is over in a second.
+const LEADER_RESTS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// How often a look at all queues connects anew before it gives up.
+const RECONNECTS: usize = 2;
 /// How long a taker that is told to stop waits for the broker's answer.
 const STOPS: Duration = Duration::from_secs(2);
 /// How long a queue in which nothing waits is not asked again: at first, and at the most.
@@ -134,10 +138,10 @@ impl Known {
         self.resting.get(queue).is_some_and(|(_, until)| *until > Instant::now())
     }
 
-    /// A queue has failed.
-    fn let_rest(&mut self, queue: &str) {
+    /// A queue has failed: it rests for the first of these at first, and for the second at the most.
+    fn let_rest(&mut self, queue: &str, [first, most]: [Duration; 2]) {
         let (times, until) = self.resting.entry(queue.to_owned()).or_insert((0, Instant::now()));
-        *until = Instant::now() + (RESTS[0] * 2_u32.saturating_pow(*times)).min(RESTS[1]);
+        *until = Instant::now() + (first * 2_u32.saturating_pow(*times)).min(most);
         *times = (*times + 1).min(10);
     }
 
@@ -216,6 +220,11 @@ impl RabbitQueue {
 impl TaskQueue for RabbitQueue {
     async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
         self.publish_block(block).await
+    }
+
+    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()> {
+        self.note([lane]).await?;
+        self.publish_one(&self.address(topology::queue_of(lane), wait), &message.encode(), None).await
     }
 
     async fn room(&self) {

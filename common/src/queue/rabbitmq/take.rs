@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::line::Live;
 use super::publish::{Address, SIGNATURE};
 use super::topology::{self, DEAD};
-use super::{IDLE, KnownLane, RabbitQueue};
+use super::{IDLE, KnownLane, LEADER_RESTS, RECONNECTS, RESTS, RabbitQueue};
 use crate::batch::{Decoded, Lane, MAX_MESSAGE_BYTES, Message};
 use crate::error::Result;
 use crate::image::Digest;
@@ -61,8 +61,8 @@ impl RabbitQueue {
     /// The next message of these lanes, if any waits. A lane whose queue fails holds up no other.
     async fn look(&self, wanted: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
         self.read_lanes().await?;
-        let live = self.0.taking.live().await?;
-        let mut trouble = None;
+        let mut live = self.0.taking.live().await?;
+        let (mut trouble, mut reconnects) = (None, 0);
         for (queue, lane) in self.lanes_in_turn(wanted) {
             if cancel.is_cancelled() {
                 return Ok(None);
@@ -73,8 +73,16 @@ impl RabbitQueue {
                     self.known().note_answer(&queue, false);
                     return Ok(delivery);
                 }
+                // The leader of the queue moves: the broker closes the connection of whoever asks (541). That costs a
+                // connection, and nothing else: what runs was acknowledged.
+                Err(error) if !live.is_connected() && reconnects < RECONNECTS => {
+                    reconnects += 1;
+                    self.known().let_rest(&queue, LEADER_RESTS);
+                    repeated::info(&format!("a connection lost at {queue}"), &format!("{error}; connecting again"));
+                    live = self.0.taking.live().await?;
+                }
                 Err(error) if live.answers().await => {
-                    self.known().let_rest(&queue);
+                    self.known().let_rest(&queue, RESTS);
                     tracing::warn!("{error}; the lane is left alone for a while");
                     trouble = Some(error);
                 }
@@ -169,7 +177,7 @@ impl RabbitQueue {
             Opened::Message(message) => return Ok(Some((*message, receipt))),
             Opened::Newer(version) => {
                 self.note_newer(version);
-                let address = self.retry_address(&receipt.name, NEWER);
+                let address = self.address(receipt.name.clone(), NEWER);
                 receipt.move_to(&address, &got.data, None).await?;
             }
             Opened::Refused(kind, reason) => {
@@ -224,11 +232,14 @@ impl RabbitQueue {
         }
     }
 
-    /// Where a message of a queue waits for at least so long, as far as that is offered.
-    fn retry_address(&self, queue: &str, wait: Duration) -> Address {
+    /// Where a message of a queue goes that is to wait for at least so long, as far as that is offered.
+    pub(super) fn address(&self, queue: String, wait: Duration) -> Address {
+        if wait.is_zero() {
+            return Address::Lane(queue);
+        }
         let delays = &self.0.settings.retry_delays;
         let delay = delays.iter().find(|delay| **delay >= wait).unwrap_or(&delays[delays.len() - 1]);
-        Address::Retry { queue: topology::retry_queue(*delay), lane: queue.to_owned() }
+        Address::Retry { queue: topology::retry_queue(*delay), lane: queue }
     }
 }
 
@@ -301,10 +312,7 @@ impl Receipt for RabbitReceipt {
 
     /// Published anew rather than given back, which would count as a delivery that failed.
     async fn give_back(self: Box<Self>, message: Message, after: Duration) -> Result<()> {
-        let address = match after.is_zero() {
-            true => Address::Lane(self.name.clone()),
-            false => self.queue.retry_address(&self.name, after),
-        };
+        let address = self.queue.address(self.name.clone(), after);
         (*self).move_to(&address, &message.encode(), None).await
     }
 }

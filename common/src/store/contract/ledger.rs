@@ -126,7 +126,7 @@ pub async fn attempts_are_counted_where_they_count(subject: Subject) {
     assert_eq!(subject.state(ticket).await, TaskState::Retry);
     assert_eq!(put_off(false, SECOND * 300).await, Retried::Waits { attempts: 1 });
     assert_eq!(put_off(false, Duration::ZERO).await, Retried::Waits { attempts: 1 });
-    assert_eq!(subject.state(ticket).await, TaskState::Queued);
+    assert_eq!(subject.state(ticket).await, TaskState::New, "who leads publishes it");
     assert_eq!(put_off(true, SECOND * 10).await, Retried::Waits { attempts: 2 });
     let counts = subject.look(batch).await.counts;
     assert_eq!((counts.waiting, counts.running), (1, 0));

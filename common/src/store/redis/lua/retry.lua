@@ -18,7 +18,7 @@ if ARGV[5] == '1' then
     redis.call('HSET', b .. ':m', index, run .. '|' .. attempts)
 end
 if wait == 0 then
-    move(b, index, RUNNING, QUEUED)
+    move(b, index, RUNNING, NEW)
 else
     redis.call('ZADD', b .. ':r', text(time + wait), index)
     move(b, index, RUNNING, RETRY)

@@ -155,7 +155,7 @@ pub(super) fn retry_later(
         set_mark(connection, no, ticket.index, run, attempts)?;
     }
     if wait.is_zero() {
-        book.set(ticket.index, TaskState::Queued)?;
+        book.set(ticket.index, TaskState::New)?;
     } else {
         connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
             no,

@@ -1,0 +1,97 @@
+//! When a delivery is acknowledged: as soon as its task has begun. What comes back then, and how.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use imgsync_common::queue::Lanes;
+use imgsync_tests::RabbitMq;
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::{Action, Kind, Match, Record};
+use tokio::sync::Semaphore;
+
+use crate::queue::{block, connect, index, publish, settings, take};
+use crate::scene::{PATIENCE, Scene, until};
+
+fn reads_a_tag(request: &Record) -> bool {
+    matches!(request.kind, Kind::ManifestGet | Kind::ManifestHead)
+        && request.reference.as_deref().is_some_and(|reference| !reference.contains(':'))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_task_holds_no_delivery_and_a_lost_connection_begins_none_again() {
+    let scene = Scene::new(1, 8).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let held = scene.source.on(Match::any().when(reads_a_tag)).always().act(Action::Gate(gate.clone()));
+    let _workers = scene.cluster.workers(2, 4).await;
+    let mut run = scene.run();
+    until("all slots are busy", PATIENCE, || held.hits() == 8).await;
+    // Ready, and with workers.
+    let messages = || scene.cluster.broker.messages();
+    assert_eq!(messages().values().sum::<u64>(), 0, "{:?}", messages());
+    tokio::task::block_in_place(|| scene.cluster.broker.ctl(&["close_all_connections", "bye"]));
+    let reconnected = || scene.cluster.broker.ctl(&["list_connections", "--no-table-headers"]).lines().count() >= 2;
+    until("the workers are back", PATIENCE, reconnected).await;
+    assert_eq!(messages().values().sum::<u64>(), 0, "{:?}", messages());
+    gate.add_permits(10_000);
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 8, "nothing was found done by another: {}", ended.stdout);
+}
+
+/// The task of a retry is never without a message, a lease or a place in the plan.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_is_to_be_tried_again_while_the_broker_is_away_goes_back_to_the_plan() {
+    let mut scene = Scene::new(1, 4).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let held = scene.source.on(Match::kind(Kind::BlobGet)).always().act(Action::Gate(gate.clone()));
+    // Longer than a slot waits.
+    let headers = vec![("retry-after".to_owned(), "32".to_owned())];
+    let busy = Action::Status { code: 429, headers, body: "{}".into() };
+    scene.source.on(Match::kind(Kind::BlobGet)).times(4).act(busy);
+    let _workers = scene.cluster.workers(1, 4).await;
+    let mut run = scene.run();
+    until("the images are read", PATIENCE, || held.hits() >= 1).await;
+    tokio::task::block_in_place(|| {
+        scene.cluster.broker.settle();
+        scene.cluster.broker.kill();
+    });
+    held.remove();
+    gate.add_permits(10_000);
+    let is_back = |shown: &serde_json::Value| number(shown, "/counts/running") == 0;
+    scene.cluster.wait_for(is_back, PATIENCE).await;
+    tokio::task::block_in_place(|| scene.cluster.broker.start_again());
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+}
+
+/// As when the leader of a quorum queue moves to another node: the broker closes the connection of whoever asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_whose_leader_moves_costs_a_connection_and_no_other_queue_its_turn() {
+    let broker = RabbitMq::start();
+    let queue = connect(&broker.url(), settings()).await.unwrap();
+    let (moving, other) = (block("moving.example", 2), block("other.example", 40));
+    publish(&queue, &moving[..1]).await;
+    publish(&queue, &other).await;
+    let name = format!("w.{}", moving[0].0);
+    tokio::task::block_in_place(|| broker.unlead(&name, true));
+    let began = Instant::now();
+    for _ in 0..40 {
+        let delivery = take(&queue, &Lanes::All).await;
+        assert_eq!(delivery.lane, other[0].0);
+        delivery.acknowledge().await.unwrap();
+    }
+    assert!(broker.log().contains("INTERNAL_ERROR") || broker.log().contains("noproc"), "{}", broker.log());
+    let served = began.elapsed();
+    tokio::task::block_in_place(|| broker.unlead(&name, false));
+    publish(&queue, &moving[1..]).await;
+    let mut seen = BTreeSet::new();
+    let back = Instant::now();
+    while seen.len() < 2 {
+        let delivery = take(&queue, &Lanes::All).await;
+        seen.insert(index(&delivery.message));
+        delivery.acknowledge().await.unwrap();
+    }
+    // It rests for seconds at the most, and not for the time of a queue that is broken.
+    assert!(back.elapsed() < Duration::from_secs(15), "asked again after {:?} ({served:?} before)", back.elapsed());
+}
