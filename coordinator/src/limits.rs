@@ -6,7 +6,8 @@ use imgsync_common::limits::{Limit, Page};
 
 /// The limits of the coordinator.
 fn coordinator_limits() -> Vec<Limit> {
-    Vec::new()
+    let what = "tasks with the queue of a route, of all batches of a priority";
+    vec![Limit::count(Page::Operating, what, crate::batches::MAX_DEPTH, "the rest waits in the plan")]
 }
 
 const BEGIN: &str = "<!-- This table is written by a test: UPDATE_DOCS=1 cargo nextest run limits -->";

@@ -28,6 +28,8 @@ use crate::copy::Copier;
 
 /// How many ask the queue at the same time: over a long line an answer takes as long as a small task.
 const TAKERS: usize = 4;
+/// From so many slots on, a worker has one more, for tasks of high priority alone.
+pub const URGENT_SLOT_FROM: usize = 4;
 /// How long to wait before asking a queue again that failed.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -129,13 +131,20 @@ impl Runner {
         let slots = Arc::new(Semaphore::new(self.settings.slots.max(1)));
         let tasks = TaskTracker::new();
         let takers = TAKERS.min(self.settings.slots.max(1));
-        futures_util::future::join_all((0..takers).map(|_| self.take(&slots, &tasks, stop))).await;
+        let take_any = (0..takers).map(|_| self.take(&slots, &tasks, false, stop));
+        let urgent = Arc::new(Semaphore::new(1));
+        let take_urgent = async {
+            if self.settings.slots >= URGENT_SLOT_FROM {
+                self.take(&urgent, &tasks, true, stop).await;
+            }
+        };
+        tokio::join!(futures_util::future::join_all(take_any), take_urgent);
         tasks.close();
         tasks.wait().await;
     }
 
-    /// Takes until told to stop, one at a time.
-    async fn take(&self, slots: &Arc<Semaphore>, tasks: &TaskTracker, stop: &Stop) {
+    /// Takes until told to stop, one at a time: what comes, or what is urgent.
+    async fn take(&self, slots: &Arc<Semaphore>, tasks: &TaskTracker, only_urgent: bool, stop: &Stop) {
         let mut changes = self.serving.changes();
         // A slot first, then a delivery: nothing is taken that has to wait.
         while let Some(slot) = free_slot(slots, stop).await {
@@ -150,8 +159,12 @@ impl Runner {
                 }
                 continue;
             };
+            let taking = match only_urgent {
+                true => self.queue.take_urgent(&lanes, &stop.drain),
+                false => self.queue.take(&lanes, &stop.drain),
+            };
             let taken = tokio::select! {
-                taken = self.queue.take(&lanes, &stop.drain) => taken,
+                taken = taking => taken,
                 // There are other lanes to take from.
                 _ = changes.changed() => continue,
                 () = tokio::time::sleep_until(until.into()) => continue,

@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 
 use super::{
-    Chunk, Decoded, Home, Message, MessageTarget, Options, Place, Planned, RuleOptions, SigningKey, decode_chunk,
-    encode_chunk,
+    Chunk, Decoded, Home, Message, MessageTarget, Options, Place, Planned, Priority, RuleOptions, SigningKey,
+    decode_chunk, encode_chunk,
 };
 use crate::image::{Algorithm, Company, Digest};
 use crate::secret::Secret;
@@ -37,6 +37,7 @@ fn message() -> Message {
         digest: Some(Digest::sha256(b"{}")),
         listed_at: at(1_767_225_600),
         company: Company::default(),
+        priority: Priority::Normal,
         targets: vec![MessageTarget {
             index: 17,
             place: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, End, Home, Lane, Place, Planned, Task, Ticket};
+use super::{BatchId, End, Home, Lane, Place, Planned, Priority, Task, Ticket};
 use crate::image::{Company, Digest, Tag};
 
 /// The version that is written.
@@ -34,6 +34,8 @@ pub struct Message {
     pub listed_at: Timestamp,
     /// What the listing showed of tags that belong to the image.
     pub company: Company,
+    /// How urgent it is.
+    pub priority: Priority,
     /// Where to: one at least.
     pub targets: Vec<MessageTarget>,
 }
@@ -72,6 +74,8 @@ struct Version1 {
     listed: i64,
     #[serde(default, skip_serializing_if = "is_zero")]
     company: u8,
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    priority: Priority,
     targets: Vec<Target1>,
 }
 
@@ -94,7 +98,7 @@ struct AnyVersion {
 }
 
 impl Message {
-    /// The messages for these tasks of one batch, each with its run, which were listed at this time: neighbours with one
+    /// The messages of normal priority for these tasks of one batch, each with its run, which were listed at this time: neighbours with one
     /// source tag, rule, run and lane go together.
     pub fn for_tasks(
         batch: BatchId,
@@ -122,7 +126,9 @@ impl Message {
                 None => {
                     let Planned { rule, source, digest, company, .. } = planned;
                     let targets = vec![target];
-                    messages.push((lane, Message { batch, run, rule, source, digest, listed_at, company, targets }));
+                    let priority = Priority::default();
+                    let message = Message { batch, run, rule, source, digest, listed_at, company, priority, targets };
+                    messages.push((lane, message));
                 }
             }
         }
@@ -153,6 +159,7 @@ impl Message {
             digest: self.digest.clone(),
             listed: self.listed_at.as_second(),
             company: self.company.bits(),
+            priority: self.priority,
             targets: self.targets.iter().map(target).collect(),
         };
         // Writing texts and numbers to memory does not fail.
@@ -194,6 +201,7 @@ impl Version1 {
             digest: self.digest,
             listed_at: Timestamp::from_second(self.listed).map_err(|error| error.to_string())?,
             company: Company::from_bits(self.company),
+            priority: self.priority,
             targets: targets.collect::<Result<_, String>>()?,
         })
     }
@@ -224,6 +232,7 @@ mod tests {
             digest: Some(Digest::sha256(b"{}")),
             listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
             company: Company::default(),
+            priority: Priority::Normal,
             targets: vec![MessageTarget {
                 index: 17,
                 place: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
@@ -243,6 +252,16 @@ mod tests {
         assert_eq!(String::from_utf8(message().encode()).unwrap(), GOLDEN);
         assert!(GOLDEN.len() < 450);
         assert_eq!(Message::decode(GOLDEN.as_bytes()), Decoded::Message(message()));
+    }
+
+    #[test]
+    fn a_message_that_is_not_of_normal_priority_says_so() {
+        for priority in [Priority::High, Priority::Low] {
+            let message = Message { priority, ..message() };
+            let body = String::from_utf8(message.encode()).unwrap();
+            assert!(body.contains(&format!("\"priority\":\"{priority}\"")), "{body}");
+            assert_eq!(Message::decode(body.as_bytes()), Decoded::Message(message));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod id;
 mod message;
 mod options;
 mod place;
+mod priority;
 mod sign;
 mod task;
 
@@ -20,5 +21,6 @@ pub use id::{BatchId, ParseBatchIdError};
 pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
 pub use options::{ForeignLayers, OPTIONS_VERSION, Options, Referrers, RuleOptions, Verify};
 pub use place::{End, Home, Lane, ParsePlaceError, Place};
+pub use priority::Priority;
 pub use sign::{SHORT_TAG_BYTES, SigningKey, TAG_BYTES};
 pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState, Ticket, Verdict};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{End, Lane};
+use super::{End, Lane, Priority};
 use crate::error::{Class, Error, Result as ErrorResult};
 use crate::image::{Digest, Platform};
 use crate::printable::printable;
@@ -85,6 +85,9 @@ pub struct RuleOptions {
     /// What comes along with an image.
     #[serde(default, skip_serializing_if = "Referrers::are_all")]
     pub referrers: Referrers,
+    /// How urgent its tasks are.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
     /// Whether layers that live elsewhere are copied.
     #[serde(default, skip_serializing_if = "ForeignLayers::are_kept")]
     pub foreign_layers: ForeignLayers,
@@ -218,6 +221,11 @@ impl Options {
             let detail = format!("the batch has {} rules, and none with the number {number}", self.rules.len());
             Error::new(Class::Invalid, "reading the options of a rule", detail).hint("run the rules again")
         })
+    }
+
+    /// The priority of the batch: the highest that any of its rules has.
+    pub fn priority(&self) -> Priority {
+        self.rules.iter().map(|rule| rule.priority).min().unwrap_or_default()
     }
 
     /// The lane of a task from one end to another.

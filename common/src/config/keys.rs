@@ -235,12 +235,17 @@ const RULE_SCHEDULE: Key = key(
     Kind::Either(SCHEDULES),
     "When `imgsync serve` runs it: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
 );
+const PRIORITY: Key = key(
+    "priority",
+    Kind::Text,
+    "high, normal or low, compared with other batches on the same routes (normal); also run --priority.",
+);
 const VERIFY_EVERY: Key = key("verify_every", Kind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the top, for this rule.");
 
 pub(super) static DEFAULTS: Section = Section {
     title: "`defaults`",
-    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE],
+    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE, PRIORITY],
 };
 
 pub(super) static RULE: Section = Section {
@@ -271,6 +276,7 @@ pub(super) static RULE: Section = Section {
             "Removes target tags that this rule made and its source has no more (off).",
         ),
         RULE_SCHEDULE,
+        PRIORITY,
         VERIFY_EVERY,
         REFERRERS_EVERY,
     ],

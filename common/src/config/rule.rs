@@ -12,7 +12,7 @@ use super::reader::{Fields, Reader};
 use super::schedule;
 use super::source::{layout_path, source};
 use super::yaml::{Node, Value};
-use crate::batch::{ForeignLayers, Referrers};
+use crate::batch::{ForeignLayers, Priority, Referrers};
 use crate::image::{Platform, RepositoryName, Tag};
 use crate::naming::{BackupName, Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
 use crate::schedule::Schedule;
@@ -47,6 +47,8 @@ pub struct Rule {
     pub prune: Option<Prune>,
     /// When it is run by itself.
     pub schedule: Option<Schedule>,
+    /// How urgent its tasks are, compared with those of other batches.
+    pub priority: Priority,
     /// How long a target tag is believed in.
     pub verify_every: Duration,
     /// How often an unchanged image is asked for new referrers.
@@ -128,6 +130,7 @@ pub(super) struct Defaults {
     immutable: Option<Vec<TagPattern>>,
     backup: Option<BackupName>,
     schedule: Option<Schedule>,
+    priority: Option<Priority>,
 }
 
 /// What the rest of the configuration means for rules.
@@ -189,6 +192,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         }),
         immutable: fields.get("immutable").map(|node| reader.parse_several(node)),
         backup: fields.get("backup").and_then(|node| reader.parse(node)),
+        priority: fields.get("priority").and_then(|node| reader.parse(node)),
     }
 }
 
@@ -206,6 +210,7 @@ impl Defaults {
             immutable: self.immutable.or_else(|| other.immutable.clone()),
             backup: self.backup.or_else(|| other.backup.clone()),
             schedule: self.schedule.or_else(|| other.schedule.clone()),
+            priority: self.priority.or(other.priority),
         }
     }
 
@@ -229,6 +234,7 @@ impl Defaults {
             backup: self.backup.clone(),
             prune: None,
             schedule: self.schedule.clone(),
+            priority: self.priority.unwrap_or_default(),
             verify_every: every.0,
             referrers_every: every.1,
         }

@@ -270,6 +270,7 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
         yaml.option("zone", schedule.zone.iana_name().filter(|name| *name != "UTC"));
         yaml.close();
     }
+    yaml.option("priority", (!rule.priority.is_normal()).then_some(rule.priority));
     yaml.field("verify_every", duration(rule.verify_every));
     yaml.field("referrers_every", duration(rule.referrers_every));
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Delivery, Lanes, TaskQueue};
-use crate::batch::{BatchId, Home, Lane, Message, MessageTarget, Place};
+use crate::batch::{BatchId, Home, Lane, Message, MessageTarget, Place, Priority};
 use crate::retry::is_passing;
 
 /// A queue to be tested: new and empty.
@@ -38,6 +38,9 @@ macro_rules! queue_contract_tests {
             only_the_lanes_that_are_asked_for_are_served,
             a_taker_waits_for_what_comes_and_stops_when_told,
             a_small_batch_beside_a_large_one_is_served_promptly,
+            what_is_urgent_is_taken_first_and_never_alone,
+            who_takes_what_is_urgent_is_given_nothing_else,
+            what_is_urgent_comes_back_urgent,
             a_full_queue_refuses_and_has_room_again,
             a_purged_batch_leaves_others_alone,
             many_takers_share_the_work
@@ -69,6 +72,7 @@ pub fn message(source: &str, batch: BatchId, index: u32) -> (Lane, Message) {
         digest: None,
         listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
         company: crate::image::Company::default(),
+        priority: Priority::default(),
         targets: vec![MessageTarget { index, place: place(&lane.target) }],
     };
     (lane, message)
@@ -191,6 +195,78 @@ pub async fn a_small_batch_beside_a_large_one_is_served_promptly(subject: Subjec
         delivery.acknowledge().await.unwrap();
     }
     assert!(taken <= 60, "the ten were through after {taken}");
+}
+
+fn urgent(block: Vec<(Lane, Message)>) -> Vec<(Lane, Message)> {
+    block.into_iter().map(|(lane, message)| (lane, Message { priority: Priority::High, ..message })).collect()
+}
+
+pub async fn what_is_urgent_is_taken_first_and_never_alone(subject: Subject) {
+    let (large, small) = (BatchId::generate(), BatchId::generate());
+    subject.queue.publish(&messages("gcr.io", large, 200)).await.unwrap();
+    subject.queue.publish(&urgent(messages("gcr.io", small, 100))).await.unwrap();
+    let lane = message("gcr.io", large, 0).0;
+    assert_eq!(subject.queue.waiting(&[lane]).await.unwrap(), [300]);
+    let mut of_small = 0;
+    for _ in 0..50 {
+        let delivery = take(&subject, &Lanes::All).await;
+        of_small += i32::from(delivery.message.batch == small);
+        delivery.acknowledge().await.unwrap();
+    }
+    assert!((38..=42).contains(&of_small), "four of five turns: {of_small} of 50");
+}
+
+pub async fn who_takes_what_is_urgent_is_given_nothing_else(subject: Subject) {
+    let batch = BatchId::generate();
+    subject.queue.publish(&messages("gcr.io", batch, 3)).await.unwrap();
+    let (queue, cancel) = (subject.queue.clone(), CancellationToken::new());
+    let stop = cancel.clone();
+    let waiter = tokio::spawn(async move {
+        let first = queue.take_urgent(&Lanes::All, &cancel).await.unwrap().unwrap();
+        let message = first.message.clone();
+        first.acknowledge().await.unwrap();
+        (message, queue.take_urgent(&Lanes::All, &cancel).await.unwrap().is_none())
+    });
+    // All that is not urgent is there, and stays.
+    for _ in 0..2 {
+        take(&subject, &Lanes::All).await.acknowledge().await.unwrap();
+    }
+    assert!(!waiter.is_finished());
+    let block = urgent(messages("quay.io", batch, 1));
+    subject.queue.publish(&block).await.unwrap();
+    let lanes = [block[0].0.clone()];
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while subject.queue.waiting(&lanes).await.unwrap() != [0] {
+        assert!(tokio::time::Instant::now() < deadline, "it is woken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    let (message, is_stopped) = tokio::time::timeout(PATIENCE, waiter).await.expect("stopped").unwrap();
+    assert_eq!((message, is_stopped), (block[0].1.clone(), true));
+    take(&subject, &Lanes::All).await.acknowledge().await.unwrap();
+}
+
+pub async fn what_is_urgent_comes_back_urgent(subject: Subject) {
+    let block = urgent(messages("gcr.io", BatchId::generate(), 1));
+    let never = CancellationToken::new();
+    let take_urgent = async || {
+        let taken = tokio::time::timeout(PATIENCE, subject.queue.take_urgent(&Lanes::All, &never)).await;
+        let delivery = taken.expect("a delivery").unwrap().unwrap();
+        assert_eq!(delivery.message, block[0].1);
+        delivery
+    };
+    subject.queue.publish(&block).await.unwrap();
+    drop(take_urgent().await);
+    take_urgent().await.give_back().await.unwrap();
+    take_urgent().await.give_back_after(subject.shortest_wait).await.unwrap();
+    take_urgent().await.acknowledge().await.unwrap();
+    for wait in [Duration::ZERO, subject.shortest_wait] {
+        let began = tokio::time::Instant::now();
+        subject.queue.publish_later(&block[0].0, &block[0].1, wait).await.unwrap();
+        take_urgent().await.acknowledge().await.unwrap();
+        assert!(began.elapsed() >= wait, "{:?}", began.elapsed());
+    }
+    assert!(is_silent(&subject, &Lanes::All).await);
 }
 
 pub async fn a_full_queue_refuses_and_has_room_again(subject: Subject) {

@@ -10,14 +10,15 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, Lanes, Published, Receipt, TaskQueue};
-use crate::batch::{BatchId, Lane, Message};
+use super::{Delivery, Lanes, Published, Receipt, TaskQueue, URGENT_TURNS};
+use crate::batch::{BatchId, Lane, Message, Priority};
 use crate::error::Result;
 
-/// How many messages of one batch may wait in one lane, unless told otherwise.
+/// How many messages of one batch and priority may wait in one lane, unless told otherwise.
 pub const WINDOW: usize = 2_000;
 
-/// A [`TaskQueue`] in memory. Batches are served in turn, and within a batch its lanes. Waits are exact. Cheap to clone;
+/// A [`TaskQueue`] in memory. Batches of a priority are served in turn, and within a batch its lanes; of normal ones four
+/// messages come for one of low priority. Waits are exact. Cheap to clone;
 /// clones are the same queue.
 #[derive(Clone)]
 pub struct MemoryQueue(Arc<Shared>);
@@ -33,8 +34,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Batches that have messages ready, the next to be served first.
-    batches: VecDeque<(BatchId, OfBatch)>,
+    /// Batches that have messages ready, the next to be served first, for each of [`Priority::ALL`].
+    batches: [VecDeque<(BatchId, OfBatch)>; 3],
+    /// Counts messages that were taken, and those of them that were not urgent.
+    turns: [usize; 2],
     later: BinaryHeap<Later>,
     /// Tells two that are due at one moment apart.
     sequence: u64,
@@ -73,6 +76,41 @@ impl MemoryQueue {
     }
 }
 
+impl MemoryQueue {
+    async fn take_next(&self, lanes: &Lanes, only_urgent: bool, cancel: &CancellationToken) -> Option<Delivery> {
+        loop {
+            if cancel.is_cancelled() {
+                return None;
+            }
+            // Listening begins before looking, so that nothing arrives unheard in between.
+            let arrived = self.0.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            let next_due = {
+                let mut state = self.0.state();
+                if let Some((lane, waiting)) = state.take(lanes, only_urgent) {
+                    self.0.left.notify_waiters();
+                    let receipt =
+                        MemoryReceipt { queue: self.0.clone(), held: Some((lane.clone(), waiting.message.clone())) };
+                    return Some(Delivery::new(lane, waiting.message, waiting.redelivered, Box::new(receipt)));
+                }
+                state.next_due()
+            };
+            let due = async {
+                match next_due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = arrived => {}
+                () = due => {}
+                () = cancel.cancelled() => return None,
+            }
+        }
+    }
+}
+
 impl Default for MemoryQueue {
     fn default() -> MemoryQueue {
         MemoryQueue::new()
@@ -102,19 +140,21 @@ impl State {
     /// Adds without regard to the window: what was taken before has a right to come back.
     fn put(&mut self, lane: Lane, waiting: Waiting, after: Duration) {
         if after.is_zero() {
-            self.lane(waiting.message.batch, &lane).push_back(waiting);
+            self.row(&waiting.message, &lane).push_back(waiting);
         } else {
             self.sequence += 1;
             self.later.push(Later { due: Instant::now() + after, sequence: self.sequence, lane, waiting });
         }
     }
 
-    fn lane(&mut self, batch: BatchId, lane: &Lane) -> &mut VecDeque<Waiting> {
-        let at = self.batches.iter().position(|(id, _)| *id == batch).unwrap_or_else(|| {
-            self.batches.push_back((batch, OfBatch::default()));
-            self.batches.len() - 1
+    /// Where a message waits.
+    fn row(&mut self, message: &Message, lane: &Lane) -> &mut VecDeque<Waiting> {
+        let batches = &mut self.batches[message.priority as usize];
+        let at = batches.iter().position(|(id, _)| *id == message.batch).unwrap_or_else(|| {
+            batches.push_back((message.batch, OfBatch::default()));
+            batches.len() - 1
         });
-        let lanes = &mut self.batches[at].1.0;
+        let lanes = &mut batches[at].1.0;
         let at = lanes.iter().position(|(its, _)| its == lane).unwrap_or_else(|| {
             lanes.push_back((lane.clone(), VecDeque::new()));
             lanes.len() - 1
@@ -131,12 +171,31 @@ impl State {
         }
     }
 
-    /// The next message of these lanes; its batch, and its lane within that, go to the end of their rows.
-    fn take(&mut self, lanes: &Lanes) -> Option<(Lane, Waiting)> {
+    /// The next message of these lanes: of which priority, the turn says.
+    fn take(&mut self, lanes: &Lanes, only_urgent: bool) -> Option<(Lane, Waiting)> {
         self.wake_those_due();
+        let [turn, plain_turn] = self.turns.map(|turns| turns % URGENT_TURNS);
+        let plain = match plain_turn + 1 == URGENT_TURNS {
+            true => [Priority::Low, Priority::Normal],
+            false => [Priority::Normal, Priority::Low],
+        };
+        let order = match turn + 1 == URGENT_TURNS {
+            true => [plain[0], plain[1], Priority::High],
+            false => [Priority::High, plain[0], plain[1]],
+        };
+        let wanted = order.into_iter().filter(|priority| priority.is_urgent() || !only_urgent);
+        let (priority, taken) = wanted.into_iter().find_map(|one| Some((one, self.take_of(one, lanes)?)))?;
+        self.turns[0] = self.turns[0].wrapping_add(1);
+        self.turns[1] = self.turns[1].wrapping_add(usize::from(!priority.is_urgent()));
+        Some(taken)
+    }
+
+    /// The next message of a priority; its batch, and its lane within that, go to the end of their rows.
+    fn take_of(&mut self, priority: Priority, lanes: &Lanes) -> Option<(Lane, Waiting)> {
+        let batches = &mut self.batches[priority as usize];
         let serves = |(lane, _): &(Lane, VecDeque<Waiting>)| lanes.contains(lane);
-        let at = self.batches.iter().position(|(_, batch)| batch.0.iter().any(serves))?;
-        let (id, mut batch) = self.batches.remove(at)?;
+        let at = batches.iter().position(|(_, batch)| batch.0.iter().any(serves))?;
+        let (id, mut batch) = batches.remove(at)?;
         let at = batch.0.iter().position(serves)?;
         let (lane, mut messages) = batch.0.remove(at)?;
         let taken = messages.pop_front()?;
@@ -144,7 +203,7 @@ impl State {
             batch.0.push_back((lane.clone(), messages));
         }
         if !batch.0.is_empty() {
-            self.batches.push_back((id, batch));
+            batches.push_back((id, batch));
         }
         Some((lane, taken))
     }
@@ -162,7 +221,7 @@ impl TaskQueue for MemoryQueue {
             let mut state = self.0.state();
             state.wake_those_due();
             for (position, (lane, message)) in block.iter().enumerate() {
-                let row = state.lane(message.batch, lane);
+                let row = state.row(message, lane);
                 if row.len() >= self.0.window {
                     refused.push(position);
                 } else {
@@ -185,43 +244,18 @@ impl TaskQueue for MemoryQueue {
     }
 
     async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        loop {
-            if cancel.is_cancelled() {
-                return Ok(None);
-            }
-            // Listening begins before looking, so that nothing arrives unheard in between.
-            let arrived = self.0.arrived.notified();
-            tokio::pin!(arrived);
-            arrived.as_mut().enable();
-            let next_due = {
-                let mut state = self.0.state();
-                if let Some((lane, waiting)) = state.take(lanes) {
-                    self.0.left.notify_waiters();
-                    let receipt =
-                        MemoryReceipt { queue: self.0.clone(), held: Some((lane.clone(), waiting.message.clone())) };
-                    return Ok(Some(Delivery::new(lane, waiting.message, waiting.redelivered, Box::new(receipt))));
-                }
-                state.next_due()
-            };
-            let due = async {
-                match next_due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = arrived => {}
-                () = due => {}
-                () = cancel.cancelled() => return Ok(None),
-            }
-        }
+        Ok(self.take_next(lanes, false, cancel).await)
+    }
+
+    async fn take_urgent(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        Ok(self.take_next(lanes, true, cancel).await)
     }
 
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
         let mut state = self.0.state();
         state.wake_those_due();
         let count = |lane: &Lane| {
-            let rows = state.batches.iter().flat_map(|(_, batch)| &batch.0);
+            let rows = state.batches.iter().flatten().flat_map(|(_, batch)| &batch.0);
             rows.filter(|(its, _)| its == lane).map(|(_, messages)| messages.len() as u64).sum()
         };
         Ok(lanes.iter().map(count).collect())
@@ -230,12 +264,14 @@ impl TaskQueue for MemoryQueue {
     async fn purge(&self, batch: BatchId) -> Result<u64> {
         let mut state = self.0.state();
         let mut purged = 0;
-        state.batches.retain(|(id, of_batch)| {
-            if *id == batch {
-                purged += of_batch.0.iter().map(|(_, messages)| messages.len() as u64).sum::<u64>();
-            }
-            *id != batch
-        });
+        for batches in &mut state.batches {
+            batches.retain(|(id, of_batch)| {
+                if *id == batch {
+                    purged += of_batch.0.iter().map(|(_, messages)| messages.len() as u64).sum::<u64>();
+                }
+                *id != batch
+            });
+        }
         let before = state.later.len();
         state.later.retain(|later| later.waiting.message.batch != batch);
         purged += (before - state.later.len()) as u64;
@@ -318,6 +354,25 @@ mod tests {
         assert_eq!(queue.publish(&block).await.unwrap().refused, [2, 3]);
         assert_eq!(queue.publish(&[message("gcr.io", small, 0)]).await.unwrap().refused, [0usize; 0]);
         assert_eq!(queue.publish(&[message("quay.io", large, 5)]).await.unwrap().refused, [0usize; 0]);
+    }
+
+    #[tokio::test]
+    async fn four_messages_of_normal_priority_come_for_one_of_low() {
+        let queue = MemoryQueue::new();
+        let batches = [Priority::Low, Priority::Normal].map(|priority| (priority, BatchId::generate()));
+        for (priority, batch) in batches {
+            let block = (0..50).map(|index| message("gcr.io", batch, index));
+            let block: Vec<_> = block.map(|(lane, message)| (lane, Message { priority, ..message })).collect();
+            queue.publish(&block).await.unwrap();
+        }
+        let cancel = CancellationToken::new();
+        let mut low = 0;
+        for _ in 0..50 {
+            let delivery = queue.take(&Lanes::All, &cancel).await.unwrap().unwrap();
+            low += usize::from(delivery.message.priority == Priority::Low);
+            delivery.acknowledge().await.unwrap();
+        }
+        assert_eq!(low, 10);
     }
 
     #[tokio::test]

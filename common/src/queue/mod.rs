@@ -22,6 +22,9 @@ pub use memory::{MemoryQueue, WINDOW};
 pub(crate) use rabbitmq::{KEPT as KEPT_REFUSED, KEPT_BYTES as KEPT_REFUSED_BYTES};
 pub use rabbitmq::{RabbitQueue, RabbitSettings};
 
+/// What is urgent is asked for first, but for one turn in so many: nothing else ever starves.
+pub const URGENT_TURNS: usize = 5;
+
 /// The waits that every queue offers before a message comes back, shortest first.
 pub const RETRY_DELAYS: [Duration; 4] =
     [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(5 * 60), Duration::from_secs(30 * 60)];
@@ -62,7 +65,9 @@ pub struct Published {
 ///   dropped or given back, if its worker dies, or if the broker thinks that it did. It may be delivered twice even though
 ///   nothing went wrong. An embedded queue ends with its process.
 /// - **No order** is promised. Messages of one batch and lane come roughly in the order in which they were published.
-/// - **Fair.** A batch or lane with many messages waiting does not hold up one with few.
+/// - **Fair.** A lane with many messages waiting does not hold up one with few, and a batch not another, as long as who
+///   publishes gives each its share. Messages of high priority are taken first in most turns, and others in one of
+///   [`URGENT_TURNS`] at least.
 /// - **Bounded.** What there is no room for is refused, not dropped; room for one batch is not used up by another for
 ///   ever.
 /// - A queue never looks into the ledger, and a message that is waiting does not know whether it is still wanted.
@@ -86,7 +91,10 @@ pub trait TaskQueue: Send + Sync {
     /// withheld from others.
     async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
-    /// How many messages are ready to be taken in each of these lanes; those with workers or waiting for their time are
+    /// The same for messages of high priority alone.
+    async fn take_urgent(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+
+    /// How many messages are ready to be taken in each of these lanes, of any priority; those with workers or waiting for their time are
     /// not counted.
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>>;
 

@@ -392,10 +392,11 @@ pub trait Ledger: Send + Sync {
     /// What is to become of a batch; none if there is no such batch. Cheap: asked every second or so.
     async fn control(&self, batch: BatchId) -> Result<Option<Control>>;
 
-    /// How many tasks of a batch are with the queue; none if there is no such batch. Cheap: asked many times a second.
-    async fn queued(&self, batch: BatchId) -> Result<Option<u64>> {
-        Ok(self.batch(batch).await?.map(|batch| batch.queued))
-    }
+    /// How many tasks of a batch may be published now: none of one that is not running. Cheap: asked many times a second.
+    async fn publishable(&self, batch: BatchId) -> Result<u64>;
+
+    /// Where some tasks stand. Cheap for tasks that are near to each other: asked many times a second.
+    async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>>;
 
     /// No task is begun from now on. Says how the batch stands then: one that has ended stays as it is.
     async fn pause(&self, batch: BatchId) -> Result<Control>;

@@ -1,12 +1,13 @@
 //! Who works, on what, and which lanes there are. See [`Roster`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{BatchId, Lane};
+use crate::batch::{BatchId, Lane, Priority};
 use crate::error::Result;
 
 /// How long a heartbeat holds. Beat three times as often.
@@ -68,6 +69,18 @@ pub struct Unserved {
     pub reason: String,
 }
 
+/// What a batch feeds: a lane, with a priority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Feeding {
+    /// The lane.
+    pub lane: Lane,
+    /// How urgent its tasks are.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// How many of its tasks go through there in a second.
+    pub per_second: f64,
+}
+
 /// Knows the living workers, and the lanes that have, or had, messages.
 ///
 /// # Contract
@@ -85,7 +98,15 @@ pub trait Roster: Send + Sync {
     async fn workers(&self) -> Result<Vec<Heartbeat>>;
 
     /// Messages are published in these lanes.
-    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()>;
+    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()> {
+        self.note_queues(lanes, &[]).await
+    }
+
+    /// Messages are published in these lanes, and urgent ones in those: each has a queue for either.
+    async fn note_queues(&self, lanes: &[Lane], urgent: &[Lane]) -> Result<()>;
+
+    /// Says what a batch feeds, for so long, and returns what others do.
+    async fn feed_beside(&self, batch: BatchId, feeding: Vec<Feeding>, holds: Duration) -> Result<Vec<Feeding>>;
 
     /// The lanes that there are, in order.
     async fn lanes(&self) -> Result<Vec<Lane>> {
@@ -93,7 +114,16 @@ pub trait Roster: Send + Sync {
     }
 
     /// The same, each with how long ago it was last noted, or a shorter time.
-    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>>;
+    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
+        let mut lanes: BTreeMap<Lane, Duration> = BTreeMap::new();
+        for (lane, _, age) in self.queues_by_age().await? {
+            lanes.entry(lane).and_modify(|its| *its = age.min(*its)).or_insert(age);
+        }
+        Ok(lanes.into_iter().collect())
+    }
+
+    /// The queues of lanes, in order, with whether it is the one for what is urgent, and how long ago it was last noted.
+    async fn queues_by_age(&self) -> Result<Vec<(Lane, bool, Duration)>>;
 
     /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
     /// In doubt it is more: what was noted when a connection broke may be noted twice.

@@ -1,127 +1,287 @@
-//! Gives the plan to the queue, part by part, and notes what the queue has confirmed.
+//! Gives the plan to the queues, part by part, and notes what they have confirmed: to each no more than its route drains in
+//! some seconds, so that a batch that comes later waits for no more than that, and a slow route holds up no other.
 
-use std::collections::{BTreeSet, HashSet};
-use std::time::Duration;
+mod depth;
+mod flow;
 
-use imgsync_common::batch::{BatchId, Lane, Message, Options, Ticket};
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::Block;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::{BatchId, Lane, Message, Options, Priority, TaskState, Ticket};
+use imgsync_common::error::Result;
+use imgsync_common::store::{Batch, Block, Feeding, Heartbeat};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(test)]
+pub(crate) use self::depth::MAX_DEPTH;
+use self::flow::{Flow, FlowKey, LOOK_AGAIN};
 use super::house::House;
 
-/// Tasks that are read from the plan at a time.
+/// Tasks that are read from the plan at a time, to find those that are to be published.
 const AT_ONCE: usize = 500;
-/// How long to wait for more where nothing tells of it: a requeue or a resume by another process.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long to wait for room in the window: at first, and at the most. Tasks of which nothing has to be copied go through
-/// a whole window in half a second.
-const ROOM_AGAIN: [Duration; 2] = [Duration::from_millis(50), LOOK_AGAIN];
+/// How often a batch says what it feeds, and asks what others do.
+const SHARE_EVERY: Duration = Duration::from_secs(1);
+/// How long what a batch says of that holds.
+const SHARE_HOLDS: Duration = Duration::from_secs(10);
+/// How often the slots of the workers are counted.
+const SLOTS_EVERY: Duration = Duration::from_secs(5);
+/// How often the whole plan is looked through for tasks that were put back, and what part of the time that may take at the
+/// most.
+const RESCAN_EVERY: Duration = Duration::from_secs(1);
+const RESCAN_PART: u32 = 10;
+/// How long a queue that was full is left alone.
+const FULL_FOR: Duration = Duration::from_millis(500);
+/// Rows of the ledger that are read at a time, to find what an earlier leader published.
+const ROWS: usize = 1_000;
 
 /// Feeds one batch.
 pub(super) struct Feeder<'a> {
     house: &'a House,
     batch: BatchId,
+    options: Options,
+    flows: HashMap<FlowKey, Flow>,
+    /// The index up to which the plan was looked through.
+    scanned: u32,
+    /// When it may be looked through again.
+    rescan_at: Option<Instant>,
+    workers: Vec<Heartbeat>,
+    counted_at: Option<Instant>,
+    /// What other batches feed.
+    others: Vec<Feeding>,
+    shared_at: Option<Instant>,
+    /// Lanes that were noted, where the queue does not do that.
+    noted: HashSet<Lane>,
 }
 
 impl<'a> Feeder<'a> {
-    pub(super) fn new(house: &'a House, batch: BatchId) -> Feeder<'a> {
-        Feeder { house, batch }
+    /// One that knows what an earlier leader has published.
+    pub(super) async fn new(house: &'a House, found: &Batch) -> Result<Feeder<'a>> {
+        let batch = found.id;
+        let mut feeder = Feeder {
+            house,
+            batch,
+            options: Options::decode(&found.options, &format!("batch {batch}"))?,
+            flows: HashMap::new(),
+            scanned: 0,
+            rescan_at: None,
+            workers: Vec::new(),
+            counted_at: None,
+            others: Vec::new(),
+            shared_at: None,
+            noted: HashSet::new(),
+        };
+        let mut from = 0;
+        loop {
+            let rows = house.store.tasks(batch, Some(TaskState::Queued), from, ROWS).await?;
+            let Some(last) = rows.last() else { break };
+            from = last.task.index.saturating_add(1);
+            for row in rows {
+                let planned = &row.task.planned;
+                let lane = feeder.options.lane(planned.source.home.end(), planned.target.home.end());
+                let priority = feeder.priority(planned.rule);
+                feeder.flow(FlowKey { lane, priority }).note_published([row.task.index]);
+            }
+        }
+        Ok(feeder)
     }
 
-    /// Feeds until told to stop.
-    pub(super) async fn feed(&self, more: &Notify, stop: &CancellationToken) -> Result<()> {
-        let mut options = None;
-        let mut from = 0;
-        let mut pause = ROOM_AGAIN[0];
+    /// Feeds until told to stop. `more` tells of an addition to the plan.
+    pub(super) async fn feed(&mut self, more: &Notify, stop: &CancellationToken) -> Result<()> {
         while !stop.is_cancelled() {
-            if !self.has_room().await? {
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = stop.cancelled() => {}
-                }
-                pause = (pause * 2).min(ROOM_AGAIN[1]);
-                continue;
-            }
-            pause = ROOM_AGAIN[0];
-            let blocks = self.house.store.unpublished(self.batch, from, AT_ONCE).await?;
-            if blocks.is_empty() {
-                if std::mem::take(&mut from) == 0 {
-                    self.wait(more, stop).await;
-                }
-                continue;
-            }
-            let options = match &options {
-                Some(options) => options,
-                None => options.insert(self.options().await?),
-            };
-            for block in blocks {
-                from = block.first + 1;
-                self.publish(block, options, stop).await?;
+            self.follow().await?;
+            self.share().await?;
+            self.find_more(stop).await?;
+            self.fill(stop).await?;
+            let now = Instant::now();
+            let pause = self.flows.values().map(|flow| flow.lasts(now)).min().unwrap_or(LOOK_AGAIN[1]);
+            tokio::select! {
+                () = more.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
             }
         }
         Ok(())
     }
 
-    async fn wait(&self, more: &Notify, stop: &CancellationToken) {
-        tokio::select! {
-            () = more.notified() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
-            () = stop.cancelled() => {}
+    fn flow(&mut self, key: FlowKey) -> &mut Flow {
+        self.flows.entry(key).or_insert_with(|| Flow::new(Instant::now()))
+    }
+
+    fn priority(&self, rule: u32) -> Priority {
+        // A task of a rule that is not there fails, and its worker says why.
+        self.options.rules.get(rule as usize).map_or(Priority::Normal, |rule| rule.priority)
+    }
+
+    /// Follows what was published to where it is by now.
+    async fn follow(&mut self) -> Result<()> {
+        let tasks: Vec<u32> = self.flows.values().flat_map(Flow::out).collect();
+        if tasks.is_empty() {
+            return Ok(());
         }
+        let states = self.house.store.states(self.batch, &tasks).await?;
+        let mut states: HashMap<u32, TaskState> = tasks.into_iter().zip(states).collect();
+        let now = Instant::now();
+        for flow in self.flows.values_mut() {
+            let its: Vec<(u32, TaskState)> =
+                flow.out().filter_map(|task| Some((task, states.remove(&task)?))).collect();
+            flow.follow(now, its);
+        }
+        Ok(())
     }
 
-    /// Whether fewer of the batch's tasks are with the queue than may be: a queue that is shared by many batches is not to
-    /// be filled by one, and what is not with the queue can be paused and cancelled at once.
-    async fn has_room(&self) -> Result<bool> {
-        let Some(window) = self.house.window else { return Ok(true) };
-        Ok(self.house.store.queued(self.batch).await?.is_none_or(|queued| queued < window))
+    /// Says what the batch feeds, asks what others do, and works out its share of each queue.
+    async fn share(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.counted_at.is_none_or(|at| now.duration_since(at) >= SLOTS_EVERY) {
+            self.workers = self.house.store.workers().await?;
+            self.counted_at = Some(now);
+        }
+        if self.shared_at.is_none_or(|at| now.duration_since(at) >= SHARE_EVERY) {
+            let alive = self.flows.iter().filter(|(_, flow)| flow.is_alive());
+            let feeding = alive.map(|(FlowKey { lane, priority }, flow)| Feeding {
+                lane: lane.clone(),
+                priority: *priority,
+                per_second: flow.rate.per_second(now),
+            });
+            self.others = self.house.store.feed_beside(self.batch, feeding.collect(), SHARE_HOLDS).await?;
+            self.shared_at = Some(now);
+        }
+        let own: Vec<(Lane, Priority, f64)> = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| flow.is_alive())
+            .map(|(key, flow)| (key.lane.clone(), key.priority, flow.rate.per_second(now)))
+            .collect();
+        for (key, flow) in &mut self.flows {
+            let same =
+                |lane: &Lane, priority: Priority| *lane == key.lane && priority.is_urgent() == key.priority.is_urgent();
+            let others = self.others.iter().map(|other| (&other.lane, other.priority, other.per_second));
+            let all = own.iter().map(|(lane, priority, rate)| (lane, *priority, *rate)).chain(others);
+            let (mut per_second, mut weight) = (0.0, 0);
+            for (_, priority, rate) in all.filter(|(lane, priority, _)| same(lane, *priority)) {
+                per_second += rate;
+                weight += priority.weight();
+            }
+            let serves = |worker: &&Heartbeat| {
+                !worker.draining && !worker.unserved.iter().any(|unserved| unserved.lane == key.lane)
+            };
+            let slots: u64 = self.workers.iter().filter(serves).map(|worker| u64::from(worker.slots)).sum();
+            flow.share = depth::share(depth::depth(per_second, slots), key.priority.weight(), weight);
+        }
+        Ok(())
     }
 
-    async fn options(&self) -> Result<Options> {
-        let what = format!("batch {}", self.batch);
-        let batch = self
-            .house
-            .store
-            .batch(self.batch)
-            .await?
-            .ok_or_else(|| Error::new(Class::NotFound, format!("reading {what}"), "the store does not have it"))?;
-        Options::decode(&batch.options, &what)
+    /// Looks through the plan for tasks that are not known yet: those that were added, and, where there are none, those that
+    /// were put back.
+    async fn find_more(&mut self, stop: &CancellationToken) -> Result<()> {
+        let new = self.house.store.publishable(self.batch).await?;
+        if new <= self.flows.values().map(Flow::left).sum::<u64>() || self.scan(stop).await? || self.scanned == 0 {
+            return Ok(());
+        }
+        let began = Instant::now();
+        if self.rescan_at.is_none_or(|at| began >= at) && !stop.is_cancelled() {
+            self.flows.values_mut().for_each(Flow::forget_parts);
+            self.scanned = 0;
+            self.scan(stop).await?;
+            // Of a long plan a small part of the time is spent on that.
+            self.rescan_at = Some(Instant::now() + RESCAN_EVERY.max(began.elapsed() * RESCAN_PART));
+        }
+        Ok(())
     }
 
-    /// Publishes a part of the plan. What there is no room for waits for room.
-    async fn publish(&self, block: Block, options: &Options, stop: &CancellationToken) -> Result<()> {
+    /// Looks through the plan from where that was left to its end. Says whether there was anything.
+    async fn scan(&mut self, stop: &CancellationToken) -> Result<bool> {
+        let mut found = false;
+        while !stop.is_cancelled() {
+            let blocks = self.house.store.unpublished(self.batch, self.scanned, AT_ONCE).await?;
+            let Some(last) = blocks.last() else { break };
+            self.scanned = last.first + 1;
+            found = true;
+            for block in blocks {
+                self.offer(block).await?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives each queue that has room what it lacks.
+    async fn fill(&mut self, stop: &CancellationToken) -> Result<()> {
+        let keys: Vec<FlowKey> = self.flows.keys().cloned().collect();
+        for key in keys {
+            while !stop.is_cancelled()
+                && let Some(flow) = self.flows.get_mut(&key)
+                && flow.room(Instant::now()) > 0
+                && let Some(part) = flow.first_part()
+            {
+                // What it has of this part is known anew by what is read.
+                flow.note_left(part, 0);
+                for block in self.house.store.unpublished(self.batch, part, 1).await? {
+                    if block.first == part {
+                        self.offer(block).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what there is room for of a part of the plan, and remembers what it leaves.
+    async fn offer(&mut self, block: Block) -> Result<()> {
+        let part = block.first;
+        let options = &self.options;
         let lane_of = |task: &imgsync_common::batch::Task| {
             options.lane(task.planned.source.home.end(), task.planned.target.home.end())
         };
-        let mut waiting = Message::for_tasks(self.batch, block.listed_at, block.tasks, lane_of);
-        if !self.house.is_cluster() {
-            // In a cluster the queue does, which others ask; here it is for those who look.
-            let lanes: Vec<Lane> =
-                waiting.iter().map(|(lane, _)| lane).collect::<BTreeSet<_>>().into_iter().cloned().collect();
-            self.house.store.note_lanes(&lanes).await?;
+        let mut flows: BTreeMap<FlowKey, Vec<(Lane, Message)>> = BTreeMap::new();
+        for (lane, mut message) in Message::for_tasks(self.batch, block.listed_at, block.tasks, lane_of) {
+            message.priority = self.priority(message.rule);
+            let key = FlowKey { lane: lane.clone(), priority: message.priority };
+            flows.entry(key).or_default().push((lane, message));
         }
-        while !waiting.is_empty() {
-            let published = self.house.queue.publish(&waiting).await?;
+        let is_new = flows.keys().any(|key| !self.flows.contains_key(key));
+        for key in flows.keys() {
+            self.flow(key.clone()).note_left(part, 1);
+        }
+        if is_new {
+            self.share().await?;
+        }
+        for (key, messages) in flows {
+            self.publish(part, key, messages).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, part: u32, key: FlowKey, mut messages: Vec<(Lane, Message)>) -> Result<()> {
+        let now = Instant::now();
+        let room = self.flow(key.clone()).room(now);
+        let (mut tasks, mut fit) = (0, 0);
+        while tasks < room && fit < messages.len() {
+            tasks += messages[fit].1.targets.len() as u64;
+            fit += 1;
+        }
+        let mut left = messages.split_off(fit);
+        if !messages.is_empty() {
+            if !self.house.is_cluster() && self.noted.insert(key.lane.clone()) {
+                // In a cluster the queue does, which others ask; here it is for those who look.
+                self.house.store.note_lanes(std::slice::from_ref(&key.lane)).await?;
+            }
+            let published = self.house.queue.publish(&messages).await?;
             let refused: HashSet<usize> = published.refused.into_iter().collect();
-            let (mut left, mut confirmed): (Vec<_>, Vec<Ticket>) = (Vec::new(), Vec::new());
-            for (at, (lane, message)) in waiting.into_iter().enumerate() {
+            let mut confirmed: Vec<Ticket> = Vec::new();
+            for (at, message) in messages.into_iter().enumerate() {
                 match refused.contains(&at) {
-                    true => left.push((lane, message)),
-                    false => confirmed.extend(message.tickets()),
+                    true => left.push(message),
+                    false => confirmed.extend(message.1.tickets()),
                 }
             }
-            self.house.store.published(self.batch, confirmed).await?;
-            waiting = left;
-            if !waiting.is_empty() {
-                tokio::select! {
-                    () = self.house.queue.room() => {}
-                    // What was not published stays in the plan.
-                    () = stop.cancelled() => return Ok(()),
-                }
-            }
+            self.house.store.published(self.batch, confirmed.clone()).await?;
+            let flow = self.flow(key.clone());
+            flow.full_until = (!refused.is_empty()).then(|| now + FULL_FOR);
+            flow.note_published(confirmed.into_iter().map(|ticket| ticket.index));
         }
+        let tasks = left.iter().map(|(_, message)| message.targets.len() as u64).sum();
+        self.flow(key).note_left(part, tasks);
         Ok(())
     }
 }

@@ -9,9 +9,6 @@ use imgsync_common::error::Result;
 use imgsync_common::queue::{MemoryQueue, TaskQueue};
 use imgsync_common::store::{Clock, RunLock, SqliteStore, Store, SystemClock};
 
-/// How many tasks of a batch are with the brokers' queues at a time.
-const WINDOW: u64 = 2_000;
-
 /// Queue, store and clock.
 #[derive(Clone)]
 pub struct House {
@@ -21,8 +18,6 @@ pub struct House {
     pub store: Arc<dyn Store>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
-    /// How many tasks of a batch may be with the queue; none where the queue itself sees to that.
-    pub(super) window: Option<u64>,
     /// None in a cluster.
     sqlite: Option<SqliteStore>,
 }
@@ -33,12 +28,12 @@ impl House {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let sqlite = SqliteStore::open(state, clock.clone()).await?;
         let (queue, store) = (Arc::new(MemoryQueue::new()), Arc::new(sqlite.clone()));
-        Ok(House { queue, store, clock, window: None, sqlite: Some(sqlite) })
+        Ok(House { queue, store, clock, sqlite: Some(sqlite) })
     }
 
     /// Shared with workers and other coordinators.
     pub fn of_cluster(queue: Arc<dyn TaskQueue>, store: Arc<dyn Store>) -> House {
-        House { queue, store, clock: Arc::new(SystemClock), window: Some(WINDOW), sqlite: None }
+        House { queue, store, clock: Arc::new(SystemClock), sqlite: None }
     }
 
     /// Returns a new batch id that is later than all in the store, also where a clock that was wrong has made the newest

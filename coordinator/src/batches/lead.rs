@@ -105,7 +105,8 @@ impl Leader {
 
     /// Everything that leading is, at the same time, until the first of it ends.
     async fn led(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<Led> {
-        let feeder = Feeder::new(&self.house, id);
+        let Some(batch) = self.house.store.batch(id).await? else { return Ok(Led::Ended) };
+        let mut feeder = Feeder::new(&self.house, &batch).await?;
         tokio::select! {
             fed = feeder.feed(more, stop) => fed.map(|()| Led::Stopped),
             swept = self.sweep_leases(id) => swept,

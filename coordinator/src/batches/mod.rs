@@ -24,6 +24,8 @@ mod supervise;
 pub use companions::Companions;
 pub use crew::{Crew, holds, waits};
 pub use dry::{Dry, DryPlan};
+#[cfg(test)]
+pub(crate) use feed::MAX_DEPTH;
 pub use hands::Hands;
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Options, Planned, RuleOptions, TaskState, Verify};
+use imgsync_common::batch::{BatchId, Options, Planned, Priority, RuleOptions, TaskState, Verify};
 use imgsync_common::config::{Config, Destination, Referrers, Rule};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
@@ -44,6 +44,8 @@ pub struct RunSettings {
     pub manifests: Option<PathBuf>,
     /// A part of the sorted whole.
     pub slice: Option<Slice>,
+    /// How urgent all of it is, in place of what each rule says.
+    pub priority: Option<Priority>,
     /// Repositories that are listed at a time.
     pub query_limit: usize,
     /// Tasks at a time.
@@ -358,7 +360,7 @@ impl Run<'_> {
         let (time, timeout_is_exact) = self.settings.time;
         Options {
             title: self.settings.name.clone().unwrap_or_else(|| self.title()),
-            rules: self.config.rules.iter().map(rule_options).collect(),
+            rules: self.config.rules.iter().map(|rule| self.rule_options(rule)).collect(),
             force: self.settings.force,
             prime: self.settings.prime,
             verify: self.verification(),
@@ -366,6 +368,10 @@ impl Run<'_> {
             timeout_is_exact,
             accounts: self.accounts().await,
         }
+    }
+
+    fn rule_options(&self, rule: &Rule) -> RuleOptions {
+        RuleOptions { priority: self.settings.priority.unwrap_or(rule.priority), ..rule_options(rule) }
     }
 
     fn title(&self) -> String {
@@ -410,6 +416,7 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
         sparse: rule.sparse,
         referrers: rule.referrers.clone(),
         foreign_layers: rule.foreign_layers,
+        priority: rule.priority,
         verify_every_seconds: rule.verify_every.as_secs(),
         referrers_every_seconds: rule.referrers_every.as_secs(),
     }
@@ -419,7 +426,7 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
 pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
     let mut plain = config.clone();
     // When a rule is run says nothing of what it does.
-    plain.rules.iter_mut().for_each(|rule| rule.schedule = None);
+    plain.rules.iter_mut().for_each(|rule| (rule.schedule, rule.priority) = (None, Priority::Normal));
     let yaml = plain.to_yaml_redacted();
     let rules = yaml.lines().skip_while(|line| *line != "rules:");
     let mut text: String =

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use imgsync_common::batch::Referrers;
+use imgsync_common::batch::{Priority, Referrers};
 use imgsync_common::error::Class;
 use imgsync_common::image::{Platform, RegistryName};
 use imgsync_common::secret::Secret;
@@ -228,6 +228,9 @@ pub(crate) struct RunArgs {
     /// The name that --concurrency had in imgsync 2.1
     #[arg(long, value_name = "N", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) process_limit: Option<u16>,
+    /// Priority over other batches on the same routes: high, normal or low [default: each rule's]
+    #[arg(long, value_name = "PRIORITY")]
+    pub(crate) priority: Option<Priority>,
     /// Repositories that are listed at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
@@ -423,6 +426,7 @@ impl From<Resumed> for RunArgs {
             batch_number: None,
             concurrency,
             process_limit: None,
+            priority: None,
             query_limit: 20,
             timeout,
             force: false,

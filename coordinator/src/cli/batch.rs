@@ -1,6 +1,6 @@
 //! `imgsync batch …`: looking at batches and steering them, also from another terminal while a run goes on.
 
-use imgsync_common::batch::BatchId;
+use imgsync_common::batch::{BatchId, Options};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
@@ -176,9 +176,12 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
 }
 
 pub(super) fn to_json(batch: &Batch) -> serde_json::Value {
+    // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
+    let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
     json!({
         "batch": batch.id,
         "state": batch.control,
+        "priority": options.priority(),
         "counts": batch.counts,
         "bytes": batch.spent.bytes,
         "requests": batch.spent.requests,

@@ -202,6 +202,7 @@ impl<'a> Work<'a> {
                 verify: args.verify,
                 manifests: args.manifests.clone(),
                 slice,
+                priority: args.priority,
                 query_limit: args.query_limit.into(),
                 concurrency: args.concurrency.or(args.process_limit).map_or(settings.config.concurrency, usize::from),
                 attempts: args.patience.attempts,

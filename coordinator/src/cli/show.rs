@@ -1,6 +1,6 @@
 //! `imgsync batch show`: one batch, its failures by class and by registry, its workers and what it waits for.
 
-use imgsync_common::batch::BatchId;
+use imgsync_common::batch::{BatchId, Options, Priority};
 use imgsync_common::error::Result;
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
@@ -76,6 +76,9 @@ impl<'a> Shown<'a> {
         let mut text = Vec::new();
         report::write_text(&self.report, Level::Totals, &mut text).await?;
         printer.data(String::from_utf8_lossy(&text).trim_end());
+        if let Some(priority) = self.priority() {
+            printer.data(&format!("Priority: {priority}"));
+        }
         if failures && self.groups.failed > 0 {
             printer.data("Failed images:");
             self.each_failure(|row| _ = printer.data(&format!("  {}", row.to_text()))).await?;
@@ -90,6 +93,12 @@ impl<'a> Shown<'a> {
             print_crew(self.report.batch.id, crew, printer);
         }
         Ok(())
+    }
+
+    /// The priority of the batch, where it is not the usual one.
+    fn priority(&self) -> Option<Priority> {
+        let options = Options::decode(&self.report.batch.options, "a batch").ok()?;
+        Some(options.priority()).filter(|priority| !priority.is_normal())
     }
 
     fn print_groups(&self, printer: &Printer) {

@@ -136,6 +136,7 @@ impl Current {
             name: None,
             force: false,
             prime: false,
+            priority: None,
             manifests: None,
             verify: None,
             slice: None,

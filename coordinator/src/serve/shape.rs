@@ -1,6 +1,6 @@
 //! What the API answers, as JSON. `schema/openapi.json` describes the same.
 
-use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Requests, TaskState};
+use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Priority, Requests, TaskState};
 use imgsync_common::store::{Batch, Control, Course, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,6 +15,7 @@ pub(super) struct BatchShape {
     from: Vec<String>,
     to: Vec<String>,
     state: Control,
+    priority: Priority,
     run: u32,
     counts: Counts,
     queued: u64,
@@ -39,6 +40,7 @@ impl BatchShape {
         to.dedup();
         BatchShape {
             batch: batch.id,
+            priority: options.priority(),
             title: options.title,
             from: options.rules.into_iter().map(|rule| rule.from).collect(),
             to,

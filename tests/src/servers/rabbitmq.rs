@@ -188,6 +188,18 @@ impl RabbitMq {
             .collect()
     }
 
+    /// The messages in a quorum queue of the default virtual host, with workers or not, as they are now: what
+    /// [`RabbitMq::messages`] says is some seconds old.
+    ///
+    /// # Panics
+    /// When the queue does not say it.
+    pub fn messages_of(&self, queue: &str) -> u64 {
+        let total = "fun rabbit_fifo:query_messages_total/1";
+        let said = self
+            .ctl(&["eval", &format!("{{ok, {{_, N}}, _}} = ra:local_query({{'%2F_{queue}', node()}}, {total}), N.")]);
+        said.trim().parse().unwrap_or_else(|_| panic!("the broker says {said}"))
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(node) = self.node_process() {
             let _ = kill_process(node, signal);

@@ -377,7 +377,7 @@ async fn a_worker_copies_nothing_by_options_that_were_altered_since_its_message_
     let id = left(&scene, &store).await;
     let mut feeding = keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", &id.to_string()]).spawn();
     let started = std::time::Instant::now();
-    while store.queued(id).await.unwrap() != Some(3) {
+    while store.batch(id).await.unwrap().is_none_or(|batch| batch.queued != 3) {
         assert!(started.elapsed() < PATIENCE, "{}", feeding.stderr());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

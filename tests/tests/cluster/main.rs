@@ -4,6 +4,7 @@
 mod altered;
 mod broker;
 mod coordinators;
+mod fair;
 mod fleet;
 mod flight;
 mod keep;

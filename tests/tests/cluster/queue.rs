@@ -143,7 +143,8 @@ async fn the_contract_of_queues_holds() {
                 guard: Box::new(()),
             };
             contract::$test(subject).await;
-            for lane in ["w.gcr.io>target.example", "w.quay.io>target.example"] {
+            let lanes = ["w.gcr.io>target.example", "w.quay.io>target.example"];
+            for lane in lanes.into_iter().chain(["w.!gcr.io>target.example", "w.!quay.io>target.example"]) {
                 aside.delete(lane).await;
             }
         )+};
@@ -156,6 +157,9 @@ async fn the_contract_of_queues_holds() {
         only_the_lanes_that_are_asked_for_are_served,
         a_taker_waits_for_what_comes_and_stops_when_told,
         a_small_batch_beside_a_large_one_is_served_promptly,
+        what_is_urgent_is_taken_first_and_never_alone,
+        who_takes_what_is_urgent_is_given_nothing_else,
+        what_is_urgent_comes_back_urgent,
         a_full_queue_refuses_and_has_room_again,
         a_purged_batch_leaves_others_alone,
         many_takers_share_the_work

@@ -1,6 +1,6 @@
 //! The queue of a cluster: RabbitMQ (3.10 and later).
 //!
-//! A quorum queue for each lane, four for messages that wait, one for those that the broker gave up on, one for those that
+//! A quorum queue for each lane, another beside it for what is urgent, once there was something, four for messages that wait, one for those that the broker gave up on, one for those that
 //! were refused. All are declared by whoever needs them; their arguments never change, for a broker refuses to declare a
 //! queue again with others.
 //!
@@ -98,9 +98,11 @@ struct Shared {
     refused: Mutex<(u64, Option<String>)>,
 }
 
-/// A lane, and when it was last said that messages are published in it.
+/// A lane's queue, and when it was last said that messages are published in it.
 struct KnownLane {
     lane: Lane,
+    /// Whether it is the one for what is urgent.
+    is_urgent: bool,
     noted_at: Option<Instant>,
 }
 
@@ -113,6 +115,9 @@ struct Idle {
     part: f64,
 }
 
+/// Lanes that are looked at, and whether only for what is urgent.
+type Looked = (Lanes, bool);
+
 /// The lanes by the names of their queues.
 #[derive(Default)]
 struct Known {
@@ -120,10 +125,10 @@ struct Known {
     read_at: Option<Instant>,
     /// Where to begin the next turn.
     turn: usize,
-    /// Lanes that this process has noted, and when.
-    noted: HashMap<Lane, Instant>,
-    /// Held by those who look for all who wait for the same lanes.
-    watches: Vec<(Lanes, Weak<tokio::sync::Mutex<()>>)>,
+    /// Queues that this process has noted, and when.
+    noted: HashMap<String, Instant>,
+    /// Held by those who look for all who wait for the same lanes, for all of these or for what is urgent.
+    watches: Vec<(Looked, Weak<tokio::sync::Mutex<()>>)>,
     /// Queues that failed: how often in a row, and when they may be asked again.
     resting: HashMap<String, (u32, Instant)>,
     /// Queues in which nothing waited when they were last asked.
@@ -203,10 +208,12 @@ impl RabbitQueue {
         if is_fresh {
             return Ok(());
         }
-        let lanes = self.0.roster.lanes_by_age().await?;
+        let lanes = self.0.roster.queues_by_age().await?;
         let mut known = self.known();
         let now = Instant::now();
-        let noted = |(lane, age)| (topology::queue_of(&lane), KnownLane { lane, noted_at: now.checked_sub(age) });
+        let noted = |(lane, is_urgent, age)| {
+            (topology::queue_of(&lane, is_urgent), KnownLane { lane, is_urgent, noted_at: now.checked_sub(age) })
+        };
         known.lanes = lanes.into_iter().map(noted).collect();
         let Known { lanes, idle, resting, .. } = &mut *known;
         idle.retain(|queue, _| lanes.contains_key(queue));
@@ -216,27 +223,18 @@ impl RabbitQueue {
     }
 }
 
-#[async_trait]
-impl TaskQueue for RabbitQueue {
-    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
-        self.publish_block(block).await
-    }
-
-    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()> {
-        self.note([lane]).await?;
-        self.publish_one(&self.address(topology::queue_of(lane), wait), &message.encode(), None).await
-    }
-
-    async fn room(&self) {
-        tokio::time::sleep(ROOM).await;
-    }
-
-    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        // In a task of its own: who drops this call does not drop what the broker is about to give. It is given back then.
+impl RabbitQueue {
+    /// Takes in a task of its own: who drops this call does not drop what the broker is about to give. It is given back then.
+    async fn take_apart(
+        &self,
+        lanes: &Lanes,
+        only_urgent: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Delivery>> {
         let stop = cancel.child_token();
         let _stops = stop.clone().drop_guard();
         let (queue, lanes) = (self.clone(), lanes.clone());
-        let mut taking = tokio::spawn(async move { queue.take_one(&lanes, &stop).await });
+        let mut taking = tokio::spawn(async move { queue.take_one(&lanes, only_urgent, &stop).await });
         let stopped = async {
             cancel.cancelled().await;
             tokio::time::sleep(STOPS).await;
@@ -249,25 +247,66 @@ impl TaskQueue for RabbitQueue {
             () = stopped => Ok(None),
         }
     }
+}
+
+#[async_trait]
+impl TaskQueue for RabbitQueue {
+    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
+        self.publish_block(block).await
+    }
+
+    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()> {
+        self.note([(lane, message.priority.is_urgent())]).await?;
+        self.publish_one(
+            &self.address(topology::queue_of(lane, message.priority.is_urgent()), wait),
+            &message.encode(),
+            None,
+        )
+        .await
+    }
+
+    async fn room(&self) {
+        tokio::time::sleep(ROOM).await;
+    }
+
+    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        self.take_apart(lanes, false, cancel).await
+    }
+
+    async fn take_urgent(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        self.take_apart(lanes, true, cancel).await
+    }
 
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
-        let mut waiting = Vec::with_capacity(lanes.len());
+        self.read_lanes().await?;
+        // A queue for what is urgent is there for few.
+        let queues: Vec<(usize, &Lane, bool)> = {
+            let known = self.known();
+            let urgent = |lane: &Lane| known.lanes.contains_key(&topology::queue_of(lane, true));
+            let both = |(at, lane)| [Some((at, lane, false)), urgent(lane).then_some((at, lane, true))];
+            lanes.iter().enumerate().flat_map(both).flatten().collect()
+        };
+        let mut waiting = vec![0; lanes.len()];
+        let mut busy = Vec::new();
         let tried = format!("looking at queues at the broker {}", self.0.taking.name());
         let mut channel = None;
-        for lane in lanes {
+        for (at, lane, is_urgent) in queues {
             let here = match channel.take() {
                 Some(channel) => channel,
                 None => self.0.taking.live().await?.channel("looking at queues").await?,
             };
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-            let name = topology::queue_of(lane);
+            let name = topology::queue_of(lane, is_urgent);
             match here.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
                 Ok(queue) => {
-                    waiting.push(u64::from(queue.message_count()));
+                    if queue.message_count() > 0 {
+                        waiting[at] += u64::from(queue.message_count());
+                        busy.push((lane, is_urgent));
+                    }
                     channel = Some(here);
                 }
                 // The broker closes a channel that asks for a queue that is not there.
-                Err(error) if line::is_missing(&error) => waiting.push(0),
+                Err(error) if line::is_missing(&error) => {}
                 Err(error) => return Err(line::explain(&tried, &error)),
             }
         }
@@ -275,7 +314,7 @@ impl TaskQueue for RabbitQueue {
             let _ = channel.close(200, "done".into()).await;
         }
         // Should the store have lost a lane that is not empty, nobody would take from it.
-        self.note(lanes.iter().zip(&waiting).filter(|(_, waiting)| **waiting > 0).map(|(lane, _)| lane)).await?;
+        self.note(busy).await?;
         Ok(waiting)
     }
 
@@ -307,7 +346,7 @@ mod tests {
     fn a_queue_in_which_nothing_waits_is_asked_less_and_less_and_at_once_when_it_is_told_of() {
         let mut known = Known::default();
         let lane = Lane::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        let noted = |noted_at| KnownLane { lane: lane.clone(), noted_at };
+        let noted = |noted_at| KnownLane { lane: lane.clone(), is_urgent: false, noted_at };
         let (quiet, lively) = (noted(None), noted(Some(Instant::now())));
         assert_eq!(known.ask_again("w", &quiet), None, "of a new one nothing is known");
         let pause = |known: &Known, its: &KnownLane| known.ask_again("w", its).unwrap() - known.idle["w"].since;

@@ -54,7 +54,8 @@ impl Address {
 
 impl RabbitQueue {
     pub(super) async fn publish_block(&self, block: &[(Lane, Message)]) -> Result<Published> {
-        let lanes: BTreeSet<&Lane> = block.iter().map(|(lane, _)| lane).collect();
+        let lanes: BTreeSet<(&Lane, bool)> =
+            block.iter().map(|(lane, message)| (lane, message.priority.is_urgent())).collect();
         self.note(lanes).await?;
         let tried = format!("publishing at the broker {}", self.0.publishing.name());
         let mut published = Published::default();
@@ -65,7 +66,7 @@ impl RabbitQueue {
             let refused = match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
                 Ok(refused) => refused?,
                 Err(_) => {
-                    let queue = topology::queue_of(&window[at.into_inner()].0);
+                    let queue = queue_for(&window[at.into_inner()]);
                     return Err(unconfirmed(&live, &format!("{tried}, to {queue}")));
                 }
             };
@@ -89,8 +90,8 @@ impl RabbitQueue {
         for _ in 0..3 {
             let mut confirms = Vec::with_capacity(left.len());
             for at in &left {
-                let (lane, message) = &window[*at];
-                let queue = topology::queue_of(lane);
+                let (_, message) = &window[*at];
+                let queue = queue_for(&window[*at]);
                 live.declare_once(&channel, &queue).await.map_err(|error| explain(tried, &error))?;
                 let address = Address::Lane(queue);
                 let confirm = self.send(&channel, &address, &message.encode(), None).await;
@@ -103,7 +104,7 @@ impl RabbitQueue {
                     Confirmation::Ack(None) => {}
                     // Nobody has that queue any more.
                     Confirmation::Ack(Some(_)) => {
-                        live.note_declared(&topology::queue_of(&window[at].0), false);
+                        live.note_declared(&queue_for(&window[at]), false);
                         left.push(at);
                     }
                     Confirmation::Nack(_) | Confirmation::NotRequested => refused.push(at),
@@ -168,26 +169,38 @@ impl RabbitQueue {
         channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
-    /// Lets those who take know of these lanes.
-    pub(super) async fn note(&self, lanes: impl IntoIterator<Item = &Lane>) -> Result<()> {
-        let new: Vec<Lane> = {
+    /// Lets those who take know of the queues of these lanes: of the lane's own, or of the one for what is urgent.
+    pub(super) async fn note(&self, lanes: impl IntoIterator<Item = (&Lane, bool)>) -> Result<()> {
+        let new: Vec<(String, Lane, bool)> = {
             let known = self.known();
-            let is_new = |lane: &&Lane| known.noted.get(*lane).is_none_or(|at| at.elapsed() > NOTED);
-            lanes.into_iter().filter(is_new).cloned().collect()
+            let lanes =
+                lanes.into_iter().map(|(lane, is_urgent)| (topology::queue_of(lane, is_urgent), lane, is_urgent));
+            let is_new = |queue: &String| known.noted.get(queue).is_none_or(|at| at.elapsed() > NOTED);
+            let new = lanes.filter(|(queue, ..)| is_new(queue));
+            new.map(|(queue, lane, is_urgent)| (queue, lane.clone(), is_urgent)).collect()
         };
         if new.is_empty() {
             return Ok(());
         }
-        self.0.roster.note_lanes(&new).await?;
+        let of = |wanted: bool| -> Vec<Lane> {
+            let its = new.iter().filter(|(_, _, is_urgent)| *is_urgent == wanted);
+            its.map(|(_, lane, _)| lane.clone()).collect()
+        };
+        self.0.roster.note_queues(&of(false), &of(true)).await?;
         let mut known = self.known();
         let now = Instant::now();
         known.noted.retain(|_, at| at.elapsed() <= NOTED);
-        for lane in new {
-            known.lanes.insert(topology::queue_of(&lane), KnownLane { lane: lane.clone(), noted_at: Some(now) });
-            known.noted.insert(lane, now);
+        for (queue, lane, is_urgent) in new {
+            known.lanes.insert(queue.clone(), KnownLane { lane, is_urgent, noted_at: Some(now) });
+            known.noted.insert(queue, now);
         }
         Ok(())
     }
+}
+
+/// The queue that a message goes to.
+fn queue_for((lane, message): &(Lane, Message)) -> String {
+    topology::queue_of(lane, message.priority.is_urgent())
 }
 
 fn unconfirmed(live: &Live, tried: &str) -> Error {

@@ -18,7 +18,7 @@ use crate::batch::{Decoded, Lane, MAX_MESSAGE_BYTES, Message};
 use crate::error::Result;
 use crate::image::Digest;
 use crate::printable::printable;
-use crate::queue::{Dead, Delivery, Lanes, Receipt};
+use crate::queue::{Dead, Delivery, Lanes, Receipt, URGENT_TURNS};
 use crate::repeated;
 
 /// When a message of a version that is not known here is offered again.
@@ -37,33 +37,38 @@ enum Opened {
 impl RabbitQueue {
     /// Waits for a message of these lanes. Never to be dropped before it ends: the broker would believe that we have what
     /// it was about to give.
-    pub(super) async fn take_one(&self, wanted: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        if let Some(delivery) = self.look(wanted, cancel).await? {
+    pub(super) async fn take_one(
+        &self,
+        wanted: &Lanes,
+        only_urgent: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Delivery>> {
+        if let Some(delivery) = self.look(wanted, only_urgent, cancel).await? {
             return Ok(Some(delivery));
         }
         // While there is nothing, one of those who wait for the same looks for all.
-        let watch = self.watch(wanted);
+        let watch = self.watch(wanted, only_urgent);
         let _watches = tokio::select! {
             watches = watch.lock() => watches,
             () = cancel.cancelled() => return Ok(None),
         };
         loop {
-            if let Some(delivery) = self.look(wanted, cancel).await? {
+            if let Some(delivery) = self.look(wanted, only_urgent, cancel).await? {
                 return Ok(Some(delivery));
             }
             tokio::select! {
-                () = tokio::time::sleep_until(self.look_again(wanted).into()) => {}
+                () = tokio::time::sleep_until(self.look_again(wanted, only_urgent).into()) => {}
                 () = cancel.cancelled() => return Ok(None),
             }
         }
     }
 
     /// The next message of these lanes, if any waits. A lane whose queue fails holds up no other.
-    async fn look(&self, wanted: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+    async fn look(&self, wanted: &Lanes, only_urgent: bool, cancel: &CancellationToken) -> Result<Option<Delivery>> {
         self.read_lanes().await?;
         let mut live = self.0.taking.live().await?;
         let (mut trouble, mut reconnects) = (None, 0);
-        for (queue, lane) in self.lanes_in_turn(wanted) {
+        for (queue, lane) in self.lanes_in_turn(wanted, only_urgent) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
@@ -93,43 +98,58 @@ impl RabbitQueue {
     }
 
     /// What those hold who look for messages of these lanes while there is none.
-    fn watch(&self, wanted: &Lanes) -> Arc<tokio::sync::Mutex<()>> {
+    fn watch(&self, wanted: &Lanes, only_urgent: bool) -> Arc<tokio::sync::Mutex<()>> {
         let mut known = self.known();
         known.watches.retain(|(_, watch)| watch.strong_count() > 0);
-        let same = known.watches.iter().find(|(lanes, _)| lanes == wanted);
+        let same = known.watches.iter().find(|((lanes, urgent), _)| lanes == wanted && *urgent == only_urgent);
         if let Some(watch) = same.and_then(|(_, watch)| watch.upgrade()) {
             return watch;
         }
         let watch = Arc::default();
-        known.watches.push((wanted.clone(), Arc::downgrade(&watch)));
+        known.watches.push(((wanted.clone(), only_urgent), Arc::downgrade(&watch)));
         watch
     }
 
     /// When to look again where nothing was found: when the first of the lanes is to be asked again, and soon in any case,
     /// for there may be new ones.
-    fn look_again(&self, wanted: &Lanes) -> Instant {
+    fn look_again(&self, wanted: &Lanes, only_urgent: bool) -> Instant {
         let known = self.known();
-        let lanes = known.lanes.iter().filter(|(queue, its)| wanted.contains(&its.lane) && !known.rests(queue));
+        let lanes = known.lanes.iter().filter(|(queue, its)| {
+            wanted.contains(&its.lane) && (its.is_urgent || !only_urgent) && !known.rests(queue)
+        });
         let first = lanes.filter_map(|(queue, its)| known.ask_again(queue, its)).min();
         let (now, most) = (Instant::now(), Instant::now() + IDLE[1]);
         first.map_or(most, |first| first.clamp(now + IDLE[0] / 4, most))
     }
 
-    /// The lanes that are wanted and may have something, beginning with another one each time.
-    fn lanes_in_turn(&self, wanted: &Lanes) -> Vec<(String, Lane)> {
+    /// The queues of lanes that are wanted and may have something, beginning with another one each time: with what is urgent
+    /// in most turns.
+    fn lanes_in_turn(&self, wanted: &Lanes, only_urgent: bool) -> Vec<(String, Lane)> {
         let mut known = self.known();
         let now = Instant::now();
         let is_due = |queue: &str, its: &KnownLane| known.ask_again(queue, its).is_none_or(|at| at <= now);
-        let mut lanes: Vec<(String, Lane)> = known
+        let lanes = known
             .lanes
             .iter()
-            .filter(|(queue, its)| wanted.contains(&its.lane) && !known.rests(queue) && is_due(queue, its))
-            .map(|(queue, its)| (queue.clone(), its.lane.clone()))
-            .collect();
+            .filter(|(queue, its)| wanted.contains(&its.lane) && !known.rests(queue) && is_due(queue, its));
+        let (mut urgent, mut plain) = (Vec::new(), Vec::new());
+        for (queue, its) in lanes {
+            let row = if its.is_urgent { &mut urgent } else { &mut plain };
+            row.push((queue.clone(), its.lane.clone()));
+        }
         known.turn = known.turn.wrapping_add(1);
-        let turn = known.turn.checked_rem(lanes.len()).unwrap_or(0);
-        lanes.rotate_left(turn);
-        lanes
+        let begins_plain = known.turn.is_multiple_of(URGENT_TURNS);
+        // Each row goes on from where it was when it began the last time.
+        let turn = if begins_plain { known.turn / URGENT_TURNS } else { known.turn };
+        for row in [&mut urgent, &mut plain] {
+            let first = turn.checked_rem(row.len()).unwrap_or(0);
+            row.rotate_left(first);
+        }
+        match (only_urgent, begins_plain) {
+            (true, _) => urgent,
+            (false, true) => plain.into_iter().chain(urgent).collect(),
+            (false, false) => urgent.into_iter().chain(plain).collect(),
+        }
     }
 
     /// The next message of a lane that is a task's, if any waits.

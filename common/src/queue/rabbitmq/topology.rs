@@ -30,12 +30,12 @@ pub(crate) const KEPT_BYTES: i32 = 64 << 20;
 /// A broker takes names of up to 255 bytes.
 const LONGEST: usize = 200;
 
-/// The name of a lane's queue.
-pub(super) fn queue_of(lane: &Lane) -> String {
-    let name = format!("w.{lane}");
-    match name.len() <= LONGEST {
-        true => name,
-        false => format!("w.{}", &Digest::sha256(name.as_bytes()).hex()[..40]),
+/// The name of a lane's queue, or of the one beside it for what is urgent.
+pub(super) fn queue_of(lane: &Lane, is_urgent: bool) -> String {
+    let (beginning, name) = (if is_urgent { "w.!" } else { "w." }, lane.to_string());
+    match beginning.len() + name.len() <= LONGEST {
+        true => format!("{beginning}{name}"),
+        false => format!("{beginning}{}", &Digest::sha256(format!("w.{name}").as_bytes()).hex()[..40]),
     }
 }
 
@@ -138,9 +138,10 @@ mod tests {
     #[test]
     fn queues_are_named_by_their_lanes_and_waits() {
         let lane = Lane::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        assert_eq!(queue_of(&lane), "w.gcr.io>docker.io");
+        assert_eq!(queue_of(&lane, false), "w.gcr.io>docker.io");
+        assert_eq!(queue_of(&lane, true), "w.!gcr.io>docker.io");
         let long = Lane { source_credential: Some("x".repeat(300).into()), ..lane };
-        assert_eq!(queue_of(&long).len(), 42);
+        assert_eq!((queue_of(&long, false).len(), queue_of(&long, true).len()), (42, 43));
         let names = RETRY_DELAYS.map(retry_queue);
         assert_eq!(names, ["sync.retry.10s", "sync.retry.60s", "sync.retry.5m", "sync.retry.30m"]);
         assert_eq!(retry_queue(Duration::from_millis(300)), "sync.retry.300ms");

@@ -6,11 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Subject, end, home};
-use crate::batch::{BatchId, Lane};
+use crate::batch::{BatchId, Lane, Priority};
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{
-    Account, Ask, BLOB_GENERATION, Begun, CacheScope, DigestCache, Grant, HEARTBEAT, Heartbeat, Known, LANE_KEPT,
-    Named, PROOF_TTL, Proof, Unserved, export_cache, import_cache,
+    Account, Ask, BLOB_GENERATION, Begun, CacheScope, DigestCache, Feeding, Grant, HEARTBEAT, Heartbeat, Known,
+    LANE_KEPT, Named, PROOF_TTL, Proof, Unserved, export_cache, import_cache,
 };
 
 fn scope(path: &str, options: &str) -> CacheScope {
@@ -319,6 +319,21 @@ pub async fn a_worker_lives_as_long_as_it_says_so(subject: Subject) {
     assert_eq!(workers().await, []);
 }
 
+pub async fn batches_know_what_others_feed(subject: Subject) {
+    let (one, other) = (BatchId::generate(), BatchId::generate());
+    let feeding = |source: &str, priority, per_second| Feeding { lane: lane(source), priority, per_second };
+    let tell = async |batch, feeding| subject.store.feed_beside(batch, feeding, HEARTBEAT / 3).await.unwrap();
+    let (gcr, quay) = (feeding("gcr.io", Priority::High, 0.5), feeding("quay.io", Priority::Normal, 70.0));
+    assert_eq!(tell(one, vec![gcr.clone(), quay.clone()]).await, []);
+    assert_eq!(tell(other, vec![quay.clone()]).await, [gcr.clone(), quay.clone()]);
+    assert_eq!(tell(one, vec![gcr.clone()]).await, std::slice::from_ref(&quay));
+    assert_eq!(tell(other, vec![]).await, [gcr], "the last word of a batch stays");
+    assert_eq!(tell(one, vec![]).await, [], "the other feeds nothing any more");
+    assert_eq!(tell(one, vec![quay]).await, []);
+    (subject.advance)(HEARTBEAT);
+    assert_eq!(tell(other, vec![]).await, [], "who says no more feeds no more");
+}
+
 pub async fn lanes_are_remembered(subject: Subject) {
     assert_eq!(subject.store.lanes().await.unwrap(), []);
     subject.store.note_lanes(&[lane("quay.io"), lane("gcr.io")]).await.unwrap();
@@ -328,6 +343,12 @@ pub async fn lanes_are_remembered(subject: Subject) {
     subject.store.note_lanes(&[lane("gcr.io")]).await.unwrap();
     let ages = subject.store.lanes_by_age().await.unwrap();
     assert_eq!(ages, [(lane("gcr.io"), Duration::ZERO), (lane("quay.io"), LANE_KEPT / 2)]);
+    subject.store.note_queues(&[], &[lane("quay.io")]).await.unwrap();
+    let queues = subject.store.queues_by_age().await.unwrap();
+    let (old, new) = (LANE_KEPT / 2, Duration::ZERO);
+    let expected = [(lane("gcr.io"), false, new), (lane("quay.io"), false, old), (lane("quay.io"), true, new)];
+    assert_eq!(queues, expected);
+    assert_eq!(subject.store.lanes_by_age().await.unwrap(), [(lane("gcr.io"), new), (lane("quay.io"), new)]);
     (subject.advance)(LANE_KEPT / 2 + Duration::from_secs(1));
     assert!(subject.store.lanes().await.unwrap().contains(&lane("gcr.io")));
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Appended, LEASE, NewBatch, Sealed, Start, Store, TaskHolder};
+use super::{Appended, Control, LEASE, NewBatch, Sealed, Start, Store, TaskHolder};
 use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
 use crate::image::{Company, Digest};
 
@@ -96,6 +96,7 @@ macro_rules! store_contract_tests {
             the_careful_begin_slowly_once,
             one_holds_a_name_at_a_time_and_epochs_grow,
             a_worker_lives_as_long_as_it_says_so,
+            batches_know_what_others_feed,
             lanes_are_remembered,
             a_schedule_is_remembered_by_its_last_begin
         );
@@ -229,7 +230,14 @@ impl Subject {
         assert_eq!(found.counts, Counts::of(|state| in_state[usize::from(state.code())]));
         let with_queue = [TaskState::Queued, TaskState::Retry].map(|state| in_state[usize::from(state.code())]);
         assert_eq!([found.queued, found.retrying], with_queue);
-        assert_eq!(self.store.queued(batch).await.unwrap(), Some(found.queued));
+        let all: Vec<u32> = (0..u32::try_from(found.counts.total).unwrap()).rev().collect();
+        for state in self.store.states(batch, &all).await.unwrap() {
+            in_state[usize::from(state.code())] -= 1;
+        }
+        assert_eq!(in_state, [0; 8]);
+        let publishable =
+            if found.control == Control::Running { found.counts.waiting - found.queued - found.retrying } else { 0 };
+        assert_eq!(self.store.publishable(batch).await.unwrap(), publishable);
         assert_eq!(found.counts.total, found.counts.open() + found.counts.ended());
         found
     }

@@ -208,12 +208,18 @@ impl Ledger for RedisStore {
         code.map(|code| control(&tried, code)).transpose()
     }
 
-    async fn queued(&self, batch: BatchId) -> Result<Option<u64>> {
+    async fn publishable(&self, batch: BatchId) -> Result<u64> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.hget(self.base(batch), format!("s{}", TaskState::Queued.code()));
-        let (queued,): (Option<u64>,) = self.query(&tried, &pipe).await?;
-        Ok(queued)
+        let fields = ["control".to_owned(), format!("s{}", TaskState::New.code())];
+        pipe.cmd("HMGET").arg(self.base(batch)).arg(&fields[..]);
+        let ((code, new),): ((Option<i64>, Option<u64>),) = self.query(&tried, &pipe).await?;
+        let is_running = code.is_some_and(|code| control(&tried, code).is_ok_and(|is| is == Control::Running));
+        Ok(new.filter(|_| is_running).unwrap_or_default())
+    }
+
+    async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
+        self.look_states(batch, tasks).await
     }
 
     async fn pause(&self, batch: BatchId) -> Result<Control> {

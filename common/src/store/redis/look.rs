@@ -14,6 +14,9 @@ use crate::store::{Batch, Block, Control, FailedTask, Spent, TaskRow};
 /// Bytes of states that are read at a time, two tasks to a byte.
 const STATES: u32 = 32 << 10;
 
+/// Bytes of states between two tasks that are read along rather than in two pieces.
+const NEAR: u32 = 256;
+
 impl RedisStore {
     /// How these batches stand, those that are there.
     pub(super) async fn look_batches(&self, ids: &[BatchId]) -> Result<Vec<Batch>> {
@@ -121,6 +124,34 @@ impl RedisStore {
             from = end;
         }
         Ok(rows)
+    }
+
+    /// Where some tasks stand, read in as many pieces as they lie apart.
+    pub(super) async fn look_states(&self, id: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
+        let tried = format!("reading batch {id}");
+        let mut bytes: Vec<u32> = tasks.iter().map(|task| task / 2).collect();
+        bytes.sort_unstable();
+        bytes.dedup();
+        let mut pieces: Vec<(u32, u32)> = Vec::new();
+        for byte in bytes {
+            match pieces.last_mut() {
+                Some((_, last)) if byte - *last <= NEAR => *last = byte,
+                _ => pieces.push((byte, byte)),
+            }
+        }
+        let mut pipe = redis::pipe();
+        let key = format!("{}:s", self.base(id));
+        for (first, last) in &pieces {
+            pipe.cmd("GETRANGE").arg(&key).arg(*first).arg(*last);
+        }
+        let found: Vec<Vec<u8>> = if pieces.is_empty() { Vec::new() } else { self.query(&tried, &pipe).await? };
+        let state = |task: &u32| {
+            let at = pieces.partition_point(|(first, _)| *first <= task / 2).saturating_sub(1);
+            let (first, bytes) = (pieces[at].0, &found[at]);
+            TaskState::from_code(code(bytes, task - 2 * first))
+        };
+        let states = tasks.iter().map(state).collect::<Option<_>>();
+        states.ok_or_else(|| damaged(&tried, "a task has a state that there is not"))
     }
 
     pub(super) async fn look_failures(&self, id: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {

@@ -1,17 +1,22 @@
 //! [`Roster`] in Redis.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{RedisStore, millis};
-use crate::batch::Lane;
+use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{Heartbeat, LANE_KEPT, Roster};
+use crate::store::{Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster};
 
 /// What is kept of a heartbeat: until when it holds, in milliseconds since 1970, and the heartbeat.
 type Kept = (i64, Heartbeat);
 
+/// The keys of lanes that have messages, and of those that have urgent ones.
+const LANES: [&str; 2] = ["lanes", "urgent"];
+/// What batches feed is kept for so long after the last word of any, in seconds.
+const FEEDING_KEPT: i64 = 3600;
 /// A month's traffic is kept for two months, in seconds.
 const TRAFFIC_KEPT: i64 = 62 * 24 * 3600;
 
@@ -65,34 +70,70 @@ impl Roster for RedisStore {
         Ok(living)
     }
 
-    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()> {
+    async fn note_queues(&self, lanes: &[Lane], urgent: &[Lane]) -> Result<()> {
         let tried = "noting lanes";
-        if lanes.is_empty() {
-            return Ok(());
-        }
         let now = self.now(tried).await?;
-        let key = self.key("lanes");
         let mut pipe = redis::pipe();
-        for lane in lanes {
-            let text = serde_json::to_string(lane).unwrap_or_default();
-            pipe.zadd(&key, text, now + millis(LANE_KEPT)).ignore();
+        for (key, lanes) in LANES.iter().zip([lanes, urgent]) {
+            let key = self.key(key);
+            for lane in lanes {
+                let text = serde_json::to_string(lane).unwrap_or_default();
+                pipe.zadd(&key, text, now + millis(LANE_KEPT)).ignore();
+            }
+            pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now).ignore();
         }
-        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now).ignore();
         self.query::<()>(tried, &pipe).await
     }
 
-    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
+    async fn queues_by_age(&self) -> Result<Vec<(Lane, bool, Duration)>> {
         let mut pipe = redis::pipe();
-        pipe.cmd("TIME").zrange_withscores(self.key("lanes"), 0, -1);
-        let ((seconds, micros), texts): ((i64, i64), Vec<(String, f64)>) =
+        pipe.cmd("TIME");
+        for key in LANES {
+            pipe.zrange_withscores(self.key(key), 0, -1);
+        }
+        let ((seconds, micros), lanes, urgent): ((i64, i64), Vec<(String, f64)>, Vec<(String, f64)>) =
             self.query("reading the lanes", &pipe).await?;
         let now = self.own_time().unwrap_or(seconds * 1000 + micros / 1000);
         // Kept by when they are to be forgotten.
         let age = |until: f64| Duration::from_millis((now + millis(LANE_KEPT) - until as i64).max(0).unsigned_abs());
-        let read = |(text, until): &(String, f64)| Some((serde_json::from_str(text).ok()?, age(*until)));
-        let mut lanes: Vec<(Lane, Duration)> = texts.iter().filter_map(read).collect();
-        lanes.sort_unstable();
-        Ok(lanes)
+        let kinds = lanes.iter().map(|entry| (entry, false)).chain(urgent.iter().map(|entry| (entry, true)));
+        let read = |((text, until), is_urgent): (&(String, f64), bool)| {
+            Some((serde_json::from_str(text).ok()?, is_urgent, age(*until)))
+        };
+        let mut queues: Vec<(Lane, bool, Duration)> = kinds.filter_map(read).collect();
+        queues.sort_unstable();
+        Ok(queues)
+    }
+
+    async fn feed_beside(&self, batch: BatchId, feeding: Vec<Feeding>, holds: Duration) -> Result<Vec<Feeding>> {
+        let tried = "sharing the queues among batches";
+        let key = self.key("feeding");
+        let mut pipe = redis::pipe();
+        pipe.cmd("TIME").hgetall(&key);
+        let ((seconds, micros), found): ((i64, i64), HashMap<String, String>) = self.query(tried, &pipe).await?;
+        let now = self.own_time().unwrap_or(seconds * 1000 + micros / 1000);
+        let (mut others, mut pipe) = (Vec::new(), redis::pipe());
+        for (other, text) in found {
+            match serde_json::from_str::<(i64, Vec<Feeding>)>(&text) {
+                Ok((until, feeding)) if until > now && until <= now + millis(HEARTBEAT) => {
+                    if other != batch.to_string() {
+                        others.extend(feeding);
+                    }
+                }
+                // A newer program's, which this one cannot read.
+                Err(_) => {}
+                Ok(_) => _ = pipe.hdel(&key, other).ignore(),
+            }
+        }
+        match feeding.is_empty() {
+            true => pipe.hdel(&key, batch.to_string()).ignore(),
+            false => {
+                let text = serde_json::to_string(&(now + millis(holds), feeding)).unwrap_or_default();
+                pipe.hset(&key, batch.to_string(), text).ignore().expire(&key, FEEDING_KEPT).ignore()
+            }
+        };
+        self.query::<()>(tried, &pipe).await?;
+        Ok(others)
     }
 
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {

@@ -9,15 +9,16 @@ use async_trait::async_trait;
 
 use super::SqliteStore;
 use super::rows::after;
-use crate::batch::Lane;
+use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{Heartbeat, LANE_KEPT, Roster};
+use crate::store::{Feeding, Heartbeat, LANE_KEPT, Roster};
 
 /// Times are in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(super) struct Present {
     workers: BTreeMap<String, (i64, Heartbeat)>,
-    lanes: BTreeMap<Lane, i64>,
+    queues: BTreeMap<(Lane, bool), i64>,
+    feeding: BTreeMap<BatchId, (i64, Vec<Feeding>)>,
 }
 
 impl SqliteStore {
@@ -46,18 +47,30 @@ impl Roster for SqliteStore {
         Ok(present.workers.values().map(|(_, heartbeat)| heartbeat.clone()).collect())
     }
 
-    async fn note_lanes(&self, lanes: &[Lane]) -> Result<()> {
+    async fn note_queues(&self, lanes: &[Lane], urgent: &[Lane]) -> Result<()> {
         let until = after(self.now(), LANE_KEPT);
-        self.present().lanes.extend(lanes.iter().map(|lane| (lane.clone(), until)));
+        let kinds = lanes.iter().map(|lane| (lane, false)).chain(urgent.iter().map(|lane| (lane, true)));
+        self.present().queues.extend(kinds.map(|(lane, is_urgent)| ((lane.clone(), is_urgent), until)));
         Ok(())
     }
 
-    async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
+    async fn queues_by_age(&self) -> Result<Vec<(Lane, bool, Duration)>> {
         let now = self.now();
         let mut present = self.present();
-        present.lanes.retain(|_, until| *until > now);
+        present.queues.retain(|_, until| *until > now);
         let age = |until: &i64| Duration::from_millis((after(now, LANE_KEPT) - until).max(0).unsigned_abs());
-        Ok(present.lanes.iter().map(|(lane, until)| (lane.clone(), age(until))).collect())
+        Ok(present.queues.iter().map(|((lane, is_urgent), until)| (lane.clone(), *is_urgent, age(until))).collect())
+    }
+
+    async fn feed_beside(&self, batch: BatchId, feeding: Vec<Feeding>, holds: Duration) -> Result<Vec<Feeding>> {
+        let now = self.now();
+        let mut present = self.present();
+        present.feeding.retain(|other, (until, _)| *until > now && *other != batch);
+        let others = present.feeding.values().flat_map(|(_, feeding)| feeding.clone()).collect();
+        if !feeding.is_empty() {
+            present.feeding.insert(batch, (after(now, holds), feeding));
+        }
+        Ok(others)
     }
 
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {

@@ -115,6 +115,23 @@ impl Ledger for SqliteStore {
         .await
     }
 
+    async fn publishable(&self, batch: BatchId) -> Result<u64> {
+        let publishable = move |c: &_| {
+            let entry = book::Entry::find(c, batch)?.filter(|entry| entry.control == Control::Running);
+            Ok(entry.map_or(0, |entry| entry.count(TaskState::New).unsigned_abs()))
+        };
+        self.read(format!("reading batch {batch}"), publishable).await
+    }
+
+    async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
+        let tasks = tasks.to_vec();
+        let states = move |c: &_| {
+            let mut book = book::Book::open(c, batch)?;
+            tasks.into_iter().map(|task| Ok(book.state(task)?.unwrap_or(TaskState::New))).collect()
+        };
+        self.read(format!("reading batch {batch}"), states).await
+    }
+
     async fn pause(&self, batch: BatchId) -> Result<Control> {
         let change = move |c: &_| control::change(c, batch, Control::Running, Control::Paused);
         self.write(format!("pausing batch {batch}"), change).await

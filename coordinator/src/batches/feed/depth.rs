@@ -1,0 +1,116 @@
+//! How many tasks of a batch are with the queue of a route: what the route drains in some seconds, shared among the batches
+//! that feed it. A newcomer waits for no more than that.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A queue holds what its route drains in this time.
+const AHEAD: Duration = Duration::from_secs(10);
+/// The drain rate is that of the last so long.
+const RATE_WINDOW: Duration = Duration::from_secs(30);
+/// A rate counts as measured for so long at least: a few tasks that end at once make no deep queue.
+const MIN_MEASURED: Duration = Duration::from_secs(5);
+/// The fewest tasks of a queue, however few slots serve it.
+pub(super) const MIN_DEPTH: u64 = 20;
+/// The most tasks of a queue: the broker's memory does not grow with the plan.
+pub(crate) const MAX_DEPTH: u64 = 2_000;
+/// The smallest share of a batch in a queue.
+const MIN_SHARE: u64 = 10;
+
+/// How many tasks went through a route, and how fast.
+#[derive(Debug)]
+pub(super) struct DrainRate {
+    since: Instant,
+    /// When how many more had gone through.
+    passed: VecDeque<(Instant, u64)>,
+}
+
+impl DrainRate {
+    pub(super) fn new(now: Instant) -> DrainRate {
+        DrainRate { since: now, passed: VecDeque::new() }
+    }
+
+    pub(super) fn add(&mut self, now: Instant, tasks: u64) {
+        if tasks > 0 {
+            self.passed.push_back((now, tasks));
+        }
+        while self.passed.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
+            self.passed.pop_front();
+        }
+    }
+
+    /// Whether too little was seen to say that nothing drains.
+    pub(super) fn is_young(&self, now: Instant) -> bool {
+        now.duration_since(self.since) < MIN_MEASURED
+    }
+
+    /// Tasks a second.
+    pub(super) fn per_second(&self, now: Instant) -> f64 {
+        let recent = self.passed.iter().filter(|(at, _)| now.duration_since(*at) <= RATE_WINDOW);
+        let tasks: u64 = recent.map(|(_, tasks)| tasks).sum();
+        let measured = now.duration_since(self.since).clamp(MIN_MEASURED, RATE_WINDOW);
+        tasks as f64 / measured.as_secs_f64()
+    }
+}
+
+/// How many tasks a queue holds that drains so many a second and is served by so many slots.
+pub(super) fn depth(per_second: f64, slots: u64) -> u64 {
+    let least = (2 * slots).clamp(MIN_DEPTH, MAX_DEPTH);
+    // Of what others say nothing is believed but that it is a number.
+    let drains = if per_second.is_finite() { per_second.max(0.0) * AHEAD.as_secs_f64() } else { 0.0 };
+    (drains as u64).clamp(least, MAX_DEPTH)
+}
+
+/// The share of a batch in that, by its weight among all who feed the queue.
+pub(super) fn share(depth: u64, weight: u64, of_all: u64) -> u64 {
+    (depth * weight / of_all.max(weight).max(1)).max(MIN_SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_holds_what_its_route_drains_in_ten_seconds_within_twice_its_slots_and_2000() {
+        for (per_second, slots, expected) in [
+            (0.0, 0, 20),
+            (0.0, 30, 60),
+            (10.0, 20, 100),
+            (3.0, 20, 40),
+            (1_000.0, 20, 2_000),
+            (0.0, 5_000, 2_000),
+            (f64::NAN, 4, 20),
+            (-7.0, 4, 20),
+            (f64::INFINITY, 4, 20),
+        ] {
+            assert_eq!(depth(per_second, slots), expected, "{per_second} a second, {slots} slots");
+        }
+    }
+
+    #[test]
+    fn batches_share_a_queue_by_weight_and_each_has_some() {
+        assert_eq!(share(100, 4, 4), 100);
+        assert_eq!(share(100, 4, 8), 50);
+        assert_eq!(share(100, 1, 5), 20);
+        assert_eq!(share(100, 4, 400), 10);
+        assert_eq!(share(100, 4, 0), 100, "who has not told the others yet");
+    }
+
+    #[test]
+    fn a_burst_makes_no_deep_queue_and_a_steady_drain_does() {
+        let began = Instant::now();
+        let at = |millis: u64| began + Duration::from_millis(millis);
+        let mut burst = DrainRate::new(began);
+        burst.add(at(50), 20);
+        assert_eq!(depth(burst.per_second(at(60)), 20), 40);
+        // What drains at once doubles the queue each time.
+        let mut steady = DrainRate::new(began);
+        let mut with_queue = depth(0.0, 20);
+        for look in 1..=8 {
+            steady.add(at(look * 50), with_queue);
+            with_queue = depth(steady.per_second(at(look * 50)), 20);
+        }
+        assert_eq!(with_queue, 2_000);
+        assert!(steady.per_second(at(60_000)) < 1.0, "what is long ago does not count");
+    }
+}

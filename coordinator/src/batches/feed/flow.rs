@@ -1,0 +1,130 @@
+//! The tasks of a batch that go through one queue: those that are with it, and the parts of the plan that have more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::{Lane, Priority, TaskState};
+
+use super::depth::DrainRate;
+
+/// A queue, as far as a batch feeds it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FlowKey {
+    pub(super) lane: Lane,
+    pub(super) priority: Priority,
+}
+
+/// The tasks of a batch with one [`FlowKey`].
+#[derive(Debug)]
+pub(super) struct Flow {
+    /// Tasks that were published and have not gone through.
+    out: BTreeSet<u32>,
+    /// How many of these wait in the queue.
+    pub(super) waiting: u64,
+    pub(super) rate: DrainRate,
+    /// How many may wait there.
+    pub(super) share: u64,
+    /// Parts of the plan that have more, by their first index, and how many tasks each.
+    parts: BTreeMap<u32, u64>,
+    /// The queue was full: nothing is published before.
+    pub(super) full_until: Option<Instant>,
+}
+
+/// How soon a flow is looked at again: at first, and at the most.
+pub(super) const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+
+impl Flow {
+    pub(super) fn new(now: Instant) -> Flow {
+        Flow {
+            out: BTreeSet::new(),
+            waiting: 0,
+            rate: DrainRate::new(now),
+            share: 0,
+            parts: BTreeMap::new(),
+            full_until: None,
+        }
+    }
+
+    /// Tasks that are to be looked at: with the queue, or with workers.
+    pub(super) fn out(&self) -> impl Iterator<Item = u32> + '_ {
+        self.out.iter().copied()
+    }
+
+    /// Notes that these are with the queue.
+    pub(super) fn note_published(&mut self, tasks: impl IntoIterator<Item = u32>) {
+        for task in tasks {
+            self.waiting += u64::from(self.out.insert(task));
+        }
+    }
+
+    /// Follows tasks to where they are by now.
+    pub(super) fn follow(&mut self, now: Instant, states: impl IntoIterator<Item = (u32, TaskState)>) {
+        let (mut waiting, mut passed) = (0, 0);
+        for (task, state) in states {
+            match state {
+                TaskState::Queued => waiting += 1,
+                TaskState::Running => {}
+                // Back in the plan: it was not drained.
+                TaskState::New => _ = self.out.remove(&task),
+                TaskState::Retry
+                | TaskState::Copied
+                | TaskState::Unchanged
+                | TaskState::Failed
+                | TaskState::Cancelled => passed += u64::from(self.out.remove(&task)),
+            }
+        }
+        self.waiting = waiting;
+        self.rate.add(now, passed);
+    }
+
+    /// How many tasks it is to be given now; none where it has enough for a while.
+    pub(super) fn room(&self, now: Instant) -> u64 {
+        if self.full_until.is_some_and(|until| until > now) {
+            return 0;
+        }
+        let room = self.share.saturating_sub(self.waiting);
+        // A quarter at a time: the plan is read part by part.
+        if room * 4 >= self.share { room } else { 0 }
+    }
+
+    /// Notes how many tasks of a part of the plan are left.
+    pub(super) fn note_left(&mut self, part: u32, tasks: u64) {
+        match tasks {
+            0 => _ = self.parts.remove(&part),
+            _ => _ = self.parts.insert(part, tasks),
+        }
+    }
+
+    pub(super) fn forget_parts(&mut self) {
+        self.parts.clear();
+    }
+
+    pub(super) fn first_part(&self) -> Option<u32> {
+        self.parts.first_key_value().map(|(part, _)| *part)
+    }
+
+    /// Tasks that are known to be left in the plan.
+    pub(super) fn left(&self) -> u64 {
+        self.parts.values().sum()
+    }
+
+    /// Whether it has a part in the queue.
+    pub(super) fn is_alive(&self) -> bool {
+        self.waiting > 0 || !self.parts.is_empty()
+    }
+
+    /// How long it has enough.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        let [least, most] = LOOK_AGAIN;
+        if self.parts.is_empty() {
+            return most;
+        }
+        let over = self.waiting.saturating_sub(self.share * 3 / 4) as f64;
+        let per_second = self.rate.per_second(now);
+        if per_second <= 0.0 {
+            // It may be about to begin.
+            return if self.rate.is_young(now) { least } else { most };
+        }
+        Duration::from_secs_f64((over / per_second).min(1.0)).clamp(least, most)
+    }
+}

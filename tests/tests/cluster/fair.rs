@@ -1,0 +1,226 @@
+//! Batches beside each other on one route: how much of one is begun before the first task of another.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match, Record};
+use imgsync_tests::images;
+use imgsync_tests::program::Running;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::scene::{PATIENCE, assert_sums, kill, until};
+
+/// How long each image of a slow repository takes: four slots do some twenty a second.
+const SLOW: Duration = Duration::from_millis(200);
+const SLOTS: usize = 4;
+
+/// A cluster with a worker between two registries.
+struct Route {
+    cluster: Cluster,
+    source: FaultRegistry,
+    target: FaultRegistry,
+}
+
+/// Whether a request is for a manifest by its tag, in a repository below this.
+fn is_begin(request: &Record, below: &str) -> bool {
+    matches!(request.kind, Kind::ManifestGet | Kind::ManifestHead)
+        && request.repository.as_deref().is_some_and(|repository| repository.starts_with(below))
+        && request.reference.as_deref().is_some_and(|reference| !reference.contains(':'))
+}
+
+impl Route {
+    async fn new() -> Route {
+        let cluster = Cluster::start();
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        Route { cluster, source, target }
+    }
+
+    /// One image under so many tags, in repositories of a thousand at the most.
+    fn fill(&self, below: &str, tags: usize) {
+        let image = images::single(below);
+        for tag in 0..tags {
+            let (repository, name) = (format!("{below}/r{}", tag / 1000), format!("v{}", tag % 1000));
+            match tag % 1000 {
+                0 => self.source.push(&repository, &name, &image),
+                _ => self.source.move_tag(&repository, &name, &image.root),
+            }
+        }
+    }
+
+    /// Has every image below this take its time.
+    fn slow_down(&self, below: &'static str) {
+        let its = Match::any().when(move |request| is_begin(request, below));
+        self.source.on(its).always().act(Action::Delay(SLOW));
+    }
+
+    fn config(&self, below: &str, more: &str) -> String {
+        let (source, target) = (self.source.host(), self.target.host());
+        format!("defaults: {{to: {target}/m, name: keep}}\nrules:\n- from: {source}/{below}/**\n{more}")
+    }
+
+    fn run(&self, below: &str, more: &str, arguments: &[&str]) -> Running {
+        self.cluster.imgsync(&self.config(below, more)).args(["run", "--json"]).args(arguments).spawn()
+    }
+
+    /// Images below this that workers have begun.
+    fn begun(&self, below: &str) -> usize {
+        self.begun_before(below, None)
+    }
+
+    /// The same, before the first image below another.
+    fn begun_before(&self, below: &str, other: Option<&str>) -> usize {
+        let requests = self.source.requests();
+        let earlier = requests.iter().take_while(|request| other.is_none_or(|other| !is_begin(request, other)));
+        let its = earlier.filter(|request| is_begin(request, below));
+        its.map(|request| (&request.repository, &request.reference)).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Waits until so many images below this have begun.
+    async fn wait_for(&self, below: &str, images: usize) {
+        until(&format!("{images} images of {below}"), PATIENCE, || self.begun(below) >= images).await;
+    }
+}
+
+fn assert_copied(json: &Value, images: u64) {
+    assert_sums(json);
+    assert_eq!(number(json, "/counts/copied"), images, "{json}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_batch_behind_20000_tasks_of_its_route_waits_for_a_few_hundred() {
+    let route = Route::new().await;
+    route.fill("large", 20_000);
+    route.fill("small", 10);
+    route.slow_down("large");
+    let _worker = route.cluster.workers(1, SLOTS).await;
+    let mut large = route.run("large", "", &[]);
+    route.wait_for("large", 150).await;
+    let before = route.begun("large");
+    let json = route.run("small", "", &[]).wait().await.assert_code(0).json();
+    assert_copied(&json, 10);
+    let ahead = route.begun_before("large", Some("small")) - before;
+    // What the route drains in ten seconds, and what it has drained while the small one was listed.
+    assert!(ahead < 600, "{ahead} images of the large batch began first");
+    assert!(large.is_running(), "{}", large.stderr());
+    kill(&mut large).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_high_priority_is_before_all_that_stands_ahead_and_says_so() {
+    let route = Route::new().await;
+    route.fill("large", 20_000);
+    route.fill("urgent", 10);
+    route.slow_down("large");
+    let _worker = route.cluster.workers(1, SLOTS).await;
+    let mut large = route.run("large", "", &[]);
+    route.wait_for("large", 150).await;
+    let before = route.begun("large");
+    let json = route.run("urgent", "  priority: high\n", &[]).wait().await.assert_code(0).json();
+    assert_copied(&json, 10);
+    let ahead = route.begun_before("large", Some("urgent")) - before;
+    assert!(ahead < 150, "{ahead} images of the large batch began first");
+    let shown = route.cluster.imgsync("").args(["batch", "show", "--json"]).run().await.assert_code(0);
+    assert_eq!(shown.json()["priority"], "high", "{}", shown.stdout);
+    let shown = route.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0);
+    assert!(shown.stdout.contains("Priority: high"), "{}", shown.stdout);
+    let queues = route.cluster.broker.messages();
+    assert_eq!(queues.keys().filter(|queue| queue.starts_with("w.!")).count(), 1, "{queues:?}");
+    // Nothing that is not urgent starves.
+    let began = route.begun("large");
+    route.wait_for("large", began + 20).await;
+    kill(&mut large).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_of_high_priority_has_a_slot_where_all_others_are_busy() {
+    let route = Route::new().await;
+    route.fill("large", 2_000);
+    route.fill("urgent", 10);
+    let gate = Arc::new(Semaphore::new(0));
+    let its = Match::any().when(|request| is_begin(request, "large"));
+    let stalled = route.source.on(its).always().act(Action::Gate(gate.clone()));
+    let _worker = route.cluster.workers(1, SLOTS).await;
+    let mut large = route.run("large", "", &[]);
+    until("every slot is busy", PATIENCE, || stalled.hits() == SLOTS as u64).await;
+    let json = route.run("urgent", "", &["--priority", "high"]).wait().await.assert_code(0).json();
+    assert_copied(&json, 10);
+    assert_eq!(stalled.hits(), SLOTS as u64, "no slot was free meanwhile, and none was taken from those that are busy");
+    assert!(large.is_running(), "{}", large.stderr());
+    kill(&mut large).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_low_priority_has_a_fourth_of_a_normal_ones_share() {
+    let route = Route::new().await;
+    for below in ["low", "normal"] {
+        route.fill(below, 5_000);
+        route.slow_down(below);
+    }
+    let _worker = route.cluster.workers(1, SLOTS).await;
+    let mut low = route.run("low", "", &["--priority", "low"]);
+    route.wait_for("low", 50).await;
+    let mut normal = route.run("normal", "", &[]);
+    // Both have filled their shares by then.
+    route.wait_for("normal", 150).await;
+    let before = route.begun("low");
+    route.wait_for("normal", 400).await;
+    let beside = route.begun("low") - before;
+    assert!((15..=160).contains(&beside), "{beside} of low priority beside 250 of normal");
+    kill(&mut low).await;
+    kill(&mut normal).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_that_stands_still_holds_up_no_other_of_its_batch() {
+    let route = Route::new().await;
+    route.fill("still", 3_000);
+    let other = FaultRegistry::start().await;
+    let image = images::single("other");
+    (0..20).for_each(|tag| other.push("other/r0", &format!("v{tag}"), &image));
+    // Its tags come when the others fill their queue.
+    let listed = Arc::new(Semaphore::new(0));
+    other.on(Kind::Tags).always().act(Action::Gate(listed.clone()));
+    let stalled = Match::any().when(|request| is_begin(request, "still"));
+    let stalled = route.source.on(stalled).always().act(Action::StallForever);
+    // One worker far from a source that does not answer, and one beside the other.
+    let worker = |registry: &str| {
+        let worker = route.cluster.worker("").args(["--concurrency", "4", "--registries", registry]);
+        worker.spawn()
+    };
+    let (_far, _near) = (worker(&route.source.host()), worker(&other.host()));
+    let config = format!("{}- from: {}/other/r0\n", route.config("still", ""), other.host());
+    let mut run = route.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    until("the far one is busy", PATIENCE, || stalled.hits() >= 4).await;
+    route.cluster.wait_for(|shown| number(shown, "/counts/total") == 3_000, PATIENCE).await;
+    listed.add_permits(100);
+    let shown = route.cluster.wait_for(|shown| number(shown, "/counts/copied") == 20, PATIENCE).await;
+    assert_eq!(number(&shown, "/counts/total"), 3_020, "{shown:#}");
+    let lane = format!("w.{}>{}", route.source.host(), route.target.host());
+    let waiting = route.cluster.broker.messages_of(&lane);
+    assert!(waiting < 200, "{waiting} messages of a route that drains nothing are with the broker");
+    kill(&mut run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_slots_are_stuck_holds_nothing_that_another_could_do() {
+    let route = Route::new().await;
+    route.fill("all", 200);
+    // Its way to the source leads to nobody who answers.
+    let deaf = FaultRegistry::start().await;
+    let stuck = deaf.on(Match::any()).always().act(Action::StallForever);
+    let abroad = format!("registries:\n  \"{}\": {{endpoint: \"{}\"}}\n", route.source.host(), deaf.url());
+    let abroad = route.cluster.worker(&abroad).args(["--concurrency", "4"]).spawn();
+    abroad.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    let mut run = route.run("all", "", &[]);
+    until("it is stuck", PATIENCE, || stuck.hits() >= 1).await;
+    let _near = route.cluster.workers(1, SLOTS).await;
+    let shown = route.cluster.wait_for(|shown| number(shown, "/counts/copied") >= 196, PATIENCE).await;
+    assert_eq!(number(&shown, "/counts/running"), 4, "{shown:#}");
+    let lane = format!("w.{}>{}", route.source.host(), route.target.host());
+    let held = || route.cluster.broker.messages_of(&lane);
+    until("what runs is acknowledged, and nothing else is held", PATIENCE, || held() == 0).await;
+    kill(&mut run).await;
+}
