@@ -167,6 +167,19 @@ pub enum Event {
         /// In words, safe to print.
         message: String,
     },
+    /// A warning that many tasks of a process may cause at the same time: a line of each kind is shown once a minute, with
+    /// the number of those that were left out.
+    RepeatedWarning {
+        /// What warnings of one cause have in common.
+        kind: String,
+        /// In words, safe to print.
+        message: String,
+    },
+    /// Something that people may want to know, and that is no trouble.
+    Notice {
+        /// In words, safe to print.
+        message: String,
+    },
 }
 
 /// How a worker let go of a task.
@@ -199,6 +212,8 @@ pub enum TaskEnd {
     },
     /// Another has it, or may have it.
     GivenBack,
+    /// The ledger did not count its result: the task is another's by now, or had ended before.
+    Stale,
 }
 
 /// Who is told. Called from many tasks at once: it must be quick and never block.

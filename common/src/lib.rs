@@ -11,6 +11,7 @@ pub mod layout;
 pub mod limits;
 pub mod mask;
 pub mod naming;
+pub mod outage;
 pub mod printable;
 pub mod private;
 pub mod queue;

@@ -3,7 +3,7 @@
 //! A line that others can cause without end (a message that is refused, a server that is away) is written through here,
 //! so that the log does not grow with their number.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::generational::GenerationalCache;
@@ -15,17 +15,12 @@ const MAX_KINDS: usize = 1000;
 
 static LINES: LazyLock<RepeatedLines> = LazyLock::new(|| RepeatedLines::new(INTERVAL));
 
-/// How a line is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    Info,
-    Warn,
-}
+/// Writes a line somewhere.
+type Write = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The lines of one kind.
-#[derive(Debug)]
 struct Kind {
-    level: Level,
+    write: Write,
     written_at: Instant,
     left_out: u64,
     last: String,
@@ -34,12 +29,17 @@ struct Kind {
 /// Writes a warning, unless one of its kind was written less than a minute ago; then it is counted, and a line with the
 /// number follows. `kind` is what lines of one cause have in common.
 pub fn warn(kind: &str, line: &str) {
-    LINES.write(kind, Level::Warn, line);
+    write(kind, line, |line| tracing::warn!("{line}"));
 }
 
 /// Writes a line of information as [`warn`] does.
 pub fn info(kind: &str, line: &str) {
-    LINES.write(kind, Level::Info, line);
+    write(kind, line, |line| tracing::info!("{line}"));
+}
+
+/// Writes a line elsewhere than to the log, as [`warn`] does.
+pub fn write(kind: &str, line: &str, write: impl Fn(&str) + Send + Sync + 'static) {
+    LINES.write(kind, &(Arc::new(write) as Write), line);
 }
 
 /// Writes the numbers of all lines that were left out and not told yet: before the process ends.
@@ -47,7 +47,6 @@ pub fn flush() {
     LINES.flush();
 }
 
-#[derive(Debug)]
 struct RepeatedLines {
     interval: Duration,
     kinds: Mutex<GenerationalCache<String, Kind>>,
@@ -62,33 +61,33 @@ impl RepeatedLines {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&'static self, kind: &str, level: Level, line: &str) {
-        let (line, is_first_left_out) = self.count(kind, level, line);
+    fn write(&'static self, kind: &str, write: &Write, line: &str) {
+        let (line, is_first_left_out) = self.count(kind, write, line);
         if let Some(line) = line {
-            return emit(level, &line);
+            return write(&line);
         }
         if is_first_left_out && let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let kind = kind.to_owned();
             runtime.spawn(async move {
                 tokio::time::sleep(self.interval).await;
-                if let Some((level, line)) = self.sum_up(&kind) {
-                    emit(level, &line);
+                if let Some((write, line)) = self.sum_up(&kind) {
+                    write(&line);
                 }
             });
         }
     }
 
     /// The line to be written now, if any; and whether it is the first that is left out.
-    fn count(&self, kind: &str, level: Level, line: &str) -> (Option<String>, bool) {
+    fn count(&self, kind: &str, write: &Write, line: &str) -> (Option<String>, bool) {
         let mut kinds = self.kinds();
         let Some(known) = kinds.get(kind) else {
-            let known = Kind { level, written_at: Instant::now(), left_out: 0, last: String::new() };
+            let known = Kind { write: write.clone(), written_at: Instant::now(), left_out: 0, last: String::new() };
             kinds.insert(kind.to_owned(), known);
             return (Some(line.to_owned()), false);
         };
         if known.written_at.elapsed() >= self.interval {
             let line = with_number(line, known.left_out);
-            *known = Kind { level, written_at: Instant::now(), left_out: 0, last: String::new() };
+            *known = Kind { write: write.clone(), written_at: Instant::now(), left_out: 0, last: String::new() };
             return (Some(line), false);
         }
         known.left_out += 1;
@@ -97,18 +96,18 @@ impl RepeatedLines {
     }
 
     /// The last line of a kind with the number of those that were left out.
-    fn sum_up(&self, kind: &str) -> Option<(Level, String)> {
+    fn sum_up(&self, kind: &str) -> Option<(Write, String)> {
         let mut kinds = self.kinds();
         let known = kinds.get(kind).filter(|known| known.left_out > 0)?;
         let line = with_number(&known.last, known.left_out - 1);
-        *known = Kind { level: known.level, written_at: Instant::now(), left_out: 0, last: String::new() };
-        Some((known.level, line))
+        (known.written_at, known.left_out, known.last) = (Instant::now(), 0, String::new());
+        Some((known.write.clone(), line))
     }
 
     fn flush(&self) {
         let kinds: Vec<String> = self.kinds().iter().map(|(kind, _)| kind.clone()).collect();
-        for (level, line) in kinds.iter().filter_map(|kind| self.sum_up(kind)) {
-            emit(level, &line);
+        for (write, line) in kinds.iter().filter_map(|kind| self.sum_up(kind)) {
+            write(&line);
         }
     }
 }
@@ -120,25 +119,22 @@ fn with_number(line: &str, more: u64) -> String {
     }
 }
 
-fn emit(level: Level, line: &str) {
-    match level {
-        Level::Info => tracing::info!("{line}"),
-        Level::Warn => tracing::warn!("{line}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn nowhere() -> Write {
+        Arc::new(|_| {})
+    }
 
     #[test]
     fn of_15_000_lines_of_a_kind_one_is_written_and_the_others_are_counted() {
         let lines = RepeatedLines::new(INTERVAL);
         let mut written = Vec::new();
         for n in 0..15_000 {
-            written.extend(lines.count("refused", Level::Warn, &format!("refused {n}")).0);
+            written.extend(lines.count("refused", &nowhere(), &format!("refused {n}")).0);
         }
-        written.extend(lines.count("another", Level::Warn, "away").0);
+        written.extend(lines.count("another", &nowhere(), "away").0);
         assert_eq!(written, ["refused 0", "away"]);
         let (_, line) = lines.sum_up("refused").unwrap();
         assert_eq!(line, "refused 14999 (14998 more of this kind since the last line)");
@@ -148,19 +144,19 @@ mod tests {
     #[test]
     fn a_line_after_the_interval_is_written_with_the_number() {
         let lines = RepeatedLines::new(Duration::ZERO);
-        assert!(lines.count("a", Level::Info, "one").0.is_some());
+        assert!(lines.count("a", &nowhere(), "one").0.is_some());
         let kept = RepeatedLines::new(INTERVAL);
-        kept.count("a", Level::Info, "one");
-        kept.count("a", Level::Info, "two");
+        kept.count("a", &nowhere(), "one");
+        kept.count("a", &nowhere(), "two");
         kept.kinds().get("a").unwrap().written_at -= INTERVAL;
-        assert_eq!(kept.count("a", Level::Info, "three").0.unwrap(), "three (1 more of this kind since the last line)");
+        assert_eq!(kept.count("a", &nowhere(), "three").0.unwrap(), "three (1 more of this kind since the last line)");
     }
 
     #[test]
     fn kinds_without_end_take_no_memory() {
         let lines = RepeatedLines::new(INTERVAL);
         for n in 0..100_000 {
-            lines.count(&format!("kind {n}"), Level::Info, "line");
+            lines.count(&format!("kind {n}"), &nowhere(), "line");
         }
         assert!(lines.kinds().len() <= MAX_KINDS);
     }

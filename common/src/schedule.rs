@@ -15,6 +15,9 @@ use sha2::{Digest as _, Sha256};
 /// No pattern is looked for beyond this many times that do not count.
 const MOST_LOOKED_AT: usize = 1_000;
 
+/// Of so many of the next times the longest interval is taken: those of three months of workdays.
+const INTERVALS_LOOKED_AT: usize = 64;
+
 /// When a rule is run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -96,6 +99,18 @@ impl Schedule {
         };
         let at = nominal.checked_add(self.delay(name, nominal)).ok()?;
         Some(Due { nominal, at })
+    }
+
+    /// The longest time between two of the next runs of the rule of this name: over a weekend, where it runs on workdays.
+    /// None where there are not two before the end of time.
+    pub fn longest_interval(&self, now: Timestamp, name: &str) -> Option<Duration> {
+        if let Times::Every(time) = &self.times {
+            return Some(time.saturating_add(self.jitter));
+        }
+        let next = |last: &Timestamp| self.after(*last, name).map(|due| due.nominal);
+        let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(INTERVALS_LOOKED_AT + 1).collect();
+        let longest = times.windows(2).map(|pair| pair[1].duration_since(pair[0])).max()?;
+        Some(Duration::try_from(longest).ok()?.saturating_add(self.jitter))
     }
 
     /// What is to be remembered as the last time, where one that was due is begun now: of those that were missed one is
@@ -253,6 +268,17 @@ mod tests {
         let due = daily.after(time("2026-11-20T03:00:00Z"), "a").unwrap();
         assert!(due.at < late);
         assert_eq!(next(&daily, &daily.begun(due, late).to_string()), "2026-11-26T03:00:00Z");
+    }
+
+    #[test]
+    fn the_longest_interval_is_over_the_weekend_and_has_the_jitter() {
+        let now = time("2026-09-25T06:00:00Z");
+        let hours = |schedule: &Schedule| schedule.longest_interval(now, "a").unwrap().as_secs() / 3600;
+        assert_eq!(hours(&cron("0 9 * * MON-FRI", "UTC")), 72);
+        assert_eq!(hours(&cron("0 */6 * * *", "UTC")), 6);
+        assert_eq!(hours(&cron("0 3 * * *", "Europe/Berlin")), 25, "the day on which clocks are set back");
+        let jitter = Duration::from_secs(3600);
+        assert_eq!(hours(&Schedule { jitter, ..Schedule::new(Times::Every(Duration::from_secs(7200))) }), 3);
     }
 
     #[test]

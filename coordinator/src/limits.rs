@@ -4,10 +4,21 @@ use std::fmt::Write as _;
 
 use imgsync_common::limits::{Limit, Page};
 
+use crate::batches::{MAX_DEPTH, MAX_RULES};
+
 /// The limits of the coordinator.
 fn coordinator_limits() -> Vec<Limit> {
-    let what = "tasks with the queue of a route, of all batches of a priority";
-    vec![Limit::count(Page::Operating, what, crate::batches::MAX_DEPTH, "the rest waits in the plan")]
+    let tasks = "tasks with the queue of a route, of all batches of a priority";
+    let rules = "rules of `imgsync serve` that have figures of their own";
+    vec![
+        Limit::count(Page::Operating, tasks, MAX_DEPTH, "the rest waits in the plan"),
+        Limit::count(
+            Page::Operating,
+            rules,
+            MAX_RULES as u64,
+            "the further ones are counted by `imgsync_rules_untold`",
+        ),
+    ]
 }
 
 const BEGIN: &str = "<!-- This table is written by a test: UPDATE_DOCS=1 cargo nextest run limits -->";

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use imgsync_common::batch::SigningKey;
 use imgsync_common::config::{self, SecretUrl};
 use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::outage::ServerHealth;
 use imgsync_common::queue::{RabbitQueue, RabbitSettings};
 use imgsync_common::retry::seconds;
 use imgsync_common::secret::Secret;
@@ -44,6 +45,13 @@ pub struct Addresses {
     pub key: Option<Secret>,
     /// Certificates to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
+}
+
+impl Cluster {
+    /// Returns how broker and store stand.
+    pub fn health(&self) -> [ServerHealth; 2] {
+        [self.queue.health().clone(), self.store.health().clone()]
+    }
 }
 
 /// Broker and store, connected.

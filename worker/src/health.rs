@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{host, server};
 
-/// Says whether the process is ready for work; if not, why.
-pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<(), String>> + Send + Sync>;
+/// Says whether the process is ready for work; if not, why. A process that is ready may have something to complain of.
+pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<Vec<String>, String>> + Send + Sync>;
 
 /// How long a process that is asked may take to answer: it asks broker and store first.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,7 +50,9 @@ pub fn routes(ready: Ready) -> Router {
 
 async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
     match ready().await {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Ok(complaints) => {
+            (StatusCode::OK, ["ready".to_owned()].into_iter().chain(complaints).map(|line| line + "\n").collect())
+        }
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
@@ -101,7 +103,7 @@ mod tests {
             let listener = bind(SocketAddr::from((listens_on, 0))).await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let stop = CancellationToken::new();
-            let ready: Ready = Arc::new(|| Box::pin(async { Ok(()) }));
+            let ready: Ready = Arc::new(|| Box::pin(async { Ok(Vec::new()) }));
             let more = Router::new().route("/metrics", get(async || "metrics"));
             let answering = tokio::spawn(answer(listener, ready, more, stop.clone()));
             for path in ["/healthz", "/readyz", "/metrics"] {
@@ -121,9 +123,10 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_listens_says_whether_it_is_ready_and_one_that_is_gone_is_told_from_it() {
-        for (ready, wanted) in
-            [(Ok(()), None), (Err("the broker is away\u{1b}[31m".to_owned()), Some("broker is away"))]
-        {
+        for (ready, wanted) in [
+            (Ok(vec!["the broker takes no messages".to_owned()]), None),
+            (Err("the broker is away\u{1b}[31m".to_owned()), Some("broker is away")),
+        ] {
             let listener = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();

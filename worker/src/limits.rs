@@ -3,7 +3,7 @@
 use imgsync_common::limits::{Limit, Page};
 
 use crate::copy::{CONSISTENCY_WAIT, MAX_MOVES, MIN_COPY_RATE};
-use crate::{server, settings};
+use crate::{server, service, settings};
 
 /// The rows of this crate.
 pub fn limits() -> Vec<Limit> {
@@ -59,5 +59,6 @@ pub fn limits() -> Vec<Limit> {
             u64::from(MAX_MOVES),
             "the task fails with `source keeps changing` and is retried",
         ),
+        Limit::time(Operating, "`/readyz` waits for the store and the broker", service::CHECK_TIMEOUT, "it is 503"),
     ]
 }

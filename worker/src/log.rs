@@ -54,10 +54,15 @@ impl Observer for Log {
                         tracing::info!("put off {what} for {}: {error}", seconds(*wait));
                     }
                     TaskEnd::GivenBack => tracing::info!("gave back {what}"),
+                    TaskEnd::Stale => {
+                        tracing::info!("not counted {what}: the task is another worker's by now, or had ended before");
+                    }
                 }
             }
             Event::Retrying { error, wait, .. } => tracing::info!("{error}; trying again in {}", seconds(*wait)),
             Event::Warning { message } => repeated::warn(message, message),
+            Event::RepeatedWarning { kind, message } => repeated::warn(kind, message),
+            Event::Notice { message } => tracing::info!("{message}"),
             _ => {}
         }
     }

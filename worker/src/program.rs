@@ -11,6 +11,7 @@ use imgsync_common::config::{Config, Destination, File};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::naming::Base;
+use imgsync_common::outage::{self, OutageEvent};
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::repeated;
@@ -134,8 +135,10 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
         ))
     });
     say(&format!("worker {name} takes up to {slots} images at a time"));
+    let health = cluster.health();
     tokio::select! {
         () = worker.run(&stop) => {}
+        () = outage::follow(&health, log_outage) => unreachable!("it goes on until dropped"),
         () = after_all(&stop, &hurry) => say("what still ran is given back"),
     }
     over.cancel();
@@ -145,6 +148,14 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     repeated::flush();
     say("ended");
     Ok(())
+}
+
+/// Says that broker or store are away, or back.
+fn log_outage(event: &OutageEvent) {
+    match event {
+        OutageEvent::Began(_) => tracing::warn!("{event}"),
+        OutageEvent::Ended(..) => tracing::info!("{event}"),
+    }
 }
 
 /// The configuration and its folder.

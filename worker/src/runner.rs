@@ -7,7 +7,7 @@ mod task;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
 use imgsync_common::error::{Class, Error, Result};
@@ -41,8 +41,6 @@ const COMES_BACK: Duration = Duration::from_secs(5 * 60);
 /// How long a message waits that its worker has no way for: another may have one.
 const OUT_OF_REACH_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the same trouble of the queue or the store is not warned of again.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
 /// Batches whose options are remembered: of those of a year a worker needs the last few.
 const MAX_BATCHES: usize = 64;
 
@@ -87,8 +85,6 @@ pub struct Runner {
     alone: Arc<RwLock<()>>,
     /// Held by the one that is to run alone.
     suspect: Arc<tokio::sync::Mutex<()>>,
-    /// Troubles of the queue and the store, and when they were warned of.
-    warned: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Runner {
@@ -116,7 +112,6 @@ impl Runner {
             running: Arc::default(),
             alone: Arc::default(),
             suspect: Arc::default(),
-            warned: Arc::default(),
         }
     }
 
@@ -302,18 +297,10 @@ impl Runner {
         Ok(options)
     }
 
-    /// Warns of an error of the queue or the store, which all tasks meet at the same time: of each reason once in a while.
+    /// Warns of an error of the queue or the store, which all tasks meet at the same time.
     fn warn_of(&self, what: &str, error: &Error) {
-        let reason = format!("{what}: {}: {}", error.class(), error.detail());
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.len() > 64 {
-            warned.clear();
-        }
-        if warned.get(&reason).is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
-            warned.insert(reason, Instant::now());
-            drop(warned);
-            self.warn(&format!("{what}: {error}"));
-        }
+        let (kind, message) = (format!("{what}: {}", error.class()), format!("{what}: {error}"));
+        self.events.emit(Event::RepeatedWarning { kind, message });
     }
 
     fn warn(&self, message: &str) {

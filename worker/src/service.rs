@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_common::event::Events;
+use imgsync_common::outage::OutageKind;
 use imgsync_common::registry::Client;
 use imgsync_common::repeated;
-use imgsync_common::store::{BlobIndex, Clock, HEARTBEAT, Heartbeat, Leases, Roster as _, SystemClock};
+use imgsync_common::store::{BlobIndex, BrokerAlarm, Clock, HEARTBEAT, Heartbeat, Leases, Roster, SystemClock};
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -23,6 +24,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// And no more often, when the lanes change that it serves.
 const BEAT_APART: Duration = Duration::from_millis(300);
+
+/// How long `/readyz` waits for the store, and for the broker: who asks waits for ten seconds.
+pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What a worker is.
 pub struct Worker {
@@ -193,18 +197,46 @@ impl Worker {
     }
 }
 
-/// Whether broker and store answer, and the process is not about to end.
+/// Whether the store takes writes, the broker answers, and the process is not about to end. An alarm of the broker leaves
+/// it ready: what was taken goes on.
 pub fn ready(cluster: &Cluster, drain: &CancellationToken) -> Ready {
     let (cluster, drain) = (cluster.clone(), drain.clone());
     Arc::new(move || {
         let (cluster, drain) = (cluster.clone(), drain.clone());
         Box::pin(async move {
-            match () {
-                () if drain.is_cancelled() => Err("it is about to end".to_owned()),
-                () if !cluster.store.is_alive().await => Err("the store does not answer".to_owned()),
-                () if !cluster.queue.is_alive().await => Err("the broker does not answer".to_owned()),
-                () => Ok(()),
+            if drain.is_cancelled() {
+                return Err("it is about to end".to_owned());
+            }
+            let broker = async {
+                let answers = tokio::time::timeout(CHECK_TIMEOUT, cluster.queue.is_alive()).await;
+                if answers == Ok(true) { Ok(()) } else { Err("the broker does not answer".to_owned()) }
+            };
+            let (store, broker) = tokio::join!(takes_writes(&cluster.store), broker);
+            store.and(broker)?;
+            let told = cluster.queue.health().outage(OutageKind::Blocked).map(|outage| outage.to_string());
+            match told {
+                Some(complaint) => Ok(vec![complaint]),
+                // Of others that publish.
+                None => {
+                    let alarm = tokio::time::timeout(CHECK_TIMEOUT, cluster.store.broker_alarm()).await;
+                    Ok(alarm.ok().and_then(Result::ok).flatten().iter().map(BrokerAlarm::complaint).collect())
+                }
             }
         })
     })
+}
+
+/// Whether a store takes writes now; if not, why and what to do.
+///
+/// # Errors
+/// In words.
+pub async fn takes_writes(store: &dyn Roster) -> Result<(), String> {
+    match tokio::time::timeout(CHECK_TIMEOUT, store.check_writes()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(match error.advice() {
+            Some(advice) => format!("the store takes no writes: {error}\nhint: {advice}"),
+            None => format!("the store takes no writes: {error}"),
+        }),
+        Err(_) => Err(format!("the store did not answer within {} s", CHECK_TIMEOUT.as_secs())),
+    }
 }

@@ -38,7 +38,7 @@ pub use origins::{Origin, Origins, PruneOutcome, Pruned};
 pub(crate) use pace::Allowance;
 pub(crate) use pace::QuotaWindow;
 pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
-pub use roster::{Doing, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
+pub use roster::{BROKER_ALARM_HINT, BrokerAlarm, Doing, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use schedules::{Begun, Schedules};
 pub use sqlite::{RunLock, SqliteStore};
 

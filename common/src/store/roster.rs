@@ -69,6 +69,27 @@ pub struct Unserved {
     pub reason: String,
 }
 
+/// The broker takes no messages, and why it says so: it is short of memory or disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerAlarm {
+    /// In the broker's words, safe to print.
+    pub reason: String,
+    /// Since when, by the clock of the process that was told.
+    pub since: Timestamp,
+}
+
+/// What to do about a [`BrokerAlarm`].
+pub const BROKER_ALARM_HINT: &str = "`rabbitmq-diagnostics alarms` names the nodes that are short of memory or disk: give \
+                                     them more; publishing goes on by itself then";
+
+impl BrokerAlarm {
+    /// Returns the alarm in words, with what to do.
+    pub fn complaint(&self) -> String {
+        let since = self.since.strftime("%Y-%m-%d %H:%M:%S UTC");
+        format!("the broker has taken no messages since {since}: {} ({BROKER_ALARM_HINT})", self.reason)
+    }
+}
+
 /// What a batch feeds: a lane, with a priority.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feeding {
@@ -85,7 +106,8 @@ pub struct Feeding {
 ///
 /// # Contract
 /// A heartbeat is forgotten when it has not been renewed for as long as it was to hold. A lane is remembered for
-/// [`LANE_KEPT`] after it was last noted, and may be for longer. By the store's clock.
+/// [`LANE_KEPT`] after it was last noted, and may be for longer. An alarm of the broker is forgotten like a heartbeat. By the
+/// store's clock.
 #[async_trait]
 pub trait Roster: Send + Sync {
     /// A worker lives, and will say so again before this time is over. The last word stays.
@@ -124,6 +146,15 @@ pub trait Roster: Send + Sync {
 
     /// The queues of lanes, in order, with whether it is the one for what is urgent, and how long ago it was last noted.
     async fn queues_by_age(&self) -> Result<Vec<(Lane, bool, Duration)>>;
+
+    /// The broker takes no messages, which holds for so long unless it is noted again; none: it takes messages.
+    async fn note_broker_alarm(&self, alarm: Option<BrokerAlarm>, holds: Duration) -> Result<()>;
+
+    /// Why the broker takes no messages, as far as any process that publishes has noted it.
+    async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>>;
+
+    /// Writes a mark that nobody reads, once and without patience: an error says why the store takes no writes.
+    async fn check_writes(&self) -> Result<()>;
 
     /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
     /// In doubt it is more: what was noted when a connection broke may be noted twice.

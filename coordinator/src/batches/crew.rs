@@ -6,7 +6,7 @@ use imgsync_common::batch::{BatchId, Lane, Options, TaskState};
 use imgsync_common::error::Result;
 use imgsync_common::image::RegistryName;
 use imgsync_common::registry::{Client, Hold};
-use imgsync_common::store::{Batch, Heartbeat, Store};
+use imgsync_common::store::{Batch, BrokerAlarm, Heartbeat, Store};
 use imgsync_worker::runner::{moment, store_holds};
 
 /// Open tasks that are looked at to find the lanes that they are in, of each state.
@@ -19,6 +19,8 @@ pub struct Crew {
     pub workers: Vec<Heartbeat>,
     /// Lanes that the batch has something in and no living worker serves, with what each says of it.
     pub unserved: Vec<(Lane, Vec<String>)>,
+    /// Why the broker takes no messages.
+    pub broker_alarm: Option<BrokerAlarm>,
 }
 
 impl Crew {
@@ -33,7 +35,8 @@ impl Crew {
                 }
             }
         }
-        Ok(Crew { workers, unserved })
+        let broker_alarm = store.broker_alarm().await?;
+        Ok(Crew { workers, unserved, broker_alarm })
     }
 
     /// What they are at of a batch: worker, source, target.
@@ -46,8 +49,10 @@ impl Crew {
 
     /// What keeps the batch from going on, in words; nothing where all is well.
     pub fn complaints(&self) -> Vec<String> {
+        let mut complaints: Vec<String> = self.broker_alarm.iter().map(BrokerAlarm::complaint).collect();
         if self.workers.is_empty() && !self.unserved.is_empty() {
-            return vec!["no worker lives: start some (imgsync-worker)".to_owned()];
+            complaints.push("no worker lives: start some (imgsync-worker)".to_owned());
+            return complaints;
         }
         let unserved =
             self.unserved.iter().map(|(lane, why)| format!("no living worker serves {lane}: {}", why.join("; ")));
@@ -55,7 +60,8 @@ impl Crew {
             let why = worker.refused_why.as_deref().unwrap_or("no reason was given");
             format!("{} has refused {} messages; the last: {why}", worker.worker, worker.refused)
         });
-        unserved.chain(refused).collect()
+        complaints.extend(unserved.chain(refused));
+        complaints
     }
 }
 
@@ -132,7 +138,11 @@ mod tests {
         assert_eq!(reasons, ["a: no way", "b: no way"]);
         let leaving = Heartbeat { draining: true, ..worker("b", &[]) };
         assert!(whether_unserved(&[worker("a", &[&lane]), leaving], &lane).is_some());
-        let crew = Crew { workers: vec![worker("a", &[&lane])], unserved: vec![(lane, vec!["a: no way".into()])] };
+        let crew = Crew {
+            workers: vec![worker("a", &[&lane])],
+            unserved: vec![(lane, vec!["a: no way".into()])],
+            broker_alarm: None,
+        };
         assert_eq!(crew.complaints(), ["no living worker serves gcr.io>r.example: a: no way"]);
         assert!(Crew { workers: vec![], ..crew }.complaints()[0].contains("no worker lives"));
     }

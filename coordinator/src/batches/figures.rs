@@ -8,6 +8,7 @@ use std::time::Duration;
 use imgsync_common::batch::Lane;
 use imgsync_common::error::Result;
 use imgsync_common::registry::Client;
+use imgsync_common::repeated;
 use imgsync_common::store::{Batch, Control, Heartbeat};
 use imgsync_worker::metrics::{MAX_REGISTRIES, Metrics, Refresh};
 use imgsync_worker::runner::store_holds;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use super::crew::whether_unserved;
 use super::house::House;
+use super::rule_figures::{Found, RuleFigures, Rules, WatchedRule, last_ended, outcomes, seconds};
 
 /// What was asked for so lately is not asked for again.
 const FRESH: Duration = Duration::from_secs(5);
@@ -38,6 +40,7 @@ type Gauges = Family<[(&'static str, String); 1], Gauge>;
 struct Figures {
     store_up: Gauge,
     broker_up: Gauge,
+    broker_blocked: Gauge,
     open_tasks: Gauge,
     tasks: Gauges,
     batches: Gauges,
@@ -53,18 +56,24 @@ struct Figures {
     lanes: Gauges,
     unserved: Gauge,
     holds: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
+    rules: RuleFigures,
 }
 
 impl Figures {
     fn register(&self, registry: &mut Registry) {
         registry.register("store_up", "Whether the store answers", self.store_up.clone());
         registry.register("broker_up", "Whether the broker answers", self.broker_up.clone());
+        registry.register(
+            "broker_blocked",
+            "Whether the broker takes no messages: it is short of memory or disk",
+            self.broker_blocked.clone(),
+        );
         registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
         registry.register("batch_tasks", "Tasks of live batches, by where they are", self.tasks.clone());
         registry.register("batches", "Batches that are known, by state", self.batches.clone());
         let help = "When the last batch ended";
         registry.register_with_unit("last_batch_end_timestamp", help, Unit::Seconds, self.last_end.clone());
-        let help = "When the last batch ended in which all was done";
+        let help = "When the last batch ended in which all was listed and nothing failed";
         registry.register_with_unit("last_good_batch_end_timestamp", help, Unit::Seconds, self.last_good_end.clone());
         registry.register(
             "last_batch_tasks",
@@ -81,17 +90,23 @@ impl Figures {
         registry.register("lanes_unserved", "Lanes with messages that no worker serves", self.unserved.clone());
         let help = "For how long a registry asked to be left alone, or has no pulls left";
         registry.register_with_unit("registry_hold", help, Unit::Seconds, self.holds.clone());
+        self.rules.register(registry);
     }
 
     /// Asks store and broker.
-    async fn look(&self, house: &House, client: &Client) -> Result<()> {
+    async fn look(&self, house: &House, client: &Client, rules: &[WatchedRule], found: &mut Found) -> Result<()> {
         self.store_up.set(0);
         self.broker_up.set(0);
         let (batches, workers) = (house.store.batches(BATCHES).await?, house.store.workers().await?);
         let lanes = house.store.lanes_by_age().await?;
         let lanes: Vec<Lane> = lanes.into_iter().filter(|(_, age)| *age < QUIET).map(|(lane, _)| lane).collect();
         self.count_batches(&batches);
-        if let Some(last) = ended(&batches) {
+        found.keep(&batches);
+        if let Some(at) = found.last_good(batches.iter(), &*house.store).await? {
+            self.last_good_end.set(seconds(at));
+        }
+        self.rules.look(rules, &batches, &*house.store, found).await?;
+        if let Some(last) = last_ended(batches.iter()) {
             self.last_unlisted.set(number(house.store.unlisted(last.id).await?.len()));
             self.last_empty_rules.set(number(house.store.empty_rules(last.id).await?.len()));
         }
@@ -102,6 +117,7 @@ impl Figures {
             let gauge = self.holds.get_or_create_owned(&[("registry", registry.to_string())]);
             gauge.set(gauge.get().max(hold.wait.as_secs_f64()));
         }
+        self.broker_blocked.set(house.store.broker_alarm().await?.is_some().into());
         self.store_up.set(1);
         let waiting = house.queue.waiting(&lanes).await?;
         self.broker_up.set(1);
@@ -126,22 +142,11 @@ impl Figures {
             let count = batches.iter().filter(|batch| batch.control == control).count();
             self.batches.get_or_create(&[("state", control.as_str().to_owned())]).set(number(count));
         }
-        if let Some(last) = ended(batches) {
-            self.last_end.set(seconds(last));
-            let counts = &last.counts;
-            let outcomes = [
-                ("copied", counts.copied),
-                ("unchanged", counts.unchanged),
-                ("failed", counts.failed),
-                ("cancelled", counts.cancelled),
-            ];
-            for (outcome, count) in outcomes {
+        if let Some(last) = last_ended(batches.iter()) {
+            self.last_end.set(last.ended_at.map_or(0.0, seconds));
+            for (outcome, count) in outcomes(last) {
                 self.last_tasks.get_or_create(&[("outcome", outcome.to_owned())]).set(whole(count));
             }
-        }
-        let good = |batch: &&Batch| batch.control == Control::Done && batch.counts.failed + batch.counts.cancelled == 0;
-        if let Some(last) = batches.iter().filter(good).max_by_key(|batch| batch.ended_at) {
-            self.last_good_end.set(seconds(last));
         }
     }
 
@@ -170,35 +175,31 @@ impl Figures {
 
 /// What is counted by a coordinator's events, with the figures of its cluster beside; and what brings these up to date.
 /// Registries are known to be left alone as far as the settings of this client say who asks there.
-pub fn of(house: &House, client: Client) -> (Arc<Metrics>, Refresh) {
+pub fn of(house: &House, client: Client, rules: Rules) -> (Arc<Metrics>, Refresh) {
     let figures = Figures::default();
     let metrics = Metrics::new("imgsync", |registry| figures.register(registry));
-    let (house, looked) = (house.clone(), Arc::new(Mutex::new(None::<Instant>)));
+    let (house, looked) = (house.clone(), Arc::new(Mutex::new((None::<Instant>, Found::default()))));
     let refresh: Refresh = Arc::new(move || {
         let (figures, house, client, looked) = (figures.clone(), house.clone(), client.clone(), looked.clone());
+        let rules = rules.get().map(|rules| rules()).unwrap_or_default();
         Box::pin(async move {
             let mut looked = looked.lock().await;
-            if looked.is_some_and(|at| at.elapsed() < FRESH) {
+            let (looked_at, found) = &mut *looked;
+            if looked_at.is_some_and(|at| at.elapsed() < FRESH) {
                 return;
             }
-            match tokio::time::timeout(PATIENCE, figures.look(&house, &client)).await {
+            match tokio::time::timeout(PATIENCE, figures.look(&house, &client, &rules, found)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("{error}"),
-                Err(_) => tracing::warn!("store and broker did not answer within {} s", PATIENCE.as_secs()),
+                Ok(Err(error)) => repeated::warn(&format!("figures: {}", error.class()), &error.to_string()),
+                Err(_) => {
+                    let line = format!("store and broker did not answer within {} s", PATIENCE.as_secs());
+                    repeated::warn("figures: no answer", &line);
+                }
             }
-            *looked = Some(Instant::now());
+            *looked_at = Some(Instant::now());
         })
     });
     (metrics, refresh)
-}
-
-/// The batch that ended last.
-fn ended(batches: &[Batch]) -> Option<&Batch> {
-    batches.iter().filter(|batch| batch.ended_at.is_some()).max_by_key(|batch| batch.ended_at)
-}
-
-fn seconds(batch: &Batch) -> f64 {
-    batch.ended_at.map_or(0.0, |at| at.as_millisecond() as f64 / 1000.0)
 }
 
 fn number(count: usize) -> i64 {

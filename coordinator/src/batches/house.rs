@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::Result;
+use imgsync_common::outage::ServerHealth;
 use imgsync_common::queue::{MemoryQueue, TaskQueue};
 use imgsync_common::store::{Clock, RunLock, SqliteStore, Store, SystemClock};
+use imgsync_worker::cluster::Cluster;
 
 /// Queue, store and clock.
 #[derive(Clone)]
@@ -18,6 +20,8 @@ pub struct House {
     pub store: Arc<dyn Store>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// How broker and store stand; none in one process.
+    pub health: Vec<ServerHealth>,
     /// None in a cluster.
     sqlite: Option<SqliteStore>,
 }
@@ -28,12 +32,14 @@ impl House {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let sqlite = SqliteStore::open(state, clock.clone()).await?;
         let (queue, store) = (Arc::new(MemoryQueue::new()), Arc::new(sqlite.clone()));
-        Ok(House { queue, store, clock, sqlite: Some(sqlite) })
+        Ok(House { queue, store, clock, health: Vec::new(), sqlite: Some(sqlite) })
     }
 
     /// Shared with workers and other coordinators.
-    pub fn of_cluster(queue: Arc<dyn TaskQueue>, store: Arc<dyn Store>) -> House {
-        House { queue, store, clock: Arc::new(SystemClock), sqlite: None }
+    pub fn of_cluster(cluster: &Cluster) -> House {
+        let (queue, store) = (Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
+        let health = cluster.health().into();
+        House { queue, store, clock: Arc::new(SystemClock), health, sqlite: None }
     }
 
     /// Returns a new batch id that is later than all in the store, also where a clock that was wrong has made the newest

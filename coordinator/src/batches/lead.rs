@@ -69,11 +69,23 @@ impl Leader {
     /// Leads a batch until it has ended or this is told to stop; while another leads it, waits. `more` tells of an addition
     /// to the plan. An error is the store's, and no passing one.
     pub async fn lead(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<()> {
+        self.lead_telling(id, more, stop, &|| {}).await
+    }
+
+    /// Leads a batch as [`Leader::lead`] does, and calls `leads` each time that this process begins to.
+    pub(super) async fn lead_telling(
+        &self,
+        id: BatchId,
+        more: &Notify,
+        stop: &CancellationToken,
+        leads: &(dyn Fn() + Sync),
+    ) -> Result<()> {
         let name = leader(&id.to_string());
         let mut said = false;
         while !stop.is_cancelled() {
             match LeaseGuard::try_acquire(self.house.store.clone(), &name, &self.name, LEADER_TERM).await {
                 Ok(Leased::Acquired(guard)) => {
+                    leads();
                     let led = tokio::select! {
                         led = self.led(id, more, stop) => led,
                         () = guard.lost().cancelled() => Ok(Led::Lost),
@@ -83,7 +95,7 @@ impl Leader {
                     match led {
                         Ok(Led::Ended | Led::Stopped) => return Ok(()),
                         Ok(Led::Lost) => tracing::info!("batch {id}: lost the lead; asking for it again"),
-                        Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
+                        Err(error) if is_passing(&error) => self.warn_repeatedly(&error),
                         Err(error) => {
                             stop_altered(&self.house, id, &error).await;
                             return Err(error);
@@ -95,7 +107,7 @@ impl Leader {
                         tracing::info!("batch {id} is led by {holder}");
                     }
                 }
-                Err(error) if is_passing(&error) => self.warn(&format!("{error}; trying again")),
+                Err(error) if is_passing(&error) => self.warn_repeatedly(&error),
                 Err(error) => return Err(error),
             }
             pause(LOOK_AGAIN, stop).await;
@@ -139,11 +151,7 @@ impl Leader {
     async fn sweep_queue(&self, id: BatchId) -> Result<Led> {
         let grace = self.care.grace;
         loop {
-            tokio::time::sleep(self.care.sweep_every).await;
-            let Some(batch) = self.house.store.batch(id).await? else { return Ok(Led::Ended) };
-            if batch.ended_at.is_some() {
-                return Ok(Led::Ended);
-            }
+            let Some(batch) = self.lives_for(id, self.care.sweep_every).await? else { return Ok(Led::Ended) };
             // A broker that is away has lost nothing yet.
             if matches!(self.queue_is_empty(&batch).await, Ok(true)) {
                 let swept = self.house.store.sweep(id, Sweep::QueueIsEmpty { grace }).await?;
@@ -156,6 +164,19 @@ impl Leader {
         if leased + queued > 0 {
             self.events.emit(Event::PutBack { leased, queued });
             tracing::info!("batch {id}: put back {leased} that their workers lost and {queued} that the queue lost");
+        }
+    }
+
+    /// Waits for so long, and returns the batch as it stands then; none as soon as it has ended.
+    async fn lives_for(&self, id: BatchId, time: Duration) -> Result<Option<Batch>> {
+        let until = tokio::time::Instant::now() + time;
+        loop {
+            let batch = self.house.store.batch(id).await?.filter(|batch| batch.ended_at.is_none());
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if batch.is_none() || left.is_zero() {
+                return Ok(batch);
+            }
+            tokio::time::sleep(LOOK_AGAIN.min(left)).await;
         }
     }
 
@@ -206,6 +227,12 @@ impl Leader {
                 }
             }
         }
+    }
+
+    /// Warns of an error that all batches that are led meet, again and again while its cause lasts.
+    fn warn_repeatedly(&self, error: &Error) {
+        let kind = format!("leading: {}", error.class());
+        self.events.emit(Event::RepeatedWarning { kind, message: format!("{error}; trying again") });
     }
 
     fn warn(&self, message: &str) {

@@ -1,5 +1,6 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod batch_log;
 mod chosen;
 mod companions;
 mod crew;
@@ -15,6 +16,7 @@ mod plan;
 mod provenance;
 mod prune;
 mod remove;
+mod rule_figures;
 mod run;
 mod seal;
 mod serve;
@@ -33,6 +35,9 @@ pub use listings::{Listings, Offer};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use provenance::tidy_provenance;
 pub use prune::{Due, Pruning};
+#[cfg(test)]
+pub(crate) use rule_figures::MAX_RULES;
+pub use rule_figures::{Rules, WatchedRule};
 pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
 pub use serve::{Duties, serve};
 

@@ -9,11 +9,13 @@ use imgsync_common::config::Config;
 use imgsync_common::error::{Class, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
+use imgsync_common::repeated;
 use imgsync_common::store::{Control, LeaseGuard, Leased, Store, leader};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::batch_log::BatchLog;
 use super::house::House;
 use super::lead::{Care, LEADER_TERM, Leader};
 use super::provenance::tidy_provenance;
@@ -75,7 +77,10 @@ pub async fn serve(
                     say(events, &format!("stands by: {holder} leads"));
                 }
             }
-            Err(error) => say(events, &error.to_string()),
+            Err(error) => {
+                let kind = format!("asking who leads: {}", error.class());
+                events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
+            }
         }
         pause(LOOK_EVERY, stop).await;
     }
@@ -100,13 +105,14 @@ async fn lead_all(
                         let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
                         let (store, duties) = (house.store.clone(), duties.clone());
                         let (events, name) = (events.clone(), name.to_owned());
+                        let log = BatchLog::new(batch, &events);
                         tokio::spawn(async move {
                             // Also once the batch has ended: until its end is told of.
                             supervise(&format!("leading batch {id}"), &events, &stop, async || {
                                 let Duties { notifier, client, .. } = duties.borrow().clone();
-                                let more = Notify::new();
+                                let (more, begin) = (Notify::new(), || log.begin());
                                 let led = tokio::select! {
-                                    led = leads.lead(id, &more, &stop) => led,
+                                    led = leads.lead_telling(id, &more, &stop, &begin) => led,
                                     () = watch_waits(&*store, id, &client, &notifier, &events, &name) => Ok(()),
                                 };
                                 if let Err(error) = led {
@@ -114,13 +120,14 @@ async fn lead_all(
                                     if store.control(id).await?.is_some_and(Control::is_live) {
                                         return Err(error);
                                     }
-                                    say(&events, &format!("batch {id} is not led any more: {error}"));
+                                    warn(&events, &format!("batch {id} is not led any more: {error}"));
                                 }
+                                log.end(&*store).await?;
                                 let notifier = duties.borrow().notifier.clone();
                                 match tell(&*store, id, &notifier, &events, &name).await {
                                     // What was altered cannot be reported, however often it is read.
                                     Err(error) if error.class() == Class::Insecure => {
-                                        say(&events, &format!("nobody is told of batch {id}: {error}"));
+                                        warn(&events, &format!("nobody is told of batch {id}: {error}"));
                                         Ok(())
                                     }
                                     told => told,
@@ -131,7 +138,7 @@ async fn lead_all(
                     });
                 }
             }
-            Err(error) => tracing::warn!("{error}"),
+            Err(error) => repeated::warn(&format!("looking for batches: {}", error.class()), &error.to_string()),
         }
         if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
             tidied = Some(tokio::time::Instant::now());
@@ -164,14 +171,17 @@ async fn tell(store: &dyn Store, id: BatchId, notifier: &Notifier, events: &Even
     let report = Report::of(store, id).await?;
     if report.batch.ended_at.is_some() && is_ours_to_tell(store, id, name).await {
         for warning in notifier.tell(&report, Level::Failures).await {
-            say(events, &warning);
+            warn(events, &warning);
         }
     }
     Ok(())
 }
 
 fn say(events: &Events, what: &str) {
-    tracing::info!("{what}");
+    events.emit(Event::Notice { message: what.to_owned() });
+}
+
+fn warn(events: &Events, what: &str) {
     events.emit(Event::Warning { message: what.to_owned() });
 }
 

@@ -51,7 +51,6 @@ async fn supervise_with<F: Future<Output = Result<()>>>(
 }
 
 fn report(events: &Events, message: &str) {
-    tracing::warn!("{message}");
     events.emit(Event::Warning { message: message.to_owned() });
 }
 

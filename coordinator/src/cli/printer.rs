@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use imgsync_common::error::Error;
 use indicatif::MultiProgress;
+use jiff::Timestamp;
 
 /// Writes to stdout and stderr, around the progress bars if there are some. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -78,6 +79,22 @@ impl Printer {
             tracing::info!("{line}");
         } else if !self.quiet {
             self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
+        }
+    }
+
+    /// Words for people who read them later: with the time.
+    pub(crate) fn stamped(&self, line: &str) {
+        match self.logs {
+            true => tracing::info!("{line}"),
+            false => self.line(&format!("{} {line}", Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ"))),
+        }
+    }
+
+    /// A warning for people who read it later: with the time.
+    pub(crate) fn stamped_warning(&self, message: &str) {
+        match self.logs {
+            true => tracing::warn!("{message}"),
+            false => self.stamped(&format!("warning: {message}")),
         }
     }
 

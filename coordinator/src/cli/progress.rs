@@ -154,7 +154,8 @@ impl Observer for Progress {
             Event::Retrying { error, wait, .. } => {
                 self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
             }
-            Event::Warning { message } => self.printer.warning(message),
+            Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.printer.warning(message),
+            Event::Notice { message } => self.printer.line(message),
             // One image has no tasks; the rest is for those who count.
             Event::TaskStarted { .. }
             | Event::TaskEnded { .. }

@@ -8,6 +8,7 @@ use imgsync_common::batch::BatchId;
 use imgsync_common::config::{Destination, Notify, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
+use imgsync_common::outage;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
@@ -241,6 +242,7 @@ impl<'a> Work<'a> {
         let ended = tokio::select! {
             ended = work(&run) => ended,
             () = watch(store, id, &self.client, notifier, &run.events, &name) => unreachable!("it goes on until dropped"),
+            () = outage::follow(&self.house.health, |event| self.watching.tell_outage(event)) => unreachable!("it goes on until dropped"),
             () = self.watching.keep_going(&*self.house.store, id, self.house.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.watching.finish();

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use imgsync_common::batch::BatchId;
 use imgsync_common::config::Config;
 use imgsync_common::error::Result;
 use imgsync_common::event::{Event, Events, Observer, TaskEnd};
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
+use imgsync_common::repeated;
 use imgsync_common::retry::seconds;
 use imgsync_common::secret::Secret;
 use imgsync_common::store::RunLock;
@@ -26,7 +26,7 @@ use super::printer::Printer;
 use super::run::fail;
 use super::settings::{Settings, Wrong};
 use super::{signals, state};
-use crate::batches::{House, figures};
+use crate::batches::{House, Rules, figures};
 use crate::serve::{Access, Doors, Given, Manner, Office, Origin, Token, token};
 use crate::words::many;
 
@@ -75,15 +75,18 @@ async fn work(
     };
     let first = given(settings, &args.notify, printer)?;
     let origin = origin(global, args.notify.clone(), settings, printer);
-    let (metrics, refresh) = figures::of(&house, Client::new(settings.client()?, Environment::from_process()));
+    let rules = Rules::default();
+    let client = Client::new(settings.client()?, Environment::from_process());
+    let (metrics, refresh) = figures::of(&house, client, rules.clone());
     let said = Said { printer: printer.clone(), is_cluster: house.is_cluster() };
     let events = Events::to_all(vec![Arc::new(said), metrics.clone()]);
     let more = metrics::router(metrics, Some(refresh));
     signals::drain_on_signal(stop.drain.clone(), stop.abort.clone(), printer.clone());
     let office = Office::new(house, first, origin, manner, events)?;
+    let _ = rules.set(Box::new(office.watched_rules()));
     welcome(address, &token, settings, printer);
     office.run(Doors { listener, access, more }, ready, &stop).await;
-    printer.line("ended");
+    printer.stamped("ended");
     Ok(())
 }
 
@@ -95,7 +98,7 @@ async fn house(
 ) -> Result<(House, Ready, Option<RunLock>)> {
     if let Some(addresses) = settings.cluster()? {
         let cluster = state::connect(&addresses).await?;
-        let house = House::of_cluster(Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
+        let house = House::of_cluster(&cluster);
         return Ok((house, service::ready(&cluster, drain), None));
     }
     let house = House::embedded(&state::folder(args.state.as_ref())?).await?;
@@ -106,7 +109,7 @@ async fn house(
         Box::pin(async move {
             match () {
                 () if drain.is_cancelled() => Err("it is about to end".to_owned()),
-                () => store.control(BatchId::generate()).await.map(drop).map_err(|error| error.to_string()),
+                () => service::takes_writes(&*store).await.map(|()| Vec::new()),
             }
         })
     });
@@ -190,12 +193,17 @@ struct Said {
 impl Observer for Said {
     fn on(&self, event: &Event) {
         match event {
-            Event::Warning { message } => self.printer.line(message),
+            Event::Notice { message } => self.printer.stamped(message),
+            Event::Warning { message } => self.printer.stamped_warning(message),
+            Event::RepeatedWarning { kind, message } => {
+                let printer = self.printer.clone();
+                repeated::write(kind, message, move |line| printer.stamped_warning(line));
+            }
             Event::TaskEnded { end: TaskEnd::Failed { error, .. }, .. } if !self.is_cluster => {
-                self.printer.line(&format!("failed: {error}"));
+                self.printer.stamped(&format!("failed: {error}"));
             }
             Event::TaskEnded { end: TaskEnd::Later { error, wait }, .. } if !self.is_cluster => {
-                self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
+                self.printer.stamped(&format!("{error}; trying again in {}", seconds(*wait)));
             }
             _ => {}
         }

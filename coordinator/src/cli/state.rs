@@ -40,7 +40,7 @@ pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result
     match settings.cluster()? {
         Some(addresses) => {
             let cluster = connect(&addresses).await?;
-            Ok(House::of_cluster(Arc::new(cluster.queue), Arc::new(cluster.store)))
+            Ok(House::of_cluster(&cluster))
         }
         None => House::embedded(&folder(given)?).await,
     }

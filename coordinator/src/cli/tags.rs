@@ -291,7 +291,8 @@ impl Observer for Words {
             Event::Retrying { error, wait, .. } => {
                 self.0.line(&format!("{error}; trying again in {}", seconds(*wait)));
             }
-            Event::Warning { message } => self.0.warning(message),
+            Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.0.warning(message),
+            Event::Notice { message } => self.0.line(message),
             _ => {}
         }
     }

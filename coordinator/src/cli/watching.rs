@@ -10,6 +10,8 @@ use bytesize::ByteSize;
 use imgsync_common::batch::{BatchId, Ticket};
 use imgsync_common::event::{Arrival, Event, Observer, TaskEnd};
 use imgsync_common::image::Digest;
+use imgsync_common::outage::OutageEvent;
+use imgsync_common::repeated;
 use imgsync_common::retry::seconds;
 use imgsync_common::store::{Batch, Store};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,7 +80,9 @@ impl Watching {
             }
             let Ok(Some(batch)) = store.batch(id).await else { continue };
             if complains {
-                let complaints = Crew::of(store, &batch).await.map(|crew| crew.complaints()).unwrap_or_default();
+                // An alarm of the broker is said at once by who publishes: this process.
+                let crew = Crew::of(store, &batch).await.map(|crew| Crew { broker_alarm: None, ..crew });
+                let complaints = crew.map(|crew| crew.complaints()).unwrap_or_default();
                 if complaints != complained.0 {
                     complaints.iter().for_each(|complaint| self.printer.warning(complaint));
                 }
@@ -100,6 +104,15 @@ impl Watching {
                 }
             }
         }
+    }
+
+    /// Says that broker or store are away, or back.
+    pub(crate) fn tell_outage(&self, event: &OutageEvent) {
+        let message = event.to_string();
+        self.on(&match event {
+            OutageEvent::Began(_) => Event::Warning { message },
+            OutageEvent::Ended(..) => Event::Notice { message },
+        });
     }
 
     /// Takes the display away.
@@ -180,7 +193,11 @@ impl Observer for Watching {
                     TaskEnd::Later { error, wait } => {
                         self.printer.line(&format!("{error}; trying again in {}", seconds(*wait)));
                     }
-                    TaskEnd::Copied { .. } | TaskEnd::Unchanged | TaskEnd::Cancelled | TaskEnd::GivenBack => {}
+                    TaskEnd::Copied { .. }
+                    | TaskEnd::Unchanged
+                    | TaskEnd::Cancelled
+                    | TaskEnd::GivenBack
+                    | TaskEnd::Stale => {}
                 }
             }
             Event::Retrying { error, class, attempt, wait } => {
@@ -192,6 +209,15 @@ impl Observer for Watching {
             Event::Warning { message } => {
                 self.event(&json!({"event": "warning", "message": message}));
                 self.printer.warning(message);
+            }
+            Event::RepeatedWarning { kind, message } => {
+                self.event(&json!({"event": "warning", "message": message}));
+                let printer = self.printer.clone();
+                repeated::write(kind, message, move |line| printer.warning(line));
+            }
+            Event::Notice { message } => {
+                self.event(&json!({"event": "notice", "message": message}));
+                self.printer.line(message);
             }
             Event::BlobStarted { digest, moved, .. } => {
                 self.moved().in_flight.insert(digest.clone(), moved.clone());
@@ -225,6 +251,7 @@ fn ended(task: u32, end: &TaskEnd) -> serde_json::Value {
             json!({"event": "later", "task": task, "error": error, "seconds": wait.as_secs_f64()})
         }
         TaskEnd::GivenBack => json!({"event": "given_back", "task": task}),
+        TaskEnd::Stale => json!({"event": "stale", "task": task}),
     }
 }
 

@@ -18,8 +18,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::say;
-use crate::batches::{Care, House, Run, RunSettings, copier, fingerprint};
+use super::{say, warn};
+use crate::batches::{Care, House, Run, RunSettings, WatchedRule, copier, fingerprint};
 use crate::notify::Notifier;
 use crate::report;
 use crate::words::many;
@@ -81,6 +81,8 @@ pub struct Current {
     pub notifier: Arc<Notifier>,
     /// Its rules, each for itself, in the order of the file.
     pub rules: Vec<Known>,
+    /// The digest over a batch of all rules together.
+    all_rules: Digest,
     run: RunSettings,
 }
 
@@ -97,6 +99,8 @@ pub struct Known {
     pub to: Vec<String>,
     /// When it is run by itself.
     pub schedule: Option<Schedule>,
+    /// The longest time between two runs by the schedule, as it looks now.
+    interval: Option<Duration>,
     /// The configuration with this rule alone.
     config: Config,
 }
@@ -152,6 +156,7 @@ impl Current {
             notifier: Arc::new(Notifier::new(&notify, &folder, Duration::from_secs(1))?),
             copier: copier(house, &client, limits),
             rules: config.rules.iter().map(|rule| Known::of(rule, &config)).collect(),
+            all_rules: fingerprint(&config, None),
             config,
             folder,
             client,
@@ -174,10 +179,22 @@ impl Current {
         self.rules.iter().find(|rule| rule.name == name)
     }
 
+    /// The rules as figures tell of them.
+    pub(super) fn watched_rules(&self) -> Vec<WatchedRule> {
+        let watched = |rule: &Known| WatchedRule {
+            label: rule.metrics_label().to_owned(),
+            from: rule.from.clone(),
+            to: rule.to.join(", "),
+            batches: [rule.rules.clone(), self.all_rules.clone()],
+            interval: rule.interval,
+        };
+        self.rules.iter().map(watched).collect()
+    }
+
     /// The configuration of which a batch is: of one rule, or of all together.
     pub fn config_of(&self, rules: &Digest) -> Option<&Config> {
         let one = self.rules.iter().find(|rule| rule.rules == *rules).map(|rule| &rule.config);
-        one.or_else(|| (fingerprint(&self.config, None) == *rules).then_some(&self.config))
+        one.or_else(|| (self.all_rules == *rules).then_some(&self.config))
     }
 
     /// A run that lists, and leaves the rest to who serves.
@@ -207,14 +224,22 @@ impl Known {
         let mut config = config.clone();
         config.rules = vec![rule.clone()];
         let rules = fingerprint(&config, None);
+        let name = rules.hex()[..NAME_LENGTH].to_owned();
+        let now = Timestamp::now();
         Known {
-            name: rules.hex()[..NAME_LENGTH].to_owned(),
+            interval: rule.schedule.as_ref().and_then(|schedule| schedule.longest_interval(now, &name)),
+            name,
             rules,
             from: report::from(rule),
             to: report::to(rule),
             schedule: rule.schedule.clone(),
             config,
         }
+    }
+
+    /// Names the rule in labels of metrics.
+    fn metrics_label(&self) -> &str {
+        &self.name
     }
 
     /// In a few words.
@@ -282,7 +307,7 @@ pub(super) async fn keep(
                 None
             }
             Err(error) => {
-                say(events, &format!("the configuration is wrong, and the one before still holds:\n{}", error.trim()));
+                warn(events, &format!("the configuration is wrong, and the one before still holds:\n{}", error.trim()));
                 Some(error)
             }
         };

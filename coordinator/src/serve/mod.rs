@@ -20,6 +20,7 @@ mod timetable;
 mod token;
 mod trouble;
 
+use imgsync_common::error::Error;
 use imgsync_common::event::{Event, Events};
 
 pub use access::Access;
@@ -33,6 +34,16 @@ pub use token::{Token, token};
 
 /// Says something to people, as an event.
 fn say(events: &Events, what: &str) {
-    tracing::info!("{what}");
+    events.emit(Event::Notice { message: what.to_owned() });
+}
+
+/// Warns people, as an event.
+fn warn(events: &Events, what: &str) {
     events.emit(Event::Warning { message: what.to_owned() });
+}
+
+/// Warns people of an error that comes again and again while its cause lasts, as an event.
+fn warn_repeatedly(events: &Events, what: &str, error: &Error) {
+    let kind = format!("{what}: {}", error.class());
+    events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
 }

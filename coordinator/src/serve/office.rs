@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use imgsync_common::error::Result;
-use imgsync_common::event::Events;
+use imgsync_common::event::{Event, Events};
+use imgsync_common::outage::{self, OutageEvent};
 use imgsync_common::store::Sweep;
 use imgsync_worker::health::Ready;
 use imgsync_worker::runner::Stop;
@@ -13,6 +14,7 @@ use imgsync_worker::server;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::Access;
@@ -22,7 +24,7 @@ use super::groups::Groups;
 use super::live::{self, Live};
 use super::router::router;
 use super::timetable::Timetable;
-use crate::batches::{Care, Duties, Hands, House, serve};
+use crate::batches::{Care, Duties, Hands, House, WatchedRule, serve};
 
 /// Live batches that are looked at when work begins.
 const BATCHES: usize = 1_000;
@@ -55,6 +57,12 @@ impl Office {
     pub fn new(house: House, first: Given, origin: Origin, manner: Manner, events: Events) -> Result<Office> {
         let current = watch::Sender::new(Arc::new(Current::of(first, &house, &manner)?));
         Ok(Office { house, origin, manner, events, current })
+    }
+
+    /// Returns what gives the rules that have figures, as the configuration stands.
+    pub fn watched_rules(&self) -> impl Fn() -> Vec<WatchedRule> + Send + Sync + use<> {
+        let current = self.current.subscribe();
+        move || current.borrow().watched_rules()
     }
 
     /// Serves until told to stop. What is listed is broken off and gone on with by the next; what runs here may end, for as
@@ -99,6 +107,7 @@ impl Office {
             timetable.keep(leads.subscribe()),
             self.work(stop),
             live::keep(&app, drain),
+            tell_outages(house, events, drain),
             server::serve(doors.listener, router(app.clone(), doors.more), drain),
             keep(&self.origin, (house, &self.manner), &self.current, &readings, events, drain),
             follow,
@@ -113,11 +122,11 @@ impl Office {
             Ok(batches) => {
                 for batch in batches.iter().filter(|batch| batch.ended_at.is_none()) {
                     if let Err(error) = self.house.store.sweep(batch.id, Sweep::Everything).await {
-                        super::say(&self.events, &error.to_string());
+                        super::warn(&self.events, &error.to_string());
                     }
                 }
             }
-            Err(error) => super::say(&self.events, &error.to_string()),
+            Err(error) => super::warn(&self.events, &error.to_string()),
         }
     }
 
@@ -168,6 +177,20 @@ impl Office {
                 shifts.wait().await;
             }
         }
+    }
+}
+
+/// Says when broker or store are away, and when they are back, until told to stop.
+async fn tell_outages(house: &House, events: &Events, stop: &CancellationToken) {
+    let tell = |event: &OutageEvent| {
+        events.emit(match event {
+            OutageEvent::Began(_) => Event::Warning { message: event.to_string() },
+            OutageEvent::Ended(..) => Event::Notice { message: event.to_string() },
+        });
+    };
+    tokio::select! {
+        () = outage::follow(&house.health, tell) => {}
+        () = stop.cancelled() => {}
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::current::{Current, Known};
-use super::say;
+use super::{warn, warn_repeatedly};
 use crate::batches::House;
 
 /// How often it is looked whether a time has come.
@@ -104,10 +104,10 @@ impl Timetable {
             if std::mem::take(&mut is_new)
                 && let Err(error) = self.take_up().await
             {
-                say(&inner.events, &error.to_string());
+                warn(&inner.events, &error.to_string());
             }
             if let Err(error) = self.begin_those_due().await {
-                say(&inner.events, &error.to_string());
+                warn_repeatedly(&inner.events, "beginning the rules that are due", &error);
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -178,7 +178,7 @@ impl Timetable {
             }
             match current.config_of(&batch.rules) {
                 Some(config) => self.go_on(&current, config.clone(), &batch),
-                None => say(
+                None => warn(
                     &inner.events,
                     &format!(
                         "the listing of batch {0} was broken off, and its rules are not in the configuration: \
@@ -198,7 +198,7 @@ impl Timetable {
             let inner = &this.0;
             let run = current.run(&inner.house, &config, inner.events.clone(), &inner.stop);
             if let Err(error) = run.again(id).await {
-                say(&inner.events, &error.to_string());
+                warn(&inner.events, &error.to_string());
             }
             this.listed().remove(&id);
         });
@@ -235,7 +235,7 @@ impl Timetable {
             let next = schedule.begun(due, now);
             match inner.house.store.unfinished(&rule.rules).await? {
                 Some(running) => {
-                    say(
+                    warn(
                         &inner.events,
                         &format!("{} is not begun again: batch {running} of it runs still", rule.title()),
                     );
@@ -252,7 +252,7 @@ impl Timetable {
 
     /// Forgets when a rule was begun, where that lies in the future: it is due now, as if a time had been missed.
     async fn forget_future(&self, rule: &Known, begun: &Begun, now: Timestamp) -> Result<Begun> {
-        say(
+        warn(
             &self.0.events,
             &format!(
                 "{} was last begun in the future, on {}: a clock was wrong then, or is now; it is due now",
@@ -291,13 +291,12 @@ impl Timetable {
                 return;
             }
         };
-        say(&inner.events, &format!("batch {id} begins: {}", rule.title()));
         let _ = made.send(Ok(()));
         inner.more.notify_one();
         let Ok(_place) = inner.listing.acquire().await else { return };
-        match run.list_made(id, options).await {
-            Ok(listed) => listed.refused.iter().for_each(|error| say(&inner.events, &error.to_string())),
-            Err(error) => say(&inner.events, &error.to_string()),
+        // What could not be listed is warned of as it is noted.
+        if let Err(error) = run.list_made(id, options).await {
+            warn(&inner.events, &error.to_string());
         }
     }
 

@@ -11,6 +11,7 @@ mod keep;
 mod lanes;
 mod messages;
 mod moves;
+mod outages;
 mod pace;
 mod passwords;
 mod provenance;

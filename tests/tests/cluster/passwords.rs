@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use imgsync_common::config::{Config, File};
 use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::store::{ManualClock, RedisOptions, RedisStore, SqliteStore};
+use imgsync_common::store::{ManualClock, RedisOptions, RedisStore, Roster as _, SqliteStore};
 use imgsync_tests::cluster::Cluster;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
@@ -82,7 +82,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
             assert!(queue.is_alive().await);
             let store = RedisStore::connect(&store, RedisOptions::default()).await;
             let store = store.unwrap_or_else(|error| panic!("{password}, {text}: {error}"));
-            assert!(store.is_alive().await);
+            store.check_writes().await.unwrap();
         }
     }
 }

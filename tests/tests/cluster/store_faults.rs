@@ -8,7 +8,9 @@ use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error};
 use imgsync_common::image::Digest;
 use imgsync_common::retry::Policy;
-use imgsync_common::store::{Begun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Schedules as _};
+use imgsync_common::store::{
+    Begun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Roster as _, Schedules as _,
+};
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::{Cluster, number};
 use imgsync_tests::relay::{Direction, Relay};
@@ -168,10 +170,10 @@ async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
     });
     until("it is asked again on new connections", PATIENCE, || relay.connections() >= 3).await;
     assert!(old.errors("READONLY") > 0 && !writing.is_finished());
-    assert!(!store.is_alive().await, "nothing can be written there");
+    assert!(store.check_writes().await.is_err(), "nothing can be written there");
     relay.retarget(&format!("127.0.0.1:{}", new.port()));
     writing.await.unwrap().unwrap();
-    assert!(new.calls("hset") > 0 && store.is_alive().await);
+    assert!(new.calls("hset") > 0 && store.check_writes().await.is_ok());
     let opened = relay.connections();
     write(&store).await.unwrap();
     assert_eq!(relay.connections(), opened, "the connection to a master is kept");

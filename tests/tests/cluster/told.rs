@@ -1,10 +1,12 @@
-//! Who serves tells of a batch that no `run` leads: of a registry that leaves it waiting, while it waits; of its end. Of two, one does.
+//! Who serves tells of a batch that no `run` leads, in its log and by notifications: of a registry that leaves it waiting, while it
+//! waits; of its end. Of two, one does.
 
 use imgsync_tests::fault::{Action, Kind, Match};
 use imgsync_tests::program::Running;
 use imgsync_tests::servers::Receiver;
 
-use crate::scene::{PATIENCE, Scene, until};
+use crate::outages::has_time;
+use crate::scene::{PATIENCE, Scene, kill, until};
 
 async fn serve(scene: &Scene, config: &str) -> Running {
     let serving = scene.cluster.imgsync(config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
@@ -32,4 +34,35 @@ async fn a_registry_that_leaves_a_batch_waiting_is_told_of_once_by_those_who_ser
     until("its end is told, too", PATIENCE, || hook.received().len() >= 2).await;
     let events: Vec<_> = hook.received().iter().map(|received| received.json()["event"].clone()).collect();
     assert_eq!(events, ["registry.throttled", "batch.ended"]);
+}
+
+#[tokio::test]
+async fn who_serves_logs_who_leads_and_each_batch_s_beginning_and_end_with_times_and_counts() {
+    let scene = Scene::new(2, 3).await;
+    let denied = Match::kind(Kind::ManifestPut).when(|request| request.reference.as_deref() == Some("v1"));
+    let denied = scene.target.on(denied).always().act(Action::error(403, "DENIED"));
+    let mut first = serve(&scene, &scene.config).await;
+    let second = serve(&scene, &scene.config).await;
+    let _workers = scene.cluster.workers(1, 4).await;
+    let detach = async || {
+        let run = scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+        run.stdout.trim().to_owned()
+    };
+    let bad = detach().await;
+    let line = first.wait_for_line(|line| line.contains(&format!("batch {bad} ended: ")), PATIENCE).await;
+    assert!(line.contains("warning: batch ") && line.contains(": 4 copied, 0 unchanged, 2 failed, in "), "{line}");
+    denied.remove();
+    kill(&mut first).await;
+    let leads = second.wait_for_line(|line| line.ends_with("Z leads"), PATIENCE).await;
+    let good = detach().await;
+    let line = second.wait_for_line(|line| line.contains(&format!("batch {good} ended: ")), PATIENCE).await;
+    assert!(line.contains(": 2 copied, 4 unchanged, in ") && !line.contains("warning"), "{line}");
+    for (log, batch) in [(first.stderr(), bad), (second.stderr(), good)] {
+        for words in ["begins: ", "ended: "] {
+            let its: Vec<&str> = log.lines().filter(|line| line.contains(&format!("batch {batch} {words}"))).collect();
+            assert!(its.len() == 1 && has_time(its[0]), "{words} is said once: {log}");
+        }
+    }
+    assert!(has_time(&leads), "{leads}");
+    assert!(second.stderr().lines().any(|line| has_time(line) && line.contains("stands by: serve on ")));
 }

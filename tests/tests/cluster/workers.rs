@@ -6,6 +6,7 @@ use imgsync_tests::cluster::{Cluster, number};
 use imgsync_tests::fault::{Action, Kind, Match};
 use imgsync_tests::program::{Running, Signal};
 use imgsync_tests::relay::Relay;
+use imgsync_tests::servers::free_port;
 
 use crate::scene::{PATIENCE, Scene, kill, reader_of, readers, until};
 
@@ -202,4 +203,38 @@ async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_do
     assert!(error.contains(&format!("{repository}:{tag}")) && error.contains("ended 6 times"), "{error}");
     scene.assert_target();
     assert_eq!(readers(&scene.source, &blob).len(), 6);
+}
+
+/// A worker that is cut off from the ledger until another has done its task.
+#[tokio::test]
+async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_failure() {
+    let scene = Scene::new(1, 1).await;
+    let store = Relay::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
+    let (listen, lease) = (format!("127.0.0.1:{}", free_port()), ["--lease", "5"]);
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let denied = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]);
+    let denied = scene.source.on(denied).times(1).act_all([Action::Gate(gate.clone()), Action::status(403)]);
+    let arguments = [&lease[..], &["--listen", &listen]].concat();
+    let through = format!("redis://{}", store.host());
+    let cut_off = worker_by(&scene.cluster, &scene.cluster.broker.url(), &through, &arguments).await;
+    let mut run = scene.run();
+    until("it has begun the task", PATIENCE, || denied.hits() == 1).await;
+    store.freeze(true);
+    gate.add_permits(1);
+    let _other = worker_by(&scene.cluster, &scene.cluster.broker.url(), &scene.cluster.store.url(), &lease).await;
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    store.freeze(false);
+    cut_off.wait_for_line(|line| line.contains("not counted ") && line.contains("r00:v0"), PATIENCE).await;
+    imgsync_tests::tls::install_provider();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let figures = client.get(format!("http://{listen}/metrics")).send().await.unwrap().text().await.unwrap();
+    for line in [
+        "imgsync_tasks_stale_total 1",
+        "imgsync_tasks_total{outcome=\"failed\"} 0",
+        "imgsync_task_failures_total{class=\"denied\"} 0",
+        "imgsync_running_tasks 0",
+    ] {
+        assert!(figures.lines().any(|its| its == line), "{line} in\n{figures}");
+    }
 }

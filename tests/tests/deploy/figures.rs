@@ -64,7 +64,7 @@ async fn told() -> Told {
     source.on(Match::kind(Kind::ManifestHead).repository("bad")).always().act(Action::status(403));
     source.on(Match::kind(Kind::BlobGet)).times(1).act(Action::status(503));
     let config = format!(
-        "registries:\n  {0}: {{requests_per_second: 20}}\nrules:\n- {{from: {0}/*, to: {1}/m, name: keep}}\n",
+        "registries:\n  {0}: {{requests_per_second: 20}}\nrules:\n- {{from: {0}/*, to: {1}/m, name: keep, schedule: 0 3 1 1 *}}\n",
         source.host(),
         target.host()
     );
@@ -89,6 +89,7 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
         ("imgsync_task_failures_total{class=\"denied\"}", 1.0),
         ("imgsync_retries_total{class=\"server_error\"}", 1.0),
         ("imgsync_running_tasks", 0.0),
+        ("imgsync_tasks_stale_total", 0.0),
         ("imgsync_slots", 3.0),
         ("imgsync_task_duration_seconds_count{outcome=\"copied\"}", 2.0),
     ] {
@@ -102,6 +103,8 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
         ("imgsync_worker_slots", 3.0),
         ("imgsync_store_up", 1.0),
         ("imgsync_broker_up", 1.0),
+        ("imgsync_broker_blocked", 0.0),
+        ("imgsync_rules_untold", 0.0),
         ("imgsync_lanes_unserved", 0.0),
         ("imgsync_last_batch_tasks{outcome=\"copied\"}", 2.0),
         ("imgsync_last_batch_tasks{outcome=\"failed\"}", 1.0),
@@ -138,7 +141,8 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
 
 /// Whether a name is exported, or is one of those that are there only when something happens that did not.
 fn known(name: &str, exported: &BTreeSet<String>) -> bool {
-    const SELDOM: [&str; 5] = [
+    const SELDOM: [&str; 6] = [
+        "imgsync_rule_last_good_end_timestamp_seconds",
         "imgsync_registry_hold_seconds",
         "imgsync_last_good_batch_end_timestamp_seconds",
         "imgsync_lane_messages",

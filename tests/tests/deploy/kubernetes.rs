@@ -89,6 +89,15 @@ async fn what_the_containers_run_are_commands_of_the_programs_and_probes_ask_whe
 }
 
 #[test]
+fn a_coordinator_that_is_not_ready_stays_in_reach_of_who_looks_at_its_dashboard() {
+    let services: Vec<Value> = all().into_iter().filter(|document| document["kind"] == "Service").collect();
+    let dashboard = services.iter().find(|service| service["metadata"]["name"] == "coordinator").unwrap();
+    assert_eq!(dashboard["spec"]["publishNotReadyAddresses"], true);
+    let port = &pods()["coordinator"]["containers"][0]["ports"][0]["name"];
+    assert_eq!(&dashboard["spec"]["ports"][0]["targetPort"], port);
+}
+
+#[test]
 fn no_container_has_more_rights_than_it_needs() {
     for (name, pod) in pods() {
         assert_eq!(pod["automountServiceAccountToken"], false, "{name}");

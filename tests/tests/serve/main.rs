@@ -3,6 +3,7 @@
 
 mod access;
 mod cluster;
+mod figures;
 mod generator;
 mod page;
 mod reload;

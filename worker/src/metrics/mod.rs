@@ -50,6 +50,7 @@ pub struct Metrics {
     failures: Counters<1>,
     put_off: Counter,
     given_back: Counter,
+    stale: Counter,
     task_seconds: Histograms,
     running: Gauge,
     blobs: Counters<1>,
@@ -86,6 +87,7 @@ impl Metrics {
             failures: Family::default(),
             put_off: Counter::default(),
             given_back: Counter::default(),
+            stale: Counter::default(),
             task_seconds,
             running: Gauge::default(),
             blobs: Family::default(),
@@ -108,6 +110,11 @@ impl Metrics {
             "tasks_given_back",
             "Tasks that were given back, or taken over by another",
             metrics.given_back.clone(),
+        );
+        registry.register(
+            "tasks_stale",
+            "Results that the ledger did not count: the task was another's, or had ended before",
+            metrics.stale.clone(),
         );
         registry.register_with_unit(
             "task_duration",
@@ -215,8 +222,13 @@ impl Metrics {
                 self.put_off.inc();
                 return;
             }
+            // Of one that has ended already nothing more is counted.
             TaskEnd::GivenBack => {
-                self.given_back.inc();
+                self.given_back.inc_by(began.is_some().into());
+                return;
+            }
+            TaskEnd::Stale => {
+                self.stale.inc();
                 return;
             }
         };
@@ -264,8 +276,8 @@ impl Observer for Metrics {
                 self.put_back.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*leased);
                 self.put_back.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*queued);
             }
-            Event::Warning { .. } => _ = self.warnings.inc(),
-            Event::ManifestRead { .. } => {}
+            Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
+            Event::ManifestRead { .. } | Event::Notice { .. } => {}
         }
     }
 }

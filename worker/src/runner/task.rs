@@ -154,6 +154,10 @@ impl Runner {
         // At the same time: no copy waits for the broker.
         let (ended, ()) = tokio::join!(held.instrument(about(&ticket)), acknowledged);
         self.running().remove(&ticket);
+        if ended.is_err() {
+            // The ledger has no result of it: whoever has it next brings one.
+            self.emit_end(ticket, TaskEnd::GivenBack);
+        }
         ended
     }
 
@@ -339,7 +343,7 @@ impl Runner {
         let (learnt, finished) = tokio::join!(learn, finish);
         drop(lease);
         let finished = finished?;
-        self.emit_end(held.ticket, if finished == Finished::Stale { TaskEnd::GivenBack } else { end });
+        self.emit_finished(held.ticket, finished, end);
         // It has ended all the same: delivered again, it is known to have.
         learnt.map(|()| Ended::Done)
     }
@@ -354,8 +358,8 @@ impl Runner {
             return Ok(Ended::Done);
         }
         if error.is_cancelled() {
-            self.store.finish(ticket, holder, Verdict::Cancelled, spent).await?;
-            self.emit_end(ticket, TaskEnd::Cancelled);
+            let finished = self.store.finish(ticket, holder, Verdict::Cancelled, spent).await?;
+            self.emit_finished(ticket, finished, TaskEnd::Cancelled);
             return Ok(Ended::Done);
         }
         let tries = attempts + error.attempts();
@@ -364,8 +368,8 @@ impl Runner {
         {
             // Asked to wait longer than a slot should be held for: no attempt is spent on it.
             self.hold_off(held, error.registry(), wait).await?;
-            self.put_off_until(held, (wait, not_after(wait)), false, spent).await?;
-            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
+            let retried = self.put_off_until(held, (wait, not_after(wait)), false, spent).await?;
+            self.emit_retried(ticket, retried, &error, wait);
             return Ok(Ended::Throttled { registry: error.registry().cloned(), wait });
         }
         if self.settings.others_may_reach
@@ -374,19 +378,20 @@ impl Runner {
         {
             // What this machine cannot reach, another may: no attempt is spent on it.
             let (registry, why) = (registry.clone(), error.detail().to_owned());
-            self.put_off(held, OUT_OF_REACH, false, spent).await?;
-            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait: OUT_OF_REACH });
+            let retried = self.put_off(held, OUT_OF_REACH, false, spent).await?;
+            self.emit_retried(ticket, retried, &error, OUT_OF_REACH);
             return Ok(Ended::OutOfReach { registry, why });
         }
         if retry::is_passing(&error) && tries < self.settings.attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            self.put_off(held, wait, true, spent).await?;
-            self.emit_end(ticket, TaskEnd::Later { error: error.to_string(), wait });
+            let retried = self.put_off(held, wait, true, spent).await?;
+            self.emit_retried(ticket, retried, &error, wait);
             return Ok(Ended::Done);
         }
         let failure = Failure::of(&error, tries);
-        self.emit_end(ticket, TaskEnd::Failed { class: error.class(), error: failure.error.clone() });
-        self.store.finish(ticket, holder, Verdict::Failed(failure), spent).await?;
+        let end = TaskEnd::Failed { class: error.class(), error: failure.error.clone() };
+        let finished = self.store.finish(ticket, holder, Verdict::Failed(failure), spent).await?;
+        self.emit_finished(ticket, finished, end);
         Ok(Ended::Done)
     }
 
@@ -434,6 +439,21 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Tells of a result, as far as the ledger has counted it.
+    fn emit_finished(&self, ticket: Ticket, finished: Finished, end: TaskEnd) {
+        self.emit_end(ticket, if finished == Finished::Counted { end } else { TaskEnd::Stale });
+    }
+
+    /// Tells of a task that is tried again, as far as the ledger lets it wait.
+    fn emit_retried(&self, ticket: Ticket, retried: Retried, error: &Error, wait: Duration) {
+        let end = match retried {
+            Retried::Waits { .. } => TaskEnd::Later { error: error.to_string(), wait },
+            Retried::Cancelled => TaskEnd::Cancelled,
+            Retried::Stale => TaskEnd::Stale,
+        };
+        self.emit_end(ticket, end);
     }
 
     fn emit_end(&self, ticket: Ticket, end: TaskEnd) {

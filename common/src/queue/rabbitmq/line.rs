@@ -11,10 +11,12 @@ use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use rand::Rng as _;
 use rustls::ClientConfig;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{RabbitSettings, stream, topology, unreachable};
+use super::{RabbitSettings, alarm, stream, topology, unreachable};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
+use crate::outage::{OutageKind, ServerHealth};
 
 /// How long a connection may take to be made.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
@@ -36,6 +38,7 @@ pub(super) struct Line {
     url: SecretUrl,
     settings: RabbitSettings,
     publishes: bool,
+    health: ServerHealth,
     state: tokio::sync::Mutex<State>,
 }
 
@@ -67,6 +70,8 @@ pub(super) struct Live {
     rows: Mutex<HashMap<String, Arc<Row>>>,
     /// Queues that were declared on it.
     declared: Mutex<HashSet<String>>,
+    /// Listens for alarms on a line that publishes.
+    _alarms: Option<AbortOnDropHandle<()>>,
 }
 
 /// The channels that take from one queue. A channel ends with its queue, or when a delivery was held for too long, and with
@@ -74,8 +79,9 @@ pub(super) struct Live {
 type Row = [tokio::sync::Mutex<Option<Channel>>; SEATS];
 
 impl Line {
-    pub(super) fn new(url: &SecretUrl, settings: &RabbitSettings, publishes: bool) -> Line {
-        Line { url: url.clone(), settings: settings.clone(), publishes, state: Default::default() }
+    pub(super) fn new(url: &SecretUrl, settings: &RabbitSettings, publishes: bool, health: &ServerHealth) -> Line {
+        let (url, settings, health) = (url.clone(), settings.clone(), health.clone());
+        Line { url, settings, publishes, health, state: Default::default() }
     }
 
     /// The broker's address, without the password.
@@ -100,11 +106,17 @@ impl Line {
             Ok(Ok(live)) => {
                 let live = Arc::new(live);
                 *state = State { live: Some(live.clone()), failed: None };
+                self.health.recover(OutageKind::Away);
                 Ok(live)
             }
-            Ok(Err(error)) => Err(state.note_failure(error)),
-            Err(_) => Err(state.note_failure(unreachable(&tried, "no answer in time"))),
+            Ok(Err(error)) => Err(self.note_failure(&mut state, error)),
+            Err(_) => Err(self.note_failure(&mut state, unreachable(&tried, "no answer in time"))),
         }
+    }
+
+    fn note_failure(&self, state: &mut State, error: Error) -> Error {
+        self.health.fail(OutageKind::Away, error.detail(), error.advice());
+        state.note_failure(error)
     }
 
     async fn connect(&self, tried: &str) -> Result<Live> {
@@ -121,6 +133,7 @@ impl Line {
         let name = format!("{} {what}", self.settings.name);
         let options = ConnectionProperties::default().with_connection_name(name.into());
         let connection = stream::open(uri, options, tls).await?;
+        let alarms = self.publishes.then(|| alarm::listen(&connection, &self.health));
         let first = connection.create_channel().await?;
         topology::declare(&first, &self.settings).await?;
         if self.publishes {
@@ -133,6 +146,7 @@ impl Line {
             first: tokio::sync::Mutex::new(first),
             rows: Mutex::default(),
             declared: Mutex::new(topology::standing(&self.settings).into_iter().collect()),
+            _alarms: alarms,
         })
     }
 }

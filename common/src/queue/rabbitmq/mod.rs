@@ -7,6 +7,7 @@
 //! Two connections: one publishes, one takes and acknowledges, for a broker that runs out of memory stops connections that
 //! publish. Whatever breaks, a connection, a channel, a queue, is made anew by the next call that needs it.
 
+mod alarm;
 mod line;
 mod publish;
 mod stream;
@@ -25,12 +26,14 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::line::Line;
 use super::{Dead, Delivery, Lanes, Published, RETRY_DELAYS, TaskQueue};
 use crate::batch::{BatchId, Lane, Message, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
+use crate::outage::ServerHealth;
 use crate::store::Roster;
 
 /// How long the lanes that the roster has are good for.
@@ -96,6 +99,8 @@ struct Shared {
     taking: Line,
     lanes: Mutex<Known>,
     refused: Mutex<(u64, Option<String>)>,
+    health: ServerHealth,
+    _alarms: AbortOnDropHandle<()>,
 }
 
 /// A lane's queue, and when it was last said that messages are published in it.
@@ -175,10 +180,14 @@ impl RabbitQueue {
     /// Connects. An error says what is wrong with the address, the user or the virtual host.
     pub async fn connect(url: &SecretUrl, roster: Arc<dyn Roster>, settings: RabbitSettings) -> Result<RabbitQueue> {
         crate::registry::install_tls_provider();
+        let health = ServerHealth::new(format!("the broker {url}"));
+        let alarms = tokio::spawn(alarm::tell_roster(roster.clone(), health.subscribe()));
         let queue = RabbitQueue(Arc::new(Shared {
             roster,
-            publishing: Line::new(url, &settings, true),
-            taking: Line::new(url, &settings, false),
+            publishing: Line::new(url, &settings, true, &health),
+            taking: Line::new(url, &settings, false, &health),
+            health,
+            _alarms: AbortOnDropHandle::new(alarms),
             settings,
             lanes: Mutex::default(),
             refused: Mutex::default(),
@@ -191,6 +200,11 @@ impl RabbitQueue {
     /// Whether the broker answers now.
     pub async fn is_alive(&self) -> bool {
         self.0.taking.live().await.is_ok()
+    }
+
+    /// Returns how the broker stands, as the connections of this process find it.
+    pub fn health(&self) -> &ServerHealth {
+        &self.0.health
     }
 
     /// How many messages were refused, and why the last was: not signed with our key, or not to be understood.

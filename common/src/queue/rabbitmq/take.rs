@@ -88,7 +88,8 @@ impl RabbitQueue {
                 }
                 Err(error) if live.answers().await => {
                     self.known().let_rest(&queue, RESTS);
-                    tracing::warn!("{error}; the lane is left alone for a while");
+                    let line = format!("{error}; the lane is left alone for a while");
+                    repeated::warn(&format!("taking from {queue}"), &line);
                     trouble = Some(error);
                 }
                 Err(error) => return Err(error),

@@ -9,8 +9,8 @@ use super::{Subject, end, home};
 use crate::batch::{BatchId, Lane, Priority};
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{
-    Account, Ask, BLOB_GENERATION, Begun, CacheScope, DigestCache, Feeding, Grant, HEARTBEAT, Heartbeat, Known,
-    LANE_KEPT, Named, PROOF_TTL, Proof, Unserved, export_cache, import_cache,
+    Account, Ask, BLOB_GENERATION, Begun, BrokerAlarm, CacheScope, DigestCache, Feeding, Grant, HEARTBEAT, Heartbeat,
+    Known, LANE_KEPT, Named, PROOF_TTL, Proof, Unserved, export_cache, import_cache,
 };
 
 fn scope(path: &str, options: &str) -> CacheScope {
@@ -351,6 +351,28 @@ pub async fn lanes_are_remembered(subject: Subject) {
     assert_eq!(subject.store.lanes_by_age().await.unwrap(), [(lane("gcr.io"), new), (lane("quay.io"), new)]);
     (subject.advance)(LANE_KEPT / 2 + Duration::from_secs(1));
     assert!(subject.store.lanes().await.unwrap().contains(&lane("gcr.io")));
+}
+
+pub async fn an_alarm_of_the_broker_is_known_until_it_is_over_or_not_noted_again(subject: Subject) {
+    let alarm = |reason: &str| BrokerAlarm { reason: reason.into(), since: (subject.now)() };
+    let (memory, disk, holds) = (alarm("low on memory"), alarm("low on disk"), Duration::from_secs(20));
+    let note = async |alarm| subject.store.note_broker_alarm(alarm, holds).await.unwrap();
+    assert_eq!(subject.store.broker_alarm().await.unwrap(), None);
+    note(Some(memory)).await;
+    (subject.advance)(holds / 2);
+    note(Some(disk.clone())).await;
+    (subject.advance)(holds / 2 + Duration::from_secs(1));
+    assert_eq!(subject.store.broker_alarm().await.unwrap(), Some(disk.clone()));
+    (subject.advance)(holds / 2);
+    assert_eq!(subject.store.broker_alarm().await.unwrap(), None, "nobody has noted it again");
+    note(Some(disk)).await;
+    note(None).await;
+    assert_eq!(subject.store.broker_alarm().await.unwrap(), None);
+}
+
+pub async fn a_store_that_takes_writes_says_so(subject: Subject) {
+    subject.store.check_writes().await.unwrap();
+    subject.store.check_writes().await.unwrap();
 }
 
 pub async fn a_schedule_is_remembered_by_its_last_begin(subject: Subject) {

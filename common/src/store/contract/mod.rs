@@ -98,6 +98,8 @@ macro_rules! store_contract_tests {
             a_worker_lives_as_long_as_it_says_so,
             batches_know_what_others_feed,
             lanes_are_remembered,
+            an_alarm_of_the_broker_is_known_until_it_is_over_or_not_noted_again,
+            a_store_that_takes_writes_says_so,
             a_schedule_is_remembered_by_its_last_begin
         );
         $crate::store_contract_tests!($make: origins:

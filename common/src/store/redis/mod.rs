@@ -23,7 +23,7 @@ mod signed;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use ::redis::{FromRedisValue, RedisResult};
@@ -32,12 +32,14 @@ use self::connection::{Connection, OpenConnection};
 use self::fault::Fault;
 use self::scripts::Scripts;
 use self::server::Inspection;
+use super::Roster as _;
 use super::cache::CacheEntry;
 use super::clock::Clock;
 use crate::batch::{BatchId, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
 use crate::generational::GenerationalCache;
+use crate::outage::{OutageKind, ServerHealth};
 use crate::repeated;
 use crate::retry::{Budget, Policy, Retry};
 
@@ -51,6 +53,9 @@ const OPENING: Policy = Policy {
     max_wait: Duration::from_secs(1),
     patience: Duration::ZERO,
 };
+
+/// How often a store that refused a write is asked whether it takes writes again.
+const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Batches whose segments are remembered; a process works on a few at a time.
 const MAX_BATCHES: usize = 64;
@@ -105,6 +110,7 @@ pub struct RedisStore(Arc<Shared>);
 
 struct Shared {
     connection: Connection,
+    health: ServerHealth,
     /// For messages: without a password.
     name: String,
     options: RedisOptions,
@@ -138,6 +144,7 @@ impl RedisStore {
         })?;
         let store = RedisStore(Arc::new(Shared {
             connection,
+            health: ServerHealth::new(format!("the store {url}")),
             name: url.to_string(),
             options,
             has_version: AtomicBool::new(false),
@@ -204,14 +211,22 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Whether the server answers now; asked once, without patience.
-    pub async fn is_alive(&self) -> bool {
-        let Ok(mut open) = self.0.connection.get().await else { return false };
-        match redis::cmd("PING").query_async::<String>(&mut open.link).await.map_err(Fault::Said) {
-            Ok(_) => true,
+    /// Returns how the server stands, as the calls of this process find it.
+    pub fn health(&self) -> &ServerHealth {
+        &self.0.health
+    }
+
+    /// Asks once, without patience.
+    async fn once(&self, tried: &str, pipe: &redis::Pipeline) -> Result<()> {
+        let mut open = self.0.connection.get().await.map_err(|fault| fault.explain(tried))?;
+        match pipe.query_async::<()>(&mut open.link).await.map_err(Fault::Said) {
+            Ok(()) => {
+                self.0.health.recover(OutageKind::Away);
+                Ok(())
+            }
             Err(fault) => {
                 self.let_go(&open, &fault);
-                false
+                Err(fault.explain(tried))
             }
         }
     }
@@ -258,7 +273,7 @@ impl RedisStore {
         loop {
             match self.0.connection.get().await {
                 Ok(mut open) => match pipe.query_async(&mut open.link).await.map_err(Fault::Said) {
-                    Ok(answer) => return Ok(answer),
+                    Ok(answer) => return Ok(self.answered(answer)),
                     Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
                 },
                 Err(fault) => self.pause(&mut retry, tried, None, &fault).await?,
@@ -282,7 +297,7 @@ impl RedisStore {
                 Ok(mut open) => {
                     let answer: RedisResult<T> = invocation.invoke_async(&mut open.link).await;
                     match answer.map_err(Fault::Said) {
-                        Ok(answer) => return Ok(answer),
+                        Ok(answer) => return Ok(self.answered(answer)),
                         Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
                     }
                 }
@@ -291,21 +306,30 @@ impl RedisStore {
         }
     }
 
+    fn answered<T>(&self, answer: T) -> T {
+        self.0.health.recover(OutageKind::Away);
+        answer
+    }
+
     /// Waits before the next try, or gives the error to end with. The connection is replaced where that may help.
     async fn pause(&self, retry: &mut Retry, tried: &str, open: Option<&OpenConnection>, fault: &Fault) -> Result<()> {
         if let Some(open) = open {
             self.let_go(open, fault);
         }
-        let (delay, error) = retry.next_delay(fault.explain(tried))?;
-        let (kind, line) = (format!("the store: {}", error.detail()), format!("{error}; asking again"));
-        match error.class() {
-            _ if !self.0.is_open.load(Ordering::Relaxed) => {}
-            // It answers, and refuses: that may need somebody.
-            Class::ServerError => {
+        let (error, is_open) = (fault.explain(tried), self.0.is_open.load(Ordering::Relaxed));
+        if is_open {
+            self.note_outage(&error);
+        }
+        let (delay, error) = retry.next_delay(error)?;
+        if is_open {
+            let (kind, line) = (format!("asking the store again: {}", error.class()), format!("{error}; asking again"));
+            // It answers, and refuses: that may need somebody, who is told of it by who follows the outages.
+            if error.class() == Class::ServerError && !self.0.health.is_followed() {
                 let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
                 repeated::warn(&kind, &format!("the store {}: {line}{hint}", self.0.name));
+            } else {
+                repeated::info(&kind, &line);
             }
-            _ => repeated::info(&kind, &line),
         }
         tokio::time::sleep(delay).await;
         Ok(())
@@ -317,9 +341,31 @@ impl RedisStore {
         }
     }
 
+    /// Tells an outage from an error of this call alone. That a store takes writes again is found out by writing.
+    fn note_outage(&self, error: &Error) {
+        match error.class() {
+            Class::Unreachable => _ = self.0.health.fail(OutageKind::Away, error.detail(), error.advice()),
+            Class::ServerError if self.0.health.fail(OutageKind::RefusesWrites, error.detail(), error.advice()) => {
+                tokio::spawn(until_it_takes_writes(Arc::downgrade(&self.0)));
+            }
+            _ => {}
+        }
+    }
+
     fn retry(&self) -> Retry {
         let Policy { attempts, .. } = self.0.options.patience;
         Retry::new(self.0.options.patience, &Budget::new(attempts))
+    }
+}
+
+/// Asks a store that refused a write until it takes one.
+async fn until_it_takes_writes(store: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(WRITE_CHECK_INTERVAL).await;
+        let Some(store) = store.upgrade().map(RedisStore) else { return };
+        if store.check_writes().await.is_ok() {
+            return store.0.health.recover(OutageKind::RefusesWrites);
+        }
     }
 }
 

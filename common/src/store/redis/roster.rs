@@ -8,11 +8,16 @@ use async_trait::async_trait;
 use super::{RedisStore, millis};
 use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster};
+use crate::store::{BrokerAlarm, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster};
+
+/// What is kept of an alarm of the broker: until when it holds, in milliseconds since 1970, and the alarm.
+type KeptAlarm = (i64, BrokerAlarm);
 
 /// What is kept of a heartbeat: until when it holds, in milliseconds since 1970, and the heartbeat.
 type Kept = (i64, Heartbeat);
 
+/// A mark of [`Roster::check_writes`] is kept for a minute, in milliseconds.
+const WRITE_CHECK_KEPT: i64 = 60_000;
 /// The keys of lanes that have messages, and of those that have urgent ones.
 const LANES: [&str; 2] = ["lanes", "urgent"];
 /// What batches feed is kept for so long after the last word of any, in seconds.
@@ -134,6 +139,38 @@ impl Roster for RedisStore {
         };
         self.query::<()>(tried, &pipe).await?;
         Ok(others)
+    }
+
+    async fn note_broker_alarm(&self, alarm: Option<BrokerAlarm>, holds: Duration) -> Result<()> {
+        let (tried, key) = ("noting that the broker takes no messages", self.key("broker-alarm"));
+        let mut pipe = redis::pipe();
+        match alarm {
+            Some(alarm) => {
+                let until = self.now(tried).await? + millis(holds);
+                let text = serde_json::to_string(&(until, alarm)).unwrap_or_default();
+                pipe.cmd("SET").arg(key).arg(text).arg("PX").arg(millis(holds) + 1000).ignore();
+            }
+            None => _ = pipe.del(key).ignore(),
+        }
+        self.query::<()>(tried, &pipe).await
+    }
+
+    async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>> {
+        let tried = "asking whether the broker takes messages";
+        let mut pipe = redis::pipe();
+        pipe.get(self.key("broker-alarm"));
+        let (text,): (Option<String>,) = self.query(tried, &pipe).await?;
+        // One that a newer program wrote differently says nothing here.
+        let Some((until, alarm)) = text.and_then(|text| serde_json::from_str::<KeptAlarm>(&text).ok()) else {
+            return Ok(None);
+        };
+        Ok((until > self.now(tried).await?).then_some(alarm))
+    }
+
+    async fn check_writes(&self) -> Result<()> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("SET").arg(self.key("write-check")).arg(1).arg("PX").arg(WRITE_CHECK_KEPT).ignore();
+        self.once(&format!("writing to the store {}", self.0.name), &pipe).await
     }
 
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {

@@ -11,7 +11,7 @@ use super::SqliteStore;
 use super::rows::after;
 use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{Feeding, Heartbeat, LANE_KEPT, Roster};
+use crate::store::{BrokerAlarm, Feeding, Heartbeat, LANE_KEPT, Roster};
 
 /// Times are in milliseconds since 1970.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ pub(super) struct Present {
     workers: BTreeMap<String, (i64, Heartbeat)>,
     queues: BTreeMap<(Lane, bool), i64>,
     feeding: BTreeMap<BatchId, (i64, Vec<Feeding>)>,
+    alarm: Option<(i64, BrokerAlarm)>,
 }
 
 impl SqliteStore {
@@ -71,6 +72,27 @@ impl Roster for SqliteStore {
             present.feeding.insert(batch, (after(now, holds), feeding));
         }
         Ok(others)
+    }
+
+    async fn note_broker_alarm(&self, alarm: Option<BrokerAlarm>, holds: Duration) -> Result<()> {
+        let until = after(self.now(), holds);
+        self.present().alarm = alarm.map(|alarm| (until, alarm));
+        Ok(())
+    }
+
+    async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>> {
+        let now = self.now();
+        Ok(self.present().alarm.clone().filter(|(until, _)| *until > now).map(|(_, alarm)| alarm))
+    }
+
+    async fn check_writes(&self) -> Result<()> {
+        self.write(format!("writing to the store {}", self.0.name), |connection| {
+            let sql = "INSERT INTO counter (name, value) VALUES ('write checks', 1)
+                       ON CONFLICT DO UPDATE SET value = value + 1";
+            connection.prepare_cached(sql)?.execute([])?;
+            Ok(())
+        })
+        .await
     }
 
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {

@@ -1,0 +1,68 @@
+//! Alarms of the broker: short of memory or disk, it takes no messages. It says so to connections that publish, at their
+//! first message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::{Connection, Event};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::outage::{OutageEvent, OutageKind, ServerHealth};
+use crate::printable::printable;
+use crate::store::{BROKER_ALARM_HINT, BrokerAlarm, Roster};
+
+/// How often an alarm that lasts is noted in the roster, and how long it is known there without that.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
+const NOTE_HOLDS: Duration = Duration::from_secs(20);
+
+/// Records what the broker says of a connection that publishes, for as long as the handle is kept.
+pub(super) fn listen(connection: &Connection, health: &ServerHealth) -> AbortOnDropHandle<()> {
+    // A new connection is told of an alarm that lasts at its first message.
+    health.recover(OutageKind::Blocked);
+    let (mut events, health) = (connection.events_listener(), health.clone());
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            match event {
+                Event::ConnectionBlocked(reason) => {
+                    health.fail(OutageKind::Blocked, &reason, Some(BROKER_ALARM_HINT));
+                }
+                Event::ConnectionUnblocked | Event::Error(_) => health.recover(OutageKind::Blocked),
+                _ => {}
+            }
+        }
+        health.recover(OutageKind::Blocked);
+    }))
+}
+
+/// Notes alarms in the roster for as long as they last, so that who only looks at the store knows of them.
+pub(super) async fn tell_roster(roster: Arc<dyn Roster>, mut events: broadcast::Receiver<OutageEvent>) {
+    let mut alarm: Option<BrokerAlarm> = None;
+    loop {
+        let event = match &alarm {
+            None => events.recv().await,
+            Some(alarm) => {
+                // A store that is away is said by who uses it, and forgets the alarm by itself.
+                let _ = roster.note_broker_alarm(Some(alarm.clone()), NOTE_HOLDS).await;
+                match tokio::time::timeout(NOTE_INTERVAL, events.recv()).await {
+                    Ok(event) => event,
+                    Err(_) => continue,
+                }
+            }
+        };
+        match event {
+            Ok(OutageEvent::Began(outage)) if outage.kind == OutageKind::Blocked => {
+                let reason = printable(&outage.reason).into_owned();
+                alarm = Some(BrokerAlarm { reason, since: outage.since });
+            }
+            Ok(OutageEvent::Ended(outage, _)) if outage.kind == OutageKind::Blocked => {
+                alarm = None;
+                let _ = roster.note_broker_alarm(None, NOTE_HOLDS).await;
+            }
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

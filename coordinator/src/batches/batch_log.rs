@@ -1,0 +1,86 @@
+//! The lines of the log about a batch that `serve` leads: its beginning, and its end with counts and duration.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Options};
+use imgsync_common::error::{Class, Result};
+use imgsync_common::event::{Event, Events};
+use imgsync_common::retry::seconds;
+use imgsync_common::store::{Batch, Control, Store};
+
+use crate::words::many;
+
+/// Says once that a batch begins, and once that it has ended.
+pub(super) struct BatchLog {
+    id: BatchId,
+    /// What is said when this process begins to lead it.
+    beginning: String,
+    has_begun: AtomicBool,
+    has_ended: AtomicBool,
+    events: Events,
+}
+
+impl BatchLog {
+    /// Creates the log of a batch that may be led; nothing is said yet.
+    pub(super) fn new(batch: &Batch, events: &Events) -> BatchLog {
+        let id = batch.id;
+        // What cannot be read is said by who leads the batch.
+        let title = Options::decode(&batch.options, "").map_or_else(|_| String::new(), |options| options.title);
+        let beginning = match batch.counts.ended() {
+            0 => format!("batch {id} begins: {title}"),
+            ended => format!("batch {id} goes on: {title} ({ended} of {} ended before)", batch.counts.total),
+        };
+        let (has_begun, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        BatchLog { id, beginning, has_begun, has_ended, events: events.clone() }
+    }
+
+    /// Says that the batch begins, the first time that this process leads it.
+    pub(super) fn begin(&self) {
+        if !self.has_begun.swap(true, Ordering::Relaxed) {
+            self.events.emit(Event::Notice { message: self.beginning.clone() });
+        }
+    }
+
+    /// Says how the batch has ended, where it has and this process led it.
+    pub(super) async fn end(&self, store: &dyn Store) -> Result<()> {
+        if !self.has_begun.load(Ordering::Relaxed) || self.has_ended.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let batch = match store.batch(self.id).await {
+            // What was altered cannot be read, and who led it has said so.
+            Err(error) if error.class() == Class::Insecure => return Ok(()),
+            batch => batch?.filter(|batch| batch.ended_at.is_some()),
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        let unlisted = store.unlisted(self.id).await?.len() as u64;
+        if !self.has_ended.swap(true, Ordering::Relaxed) {
+            let message = ending(&batch, unlisted);
+            let is_good = batch.control == Control::Done && batch.counts.failed == 0 && unlisted == 0;
+            self.events.emit(if is_good { Event::Notice { message } } else { Event::Warning { message } });
+        }
+        Ok(())
+    }
+}
+
+/// How a batch has ended, with its counts, and after how long.
+fn ending(batch: &Batch, unlisted: u64) -> String {
+    let counts = &batch.counts;
+    let how = match batch.control {
+        Control::Cancelled => "was cancelled",
+        Control::Superseded => "was superseded",
+        Control::Done | Control::Running | Control::Paused => "ended",
+    };
+    let mut line = format!("batch {} {how}: {} copied, {} unchanged", batch.id, counts.copied, counts.unchanged);
+    for (count, what) in [(counts.failed, "failed"), (counts.cancelled, "cancelled")] {
+        if count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if unlisted > 0 {
+        line.push_str(&format!(", {} not listed", many(unlisted, "repository", "repositories")));
+    }
+    let lasted = batch.ended_at.map(|ended| ended.duration_since(batch.created_at));
+    let lasted = lasted.and_then(|lasted| Duration::try_from(lasted).ok()).unwrap_or_default();
+    format!("{line}, in {}", seconds(lasted))
+}

@@ -1,0 +1,232 @@
+//! Figures of each rule that `serve` runs, from the batches that the store remembers: when it last began, ended and ended
+//! well, its last counts, and the tags that are out of date at its target.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, TaskState};
+use imgsync_common::error::Result;
+use imgsync_common::image::Digest;
+use imgsync_common::printable::printable_within;
+use imgsync_common::store::{Batch, Control, Store};
+use jiff::Timestamp;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Rules that have figures: the first of the configuration. How many more there are is a figure of its own.
+pub(crate) const MAX_RULES: usize = 100;
+/// The most characters of what a rule reads and where it writes, in a label.
+const MAX_LABEL: usize = 200;
+/// Batches of which it is asked at a time whether all was listed; those beyond are asked about the next time.
+const MAX_ASKED: usize = 200;
+
+/// A rule that has figures.
+#[derive(Debug, Clone)]
+pub struct WatchedRule {
+    /// Names it, in labels.
+    pub label: String,
+    /// What it reads.
+    pub from: String,
+    /// Where it writes.
+    pub to: String,
+    /// The digests of the batches that run it: of the rule alone, and of all rules together.
+    pub batches: [Digest; 2],
+    /// The longest time between two of its scheduled runs; none where it has no schedule.
+    pub interval: Option<Duration>,
+}
+
+/// The rules of the configuration as it stands, once it has been read.
+pub type Rules = Arc<OnceLock<Box<dyn Fn() -> Vec<WatchedRule> + Send + Sync>>>;
+
+type Label = (&'static str, String);
+type Gauges<const N: usize> = Family<[Label; N], Gauge>;
+type Seconds = Family<[Label; 1], Gauge<f64, AtomicU64>>;
+
+/// The gauges of all rules.
+#[derive(Clone, Default)]
+pub(super) struct RuleFigures {
+    info: Gauges<3>,
+    interval: Seconds,
+    watched_since: Seconds,
+    last_start: Seconds,
+    last_end: Seconds,
+    last_good_end: Seconds,
+    last_tasks: Gauges<2>,
+    last_unlisted: Gauges<1>,
+    outdated: Gauges<1>,
+    untold: Gauge,
+}
+
+/// What was found out before, so that it is asked once.
+#[derive(Default)]
+pub(super) struct Found {
+    /// What could not be done of a batch that has ended: by the batch and its end, for a batch can be requeued.
+    verdicts: HashMap<(BatchId, Timestamp), Verdict>,
+    /// When this process first saw each rule.
+    seen: HashMap<String, Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Verdict {
+    unlisted: usize,
+    is_good: bool,
+}
+
+impl RuleFigures {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("rule_info", "What a rule reads, and where it writes", self.info.clone());
+        let mut seconds = |name: &str, help: &str, gauges: &Seconds| {
+            registry.register_with_unit(name, help, Unit::Seconds, gauges.clone());
+        };
+        seconds("rule_interval", "The longest time between two scheduled runs of a rule", &self.interval);
+        let help = "Since when the runs of a rule are known, be they good or not";
+        seconds("rule_watched_since_timestamp", help, &self.watched_since);
+        seconds("rule_last_start_timestamp", "When a rule last began to run", &self.last_start);
+        seconds("rule_last_end_timestamp", "When a rule last ended", &self.last_end);
+        let help = "When a rule last ended with all listed and nothing failed";
+        seconds("rule_last_good_end_timestamp", help, &self.last_good_end);
+        registry.register("rule_last_tasks", "Tasks of a rule's last run, by outcome", self.last_tasks.clone());
+        let help = "What could not be listed in a rule's last run";
+        registry.register("rule_last_unlisted", help, self.last_unlisted.clone());
+        let help = "Tags of a rule's last complete listing that are not at the target as the source has them";
+        registry.register("rule_outdated_tags", help, self.outdated.clone());
+        registry.register("rules_untold", "Rules beyond those that have figures", self.untold.clone());
+    }
+
+    /// Sets the gauges of these rules, and forgets those of all others. `batches` are the newest first.
+    pub(super) async fn look(
+        &self,
+        rules: &[WatchedRule],
+        batches: &[Batch],
+        store: &dyn Store,
+        found: &mut Found,
+    ) -> Result<()> {
+        let (told, untold) = rules.split_at(rules.len().min(MAX_RULES));
+        let mut all = Vec::with_capacity(told.len());
+        for rule in told {
+            let its: Vec<&Batch> = batches.iter().filter(|batch| rule.batches.contains(&batch.rules)).collect();
+            let good = found.last_good(its.iter().copied(), store).await?;
+            let last = match last_ended(its.iter().copied()) {
+                Some(last) => Some((last, found.verdict(last, store).await?)),
+                None => None,
+            };
+            all.push((rule, its, good, last));
+        }
+        // From here on nothing is waited for: who reads sees the figures of before or of after.
+        self.clear();
+        self.untold.set(whole(untold.len()));
+        let now = Timestamp::now();
+        for (rule, its, good, last) in all {
+            let label = [("rule", rule.label.clone())];
+            let short = |text: &str| printable_within(text, MAX_LABEL).into_owned();
+            let info = [label[0].clone(), ("from", short(&rule.from)), ("to", short(&rule.to))];
+            self.info.get_or_create_owned(&info).set(1);
+            let set = |gauges: &Seconds, value: f64| _ = gauges.get_or_create_owned(&label).set(value);
+            rule.interval.iter().for_each(|interval| set(&self.interval, interval.as_secs_f64()));
+            let seen = *found.seen.entry(rule.label.clone()).or_insert(now);
+            let oldest = its.iter().map(|batch| batch.created_at).min();
+            set(&self.watched_since, seconds(oldest.map_or(seen, |oldest| oldest.min(seen))));
+            its.iter()
+                .map(|batch| batch.created_at)
+                .max()
+                .into_iter()
+                .for_each(|at| set(&self.last_start, seconds(at)));
+            good.into_iter().for_each(|at| set(&self.last_good_end, seconds(at)));
+            if let Some((last, verdict)) = last {
+                last.ended_at.into_iter().for_each(|at| set(&self.last_end, seconds(at)));
+                for (outcome, count) in outcomes(last) {
+                    let labels = [label[0].clone(), ("outcome", outcome.to_owned())];
+                    self.last_tasks.get_or_create_owned(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+                }
+                let unlisted = verdict.map_or(0, |verdict| verdict.unlisted);
+                self.last_unlisted.get_or_create_owned(&label).set(whole(unlisted));
+            }
+            if let Some(listed) = its.iter().filter(|batch| batch.sealed_at.is_some()).max_by_key(|batch| batch.id) {
+                let current = listed.counts.copied + listed.counts.unchanged;
+                let outdated = i64::try_from(listed.counts.total.saturating_sub(current)).unwrap_or(i64::MAX);
+                self.outdated.get_or_create_owned(&label).set(outdated);
+            }
+        }
+        let labels: HashSet<&String> = told.iter().map(|rule| &rule.label).collect();
+        found.seen.retain(|label, _| labels.contains(label));
+        Ok(())
+    }
+
+    fn clear(&self) {
+        let seconds = [&self.interval, &self.watched_since, &self.last_start, &self.last_end, &self.last_good_end];
+        seconds.into_iter().for_each(Family::clear);
+        [&self.last_unlisted, &self.outdated].into_iter().for_each(Family::clear);
+        self.info.clear();
+        self.last_tasks.clear();
+    }
+}
+
+impl Found {
+    /// When the last good batch of these ended: the first, newest end first, in which all was listed and nothing failed.
+    /// None where that is not known.
+    pub(super) async fn last_good(
+        &mut self,
+        batches: impl Iterator<Item = &Batch>,
+        store: &dyn Store,
+    ) -> Result<Option<Timestamp>> {
+        let may_be_good =
+            |batch: &&Batch| batch.control == Control::Done && batch.counts.failed + batch.counts.cancelled == 0;
+        let mut ended: Vec<(Timestamp, &Batch)> =
+            batches.filter(may_be_good).filter_map(|batch| Some((batch.ended_at?, batch))).collect();
+        ended.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (at, batch) in ended.into_iter().take(MAX_ASKED) {
+            if self.verdict(batch, store).await?.is_some_and(|verdict| verdict.is_good) {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is known of a batch that has ended: asked once.
+    async fn verdict(&mut self, batch: &Batch, store: &dyn Store) -> Result<Option<Verdict>> {
+        let Some(ended_at) = batch.ended_at else { return Ok(None) };
+        if let Some(verdict) = self.verdicts.get(&(batch.id, ended_at)) {
+            return Ok(Some(*verdict));
+        }
+        let unlisted = store.unlisted(batch.id).await?.len();
+        let troubles = store.pruned(batch.id).await?.iter().filter(|line| line.outcome.is_trouble()).count();
+        let counts = &batch.counts;
+        let is_good = batch.control == Control::Done && counts.failed + counts.cancelled == 0;
+        let verdict = Verdict { unlisted, is_good: is_good && unlisted + troubles == 0 };
+        self.verdicts.insert((batch.id, ended_at), verdict);
+        Ok(Some(verdict))
+    }
+
+    /// Forgets what was found out about batches that are gone.
+    pub(super) fn keep(&mut self, batches: &[Batch]) {
+        let known: HashSet<BatchId> = batches.iter().map(|batch| batch.id).collect();
+        self.verdicts.retain(|(id, _), _| known.contains(id));
+    }
+}
+
+/// The batch that ended last.
+pub(super) fn last_ended<'b>(batches: impl Iterator<Item = &'b Batch>) -> Option<&'b Batch> {
+    batches.filter(|batch| batch.ended_at.is_some()).max_by_key(|batch| batch.ended_at)
+}
+
+/// The counts of a batch by outcome.
+pub(super) fn outcomes(batch: &Batch) -> [(&'static str, u64); 4] {
+    let counts = &batch.counts;
+    [
+        (TaskState::Copied.as_str(), counts.copied),
+        (TaskState::Unchanged.as_str(), counts.unchanged),
+        (TaskState::Failed.as_str(), counts.failed),
+        (TaskState::Cancelled.as_str(), counts.cancelled),
+    ]
+}
+
+pub(super) fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1000.0
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,204 @@
+//! What is said while broker or store are away or in trouble: at once, once, and with what to do.
+
+use std::time::Duration;
+
+use imgsync_tests::Served;
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::Kind;
+
+use crate::scene::{PATIENCE, Scene, until};
+
+/// The lines that contain all of these words.
+fn lines<'t>(text: &'t str, words: &[&str]) -> Vec<&'t str> {
+    text.lines().filter(|line| words.iter().all(|word| line.contains(word))).collect()
+}
+
+/// Whether a line begins with a time, such as `2026-11-29T08:13:47Z`.
+pub(crate) fn has_time(line: &str) -> bool {
+    let time: String = line.chars().take(19).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    time == "0000-00-00T00:00:00"
+}
+
+async fn text(served: &Served, path: &str) -> (u16, String) {
+    let answer = served.fetch(path).await;
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_with_what_to_do() {
+    let scene = Scene::new(2, 5).await;
+    let broker = &scene.cluster.broker;
+    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.workers(1, 4).await;
+    assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
+    broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    until("the alarm is on", PATIENCE, || broker.log().contains("resource limit alarm set")).await;
+
+    // One batch that who serves leads, and one that a run in the foreground does.
+    scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+    let told = served.running.wait_for_line(|line| line.contains("takes no messages"), PATIENCE).await;
+    assert!(
+        has_time(&told) && told.contains("low on memory") && told.contains("rabbitmq-diagnostics alarms"),
+        "{told}"
+    );
+    let is_said =
+        |shown: &serde_json::Value| shown["complaints"][0].as_str().is_some_and(|it| it.contains("low on memory"));
+    scene.cluster.wait_for(is_said, PATIENCE).await;
+    let shown = scene.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
+    let attention =
+        lines(&shown, &["Attention: the broker has taken no messages since", "rabbitmq-diagnostics alarms"]);
+    assert_eq!(attention.len(), 1, "{shown}");
+    let (status, ready) = text(&served, "/readyz").await;
+    assert_eq!(status, 200, "what was taken goes on: {ready}");
+    assert!(ready.starts_with("ready\n") && ready.contains("low on memory") && ready.contains("alarms"), "{ready}");
+    let (_, figures) = text(&served, "/metrics").await;
+    assert_eq!(lines(&figures, &["imgsync_broker_blocked 1"]).len(), 1, "{figures}");
+
+    let other = scene.config.replace("/m,", "/other,");
+    let mut run = scene.cluster.imgsync(&other).args(["run", "--json"]).spawn();
+    run.wait_for_line(|line| line.starts_with("warning: the broker ") && line.contains("low on memory"), PATIENCE)
+        .await;
+
+    broker.ctl(&["set_vm_memory_high_watermark", "0.8"]);
+    let back = served.running.wait_for_line(|line| line.contains("takes messages again after"), PATIENCE).await;
+    assert!(has_time(&back), "{back}");
+    let ended = run.wait().await.assert_code(0);
+    assert_eq!(number(&ended.json(), "/counts/copied"), 10, "{}", ended.stdout);
+    assert_eq!(lines(&ended.stderr, &["takes no messages: low"]).len(), 1, "{}", ended.stderr);
+    assert_eq!(lines(&ended.stderr, &["takes messages again after"]).len(), 1, "{}", ended.stderr);
+    let over = |text: &str| lines(text, &["imgsync_broker_blocked 0"]).len() == 1;
+    let started = std::time::Instant::now();
+    while !over(&text(&served, "/metrics").await.1) {
+        assert!(started.elapsed() < PATIENCE, "the figure says that it is over");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
+    let log = served.running.stderr();
+    assert_eq!(lines(&log, &["takes no messages: low"]).len(), 1, "{log}");
+    drop(workers);
+}
+
+/// What a program writes of broker and store, from all slots and connections together.
+fn about_servers(log: &str) -> Vec<&str> {
+    let words = ["the store", "the ledger", "redis://", "the queue", "the broker", "amqp://", "a lease could", "w."];
+    log.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect()
+}
+
+/// How long what is away stays away: long enough for each slot to meet it several times.
+const OUTAGE: Duration = Duration::from_secs(20);
+/// Lines that a worker writes of an outage at the most: that it began, a line of each kind of call that meets it, and that it is over.
+const MOST_LINES: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
+    let mut scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(20);
+    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.workers(2, 20).await;
+    let mut run = scene.run();
+    gate.wait_for(40).await;
+    tokio::task::block_in_place(|| scene.cluster.store.kill());
+    gate.open();
+    for program in workers.iter().chain([&served.running, &run]) {
+        program
+            .wait_for_line(|line| line.contains("the store redis://") && line.contains(" is away: "), PATIENCE)
+            .await;
+    }
+    scene.target.wait_until(|target| target.count(Kind::ManifestPut) >= 60, PATIENCE).await;
+    tokio::time::sleep(OUTAGE).await;
+    tokio::task::block_in_place(|| scene.cluster.store.start_again());
+    for program in workers.iter().chain([&served.running, &run]) {
+        program.wait_for_line(|line| line.contains(" is back after "), PATIENCE).await;
+    }
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
+        let its = about_servers(&log);
+        assert!(its.len() <= MOST_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
+        assert_eq!(lines(&log, &[" is away: "]).len(), 1, "{log}");
+        assert_eq!(lines(&log, &[" is back after "]).len(), 1, "{log}");
+    }
+    let log = served.running.stderr();
+    assert!(lines(&log, &[" is away: "]).into_iter().all(has_time), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
+    let mut scene = Scene::new(4, 25).await;
+    let gate = scene.hold_tags_after(20);
+    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.workers(2, 20).await;
+    let mut run = scene.run();
+    gate.wait_for(40).await;
+    tokio::task::block_in_place(|| {
+        scene.cluster.broker.settle();
+        scene.cluster.broker.kill();
+    });
+    gate.open();
+    for program in workers.iter().chain([&served.running, &run]) {
+        program
+            .wait_for_line(|line| line.contains("the broker amqp://") && line.contains(" is away: "), PATIENCE)
+            .await;
+    }
+    tokio::time::sleep(OUTAGE).await;
+    tokio::task::block_in_place(|| scene.cluster.broker.start_again());
+    for program in workers.iter().chain([&served.running, &run]) {
+        program.wait_for_line(|line| line.contains(" is back after "), PATIENCE).await;
+    }
+    let ended = run.wait().await;
+    scene.assert_ended_whole(&ended);
+    for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
+        let its = about_servers(&log);
+        assert!(its.len() <= MOST_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
+        assert_eq!(lines(&log, &[" is back after "]).len(), lines(&log, &[" is away: "]).len(), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why() {
+    let scene = Scene::new(1, 1).await;
+    let store = &scene.cluster.store;
+    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let port = imgsync_tests::servers::free_port().to_string();
+    let listen = format!("127.0.0.1:{port}");
+    let worker = scene.cluster.worker("").args(["--listen", &listen]).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ready = async || {
+        let of_worker = client.get(format!("http://{listen}/readyz")).send().await.unwrap();
+        let of_worker = (of_worker.status().as_u16(), of_worker.text().await.unwrap());
+        [text(&served, "/readyz").await, of_worker]
+    };
+    let until_all = async |status: u16| loop {
+        let answers = ready().await;
+        if answers.iter().all(|(its, _)| *its == status) {
+            return answers;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let nobody = imgsync_tests::servers::free_port().to_string();
+    let refusals: [(&[&str], &[&str], &str); 3] = [
+        (
+            &["CONFIG", "SET", "min-replicas-to-write", "1"],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"],
+            "NOREPLICAS",
+        ),
+        (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "OOM"),
+        (&["REPLICAOF", "127.0.0.1", &nobody], &["REPLICAOF", "NO", "ONE"], "READONLY"),
+    ];
+    for (refuse, mend, code) in refusals {
+        until_all(200).await;
+        store.command(refuse);
+        for (status, why) in tokio::time::timeout(PATIENCE, until_all(503)).await.expect(code) {
+            assert_eq!(status, 503);
+            assert!(why.starts_with("the store takes no writes: "), "{code}: {why}");
+            assert!(why.to_uppercase().contains(&code.to_uppercase()) || why.contains("ReadOnly"), "{code}: {why}");
+        }
+        let alive = served.fetch("/healthz").await;
+        assert_eq!(alive.status(), 200, "it is not started anew for that");
+        let page = served.fetch("/").await;
+        assert_eq!(page.status(), 200, "the dashboard stays in reach");
+        store.command(mend);
+        tokio::time::timeout(PATIENCE, until_all(200)).await.expect("ready again");
+    }
+}
