@@ -349,7 +349,7 @@ pub trait Ledger: Send + Sync {
     /// The total is final.
     async fn seal_all(&self, batch: BatchId) -> Result<()>;
 
-    /// Adds what was spent on listing.
+    /// Adds what was spent on listing. It counts once, however often the store had to be asked.
     async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()>;
 
     /// Tasks to be published, from an index on: whole parts of the plan, as many as give this number of tasks, and one at

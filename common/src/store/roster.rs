@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::RequestId;
 use crate::batch::{BatchId, Lane, Priority};
 use crate::error::Result;
 
@@ -157,6 +158,6 @@ pub trait Roster: Send + Sync {
     async fn check_writes(&self) -> Result<()>;
 
     /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
-    /// In doubt it is more: what was noted when a connection broke may be noted twice.
-    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64>;
+    /// A call that failed may have been done: made again with the same request, it counts once.
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64, request: RequestId) -> Result<u64>;
 }

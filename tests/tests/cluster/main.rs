@@ -17,6 +17,7 @@ mod passwords;
 mod provenance;
 mod queue;
 mod referrers;
+mod repeated;
 mod rights;
 mod scale;
 mod scene;

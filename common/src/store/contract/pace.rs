@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Subject;
-use crate::store::{Account, AccountPart, Ask, Claim, PlaceShare, Told, WindowTime};
+use crate::store::{Account, AccountPart, Ask, Claim, PlaceShare, RequestId, Told, WindowTime};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -81,8 +81,9 @@ pub async fn a_quota_that_is_low_holds_pulls_off_until_its_window_ends(subject: 
 }
 
 pub async fn what_a_machine_moves_is_added_up_by_month(subject: Subject) {
-    let note =
-        async |machine: &str, month: &str, bytes| subject.store.note_traffic(machine, month, bytes).await.unwrap();
+    let note = async |machine: &str, month: &str, bytes| {
+        subject.store.note_traffic(machine, month, bytes, RequestId::generate()).await.unwrap()
+    };
     assert_eq!(note("here", "2026-11", 0).await, 0);
     assert_eq!(note("here", "2026-11", 1 << 40).await, 1 << 40);
     assert_eq!(note("here", "2026-11", 5).await, (1 << 40) + 5);

@@ -11,15 +11,12 @@ use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict
 use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequeueFilter,
-    Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
+    Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequestId,
+    RequeueFilter, Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
 };
 
 /// Tickets or indexes that a script is given at a time.
 const AT_ONCE: usize = 1_000;
-
-/// How long batches that have ended are kept, in seconds, as in prelude.lua.
-const KEPT: i64 = 2_592_000;
 
 #[async_trait]
 impl Ledger for RedisStore {
@@ -66,47 +63,18 @@ impl Ledger for RedisStore {
     }
 
     async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()> {
-        let tried = format!("noting in batch {batch}");
         let text = serde_json::to_string(&pruned).unwrap_or_default();
-        let name = format!("{} {}", pruned.target, pruned.source);
-        let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch));
-        let (is_there,): (bool,) = self.query(&tried, &pipe).await?;
-        if !is_there {
-            return Err(gone(&tried));
-        }
-        let key = format!("{}:g", self.base(batch));
-        let mut pipe = redis::pipe();
-        // Of a batch that has ended all is kept for so long.
-        pipe.hset(&key, name, text).ignore().expire(&key, KEPT).ignore();
-        self.query::<()>(&tried, &pipe).await
+        self.note(batch, ":g", &format!("{} {}", pruned.target, pruned.source), text).await
     }
 
     async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
-        let tried = format!("noting in batch {batch}");
         let text = serde_json::to_string(&rule).unwrap_or_default();
-        let key = format!("{}:e", self.base(batch));
-        let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch));
-        let (is_there,): (bool,) = self.query(&tried, &pipe).await?;
-        if !is_there {
-            return Err(gone(&tried));
-        }
-        let mut pipe = redis::pipe();
-        // Of a batch that has ended all is kept for so long.
-        pipe.hset(&key, rule.rule, text).ignore().expire(&key, KEPT).ignore();
-        self.query::<()>(&tried, &pipe).await
+        self.note(batch, ":e", &rule.rule.to_string(), text).await
     }
 
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
-        let tried = format!("noting in batch {batch}");
         let text = serde_json::to_string(&unlisted).unwrap_or_default();
-        let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hset(format!("{}:u", self.base(batch)), &unlisted.repository, text).ignore();
-        match self.query(&tried, &pipe).await? {
-            (true,) => Ok(()),
-            (false,) => Err(gone(&tried)),
-        }
+        self.note(batch, ":u", &unlisted.repository, text).await
     }
 
     async fn seal_all(&self, batch: BatchId) -> Result<()> {
@@ -116,7 +84,8 @@ impl Ledger for RedisStore {
 
     async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()> {
         let tried = format!("counting in batch {batch}");
-        done(&tried, self.script(&tried, &self.0.scripts.spend, with(Call::on(self.base(batch)), spent)).await?)
+        let call = Call::on(self.base(batch)).key(self.request_key(RequestId::generate()));
+        done(&tried, self.script(&tried, &self.0.scripts.spend, with(call, spent)).await?)
     }
 
     async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
@@ -395,6 +364,13 @@ impl Ledger for RedisStore {
 }
 
 impl RedisStore {
+    /// Notes something in a part of a batch's keys, in place of what was noted in the same field.
+    async fn note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
+        let tried = format!("noting in batch {batch}");
+        let call = Call::on(self.base(batch)).arg(part).arg(field).arg(text);
+        done(&tried, self.script(&tried, &self.0.scripts.note, call).await?)
+    }
+
     /// Adds segments whose tags name their places, one repository at a time: where a place is taken meanwhile, by another
     /// process, they are authenticated for the next.
     async fn append_signed(&self, tried: &str, batch: BatchId, packed: &Packed) -> Result<Vec<i64>> {

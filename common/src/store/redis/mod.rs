@@ -32,9 +32,9 @@ use self::connection::{Connection, OpenConnection};
 use self::fault::Fault;
 use self::scripts::Scripts;
 use self::server::Inspection;
-use super::Roster as _;
 use super::cache::CacheEntry;
 use super::clock::Clock;
+use super::{RequestId, Roster as _};
 use crate::batch::{BatchId, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
@@ -241,6 +241,11 @@ impl RedisStore {
 
     fn base(&self, batch: BatchId) -> String {
         format!("{}{{{batch}}}", self.0.options.prefix)
+    }
+
+    /// Where it is remembered that a request was done.
+    fn request_key(&self, request: RequestId) -> String {
+        self.key(&format!("rq:{request}"))
     }
 
     /// The time of a clock of one's own, in milliseconds since 1970.

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use super::{Call, RedisStore, damaged, millis, time};
 use crate::error::Result;
-use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, WindowTime, latest_end};
+use crate::store::{
+    Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, RequestId, Told, WindowTime, latest_end,
+};
 
 /// What was learnt is forgotten after so many milliseconds, as `pace.lua` has it.
 const LEARNT_FOR: f64 = 600_000.0;
@@ -67,7 +69,7 @@ impl Pace for RedisStore {
 
     async fn refused(&self, account: &Account, wait: Duration, ask: &Ask) -> Result<()> {
         let tried = format!("noting the pace of {}", account.registry);
-        let call = self.pace_call(account, ask, Some(wait));
+        let call = self.pace_call(account, ask, Some(wait)).key(self.request_key(RequestId::generate()));
         self.script::<Vec<i64>>(&tried, &self.0.scripts.pace, call).await.map(drop)
     }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{RedisStore, millis};
+use super::{Call, RedisStore, millis};
 use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{BrokerAlarm, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster};
+use crate::store::{BrokerAlarm, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, RequestId, Roster};
 
 /// What is kept of an alarm of the broker: until when it holds, in milliseconds since 1970, and the alarm.
 type KeptAlarm = (i64, BrokerAlarm);
@@ -173,12 +173,10 @@ impl Roster for RedisStore {
         self.once(&format!("writing to the store {}", self.0.name), &pipe).await
     }
 
-    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {
-        let key = self.key(&format!("tr:{machine}:{month}"));
-        let mut pipe = redis::pipe();
-        pipe.incr(&key, bytes).expire(&key, TRAFFIC_KEPT).ignore();
-        let (moved,): (u64,) = self.query("noting the traffic of this machine", &pipe).await?;
-        Ok(moved)
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64, request: RequestId) -> Result<u64> {
+        let call = Call::on(self.key(&format!("tr:{machine}:{month}"))).key(self.request_key(request));
+        let call = call.arg(bytes).arg(TRAFFIC_KEPT);
+        self.script("noting the traffic of this machine", &self.0.scripts.traffic, call).await
     }
 }
 

@@ -36,6 +36,7 @@ scripts!(
     create,
     finish,
     hold_off,
+    note,
     origin_change,
     origin_forget,
     origin_note,
@@ -50,5 +51,6 @@ scripts!(
     seal,
     spend,
     start,
-    sweep
+    sweep,
+    traffic
 );

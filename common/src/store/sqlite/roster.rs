@@ -11,7 +11,7 @@ use super::SqliteStore;
 use super::rows::after;
 use crate::batch::{BatchId, Lane};
 use crate::error::Result;
-use crate::store::{BrokerAlarm, Feeding, Heartbeat, LANE_KEPT, Roster};
+use crate::store::{BrokerAlarm, Feeding, Heartbeat, LANE_KEPT, RequestId, Roster};
 
 /// Times are in milliseconds since 1970.
 #[derive(Debug, Default)]
@@ -95,7 +95,8 @@ impl Roster for SqliteStore {
         .await
     }
 
-    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64) -> Result<u64> {
+    async fn note_traffic(&self, machine: &str, month: &str, bytes: u64, _: RequestId) -> Result<u64> {
+        // A call that failed was not done: there is nothing to remember.
         let (machine, month) = (machine.to_owned(), month.to_owned());
         self.write("noting the traffic of this machine".to_owned(), move |connection| {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / 4);

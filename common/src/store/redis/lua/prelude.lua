@@ -13,11 +13,15 @@
 --   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)
 --   b:g  hash    what was removed at targets, or not
 --   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
+--   b:e  hash    rules that chose no tag
+-- A batch that has ended expires, and so does what is written of it later; one that is gone is written nothing of.
 local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
 local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
-local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g'}
+local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g', ':e'}
 -- 30 days, in seconds.
 local KEPT = 2592000
+-- For how long requests that add are remembered, in milliseconds: longer than the most patient call asks again.
+local REQUEST_KEPT = 7200000
 -- The most parts that a batch's time is cut into, how many milliseconds each is at first, and how many slow tasks are kept.
 local MAX_PARTS, WIDTH, MAX_SLOWEST = 120, 1000, 20
 local ENDS = {[COPIED] = 'c', [UNCHANGED] = 'u', [FAILED] = 'f', [CANCELLED] = 'x'}
@@ -48,6 +52,12 @@ local function next_token(last)
         floor = time[1] * 1000000 + time[2]
     end
     return math.max((tonumber(last or '0') or 0) + 1, floor)
+end
+
+-- Whether a request that adds is seen for the first time. A client that got no answer sends it again, under the same name,
+-- and it may have been done.
+local function is_first(request)
+    return redis.call('SET', request, '1', 'NX', 'PX', REQUEST_KEPT) ~= false
 end
 
 local function number(b, field)

@@ -1,3 +1,4 @@
+-- KEYS: the batch, the request. ARGV: what was spent.
 if redis.call('EXISTS', b) == 0 then return 0 end
-spend(b, 2)
+if is_first(KEYS[2]) then spend(b, 2) end
 return 1

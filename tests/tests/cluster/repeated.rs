@@ -1,0 +1,215 @@
+//! Calls of the store whose answer is lost, and calls about a batch that is gone.
+
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Failure, Requests, Ticket, Verdict};
+use imgsync_common::error::Class;
+use imgsync_common::image::Digest;
+use imgsync_common::store::contract::tasks;
+use imgsync_common::store::{
+    Account, Ask, EmptyRule, LEASE, Ledger as _, NewBatch, Pace as _, PruneOutcome, Pruned, RedisOptions, RedisStore,
+    RequestId, RequeueFilter, Roster as _, Sealed, Spent, Start, Store, Sweep, TaskHolder, Unlisted,
+};
+use imgsync_tests::RedisServer;
+use imgsync_tests::relay::{Direction, Relay};
+use jiff::Timestamp;
+
+use crate::store::secret;
+
+/// A store behind a relay that can cut its answers.
+struct Subject {
+    server: RedisServer,
+    relay: Relay,
+    store: RedisStore,
+}
+
+impl Subject {
+    async fn start() -> Subject {
+        let server = RedisServer::start();
+        let relay = Relay::start(&format!("127.0.0.1:{}", server.port())).await;
+        let url = secret(&format!("redis://{}", relay.host()));
+        let store = RedisStore::connect(&url, RedisOptions::patient()).await.unwrap();
+        Subject { server, relay, store }
+    }
+
+    /// The next call is done by the server, and its answer never arrives.
+    fn lose_the_next_answer(&self) -> u64 {
+        self.relay.cut_after(Direction::Down, 0);
+        self.relay.connections()
+    }
+
+    /// Demands that a call was made again, on another connection than those before.
+    fn assert_repeated(&self, connections: u64) {
+        assert!(self.relay.connections() > connections, "the answer was lost, and the call made again");
+    }
+}
+
+async fn new_batch(store: &dyn Store) -> BatchId {
+    let id = BatchId::generate();
+    let rules = Digest::sha256(id.to_string().as_bytes());
+    store.create(NewBatch { id, rules, options: "{}".to_owned(), supersedes: None }).await.unwrap();
+    id
+}
+
+fn sealed(key: &str, number: usize) -> Sealed {
+    let tasks = tasks("a/b", number).into_iter().map(|task| (task, None)).collect();
+    Sealed { key: key.to_owned(), listed_at: Timestamp::now(), tasks }
+}
+
+fn empty_rule() -> EmptyRule {
+    EmptyRule { rule: 1, from: "gcr.io/b".to_owned(), repositories: 0, tags: 0, reason: "none".to_owned() }
+}
+
+fn spent(source: u64) -> Spent {
+    Spent { requests: Requests { source, target: 0 }, ..Spent::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_listing_cost_is_counted_once_though_the_call_is_made_twice() {
+    let subject = Subject::start().await;
+    let id = new_batch(&subject.store).await;
+    // The server knows the script from now on: one call, one answer.
+    subject.store.spend(id, spent(1)).await.unwrap();
+    let connections = subject.lose_the_next_answer();
+    subject.store.spend(id, spent(10)).await.unwrap();
+    subject.assert_repeated(connections);
+    subject.store.spend(id, spent(100)).await.unwrap();
+    assert_eq!(subject.store.batch(id).await.unwrap().unwrap().spent.requests.source, 111);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_machine_moves_is_counted_once_though_the_call_is_made_twice() {
+    let subject = Subject::start().await;
+    let note = async |bytes, request| subject.store.note_traffic("here", "2026-11", bytes, request).await.unwrap();
+    assert_eq!(note(1, RequestId::generate()).await, 1);
+    let connections = subject.lose_the_next_answer();
+    let request = RequestId::generate();
+    assert_eq!(note(10, request).await, 11);
+    subject.assert_repeated(connections);
+    assert_eq!(note(10, request).await, 11, "who gave up asks again with the same request");
+    assert_eq!(note(100, RequestId::generate()).await, 111);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_halves_the_learnt_rate_once_though_the_call_is_made_twice() {
+    let subject = Subject::start().await;
+    let ask = Ask { wanted: 1, sent: 1_000, ..Ask::default() };
+    let account = Account::new(&"r.example".parse().unwrap(), "one");
+    let refuse = async || subject.store.refused(&account, Duration::from_millis(1), &ask).await.unwrap();
+    let learnt = async || subject.store.learnt(std::slice::from_ref(&account)).await.unwrap()[0].unwrap();
+    refuse().await;
+    let before = learnt().await;
+    // Refusals within a second are one: both that of another call and that of the same call, made again, come later.
+    let longer = Duration::from_millis(1_100);
+    tokio::time::sleep(longer).await;
+    subject.relay.refuse(true);
+    let connections = subject.lose_the_next_answer();
+    let away = async {
+        tokio::time::sleep(longer).await;
+        subject.relay.refuse(false);
+    };
+    tokio::join!(refuse(), away);
+    subject.assert_repeated(connections);
+    assert_eq!(learnt().await, before / 2.0, "it is halved once");
+}
+
+/// Every kind of call that a worker or a coordinator may make late.
+async fn call_late(store: &RedisStore, id: BatchId) {
+    let ticket = Ticket { batch: id, run: 0, index: 0 };
+    let holder = TaskHolder { worker: "late", token: 1 };
+    let pruned = Pruned {
+        source: "gcr.io/a:v1".to_owned(),
+        target: "b.example/x:v1".to_owned(),
+        outcome: PruneOutcome::Left,
+        digest: None,
+        reason: "because".to_owned(),
+    };
+    let unlisted = Unlisted { repository: "gcr.io/a".into(), class: Class::Denied, error: "no".into() };
+    let failure = Failure::new(Class::Denied, "no", 1);
+    let gone = [
+        store.note_pruned(id, pruned).await,
+        store.note_empty_rule(id, empty_rule()).await,
+        store.note_unlisted(id, unlisted).await,
+        store.append(id, sealed("0 gcr.io/a", 3)).await.map(drop),
+        store.seal_all(id).await,
+        store.spend(id, spent(1)).await,
+        store.published(id, vec![ticket]).await,
+        store.pause(id).await.map(drop),
+        store.resume(id).await.map(drop),
+        store.cancel(id).await.map(drop),
+        store.requeue(id, RequeueFilter::default()).await.map(drop),
+        store.sweep(id, Sweep::Everything).await.map(drop),
+        store.sweep(id, Sweep::QueueIsEmpty { grace: Duration::ZERO }).await.map(drop),
+    ];
+    for (number, answer) in gone.into_iter().enumerate() {
+        let error = answer.expect_err(&format!("call {number} is about a batch that is gone"));
+        assert_eq!(error.class(), Class::NotFound, "{error}");
+    }
+    assert_eq!(store.start(ticket, "late", LEASE).await.unwrap(), Start::Unknown);
+    store.renew(ticket, holder, LEASE).await.unwrap();
+    store.check(ticket, holder, LEASE).await.unwrap();
+    store.finish(ticket, holder, Verdict::Failed(failure), spent(1)).await.unwrap();
+    store.retry_later(ticket, holder, Duration::from_secs(5), true, spent(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_of_a_batch_that_is_gone() {
+    let subject = Subject::start().await;
+    let store = &subject.store;
+    let id = new_batch(store).await;
+    store.append(id, sealed("0 gcr.io/a", 3)).await.unwrap();
+    store.note_empty_rule(id, empty_rule()).await.unwrap();
+    store.spend(id, spent(1)).await.unwrap();
+    assert!(keys_of(&subject.server, id) > 3);
+    let later = Timestamp::now().checked_add(jiff::SignedDuration::from_secs(60)).unwrap();
+    assert_eq!(store.remove_before(later).await.unwrap(), 1);
+    assert_eq!(keys_of(&subject.server, id), 0, "a batch is removed whole");
+    call_late(store, id).await;
+    assert_eq!(keys_of(&subject.server, id), 0);
+    assert_eq!(lasting_keys_of(&subject.server, &id.to_string()), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_is_noted_of_a_batch_that_has_ended_expires_with_it() {
+    let subject = Subject::start().await;
+    let store = &subject.store;
+    let id = new_batch(store).await;
+    store.append(id, sealed("0 gcr.io/a", 1)).await.unwrap();
+    store.cancel(id).await.unwrap();
+    let note = async |repository: &str| {
+        let unlisted = Unlisted { repository: repository.into(), class: Class::Denied, error: "no".into() };
+        store.note_unlisted(id, unlisted).await.unwrap();
+    };
+    note("gcr.io/late").await;
+    store.note_empty_rule(id, empty_rule()).await.unwrap();
+    store.spend(id, spent(1)).await.unwrap();
+    assert_eq!(store.unlisted(id).await.unwrap().len(), 1, "a late note is kept");
+    assert_eq!(lasting_keys_of(&subject.server, &id.to_string()), Vec::<String>::new());
+    // One that goes on keeps its notes for as long as it does.
+    let running = new_batch(store).await;
+    store.note_empty_rule(running, empty_rule()).await.unwrap();
+    assert_eq!(lasting_keys_of(&subject.server, &running.to_string()).len(), 2, "the batch and its note");
+    let ended = store.batch(id).await.unwrap().unwrap();
+    assert!(ended.ended_at.is_some());
+}
+
+/// How many keys begin with a batch's base.
+fn keys_of(server: &RedisServer, id: BatchId) -> usize {
+    scan(server, &format!("*{id}*")).len()
+}
+
+/// Keys of a batch that never expire, without the lists that name many batches.
+fn lasting_keys_of(server: &RedisServer, id: &str) -> Vec<String> {
+    let all = scan(server, &format!("*{id}*"));
+    all.into_iter().filter(|key| server.command(&["PTTL", key]).trim() == ":-1").collect()
+}
+
+/// The keys of a pattern.
+fn scan(server: &RedisServer, pattern: &str) -> Vec<String> {
+    let script = "local found, cursor = {}, '0' repeat local page = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000) \
+                  cursor = page[1] for _, key in ipairs(page[2]) do found[#found + 1] = key end until cursor == '0' \
+                  return table.concat(found, ' ')";
+    let answer = server.command(&["EVAL", script, "0", pattern]);
+    let line = answer.lines().nth(1).unwrap_or_default();
+    line.split_whitespace().map(str::to_owned).collect()
+}
