@@ -42,7 +42,6 @@ macro_rules! queue_contract_tests {
             who_takes_what_is_urgent_is_given_nothing_else,
             what_is_urgent_comes_back_urgent,
             a_full_queue_refuses_and_has_room_again,
-            a_purged_batch_leaves_others_alone,
             many_takers_share_the_work
         );
     };
@@ -290,22 +289,6 @@ pub async fn a_full_queue_refuses_and_has_room_again(subject: Subject) {
             left = refused.iter().map(|position| left[*position].clone()).collect();
         }
     }
-}
-
-pub async fn a_purged_batch_leaves_others_alone(subject: Subject) {
-    let (one, other) = (BatchId::generate(), BatchId::generate());
-    subject.queue.publish(&messages("gcr.io", one, 5)).await.unwrap();
-    subject.queue.publish(&messages("gcr.io", other, 5)).await.unwrap();
-    let purged = subject.queue.purge(one).await.unwrap();
-    assert!(purged <= 5);
-    let mut of_other = 0;
-    for _ in 0..10 - purged {
-        let delivery = take(&subject, &Lanes::All).await;
-        of_other += u32::from(delivery.message.batch == other);
-        delivery.acknowledge().await.unwrap();
-    }
-    assert_eq!(of_other, 5);
-    assert!(is_silent(&subject, &Lanes::All).await);
 }
 
 pub async fn many_takers_share_the_work(subject: Subject) {

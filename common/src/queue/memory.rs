@@ -260,25 +260,6 @@ impl TaskQueue for MemoryQueue {
         };
         Ok(lanes.iter().map(count).collect())
     }
-
-    async fn purge(&self, batch: BatchId) -> Result<u64> {
-        let mut state = self.0.state();
-        let mut purged = 0;
-        for batches in &mut state.batches {
-            batches.retain(|(id, of_batch)| {
-                if *id == batch {
-                    purged += of_batch.0.iter().map(|(_, messages)| messages.len() as u64).sum::<u64>();
-                }
-                *id != batch
-            });
-        }
-        let before = state.later.len();
-        state.later.retain(|later| later.waiting.message.batch != batch);
-        purged += (before - state.later.len()) as u64;
-        drop(state);
-        self.0.left.notify_waiters();
-        Ok(purged)
-    }
 }
 
 struct MemoryReceipt {

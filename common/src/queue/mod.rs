@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{BatchId, Lane, Message};
+use crate::batch::{Lane, Message};
 use crate::error::Result;
 
 pub use memory::{MemoryQueue, WINDOW};
@@ -103,10 +103,6 @@ pub trait TaskQueue: Send + Sync {
     async fn take_dead(&self, _cancel: &CancellationToken) -> Result<Option<Dead>> {
         Ok(None)
     }
-
-    /// Drops messages of a batch that are not with workers, as far as the queue can, and says how many. What remains is
-    /// delivered, and the ledger says that it is not wanted.
-    async fn purge(&self, batch: BatchId) -> Result<u64>;
 }
 
 /// A message, withheld from others until it is acknowledged or given back. Dropped, it is delivered again.

@@ -89,12 +89,6 @@ impl RepositoryPattern {
         levels.join("/").parse().ok()
     }
 
-    /// How many levels below the prefix there can be a match; `None` for any number.
-    pub fn depth_below_prefix(&self) -> Option<usize> {
-        let fixed = self.prefix.split('/').filter(|level| !level.is_empty()).count();
-        (!self.deep).then(|| self.levels.len() - fixed)
-    }
-
     /// Whether a repository that is meant can be below this path, at any depth: where to go on in a tree. `a/*/c` leads
     /// through `a` and `a/b`, and not through `b` or `a/b/c`.
     pub fn leads_through(&self, path: &str) -> bool {
@@ -349,12 +343,12 @@ mod tests {
     #[test]
     fn the_fixed_part_says_where_to_list() {
         let one = pattern("gcr.io/a/b");
-        assert_eq!((one.prefix(), one.depth_below_prefix()), ("a/b", Some(0)));
+        assert_eq!(one.prefix(), "a/b");
         assert_eq!(one.repository().unwrap().as_str(), "a/b");
         let level = pattern("localhost:5000/a/*/c");
-        assert_eq!((level.prefix(), level.depth_below_prefix(), level.repository()), ("a", Some(2), None));
+        assert_eq!((level.prefix(), level.repository()), ("a", None));
         let all = pattern("gcr.io/**");
-        assert_eq!((all.prefix(), all.depth_below_prefix(), all.repository()), ("", None, None));
+        assert_eq!((all.prefix(), all.repository()), ("", None));
     }
 
     #[test]
@@ -394,7 +388,7 @@ mod tests {
         #[test]
         fn nothing_panics(text in "[a-z*./:@-]{0,24}|.{0,24}", name in "[a-z/]{0,8}") {
             if let Ok(pattern) = text.parse::<RepositoryPattern>() {
-                let _ = (pattern.matches(&name), pattern.depth_below_prefix(), pattern.repository());
+                let _ = (pattern.matches(&name), pattern.repository());
                 prop_assert_eq!(&pattern.to_string().parse::<RepositoryPattern>().unwrap(), &pattern);
             }
         }

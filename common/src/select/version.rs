@@ -101,11 +101,6 @@ impl Version {
         &self.family
     }
 
-    /// Whether this is a release candidate, a beta or the like.
-    pub fn is_pre_release(&self) -> bool {
-        self.core.stage != Stage::Release
-    }
-
     pub(super) fn core(&self) -> &Core {
         &self.core
     }

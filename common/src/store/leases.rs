@@ -36,9 +36,6 @@ pub trait Leases: Send + Sync {
     /// Holds a name for so long from now, or says who does.
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named>;
 
-    /// Who holds a name now, if anybody does.
-    async fn held(&self, name: &str) -> Result<Option<String>>;
-
     /// Lets go of a name, if it is this one's.
     async fn release(&self, name: &str, holder: &str) -> Result<()>;
 }

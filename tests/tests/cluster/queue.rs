@@ -161,7 +161,6 @@ async fn the_contract_of_queues_holds() {
         who_takes_what_is_urgent_is_given_nothing_else,
         what_is_urgent_comes_back_urgent,
         a_full_queue_refuses_and_has_room_again,
-        a_purged_batch_leaves_others_alone,
         many_takers_share_the_work
     );
 }

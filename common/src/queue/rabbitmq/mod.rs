@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::line::Line;
 use super::{Dead, Delivery, Lanes, Published, RETRY_DELAYS, TaskQueue};
-use crate::batch::{BatchId, Lane, Message, SigningKey};
+use crate::batch::{Lane, Message, SigningKey};
 use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
 use crate::outage::ServerHealth;
@@ -334,11 +334,6 @@ impl TaskQueue for RabbitQueue {
 
     async fn take_dead(&self, _cancel: &CancellationToken) -> Result<Option<Dead>> {
         self.next_dead().await
-    }
-
-    /// A broker cannot choose by batch: what remains is delivered, and the ledger says that it is not wanted.
-    async fn purge(&self, _batch: BatchId) -> Result<u64> {
-        Ok(0)
     }
 }
 

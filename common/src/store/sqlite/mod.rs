@@ -132,7 +132,8 @@ impl SqliteStore {
     }
 
     /// How many bytes the store has on disk.
-    pub async fn bytes_on_disk(&self) -> Result<u64> {
+    #[cfg(test)]
+    async fn bytes_on_disk(&self) -> Result<u64> {
         self.read("measuring the store", |connection| {
             let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
             let size: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
