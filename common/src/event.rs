@@ -141,6 +141,8 @@ pub enum Event {
         error: String,
         /// Its class.
         class: Class,
+        /// The registry that failed, where one did.
+        registry: Option<RegistryName>,
         /// Tries so far.
         attempt: u32,
         /// How long until the next.

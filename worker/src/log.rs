@@ -59,7 +59,12 @@ impl Observer for Log {
                     }
                 }
             }
-            Event::Retrying { error, wait, .. } => tracing::info!("{error}; trying again in {}", seconds(*wait)),
+            // All slots meet a registry that fails.
+            Event::Retrying { error, class, registry, wait, .. } => {
+                let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
+                let kind = format!("trying again: {class} {registry}");
+                repeated::info(&kind, &format!("{error}; trying again in {}", seconds(*wait)));
+            }
             Event::Warning { message } => repeated::warn(message, message),
             Event::RepeatedWarning { kind, message } => repeated::warn(kind, message),
             Event::Notice { message } => tracing::info!("{message}"),

@@ -435,6 +435,7 @@ impl Repository {
                 self.context.events.emit(Event::Retrying {
                     error: error.to_string(),
                     class: error.class(),
+                    registry: error.registry().cloned(),
                     attempt,
                     wait,
                 });

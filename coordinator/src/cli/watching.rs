@@ -200,7 +200,7 @@ impl Observer for Watching {
                     | TaskEnd::Stale => {}
                 }
             }
-            Event::Retrying { error, class, attempt, wait } => {
+            Event::Retrying { error, class, attempt, wait, .. } => {
                 tracing::info!("{error}; trying again in {}", seconds(*wait));
                 self.event(&json!({
                     "event": "retrying", "error": error, "class": class, "attempt": attempt, "seconds": wait.as_secs_f64()

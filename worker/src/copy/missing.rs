@@ -164,8 +164,8 @@ impl Walk {
     pub(super) async fn wait_out(&self, error: Error, denials: &mut Denials) -> Result<()> {
         let attempt = denials.refusals.max(denials.waits + 1);
         let Some(wait) = denials.next_wait() else { return Err(error.after(attempt, denials.since.elapsed())) };
-        let class = error.class();
-        self.context.events.emit(Event::Retrying { error: error.to_string(), class, attempt, wait });
+        let (class, registry) = (error.class(), error.registry().cloned());
+        self.context.events.emit(Event::Retrying { error: error.to_string(), class, registry, attempt, wait });
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             () = self.context.cancel.cancelled() => {
