@@ -32,6 +32,8 @@ use crate::log::about;
 
 /// How often a lease is renewed, which also is how soon a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// How long after its last task has begun a message is acknowledged.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
 /// How long a message waits whose task another is at: not until the lease must have ended, but so that whoever has it
 /// next is there soon after.
 const HELD_WAIT: Duration = Duration::from_secs(10);
@@ -107,7 +109,7 @@ impl Held<'_> {
 }
 
 impl Runner {
-    /// Does one task of a message, which is acknowledged when its last one is granted. An error is the ledger's, of which
+    /// Does one task of a message, which is acknowledged soon after its last one is granted. An error is the ledger's, of which
     /// nothing is known then.
     pub(super) async fn task(
         &self,
@@ -146,13 +148,13 @@ impl Runner {
         self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
         self.running().insert(ticket, doing);
         let held = self.hold(delivered, ticket, target, (epoch, attempts, losses), beside, stop);
-        let acknowledged = async {
-            if is_last {
-                self.acknowledge(delivered).await;
-            }
+        let mut held = std::pin::pin!(held.instrument(about(&ticket)));
+        // A task that ends sooner is acknowledged then, along with the question for the next: a step less for the broker.
+        let ended = tokio::select! {
+            ended = &mut held => ended,
+            // At the same time: no copy waits for the broker.
+            () = tokio::time::sleep(ACKNOWLEDGE_AFTER), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
         };
-        // At the same time: no copy waits for the broker.
-        let (ended, ()) = tokio::join!(held.instrument(about(&ticket)), acknowledged);
         self.running().remove(&ticket);
         if ended.is_err() {
             // The ledger has no result of it: whoever has it next brings one.
