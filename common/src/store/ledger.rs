@@ -138,7 +138,7 @@ pub enum Standing {
     },
     /// The task is another's, or has ended: stop, write nothing.
     Lost,
-    /// The batch was cancelled or superseded: stop, and finish the task as cancelled.
+    /// The batch was cancelled or superseded, and the task is counted as cancelled: stop, write nothing.
     Stop,
 }
 
@@ -147,7 +147,7 @@ pub enum Standing {
 pub enum Finished {
     /// It counts.
     Counted,
-    /// The lease was another's by now: it does not count.
+    /// The lease was another's by now, or the batch was stopped meanwhile: it does not count.
     Stale,
     /// The task had ended before: it does not count.
     AlreadyDone,
@@ -161,8 +161,6 @@ pub enum Retried {
         /// This one included if it counts.
         attempts: u32,
     },
-    /// Its batch was cancelled or superseded, so that it is counted as cancelled.
-    Cancelled,
     /// The lease was another's by now, or the task has ended: nothing changed.
     Stale,
 }
@@ -217,7 +215,7 @@ pub enum Sweep {
     Everything,
 }
 
-/// What a sweep put back, or counted as cancelled where the batch was stopped.
+/// What a sweep put back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Tasks that were leased.
@@ -404,8 +402,8 @@ pub trait Ledger: Send + Sync {
     /// Goes on after a pause. Says how the batch stands then.
     async fn resume(&self, batch: BatchId) -> Result<Control>;
 
-    /// Stops a batch: what is not running is counted as cancelled at once, what is running by its worker. Says how the
-    /// batch stands then.
+    /// Stops a batch: all that has not ended counts as cancelled, and the batch has ended. Of a task that runs nothing more
+    /// is counted, and its worker is told when it asks. Says how the batch stands then.
     async fn cancel(&self, batch: BatchId) -> Result<Control>;
 
     /// Failed tasks go back to the plan, in a new run and with no attempts counted. Says how many. A batch that was done

@@ -452,7 +452,6 @@ impl Runner {
     fn emit_retried(&self, ticket: Ticket, retried: Retried, error: &Error, wait: Duration) {
         let end = match retried {
             Retried::Waits { .. } => TaskEnd::Later { error: error.to_string(), wait },
-            Retried::Cancelled => TaskEnd::Cancelled,
             Retried::Stale => TaskEnd::Stale,
         };
         self.emit_end(ticket, end);

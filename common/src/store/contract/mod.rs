@@ -65,7 +65,7 @@ macro_rules! store_contract_tests {
             a_task_is_counted_once_however_often_it_is_finished,
             attempts_are_counted_where_they_count,
             a_paused_batch_takes_its_tasks_back,
-            a_cancelled_batch_counts_what_waits_at_once_and_what_runs_when_it_ends,
+            a_cancelled_batch_counts_all_that_has_not_ended_at_once,
             failed_tasks_are_requeued_and_their_old_messages_ignored,
             only_the_failures_that_are_meant_are_requeued,
             a_sweep_puts_back_what_was_lost,

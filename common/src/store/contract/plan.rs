@@ -147,7 +147,7 @@ pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: Subject) {
     assert_eq!(subject.store.unfinished(&rules).await.unwrap(), Some(later.id));
     assert_eq!(subject.look(later.id).await.supersedes, Some(earlier));
     let found = subject.look(earlier).await;
-    assert_eq!((found.control, found.counts.cancelled, found.counts.running), (Control::Superseded, 2, 1));
+    assert_eq!((found.control, found.counts.cancelled, found.counts.running), (Control::Superseded, 3, 0));
     assert_eq!(subject.store.check(tickets[0], epoch, LEASE).await.unwrap(), crate::store::Standing::Stop);
     assert_eq!(subject.start(tickets[1], "w").await, Start::Cancelled);
     subject.finish(tickets[0], epoch, Verdict::Cancelled).await;

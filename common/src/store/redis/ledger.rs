@@ -164,7 +164,6 @@ impl Ledger for RedisStore {
         let answer: Vec<i64> = self.script(&tried, &self.0.scripts.retry, with(call, spent)).await?;
         Ok(match answer.as_slice() {
             [0, attempts] => Retried::Waits { attempts: u32::try_from(*attempts).unwrap_or_default() },
-            [1, ..] => Retried::Cancelled,
             _ => Retried::Stale,
         })
     }

@@ -2,6 +2,8 @@
 local index, to = tonumber(ARGV[2]), tonumber(ARGV[4])
 if index >= number(b, 'total') then return 1 end
 local is = state(b, index)
+-- Of a batch that was stopped meanwhile nothing counts.
+if is == CANCELLED and to ~= CANCELLED then return 1 end
 if is >= COPIED then return 2 end
 if is ~= RUNNING then return 1 end
 local worker = owned(b, index, ARGV[3])

@@ -216,8 +216,9 @@ local function stop(b, how, time)
     if redis.call('EXISTS', b) == 0 then return nil end
     if not is_live(control) then return control end
     redis.call('HSET', b, 'control', how)
-    move_all(b, {[NEW] = CANCELLED, [QUEUED] = CANCELLED, [RETRY] = CANCELLED})
-    redis.call('DEL', b .. ':r')
+    -- What runs as well: nothing more is counted of it, whoever ran it and whether that one lives.
+    move_all(b, {[NEW] = CANCELLED, [QUEUED] = CANCELLED, [RUNNING] = CANCELLED, [RETRY] = CANCELLED})
+    redis.call('DEL', b .. ':r', b .. ':l')
     close(b, time)
     return how
 end

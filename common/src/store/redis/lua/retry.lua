@@ -1,17 +1,12 @@
--- ARGV: index, owner (token|worker), wait, whether it counts, what was spent. The first answer: 0 waits, 1 cancelled, 2 stale.
+-- ARGV: index, owner (token|worker), wait, whether it counts, what was spent. The first answer: 0 waits, 1 stale.
 local index, wait = tonumber(ARGV[2]), tonumber(ARGV[4])
-if redis.call('EXISTS', b) == 0 or state(b, index) ~= RUNNING then return {2} end
+if redis.call('EXISTS', b) == 0 or state(b, index) ~= RUNNING then return {1} end
 local worker = owned(b, index, ARGV[3])
-if not worker then return {2} end
+if not worker then return {1} end
 local time = now()
 redis.call('HDEL', b .. ':l', index)
 spend(b, 6)
 share(b, worker, nil, 6)
-if is_stopped(number(b, 'control')) then
-    move(b, index, RUNNING, CANCELLED)
-    close(b, time)
-    return {1}
-end
 local run, attempts = mark(b, index)
 if ARGV[5] == '1' then
     attempts = attempts + 1

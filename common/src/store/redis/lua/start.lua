@@ -12,14 +12,6 @@ local time = now()
 local epoch, ends, holder
 if is == RUNNING then epoch, ends, holder = lease(b, index) end
 local live = epoch and lasts(ends, time)
-if is_stopped(control) then
-    if not live then
-        redis.call('HDEL', b .. ':l', index)
-        move(b, index, is, CANCELLED)
-        close(b, time)
-    end
-    return {3}
-end
 if live then
     if holder ~= worker then return {4, text(ends)} end
     hold(b, index, epoch, math.max(ends, time + tonumber(ARGV[5])), worker)

@@ -26,11 +26,10 @@ pub(super) fn stop(connection: &Connection, now: i64, batch: BatchId, how: Contr
         return Ok(book.entry.control);
     }
     book.entry.control = how;
-    book.set_all(|state| match state {
-        TaskState::New | TaskState::Queued | TaskState::Retry => Some(TaskState::Cancelled),
-        _ => None,
-    })?;
+    // What runs as well: nothing more is counted of it, whoever ran it and whether that one lives.
+    book.set_all(|state| (!state.is_terminal()).then_some(TaskState::Cancelled))?;
     connection.prepare_cached("DELETE FROM retry WHERE batch = ?1")?.execute([book.entry.no])?;
+    connection.prepare_cached("DELETE FROM held WHERE batch = ?1")?.execute([book.entry.no])?;
     Ok(book.close(now)?.control)
 }
 
@@ -73,8 +72,6 @@ pub(super) fn requeue(connection: &Connection, now: i64, batch: BatchId, filter:
 pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sweep) -> Result<Swept, Fault> {
     let mut book = Book::open(connection, batch)?;
     let no = book.entry.no;
-    // Where a stopped batch's tasks go: they are not begun again.
-    let back = if book.entry.control.is_stopped() { TaskState::Cancelled } else { TaskState::New };
     let mut swept = Swept::default();
     let dead_before = match sweep {
         Sweep::Leases { grace } | Sweep::QueueIsEmpty { grace } => {
@@ -88,16 +85,16 @@ pub(super) fn sweep(connection: &Connection, now: i64, batch: BatchId, sweep: Sw
         if sweep != Sweep::Everything {
             note_loss(connection, no, task)?;
         }
-        book.set(task, back)?;
+        book.set(task, TaskState::New)?;
         swept.leased += 1;
     }
     if sweep_takes_queued(sweep) {
         for task in page(connection, "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)", ends)? {
             forget_retry(connection, no, task)?;
-            book.set(task, back)?;
+            book.set(task, TaskState::New)?;
             swept.queued += 1;
         }
-        swept.queued += book.set_all(|state| (state == TaskState::Queued).then_some(back))?;
+        swept.queued += book.set_all(|state| (state == TaskState::Queued).then_some(TaskState::New))?;
     }
     if swept != Swept::default() {
         book.close(now)?;

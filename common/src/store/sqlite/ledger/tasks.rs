@@ -52,15 +52,6 @@ pub(super) fn start(
     let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
     let was_held = held.is_some();
     let live = held.filter(|held| held.until > now && held.until <= latest_end(now));
-    if book.entry.control.is_stopped() {
-        // Only what was running is left. Its worker ends it, if it lives.
-        if live.is_none() {
-            let_go(connection, no, ticket.index)?;
-            book.set(ticket.index, TaskState::Cancelled)?;
-            book.close(now)?;
-        }
-        return Ok(Start::Cancelled);
-    }
     if let Some(held) = live {
         if held.worker != worker {
             return Ok(Start::HeldBy { until: time(held.until) });
@@ -93,14 +84,14 @@ pub(super) fn renew(connection: &Connection, ticket: Ticket, holder: &Owner, unt
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Standing::Lost) };
     let no = book.entry.no;
     if held_by(&mut book, ticket.index, holder)?.is_none() {
-        return Ok(Standing::Lost);
+        return Ok(if book.entry.control.is_stopped() { Standing::Stop } else { Standing::Lost });
     }
     connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
         no,
         ticket.index,
         until,
     ))?;
-    Ok(if book.entry.control.is_stopped() { Standing::Stop } else { Standing::Held { until: time(until) } })
+    Ok(Standing::Held { until: time(until) })
 }
 
 pub(super) fn finish(
@@ -112,8 +103,11 @@ pub(super) fn finish(
     spent: Spent,
 ) -> Result<Finished, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
-    if book.state(ticket.index)?.is_some_and(TaskState::is_terminal) {
-        return Ok(Finished::AlreadyDone);
+    match book.state(ticket.index)? {
+        // Of a batch that was stopped meanwhile nothing counts.
+        Some(TaskState::Cancelled) if verdict.outcome().state() != TaskState::Cancelled => return Ok(Finished::Stale),
+        Some(state) if state.is_terminal() => return Ok(Finished::AlreadyDone),
+        _ => {}
     }
     let Some(held) = held_by(&mut book, ticket.index, holder)? else { return Ok(Finished::Stale) };
     let no = book.entry.no;
@@ -144,11 +138,6 @@ pub(super) fn retry_later(
     let_go(connection, no, ticket.index)?;
     note_share(connection, no, &held.worker, (false, false), spent)?;
     book.add(spent);
-    if book.entry.control.is_stopped() {
-        book.set(ticket.index, TaskState::Cancelled)?;
-        book.close(now)?;
-        return Ok(Retried::Cancelled);
-    }
     let (run, mut attempts) = mark(connection, no, ticket.index)?;
     if counts {
         attempts += 1;
