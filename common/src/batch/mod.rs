@@ -19,7 +19,7 @@ pub use chunk::{Chunk, ChunkError, MAX_TASKS as MAX_CHUNK_TASKS, decode_chunk, e
 pub use count::{Bytes, Counts, Requests};
 pub use id::{BatchId, ParseBatchIdError};
 pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
-pub use options::{ForeignLayers, OPTIONS_VERSION, Options, Referrers, RuleOptions, Verify};
+pub use options::{ForeignLayers, OPTIONS_VERSION, Options, PlanSlice, Referrers, RuleOptions, Verify};
 pub use place::{End, Home, Lane, ParsePlaceError, Place};
 pub use priority::Priority;
 pub use sign::{SHORT_TAG_BYTES, SigningKey, TAG_BYTES};

@@ -5,6 +5,7 @@
 //! know, is an error, never the default.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Options {
     /// Compare the ends, and copy nothing; how thoroughly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
+    /// The part of the sorted whole that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<PlanSlice>,
     /// What an image is given at the least, in seconds.
     pub timeout_seconds: u64,
     /// Whether that is all it gets, however large it is.
@@ -45,6 +49,16 @@ pub struct Options {
     /// runs the task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<String, String>,
+}
+
+/// A part of the sorted list of all images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanSlice {
+    /// How many images are in each.
+    pub size: NonZeroUsize,
+    /// Which one, from 1.
+    pub number: NonZeroUsize,
 }
 
 /// How the ends of a batch are compared (`imgsync verify`).
@@ -384,6 +398,7 @@ mod tests {
         let whole = Options {
             rules: vec![RuleOptions { immutable: vec!["v*".into()], ..RuleOptions::default() }],
             verify: Some(Verify::default()),
+            slice: Some(PlanSlice { size: NonZeroUsize::MIN, number: NonZeroUsize::MIN }),
             ..Options::default()
         };
         let text = whole.encode();
@@ -395,6 +410,8 @@ mod tests {
             ("\"version\":1", "\"version\":1,\"dry\":true", "unknown field `dry`"),
             ("\"immutable\"", "\"frozen\"", "unknown field `frozen`"),
             ("\"verify\":{", "\"verify\":{\"half\":true", "unknown field `half`"),
+            ("\"number\":1", "\"number\":0", "a nonzero usize"),
+            ("\"number\":1", "\"number\":1,\"last\":2", "unknown field `last`"),
             ("\"immutable\":[\"v*\"]", "\"immutable\":\"v*\"", "invalid type"),
             (
                 "\"verify_every_seconds\"",

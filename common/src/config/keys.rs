@@ -66,6 +66,11 @@ pub(super) static CONFIG: Section = Section {
         key("referrers_every", Kind::Duration, "How often an unchanged image is asked for new referrers (7d)."),
         key("keep", Kind::Duration, "How long finished batches are kept (90d)."),
         key("concurrency", Kind::Whole, "How many images are copied at a time (20)."),
+        key(
+            "if_running",
+            Kind::Text,
+            "What `imgsync run` does while a batch of the same rules is running: wait, join, supersede or fail (wait).",
+        ),
         key("bandwidth", Kind::Size, "Bytes of blobs a second, in and out each, of one process; such as 20MiB."),
         key("traffic", Kind::Size, "Bytes of blobs a month, in and out together, that a worker's machine may move."),
         key(

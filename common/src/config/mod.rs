@@ -12,6 +12,7 @@ mod errors;
 mod keep;
 mod keys;
 mod notify;
+mod overlap;
 mod preset;
 mod reader;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use crate::batch::{ForeignLayers, Referrers};
 pub use errors::{ConfigErrors, Problem};
 pub use keep::{Prune, PruneLimit};
 pub use notify::{Chat, ChatKind, Email, Notify, Telegram, Webhook, WebhookUrl, When};
+pub use overlap::IfRunning;
 pub use preset::{KnownPreset, Preset};
 pub use registry::{ClientIdentity, Credential, Pem, PullReserve, RegistrySettings};
 pub use report::Report;
@@ -92,6 +94,8 @@ pub struct Config {
     pub keep: Duration,
     /// How many images are copied at a time; 20.
     pub concurrency: usize,
+    /// What a run does while a batch of the same rules is running.
+    pub if_running: IfRunning,
     /// Bytes of blobs a second, in and out each, of one process.
     pub bandwidth: Option<u64>,
     /// Bytes of blobs a month, in and out together, that a worker's machine may move.
@@ -132,6 +136,7 @@ impl Default for Config {
             referrers_every: 7 * DAY,
             keep: 90 * DAY,
             concurrency: 20,
+            if_running: IfRunning::default(),
             bandwidth: None,
             traffic: None,
             timeout: Duration::from_secs(10 * 60),
@@ -227,6 +232,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     if let Some(concurrency) = fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)) {
         config.concurrency = concurrency;
     }
+    config.if_running = fields.get("if_running").and_then(|node| reader.parse(node)).unwrap_or_default();
     config.bandwidth = fields.get("bandwidth").and_then(|node| reader.size(node));
     config.traffic = fields.get("traffic").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report::read(reader, node));

@@ -57,6 +57,7 @@ impl Config {
         yaml.field("referrers_every", duration(self.referrers_every));
         yaml.field("keep", duration(self.keep));
         yaml.field("concurrency", self.concurrency);
+        yaml.field("if_running", self.if_running);
         yaml.option("bandwidth", self.bandwidth);
         yaml.option("traffic", self.traffic);
         yaml.field("timeout", duration(self.timeout));

@@ -443,6 +443,7 @@ fn a_configuration_is_shown_as_it_is_understood() {
     referrers_every: 7d
     keep: 90d
     concurrency: 20
+    if_running: wait
     timeout: 10m
     "#);
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::batch::{BatchId, Place};
 use crate::error::Result;
+use crate::image::Digest;
 
 /// The answer to who wants to hold a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +37,17 @@ pub trait Leases: Send + Sync {
     /// Holds a name for so long from now, or says who does.
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named>;
 
+    /// Who holds a name now, if anybody does.
+    async fn held(&self, name: &str) -> Result<Option<String>>;
+
     /// Lets go of a name, if it is this one's.
     async fn release(&self, name: &str, holder: &str) -> Result<()>;
+
+    /// Whether a process that lists or leads batches may be alive. Where only one may at a time, it is known whether that
+    /// one is, before its leases have expired.
+    async fn may_have_owners(&self) -> Result<bool> {
+        Ok(true)
+    }
 }
 
 /// The name that a coordinator holds while it leads: for one batch, or for all.
@@ -48,6 +58,16 @@ pub fn leader(of: &str) -> String {
 /// The name that is held while the rules of a batch are listed.
 pub fn listing(batch: BatchId) -> String {
     format!("listing:{batch}")
+}
+
+/// The name that is held for the moment in which a batch of these rules is made, so that of two one sees the other's.
+pub fn starting(rules: &Digest) -> String {
+    format!("starting:{rules}")
+}
+
+/// The name that is held by the one run that waits for the end of a batch of these rules.
+pub fn waiting(rules: &Digest) -> String {
+    format!("waiting:{rules}")
 }
 
 /// The name that is held while a target tag is written.

@@ -30,7 +30,7 @@ pub(crate) use clock::latest_end;
 pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};
 pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
 pub use lease_guard::{LeaseGuard, Leased};
-pub use leases::{Leases, Named, leader, listing, target_tag};
+pub use leases::{Leases, Named, leader, listing, starting, target_tag, waiting};
 pub use ledger::{
     Appended, Batch, Block, Control, EmptyRule, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried,
     Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
@@ -42,7 +42,7 @@ pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceS
 pub use request::RequestId;
 pub use roster::{BROKER_ALARM_HINT, BrokerAlarm, Doing, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use schedules::{Begun, Schedules};
-pub use sqlite::{RunLock, SqliteStore};
+pub use sqlite::{LockHolder, LockUse, RunLock, SqliteStore};
 
 /// All that is remembered.
 pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins {}

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::Result;
+use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::outage::ServerHealth;
 use imgsync_common::queue::{MemoryQueue, TaskQueue};
-use imgsync_common::store::{Clock, RunLock, SqliteStore, Store, SystemClock};
+use imgsync_common::store::{Clock, LockHolder, LockUse, RunLock, SqliteStore, Store, SystemClock};
 use imgsync_worker::cluster::Cluster;
 
 /// Queue, store and clock.
@@ -55,10 +55,26 @@ impl House {
     }
 
     /// The right to run tasks with this store, which one process has at a time; none in a cluster, where all may.
-    pub async fn lock(&self) -> Result<Option<RunLock>> {
+    pub async fn lock(&self, used_for: LockUse) -> Result<Option<RunLock>> {
         match &self.sqlite {
-            Some(store) => store.lock_for_run().await.map(Some),
+            Some(store) => store.lock_for_run(used_for).await.map(Some),
             None => Ok(None),
+        }
+    }
+
+    /// The same, or which process has it.
+    pub async fn try_lock(&self, used_for: LockUse) -> Result<std::result::Result<Option<RunLock>, LockHolder>> {
+        match &self.sqlite {
+            Some(store) => Ok(store.try_lock_for_run(used_for).await?.map(Some)),
+            None => Ok(Ok(None)),
+        }
+    }
+
+    /// The error of a command that cannot go on while this process has the right to run tasks.
+    pub fn lock_refusal(&self, holder: &LockHolder) -> Error {
+        match &self.sqlite {
+            Some(store) => store.lock_refusal(holder),
+            None => Error::new(Class::Local, "running tasks", format!("{holder} does")),
         }
     }
 }

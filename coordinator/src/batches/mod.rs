@@ -1,5 +1,6 @@
 //! Batches: what is going to be copied, from rules and listings, and how it goes.
 
+mod admission;
 mod batch_log;
 mod chosen;
 mod companions;
@@ -11,7 +12,9 @@ mod folder;
 mod hands;
 mod house;
 mod lead;
+mod listing_lease;
 mod listings;
+mod owner;
 mod plan;
 mod provenance;
 mod prune;
@@ -23,6 +26,8 @@ mod serve;
 mod settle;
 mod supervise;
 
+pub(crate) use admission::Obstacle;
+pub use admission::{Admission, Admitted, Turn};
 pub use companions::Companions;
 pub use crew::{Crew, holds, waits};
 pub use dry::{Dry, DryPlan};
@@ -32,13 +37,14 @@ pub use hands::Hands;
 pub use house::House;
 pub use lead::{Care, Leader, living_leader};
 pub use listings::{Listings, Offer};
+pub use owner::{Attendance, BatchState, BatchView, Over, owner, resume_command, until_over};
 pub use plan::{Failed, Plan, PlannedTask, Planner, Slice, SourceTag, Target, cut, settle};
 pub use provenance::tidy_provenance;
 pub use prune::{Due, Pruning};
 #[cfg(test)]
 pub(crate) use rule_figures::MAX_RULES;
 pub use rule_figures::{Rules, WatchedRule};
-pub use run::{Run, RunEnd, RunSettings, copier, fingerprint};
+pub use run::{Made, RUN_ROLE, Run, RunEnd, RunSettings, SERVE_ROLE, copier, fingerprint};
 pub use serve::{Duties, serve};
 
 /// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.

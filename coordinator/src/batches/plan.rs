@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use imgsync_common::batch::PlanSlice;
 use imgsync_common::config::{Destination, Rule};
 use imgsync_common::error::{Class, Error};
 use imgsync_common::image::{Company, Digest, RegistryName, RepositoryName, Tag};
@@ -352,6 +353,18 @@ pub struct Slice {
     pub size: NonZeroUsize,
     /// Which slice, from 1.
     pub number: NonZeroUsize,
+}
+
+impl From<PlanSlice> for Slice {
+    fn from(slice: PlanSlice) -> Slice {
+        Slice { size: slice.size, number: slice.number }
+    }
+}
+
+impl From<Slice> for PlanSlice {
+    fn from(slice: Slice) -> PlanSlice {
+        PlanSlice { size: slice.size, number: slice.number }
+    }
 }
 
 impl Slice {

@@ -6,20 +6,22 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, Planned, Priority, RuleOptions, TaskState, Verify};
-use imgsync_common::config::{Config, Destination, Referrers, Rule};
+use imgsync_common::config::{Config, Destination, IfRunning, Referrers, Rule};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
 use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_common::store::{Batch, Control, NewBatch, Sealed, Sweep, TaskRow};
+use imgsync_common::store::{Batch, Control, LockUse, NewBatch, RunLock, Sealed, Sweep, TaskRow};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::Stop;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Admission, Turn};
 use super::hands::Hands;
 use super::house::House;
 use super::lead::{Care, Leader, stop_altered};
+use super::listing_lease::ListingLease;
 use super::plan::Slice;
 use super::remove::Remover;
 use super::seal::{Listed, Sealing};
@@ -28,6 +30,11 @@ use crate::presets::parts;
 
 /// How often the ledger is asked whether the batch has ended, or was stopped by someone else.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The name of `imgsync run`, and of other commands that run one batch, in leases.
+pub const RUN_ROLE: &str = "run";
+/// The name of `imgsync serve` in leases.
+pub const SERVE_ROLE: &str = "serve";
 
 /// How a batch is run.
 #[derive(Debug, Clone)]
@@ -76,12 +83,25 @@ pub struct Run<'a> {
     pub copier: Copier,
     /// How.
     pub settings: RunSettings,
+    /// What this process is: [`RUN_ROLE`] or [`SERVE_ROLE`].
+    pub role: &'static str,
     /// Who is told.
     pub events: Events,
     /// The first signal: takes no more, and what runs may end.
     pub drain: CancellationToken,
     /// The second: stops at once.
     pub abort: CancellationToken,
+}
+
+/// A batch that was made, and is to be listed.
+#[derive(Debug)]
+pub struct Made {
+    /// Its id.
+    pub id: BatchId,
+    options: Option<Options>,
+    listing: Option<ListingLease>,
+    /// The right to run tasks with the store, where one process has it at a time.
+    pub lock: Option<RunLock>,
 }
 
 /// How a run ended.
@@ -96,36 +116,80 @@ pub struct RunEnd {
 }
 
 impl Run<'_> {
-    /// Lists afresh and runs the batch; an unfinished one of the same rules is superseded.
-    pub async fn fresh(&self, id: BatchId) -> Result<RunEnd> {
-        let options = self.make(id).await?;
-        self.list_made(id, options).await
+    /// Asks for the turn to make a batch of the rules. `say` is told what is waited for.
+    pub fn admission<'b>(
+        &'b self,
+        if_running: IfRunning,
+        options: &'b Options,
+        rules: &'b (dyn Fn(Option<Slice>) -> Digest + Sync),
+        say: &'b (dyn Fn(&str) + Sync),
+    ) -> Admission<'b> {
+        Admission {
+            house: self.house,
+            rules,
+            slice: self.settings.slice,
+            options,
+            if_running,
+            name: format!("{} on {}", self.role, super::coordinator_name()),
+            has_lock: self.role == SERVE_ROLE,
+            cancel: &self.drain,
+            say,
+        }
     }
 
-    /// Makes the batch, which is to be listed next.
-    pub async fn make(&self, id: BatchId) -> Result<Options> {
-        let rules = self.rules();
-        let options = self.options().await;
-        let supersedes = self.house.store.unfinished(&rules).await?;
-        self.house.store.create(NewBatch { id, rules, options: options.encode(), supersedes }).await?;
-        Ok(options)
+    /// Makes the batch, which is to be listed next. It is this process's to list from the moment on in which it is there.
+    pub async fn make(&self, mut turn: Turn, rules: Digest, options: Options) -> Result<Made> {
+        let made = self.make_in(&mut turn, rules, options).await;
+        turn.end().await;
+        made
     }
 
-    /// Lists a batch that was made with these options, and runs it.
-    pub async fn list_made(&self, id: BatchId, options: Options) -> Result<RunEnd> {
-        self.go(id, Some(options)).await
+    async fn make_in(&self, turn: &mut Turn, rules: Digest, options: Options) -> Result<Made> {
+        let (store, id) = (&self.house.store, self.house.new_batch_id().await?);
+        let batch = NewBatch { id, rules, options: options.encode(), supersedes: turn.supersedes };
+        if turn.awaits_lock {
+            // The batch that it supersedes is stopped by that, and then its process ends.
+            store.create(batch).await?;
+            turn.end().await;
+            let lock = tokio::select! {
+                lock = self.wait_for_lock() => lock,
+                () = self.drain.cancelled() => Err(Error::cancelled(format!("starting batch {id}"))),
+            };
+            if lock.is_err() {
+                store.cancel(id).await?;
+            }
+            turn.lock = lock?;
+            let listing = ListingLease::acquire(self.house, id, &self.name(id)).await?;
+            return Ok(Made { id, options: Some(options), listing: Some(listing), lock: turn.lock.take() });
+        }
+        let listing = ListingLease::acquire(self.house, id, &self.name(id)).await?;
+        store.create(batch).await?;
+        Ok(Made { id, options: Some(options), listing: Some(listing), lock: turn.lock.take() })
     }
 
-    /// Compares again what another batch has copied, or found unchanged.
-    pub async fn verify(&self, id: BatchId, of: &Batch) -> Result<RunEnd> {
-        const PAGE: usize = 2_000;
-        let store = &self.house.store;
+    async fn wait_for_lock(&self) -> Result<Option<RunLock>> {
+        loop {
+            if let Ok(lock) = self.house.try_lock(LockUse::Run).await? {
+                return Ok(lock);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Lists a batch that was made, and runs it.
+    pub async fn list_made(&self, made: Made) -> Result<RunEnd> {
+        let Made { id, options, listing, .. } = made;
+        self.go(id, options, listing).await
+    }
+
+    /// The options of a batch that compares again what another one has copied, or found unchanged.
+    pub fn verification_options(&self, of: &Batch) -> Result<Options> {
         let before = Options::decode(&of.options, &format!("batch {}", of.id))?;
         // Of a configuration that has other rules by now, nothing follows for these.
         let is_ours = of.rules == fingerprint(self.config, None);
         let mut verify = self.verification().unwrap_or_default();
         verify.referrers.retain(|_| is_ours);
-        let options = Options {
+        Ok(Options {
             title: format!("verification of batch {}", of.id),
             force: false,
             prime: false,
@@ -133,10 +197,13 @@ impl Run<'_> {
             timeout_seconds: self.settings.time.0.as_secs().max(1),
             timeout_is_exact: self.settings.time.1,
             ..before
-        };
-        let rules = Digest::sha256(format!("verification of batch {}", of.id).as_bytes());
-        let supersedes = store.unfinished(&rules).await?;
-        store.create(NewBatch { id, rules, options: options.encode(), supersedes }).await?;
+        })
+    }
+
+    /// Compares again what another batch has copied, or found unchanged, in a batch that was made for it.
+    pub async fn verify(&self, made: Made, of: &Batch) -> Result<RunEnd> {
+        const PAGE: usize = 2_000;
+        let (store, Made { id, listing, .. }) = (&self.house.store, made);
         let mut from = 0;
         loop {
             let rows = store.tasks(of.id, None, from, PAGE).await?;
@@ -152,12 +219,12 @@ impl Run<'_> {
             }
         }
         store.seal_all(id).await?;
-        self.go(id, None).await
+        self.go(id, None, listing).await
     }
 
     /// What tells batches of these rules from others.
-    fn rules(&self) -> Digest {
-        let rules = fingerprint(self.config, self.settings.slice);
+    pub fn rules(&self, slice: Option<Slice>) -> Digest {
+        let rules = fingerprint(self.config, slice);
         match self.settings.verify {
             None => rules,
             Some(_) => Digest::sha256(format!("verification of {rules}").as_bytes()),
@@ -185,12 +252,16 @@ impl Run<'_> {
         }
         let options = match batch.sealed_at {
             Some(_) => None,
-            None if batch.rules == self.rules() => Some(self.options().await),
+            None if batch.rules == self.rules(self.settings.slice) => Some(self.options().await),
             None => {
                 let detail = "its listing was not finished, and the configuration now has other rules";
                 return Err(Error::new(Class::Invalid, tried, detail)
                     .hint("give the configuration that it was run with (-c), or run the rules again"));
             }
+        };
+        let listing = match &options {
+            Some(_) => Some(ListingLease::take_over(self.house, id, &self.name(id)).await?),
+            None => None,
         };
         if !self.house.is_cluster() && !self.settings.detach {
             // Whoever ran it before is gone, and so is its queue.
@@ -199,18 +270,21 @@ impl Run<'_> {
         if batch.control == Control::Paused && !self.settings.detach {
             self.house.store.resume(id).await?;
         }
-        self.go(id, options).await
+        self.go(id, options, listing).await
     }
 
     /// Runs a batch: with options, it is to be listed first.
-    async fn go(&self, id: BatchId, options: Option<Options>) -> Result<RunEnd> {
+    async fn go(&self, id: BatchId, options: Option<Options>, lease: Option<ListingLease>) -> Result<RunEnd> {
         let more = Notify::new();
         let over = CancellationToken::new();
         let stop = Stop { drain: self.drain.child_token(), abort: self.abort.child_token() };
         let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
         let list = async {
             let listed = match options {
-                Some(options) => self.list(id, options, &listing, &more).await,
+                Some(options) => match lease {
+                    Some(lease) => lease.hold_for(self.list(id, options, &listing, &more)).await,
+                    None => self.list(id, options, &listing, &more).await,
+                },
                 None => Ok(Listed::default()),
             };
             if self.settings.detach {
@@ -298,7 +372,7 @@ impl Run<'_> {
 
     /// Under which name this process leads the batch.
     fn name(&self, id: BatchId) -> String {
-        format!("run {id} on {}", super::coordinator_name())
+        format!("{} {id} on {}", self.role, super::coordinator_name())
     }
 
     async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Listed> {
@@ -356,7 +430,8 @@ impl Run<'_> {
         })
     }
 
-    async fn options(&self) -> Options {
+    /// What a batch of the rules is made with.
+    pub async fn options(&self) -> Options {
         let (time, timeout_is_exact) = self.settings.time;
         Options {
             title: self.settings.name.clone().unwrap_or_else(|| self.title()),
@@ -364,6 +439,7 @@ impl Run<'_> {
             force: self.settings.force,
             prime: self.settings.prime,
             verify: self.verification(),
+            slice: self.settings.slice.map(Into::into),
             timeout_seconds: time.as_secs().max(1),
             timeout_is_exact,
             accounts: self.accounts().await,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use imgsync_common::batch::{Priority, Referrers};
+use imgsync_common::config::IfRunning;
 use imgsync_common::error::Class;
 use imgsync_common::image::{Platform, RegistryName};
 use imgsync_common::secret::Secret;
@@ -214,6 +215,14 @@ pub(crate) struct RunArgs {
     /// In a cluster: list, print the batch's id, and leave the rest to `imgsync serve`
     #[arg(long, conflicts_with_all = ["dry_run", "json", "events", "report"])]
     pub(crate) detach: bool,
+    /// What to do while a batch of the same rules is running [default: the configuration's, else wait]
+    ///
+    /// `wait` waits for its end, then lists afresh and runs; one run waits, and later ones join its batch. `join` follows the running
+    /// batch and ends with its exit code; it is refused where --force, --download-manifests or the slice differ. `supersede` stops the
+    /// running batch. `fail` ends with exit code 2. A paused batch is left alone, with exit code 2; one whose process is gone is
+    /// superseded.
+    #[arg(long, value_name = "wait|join|supersede|fail")]
+    pub(crate) if_running: Option<IfRunning>,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
     /// Cut the sorted list of all images into slices of this many, and run one of them
@@ -421,6 +430,7 @@ impl From<Resumed> for RunArgs {
             json,
             events: false,
             detach: false,
+            if_running: None,
             report,
             batch_size: None,
             batch_number: None,

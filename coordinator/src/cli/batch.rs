@@ -4,7 +4,7 @@ use imgsync_common::batch::{BatchId, Options};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::registry::Client;
 use imgsync_common::registry::credentials::Environment;
-use imgsync_common::store::{Batch, Control, RequeueFilter, Store, leader};
+use imgsync_common::store::{Batch, Control, LockUse, RequeueFilter, Store, leader, listing};
 use serde_json::json;
 
 use super::args::{BatchArgs, BatchCommand, Global, Named, RunArgs};
@@ -16,7 +16,7 @@ use super::settings::Settings;
 use super::show::Shown;
 use super::state;
 use super::watch::watch;
-use crate::batches::{House, SERVE, coordinator_name, living_leader};
+use crate::batches::{BatchView, House, SERVE, coordinator_name, living_leader, owner};
 use crate::report::{self, Report};
 use crate::words::many;
 
@@ -146,23 +146,24 @@ fn say(printer: &Printer, id: BatchId, now: Control, wanted: Control) -> Result<
 }
 
 async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
-    let batches = store.batches(limit).await?;
+    let batches = BatchView::of_all(store, store.batches(limit).await?).await?;
     if batches.is_empty() {
         printer.line("no batch was made yet: `imgsync run` makes one");
     } else if !json {
         printer.data(&format!(
-            "{:<36}  {:<10}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
+            "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
             "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED"
         ));
     }
-    for batch in batches {
+    for view in &batches {
+        let batch = &view.batch;
         let counts = &batch.counts;
         printer.data(&match json {
-            true => to_json(&batch).to_string(),
+            true => to_json(view).to_string(),
             false => format!(
-                "{:<36}  {:<10}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
+                "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
                 batch.id.to_string(),
-                batch.control.as_str(),
+                view.state.as_str(),
                 batch.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
                 counts.total,
                 counts.copied,
@@ -172,15 +173,22 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
             ),
         });
     }
+    if !json {
+        let notices = batches.iter().filter_map(|view| Some((view.batch.id, view.notice()?)));
+        notices.for_each(|(id, notice)| printer.line(&format!("batch {id}: {notice}")));
+    }
     Ok(Exit::Done)
 }
 
-pub(super) fn to_json(batch: &Batch) -> serde_json::Value {
+pub(super) fn to_json(view: &BatchView) -> serde_json::Value {
+    let batch = &view.batch;
     // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
     let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
     json!({
         "batch": batch.id,
-        "state": batch.control,
+        "state": view.state,
+        "owner": view.owner,
+        "resume": view.resume(),
         "priority": options.priority(),
         "counts": batch.counts,
         "bytes": batch.spent.bytes,
@@ -210,8 +218,11 @@ async fn resume(
         }
         result
     };
-    let _lock = match house.lock().await {
+    let _lock = match house.try_lock(LockUse::Run).await? {
         Ok(lock) => lock,
+        Err(holder) if owner(&*house.store, &look(&*house.store, id).await?).await?.is_none() => {
+            return Err(house.lock_refusal(&holder));
+        }
         // A run goes on in another process: it will take up what is resumed.
         Err(_) => {
             let now = house.store.resume(id).await?;
@@ -220,14 +231,19 @@ async fn resume(
             return Ok(Exit::Done);
         }
     };
-    // What is listed is left to whoever leads already; a listing that was broken off is gone on with here.
-    if house.is_cluster() && house.store.batch(id).await?.is_some_and(|batch| batch.sealed_at.is_some()) {
+    // It is left to whoever lists or leads it already; a listing that was broken off is gone on with here.
+    if house.is_cluster() {
         let asks = format!("resume on {}", coordinator_name());
-        let led_by = match living_leader(house, &leader(&id.to_string()), &asks).await? {
-            Some(holder) => Some(holder),
-            None => living_leader(house, &leader(SERVE), &asks).await?,
+        let is_listed = look(&*house.store, id).await?.sealed_at.is_some();
+        let led_by = match is_listed {
+            false => living_leader(house, &listing(id), &asks).await?,
+            true => match living_leader(house, &leader(&id.to_string()), &asks).await? {
+                Some(holder) => Some(holder),
+                None => living_leader(house, &leader(SERVE), &asks).await?,
+            },
         };
         if let Some(holder) = led_by {
+            let holder = holder.replacen(&format!(" {id}"), "", 1);
             let now = house.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
             print_steered(run.json, steered(now, Some(&holder)), printer);

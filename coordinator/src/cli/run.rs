@@ -3,19 +3,22 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::config::{Destination, Notify, Rule, Source};
+use imgsync_common::config::{Destination, IfRunning, Notify, Rule, Source};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
+use imgsync_common::image::Digest;
 use imgsync_common::outage;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
 use imgsync_common::retry::Policy;
-use imgsync_common::store::{Batch, leader};
+use imgsync_common::store::{Batch, Control, leader};
 use imgsync_worker::copy::Limits;
+use imgsync_worker::runner::Stop;
 use imgsync_worker::settings::{DRAIN_LIMIT, LONGEST_SLEEP, SLOT_PATIENCE};
-use tokio_util::sync::CancellationToken;
 
 use super::args::{Global, RunArgs};
 use super::exit::{self, Exit};
@@ -23,10 +26,12 @@ use super::presets::RunCommand;
 use super::printer::Printer;
 use super::report::Wanted;
 use super::settings::Settings;
+use super::watch::print_left;
 use super::watching::Watching;
 use super::{signals, state};
 use crate::batches::{
-    Care, House, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier, living_leader, tidy_provenance,
+    Admitted, Care, House, Made, Over, RUN_ROLE, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier,
+    living_leader, tidy_provenance, until_over,
 };
 use crate::notify::{Notifier, is_ours_to_tell, watch};
 use crate::report::{self, Level, Report};
@@ -94,29 +99,51 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     let wanted = args.report.resolve(settings)?;
     let notifier = notifier(args, settings, printer)?;
     let house = state::open(settings, args.state.as_ref()).await?;
-    let _lock = house.lock().await?;
     if house.is_cluster() {
         refuse_layouts(settings)?;
     }
     if args.detach {
         check_leader(&house).await?;
     }
+    let work = Work::new(args, settings, &house, printer)?;
+    let (wanted, name) = (&wanted, args.report.report_name.as_deref());
+    let mut made = match work.start(None).await? {
+        Started::Made(made) => made,
+        Started::Joined(id) if args.detach => {
+            printer.data(&id.to_string());
+            return Ok(Exit::Done);
+        }
+        Started::Joined(id) => {
+            return work.report_joined(id, (wanted, name), args.json, printer).await;
+        }
+        Started::Left => return Ok(Exit::Interrupted),
+    };
+    let _lock = made.lock.take();
     let keep = jiff::SignedDuration::try_from(settings.config.keep).unwrap_or(jiff::SignedDuration::MAX);
     if let Ok(before) = house.clock.now().checked_sub(keep) {
         house.store.remove_before(before).await?;
     }
     tidy_provenance(&*house.store, &settings.config, house.clock.now()).await?;
-    let id = house.new_batch_id().await?;
-    let work = Work::new(args, settings, &house, printer)?;
-    let ended = work.follow(id, &notifier, async |run| run.fresh(id).await).await?;
+    let id = made.id;
+    let ended = work.follow(id, &notifier, async |run| run.list_made(*made).await).await?;
     if args.detach {
         printer.data(&id.to_string());
+        if ended.batch.control.is_stopped() {
+            printer.error(&format!("batch {id} was {} while it was listed", ended.batch.control), None);
+            return Ok(Exit::Failed);
+        }
         return Ok(match ended.refused.is_empty() {
             true => Exit::Done,
             false => Exit::Failed,
         });
     }
-    work.report(&ended, (&wanted, args.report.report_name.as_deref()), args.json, &notifier, printer).await
+    work.report(&ended, (wanted, name), args.json, &notifier, printer).await
+}
+
+/// A batch that was there a moment ago.
+fn gone(id: BatchId) -> Error {
+    Error::new(Class::NotFound, format!("reading batch {id}"), "the store does not have it any more")
+        .hint("imgsync batch list shows those that there are")
 }
 
 /// Who is told how it ended.
@@ -160,6 +187,16 @@ async fn check_leader(house: &House) -> Result<()> {
     }
 }
 
+/// The result of asking for a batch of one's own.
+pub(crate) enum Started {
+    /// It was made.
+    Made(Box<Made>),
+    /// Another batch, which does the same, was followed to its end; with `--detach` it was only found.
+    Joined(BatchId),
+    /// The batch that was followed was left by who ran it.
+    Left,
+}
+
 /// A run with all that it needs, for `run` and for `batch resume` and `batch requeue`.
 pub(crate) struct Work<'a> {
     settings: &'a Settings,
@@ -167,7 +204,11 @@ pub(crate) struct Work<'a> {
     client: Client,
     watching: Arc<Watching>,
     run: RunSettings,
+    if_running: IfRunning,
     limits: Limits,
+    stop: Stop,
+    /// Whether it has begun to copy.
+    copies: Arc<AtomicBool>,
     printer: Printer,
 }
 
@@ -191,6 +232,8 @@ impl<'a> Work<'a> {
             (Some(size), None) => Some(Slice { size, number: NonZeroUsize::MIN }),
             _ => None,
         };
+        let (stop, copies) = (Stop::default(), Arc::new(AtomicBool::new(false)));
+        signals::drain_on_signal(&stop, copies.clone(), printer.clone());
         Ok(Work {
             settings,
             house,
@@ -212,9 +255,76 @@ impl<'a> Work<'a> {
                 detach: args.detach,
                 care: Care::default(),
             },
+            if_running: args.if_running.unwrap_or(settings.config.if_running),
             limits: Limits { time, time_is_exact: args.timeout.is_some(), ..Limits::default() },
+            stop,
+            copies,
             printer: printer.clone(),
         })
+    }
+
+    fn run(&self) -> Run<'_> {
+        Run {
+            house: self.house,
+            config: &self.settings.config,
+            folder: folder(self.settings),
+            client: self.client.clone(),
+            copier: copier(self.house, &self.client, self.limits),
+            settings: self.run.clone(),
+            role: RUN_ROLE,
+            events: Events::to(self.watching.clone()),
+            drain: self.stop.drain.clone(),
+            abort: self.stop.abort.clone(),
+        }
+    }
+
+    /// Makes a batch once no other of the same rules runs, or follows the one that does the same. `of`: the batch that is to
+    /// be compared again, in place of what the rules say.
+    pub(crate) async fn start(&self, of: Option<&Batch>) -> Result<Started> {
+        let run = self.run();
+        let options = match of {
+            Some(of) => run.verification_options(of)?,
+            None => run.options().await,
+        };
+        let rules = |slice| match of {
+            Some(of) => Digest::sha256(format!("verification of batch {}", of.id).as_bytes()),
+            None => run.rules(slice),
+        };
+        let say = |what: &str| self.printer.line(what);
+        loop {
+            let admission = run.admission(self.if_running, &options, &rules, &say);
+            let id = match admission.admit().await? {
+                Admitted::Turn(turn) => {
+                    return run
+                        .make(*turn, rules(self.run.slice), options)
+                        .await
+                        .map(|made| Started::Made(Box::new(made)));
+                }
+                Admitted::Join(id) => id,
+            };
+            if self.run.detach {
+                return Ok(Started::Joined(id));
+            }
+            self.printer.line(&format!("batch {id}"));
+            let over = tokio::select! {
+                over = until_over(&*self.house.store, id, |_| {}) => over?,
+                () = self.watching.keep_going(&*self.house.store, id, false) => unreachable!("it goes on until dropped"),
+                () = self.stop.drain.cancelled() => {
+                    self.printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` follows it"));
+                    return Err(Error::cancelled(format!("following batch {id}")));
+                }
+            };
+            self.watching.finish();
+            match over {
+                Over::Ended(_) => return Ok(Started::Joined(id)),
+                Over::Left(view) if self.if_running == IfRunning::Join => {
+                    print_left(&view, &self.printer);
+                    return Ok(Started::Left);
+                }
+                // It is superseded then, or another has gone on with it.
+                Over::Left(_) => {}
+            }
+        }
     }
 
     /// Does it, with progress shown and signals minded.
@@ -224,19 +334,8 @@ impl<'a> Work<'a> {
         notifier: &Notifier,
         work: impl AsyncFnOnce(&Run<'_>) -> Result<RunEnd>,
     ) -> Result<RunEnd> {
-        let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
-        signals::drain_on_signal(drain.clone(), abort.clone(), self.printer.clone());
-        let run = Run {
-            house: self.house,
-            config: &self.settings.config,
-            folder: folder(self.settings),
-            client: self.client.clone(),
-            copier: copier(self.house, &self.client, self.limits),
-            settings: self.run.clone(),
-            events: Events::to(self.watching.clone()),
-            drain,
-            abort,
-        };
+        let run = self.run();
+        self.copies.store(true, Ordering::Relaxed);
         self.printer.line(&format!("batch {id}"));
         let (store, name) = (&*self.house.store, coordinator_name());
         let ended = tokio::select! {
@@ -249,6 +348,20 @@ impl<'a> Work<'a> {
         // What it held of what all share is for others now.
         self.client.let_go().await;
         ended
+    }
+
+    /// Says how a batch ended that another process has run, and which tells of its end.
+    pub(crate) async fn report_joined(
+        &self,
+        id: BatchId,
+        wanted: (&Wanted, Option<&str>),
+        json: bool,
+        printer: &Printer,
+    ) -> Result<Exit> {
+        let nobody = Notifier::new(&Notify::default(), self.settings.folder(), Duration::from_secs(1))?;
+        let batch = self.house.store.batch(id).await?.ok_or_else(|| gone(id))?;
+        let ended = RunEnd { batch, interrupted: false, refused: Vec::new() };
+        self.report(&ended, wanted, json, &nobody, printer).await
     }
 
     /// Says how it ended: the report, or JSON, and the exit code.
@@ -321,8 +434,13 @@ impl<'a> Work<'a> {
                 (unlisted as u64, "not listed"),
                 (troubles as u64, "not removed"),
             ];
-            let parts: Vec<String> =
-                parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+            let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+            let stopped = match ended.batch.control {
+                Control::Superseded => Some("a later run of the same rules took its place".to_owned()),
+                Control::Cancelled => Some("the batch was cancelled".to_owned()),
+                _ => None,
+            };
+            let parts: Vec<String> = parts.chain(stopped).collect();
             printer.error(
                 &format!("not all is done: {}", parts.join(", ")),
                 Some(&format!("imgsync batch report {id} --report-level 2 names them; `imgsync explain REF` says why")),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::words::many;
 use bytesize::ByteSize;
 use imgsync_common::batch::Options;
 use imgsync_common::printable::printable;
@@ -15,6 +14,9 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline, Wrap};
 
+use crate::batches::{BatchState, BatchView};
+use crate::words::many;
+
 const COPIED: Color = Color::Green;
 const UNCHANGED: Color = Color::DarkGray;
 const FAILED: Color = Color::Red;
@@ -23,7 +25,7 @@ const RUNNING: Color = Color::Blue;
 
 /// A batch as it is drawn.
 pub(crate) struct Scene {
-    pub(crate) batch: Batch,
+    pub(crate) view: BatchView,
     title: String,
     to: String,
     failures: Vec<FailedTask>,
@@ -57,19 +59,20 @@ pub(crate) enum Asks {
 
 impl Scene {
     pub(crate) fn new(
-        batch: Batch,
+        view: BatchView,
         (title, options): (String, Options),
         (failures, unlisted): (Vec<FailedTask>, Vec<Unlisted>),
         course: Course,
         workers: Vec<Heartbeat>,
-        attention: Vec<String>,
+        mut attention: Vec<String>,
     ) -> Scene {
         let mut to: Vec<String> = options.rules.into_iter().flat_map(|rule| rule.to).collect();
         to.sort();
         to.dedup();
         let (to, focus, asks) = (to.join(", "), Focus::Failures, Asks::Nothing);
+        attention.splice(..0, view.notice());
         Scene {
-            batch,
+            view,
             title,
             to,
             failures,
@@ -97,8 +100,8 @@ impl Scene {
     }
 
     fn elapsed(&self) -> Duration {
-        let end = self.batch.ended_at.unwrap_or_else(Timestamp::now);
-        Duration::try_from(end.duration_since(self.batch.created_at)).unwrap_or_default()
+        let end = self.view.batch.ended_at.unwrap_or_else(Timestamp::now);
+        Duration::try_from(end.duration_since(self.view.batch.created_at)).unwrap_or_default()
     }
 }
 
@@ -118,7 +121,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, scene: &mut Scene) {
     ]);
     let [head, bar, counts, notes, plots, lists, foot] = rows.areas(area);
     frame.render_widget(Paragraph::new(heading(scene, usize::from(area.width))), head);
-    frame.render_widget(Paragraph::new(stacked(&scene.batch, usize::from(bar.width))), bar);
+    frame.render_widget(Paragraph::new(stacked(&scene.view.batch, usize::from(bar.width))), bar);
     frame.render_widget(Paragraph::new(numbers(scene)), counts);
     let lines = scene.attention.iter().take(3).map(|line| Line::from(format!("! {}", printable(line))).fg(CANCELLED));
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), notes);
@@ -141,14 +144,13 @@ pub(crate) fn draw(frame: &mut Frame<'_>, scene: &mut Scene) {
 }
 
 fn heading(scene: &Scene, width: usize) -> Vec<Line<'static>> {
-    let batch = &scene.batch;
-    let (state, color) = match batch.control {
-        Control::Running if batch.sealed_at.is_none() => ("listing", RUNNING),
-        Control::Running => ("running", RUNNING),
-        Control::Paused => ("paused", CANCELLED),
-        Control::Cancelled => ("cancelled", CANCELLED),
-        Control::Superseded => ("superseded", CANCELLED),
-        Control::Done => ("done", COPIED),
+    let batch = &scene.view.batch;
+    let (state, color) = match scene.view.state {
+        BatchState::Running if batch.sealed_at.is_none() => ("listing", RUNNING),
+        BatchState::Running => (scene.view.state.as_str(), RUNNING),
+        BatchState::Paused | BatchState::Cancelled | BatchState::Superseded => (scene.view.state.as_str(), CANCELLED),
+        BatchState::Interrupted => (scene.view.state.as_str(), FAILED),
+        BatchState::Done => (scene.view.state.as_str(), COPIED),
     };
     let title = cut(&scene.title, width.saturating_sub(state.len() + 3));
     let first = Line::from(vec![
@@ -185,7 +187,7 @@ fn stacked(batch: &Batch, width: usize) -> Line<'static> {
 }
 
 fn numbers(scene: &Scene) -> Vec<Line<'static>> {
-    let batch = &scene.batch;
+    let batch = &scene.view.batch;
     let counts = &batch.counts;
     let count = |number: u64, what: &str, color: Color| {
         let style = if number > 0 { Style::new().fg(color) } else { Style::new().fg(Color::DarkGray) };
@@ -284,7 +286,7 @@ fn worker_lines(scene: &Scene) -> Vec<Line<'static>> {
         let draining = if worker.draining { ", is about to end" } else { "" };
         let words = format!("{}: {} of {} slots{draining}", worker.worker, worker.running.len(), worker.slots);
         lines.push(Line::from(words).add_modifier(Modifier::BOLD));
-        for doing in worker.running.iter().filter(|doing| doing.batch == scene.batch.id) {
+        for doing in worker.running.iter().filter(|doing| doing.batch == scene.view.batch.id) {
             lines.push(Line::from(format!("  {} -> {}", printable(&doing.source), printable(&doing.target))));
         }
     }
@@ -322,7 +324,7 @@ fn keys(scene: &Scene) -> Line<'static> {
     if let Some(said) = &scene.said {
         return Line::from(printable(said).into_owned()).fg(FAILED);
     }
-    let pause = if scene.batch.control == Control::Paused { "resume" } else { "pause" };
+    let pause = if scene.view.batch.control == Control::Paused { "resume" } else { "pause" };
     Line::from(format!("q leave  p {pause}  c cancel  Tab the other list  ↑↓ move")).fg(Color::DarkGray)
 }
 
@@ -383,7 +385,8 @@ mod tests {
         };
         let options = Options::default();
         let title = "gcr.io/distroless/static".to_owned();
-        Scene::new(batch, (title, options), (Vec::new(), unlisted.collect()), course, vec![worker], Vec::new())
+        let view = BatchView { batch, state: BatchState::Running, owner: Some("run on here-1".to_owned()) };
+        Scene::new(view, (title, options), (Vec::new(), unlisted.collect()), course, vec![worker], Vec::new())
     }
 
     fn drawn(scene: &mut Scene, width: u16, height: u16) -> String {

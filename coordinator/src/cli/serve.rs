@@ -12,7 +12,7 @@ use imgsync_common::registry::credentials::Environment;
 use imgsync_common::repeated;
 use imgsync_common::retry::seconds;
 use imgsync_common::secret::Secret;
-use imgsync_common::store::RunLock;
+use imgsync_common::store::{LockUse, RunLock};
 use imgsync_worker::health::{self, Ready};
 use imgsync_worker::runner::Stop;
 use imgsync_worker::settings::DRAIN_LIMIT;
@@ -81,7 +81,7 @@ async fn work(
     let said = Said { printer: printer.clone(), is_cluster: house.is_cluster() };
     let events = Events::to_all(vec![Arc::new(said), metrics.clone()]);
     let more = metrics::router(metrics, Some(refresh));
-    signals::drain_on_signal(stop.drain.clone(), stop.abort.clone(), printer.clone());
+    signals::drain_on_signal(&stop, Arc::new(true.into()), printer.clone());
     let office = Office::new(house, first, origin, manner, events)?;
     let _ = rules.set(Box::new(office.watched_rules()));
     welcome(address, &token, settings, printer);
@@ -102,7 +102,7 @@ async fn house(
         return Ok((house, service::ready(&cluster, drain), None));
     }
     let house = House::embedded(&state::folder(args.state.as_ref())?).await?;
-    let lock = house.lock().await?;
+    let lock = house.lock(LockUse::Serve).await?;
     let (store, drain) = (house.store.clone(), drain.clone());
     let ready: Ready = Arc::new(move || {
         let (store, drain) = (store.clone(), drain.clone());

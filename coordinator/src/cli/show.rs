@@ -53,7 +53,7 @@ impl<'a> Shown<'a> {
 
     /// The batch as one JSON object, with the groups of its failures; with every failure where they are asked for.
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
-        let mut shown = to_json(&self.report.batch);
+        let mut shown = to_json(&self.report.view());
         shown["waits"] = json!(self.waits);
         shown["failed_by_class"] = json!(self.groups.by_class);
         shown["failed_by_registry"] = json!(self.groups.by_registry);

@@ -20,7 +20,7 @@ use super::exit::{self, Exit};
 use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::report::ReportArgs;
-use super::run::{Work, fail, notifier, refuse_layouts};
+use super::run::{Started, Work, fail, notifier, refuse_layouts};
 use super::settings::Settings;
 use super::watching::Watching;
 use super::{signals, state};
@@ -145,7 +145,6 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     let wanted = run.report.resolve(&settings)?;
     let notifier = notifier(&run, &settings, printer)?;
     let house = state::open(&settings, run.state.as_ref()).await?;
-    let _lock = house.lock().await?;
     if house.is_cluster() {
         refuse_layouts(&settings)?;
     }
@@ -159,13 +158,19 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
             })?)
         }
     };
-    let id = house.new_batch_id().await?;
     let work = Work::new(&run, &settings, &house, printer)?;
-    let ended = match &of {
-        None => work.follow(id, &notifier, async |run| run.fresh(id).await).await?,
-        Some(of) => work.follow(id, &notifier, async |run| run.verify(id, of).await).await?,
+    let (wanted, name) = (&wanted, run.report.report_name.as_deref());
+    let mut made = match work.start(of.as_ref()).await? {
+        Started::Made(made) => made,
+        Started::Joined(id) => return work.report_joined(id, (wanted, name), run.json, printer).await,
+        Started::Left => return Ok(Exit::Interrupted),
     };
-    work.report(&ended, (&wanted, run.report.report_name.as_deref()), run.json, &notifier, printer).await
+    let (_lock, id) = (made.lock.take(), made.id);
+    let ended = match &of {
+        None => work.follow(id, &notifier, async |run| run.list_made(*made).await).await?,
+        Some(of) => work.follow(id, &notifier, async |run| run.verify(*made, of).await).await?,
+    };
+    work.report(&ended, (wanted, name), run.json, &notifier, printer).await
 }
 
 /// One image.

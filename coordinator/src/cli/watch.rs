@@ -16,7 +16,7 @@ use super::printer::Printer;
 use super::run::exit_of_batch;
 use super::screen::{Asks, Focus, Scene, draw};
 use super::watching::progress_line;
-use crate::batches::{Crew, waits};
+use crate::batches::{Attendance, BatchView, Crew, Over, until_over, waits};
 use crate::report::Report;
 
 /// How often the ledger is looked at.
@@ -34,34 +34,46 @@ pub(crate) async fn watch(
     printer: &Printer,
 ) -> Result<Exit> {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-    let batch = match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !dumb {
+    let over = match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !dumb {
         true => view(store, id, (client, is_cluster)).await?,
-        false => lines(store, id, printer).await?,
+        false => Some(lines(store, id, printer).await?),
     };
-    if batch.ended_at.is_none() {
-        printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` looks again"));
-        return Ok(Exit::Done);
-    }
+    let batch = match over {
+        Some(Over::Ended(batch)) => batch,
+        Some(Over::Left(view)) => {
+            printer.data(&line(&view.batch));
+            print_left(&view, printer);
+            return Ok(Exit::Interrupted);
+        }
+        None => {
+            printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` looks again"));
+            return Ok(Exit::Done);
+        }
+    };
     printer.data(&line(&batch));
     let report = Report::of(store, id).await?;
     let removed_all = !report.pruned.iter().any(|line| line.outcome.is_trouble());
     Ok(exit_of_batch(&batch, report.unlisted.is_empty() && removed_all))
 }
 
+/// Says that a batch has not ended, that nobody runs it any more, and what to do.
+pub(super) fn print_left(view: &BatchView, printer: &Printer) {
+    printer.error(
+        &format!("batch {} has not ended, and nobody runs it any more", view.batch.id),
+        view.notice().as_deref(),
+    );
+}
+
 /// A line each time that something has changed.
-async fn lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Result<Batch> {
+async fn lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Result<Over> {
     let mut before = None;
-    loop {
-        let batch = find(store, id).await?;
-        if batch.ended_at.is_some() {
-            return Ok(batch);
-        }
+    let seen = |batch: &Batch| {
         if before != Some(batch.counts) {
-            printer.data(&line(&batch));
+            printer.data(&line(batch));
         }
         before = Some(batch.counts);
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    };
+    until_over(store, id, seen).await
 }
 
 fn line(batch: &Batch) -> String {
@@ -69,11 +81,6 @@ fn line(batch: &Batch) -> String {
     let elapsed = Duration::try_from(end.duration_since(batch.created_at)).unwrap_or_default();
     let line = progress_line(batch, batch.spent.bytes.copied, elapsed);
     format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total)
-}
-
-async fn find(store: &dyn Store, id: BatchId) -> Result<Batch> {
-    let tried = format!("watching batch {id}");
-    store.batch(id).await?.ok_or_else(|| Error::new(Class::NotFound, tried, "it is gone"))
 }
 
 /// The terminal, given back however this ends.
@@ -85,22 +92,22 @@ impl Drop for Terminal {
     }
 }
 
-/// The view, until the batch has ended or somebody leaves it.
-async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Batch> {
+/// The view, until the batch has ended or was left by who ran it. None where somebody leaves the view.
+async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Option<Over>> {
     let failed = |error: std::io::Error| Error::new(Class::Local, "drawing on the terminal", error.to_string());
     let mut scene = look(store, id, who).await?;
     let mut terminal = Terminal(ratatui::try_init().map_err(failed)?);
-    let mut looked = Instant::now();
+    let (mut looked, mut attendance) = (Instant::now(), Attendance::default());
     loop {
         terminal.0.draw(|frame| draw(frame, &mut scene)).map_err(failed)?;
-        if scene.batch.ended_at.is_some() {
-            return Ok(scene.batch);
+        if scene.view.batch.ended_at.is_some() {
+            return Ok(Some(Over::Ended(scene.view.batch)));
         }
         let key = spawn_blocking(key).await.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)?;
         if let Some(key) = key {
             match steer(&mut scene, key) {
                 Steer::Nothing => {}
-                Steer::Leave => return Ok(scene.batch),
+                Steer::Leave => return Ok(None),
                 Steer::To(control) => {
                     let now = match control {
                         Control::Paused => store.pause(id).await,
@@ -119,7 +126,12 @@ async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Ba
         if looked.elapsed() >= LOOK_EVERY {
             looked = Instant::now();
             match look(store, id, who).await {
-                Ok(next) => scene.follow(next),
+                Ok(next) => {
+                    scene.follow(next);
+                    if attendance.is_left(store, &scene.view).await.unwrap_or_default() {
+                        return Ok(Some(Over::Left(scene.view)));
+                    }
+                }
                 Err(error) if error.class() == Class::NotFound => return Err(error),
                 // What was seen last stays, and why it is old is said.
                 Err(error) => scene.said = Some(error.to_string()),
@@ -154,7 +166,7 @@ fn steer(scene: &mut Scene, (code, modifiers): (KeyCode, KeyModifiers)) -> Steer
         (Asks::ToCancel, _) => {}
         (Asks::Nothing, KeyCode::Char('q') | KeyCode::Esc) => return Steer::Leave,
         (Asks::Nothing, KeyCode::Char('p')) => {
-            return Steer::To(match scene.batch.control {
+            return Steer::To(match scene.view.batch.control {
                 Control::Paused => Control::Running,
                 _ => Control::Paused,
             });
@@ -177,7 +189,9 @@ fn steer(scene: &mut Scene, (code, modifiers): (KeyCode, KeyModifiers)) -> Steer
 
 /// All that the view shows.
 async fn look(store: &dyn Store, id: BatchId, (client, is_cluster): (&Client, bool)) -> Result<Scene> {
-    let Report { batch, unlisted, title, options, .. } = Report::of(store, id).await?;
+    let report = Report::of(store, id).await?;
+    let view = report.view();
+    let Report { batch, unlisted, title, options, .. } = report;
     let failures = store.failures(id, 0, FAILURES).await?;
     let course = store.course(id).await?;
     let crew = Crew::of(store, &batch).await?;
@@ -186,5 +200,5 @@ async fn look(store: &dyn Store, id: BatchId, (client, is_cluster): (&Client, bo
     if is_cluster {
         attention.extend(crew.complaints());
     }
-    Ok(Scene::new(batch, (title, options), (failures, unlisted), course, crew.workers, attention))
+    Ok(Scene::new(view, (title, options), (failures, unlisted), course, crew.workers, attention))
 }

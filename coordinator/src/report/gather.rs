@@ -91,7 +91,7 @@ impl View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             name: report.title.clone(),
             batch: batch.id.to_string(),
-            state: batch.control.to_string(),
+            state: report.state.as_str().to_owned(),
             ok: counts.failed + counts.cancelled + counts.open() == 0
                 && unlisted.is_empty()
                 && !report.pruned.iter().any(|line| line.outcome.is_trouble()),

@@ -51,7 +51,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
     let head = Json {
         batch: report.batch.id.to_string(),
-        state: report.batch.control.as_str(),
+        state: report.state.as_str(),
         counts: &report.batch.counts,
         bytes: &report.batch.spent.bytes,
         requests: &report.batch.spent.requests,
@@ -122,7 +122,7 @@ pub fn json_schema() -> Value {
         "type": "object",
         "properties": {
             "batch": {"type": "string", "description": "the batch's id, a UUIDv7"},
-            "state": {"enum": ["running", "paused", "cancelled", "superseded", "done"]},
+            "state": {"enum": ["running", "paused", "cancelled", "superseded", "done", "interrupted"]},
             "counts": object(&["total", "waiting", "running", "copied", "unchanged", "failed", "cancelled"]),
             "bytes": object(&["copied", "mounted", "reused"]),
             "requests": object(&["source", "target"]),

@@ -24,6 +24,8 @@ use imgsync_common::private;
 use imgsync_common::store::{Batch, Course, EmptyRule, FailedTask, Pruned, Store, TaskRow, Unlisted};
 use jiff::Timestamp;
 
+use crate::batches::{BatchState, BatchView};
+
 pub use json::{Json, json_schema, write_json};
 pub use template::Template;
 pub use text::write_text;
@@ -130,6 +132,10 @@ pub struct Report<'a> {
     store: &'a dyn Store,
     /// As it stood when the report was begun.
     pub batch: Batch,
+    /// Its state then.
+    pub state: BatchState,
+    /// Who listed or led it then.
+    pub owner: Option<String>,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
     /// Rules that chose no tag.
@@ -154,7 +160,14 @@ impl<'a> Report<'a> {
         let empty_rules = store.empty_rules(id).await?;
         let pruned = store.pruned(id).await?;
         let options = Options::decode(&batch.options, &format!("batch {id}"))?;
-        Ok(Report { store, batch, unlisted, empty_rules, pruned, title: options.title.clone(), options })
+        let BatchView { batch, state, owner } = BatchView::of(store, batch).await?;
+        let title = options.title.clone();
+        Ok(Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options })
+    }
+
+    /// The batch, and who is at it.
+    pub fn view(&self) -> BatchView {
+        BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
     /// How long it took, or takes until now, in seconds.

@@ -92,7 +92,7 @@ fn totals(report: &Report<'_>) -> String {
     let (counts, spent) = (&report.batch.counts, &report.batch.spent);
     let mut lines = vec![
         BANNER.to_owned(),
-        format!("Batch: {} ({})", report.batch.id, report.batch.control),
+        format!("Batch: {} ({})", report.batch.id, report.state.as_str()),
         format!("Sync Repo: {}", if report.title.is_empty() { "-" } else { &report.title }),
         format!("Sync Total: {}", counts.total),
         format!("Sync Failed: {}", counts.failed),
@@ -100,6 +100,9 @@ fn totals(report: &Report<'_>) -> String {
         format!("Manifests CacheHit: {}", counts.unchanged),
         format!("Copied: {}, {}", many(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
     ];
+    if let Some(notice) = report.view().notice() {
+        lines.insert(2, format!("Attention: {notice}"));
+    }
     if spent.bytes.mounted + spent.bytes.reused > 0 {
         lines.push(format!(
             "Not moved: {} mounted, {} there already",

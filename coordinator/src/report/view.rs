@@ -15,7 +15,7 @@ pub struct View {
     pub name: String,
     /// The batch's id.
     pub batch: String,
-    /// running, paused, cancelled, superseded or done.
+    /// running, paused, cancelled, superseded, done or interrupted.
     pub state: String,
     /// How it went, in a sentence.
     pub headline: String,

@@ -23,7 +23,7 @@ use super::lanes::LanesShape;
 use super::shape::{BatchShape, CourseShape, GroupsShape, TaskShape};
 use super::timetable::Entry;
 use super::trouble::Trouble;
-use crate::batches::{Crew, waits};
+use crate::batches::{BatchView, Crew, waits};
 use crate::report::failure_groups::FailureRow;
 
 /// The description of this API.
@@ -46,7 +46,7 @@ pub(super) async fn batches(State(app): Shared, RawQuery(query): RawQuery) -> An
     let mut shown = Vec::new();
     for batch in app.store().batches(limit).await? {
         let unlisted = app.store().unlisted(batch.id).await?.len();
-        shown.push(BatchShape::of(&batch, unlisted));
+        shown.push(BatchShape::of(&BatchView::of(app.store(), batch).await?, unlisted));
     }
     Ok(Json(json!({"batches": shown})))
 }
@@ -69,7 +69,9 @@ pub(super) async fn batch(State(app): Shared, Named(id): Named) -> Answer<Whole>
         true => Crew::of(app.store(), &batch).await?.complaints(),
         false => Vec::new(),
     };
-    Ok(Json(Whole { batch: BatchShape::of(&batch, unlisted), waits, complaints }))
+    let view = BatchView::of(app.store(), batch).await?;
+    let complaints = view.notice().into_iter().chain(complaints).collect();
+    Ok(Json(Whole { batch: BatchShape::of(&view, unlisted), waits, complaints }))
 }
 
 pub(super) async fn course(State(app): Shared, Named(id): Named) -> Answer<CourseShape> {

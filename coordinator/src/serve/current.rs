@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{say, warn};
-use crate::batches::{Care, House, Run, RunSettings, WatchedRule, copier, fingerprint};
+use crate::batches::{Care, House, Run, RunSettings, SERVE_ROLE, WatchedRule, copier, fingerprint};
 use crate::notify::Notifier;
 use crate::report;
 use crate::words::many;
@@ -212,6 +212,7 @@ impl Current {
             client: self.client.clone(),
             copier: self.copier.clone(),
             settings: self.run.clone(),
+            role: SERVE_ROLE,
             events,
             drain: stop.child_token(),
             abort: stop.child_token(),

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::app::App;
 use super::shape::{BatchShape, CourseShape};
+use crate::batches::BatchView;
 
 /// How often the counters are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -158,7 +159,7 @@ impl Live {
 
 /// What the reader saw of a batch.
 struct Seen {
-    batch: Batch,
+    view: BatchView,
     unlisted: usize,
     /// Whether course and failures were told as the batch stands, and when.
     details: Option<(Batch, Instant)>,
@@ -230,10 +231,11 @@ impl Reader<'_> {
 
     async fn look_at(&mut self, batch: Batch) -> Result<()> {
         let (store, live) = (&*self.app.house.store, &self.app.live);
+        let view = BatchView::of(store, batch.clone()).await?;
         let before = self.seen.get(&batch.id);
-        let was_live = before.is_some_and(|seen| seen.batch.ended_at.is_none());
+        let was_live = before.is_some_and(|seen| seen.view.batch.ended_at.is_none());
         let is_live = batch.ended_at.is_none();
-        let has_changed = before.is_none_or(|seen| seen.batch != batch);
+        let has_changed = before.is_none_or(|seen| seen.view != view);
         let (mut unlisted, mut details) = match self.seen.remove(&batch.id) {
             Some(seen) => (seen.unlisted, seen.details),
             None => (store.unlisted(batch.id).await?.len(), None),
@@ -248,15 +250,15 @@ impl Reader<'_> {
             let groups = self.app.groups.of(store, &batch).await?;
             live.tell(Subject::Failures(batch.id), &*groups);
             details = Some((batch.clone(), Instant::now()));
-            live.tell(Subject::Batch(batch.id), &BatchShape::of(&batch, unlisted));
+            live.tell(Subject::Batch(batch.id), &BatchShape::of(&view, unlisted));
             if !is_live {
                 let id = batch.id;
                 live.forget(|subject| *subject == Subject::Course(id) || *subject == Subject::Failures(id));
             }
         } else if has_changed {
-            live.tell(Subject::Batch(batch.id), &BatchShape::of(&batch, unlisted));
+            live.tell(Subject::Batch(batch.id), &BatchShape::of(&view, unlisted));
         }
-        self.seen.insert(batch.id, Seen { batch, unlisted, details });
+        self.seen.insert(batch.id, Seen { view, unlisted, details });
         Ok(())
     }
 

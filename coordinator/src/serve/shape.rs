@@ -1,10 +1,11 @@
 //! What the API answers, as JSON. `schema/openapi.json` describes the same.
 
 use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Priority, Requests, TaskState};
-use imgsync_common::store::{Batch, Control, Course, TaskRow};
+use imgsync_common::store::{Course, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::batches::{BatchState, BatchView};
 use crate::report::failure_groups::FailureGroups;
 
 /// A batch.
@@ -14,8 +15,12 @@ pub(super) struct BatchShape {
     title: String,
     from: Vec<String>,
     to: Vec<String>,
-    state: Control,
+    state: BatchState,
     priority: Priority,
+    /// The process that lists or leads it.
+    owner: Option<String>,
+    /// The command that goes on with it, where nobody runs it.
+    resume: Option<String>,
     run: u32,
     counts: Counts,
     queued: u64,
@@ -32,7 +37,8 @@ pub(super) struct BatchShape {
 
 impl BatchShape {
     /// With how many repositories or patterns could not be listed.
-    pub(super) fn of(batch: &Batch, unlisted: usize) -> BatchShape {
+    pub(super) fn of(view: &BatchView, unlisted: usize) -> BatchShape {
+        let batch = &view.batch;
         // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
         let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
         let mut to: Vec<String> = options.rules.iter().flat_map(|rule| rule.to.iter().cloned()).collect();
@@ -44,7 +50,9 @@ impl BatchShape {
             title: options.title,
             from: options.rules.into_iter().map(|rule| rule.from).collect(),
             to,
-            state: batch.control,
+            state: view.state,
+            owner: view.owner.clone(),
+            resume: view.resume(),
             run: batch.run,
             counts: batch.counts,
             queued: batch.queued,

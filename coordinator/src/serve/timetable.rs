@@ -1,11 +1,11 @@
 //! Rules that are run by themselves, at their times, and those that somebody starts by hand.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Options};
-use imgsync_common::config::Config;
+use imgsync_common::batch::BatchId;
+use imgsync_common::config::{Config, IfRunning};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::printable::printable;
@@ -18,7 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use super::current::{Current, Known};
 use super::{warn, warn_repeatedly};
-use crate::batches::House;
+use crate::batches::{BatchState, BatchView, House, Made, Obstacle, Run};
+use crate::words::many;
 
 /// How often it is looked whether a time has come.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -47,6 +48,8 @@ struct Inner {
     listed: Mutex<HashSet<BatchId>>,
     /// One begins at a time: whether a rule runs is looked at first.
     begin: tokio::sync::Mutex<()>,
+    /// How many times of a rule have passed in a row at which it was not begun.
+    skipped: Mutex<HashMap<String, u64>>,
 }
 
 /// A rule, and when it is run.
@@ -66,6 +69,9 @@ pub struct Entry {
     pub last: Option<BatchId>,
     /// The batch of it that is running or paused.
     pub running: Option<BatchId>,
+    /// How many of its times have passed, since it was begun last, at which a batch of it was running or paused: it was not
+    /// begun then. Counted by the process that leads.
+    pub skipped: u64,
 }
 
 impl Timetable {
@@ -87,6 +93,7 @@ impl Timetable {
             listing: Semaphore::new(LISTED_AT_ONCE),
             listed: Mutex::default(),
             begin: tokio::sync::Mutex::default(),
+            skipped: Mutex::default(),
         }))
     }
 
@@ -131,11 +138,10 @@ impl Timetable {
                 .hint("it may have been changed: look at the schedules again")
         })?;
         let _turn = inner.begin.lock().await;
-        if let Some(running) = inner.house.store.unfinished(&rule.rules).await? {
-            return Err(Error::new(Class::Invalid, tried(), format!("it is running, as batch {running}"))
-                .hint("cancel that batch first, or wait for its end"));
-        }
-        let id = self.begin(&current, rule).await?;
+        let id = self.begin(&current, rule).await?.map_err(|obstacle| {
+            Error::new(Class::Invalid, tried(), obstacle.describe())
+                .hint("wait for its end, or cancel it; one that is paused can be resumed")
+        })?;
         self.note(name, Timestamp::now(), Some(id)).await?;
         Ok(id)
     }
@@ -158,10 +164,20 @@ impl Timetable {
                 schedule: rule.schedule.as_ref().map(ToString::to_string),
                 next,
                 last: begun.and_then(|begun| begun.batch),
-                running: inner.house.store.unfinished(&rule.rules).await?,
+                running: self.running(rule).await?,
+                skipped: self.skipped().get(&rule.name).copied().unwrap_or_default(),
             });
         }
         Ok(entries)
+    }
+
+    /// The batch of a rule that is running or paused.
+    async fn running(&self, rule: &Known) -> Result<Option<BatchId>> {
+        let store = &*self.0.house.store;
+        let Some(id) = store.unfinished(&rule.rules).await? else { return Ok(None) };
+        let Some(batch) = store.batch(id).await? else { return Ok(None) };
+        let view = BatchView::of(store, batch).await?;
+        Ok((view.state != BatchState::Interrupted).then_some(id))
     }
 
     /// Goes on with listings that were broken off: in a cluster those that a timetable began, else all, for nobody else
@@ -219,8 +235,8 @@ impl Timetable {
                 Some(begun) => *begun,
                 None if schedule.begins_at_once() => {
                     let _turn = inner.begin.lock().await;
-                    if inner.house.store.unfinished(&rule.rules).await?.is_none() {
-                        let id = self.begin(&current, rule).await?;
+                    // What stands in the way is not skipped: it is begun once that has ended.
+                    if let Ok(id) = self.begin(&current, rule).await? {
                         self.note(&rule.name, now, Some(id)).await?;
                     }
                     continue;
@@ -233,17 +249,24 @@ impl Timetable {
             let Some(due) = schedule.after(last.at, &rule.name).filter(|due| due.at <= now) else { continue };
             let _turn = inner.begin.lock().await;
             let next = schedule.begun(due, now);
-            match inner.house.store.unfinished(&rule.rules).await? {
-                Some(running) => {
+            match self.begin(&current, rule).await? {
+                Err(obstacle) => {
+                    let skipped = self.skipped().get(&rule.name).map_or(1, |skipped| skipped + 1);
                     warn(
                         &inner.events,
-                        &format!("{} is not begun again: batch {running} of it runs still", rule.title()),
+                        &format!(
+                            "{} is not begun again ({} skipped in a row): {}",
+                            rule.title(),
+                            many(skipped, "time", "times"),
+                            obstacle.describe()
+                        ),
                     );
                     self.note(&rule.name, next, last.batch).await?;
+                    self.skipped().insert(rule.name.clone(), skipped);
                 }
-                None => {
-                    let id = self.begin(&current, rule).await?;
+                Ok(id) => {
                     self.note(&rule.name, next, Some(id)).await?;
+                    self.skipped().remove(&rule.name);
                 }
             }
         }
@@ -265,38 +288,50 @@ impl Timetable {
         Ok(Begun { at, ..*begun })
     }
 
-    /// Makes a batch, and lists it apart.
-    async fn begin(&self, current: &Arc<Current>, rule: &Known) -> Result<BatchId> {
-        let id = self.0.house.new_batch_id().await?;
-        let (made, is_made) = oneshot::channel::<Result<()>>();
-        let (this, current, rule) = (self.clone(), current.clone(), rule.clone());
-        self.listed().insert(id);
+    /// Makes a batch, and lists it apart; or says what stands in the way.
+    async fn begin(&self, current: &Arc<Current>, rule: &Known) -> Result<std::result::Result<BatchId, Obstacle>> {
+        let (begun, is_begun) = oneshot::channel();
+        let (this, current, title) = (self.clone(), current.clone(), rule.title());
+        let rule = rule.clone();
         self.0.tasks.spawn(async move {
-            this.list(id, &current, &rule, made).await;
-            this.listed().remove(&id);
+            this.list(&current, &rule, begun).await;
         });
-        match is_made.await {
-            Ok(made) => made.map(|()| id),
-            Err(_) => Err(Error::cancelled(format!("starting {}", id))),
-        }
+        is_begun.await.unwrap_or_else(|_| Err(Error::cancelled(format!("starting {title}"))))
     }
 
-    async fn list(&self, id: BatchId, current: &Current, rule: &Known, made: oneshot::Sender<Result<()>>) {
+    async fn list(
+        &self,
+        current: &Current,
+        rule: &Known,
+        begun: oneshot::Sender<Result<std::result::Result<BatchId, Obstacle>>>,
+    ) {
         let inner = &self.0;
         let run = current.run(&inner.house, rule.config(), inner.events.clone(), &inner.stop);
-        let options: Options = match run.make(id).await {
-            Ok(options) => options,
-            Err(error) => {
-                let _ = made.send(Err(error));
-                return;
-            }
+        let made = match self.make(&run).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(obstacle)) => return drop(begun.send(Ok(Err(obstacle)))),
+            Err(error) => return drop(begun.send(Err(error))),
         };
-        let _ = made.send(Ok(()));
+        let id = made.id;
+        self.listed().insert(id);
+        let _ = begun.send(Ok(Ok(id)));
         inner.more.notify_one();
-        let Ok(_place) = inner.listing.acquire().await else { return };
-        // What could not be listed is warned of as it is noted.
-        if let Err(error) = run.list_made(id, options).await {
-            warn(&inner.events, &error.to_string());
+        if let Ok(_place) = inner.listing.acquire().await {
+            // What could not be listed is warned of as it is noted.
+            if let Err(error) = run.list_made(made).await {
+                warn(&inner.events, &error.to_string());
+            }
+        }
+        self.listed().remove(&id);
+    }
+
+    async fn make(&self, run: &Run<'_>) -> Result<std::result::Result<Made, Obstacle>> {
+        let (options, rules) = (run.options().await, |slice| run.rules(slice));
+        let say = |what: &str| warn(&self.0.events, what);
+        let turn = run.admission(IfRunning::Fail, &options, &rules, &say).try_turn().await?;
+        match turn {
+            Ok(turn) => run.make(turn, rules(None), options).await.map(Ok),
+            Err(obstacle) => Ok(Err(obstacle)),
         }
     }
 
@@ -306,6 +341,10 @@ impl Timetable {
 
     async fn known(&self) -> Result<BTreeMap<String, Begun>> {
         Ok(self.0.house.store.schedules().await?.into_iter().collect())
+    }
+
+    fn skipped(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
+        self.0.skipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listed(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {

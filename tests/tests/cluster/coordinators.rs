@@ -10,7 +10,7 @@ use imgsync_tests::program::Running;
 use crate::scene::{PATIENCE, Scene, assert_sums, kill, until};
 
 /// A coordinator that stays, once it leads or stands by.
-async fn serve(scene: &Scene) -> Running {
+pub(crate) async fn serve(scene: &Scene) -> Running {
     let serving = scene.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     let is_up = |line: &str| line.ends_with("leads") || line.contains("stands by");
     serving.wait_for_line(is_up, PATIENCE).await;

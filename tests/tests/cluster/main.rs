@@ -12,6 +12,7 @@ mod lanes;
 mod messages;
 mod moves;
 mod outages;
+mod overlap;
 mod pace;
 mod passwords;
 mod provenance;

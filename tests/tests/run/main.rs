@@ -59,6 +59,7 @@ mod kill;
 mod layouts;
 mod notify;
 mod notify_chats;
+mod overlap;
 mod prune;
 mod quota;
 mod report;

@@ -255,8 +255,8 @@ async fn a_later_run_supersedes_an_unfinished_one() {
     let file = program.work().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--concurrency", "1", "-c"]).arg(&file).spawn();
     target.wait_until(|target| target.count(Kind::ManifestPut) >= 1, LIMIT).await;
-    // While it goes on, a second one on the same store is refused.
-    let second = run(&program, &[]).await.assert_code(3);
+    // While it goes on, a second one on the same store is refused, where it is not to wait.
+    let second = run(&program, &["--if-running", "fail"]).await.assert_code(2);
     assert!(second.stderr.contains("hint:"), "{}", second.stderr);
     running.signal(Signal::KILL);
     running.wait().await;

@@ -31,6 +31,7 @@ pub async fn what_ends_in_the_far_future_has_ended(subject: Subject) {
     store.retry_later(tickets[1], epoch, MINUTE, true, Default::default()).await.unwrap();
 
     (subject.set_back)(FAR);
+    assert_eq!(store.held("tag").await.unwrap(), None);
     assert!(matches!(store.acquire("tag", "b", MINUTE).await.unwrap(), Named::Yours { .. }));
     assert_eq!(store.not_before(&[account.clone(), pulls.clone()]).await.unwrap(), [None, None]);
     assert!(matches!(subject.start(tickets[0], "b").await, Start::Go { losses: 1, .. }));

@@ -270,6 +270,8 @@ pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: Subject) {
     assert_eq!(ask("two").await, Named::Others { holder: "one".into(), until });
     assert!(matches!(subject.store.acquire("other name", "two", lease).await.unwrap(), Named::Yours { .. }));
     (subject.advance)(Duration::from_secs(20));
+    assert_eq!(subject.store.held("leader").await.unwrap().as_deref(), Some("one"));
+    assert_eq!(subject.store.held("nothing").await.unwrap(), None);
     assert_eq!(ask("one").await, Named::Yours { epoch: first }, "renewed");
     (subject.advance)(Duration::from_secs(20));
     assert!(matches!(ask("two").await, Named::Others { .. }));
@@ -278,6 +280,7 @@ pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: Subject) {
     subject.store.release("leader", "one").await.unwrap();
     let Named::Yours { epoch: second } = ask("two").await else { panic!("it is free") };
     (subject.advance)(Duration::from_secs(31));
+    assert_eq!(subject.store.held("leader").await.unwrap(), None, "it has run out");
     let Named::Yours { epoch: third } = ask("one").await else { panic!("it has run out") };
     assert!(first < second && second < third);
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{Call, RedisStore, millis, time};
 use crate::error::Result;
 use crate::printable::printable;
-use crate::store::{Leases, Named};
+use crate::store::{Leases, Named, latest_end};
 
 #[async_trait]
 impl Leases for RedisStore {
@@ -19,6 +19,15 @@ impl Leases for RedisStore {
             0 => Named::Yours { epoch: one.parse().unwrap_or_default() },
             _ => Named::Others { holder: one, until: time(two.parse().unwrap_or_default()) },
         })
+    }
+
+    async fn held(&self, name: &str) -> Result<Option<String>> {
+        let tried = format!("looking who holds {}", printable(name));
+        let mut pipe = redis::pipe();
+        pipe.hget(self.lease(name), "holder").hget(self.lease(name), "ends");
+        let (holder, ends): (Option<String>, Option<i64>) = self.query(&tried, &pipe).await?;
+        let now = self.now(&tried).await?;
+        Ok(holder.filter(|_| ends.is_some_and(|ends| ends > now && ends <= latest_end(now))))
     }
 
     async fn release(&self, name: &str, holder: &str) -> Result<()> {

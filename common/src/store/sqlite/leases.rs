@@ -41,6 +41,16 @@ impl Leases for SqliteStore {
         .await
     }
 
+    async fn held(&self, name: &str) -> Result<Option<String>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.read(format!("looking who holds {}", printable(&name)), move |connection| {
+            let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2 AND until <= ?3";
+            let key = (name, now, latest_end(now));
+            Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
+        })
+        .await
+    }
+
     async fn release(&self, name: &str, holder: &str) -> Result<()> {
         let (name, holder) = (name.to_owned(), holder.to_owned());
         self.write(format!("letting go of {}", printable(&name)), move |connection| {
@@ -48,5 +58,9 @@ impl Leases for SqliteStore {
             Ok(())
         })
         .await
+    }
+
+    async fn may_have_owners(&self) -> Result<bool> {
+        self.is_locked().await
     }
 }

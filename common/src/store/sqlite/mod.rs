@@ -31,12 +31,15 @@ use super::clock::Clock;
 use crate::error::{Class, Error, Result};
 use crate::private;
 
-pub use lock::RunLock;
+pub use lock::{LockHolder, LockUse, RunLock};
 
 /// The file's name in the state directory.
 const FILE: &str = "imgsync.db";
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);
+/// How often the lock is asked for again, and after which pause: a process that looks whether it is held has it for an instant.
+const LOCK_RETRIES: u32 = 5;
+const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A [`Store`](super::Store) in an SQLite file. Cheap to clone; clones are the same store.
 #[derive(Clone, Debug)]
@@ -117,18 +120,44 @@ impl SqliteStore {
         SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present, allowances, sharings }))
     }
 
+    /// Takes the right to run tasks with this store, which one process has at a time, or fails with who has it.
+    pub async fn lock_for_run(&self, used_for: LockUse) -> Result<RunLock> {
+        self.try_lock_for_run(used_for).await?.map_err(|holder| self.lock_refusal(&holder))
+    }
+
+    /// The error of a command that cannot go on while this process has the right to run tasks.
+    pub fn lock_refusal(&self, holder: &LockHolder) -> Error {
+        holder.refusal(self.0.folder.as_deref().unwrap_or(Path::new("in memory")))
+    }
+
     /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with
     /// the lock, and with the process however that ends. Reading and controlling needs no lock. Leases that a process
-    /// before this one has left are released: nobody else holds any.
-    pub async fn lock_for_run(&self) -> Result<RunLock> {
-        let Some(folder) = &self.0.folder else { return Ok(RunLock::none()) };
-        let lock = lock::take(folder)?;
+    /// before this one has left are released, for nobody else holds any; but for those of runs that wait for the lock.
+    pub async fn try_lock_for_run(&self, used_for: LockUse) -> Result<Result<RunLock, LockHolder>> {
+        let Some(folder) = &self.0.folder else { return Ok(Ok(RunLock::none())) };
+        let mut tries = 0;
+        let lock = loop {
+            match lock::take(folder, used_for, self.0.clock.now())? {
+                Ok(lock) => break lock,
+                // Somebody may only be looking whether it is held.
+                Err(_) if tries < LOCK_RETRIES => tokio::time::sleep(LOCK_RETRY_PAUSE).await,
+                Err(holder) => return Ok(Err(holder)),
+            }
+            tries += 1;
+        };
         self.write("releasing the leases of an earlier process", |connection| {
-            connection.execute("DELETE FROM lease", ())?;
+            let sql = "DELETE FROM lease WHERE name NOT LIKE 'starting:%' AND name NOT LIKE 'waiting:%'";
+            connection.execute(sql, ())?;
             Ok(())
         })
         .await?;
-        Ok(lock)
+        Ok(Ok(lock))
+    }
+
+    /// Whether a process has the right to run tasks with this store.
+    async fn is_locked(&self) -> Result<bool> {
+        let Some(folder) = self.0.folder.clone() else { return Ok(true) };
+        blocking(move || Ok(lock::is_held(&folder))).await
     }
 
     /// How many bytes the store has on disk.

@@ -6,8 +6,8 @@ use crate::batch::{Failure, Place, Ticket, Verdict};
 use crate::image::Digest;
 use crate::store::contract::{Subject, home, run, steps, tasks};
 use crate::store::{
-    Appended, CacheScope, Control, DigestCache, Known, LEASE, Ledger, ManualClock, NewBatch, Origins, Sealed, Spent,
-    Start, Sweep, SystemClock, TaskHolder,
+    Appended, CacheScope, Control, DigestCache, Known, LEASE, Leases, Ledger, LockUse, ManualClock, Named, NewBatch,
+    Origins, Sealed, Spent, Start, Sweep, SystemClock, TaskHolder,
 };
 
 async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> Subject {
@@ -121,7 +121,7 @@ async fn what_was_answered_outlives_a_kill() {
 
     let after = killed(folder.path());
     let again = open(after.path()).await.unwrap();
-    let _lock = again.lock_for_run().await.unwrap();
+    let _lock = again.lock_for_run(LockUse::Run).await.unwrap();
     let swept = again.sweep(tickets[0].batch, Sweep::Everything).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (1, 0));
     for ticket in &tickets {
@@ -143,10 +143,10 @@ async fn what_was_answered_outlives_a_kill() {
 async fn one_run_at_a_time_and_others_look_on() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let lock = store.lock_for_run().await.unwrap();
+    let lock = store.lock_for_run(LockUse::Run).await.unwrap();
     let tickets = batch_of(&store, 3).await;
     let beside = open(folder.path()).await.unwrap();
-    let refused = beside.lock_for_run().await.unwrap_err();
+    let refused = beside.lock_for_run(LockUse::Run).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
     assert!(refused.advice().unwrap().contains("batch watch"));
 
@@ -155,8 +155,50 @@ async fn one_run_at_a_time_and_others_look_on() {
     beside.pause(tickets[0].batch).await.unwrap();
     assert_eq!(store.control(tickets[0].batch).await.unwrap(), Some(Control::Paused));
     assert_eq!(store.start(tickets[0], "w", LEASE).await.unwrap(), Start::Paused);
+    let held = beside.try_lock_for_run(LockUse::Run).await.unwrap().unwrap_err();
+    assert_eq!((held.process, held.used_for), (Some(std::process::id()), Some(LockUse::Run)));
     drop(lock);
-    beside.lock_for_run().await.unwrap();
+    beside.lock_for_run(LockUse::Run).await.unwrap();
+}
+
+#[tokio::test]
+async fn whether_the_owner_of_leases_lives_is_known_before_they_expire_and_looking_takes_no_lock_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    assert!(!store.may_have_owners().await.unwrap(), "nobody has ever run with it");
+    let lock = store.lock_for_run(LockUse::Serve).await.unwrap();
+    let beside = open(folder.path()).await.unwrap();
+    assert!(beside.may_have_owners().await.unwrap());
+    let refused = beside.lock_for_run(LockUse::Run).await.unwrap_err();
+    assert!(refused.advice().unwrap().contains("imgsync serve"), "{refused}");
+    drop(lock);
+    assert!(!beside.may_have_owners().await.unwrap());
+    // Whoever looks at the same time keeps nobody from taking it.
+    let looking = beside.clone();
+    let looks = tokio::spawn(async move {
+        for _ in 0..200 {
+            looking.may_have_owners().await.unwrap();
+        }
+    });
+    for _ in 0..20 {
+        drop(store.lock_for_run(LockUse::Run).await.unwrap());
+    }
+    looks.await.unwrap();
+}
+
+#[tokio::test]
+async fn leases_of_an_earlier_process_end_with_it_but_for_those_of_runs_that_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    for name in ["leader:x", "listing:x", "waiting:r", "starting:r"] {
+        assert!(matches!(store.acquire(name, "another", LEASE).await.unwrap(), Named::Yours { .. }));
+    }
+    let _lock = store.lock_for_run(LockUse::Run).await.unwrap();
+    for (name, holder) in
+        [("leader:x", None), ("listing:x", None), ("waiting:r", Some("another")), ("starting:r", Some("another"))]
+    {
+        assert_eq!(store.held(name).await.unwrap().as_deref(), holder, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

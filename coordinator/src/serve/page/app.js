@@ -119,7 +119,7 @@ function buttons(batch) {
   const list = [];
   if (batch.state === "running") list.push(act("pause", "Pause", "pause", "Paused: no more of its images is begun."));
   if (batch.state === "paused") list.push(act("resume", "Resume", "resume", "It goes on.", "main"));
-  if (batch.state === "running" || batch.state === "paused") {
+  if (["running", "paused", "interrupted"].includes(batch.state)) {
     const cancel = async () => {
       if (await sure("Cancel this batch?", "What is not done counts as cancelled, and what is under way is stopped. It cannot be resumed; its rules can be run again.")) {
         change(`batches/${id}/cancel`, {}, () => "Cancelled.");
@@ -148,6 +148,7 @@ function showBatch() {
   const pace = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
   show("live",
     h("div", { class: "row" }, h("h2", {}, batch.title || batch.batch), chip(batch)),
+    batch.resume ? h("p", { class: "error" }, "Nobody runs it any more: ", h("code", {}, batch.resume), " goes on with it.") : null,
     h("p", { class: "dim" }, "to ", h("code", {}, batch.to.join(", "))),
     h("p", { class: "dim" }, h("code", {}, batch.batch), " · begun ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${pace}`),
     bar(batch.counts),
