@@ -4,12 +4,15 @@ mod delivered;
 mod gate;
 mod lanes;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Lane, Message, MessageTarget, Options, Ticket};
+use imgsync_common::caught::caught;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::generational::GenerationalCache;
@@ -168,7 +171,14 @@ impl Runner {
                 Ok(Some(delivery)) => {
                     let (runner, stop) = (self.clone(), stop.clone());
                     tasks.spawn(async move {
-                        runner.deliver(delivery, &stop).await;
+                        let delivered = async {
+                            runner.deliver(delivery, &stop).await;
+                            Ok(())
+                        };
+                        if let Err(panic) = caught("taking a delivery", delivered).await {
+                            // Its tasks are another's once their leases have expired.
+                            runner.warn(&panic.to_string());
+                        }
                         drop(slot);
                     });
                 }

@@ -1,19 +1,25 @@
 //! [`LeaseGuard`]: a lease that is renewed for as long as it is needed.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Leases, Named};
+use super::{Fence, Leases, Named};
 use crate::error::{Error, Result};
 
 /// A lease is renewed this many times in its term, so that two renewals may fail before it is lost.
 const RENEWALS_PER_TERM: u32 = 3;
+/// A lease that was renewed less than this ago needs no confirmation before it is used: the store issues no lease for less
+/// than several times as long, so nobody else can have acquired it since, unless the store has lost its latest writes.
+pub const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
-/// When leases expire is kept as microseconds since this moment.
+/// When leases were renewed is kept as microseconds since this moment.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The result of asking for a lease.
@@ -29,9 +35,7 @@ pub enum Leased {
 /// [`LeaseGuard::lost`] is cancelled, and nothing may be written any more that the lease protects.
 #[derive(Debug)]
 pub struct LeaseGuard {
-    token: u64,
-    expires: Arc<AtomicU64>,
-    lost: CancellationToken,
+    lease: Arc<Lease>,
     released: CancellationToken,
     _release: DropGuard,
 }
@@ -45,30 +49,16 @@ impl LeaseGuard {
         match leases.acquire(name, holder, term).await? {
             Named::Others { holder, .. } => Ok(Leased::HeldBy(holder)),
             Named::Yours { epoch } => {
-                let (lost, release, released) =
-                    (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-                let expires = Arc::new(AtomicU64::new(micros(asked + term)));
-                let renewal = Renewal {
-                    leases,
-                    expires: expires.clone(),
-                    name: name.to_owned(),
-                    holder: holder.to_owned(),
-                    term,
-                    token: epoch,
-                    lost: lost.clone(),
-                };
-                let (asked_to_release, has_released) = (release.clone(), released.clone());
+                let fence = Fence { name: name.to_owned(), holder: holder.to_owned(), token: epoch };
+                let renewed = AtomicU64::new(micros(asked));
+                let lease = Arc::new(Lease { leases, fence, term, renewed, lost: CancellationToken::new() });
+                let (release, released) = (CancellationToken::new(), CancellationToken::new());
+                let (renewal, asked_to_release, has_released) = (lease.clone(), release.clone(), released.clone());
                 tokio::spawn(async move {
-                    renewal.run(asked, &asked_to_release).await;
+                    renewal.keep(&asked_to_release).await;
                     has_released.cancel();
                 });
-                Ok(Leased::Acquired(LeaseGuard {
-                    token: epoch,
-                    expires,
-                    lost,
-                    released,
-                    _release: release.drop_guard(),
-                }))
+                Ok(Leased::Acquired(LeaseGuard { lease, released, _release: release.drop_guard() }))
             }
         }
     }
@@ -94,7 +84,7 @@ impl LeaseGuard {
 
     /// Cancels a token when the lease is lost, for as long as the guard lives.
     pub fn cancel_when_lost(&self, token: CancellationToken) {
-        let (lost, released) = (self.lost.clone(), self.released.clone());
+        let (lost, released) = (self.lease.lost.clone(), self.released.clone());
         tokio::spawn(async move {
             tokio::select! {
                 biased;
@@ -104,20 +94,47 @@ impl LeaseGuard {
         });
     }
 
-    /// The fencing token: greater than that of every holder before.
-    pub fn token(&self) -> u64 {
-        self.token
+    /// What the store compares before it records what the lease protects. The token in it is greater than that of every
+    /// holder before.
+    pub fn fence(&self) -> &Fence {
+        &self.lease.fence
     }
 
     /// Is cancelled when the lease is lost: another holds it, or it could not be renewed within its term.
     pub fn lost(&self) -> &CancellationToken {
-        &self.lost
+        &self.lease.lost
     }
 
-    /// Whether the lease holds: it is not lost, and its term has not passed. A process that was paused for longer than that
-    /// is told so before its renewal has run again.
+    /// Whether the lease holds as far as this process knows: it is not lost, and its term has not passed. A process that
+    /// was paused for longer than that is told so before its renewal has run again.
     pub fn is_held(&self) -> bool {
-        !self.lost.is_cancelled() && micros(Instant::now()) < self.expires.load(Ordering::Acquire)
+        self.lease.is_held()
+    }
+
+    /// Asks the store whether the lease is still held, which renews it; unless it was renewed less than `max_age` ago.
+    /// False: it is lost. To be asked directly before something is written that the lease protects.
+    pub async fn confirm(&self, max_age: Duration) -> Result<bool> {
+        if self.is_held() && self.lease.renewed_at().elapsed() < max_age {
+            return Ok(true);
+        }
+        let held = self.lease.renew().await?;
+        if !held {
+            self.lease.lost.cancel();
+        }
+        Ok(held)
+    }
+
+    /// Runs what the lease protects, and stops it when the lease is lost: then none. A process that was paused for longer
+    /// than the term goes no step further.
+    pub async fn run<T>(&self, protected: impl Future<Output = T>) -> Option<T> {
+        let (mut protected, mut lost) = (pin!(protected), pin!(self.lease.lost.cancelled()));
+        poll_fn(|context| {
+            if lost.as_mut().poll(context).is_ready() || !self.is_held() {
+                return Poll::Ready(None);
+            }
+            protected.as_mut().poll(context).map(Some)
+        })
+        .await
     }
 
     /// Releases the lease, and returns when the store has done so. A guard that is dropped does the same in the background.
@@ -132,49 +149,73 @@ fn micros(at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(*START).as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Renews one lease.
-struct Renewal {
+/// One lease, as its guard and its renewal know it.
+struct Lease {
     leases: Arc<dyn Leases>,
-    expires: Arc<AtomicU64>,
-    name: String,
-    holder: String,
+    fence: Fence,
     term: Duration,
-    token: u64,
+    /// When the renewal was asked for that the store granted last.
+    renewed: AtomicU64,
     lost: CancellationToken,
 }
 
-impl Renewal {
-    async fn run(self, asked: Instant, release: &CancellationToken) {
+impl Lease {
+    fn renewed_at(&self) -> Instant {
+        *START + Duration::from_micros(self.renewed.load(Ordering::Acquire))
+    }
+
+    fn is_held(&self) -> bool {
+        !self.lost.is_cancelled() && Instant::now() < self.renewed_at() + self.term
+    }
+
+    /// Renews the lease until it is lost or asked for, then releases it.
+    async fn keep(&self, release: &CancellationToken) {
         tokio::select! {
-            () = self.renew(asked) => self.lost.cancel(),
+            () = self.renew_until_lost() => self.lost.cancel(),
+            () = self.lost.cancelled() => {}
             () = release.cancelled() => {}
         }
         // A lease that cannot be released expires. One that another holds by now is left alone by the store.
-        _ = timeout(self.term, self.leases.release(&self.name, &self.holder)).await;
+        _ = timeout(self.term, self.leases.release(&self.fence.name, &self.fence.holder)).await;
     }
 
-    /// Renews the lease. Returns when it is lost.
-    async fn renew(&self, asked: Instant) {
+    async fn renew_until_lost(&self) {
         let interval = self.term / RENEWALS_PER_TERM;
-        let mut expires = asked + self.term;
-        let mut next = asked + interval;
+        let mut next = self.renewed_at() + interval;
         loop {
-            tokio::time::sleep_until(next.min(expires)).await;
-            let now = Instant::now();
-            if now >= expires {
-                return;
-            }
-            next = now + interval;
-            match timeout(expires - now, self.leases.acquire(&self.name, &self.holder, self.term)).await {
-                Ok(Ok(Named::Yours { epoch })) if epoch == self.token => {
-                    expires = now + self.term;
-                    self.expires.store(micros(expires), Ordering::Release);
-                }
-                // It expired, and was acquired anew: in between it may have been another's.
-                Ok(Ok(Named::Yours { .. } | Named::Others { .. })) | Err(_) => return,
-                Ok(Err(error)) => tracing::debug!("{} could not be renewed: {error}", self.name),
+            sleep_until(next.min(self.renewed_at() + self.term)).await;
+            next = Instant::now() + interval;
+            match self.renew().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => tracing::debug!("{} could not be renewed: {error}", self.fence.name),
             }
         }
+    }
+
+    /// Renews the lease. False: it is lost. An error is the store's, within the term.
+    async fn renew(&self) -> Result<bool> {
+        let now = Instant::now();
+        let expires = self.renewed_at() + self.term;
+        if now >= expires || self.lost.is_cancelled() {
+            return Ok(false);
+        }
+        let Fence { name, holder, token } = &self.fence;
+        match timeout(expires - now, self.leases.acquire(name, holder, self.term)).await {
+            Ok(Ok(Named::Yours { epoch })) if epoch == *token => {
+                self.renewed.fetch_max(micros(now), Ordering::AcqRel);
+                Ok(true)
+            }
+            // It expired, and was acquired anew: in between it may have been another's.
+            Ok(Ok(Named::Yours { .. } | Named::Others { .. })) | Err(_) => Ok(false),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fence.fmt(f)
     }
 }
 
@@ -209,9 +250,9 @@ mod tests {
         assert!(guard.is_held());
         let other = LeaseGuard::try_acquire(leases.clone(), "a name", "two", TERM).await.unwrap();
         assert!(matches!(other, Leased::HeldBy(holder) if holder == "one"));
-        let first = guard.token();
+        let first = guard.fence().token;
         guard.release().await;
-        assert!(acquired(&leases, "two").await.token() > first);
+        assert!(acquired(&leases, "two").await.fence().token > first);
     }
 
     #[tokio::test]
@@ -236,6 +277,35 @@ mod tests {
         assert_eq!(leases.held("a name").await.unwrap().as_deref(), Some("two"));
     }
 
+    #[tokio::test]
+    async fn a_lease_is_confirmed_by_the_store_unless_it_was_renewed_a_moment_ago() {
+        let leases = store().await;
+        let guard = acquired(&leases, "one").await;
+        assert!(guard.confirm(Duration::ZERO).await.unwrap());
+        leases.release("a name", "one").await.unwrap();
+        let _other = acquired(&leases, "two").await;
+        assert!(guard.confirm(TERM).await.unwrap(), "this process knows no better");
+        assert!(!guard.confirm(Duration::ZERO).await.unwrap());
+        assert!(!guard.is_held() && guard.lost().is_cancelled());
+        assert!(!guard.confirm(TERM).await.unwrap(), "what is lost stays lost");
+    }
+
+    #[tokio::test]
+    async fn what_a_lease_protects_goes_no_step_further_after_a_pause_beyond_its_term() {
+        let leases = store().await;
+        let guard = acquired(&leases, "one").await;
+        assert_eq!(guard.run(async { 1 }).await, Some(1));
+        let steps = AtomicBool::new(false);
+        let protected = async {
+            // The only thread of this runtime stands still, as that of a frozen process: nothing is renewed.
+            std::thread::sleep(TERM * 2);
+            tokio::task::yield_now().await;
+            steps.store(true, Ordering::Relaxed);
+        };
+        assert_eq!(guard.run(protected).await, None);
+        assert!(!steps.load(Ordering::Relaxed));
+    }
+
     /// Answers as it should until it is away.
     struct Away(Arc<dyn Leases>, AtomicBool);
 
@@ -248,8 +318,8 @@ mod tests {
             }
         }
 
-        async fn held(&self, name: &str) -> Result<Option<String>> {
-            self.0.held(name).await
+        async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
+            self.0.first_held(names).await
         }
 
         async fn release(&self, name: &str, holder: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::batch::{BatchId, Place};
+use crate::batch::{BatchId, Home, Place};
 use crate::error::Result;
 use crate::image::Digest;
 
@@ -27,6 +27,18 @@ pub enum Named {
     },
 }
 
+/// What proves that a lease is held, and under which token: a store compares it in the same step in which it records what
+/// the lease protects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The name of the lease.
+    pub name: String,
+    /// Who holds it.
+    pub holder: String,
+    /// The fencing token under which it was acquired.
+    pub token: u64,
+}
+
 /// Leases by name: who leads, who writes a target tag, who uploads a blob.
 ///
 /// # Contract
@@ -37,8 +49,13 @@ pub trait Leases: Send + Sync {
     /// Holds a name for so long from now, or says who does.
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named>;
 
+    /// The first of these names that somebody holds now, and who.
+    async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>>;
+
     /// Who holds a name now, if anybody does.
-    async fn held(&self, name: &str) -> Result<Option<String>>;
+    async fn held(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.first_held(&[name.to_owned()]).await?.map(|(_, holder)| holder))
+    }
 
     /// Lets go of a name, if it is this one's.
     async fn release(&self, name: &str, holder: &str) -> Result<()>;
@@ -73,4 +90,9 @@ pub fn waiting(rules: &Digest) -> String {
 /// The name that is held while a target tag is written.
 pub fn target_tag(target: &Place) -> String {
     format!("tag:{target}")
+}
+
+/// The name that is held while tags are removed from a target's repository.
+pub fn removal(target: &Home) -> String {
+    format!("removal:{target}")
 }

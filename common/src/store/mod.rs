@@ -1,9 +1,9 @@
 //! The second seam: what is remembered.
 //!
-//! Eight traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
+//! Nine traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
 //! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, the
-//! [`Roster`] of workers and lanes, the [`Schedules`] that were begun, and the [`Origins`] of target tags. A [`Store`] is all of
-//! them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
+//! [`Roster`] of workers and lanes, the [`Schedules`] that were begun, the [`Origins`] of target tags, and the
+//! [`TagRecords`] that are written under a lease. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
 
 mod blob_index;
 mod cache;
@@ -16,6 +16,7 @@ mod leases;
 mod ledger;
 mod origins;
 mod pace;
+mod records;
 mod redis;
 mod request;
 mod roster;
@@ -29,8 +30,8 @@ pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cac
 pub(crate) use clock::latest_end;
 pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};
 pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
-pub use lease_guard::{LeaseGuard, Leased};
-pub use leases::{Leases, Named, leader, listing, starting, target_tag, waiting};
+pub use lease_guard::{CONFIRMED_FOR, LeaseGuard, Leased};
+pub use leases::{Fence, Leases, Named, leader, listing, removal, starting, target_tag, waiting};
 pub use ledger::{
     Appended, Batch, Block, Control, EmptyRule, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried,
     Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
@@ -39,12 +40,13 @@ pub use origins::{Origin, Origins, PruneOutcome, Pruned};
 pub(crate) use pace::Allowance;
 pub(crate) use pace::QuotaWindow;
 pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
+pub use records::{TagOrigin, TagRecord, TagRecords};
 pub use request::RequestId;
 pub use roster::{BROKER_ALARM_HINT, BrokerAlarm, Doing, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
 pub use schedules::{Begun, Schedules};
 pub use sqlite::{LockHolder, LockUse, RunLock, SqliteStore};
 
 /// All that is remembered.
-pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins {}
+pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords {}
 
-impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins> Store for T {}
+impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords> Store for T {}

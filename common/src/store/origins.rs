@@ -1,5 +1,7 @@
 //! Where target tags came from. See [`Origins`].
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,9 @@ pub trait Origins: Send + Sync {
 
     /// The target tags that were written from a source's repository, in the order of target and tag.
     async fn origins(&self, source: &Home) -> Result<Vec<Origin>>;
+
+    /// What was written under the tags of a target's repository, from whatever source.
+    async fn written(&self, target: &Home) -> Result<HashMap<Tag, Digest>>;
 
     /// Since when the source's tags of these target tags are missing; none where they are back. What has another source by
     /// now is left as it is.

@@ -1,9 +1,8 @@
 //! Background tasks that are run again when they fail or panic.
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use imgsync_common::caught::caught;
 use imgsync_common::error::{Class, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::retry::seconds;
@@ -31,13 +30,12 @@ async fn supervise_with<F: Future<Output = Result<()>>>(
 ) {
     let mut failures: u32 = 0;
     while !stop.is_cancelled() {
-        let error = match AssertUnwindSafe(task()).catch_unwind().await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) if error.class() == Class::NotFound => {
+        let error = match caught(what, task()).await {
+            Ok(()) => return,
+            Err(error) if error.class() == Class::NotFound => {
                 return report(events, &format!("{what} is given up: {error}"));
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => format!("it panicked ({}); please report this", panic_message(&*panic)),
+            Err(error) => error,
         };
         failures += 1;
         let pause = first_pause.saturating_mul(1 << (failures - 1).min(10)).min(max_pause);
@@ -52,14 +50,6 @@ async fn supervise_with<F: Future<Output = Result<()>>>(
 
 fn report(events: &Events, message: &str) {
     events.emit(Event::Warning { message: message.to_owned() });
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }
 
 #[cfg(test)]
@@ -100,7 +90,10 @@ mod tests {
         assert_eq!(runs.load(Ordering::Relaxed), 3);
         let warnings = warnings.0.lock().unwrap();
         assert_eq!(warnings[0], "leading a batch failed: reading the plan: it is damaged; again in 0.1 s");
-        assert!(warnings[1].starts_with("leading a batch failed (2 times now): it panicked (an index is out"));
+        assert!(
+            warnings[1].starts_with("leading a batch failed (2 times now): leading a batch: the program failed at it")
+        );
+        assert!(warnings[1].contains("an index is out of bounds"), "{warnings:?}");
     }
 
     #[tokio::test]

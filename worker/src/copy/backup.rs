@@ -55,7 +55,10 @@ impl<'a> Backup<'a> {
                 Some(there) if there.digest == *old.digest() => return Ok(()),
                 // What was kept before stays.
                 Some(_) => {}
-                None => return self.target.manifest_put(&place, &old).await.map(drop),
+                None => {
+                    self.gate.before_put().await?;
+                    return self.target.manifest_put(&place, &old).await.map(drop);
+                }
             }
         }
         Err(invalid(format!("there are {MOST_OF_ONE_NAME} tags of the name {first} already")))
@@ -68,5 +71,9 @@ impl Gate for Backup<'_> {
             self.gate.before_tag(source).await?;
             self.keep().await
         })
+    }
+
+    fn before_put(&self) -> BoxFuture<'_, Result<()>> {
+        self.gate.before_put()
     }
 }

@@ -46,8 +46,8 @@ impl Walk {
             return Ok(self.reuse(blob));
         }
         // Nor by another worker, if it is worth waiting for. It is let go when the others can know of it.
-        let _held = match is_large(blob) {
-            true => self.known.hold(registry, &blob.digest, &self.context.cancel).await,
+        let _lease = match is_large(blob) {
+            true => self.known.lease_blob(registry, &blob.digest, &self.context.cancel).await,
             false => None,
         };
         drop(waiting);

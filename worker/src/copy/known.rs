@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use imgsync_common::batch::{End, Home};
-use imgsync_common::error::{Error, Result};
+use imgsync_common::error::Result;
 use imgsync_common::generational::GenerationalCache;
 use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
-use imgsync_common::store::{BlobIndex, LEASE, Leases, Named, PROOF_TTL, Proof};
+use imgsync_common::store::{BlobIndex, LEASE, LeaseGuard, Leased, Leases, PROOF_TTL, Proof};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
-/// When to look again at a blob that another worker is moving: between these.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(800));
+/// How often the lease of a blob that another worker is moving is asked for again: a random time between these.
+const POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(800));
 /// Entries of each kind that are kept, so that memory does not grow with the number of tags.
 const CAPACITY: usize = 100_000;
 
@@ -188,14 +188,14 @@ impl Known {
         self.state().manifests.remove(&(registry.clone(), repository.clone(), digest.clone()));
     }
 
-    /// Waits until no other worker is moving the blob to the registry, or one has done so: then it need not be held. Holding
-    /// it tells the others to wait. A store that does not answer keeps nobody: to move a blob twice does no harm.
-    pub(crate) async fn hold(
+    /// Waits until no other worker is moving the blob to the registry, or one has done so: then it need not be leased. The
+    /// lease tells the others to wait. A store that does not answer stops nobody: to move a blob twice does no harm.
+    pub(crate) async fn lease_blob(
         &self,
         registry: &RegistryName,
         digest: &Digest,
         cancel: &CancellationToken,
-    ) -> Option<Hold> {
+    ) -> Option<LeaseGuard> {
         let (index, (leases, holder)) = (self.index.as_ref()?, self.leases.as_ref()?);
         let end = End::Registry(registry.clone());
         let name = format!("blob:{registry}/{digest}");
@@ -205,42 +205,35 @@ impl Known {
             if homes.into_iter().flatten().next().is_some() {
                 return None;
             }
-            match leases.acquire(&name, &holder, LEASE).await.ok()? {
-                Named::Yours { .. } => return Some(Hold::keep(leases.clone(), name, holder)),
-                Named::Others { .. } => {}
+            if let Leased::Acquired(lease) =
+                LeaseGuard::try_acquire(leases.clone(), &name, &holder, LEASE).await.ok()?
+            {
+                return Some(lease);
             }
-            let pause = rand::rng().random_range(LOOK_AGAIN.0..LOOK_AGAIN.1);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(random_between(POLL_INTERVAL)) => {}
                 () = cancel.cancelled() => return None,
             }
         }
     }
 
-    /// Waits until no other worker is writing a tag, and keeps the others waiting until the guard is dropped. None where
-    /// there are no others. A store that does not answer is an error: what two write at once is lost for one.
-    pub(crate) async fn hold_tag(
+    /// Acquires the lease of a tag that several images share. None where there are no other workers. A store that does not
+    /// answer is an error: what two write at once is lost for one.
+    pub(crate) async fn lease_tag(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         tag: &Tag,
         cancel: &CancellationToken,
-    ) -> Result<Option<Hold>> {
+    ) -> Result<Option<LeaseGuard>> {
         let Some((leases, holder)) = self.leases.as_ref() else { return Ok(None) };
-        let name = format!("tag:{registry}/{repository}:{tag}");
-        let holder = use_of(holder);
-        loop {
-            match leases.acquire(&name, &holder, LEASE).await? {
-                Named::Yours { .. } => return Ok(Some(Hold::keep(leases.clone(), name, holder))),
-                Named::Others { .. } => {}
-            }
-            // Sooner than for a blob: it is a matter of a few requests.
-            let pause = rand::rng().random_range(LOOK_AGAIN.0 / 4..LOOK_AGAIN.1 / 4);
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = cancel.cancelled() => return Err(Error::cancelled(format!("writing {registry}/{repository}:{tag}"))),
-            }
-        }
+        let place = format!("{registry}/{repository}:{tag}");
+        // Sooner than for a blob: it is a matter of a few requests.
+        let poll_interval = random_between(POLL_INTERVAL) / 4;
+        let (name, holder) = (format!("tag:{place}"), use_of(holder));
+        let terms = (LEASE, poll_interval);
+        let tried = format!("writing {place}");
+        LeaseGuard::acquire(leases.clone(), (&name, &holder), terms, cancel, &tried).await.map(Some)
     }
 
     /// Waits until nobody else in this process is moving the blob to the registry, and keeps others waiting until the
@@ -264,28 +257,8 @@ fn use_of(holder: &str) -> Arc<str> {
     format!("{holder}#{}", USES.fetch_add(1, Ordering::Relaxed)).into()
 }
 
-/// What this worker is moving or writing, for others to know; until it is dropped.
-pub(crate) struct Hold {
-    _ends: DropGuard,
-}
-
-impl Hold {
-    fn keep(leases: Arc<dyn Leases>, name: String, holder: Arc<str>) -> Hold {
-        let over = CancellationToken::new();
-        let ends = over.clone().drop_guard();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = over.cancelled() => break,
-                    // One that is lost meanwhile is another's upload as well, and no harm.
-                    () = tokio::time::sleep(LEASE / 4) => drop(leases.acquire(&name, &holder, LEASE).await),
-                }
-            }
-            // A lease that is not let go runs out.
-            let _ = leases.release(&name, &holder).await;
-        });
-        Hold { _ends: ends }
-    }
+fn random_between((least, most): (Duration, Duration)) -> Duration {
+    rand::rng().random_range(least..most)
 }
 
 impl std::fmt::Debug for Known {

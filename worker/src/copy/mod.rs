@@ -86,11 +86,13 @@ impl Default for Limits {
     }
 }
 
-/// Asked once, when all that the tag will need is at the target and before the tag is put: an error leaves the tag as it
-/// was.
+/// Decides whether a tag may be put: an error leaves the tag as it was.
 pub trait Gate: Send + Sync {
-    /// Whether the tag may be put. `source` is what the source's tag was found to be.
+    /// Asked once, when all that the tag will need is at the target. `source` is what the source's tag was found to be.
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>>;
+
+    /// Asked after that, directly before each request that puts the tag.
+    fn before_put(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 /// Lets every tag pass.
@@ -99,6 +101,10 @@ pub struct Open;
 
 impl Gate for Open {
     fn before_tag<'a>(&'a self, _source: &'a Digest) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn before_put(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -80,6 +80,8 @@ pub(crate) struct Walk {
 /// Where a manifest is put.
 #[derive(Clone, Copy)]
 pub(super) enum At<'a> {
+    /// Under the tag of the copy, which its gate has to let pass each time.
+    Tag(&'a ManifestRef, &'a dyn Gate),
     /// Under a tag or its digest.
     Reference(&'a ManifestRef),
     /// Where an image is found that has no tag.
@@ -202,10 +204,10 @@ impl Walk {
             // A tag says that all is done: what refers to another manifest is listed under that first.
             self.put(&root, &ManifestRef::Digest(root.digest().clone())).await?;
             gate.before_tag(source_digest).await?;
-            return self.is_written(self.put_patiently(&root, At::Reference(&place)).await?);
+            return self.is_written(self.put_patiently(&root, At::Tag(&place, gate)).await?);
         }
         gate.before_tag(source_digest).await?;
-        self.is_written(self.put_at(&root, At::Reference(&place)).await?)
+        self.is_written(self.put_at(&root, At::Tag(&place, gate)).await?)
     }
 
     /// Whether a tag was written. Who insists on writing it hears that this was denied.
@@ -447,14 +449,21 @@ impl Walk {
         let Some(target) = self.target.repository() else { return Ok(()) };
         let tag = Companion::Referrers.tag_of(subject);
         // Others read and write the same index: one after the other, or what one has added is lost.
-        let _held = self.known.hold_tag(target.registry(), target.name(), &tag, &self.context.cancel).await?;
-        let mut denials = Denials::new();
-        loop {
-            match target.add_to_fallback(subject, referrers).await {
-                Err(error) if error.class() == Class::Incomplete => self.wait_out(error, &mut denials).await?,
-                listed => return listed,
+        let lease = self.known.lease_tag(target.registry(), target.name(), &tag, &self.context.cancel).await?;
+        let list = async {
+            let mut denials = Denials::new();
+            loop {
+                match target.add_to_fallback(subject, referrers).await {
+                    Err(error) if error.class() == Class::Incomplete => self.wait_out(error, &mut denials).await?,
+                    listed => return listed,
+                }
             }
-        }
+        };
+        let Some(lease) = lease else { return list.await };
+        lease.run(list).await.unwrap_or_else(|| {
+            let tried = format!("writing {}/{}:{tag}", target.registry(), target.name());
+            Err(Error::new(Class::ServerError, tried, "its lease was lost: another may be writing it"))
+        })
     }
 
     /// The same without listing it.
@@ -470,6 +479,10 @@ impl Walk {
     /// Puts a manifest, and brings what the target then says that it lacks.
     async fn put_patiently(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
         let put = async || match at {
+            At::Tag(place, gate) => {
+                gate.before_put().await?;
+                self.target.manifest_put(place, manifest).await
+            }
             At::Reference(place) => self.target.manifest_put(place, manifest).await,
             At::Untagged => self.target.manifest_put_untagged(manifest).await,
             At::Companion(tag) => self.target.companion_put(tag, manifest).await,

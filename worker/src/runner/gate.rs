@@ -1,13 +1,16 @@
 //! What is asked right before a tag is put: whether the task still is ours, whether somebody else is writing that tag, and
 //! whether an old plan still says what the source has.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::Digest;
-use imgsync_common::store::{LeaseGuard, Standing, target_tag};
+use imgsync_common::store::{CONFIRMED_FOR, LeaseGuard, Standing, target_tag};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -46,13 +49,19 @@ impl<'a> TaskGate<'a> {
         self.moved.swap(false, Ordering::Relaxed)
     }
 
-    /// Runs a copy, and stops it when the lease of its target tag is lost: another may be writing the tag.
+    /// Runs a copy, and stops it when the lease of its target tag is lost: another may be writing the tag. A process that
+    /// was paused for longer than the term of the lease goes no step further.
     pub(super) async fn guard<T>(&self, copy: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            biased;
-            () = self.lost.cancelled() => Err(self.lease_lost()),
-            result = copy => result,
-        }
+        let (mut copy, mut lost) = (pin!(copy), pin!(self.lost.cancelled()));
+        poll_fn(|context| {
+            // Locked by the copy itself, where it waits for the lease.
+            let has_expired = || self.tag.try_lock().is_ok_and(|tag| tag.as_ref().is_some_and(|tag| !tag.is_held()));
+            if lost.as_mut().poll(context).is_ready() || has_expired() {
+                return Poll::Ready(Err(self.lease_lost()));
+            }
+            copy.as_mut().poll(context)
+        })
+        .await
     }
 
     fn tried(&self) -> String {
@@ -64,14 +73,15 @@ impl<'a> TaskGate<'a> {
         Error::new(Class::ServerError, self.tried(), detail)
     }
 
-    /// Acquires the lease of the target tag. One task writes a tag at a time, so that a later batch never loses to an
-    /// earlier one; each task and run of it is a holder of its own.
+    /// Acquires the lease of the target tag, or confirms it. One task writes a tag at a time, so that a later batch never
+    /// loses to an earlier one; each task and run of it is a holder of its own.
     async fn lease_tag(&self) -> Result<()> {
         let mut tag = self.tag.lock().await;
-        match &*tag {
-            Some(guard) if guard.is_held() => return Ok(()),
-            Some(_) => return Err(self.lease_lost()),
-            None => {}
+        if let Some(guard) = &*tag {
+            return match guard.confirm(CONFIRMED_FOR).await? {
+                true => Ok(()),
+                false => Err(self.lease_lost()),
+            };
         }
         let Held { ticket, target, context, .. } = self.held;
         let holder =
@@ -103,12 +113,11 @@ impl<'a> TaskGate<'a> {
             self.moved.store(true, Ordering::Relaxed);
             return Err(Error::new(Class::ServerError, self.tried(), "the source's tag moved on while it was copied"));
         }
-        // Asking took time.
-        self.lease_tag().await
+        Ok(())
     }
 
     /// Gives the lease of the tag away, to be held until what was written is recorded; none where no tag was written.
-    pub(super) async fn into_lease(self) -> Option<LeaseGuard> {
+    pub(super) fn into_lease(self) -> Option<LeaseGuard> {
         self.tag.into_inner()
     }
 
@@ -123,5 +132,9 @@ impl<'a> TaskGate<'a> {
 impl Gate for TaskGate<'_> {
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.check(source))
+    }
+
+    fn before_put(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.lease_tag())
     }
 }

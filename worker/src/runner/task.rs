@@ -3,23 +3,22 @@
 mod attempt;
 mod verify;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use imgsync_common::batch::{
     BatchId, Bytes, Failure, Lane, Message, MessageTarget, Options, Place, Requests, RuleOptions, Ticket, Verdict,
 };
+use imgsync_common::caught::caught;
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::{Event, TaskEnd};
 use imgsync_common::image::{Digest, RegistryName};
 use imgsync_common::registry::{Context, Tally};
 use imgsync_common::retry;
 use imgsync_common::store::{
-    CacheScope, Doing, Finished, Known, LeaseGuard, Retried, Spent, Standing, Start, TaskHolder,
+    CacheScope, Doing, Finished, Known, LeaseGuard, Retried, Spent, Standing, Start, TagOrigin, TagRecord, TaskHolder,
 };
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
@@ -58,11 +57,20 @@ pub(super) enum Ended {
 
 /// What a task came to.
 enum Came {
-    /// With the lease of its target tag, where the tag was written: it is held until that is recorded.
-    Copied(Box<Done>, Before, Option<LeaseGuard>),
+    Copied(Box<Copied>),
     /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
     Equal(Option<Seen>),
     Failed(Error),
+}
+
+/// A copy that was made.
+struct Copied {
+    done: Done,
+    before: Before,
+    /// The lease of its target tag, where the tag was written or could have been: it is held until that is recorded.
+    lease: Option<LeaseGuard>,
+    /// Whether the tag, which may have pointed at less than all of its image, does not any more.
+    is_whole: bool,
 }
 
 /// What was known of a target tag before it was copied.
@@ -72,6 +80,25 @@ struct Before {
     seen_at: Option<Timestamp>,
     /// When its referrers were asked for.
     referrers_at: Option<Timestamp>,
+}
+
+/// A task's line among those that this worker says it runs, until it is dropped.
+struct Listed<'a> {
+    runner: &'a Runner,
+    ticket: Ticket,
+}
+
+impl<'a> Listed<'a> {
+    fn new(runner: &'a Runner, ticket: Ticket, doing: Doing) -> Listed<'a> {
+        runner.running().insert(ticket, doing);
+        Listed { runner, ticket }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.runner.running().remove(&self.ticket);
+    }
 }
 
 /// A task that this worker holds.
@@ -145,22 +172,39 @@ impl Runner {
             target: target.to_string(),
             since: self.clock.now(),
         };
-        self.events.emit(Event::TaskStarted { ticket, source: doing.source.clone(), target: doing.target.clone() });
-        self.running().insert(ticket, doing);
-        let held = self.hold(delivered, ticket, target, (epoch, attempts, losses), beside, stop);
-        let mut held = std::pin::pin!(held.instrument(about(&ticket)));
+        let _listed = Listed::new(self, ticket, doing.clone());
+        let held = async {
+            self.events.emit(Event::TaskStarted { ticket, source: doing.source, target: doing.target });
+            Ok(self.hold(delivered, ticket, target, (epoch, attempts, losses), beside, stop).await)
+        };
+        let tried = format!("copying {}", message.source);
+        let mut held = std::pin::pin!(caught(&tried, held.instrument(about(&ticket))));
         // A task that ends sooner is acknowledged then, along with the question for the next: a step less for the broker.
         let ended = tokio::select! {
             ended = &mut held => ended,
             // At the same time: no copy waits for the broker.
             () = tokio::time::sleep(ACKNOWLEDGE_AFTER), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
         };
-        self.running().remove(&ticket);
-        if ended.is_err() {
-            // The ledger has no result of it: whoever has it next brings one.
-            self.emit_end(ticket, TaskEnd::GivenBack);
+        match ended {
+            Ok(Ok(ended)) => Ok(ended),
+            Ok(Err(error)) => {
+                // The ledger has no result of it: whoever has it next brings one.
+                self.emit_end(ticket, TaskEnd::GivenBack);
+                Err(error)
+            }
+            Err(panic) => self.settle_panic(ticket, epoch, attempts, &panic).await,
         }
-        ended
+    }
+
+    /// Tells the ledger that the program failed at a task, outside of the copy.
+    async fn settle_panic(&self, ticket: Ticket, token: u64, attempts: u32, panic: &Error) -> Result<Ended> {
+        let (class, failure) = (panic.class(), Failure::of(panic, attempts + 1));
+        let error = failure.error.clone();
+        let holder = TaskHolder { worker: &self.settings.name, token };
+        let finished = self.store.finish(ticket, holder, Verdict::Failed(failure), Spent::default()).await?;
+        // It may have panicked after it was counted.
+        self.emit_finished(ticket, finished, TaskEnd::Failed { class, error });
+        Ok(Ended::Done)
     }
 
     /// Does a task of which the ledger says that it is ours.
@@ -220,16 +264,9 @@ impl Runner {
         let came = {
             // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
             let work: BoxFuture<'_, Result<Came>> = Box::pin(self.in_company(&held, losses, beside));
-            let work = AssertUnwindSafe(work).catch_unwind();
+            let tried = format!("copying {}", message.source);
             tokio::select! {
-                came = work => match came {
-                    Ok(Ok(came)) => came,
-                    Ok(Err(error)) => Came::Failed(error),
-                    Err(_) => {
-                        let detail = "the program failed at it; please report this";
-                        Came::Failed(Error::new(Class::Local, format!("copying {}", message.source), detail))
-                    }
-                },
+                came = caught(&tried, work) => came.unwrap_or_else(Came::Failed),
                 () = self.keep(&held, &lost) => unreachable!("a lease is kept until the work has ended"),
             }
         };
@@ -287,12 +324,7 @@ impl Runner {
     /// Tells the ledger how a task ended.
     async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
         let now = self.clock.now();
-        // What the tag points to now, where we put it.
-        let put = match &came {
-            Came::Copied(done, ..) if done.tag_put => Some(done.digest.clone()),
-            _ => None,
-        };
-        let (verdict, bytes, learnt, lease) = match came {
+        let (verdict, bytes, tags, written) = match came {
             Came::Failed(error) => return self.settle_failure(held, stop, error).await,
             Came::Equal(seen) => {
                 let known = seen.map(|Seen { source, target }| {
@@ -301,13 +333,14 @@ impl Runner {
                 });
                 (Verdict::Unchanged, Bytes::default(), known.into_iter().collect(), None)
             }
-            Came::Copied(done, before, lease) => {
-                let done = *done;
+            Came::Copied(copied) => {
+                let Copied { done, before, lease, is_whole } = *copied;
                 let verdict = match done.outcome {
                     Outcome::Copied => Verdict::Copied,
                     Outcome::Unchanged => Verdict::Unchanged,
                 };
                 let Moved { copied, mounted, reused } = done.bytes;
+                let put = done.tag_put.then(|| done.digest.clone());
                 let known = Known {
                     // What the source says is what the next run compares with: bytes are read where it says otherwise.
                     source: done.source_said.unwrap_or(done.source_digest),
@@ -319,22 +352,26 @@ impl Runner {
                 let companions = done.companions.into_iter().map(|(tag, source)| {
                     (tag, Known { target: source.clone(), source, seen_at: now, referrers_at: None })
                 });
-                let learnt: Vec<_> = companions.chain([(held.target.tag.clone(), known)]).collect();
-                (verdict, Bytes { copied, mounted, reused }, learnt, lease)
+                let tags: Vec<_> = companions.chain([(held.target.tag.clone(), known)]).collect();
+                (verdict, Bytes { copied, mounted, reused }, tags, lease.map(|lease| (lease, put, is_whole)))
             }
         };
-        let learn = async {
-            if lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+        let record = async {
+            let Some((lease, put, is_whole)) = &written else {
+                return match tags.is_empty() {
+                    true => Ok(()),
+                    false => self.store.learn(&held.scope(), tags).await,
+                };
+            };
+            let (source, target) = (&held.message.source, held.target);
+            let origin = put.as_ref().map(|digest| TagOrigin { source, target, digest });
+            let whole = is_whole.then_some(&target.tag);
+            let record = TagRecord { origin, scope: &held.scope(), tags, whole };
+            if !self.store.record_tag(lease.fence(), record).await? {
                 // Another may have written the tag since: what it points to is not ours to say.
-                return Ok(());
+                tracing::info!("{target} is not recorded: its lease was lost");
             }
-            if let Some(digest) = &put {
-                self.store.note_origin(&held.message.source, held.target, digest).await?;
-            }
-            match learnt.is_empty() {
-                true => Ok(()),
-                false => self.store.learn(&held.scope(), learnt).await,
-            }
+            Ok(())
         };
         let end = match verdict {
             Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied, read: held.tallies.0.read().received },
@@ -342,12 +379,12 @@ impl Runner {
         };
         // At the same time: the store may be far away.
         let finish = self.store.finish(held.ticket, held.holder, verdict, held.spent(bytes));
-        let (learnt, finished) = tokio::join!(learn, finish);
-        drop(lease);
+        let (recorded, finished) = tokio::join!(record, finish);
+        drop(written);
         let finished = finished?;
         self.emit_finished(held.ticket, finished, end);
         // It has ended all the same: delivered again, it is known to have.
-        learnt.map(|()| Ended::Done)
+        recorded.map(|()| Ended::Done)
     }
 
     async fn settle_failure(&self, held: &Held<'_>, stop: &Stop, error: Error) -> Result<Ended> {

@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod origins;
 pub mod pace;
 pub mod plan;
+pub mod records;
 pub mod run;
 pub mod steps;
 pub mod storm;
@@ -116,6 +117,10 @@ macro_rules! store_contract_tests {
             what_was_learnt_can_be_looked_at,
             a_quota_that_is_low_holds_pulls_off_until_its_window_ends,
             what_a_machine_moves_is_added_up_by_month
+        );
+        $crate::store_contract_tests!($make: records:
+            a_tag_is_recorded_by_who_holds_its_lease,
+            who_has_lost_the_lease_of_a_tag_records_nothing
         );
         // One of its own, for it takes seconds.
         $crate::store_contract_tests!($make: storm:

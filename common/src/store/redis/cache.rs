@@ -12,9 +12,9 @@ use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{CacheEntry, CacheScope, DigestCache, Known};
 
 /// How long what was learnt of a scope is kept, in seconds: 180 days.
-const KEPT: u64 = 180 * 24 * 60 * 60;
+pub(super) const KEPT: u64 = 180 * 24 * 60 * 60;
 /// Tags that a script is given at a time.
-const AT_ONCE: usize = 500;
+pub(super) const AT_ONCE: usize = 500;
 /// Between the parts of a scope's name.
 const PART: char = '\u{1}';
 
@@ -104,7 +104,7 @@ impl DigestCache for RedisStore {
 }
 
 impl RedisStore {
-    fn scope_key(&self, name: &str) -> String {
+    pub(super) fn scope_key(&self, name: &str) -> String {
         // A scope's name is long, and stands in its entry of the index.
         self.key(&format!("t:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
     }
@@ -156,7 +156,7 @@ impl RedisStore {
     }
 }
 
-fn name(scope: &CacheScope) -> String {
+pub(super) fn name(scope: &CacheScope) -> String {
     format!("{}{PART}{}{PART}{}", scope.home.end(), scope.home.path(), scope.options)
 }
 
@@ -180,7 +180,7 @@ pub(super) fn all_buckets() -> impl Iterator<Item = String> {
 
 /// When it was seen and when referrers were asked for, as seconds of 4 bytes; the length of the source's digest; the
 /// digests' own bytes, the target's only where it is another.
-fn pack(known: &Known) -> Vec<u8> {
+pub(super) fn pack(known: &Known) -> Vec<u8> {
     let second = |time: Timestamp| u32::try_from(time.as_second()).unwrap_or_default();
     let bytes_of = |digest: &Digest| hex::decode(digest.hex()).unwrap_or_default();
     let source = bytes_of(&known.source);

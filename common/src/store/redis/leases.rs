@@ -21,13 +21,26 @@ impl Leases for RedisStore {
         })
     }
 
-    async fn held(&self, name: &str) -> Result<Option<String>> {
-        let tried = format!("looking who holds {}", printable(name));
-        let mut pipe = redis::pipe();
-        pipe.hget(self.lease(name), "holder").hget(self.lease(name), "ends");
-        let (holder, ends): (Option<String>, Option<i64>) = self.query(&tried, &pipe).await?;
-        let now = self.now(&tried).await?;
-        Ok(holder.filter(|_| ends.is_some_and(|ends| ends > now && ends <= latest_end(now))))
+    async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
+        /// Names that are asked for at a time.
+        const AT_ONCE: usize = 500;
+        let tried = "looking who holds what";
+        let now = self.now(tried).await?;
+        for names in names.chunks(AT_ONCE) {
+            let mut pipe = redis::pipe();
+            for name in names {
+                pipe.cmd("HMGET").arg(self.lease(name)).arg("holder").arg("ends");
+            }
+            let found: Vec<(Option<String>, Option<i64>)> = self.query(tried, &pipe).await?;
+            for (name, (holder, ends)) in names.iter().zip(found) {
+                if let Some(holder) = holder
+                    && ends.is_some_and(|ends| ends > now && ends <= latest_end(now))
+                {
+                    return Ok(Some((name.clone(), holder)));
+                }
+            }
+        }
+        Ok(None)
     }
 
     async fn release(&self, name: &str, holder: &str) -> Result<()> {
@@ -38,7 +51,7 @@ impl Leases for RedisStore {
 }
 
 impl RedisStore {
-    fn lease(&self, name: &str) -> String {
+    pub(super) fn lease(&self, name: &str) -> String {
         self.key(&format!("lk:{name}"))
     }
 }

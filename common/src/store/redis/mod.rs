@@ -15,6 +15,7 @@ mod ledger;
 mod look;
 mod origins;
 mod pace;
+mod records;
 mod roster;
 mod schedules;
 mod scripts;

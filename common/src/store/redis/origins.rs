@@ -2,6 +2,7 @@
 //! of it, each with few enough fields to be packed; a set for each source with its targets, one for each target with its
 //! sources, and one of all sources. Without expiry: they are no cache. Nothing is left of a pair whose last tag is forgotten.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,9 +27,7 @@ impl Origins for RedisStore {
     async fn note_origin(&self, source: &Place, target: &Place, digest: &Digest) -> Result<()> {
         let tried = format!("remembering where {target} came from");
         let (from, to) = (name(&source.home), name(&target.home));
-        let source_tag = (source.tag != target.tag).then(|| source.tag.clone());
-        let known = Known { digest: digest.clone(), missing_since: None, unclaimed_since: None, source_tag };
-        let record = self.signed(pack(&known), &from, &to, &target.tag);
+        let record = self.origin_record(source, target, digest);
         let call = with_buckets(self.pair(&from, &to), target.tag.as_str()).bytes(record);
         let sources: Vec<String> = self.script(&tried, &self.0.scripts.origin_note, call).await?;
         // A tag has one origin.
@@ -62,6 +61,23 @@ impl Origins for RedisStore {
             origins[first..].sort_by(|a: &Origin, b: &Origin| a.target.tag.cmp(&b.target.tag));
         }
         Ok(origins)
+    }
+
+    async fn written(&self, target: &Home) -> Result<HashMap<Tag, Digest>> {
+        let tried = format!("reading what was written to {target}");
+        let to = name(target);
+        let mut pipe = redis::pipe();
+        pipe.smembers(self.origins_of("ot", &to));
+        let (sources,): (Vec<String>,) = self.query(&tried, &pipe).await?;
+        let mut written = HashMap::new();
+        for from in sources {
+            for (tag, bytes) in self.records(&tried, &self.origins_between(&from, &to)).await? {
+                let tag: Tag = tag.parse().map_err(|_| damaged(&tried, "it names a tag that cannot be"))?;
+                let read = unpack(&bytes).ok_or_else(|| damaged(&tried, "an origin cannot be read"))?;
+                written.insert(tag, read.known.digest);
+            }
+        }
+        Ok(written)
     }
 
     async fn note_missing(&self, source: &Home, targets: Vec<(Place, Option<Timestamp>)>) -> Result<()> {
@@ -178,6 +194,13 @@ impl RedisStore {
             .arg(to)
     }
 
+    /// The record of a target tag that was written now, as it is kept.
+    pub(super) fn origin_record(&self, source: &Place, target: &Place, digest: &Digest) -> Vec<u8> {
+        let source_tag = (source.tag != target.tag).then(|| source.tag.clone());
+        let known = Known { digest: digest.clone(), missing_since: None, unclaimed_since: None, source_tag };
+        self.signed(pack(&known), &name(&source.home), &name(&target.home), &target.tag)
+    }
+
     /// A record as it is kept: its bytes, then its tag.
     fn signed(&self, mut record: Vec<u8>, from: &str, to: &str, tag: &Tag) -> Vec<u8> {
         let shown = self.provenance_tag(from, to, tag.as_str(), &record);
@@ -185,16 +208,16 @@ impl RedisStore {
         record
     }
 
-    fn origins_of(&self, kind: &str, home: &str) -> String {
+    pub(super) fn origins_of(&self, kind: &str, home: &str) -> String {
         self.key(&format!("{kind}:{}", &Digest::sha256(home.as_bytes()).hex()[..16]))
     }
 
-    fn origins_between(&self, from: &str, to: &str) -> String {
+    pub(super) fn origins_between(&self, from: &str, to: &str) -> String {
         self.origins_of("o", &format!("{from}{PART}{PART}{to}"))
     }
 }
 
-fn name(home: &Home) -> String {
+pub(super) fn name(home: &Home) -> String {
     format!("{}{PART}{}", home.end(), home.path())
 }
 

@@ -43,6 +43,7 @@ scripts!(
     pace,
     published,
     quota,
+    record_tag,
     release,
     remove,
     renew,

@@ -35,36 +35,14 @@ impl DigestCache for SqliteStore {
             return Ok(());
         }
         let scope = scope.clone();
-        self.write(format!("remembering tags of {}", scope.home), move |connection| {
-            let no = match find(connection, &scope)? {
-                Some(no) => no,
-                None => connection
-                    .prepare_cached("INSERT INTO scope (end, repository, options) VALUES (?1, ?2, ?3) RETURNING no")?
-                    .query_row((scope.home.end().to_string(), scope.home.path(), &scope.options), |row| row.get(0))?,
-            };
-            let sql = "REPLACE INTO tag (scope, tag, digests, seen, referrers) VALUES (?1, ?2, ?3, ?4, ?5)";
-            let mut statement = connection.prepare_cached(sql)?;
-            for (tag, known) in &tags {
-                let referrers = known.referrers_at.map(Timestamp::as_second);
-                let digests = pack(&known.source, &known.target);
-                statement.execute((no, tag.as_str(), digests, known.seen_at.as_second(), referrers))?;
-            }
-            Ok(())
-        })
-        .await
+        self.write(format!("remembering tags of {}", scope.home), move |connection| learn(connection, &scope, &tags))
+            .await
     }
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.write(format!("forgetting tags of {}", scope.home), move |connection| {
-            let Some(no) = find(connection, &scope)? else { return Ok(()) };
-            let mut statement = connection.prepare_cached("DELETE FROM tag WHERE scope = ?1 AND tag = ?2")?;
-            for tag in &tags {
-                statement.execute((no, tag.as_str()))?;
-            }
-            Ok(())
-        })
-        .await
+        self.write(format!("forgetting tags of {}", scope.home), move |connection| forget(connection, &scope, &tags))
+            .await
     }
 
     async fn forget_repository(&self, home: &Home) -> Result<u64> {
@@ -113,6 +91,34 @@ impl DigestCache for SqliteStore {
         })
         .await
     }
+}
+
+/// Remembers tags within a step of the caller's.
+pub(super) fn learn(connection: &Connection, scope: &CacheScope, tags: &[(Tag, Known)]) -> Result<(), Fault> {
+    let no = match find(connection, scope)? {
+        Some(no) => no,
+        None => connection
+            .prepare_cached("INSERT INTO scope (end, repository, options) VALUES (?1, ?2, ?3) RETURNING no")?
+            .query_row((scope.home.end().to_string(), scope.home.path(), &scope.options), |row| row.get(0))?,
+    };
+    let sql = "REPLACE INTO tag (scope, tag, digests, seen, referrers) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let mut statement = connection.prepare_cached(sql)?;
+    for (tag, known) in tags {
+        let referrers = known.referrers_at.map(Timestamp::as_second);
+        let digests = pack(&known.source, &known.target);
+        statement.execute((no, tag.as_str(), digests, known.seen_at.as_second(), referrers))?;
+    }
+    Ok(())
+}
+
+/// Forgets tags within a step of the caller's.
+pub(super) fn forget(connection: &Connection, scope: &CacheScope, tags: &[Tag]) -> Result<(), Fault> {
+    let Some(no) = find(connection, scope)? else { return Ok(()) };
+    let mut statement = connection.prepare_cached("DELETE FROM tag WHERE scope = ?1 AND tag = ?2")?;
+    for tag in tags {
+        statement.execute((no, tag.as_str()))?;
+    }
+    Ok(())
 }
 
 fn find(connection: &Connection, scope: &CacheScope) -> Result<Option<i64>, Fault> {

@@ -41,12 +41,18 @@ impl Leases for SqliteStore {
         .await
     }
 
-    async fn held(&self, name: &str) -> Result<Option<String>> {
-        let (name, now) = (name.to_owned(), self.now());
-        self.read(format!("looking who holds {}", printable(&name)), move |connection| {
+    async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
+        let (names, now) = (names.to_vec(), self.now());
+        self.read("looking who holds what", move |connection| {
             let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2 AND until <= ?3";
-            let key = (name, now, latest_end(now));
-            Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
+            let mut statement = connection.prepare_cached(sql)?;
+            for name in names {
+                let key = (&name, now, latest_end(now));
+                if let Some(holder) = statement.query_row(key, |row| row.get(0)).optional()? {
+                    return Ok(Some((name, holder)));
+                }
+            }
+            Ok(None)
         })
         .await
     }

@@ -13,6 +13,7 @@ mod ledger;
 mod lock;
 mod origins;
 mod pace;
+mod records;
 mod roster;
 mod rows;
 mod schedules;

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::SqliteStore;
@@ -16,13 +17,9 @@ use crate::store::{Origin, Origins};
 #[async_trait]
 impl Origins for SqliteStore {
     async fn note_origin(&self, source: &Place, target: &Place, digest: &Digest) -> Result<()> {
-        let (source, target, digest) = (source.clone(), target.clone(), digest_bytes(digest));
+        let (source, target, digest) = (source.clone(), target.clone(), digest.clone());
         self.write(format!("remembering where {target} came from"), move |connection| {
-            let (from, to) = (home_number(connection, &source.home)?, home_number(connection, &target.home)?);
-            let sql = "REPLACE INTO origin (target, tag, source, source_tag, digest) VALUES (?1, ?2, ?3, ?4, ?5)";
-            let other = (source.tag != target.tag).then(|| source.tag.as_str());
-            connection.prepare_cached(sql)?.execute((to, target.tag.as_str(), from, other, digest))?;
-            Ok(())
+            note(connection, &source, &target, &digest)
         })
         .await
     }
@@ -68,6 +65,21 @@ impl Origins for SqliteStore {
                 });
             }
             Ok(origins)
+        })
+        .await
+    }
+
+    async fn written(&self, target: &Home) -> Result<HashMap<Tag, Digest>> {
+        let target = target.clone();
+        self.read(format!("reading what was written to {target}"), move |connection| {
+            let Some(to) = find_home(connection, &target)? else { return Ok(HashMap::new()) };
+            let mut statement = connection.prepare_cached("SELECT tag, digest FROM origin WHERE target = ?1")?;
+            let mut rows = statement.query([to])?;
+            let mut written = HashMap::new();
+            while let Some(row) = rows.next()? {
+                written.insert(tag(&row.get::<_, String>(0)?)?, digest(&row.get::<_, Vec<u8>>(1)?)?);
+            }
+            Ok(written)
         })
         .await
     }
@@ -137,6 +149,16 @@ impl SqliteStore {
         })
         .await
     }
+}
+
+/// Remembers where a target tag came from, within a step of the caller's.
+pub(super) fn note(connection: &Connection, source: &Place, target: &Place, digest: &Digest) -> Result<(), Fault> {
+    let (from, to) = (home_number(connection, &source.home)?, home_number(connection, &target.home)?);
+    let sql = "REPLACE INTO origin (target, tag, source, source_tag, digest) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let other = (source.tag != target.tag).then(|| source.tag.as_str());
+    let digest = digest_bytes(digest);
+    connection.prepare_cached(sql)?.execute((to, target.tag.as_str(), from, other, digest))?;
+    Ok(())
 }
 
 fn find_home(connection: &Connection, home: &Home) -> Result<Option<i64>, Fault> {

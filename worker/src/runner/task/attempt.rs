@@ -13,7 +13,7 @@ use imgsync_common::store::{Known, age};
 
 use super::super::Runner;
 use super::super::gate::TaskGate;
-use super::{Before, Came, Held};
+use super::{Before, Came, Copied, Held};
 use crate::copy::{Ask, Copier, Done, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
 
 /// A digest that a listing gave is good for so long; then the source is asked once more.
@@ -78,7 +78,7 @@ impl Runner {
                     done => {
                         let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
                         let done = Done { source_said: Some(believed.source.clone()), ..done? };
-                        return Ok(Came::Copied(Box::new(done), before, None));
+                        return Ok(Came::Copied(Box::new(Copied { done, before, lease: None, is_whole: false })));
                     }
                 }
             }
@@ -107,13 +107,10 @@ impl Runner {
                     (job.listed, job.said) = (None, None);
                 }
                 result => {
-                    let done = result?;
-                    if in_part && !rule.leaves_out() {
-                        self.store.forget_tags(&held.scope().parts(), std::slice::from_ref(&target.tag)).await?;
-                    }
-                    let lease = gate.into_lease().await;
+                    let (done, is_whole) = (result?, in_part && !rule.leaves_out());
                     let before = Before { seen_at: None, referrers_at: asked };
-                    return Ok(Came::Copied(Box::new(done), before, lease));
+                    let lease = gate.into_lease();
+                    return Ok(Came::Copied(Box::new(Copied { done, before, lease, is_whole })));
                 }
             }
         }

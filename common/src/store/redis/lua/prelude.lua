@@ -223,4 +223,84 @@ local function stop(b, how, time)
     return how
 end
 
+-- Whether a lease by name is held by this holder, under this token.
+local function holds(key, holder, token)
+    local found = redis.call('HMGET', key, 'holder', 'epoch', 'ends')
+    return found[1] == holder and found[2] == token and lasts(tonumber(found[3]), now())
+end
+
+-- Remembers tags of a scope, whose name stands in an index. ARGV has, from there to there, for each tag its name, its
+-- buckets and what is known.
+local function learn_tags(scope, index, name, kept, from, to)
+    local most = 120
+    redis.call('ZADD', index, 0, name)
+    local touched = {}
+    for at = from, to, 4 do
+        local tag = ARGV[at]
+        local keys = {scope, scope .. ':' .. ARGV[at + 1], scope .. ':' .. ARGV[at + 2]}
+        local key
+        for _, one in ipairs(keys) do
+            if redis.call('HEXISTS', one, tag) == 1 then key = one break end
+        end
+        if not key then
+            key = keys[3]
+            for _, one in ipairs(keys) do
+                if redis.call('HLEN', one) < most then key = one break end
+            end
+        end
+        redis.call('HSET', key, tag, ARGV[at + 3])
+        touched[key] = true
+    end
+    touched[scope] = true
+    for key in pairs(touched) do redis.call('EXPIRE', key, kept) end
+end
+
+-- The field of a pair's first hash that says that there are others; no tag is called so.
+local MARKER = '\1'
+
+-- Remembers where a target tag came from. `key` is what was made of a source at a target, then the keys of the targets of the
+-- source, the sources of the target, and all sources. ARGV has, from there on, the tag, its buckets and the record.
+local function note_origin(key, targets, sources, all, from, to, at)
+    local most, tag = 120, ARGV[at]
+    redis.call('SADD', targets, to)
+    redis.call('SADD', sources, from)
+    redis.call('SADD', all, from)
+    local keys = {key, key .. ':' .. ARGV[at + 1], key .. ':' .. ARGV[at + 2]}
+    local its
+    for _, one in ipairs(keys) do
+        if redis.call('HEXISTS', one, tag) == 1 then its = one break end
+    end
+    if not its then
+        its = keys[3]
+        for _, one in ipairs(keys) do
+            if redis.call('HLEN', one) < most then its = one break end
+        end
+    end
+    redis.call('HSET', its, tag, ARGV[at + 3])
+    -- Whoever reads all looks for buckets only where there are any.
+    if its ~= key then redis.call('HSET', key, MARKER, '') end
+end
+
+-- Forgets it. ARGV has, from there to there, of each tag its name and its buckets.
+local function forget_origins(key, targets, sources, all, from, to, first, last)
+    for at = first, last, 3 do
+        for _, one in ipairs({key, key .. ':' .. ARGV[at + 1], key .. ':' .. ARGV[at + 2]}) do
+            redis.call('HDEL', one, ARGV[at])
+        end
+    end
+    local left = redis.call('HLEN', key)
+    if left > 1 or left == 1 and redis.call('HEXISTS', key, MARKER) == 0 then return end
+    if left == 1 then
+        for bucket = 0, 255 do
+            local small, large = string.format('%x', bucket), string.format('%02x', bucket)
+            if redis.call('EXISTS', key .. ':' .. small, key .. ':' .. large) > 0 then return end
+        end
+        redis.call('DEL', key)
+    end
+    -- Nothing is left of the two.
+    redis.call('SREM', targets, to)
+    redis.call('SREM', sources, from)
+    if redis.call('EXISTS', targets) == 0 then redis.call('SREM', all, from) end
+end
+
 local b = KEYS[1]

@@ -1,0 +1,26 @@
+-- Records a target tag, if the lease of who wrote it is held still. KEYS: the lease; the scope, the index of scopes, the
+-- scope of what is there in part; what was made of the source at the target, the targets of the source, the sources of the
+-- target, all sources; then for other sources the first two of these. ARGV: holder, token; a tag that is whole now and its
+-- buckets, if any; source and target, and the tag with its buckets and its record, if there is one; the scope's name and how
+-- long it is kept; how many tags are learnt, and these as `learn_tags` takes them; then the other sources. The first answer:
+-- 1 recorded, 0 the lease is lost; then the target's sources.
+if not holds(b, ARGV[2], ARGV[3]) then return {0, {}} end
+local whole, from, to, tag = ARGV[4], ARGV[7], ARGV[8], ARGV[9]
+local last = 15 + 4 * tonumber(ARGV[15])
+local sources = {}
+if tag ~= '' then
+    note_origin(KEYS[5], KEYS[6], KEYS[7], KEYS[8], from, to, 9)
+    -- A tag has one origin.
+    for at = 9, #KEYS, 2 do
+        local other = ARGV[last + 1 + (at - 9) / 2]
+        forget_origins(KEYS[at], KEYS[at + 1], KEYS[7], KEYS[8], other, to, 9, 9)
+    end
+    sources = redis.call('SMEMBERS', KEYS[7])
+end
+if whole ~= '' then
+    for _, key in ipairs({KEYS[4], KEYS[4] .. ':' .. ARGV[5], KEYS[4] .. ':' .. ARGV[6]}) do
+        redis.call('HDEL', key, whole)
+    end
+end
+if last > 15 then learn_tags(KEYS[2], KEYS[3], ARGV[13], ARGV[14], 16, last) end
+return {1, sources}

@@ -1,0 +1,194 @@
+//! A runner on a queue and a store in memory: tasks at which the program fails, and leases that expire meanwhile.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, Home, Lane, MessageTarget, Options, Place, Planned, RuleOptions};
+use imgsync_common::error::Class;
+use imgsync_common::event::{Observer, TaskEnd};
+use imgsync_common::image::{Company, Digest};
+use imgsync_common::queue::MemoryQueue;
+use imgsync_common::registry::ClientSettings;
+use imgsync_common::registry::credentials::Environment;
+use imgsync_common::store::{Batch, CacheScope, ManualClock, NewBatch, Sealed, SqliteStore};
+use jiff::Timestamp;
+
+use super::*;
+use crate::copy::Limits;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Calls a function with each event.
+struct Calls<F>(F);
+
+impl<F: Fn(&Event) + Send + Sync> Observer for Calls<F> {
+    fn on(&self, event: &Event) {
+        (self.0)(event);
+    }
+}
+
+struct Scene {
+    runner: Runner,
+    store: Arc<dyn Store>,
+    batch: BatchId,
+    targets: Vec<Place>,
+}
+
+impl Scene {
+    /// A batch of these tags of a layout, to another; and a runner with one slot.
+    async fn new(
+        clock: &Arc<ManualClock>,
+        folder: &Path,
+        tags: &[&str],
+        on: impl Fn(&Event) + Send + Sync + 'static,
+    ) -> Scene {
+        let queue = Arc::new(MemoryQueue::new());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
+        let end = |name: &str| format!("oci:{}", folder.join(name).display()).parse().unwrap();
+        let (source, target) = (Home::new(end("source"), "").unwrap(), Home::new(end("target"), "").unwrap());
+        let lane = Lane::anonymous(source.end().clone(), target.end().clone());
+        let (source, target) = (Arc::new(source), Arc::new(target));
+        let batch = BatchId::generate();
+        let options = Options { rules: vec![RuleOptions::default()], ..Options::default() }.encode();
+        store.create(NewBatch { id: batch, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+        let planned = |tag: &&str| Planned {
+            rule: 0,
+            source: Place { home: source.clone(), tag: tag.parse().unwrap() },
+            digest: None,
+            target: Place { home: target.clone(), tag: tag.parse().unwrap() },
+            company: Company::default(),
+        };
+        let planned: Vec<Planned> = tags.iter().map(planned).collect();
+        let tasks = planned.iter().map(|task| (task.clone(), None)).collect();
+        let sealed = Sealed { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
+        store.append(batch, sealed).await.unwrap();
+        store.seal_all(batch).await.unwrap();
+        let tickets = (0..).take(tags.len()).map(|index| Ticket { batch, run: 0, index }).collect();
+        store.published(batch, tickets).await.unwrap();
+        let messages: Vec<(Lane, Message)> = (0..)
+            .zip(&planned)
+            .map(|(index, task)| {
+                let message = Message {
+                    batch,
+                    run: 0,
+                    rule: 0,
+                    source: task.source.clone(),
+                    digest: None,
+                    listed_at: clock.now(),
+                    company: Company::default(),
+                    targets: vec![MessageTarget { index, place: task.target.clone() }],
+                };
+                (lane.clone(), message)
+            })
+            .collect();
+        assert!(queue.publish(&messages).await.unwrap().refused.is_empty());
+        let client = Client::new(ClientSettings::default(), Environment::default());
+        let copier = Copier::new(client.clone(), Limits::default());
+        let settings = Settings { name: "one".to_owned(), slots: 1, attempts: 1, others_may_reach: false };
+        let (serving, events) = (Serving::new(Allowed::default()), Events::to(Arc::new(Calls(on))));
+        let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, serving, events);
+        let targets = planned.into_iter().map(|task| task.target).collect();
+        Scene { runner, store, batch, targets }
+    }
+
+    /// Runs until the batch has ended.
+    async fn run(&self) -> Batch {
+        let stop = Stop::default();
+        let ended = async {
+            loop {
+                let batch = self.store.batch(self.batch).await.unwrap().unwrap();
+                if batch.ended_at.is_some() {
+                    stop.drain.cancel();
+                    return batch;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let (batch, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(ended, self.runner.run(&stop)) })
+            .await
+            .expect("the batch ends, and nothing runs any more");
+        batch
+    }
+}
+
+/// An image without layers, in a layout.
+fn write_layout(folder: &Path, tag: &str) -> Digest {
+    let blobs = folder.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let write = |content: String| {
+        let digest = Digest::sha256(content.as_bytes());
+        std::fs::write(blobs.join(digest.hex()), &content).unwrap();
+        (digest, content.len())
+    };
+    let (config, size) = write("{}".to_owned());
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let (manifest, its_size) = write(format!(
+        r#"{{"schemaVersion":2,"mediaType":"{kind}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":{size}}},"layers":[]}}"#
+    ));
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{kind}","digest":"{manifest}","size":{its_size},"annotations":{{"org.opencontainers.image.ref.name":"{tag}"}}}}]}}"#
+    );
+    std::fs::write(folder.join("index.json"), index).unwrap();
+    std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    manifest
+}
+
+#[tokio::test]
+async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot_and_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(Timestamp::now()));
+    // There is no source: each fails by itself, but for one that panics before it is copied and one that does after.
+    let on = |event: &Event| match event {
+        Event::TaskStarted { ticket, .. } if ticket.index == 1 => panic!("the first {} is odd", "panic"),
+        Event::TaskEnded { ticket, .. } if ticket.index == 2 => panic!("the second panic"),
+        _ => {}
+    };
+    let scene = Scene::new(&clock, folder.path(), &["v0", "v1", "v2", "v3"], on).await;
+    let batch = scene.run().await;
+    assert_eq!((batch.counts.failed, batch.counts.total), (4, 4), "{batch:?}");
+    assert_eq!(scene.runner.doing(), []);
+    let failures = scene.store.failures(scene.batch, 0, 10).await.unwrap();
+    let words: BTreeMap<u32, (Class, String, u32)> = failures
+        .into_iter()
+        .map(|failed| (failed.task.index, (failed.failure.class, failed.failure.error, failed.failure.attempts)))
+        .collect();
+    let (class, error, attempts) = &words[&1];
+    assert_eq!((*class, *attempts), (Class::Local, 1));
+    assert!(error.contains("the program failed at it: the first panic is odd"), "{error}");
+    // What panics once it is counted stays counted, as it was.
+    assert_eq!((words[&2].0, words[&3].0), (Class::NotFound, Class::NotFound), "{words:?}");
+}
+
+#[tokio::test]
+async fn a_tag_whose_lease_expires_before_it_is_recorded_is_not_recorded() {
+    let now = Timestamp::now();
+    for expires in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = write_layout(&folder.path().join("source"), "v1");
+        let (clock, ends) = (Arc::new(ManualClock::at(now)), Arc::new(Mutex::new(Vec::new())));
+        let (its_clock, its_ends) = (clock.clone(), ends.clone());
+        let on = move |event: &Event| match event {
+            // The tag is written: for the store, whose time it is, a pause follows in which the lease expires.
+            Event::ManifestPut { .. } if expires => its_clock.advance(LEASE + Duration::from_secs(1)),
+            Event::TaskEnded { end, .. } => its_ends.lock().unwrap().push(end.clone()),
+            _ => {}
+        };
+        let scene = Scene::new(&clock, folder.path(), &["v1"], on).await;
+        let batch = scene.run().await;
+        assert_eq!(batch.counts.copied, 1, "{:?}", ends.lock().unwrap());
+        assert!(matches!(ends.lock().unwrap()[..], [TaskEnd::Copied { .. }]));
+        let target = &scene.targets[0];
+        let scope = CacheScope { home: (*target.home).clone(), options: RuleOptions::default().fingerprint().into() };
+        let known = scene.store.known(&scope, std::slice::from_ref(&target.tag)).await.unwrap();
+        let written = scene.store.written(&target.home).await.unwrap();
+        match expires {
+            false => {
+                assert_eq!(known[0].as_ref().map(|known| &known.target), Some(&digest));
+                assert_eq!(written.get(&target.tag), Some(&digest));
+            }
+            true => assert_eq!((known, written.len()), (vec![None], 0)),
+        }
+    }
+}
