@@ -14,6 +14,7 @@ mod house;
 mod lead;
 mod listing_lease;
 mod listings;
+mod needed;
 mod owner;
 mod plan;
 mod provenance;

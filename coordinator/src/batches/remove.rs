@@ -1,28 +1,26 @@
 //! Removes target tags whose source is gone. Each is asked for once more at both ends before it goes; one that cannot be
-//! removed alone goes by its digest only if no other tag needs that.
+//! removed alone goes by its digest only if no other tag needs that. All under two leases, each confirmed before each
+//! request that deletes: that of the repository, so that one process removes its tags at a time, and that of the tag.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
 use imgsync_common::batch::{BatchId, Home, Place, Requests};
 use imgsync_common::config::Rule;
 use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Digest, Manifest, Tag};
+use imgsync_common::image::Tag;
 use imgsync_common::registry::{Access, Client, Context, Deleted, ManifestRef, Repository, Tally};
-use imgsync_common::store::{CacheScope, LEASE, Named, PruneOutcome, Pruned, Spent, target_tag};
+use imgsync_common::store::{CacheScope, LEASE, LeaseGuard, Leased, PruneOutcome, Pruned, Spent, removal, target_tag};
 
 use super::house::House;
+use super::needed::{Needed, Use};
 use super::prune::{Due, Pruning};
 
-/// Tags of one target repository that are asked for at a time.
-const AT_ONCE: usize = 8;
-/// In a repository with more tags than this nothing is removed by digest: it would take too long to be sure of it.
-const MOST_TAGS: usize = 5_000;
 /// Why a tag is left of which somebody else may have said that it is ours.
 const UNAUTHENTICATED: &str = "the record of where it came from was not written with this cluster.key";
-/// Indexes within indexes.
-const MAX_DEPTH: usize = 16;
+/// Why a tag is left whose lease, or that of its repository, was lost.
+const LEASE_LOST: &str = "the lease under which it was to be removed was lost: another process may be at it";
 
 /// Removes what is due, for one batch.
 pub(super) struct Remover<'a> {
@@ -37,6 +35,20 @@ pub(super) struct Remover<'a> {
 
 /// What became of a tag, and why.
 type Became = (PruneOutcome, String);
+
+/// The answers of both ends about a tag that is due.
+enum Asked {
+    /// It may go.
+    Due { is_index: bool },
+    /// It stays.
+    NotDue(Became),
+}
+
+/// A tag that is certain to go.
+struct Sure {
+    due: Due,
+    is_index: bool,
+}
 
 impl Remover<'_> {
     /// Removes what may go, and writes down what became of each. An error is the store's.
@@ -105,45 +117,94 @@ impl Remover<'_> {
         let Some((registry, path)) = home.registry() else { return Ok(()) };
         // Reading with the same access: who may only be let in to push would take a refusal for a missing tag.
         let target = self.client.repository(registry, &path, Access::Delete, self.context, &tallies.1)?;
-        let mut sure: Vec<Due> = Vec::new();
+        let lease = match self.lease(&removal(home)).await? {
+            Leased::Acquired(lease) => lease,
+            Leased::HeldBy(other) => {
+                let why = format!("{other} removes tags of this repository at the moment");
+                for due in all {
+                    self.note(rule, &due, (PruneOutcome::Left, why.clone())).await?;
+                }
+                return Ok(());
+            }
+        };
+        let mut sure: Vec<Sure> = Vec::new();
         for due in all {
             match self.is_due(&due, &target, planned, &tallies.0).await {
-                Ok(None) => sure.push(due),
-                Ok(Some(became)) => self.note(rule, &due, became).await?,
+                Ok(Asked::Due { is_index }) => sure.push(Sure { due, is_index }),
+                Ok(Asked::NotDue(became)) => self.note(rule, &due, became).await?,
                 Err(error) => self.note(rule, &due, failed(&error)).await?,
             }
         }
-        let going: BTreeSet<Tag> = sure.iter().map(|due| due.target.tag.clone()).collect();
-        let mut needed = None;
-        for due in sure {
-            if self.context.cancel.is_cancelled() {
-                break;
-            }
-            let became = match self.hold(&due.target).await? {
-                false => (PruneOutcome::Left, "another process is writing it".to_owned()),
-                true => {
-                    let removed = remove(&due, &target, &going, &mut needed).await;
-                    self.house.store.release(&target_tag(&due.target), self.holder).await?;
-                    removed.unwrap_or_else(|error| failed(&error))
+        let removed = self.remove_all(rule, (&target, home), sure, &lease).await;
+        lease.release().await;
+        removed
+    }
+
+    /// Removes tags that are certain to go, those of one digest together. Indexes go first: what one lists is needed by
+    /// nobody else once it is gone.
+    async fn remove_all(
+        &self,
+        rule: usize,
+        (target, home): (&Repository, &Arc<Home>),
+        mut sure: Vec<Sure>,
+        lease: &LeaseGuard,
+    ) -> Result<()> {
+        sure.sort_by(|a, b| (b.is_index, &a.due.digest).cmp(&(a.is_index, &b.due.digest)));
+        let tag_of = |sure: &Sure| sure.due.target.tag.clone();
+        let mut going: BTreeSet<Tag> = sure.iter().map(tag_of).collect();
+        let mut needed = Needed::default();
+        for (at, group) in sure.chunk_by(|a, b| a.due.digest == b.due.digest).scan(0, |at, group| {
+            *at += group.len();
+            Some((*at, group))
+        }) {
+            let mut leased = Vec::new();
+            for Sure { due, .. } in group {
+                match self.lease(&target_tag(&due.target)).await? {
+                    Leased::Acquired(tag_lease) => leased.push((due, tag_lease)),
+                    Leased::HeldBy(_) => {
+                        going.remove(&due.target.tag);
+                        self.note(rule, due, (PruneOutcome::Left, "another process is writing it".to_owned())).await?;
+                    }
                 }
-            };
-            if became.0 == PruneOutcome::Removed {
-                self.forget(rule, &due).await?;
             }
-            self.note(rule, &due, became).await?;
+            // An index may list another one that goes later, or not.
+            let later: Vec<Tag> = sure[at..].iter().filter(|other| other.is_index).map(tag_of).collect();
+            for (due, tag_lease) in &leased {
+                if self.context.cancel.is_cancelled() {
+                    return Ok(());
+                }
+                let going_now = going.iter().filter(|tag| !later.contains(tag)).cloned().collect();
+                let leases = [lease, tag_lease];
+                let removed = self.remove(due, (target, home), leases, (&going_now, &mut needed)).await;
+                let became = removed.unwrap_or_else(|error| failed(&error));
+                match became.0 {
+                    PruneOutcome::Removed => self.forget(rule, due).await?,
+                    _ => _ = going.remove(&due.target.tag),
+                }
+                self.note(rule, due, became).await?;
+            }
+            for (_, tag_lease) in leased {
+                tag_lease.release().await;
+            }
         }
         Ok(())
     }
 
-    /// Whether it still is ours and still is missing: then none.
+    /// Asks for a lease that nobody shares with this batch in this process.
+    async fn lease(&self, name: &str) -> Result<Leased> {
+        let holder = format!("{}/{}/removal", self.holder, self.batch);
+        LeaseGuard::try_acquire(self.house.store.clone(), name, &holder, LEASE).await
+    }
+
+    /// Whether it still is ours and still is missing.
     async fn is_due(
         &self,
         due: &Due,
         target: &Repository,
         planned: &HashSet<Place>,
         tally: &Arc<Tally>,
-    ) -> Result<Option<Became>> {
-        let left = |why: &str| Ok(Some((PruneOutcome::Left, why.to_owned())));
+    ) -> Result<Asked> {
+        let left = |why: &str| Ok(Asked::NotDue((PruneOutcome::Left, why.to_owned())));
         if planned.contains(&due.target) {
             return left("another image is copied there by now");
         }
@@ -154,9 +215,8 @@ impl Remover<'_> {
             return left("the source has it all the same, though it does not list it");
         }
         let there = target.manifest_head(&ManifestRef::Tag(due.target.tag.clone())).await?;
-        let is_ours = there.as_ref().is_some_and(|head| head.digest == due.digest);
-        if is_ours {
-            return Ok(None);
+        if let Some(head) = there.as_ref().filter(|head| head.digest == due.digest) {
+            return Ok(Asked::Due { is_index: !head.media_type.is_manifest() });
         }
         // Whoever moved it or removed it: it is not ours any more.
         self.house.store.forget_origins(&due.source.home, std::slice::from_ref(&due.target)).await?;
@@ -164,12 +224,6 @@ impl Remover<'_> {
             Some(head) => left(&format!("it was written by hand: it is {} now", head.digest)),
             None => left("it is gone already"),
         }
-    }
-
-    /// Takes the tag for this process alone, as who writes it does.
-    async fn hold(&self, target: &Place) -> Result<bool> {
-        let named = self.house.store.acquire(&target_tag(target), self.holder, LEASE).await?;
-        Ok(matches!(named, Named::Yours { .. }))
     }
 
     async fn forget(&self, rule: usize, due: &Due) -> Result<()> {
@@ -193,6 +247,72 @@ impl Remover<'_> {
         };
         self.house.store.note_pruned(self.batch, line).await
     }
+
+    /// Removes a tag that is certain to go; `going` are the tags of the repository that go, too, and `needed` what the others
+    /// need, as far as that was looked for.
+    async fn remove(
+        &self,
+        due: &Due,
+        (target, home): (&Repository, &Arc<Home>),
+        leases: [&LeaseGuard; 2],
+        (going, needed): (&BTreeSet<Tag>, &mut Needed),
+    ) -> Result<Became> {
+        let tag = ManifestRef::Tag(due.target.tag.clone());
+        let removed = || (PruneOutcome::Removed, String::new());
+        let lost = || Ok((PruneOutcome::Left, LEASE_LOST.to_owned()));
+        // It may have been moved since it was looked at.
+        match target.manifest_head(&tag).await? {
+            None => return Ok(removed()),
+            Some(head) if head.digest != due.digest => {
+                return Ok((PruneOutcome::Left, format!("it was written by hand: it is {} now", head.digest)));
+            }
+            Some(_) => {}
+        }
+        let Some(deleted) = under(leases, target.manifest_delete(&tag)).await? else { return lost() };
+        let alone = match deleted {
+            Deleted::Done | Deleted::Missing if target.manifest_head(&tag).await?.is_none() => return Ok(removed()),
+            Deleted::Done => {
+                let tried = format!("deleting {}", due.target);
+                return Err(Error::new(Class::BadAnswer, tried, "the registry took that, and the tag is still there"));
+            }
+            Deleted::Missing => None,
+            Deleted::Unsupported(error) => Some(error),
+        };
+        match needed.find_use(&due.digest, &*self.house.store, (target, home), going).await? {
+            Some(Use::Tag(user)) => {
+                let why = format!("the registry removes no tag alone, and the tag {user} needs the same image");
+                return Ok((PruneOutcome::Left, why));
+            }
+            Some(Use::Writing(lease)) => {
+                let why = format!("the registry removes no tag alone, and another one is being written ({lease})");
+                return Ok((PruneOutcome::Left, why));
+            }
+            None => {}
+        }
+        let digest = ManifestRef::Digest(due.digest.clone());
+        let Some(deleted) = under(leases, target.manifest_delete(&digest)).await? else { return lost() };
+        match deleted {
+            Deleted::Done | Deleted::Missing if target.manifest_head(&tag).await?.is_none() => Ok(removed()),
+            Deleted::Done | Deleted::Missing => {
+                let tried = format!("deleting {}", due.target);
+                Err(Error::new(Class::BadAnswer, tried, "the registry removed its digest, and the tag is still there"))
+            }
+            Deleted::Unsupported(error) => {
+                let hint = "the registry deletes nothing: allow it there (distribution: storage.delete.enabled), or leave `prune` out";
+                Err(alone.unwrap_or(error).hint(hint))
+            }
+        }
+    }
+}
+
+/// Makes a request that deletes, if these leases are confirmed, and stops when one is lost: then none.
+async fn under<T>(leases: [&LeaseGuard; 2], delete: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    for lease in leases {
+        if !lease.confirm(Duration::ZERO).await? {
+            return Ok(None);
+        }
+    }
+    leases[0].run(leases[1].run(delete)).await.flatten().transpose()
 }
 
 fn failed(error: &Error) -> Became {
@@ -201,106 +321,4 @@ fn failed(error: &Error) -> Became {
         None => error.to_string(),
     };
     (PruneOutcome::Failed, words)
-}
-
-/// Removes a tag that is certain to go; `going` are all such tags of the repository, and `needed` what the others need, once
-/// that was looked for.
-async fn remove(
-    due: &Due,
-    target: &Repository,
-    going: &BTreeSet<Tag>,
-    needed: &mut Option<HashMap<Digest, Tag>>,
-) -> Result<Became> {
-    let tag = ManifestRef::Tag(due.target.tag.clone());
-    let removed = || (PruneOutcome::Removed, String::new());
-    // It may have been moved since it was looked at.
-    match target.manifest_head(&tag).await? {
-        None => return Ok(removed()),
-        Some(head) if head.digest != due.digest => {
-            return Ok((PruneOutcome::Left, format!("it was written by hand: it is {} now", head.digest)));
-        }
-        Some(_) => {}
-    }
-    let alone = match target.manifest_delete(&tag).await? {
-        Deleted::Done | Deleted::Missing if target.manifest_head(&tag).await?.is_none() => return Ok(removed()),
-        Deleted::Done => {
-            let tried = format!("deleting {}", due.target);
-            return Err(Error::new(Class::BadAnswer, tried, "the registry took that, and the tag is still there"));
-        }
-        Deleted::Missing => None,
-        Deleted::Unsupported(error) => Some(error),
-    };
-    if needed.is_none() {
-        *needed = Some(needed_by_others(target, going).await?);
-    }
-    if let Some(user) = needed.as_ref().and_then(|needed| needed.get(&due.digest)) {
-        let why = format!("the registry removes no tag alone, and the tag {user} needs the same image");
-        return Ok((PruneOutcome::Left, why));
-    }
-    match target.manifest_delete(&ManifestRef::Digest(due.digest.clone())).await? {
-        Deleted::Done | Deleted::Missing if target.manifest_head(&tag).await?.is_none() => Ok(removed()),
-        Deleted::Done | Deleted::Missing => {
-            let tried = format!("deleting {}", due.target);
-            Err(Error::new(Class::BadAnswer, tried, "the registry removed its digest, and the tag is still there"))
-        }
-        Deleted::Unsupported(error) => {
-            let hint = "the registry deletes nothing: allow it there (distribution: storage.delete.enabled), or leave `prune` out";
-            Err(alone.unwrap_or(error).hint(hint))
-        }
-    }
-}
-
-/// What the tags of a repository need that do not go: each digest with one of the tags that need it.
-async fn needed_by_others(target: &Repository, going: &BTreeSet<Tag>) -> Result<HashMap<Digest, Tag>> {
-    let tried = format!("looking what the tags of {}/{} need", target.registry(), target.name());
-    let mut tags: Vec<Tag> = Vec::new();
-    let mut pages = target.tags();
-    while let Some(page) = pages.next_page().await? {
-        for name in page.tags {
-            let tag = name.parse::<Tag>().map_err(|error| Error::new(Class::BadAnswer, &tried, error.to_string()))?;
-            if !going.contains(&tag) {
-                tags.push(tag);
-            }
-        }
-        if tags.len() > MOST_TAGS {
-            let detail = format!("it has more than {MOST_TAGS} tags, and deletes by digest only");
-            return Err(Error::new(Class::Unsupported, &tried, detail).hint("remove the tag there by hand"));
-        }
-    }
-    let found: Vec<Vec<(Digest, Tag)>> = futures_util::stream::iter(tags)
-        .map(|tag| async move {
-            let digests = needed_by(target, &ManifestRef::Tag(tag.clone())).await?;
-            Ok::<_, Error>(digests.into_iter().map(|digest| (digest, tag.clone())).collect())
-        })
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await?;
-    Ok(found.into_iter().flatten().collect())
-}
-
-/// The manifests that a tag needs: its own, and those below an index.
-async fn needed_by(target: &Repository, tag: &ManifestRef) -> Result<Vec<Digest>> {
-    let Some(head) = target.manifest_head(tag).await? else { return Ok(Vec::new()) };
-    let mut needed = vec![head.digest.clone()];
-    if head.media_type.is_manifest() {
-        return Ok(needed);
-    }
-    let mut open = vec![(head.digest, true, 0)];
-    while let Some((digest, is_manifest, depth)) = open.pop() {
-        let manifest: Manifest = match target.manifest_get(&ManifestRef::Digest(digest.clone())).await {
-            Ok(manifest) => manifest,
-            // A blob needs no manifest. Registries have errors of their own for one that is asked for as a manifest.
-            Err(_) if !is_manifest && target.blob_head(&digest).await? => continue,
-            // What it lists and does not have, nobody needs any more; what is of an old kind lists nothing.
-            Err(error) if matches!(error.class(), Class::NotFound | Class::Unsupported) => continue,
-            Err(error) => return Err(error),
-        };
-        for child in manifest.children() {
-            needed.push(child.digest.clone());
-            if !child.media_type.is_manifest() && depth < MAX_DEPTH {
-                open.push((child.digest.clone(), child.media_type.names_a_manifest(), depth + 1));
-            }
-        }
-    }
-    Ok(needed)
 }

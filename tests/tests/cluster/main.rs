@@ -9,6 +9,7 @@ mod fleet;
 mod flight;
 mod keep;
 mod lanes;
+mod leases;
 mod messages;
 mod moves;
 mod outages;

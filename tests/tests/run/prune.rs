@@ -1,11 +1,15 @@
 //! `prune`: what a rule made is removed when its source is gone, and nothing else ever is.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use imgsync_tests::FaultRegistry;
-use imgsync_tests::fault::{Action, Habits, Kind, Match};
-use imgsync_tests::images::{self, Image};
+use imgsync_tests::fault::{Action, Habits, Kind, Match, Record};
+use imgsync_tests::images::{self, Blob, Image};
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::servers::{Auth, DockerRegistry, Options};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::whole::{configured, run};
 
@@ -17,6 +21,9 @@ fn image(name: &str) -> Image {
 fn rule(source: &str, target: &str, prune: &str) -> Imgsync {
     configured(&format!("rules:\n- {{from: {source}/team/app, to: {target}/m, name: basename, {prune}}}\n"))
 }
+
+/// More than enough for what should not take long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const AT_ONCE: &str = "prune: {keep_days: 0, limit: 50%}";
 
@@ -354,4 +361,77 @@ async fn a_tag_that_another_source_gives_now_stays() {
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(pruned(&json), is("left", "1"), "{json}");
     target.assert_holds("m/app", "1", &image("same"));
+}
+
+/// A target that deletes by digest only, two tags of which go, and one that stays; the digests of those that go are in the
+/// order in which they are deleted.
+async fn two_of_three(stays: &Image) -> (FaultRegistry, FaultRegistry, Imgsync, [(&'static str, Image); 2]) {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let mut going = [("1", image("1")), ("2", image("2"))];
+    for (tag, image) in &going {
+        source.push("team/app", tag, image);
+    }
+    source.push("team/app", "stays", stays);
+    let program = rule(&source.host(), &target.host(), "prune: {keep_days: 0, limit: 2}");
+    run(&program, &[]).await.assert_code(0);
+    let is_tag = |request: &Record| !request.reference.as_deref().unwrap_or_default().contains(':');
+    target.on(Match::kind(Kind::ManifestDelete).when(is_tag)).always().act(Action::error(405, "UNSUPPORTED"));
+    for (tag, _) in &going {
+        source.delete_tag("team/app", tag);
+    }
+    target.clear_requests();
+    going.sort_by(|(_, a), (_, b)| a.root.cmp(&b.root));
+    (source, target, program, going)
+}
+
+#[tokio::test]
+async fn a_tag_pushed_between_the_look_and_the_delete_keeps_its_manifest() {
+    let (_source, target, program, [(first, image), (second, needed)]) = two_of_three(&image("stays")).await;
+    // The tags are looked at; then the first digest is about to be deleted.
+    let gate = Arc::new(Semaphore::new(0));
+    target.on(Match::kind(Kind::ManifestDelete).reference(&image.root)).act(Action::Gate(gate.clone()));
+    let mut running = program.again().args(["run", "--json"]).spawn();
+    let is_asked = |target: &FaultRegistry| deletions(target).contains(&image.root);
+    target.wait_until(is_asked, PATIENCE).await;
+    target.move_tag("m/app", "pushed", &needed.root);
+    target.clear_requests();
+    gate.add_permits(1);
+    let json = running.wait().await.assert_code(0).json();
+    let mut became = pruned(&json);
+    became.sort();
+    assert_eq!(became, [("left".into(), second.to_owned()), ("removed".into(), first.to_owned())], "{json}");
+    assert!(json.to_string().contains("the tag pushed needs the same image"), "{json}");
+    assert_eq!(deletions(&target), [second], "by its tag alone, which the target does not do");
+    target.assert_holds("m/app", "pushed", &needed);
+    // What was looked at once is not asked for again.
+    let asked = |tag: &str| {
+        target.count_where(|request| request.kind == Kind::ManifestHead && request.reference.as_deref() == Some(tag))
+    };
+    assert_eq!((asked("stays"), asked("pushed")), (0, 1));
+}
+
+#[tokio::test]
+async fn blobs_that_an_index_lists_are_no_reason_to_keep_or_to_fail() {
+    // As the caches of builds are: an index of layers, of which some registries say odd things when asked for manifests.
+    let cache = Image::index("prune-cache")
+        .blob("application/vnd.oci.image.layer.v1.tar+gzip", Blob::synthetic("prune-cache-layer", 1_000))
+        .blob("application/vnd.buildkit.cacheconfig.v0", Blob::synthetic("prune-cache-config", 100))
+        .child(&image("below"), "linux/amd64")
+        .build();
+    let (_source, target, program, going) = two_of_three(&cache).await;
+    let layers: Vec<String> = cache.children().iter().map(|child| child.to_string()).collect();
+    target
+        .on(Match::kind(Kind::ManifestGet)
+            .when(move |request| request.reference.as_ref().is_some_and(|asked| layers.contains(asked))))
+        .always()
+        .act(Action::error(400, "MANIFEST_INVALID"));
+    // One more that goes is what the index lists.
+    let json = run(&program, &[]).await.assert_code(0).json();
+    let mut became = pruned(&json);
+    became.sort();
+    assert_eq!(became, [("removed".into(), "1".to_owned()), ("removed".into(), "2".to_owned())], "{json}");
+    for (_, image) in &going {
+        assert!(deletions(&target).contains(&image.root));
+    }
+    target.assert_holds("m/app", "stays", &cache);
 }

@@ -77,6 +77,7 @@ impl Scene {
                     source: task.source.clone(),
                     digest: None,
                     listed_at: clock.now(),
+                    priority: Default::default(),
                     company: Company::default(),
                     targets: vec![MessageTarget { index, place: task.target.clone() }],
                 };

@@ -1,0 +1,140 @@
+//! Which manifests the tags of a target repository need: where a registry deletes by digest only, none of them may go.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use imgsync_common::batch::{Home, Place};
+use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::image::{Digest, Manifest, Tag};
+use imgsync_common::registry::{ManifestRef, Repository};
+use imgsync_common::store::{Store, target_tag};
+
+/// Tags that are asked for at a time.
+const AT_ONCE: usize = 8;
+/// In a repository with more tags than this nothing is deleted by digest: it would take too long to be sure of it.
+const MAX_TAGS: usize = 5_000;
+/// Indexes within indexes.
+const MAX_DEPTH: usize = 16;
+
+/// What the tags of one repository need, as of the last look.
+#[derive(Default)]
+pub(super) struct Needed {
+    /// The manifests that each tag needs, its own first.
+    tags: HashMap<Tag, Vec<Digest>>,
+    /// What the store said was written under the tags.
+    written: HashMap<Tag, Digest>,
+}
+
+/// Why a digest may not be deleted.
+pub(super) enum Use {
+    /// This tag needs it.
+    Tag(Tag),
+    /// A tag is being written, which may need it: the name of its lease.
+    Writing(String),
+}
+
+impl Needed {
+    /// Looks at the repository once more, and says who uses a digest. Tags are listed; those that are new are asked for, and
+    /// those that were written since the last look. `going` are not asked for: they are about to be deleted.
+    pub(super) async fn find_use(
+        &mut self,
+        digest: &Digest,
+        store: &dyn Store,
+        (target, home): (&Repository, &Arc<Home>),
+        going: &BTreeSet<Tag>,
+    ) -> Result<Option<Use>> {
+        let first = self.tags.is_empty();
+        if first {
+            // Before the listing: what is written from now on differs from it.
+            self.written = store.written(home).await?;
+        }
+        let listed = list(target, going).await?;
+        self.tags.retain(|tag, _| listed.contains(tag));
+        let new: Vec<Tag> = listed.iter().filter(|tag| !self.tags.contains_key(*tag)).cloned().collect();
+        self.ask(target, new).await?;
+        if let Some(user) = self.user_of(digest) {
+            return Ok(Some(Use::Tag(user)));
+        }
+        let lease = |tag: &Tag| target_tag(&Place { home: home.clone(), tag: tag.clone() });
+        let leases: Vec<String> = listed.iter().map(lease).collect();
+        if let Some((name, _)) = store.first_held(&leases).await? {
+            return Ok(Some(Use::Writing(name)));
+        }
+        // Whoever has written since holds its lease or has recorded it.
+        let written = store.written(home).await?;
+        let since = listed.iter().filter(|tag| written.get(*tag) != self.written.get(*tag)).cloned().collect();
+        self.written = written;
+        self.ask(target, since).await?;
+        Ok(self.user_of(digest).map(Use::Tag))
+    }
+
+    fn user_of(&self, digest: &Digest) -> Option<Tag> {
+        self.tags.iter().find(|(_, needed)| needed.contains(digest)).map(|(tag, _)| tag.clone())
+    }
+
+    /// Asks what these tags need.
+    async fn ask(&mut self, target: &Repository, tags: Vec<Tag>) -> Result<()> {
+        let known = &self.tags;
+        let found: Vec<(Tag, Vec<Digest>)> = futures_util::stream::iter(tags)
+            .map(|tag| async move {
+                let needed = needed_by(target, &tag, known.get(&tag)).await?;
+                Ok::<_, Error>((tag, needed))
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await?;
+        self.tags.extend(found);
+        Ok(())
+    }
+}
+
+/// The tags of a repository that do not go.
+async fn list(target: &Repository, going: &BTreeSet<Tag>) -> Result<BTreeSet<Tag>> {
+    let tried = format!("looking what the tags of {}/{} need", target.registry(), target.name());
+    let mut tags = BTreeSet::new();
+    let mut pages = target.tags();
+    while let Some(page) = pages.next_page().await? {
+        for name in page.tags {
+            let tag = name.parse::<Tag>().map_err(|error| Error::new(Class::BadAnswer, &tried, error.to_string()))?;
+            if !going.contains(&tag) {
+                tags.insert(tag);
+            }
+        }
+        if tags.len() > MAX_TAGS {
+            let detail = format!("it has more than {MAX_TAGS} tags, and deletes by digest only");
+            return Err(Error::new(Class::Unsupported, &tried, detail).hint("remove the tag there by hand"));
+        }
+    }
+    Ok(tags)
+}
+
+/// The manifests that a tag needs: its own, and those below an index. `known` is what it needed before.
+async fn needed_by(target: &Repository, tag: &Tag, known: Option<&Vec<Digest>>) -> Result<Vec<Digest>> {
+    let Some(head) = target.manifest_head(&ManifestRef::Tag(tag.clone())).await? else { return Ok(Vec::new()) };
+    if let Some(known) = known.filter(|known| known.first() == Some(&head.digest)) {
+        return Ok(known.clone());
+    }
+    let mut needed = vec![head.digest.clone()];
+    if head.media_type.is_manifest() {
+        return Ok(needed);
+    }
+    let mut open = vec![(head.digest, true, 0)];
+    while let Some((digest, is_manifest, depth)) = open.pop() {
+        let manifest: Manifest = match target.manifest_get(&ManifestRef::Digest(digest.clone())).await {
+            Ok(manifest) => manifest,
+            // A blob needs no manifest. Registries have errors of their own for one that is asked for as a manifest.
+            Err(_) if !is_manifest && target.blob_head(&digest).await? => continue,
+            // What it lists and does not have, nobody needs any more; what is of an old kind lists nothing.
+            Err(error) if matches!(error.class(), Class::NotFound | Class::Unsupported) => continue,
+            Err(error) => return Err(error),
+        };
+        for child in manifest.children() {
+            needed.push(child.digest.clone());
+            if !child.media_type.is_manifest() && depth < MAX_DEPTH {
+                open.push((child.digest.clone(), child.media_type.names_a_manifest(), depth + 1));
+            }
+        }
+    }
+    Ok(needed)
+}

@@ -1,0 +1,227 @@
+//! Owners of leases that were paused for longer than their term: whose tag it is by then is decided by the store, and by the
+//! time of the store. The paused one puts, records and deletes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::batch::{Home, Place};
+use imgsync_common::store::{Leases as _, Named, Origins as _, RedisOptions, RedisStore, removal, target_tag};
+use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::images::{self, Image};
+use imgsync_tests::program::{Running, Signal};
+use tokio::sync::Semaphore;
+
+use crate::scene::{PATIENCE, Scene, until};
+use crate::store::secret;
+
+/// How long the test holds what it has taken from a paused owner.
+const HELD: Duration = Duration::from_secs(600);
+
+async fn open(scene: &Scene) -> RedisStore {
+    RedisStore::connect(&secret(&scene.cluster.store.url()), RedisOptions::default()).await.unwrap()
+}
+
+fn home(registry: &FaultRegistry, path: &str) -> Arc<Home> {
+    Arc::new(Home::new(registry.host().parse().unwrap(), path).unwrap())
+}
+
+fn place(registry: &FaultRegistry, path: &str, tag: &str) -> Place {
+    Place { home: home(registry, path), tag: tag.parse().unwrap() }
+}
+
+async fn holder_of(store: &RedisStore, name: &str) -> Option<String> {
+    store.first_held(&[name.to_owned()]).await.unwrap().map(|(_, holder)| holder)
+}
+
+/// Waits until a lease that somebody holds has expired, and acquires it.
+async fn take_over(store: &RedisStore, name: &str, by: &str) {
+    let paused = holder_of(store, name).await.expect("the paused one holds it");
+    assert_ne!(paused, by);
+    let taken = async {
+        while let Named::Others { .. } = store.acquire(name, by, HELD).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken).await.expect("a lease that nobody renews expires");
+}
+
+/// A worker whose leases last for six seconds.
+async fn worker(scene: &Scene) -> Running {
+    let broker = format!("{}?heartbeat=5", scene.cluster.broker.url());
+    let worker = scene.cluster.worker("").env("IMGSYNC_BROKER", broker).args(["--lease", "6"]).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker
+}
+
+/// A target tag that is about to move, and a worker that waits at the target while it is at it: with its lease, at the
+/// request that is given.
+async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<Semaphore>) {
+    let mut scene = Scene::new(1, 0).await;
+    scene.config = scene.config.replace("name: keep", "name: keep, backup: '{{tag}}-before'");
+    assert!(scene.config.contains("backup"), "{}", scene.config);
+    let image = images::single("leases-new");
+    scene.source.push("r00", "moves", &image);
+    scene.images.push(("r00".to_owned(), "moves".to_owned(), image));
+    scene.target.push("m/r00", "moves", &images::single("leases-old"));
+    let gate = Arc::new(Semaphore::new(0));
+    let hits = scene.target.on(Match::kind(kind).reference("moves")).act(Action::Gate(gate.clone()));
+    let store = open(&scene).await;
+    let worker = worker(&scene).await;
+    let run = scene.run();
+    until("the worker waits at the target", PATIENCE, || hits.hits() > 0).await;
+    worker.signal(Signal::STOP);
+    (scene, store, worker, run, gate)
+}
+
+/// Whether a worker says that it has stopped at the tag.
+fn has_let_go(line: &str) -> bool {
+    line.contains(":moves") && (line.contains("gave back ") || line.contains("lease of the target tag was lost"))
+}
+
+/// What is remembered of target tags.
+async fn remembered(scene: &Scene) -> String {
+    scene.cluster.imgsync(&scene.config).args(["cache", "export"]).run().await.assert_code(0).stdout
+}
+
+#[tokio::test]
+async fn a_worker_paused_before_its_tag_does_not_put_it_once_the_lease_is_anothers() {
+    // It keeps what the tag is: after it has acquired the lease, before it puts the tag.
+    let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestGet).await;
+    let name = target_tag(&place(&scene.target, "m/r00", "moves"));
+    take_over(&store, &name, "another").await;
+    gate.add_permits(1);
+    worker.signal(Signal::CONT);
+    worker.wait_for_line(has_let_go, PATIENCE).await;
+    let puts = scene.target.requests_of(Kind::ManifestPut);
+    let tags: Vec<_> = puts.iter().filter(|put| !put.reference.as_deref().unwrap_or_default().contains(':')).collect();
+    assert!(tags.is_empty(), "{tags:?}");
+    scene.target.assert_holds("m/r00", "moves", &images::single("leases-old"));
+    assert_eq!(holder_of(&store, &name).await.as_deref(), Some("another"), "nor does it release what is another's");
+    // Once the tag is free it is put, once.
+    store.release(&name, "another").await.unwrap();
+    scene.assert_ended_whole(&run.wait().await);
+    assert_eq!((scene.puts("r00", "moves"), scene.puts("r00", "moves-before")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_worker_paused_while_its_tag_is_put_does_not_record_it_once_the_lease_is_anothers() {
+    let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestPut).await;
+    let name = target_tag(&place(&scene.target, "m/r00", "moves"));
+    take_over(&store, &name, "another").await;
+    // The registry carries it out; what another has made of the tag since is not the paused one's to say.
+    gate.add_permits(1);
+    worker.signal(Signal::CONT);
+    worker.wait_for_line(has_let_go, PATIENCE).await;
+    assert!(!remembered(&scene).await.contains("moves"));
+    assert!(store.written(&home(&scene.target, "m/r00")).await.unwrap().is_empty());
+    store.release(&name, "another").await.unwrap();
+    scene.assert_ended_whole(&run.wait().await);
+    assert!(remembered(&scene).await.contains("moves"));
+}
+
+/// Two tags that are removed, in the order in which they are, of a target that deletes by digest.
+async fn removing(scene: &Scene) -> ([(&'static str, Image); 2], String, Vec<Running>) {
+    let mut going = [("1", images::single("leases-1")), ("2", images::single("leases-2"))];
+    for (tag, image) in &going {
+        scene.source.push("app", tag, image);
+    }
+    scene.source.push("app", "stays", &images::single("leases-stays"));
+    let config = format!(
+        "rules:\n- {{from: {}/app, to: {}/m, name: keep, prune: {{keep_days: 0, limit: 2}}}}\n",
+        scene.source.host(),
+        scene.target.host()
+    );
+    let workers = scene.cluster.workers(1, 4).await;
+    scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
+    going.iter().for_each(|(tag, _)| scene.source.delete_tag("app", tag));
+    let is_tag =
+        |request: &imgsync_tests::fault::Record| !request.reference.as_deref().unwrap_or_default().contains(':');
+    let by_tag = Match::kind(Kind::ManifestDelete).when(is_tag);
+    scene.target.on(by_tag).always().act(Action::error(405, "UNSUPPORTED"));
+    scene.target.clear_requests();
+    going.sort_by(|(_, a), (_, b)| a.root.cmp(&b.root));
+    (going, config, workers)
+}
+
+fn deleted(target: &FaultRegistry) -> Vec<String> {
+    let deletes = target.requests_of(Kind::ManifestDelete).into_iter();
+    deletes.filter(|request| request.status == Some(202)).filter_map(|request| request.reference).collect()
+}
+
+#[tokio::test]
+async fn a_coordinator_paused_while_it_removes_tags_deletes_no_more_once_the_lease_is_anothers() {
+    let scene = Scene::new(1, 0).await;
+    let (going, config, _workers) = removing(&scene).await;
+    let store = open(&scene).await;
+    // It is at the second of two, and has made sure that nothing needs it.
+    let (tag, image) = &going[1];
+    let gate = Arc::new(Semaphore::new(0));
+    let head = Match::kind(Kind::ManifestHead).reference(tag);
+    let hits = scene.target.on(head).skip(1).act(Action::Gate(gate.clone()));
+    let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    until("it looks at the tag once more", PATIENCE, || hits.hits() > 0).await;
+    run.signal(Signal::STOP);
+    take_over(&store, &removal(&home(&scene.target, "m/app")), "another").await;
+    gate.add_permits(1);
+    run.signal(Signal::CONT);
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!(deleted(&scene.target), [going[0].1.root.clone()], "{json}");
+    scene.target.assert_holds("m/app", tag, image);
+    let lines: Vec<(&str, bool)> = json["pruned"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| {
+            (line["outcome"].as_str().unwrap(), line["reason"].as_str().is_some_and(|why| why.contains("lease")))
+        })
+        .collect();
+    assert_eq!(lines, [("removed", false), ("left", true)], "{json}");
+}
+
+#[tokio::test]
+async fn a_lease_lost_midway_stops_the_deletes() {
+    let scene = Scene::new(1, 0).await;
+    let (going, config, _workers) = removing(&scene).await;
+    let store = open(&scene).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let first = Match::kind(Kind::ManifestDelete).reference(&going[0].1.root);
+    let hits = scene.target.on(first).act(Action::Gate(gate.clone()));
+    let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    until("the first is deleted", PATIENCE, || hits.hits() > 0).await;
+    // As after a failover in which the store lost its latest writes.
+    let name = removal(&home(&scene.target, "m/app"));
+    let holder = holder_of(&store, &name).await.expect("it is removing tags");
+    store.release(&name, &holder).await.unwrap();
+    assert!(matches!(store.acquire(&name, "another", HELD).await.unwrap(), Named::Yours { .. }));
+    gate.add_permits(1);
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!(deleted(&scene.target), [going[0].1.root.clone()], "{json}");
+    scene.target.assert_holds("m/app", going[1].0, &going[1].1);
+    assert!(json.to_string().contains("was lost"), "{json}");
+}
+
+#[tokio::test]
+async fn a_tag_that_another_run_has_moved_since_the_look_keeps_its_manifest() {
+    let scene = Scene::new(1, 0).await;
+    let (going, config, _workers) = removing(&scene).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let first = Match::kind(Kind::ManifestDelete).reference(&going[0].1.root);
+    let hits = scene.target.on(first).act(Action::Gate(gate.clone()));
+    let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
+    until("the tags are looked at, and the first is deleted", PATIENCE, || hits.hits() > 0).await;
+    // A tag that stays becomes what is to be deleted next: its name is not new.
+    scene.source.push("other/app", "stays", &going[1].1);
+    let other = format!(
+        "rules:\n- {{from: {}/other/app, to: {}/m, name: basename}}\n",
+        scene.source.host(),
+        scene.target.host()
+    );
+    scene.cluster.imgsync(&other).args(["run", "--json", "--force"]).run().await.assert_code(0);
+    scene.target.assert_holds("m/app", "stays", &going[1].1);
+    gate.add_permits(1);
+    let json = run.wait().await.assert_code(0).json();
+    assert_eq!(deleted(&scene.target), [going[0].1.root.clone()], "{json}");
+    assert!(json.to_string().contains("the tag stays needs the same image"), "{json}");
+    scene.target.assert_holds("m/app", "stays", &going[1].1);
+    scene.target.assert_holds("m/app", going[1].0, &going[1].1);
+}
