@@ -2,6 +2,7 @@
 //! goes wrong and what is going on.
 
 pub mod batch;
+pub(crate) mod canonical;
 pub mod caught;
 pub mod config;
 pub mod error;

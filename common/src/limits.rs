@@ -83,6 +83,12 @@ fn of_configurations() -> Vec<Limit> {
             config::MAX_SHOWN as u64,
             "the others are counted",
         ),
+        Limit::count(
+            Security,
+            "characters of a rule's name",
+            config::MAX_RULE_NAME as u64,
+            "the configuration is refused",
+        ),
     ]
 }
 

@@ -100,7 +100,7 @@ impl Style {
                 1 => return Err(refuse("Docker Hub takes NAMESPACE/NAME: let `to` be docker.io/NAMESPACE".to_owned())),
                 levels => {
                     return Err(refuse(format!(
-                        "Docker Hub takes NAMESPACE/NAME, two levels and not {levels} (`name: flat` makes one of any path)"
+                        "Docker Hub takes NAMESPACE/NAME, two levels and not {levels} (`naming: flat` makes one of any path)"
                     )));
                 }
             }

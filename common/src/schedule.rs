@@ -10,8 +10,11 @@ use croner::{CivilDate, CivilDateTime, CivilTime, Cron, CronDateTime, Resolution
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp, ZonedDateTime};
-use sha2::{Digest as _, Sha256};
 
+use crate::canonical::Canonical;
+
+/// What is hashed for the delay of a run, and the version of its form.
+const JITTER: &str = "imgsync jitter 1";
 /// No pattern is looked for beyond this many times that do not count.
 const MOST_LOOKED_AT: usize = 1_000;
 
@@ -140,8 +143,8 @@ impl Schedule {
     }
 
     fn delay(&self, name: &str, nominal: Timestamp) -> SignedDuration {
-        let hash = Sha256::digest(format!("{name} {nominal}"));
-        let part = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let hash = Canonical::default().field(1, name).number(2, nominal.as_second()).digest(JITTER);
+        let part = u32::from_str_radix(&hash.hex()[..8], 16).unwrap_or_default();
         let delay = self.jitter.as_secs_f64() * f64::from(part) / f64::from(u32::MAX);
         SignedDuration::from_secs(delay as i64)
     }
@@ -289,6 +292,8 @@ mod tests {
         let of = |name: &str| schedule.after(last, name).unwrap();
         assert_eq!(of("a"), of("a"));
         assert_ne!(of("a"), of("b"));
+        let delay = of("a").at.duration_since(of("a").nominal).as_secs();
+        assert_eq!(delay, 458, "programs of several versions agree");
         for name in ["a", "b", "c"] {
             let delay = of(name).at.duration_since(of(name).nominal);
             assert!((0..=600).contains(&delay.as_secs()), "{delay}");

@@ -40,7 +40,7 @@ async fn unchanged(google: bool) {
         true => format!("- from: {}/p/**\n", source.host()),
         false => (0..REPOSITORIES).map(|n| format!("- from: {}/p/r{n}\n", source.host())).collect(),
     };
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let kind = if google { "Google style" } else { "plain" };
     for pass in ["first", "second"] {
         source.clear_requests();
@@ -83,7 +83,7 @@ async fn cold() {
         rules.push_str(&format!("- from: {}/r{repository}\n", source.host()));
     }
     least_source += 40;
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     source.clear_requests();
     let output = run(&program).await;
     let json = output.json();

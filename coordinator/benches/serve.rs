@@ -41,7 +41,8 @@ async fn main() {
             (1..TAGS).for_each(|tag| registry.move_tag(&name, &format!("v{tag}"), &image.root));
         }
     }
-    let config = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
+    let config =
+        format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
     let mut watched = (Vec::new(), Vec::new());
     let mut alone = (Vec::new(), Vec::new());
     println!("{:<10} {:>9} {:>9} {:>9} {:>12}", "", "seconds", "tasks/s", "MiB", "events MiB");

@@ -69,7 +69,7 @@ async fn main() {
     ));
     let endpoint = |name: &str, registry: &FaultRegistry| format!("  {name}: {{endpoint: \"{}\"}}\n", registry.url());
     println!(
-        "registries:\n{}{}{}{}defaults: {{to: harbor.example.com/mirror, name: keep}}\nconcurrency: 6\nrules:\n\
+        "registries:\n{}{}{}{}defaults: {{to: harbor.example.com/mirror, naming: keep}}\nconcurrency: 6\nrules:\n\
          - from: gcr.io/istio-release/**\n- from: registry.k8s.io/pause\n- from: registry.k8s.io/coredns\n\
          - from: quay.io/coreos/flannel\n- from: quay.io/coreos/etcd",
         endpoint("gcr.io", &google),

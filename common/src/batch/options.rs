@@ -11,10 +11,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{End, Lane, Priority};
+use crate::canonical::Canonical;
 use crate::error::{Class, Error, Result as ErrorResult};
-use crate::image::{Digest, Platform};
+use crate::image::Platform;
 use crate::printable::printable;
 use crate::select::TagPattern;
+
+/// What is hashed for the digest cache, and the version of its form: raised where a field's meaning changes. Then every
+/// target tag that was made with options is asked for once more.
+const FINGERPRINT: &str = "imgsync options 1";
 
 /// The version of [`Options::encode`]: raised when what a key means changes.
 pub const OPTIONS_VERSION: u64 = 1;
@@ -78,6 +83,9 @@ pub struct Verify {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleOptions {
+    /// What readers know the rule by, for reports and metrics (`Rule::title`).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// What it copies, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub from: String,
@@ -260,26 +268,19 @@ impl Options {
 impl RuleOptions {
     /// What tells target tags that were made with these options from others, in the digest cache; empty for the usual.
     pub fn fingerprint(&self) -> String {
-        let mut platforms: Vec<String> =
-            self.platforms.iter().map(|platform| platform.normalized().to_string()).collect();
-        platforms.sort();
-        platforms.dedup();
-        let mut fingerprint = platforms.join(",");
-        if self.sparse {
-            fingerprint.push_str("+sparse");
+        let types = match &self.referrers {
+            Referrers::Types(types) => Some(Canonical::default().set(1, types)),
+            Referrers::All | Referrers::None => None,
+        };
+        let canonical = Canonical::default()
+            .set(1, self.platforms.iter().map(Platform::canonical))
+            .flag(2, self.leaves_out())
+            .flag(3, self.foreign_layers == ForeignLayers::Copy)
+            .option(4, types);
+        match canonical.is_empty() {
+            true => String::new(),
+            false => canonical.digest(FINGERPRINT).short().to_owned(),
         }
-        if self.foreign_layers == ForeignLayers::Copy {
-            fingerprint.push_str("+foreign");
-        }
-        if let Referrers::Types(types) = &self.referrers {
-            let mut types = types.clone();
-            types.sort();
-            types.dedup();
-            let named = types.join(",");
-            fingerprint.push_str("+referrers=");
-            fingerprint.push_str(Digest::sha256(named.as_bytes()).short());
-        }
-        fingerprint
     }
 
     /// Whether a tag may point at less than all of an image of its digest.
@@ -353,20 +354,29 @@ mod tests {
             let platforms = names.iter().map(|name| name.parse().unwrap()).collect();
             RuleOptions { platforms, ..Default::default() }.fingerprint()
         };
-        assert_eq!(of(&["linux/arm64", "linux/amd64"]), of(&["linux/amd64", "linux/arm64/v8"]));
+        assert_eq!(of(&["linux/arm64", "linux/amd64"]), of(&["linux/x86_64", "linux/arm64", "linux/aarch64"]));
         assert_ne!(of(&["linux/arm64"]), of(&["linux/amd64"]));
+        // A wish without a variant takes any.
+        assert_ne!(of(&["linux/arm"]), of(&["linux/arm/v7"]));
         assert_eq!(of(&[]), "");
         let platforms = vec!["linux/amd64".parse().unwrap()];
         let sparse = RuleOptions { platforms, sparse: true, ..Default::default() };
         assert_ne!(sparse.fingerprint(), of(&["linux/amd64"]));
         let foreign = RuleOptions { foreign_layers: ForeignLayers::Copy, ..Default::default() };
-        assert_eq!(foreign.fingerprint(), "+foreign");
+        assert_eq!(
+            RuleOptions { sparse: true, ..Default::default() }.fingerprint(),
+            "",
+            "of all platforms nothing is left out"
+        );
         let typed = |types: &[&str]| {
             let types = types.iter().map(|text| (*text).to_owned()).collect();
             RuleOptions { referrers: Referrers::Types(types), ..Default::default() }.fingerprint()
         };
         assert_eq!(typed(&["a", "b"]), typed(&["b", "a"]));
         assert_ne!(typed(&["a"]), typed(&["b"]));
+        // As caches hold them: a change asks for every tag that was made with options once more.
+        let golden = [of(&["linux/amd64"]), sparse.fingerprint(), foreign.fingerprint(), typed(&["a", "b"])];
+        assert_eq!(golden, ["bbb96fec663e", "26caac605a79", "a45451cd8e1b", "7aae9b1c1a8b"]);
     }
 
     #[test]

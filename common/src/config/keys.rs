@@ -198,8 +198,8 @@ pub(super) static CREDENTIAL: Section = Section {
 };
 
 const TO: Key = key("to", Kind::Several(&Kind::Text), "Where to: registry and path, or `oci:DIR`; one or several.");
-const NAME: Key = key(
-    "name",
+const NAMING: Key = key(
+    "naming",
     Kind::Text,
     "What targets are called: flat, keep, basename, full, original, or a template such as {{namespace}}/{{basename}}.",
 );
@@ -250,12 +250,17 @@ const REFERRERS_EVERY: Key = key("referrers_every", Kind::Duration, "As at the t
 
 pub(super) static DEFAULTS: Section = Section {
     title: "`defaults`",
-    keys: &[TO, NAME, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE, PRIORITY],
+    keys: &[TO, NAMING, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE, PRIORITY],
 };
 
 pub(super) static RULE: Section = Section {
     title: "a rule",
     keys: &[
+        key(
+            "name",
+            Kind::Text,
+            "What the rule is called in reports, metrics and the dashboard; what it reads if left out.",
+        ),
         key(
             "preset",
             Kind::Either(&[Kind::Text, Kind::Map(&Kind::Section(&PRESET))]),
@@ -271,7 +276,7 @@ pub(super) static RULE: Section = Section {
         SPARSE,
         FOREIGN_LAYERS,
         TO,
-        NAME,
+        NAMING,
         REFERRERS,
         IMMUTABLE,
         BACKUP,

@@ -9,8 +9,10 @@
 //! `show` goes the other way, from the meaning to YAML.
 
 mod errors;
+mod identity;
 mod keep;
 mod keys;
+mod names;
 mod notify;
 mod overlap;
 mod preset;
@@ -30,6 +32,7 @@ mod variables;
 mod yaml;
 
 pub(crate) use errors::MAX_SHOWN;
+pub(crate) use names::MAX_CHARACTERS as MAX_RULE_NAME;
 pub(crate) use yaml::{MAX_ADDED_BYTES, MAX_FILE_BYTES, MAX_VALUES};
 
 use std::collections::BTreeMap;
@@ -41,6 +44,7 @@ use crate::secret::Secret;
 
 pub use crate::batch::{ForeignLayers, Referrers};
 pub use errors::{ConfigErrors, Problem};
+pub use identity::{Purpose, batch_identity, verification_identity};
 pub use keep::{Prune, PruneLimit};
 pub use notify::{Chat, ChatKind, Email, Notify, Telegram, Webhook, WebhookUrl, When};
 pub use overlap::IfRunning;
@@ -259,7 +263,9 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
         .filter_map(|node| Some((rule::read(&surroundings, node, errors::place(text, node.at.start).0)?, node)))
         .collect();
     rule::check_collisions(reader, &rules);
+    names::check_unique(reader, &rules);
     config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
+    names::set_titles(&mut config.rules);
     config
 }
 

@@ -1,12 +1,13 @@
 //! `rules:`: what is copied where.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keep::{self, Prune};
 use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
+use super::names;
 use super::preset::{KnownPreset, Preset};
 use super::reader::{Fields, Reader};
 use super::schedule;
@@ -23,6 +24,10 @@ use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selectio
 pub struct Rule {
     /// The line where it begins, for messages; 0 if it stands in no file.
     pub line: usize,
+    /// What it is called, if that is written. See [`Rule::title`].
+    pub name: Option<String>,
+    /// What readers know it by; empty for its name or what it reads. See [`Rule::title`].
+    pub(super) title: String,
     /// What is read.
     pub source: Source,
     /// Which tags.
@@ -36,7 +41,7 @@ pub struct Rule {
     /// Where to; at least one.
     pub to: Vec<Destination>,
     /// What targets are called; none written leaves it to the preset and the kind of target, see [`Rule::style_at`].
-    pub name: Option<Style>,
+    pub naming: Option<Style>,
     /// What comes along.
     pub referrers: Referrers,
     /// Source tags that never move: once copied they are not asked for again, and never overwritten.
@@ -85,21 +90,54 @@ pub enum Destination {
     Layout(PathBuf),
 }
 
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Destination::Registry(base) => write!(f, "{base}"),
+            Destination::Layout(path) => write!(f, "oci:{}", path.display()),
+        }
+    }
+}
+
 impl Rule {
     /// The naming style at a destination: what was written, else `full` in a layout and `flat` in a registry.
     pub fn style_at(&self, destination: &Destination) -> Style {
-        match (&self.name, destination) {
+        match (&self.naming, destination) {
             (Some(style), _) => style.clone(),
             (None, Destination::Registry(_)) => Style::Flat,
             (None, Destination::Layout(_)) => Style::Full,
         }
     }
 
-    /// How messages name it: by its line, else by what it reads.
+    /// What it reads, as readers know it.
+    pub fn reads(&self) -> String {
+        match &self.source {
+            Source::Repositories(pattern) => pattern.to_string(),
+            Source::Layout(path) => format!("oci:{}", path.display()),
+            Source::Preset(preset) => preset.to_string(),
+        }
+    }
+
+    /// Where it writes, as readers know it.
+    pub fn writes(&self) -> Vec<String> {
+        self.to.iter().map(ToString::to_string).collect()
+    }
+
+    /// What readers know the rule by, in the API, the dashboard, reports and metrics: its `name`, else what it reads. No
+    /// two rules of a configuration have the same: where rules without a name read the same, it says more of them.
+    pub fn title(&self) -> String {
+        match self.title.as_str() {
+            "" => self.name.clone().unwrap_or_else(|| self.reads()),
+            title => title.to_owned(),
+        }
+    }
+
+    /// How messages name it: by its name, else by its line, else by what it reads.
     pub fn place(&self) -> String {
-        match self.line {
-            0 => self.source.to_string(),
-            line => format!("the rule in line {line}"),
+        match (&self.name, self.line) {
+            (Some(name), _) => format!("rule {name}"),
+            (None, 0) => self.source.to_string(),
+            (None, line) => format!("the rule in line {line}"),
         }
     }
 
@@ -121,7 +159,7 @@ impl Rule {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) to: Option<Vec<Destination>>,
-    pub(super) name: Option<Style>,
+    pub(super) naming: Option<Style>,
     selection: Option<Selection>,
     platforms: Option<Vec<Platform>>,
     sparse: Option<bool>,
@@ -157,11 +195,13 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         to: fields
             .get("to")
             .map(|node| reader.several(node).iter().filter_map(|node| destination(reader, node)).collect()),
-        name: fields.get("name").and_then(|node| {
+        naming: fields.get("naming").and_then(|node| {
             let style: Style = reader.parse(node)?;
             if style == Style::Original && !has_preset && fields.entry("from").is_some() {
-                reader
-                    .report(&node.at, "`name: original` is for presets, whose names in the original imgsync are known");
+                reader.report(
+                    &node.at,
+                    "`naming: original` is for presets, whose names in the original imgsync are known",
+                );
                 return None;
             }
             Some(style)
@@ -201,7 +241,7 @@ impl Defaults {
     fn or(self, other: &Defaults) -> Defaults {
         Defaults {
             to: self.to.or_else(|| other.to.clone()),
-            name: self.name.or_else(|| other.name.clone()),
+            naming: self.naming.or_else(|| other.naming.clone()),
             selection: self.selection.or_else(|| other.selection.clone()),
             platforms: self.platforms.or_else(|| other.platforms.clone()),
             sparse: self.sparse.or(other.sparse),
@@ -219,16 +259,18 @@ impl Defaults {
         let home = || home.map(|home| vec![Destination::Registry(home)]);
         // Of `defaults` it is for presets alone; others have no names of once.
         let has_original = matches!(source, Source::Preset(_));
-        let name = self.name.clone().filter(|name| *name != Style::Original || has_original);
+        let naming = self.naming.clone().filter(|naming| *naming != Style::Original || has_original);
         Rule {
             line: 0,
+            name: None,
+            title: String::new(),
             source,
             selection: self.selection.clone().unwrap_or_default(),
             platforms: self.platforms.clone().unwrap_or_default(),
             sparse: self.sparse.unwrap_or_default(),
             foreign_layers: self.foreign_layers.unwrap_or_default(),
             to: self.to.clone().or_else(home).unwrap_or_default(),
-            name,
+            naming,
             referrers: self.referrers.clone().unwrap_or_default(),
             immutable: self.immutable.clone().unwrap_or_default(),
             backup: self.backup.clone(),
@@ -261,7 +303,9 @@ pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) ->
         );
     }
     let prune = fields.get("prune").and_then(|node| keep::prune(reader, node));
-    let rule = Rule { line, prune, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
+    let name = fields.get("name").and_then(|node| names::read(reader, node));
+    let rule =
+        Rule { line, name, prune, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
     check(surroundings, &rule, &fields);
     Some(rule)
 }
@@ -386,7 +430,10 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
         for name in rule.sample_names(pattern) {
             match name {
                 Err(error) => {
-                    reader.report(&place(if fields.get("name").is_some() { "name" } else { "to" }), error.to_string());
+                    reader.report(
+                        &place(if fields.get("naming").is_some() { "naming" } else { "to" }),
+                        error.to_string(),
+                    );
                     // That of another repository of the same preset would say nothing more.
                     return;
                 }
@@ -400,6 +447,11 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
             }
         }
     }
+}
+
+/// The platforms that a rule wants, in whatever order and by whatever names they are written.
+fn wanted(rule: &Rule) -> BTreeSet<String> {
+    rule.platforms.iter().map(Platform::canonical).collect()
 }
 
 /// Reports rules that would write different images under one name whatever the registries hold.
@@ -438,7 +490,7 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                 let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
                 must_collide(&theirs, &this).is_some()
                     || (same_source
-                        && (&other_rule.platforms, other_rule.sparse) != (&rule.platforms, rule.sparse)
+                        && (wanted(other_rule), other_rule.sparse) != (wanted(rule), rule.sparse)
                         && other_rule.selection.surely_overlaps(&rule.selection))
             });
             if let Some((other, ..)) = met {
@@ -446,7 +498,7 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                 reader.report_with(
                     &node.at,
                     format!("{target} is written by the rule in line {line} already, with other images"),
-                    "give one of the two another `name` or `to`",
+                    "give one of the two another `naming` or `to`",
                 );
             }
             earlier.push((index, repository.clone(), base, style));

@@ -221,6 +221,7 @@ fn address(yaml: &mut Yaml, key: &str, url: Option<&SecretUrl>) {
 }
 
 fn rule(yaml: &mut Yaml, rule: &Rule) {
+    yaml.option("name", rule.name.as_ref());
     match &rule.source {
         Source::Preset(Preset { name, versions: None }) => yaml.field("preset", name),
         Source::Preset(Preset { name, versions: Some(versions) }) => {
@@ -247,8 +248,8 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
     // Left out where it depends on the destination, or on the preset.
     let styles: Vec<String> = rule.to.iter().map(|to| rule.style_at(to).to_string()).collect();
     let preset = matches!(rule.source, Source::Preset(_));
-    if rule.name.is_some() || (!preset && styles.windows(2).all(|pair| pair[0] == pair[1])) {
-        yaml.option("name", styles.first());
+    if rule.naming.is_some() || (!preset && styles.windows(2).all(|pair| pair[0] == pair[1])) {
+        yaml.option("naming", styles.first());
     }
     match &rule.referrers {
         Referrers::All => yaml.field("referrers", true),

@@ -60,14 +60,14 @@ cluster:                       # leave out: all in one process
 registries:
   docker.io: {username: gcrxio, password: "${HUB_TOKEN}", requests_per_second: 20, concurrency: 20}
   gcr.io: {endpoint: "http://127.0.0.1:5001"}
-defaults: {to: docker.io/gcrxio, name: flat}
+defaults: {to: docker.io/gcrxio, naming: flat}
 rules:
   - preset: distroless
   - from: gcr.io/istio-release/**
     tags: {include: ["1.*"], exclude: ["*-rc*"], semver: ">=1.20", newest: 10, since: 2025-01-01}
     platforms: [linux/amd64, linux/arm64]
     to: [registry.example.com/mirror, harbor.example.org/mirror]
-    name: keep
+    naming: keep
 "#;
 
 #[test]
@@ -80,9 +80,9 @@ fn the_example_of_the_documentation_means_what_it_says() {
     assert_eq!((username.as_str(), password.expose()), ("gcrxio", "dckr: #pat\n  rules: []"), "a value stays a value");
     assert_eq!(config.rules.len(), 2);
     assert_eq!(config.rules[0].source, Source::Preset("distroless".parse().unwrap()));
-    assert_eq!(config.rules[0].name, Some(Style::Flat));
+    assert_eq!(config.rules[0].naming, Some(Style::Flat));
     let rule = &config.rules[1];
-    assert_eq!((rule.line, rule.name.clone(), rule.to.len(), rule.platforms.len()), (12, Some(Style::Keep), 2, 2));
+    assert_eq!((rule.line, rule.naming.clone(), rule.to.len(), rule.platforms.len()), (12, Some(Style::Keep), 2, 2));
     assert_eq!(rule.selection.newest, Some(Newest { count: 10, by: NewestBy::Version }));
     assert!(!config.has_secrets_inline());
     assert!(!format!("{config:?}").contains("rabbit@"), "passwords are never printed");
@@ -109,13 +109,13 @@ fn good_configurations_are_taken() {
         &rule("platforms: linux/arm/v7, referrers: false, verify_every: 1h30m, referrers_every: 2w"),
         &rule("referrers: [application/spdx+json]"),
         &rule("platforms: linux/amd64, sparse: true, foreign_layers: copy"),
-        &rule("name: '{{namespace}}/{{basename}}:{{tag}}'"),
+        &rule("naming: '{{namespace}}/{{basename}}:{{tag}}'"),
         "rules: [{from: 'oci:./images', to: 'oci:./copy'}]",
         "rules: [{from: nginx, to: r.example.com}, {from: 'quay.io/*/etcd-*', to: [r.example.com, 'oci:out']}]",
-        "registries: {docker.io: {username: gcrxio}}\nrules: [{preset: flannel, name: original}]",
+        "registries: {docker.io: {username: gcrxio}}\nrules: [{preset: flannel, naming: original}]",
         "rules: [{preset: {kubeadm: {versions: '>=1.30, <1.33'}}, to: r.io}, {preset: {flannel: {}}, to: r.io}]",
         "rules: [{preset: kubeadm ~1.31, to: r.io}]",
-        "defaults: {to: r.io, name: original}\nrules: [{preset: flannel}, {from: quay.io/a/b}]",
+        "defaults: {to: r.io, naming: original}\nrules: [{preset: flannel}, {from: quay.io/a/b}]",
         &registry("username: 'robot$name', password: p$$word"),
         &registry("identity_token: t, mirrors: ['https://m.example.com', 'http://n.example.com:5000'], http1: yes"),
         &registry(
@@ -208,18 +208,18 @@ fn bad_configurations_are_refused_with_the_reason() {
         ),
         ("rules: [{preset: kubeadm now, to: r.io}]".to_owned(), "after the preset's name come versions"),
         ("rules: [{preset: '*', to: r.io}]".to_owned(), "`*` is not a preset's name"),
-        ("rules: [{preset: distroless, to: docker.io/x, name: full}]".to_owned(), "two levels and not 4"),
+        ("rules: [{preset: distroless, to: docker.io/x, naming: full}]".to_owned(), "two levels and not 4"),
         ("rules: [{from: 'gcr.io/a:1.*', to: r.io}]".to_owned(), "a pattern of repositories has no tag"),
         ("rules: [{from: 'gcr.io/**/a', to: r.io}]".to_owned(), "`**` can only be the last level"),
         ("rules: [{from: 'oci:x:1.0', to: r.io}]".to_owned(), "a layout in a rule has no tag"),
         ("rules: [{from: 'oci:x', to: 'oci:x'}]".to_owned(), "source and target are the same"),
-        ("rules: [{from: r.io/a/b, to: r.io, name: keep}]".to_owned(), "source and target are the same"),
+        ("rules: [{from: r.io/a/b, to: r.io, naming: keep}]".to_owned(), "source and target are the same"),
         ("rules: [{from: a, to: gcrxio}]".to_owned(), "for Docker Hub write `docker.io/gcrxio`"),
         ("rules: [{from: a, to: [r.io, r.io]}]".to_owned(), "the same place is written twice"),
-        ("rules: [{from: 'gcr.io/a/**', to: docker.io/x, name: keep}]".to_owned(), "two levels and not 3"),
-        (rule("name: original"), "`name: original` is for presets"),
-        (rule("name: flt"), "`flt` is no style"),
-        (rule("name: '{{repo}}'"), "there is no `repo` here"),
+        ("rules: [{from: 'gcr.io/a/**', to: docker.io/x, naming: keep}]".to_owned(), "two levels and not 3"),
+        (rule("naming: original"), "`naming: original` is for presets"),
+        (rule("naming: flt"), "`flt` is no style"),
+        (rule("naming: '{{repo}}'"), "there is no `repo` here"),
         (rule("platforms: [linux]"), "`linux` is not a platform"),
         (rule("platforms: []"), "this list is empty"),
         (rule("referrers: maybe"), "`maybe` is neither true nor false"),
@@ -366,16 +366,16 @@ rules:
 fn rules_that_must_collide_are_refused() {
     let text = "\
 rules:
-  - {from: gcr.io/a/pilot, to: r.example.com/m, name: basename}
-  - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
+  - {from: gcr.io/a/pilot, to: r.example.com/m, naming: basename}
+  - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], naming: basename}
 ";
     insta::assert_snapshot!(bad(text), @r#"
     error: r.example.com/m/pilot is written by the rule in line 2 already, with other images
       --> imgsync.yaml:3:5
        |
-     3 |   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], name: basename}
+     3 |   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], naming: basename}
        |     ^
-       = hint: give one of the two another `name` or `to`
+       = hint: give one of the two another `naming` or `to`
     "#);
     let twice = |platforms: &str| {
         format!(
@@ -422,7 +422,7 @@ fn a_configuration_is_shown_as_it_is_understood() {
     rules:
       - preset: distroless
         to: [docker.io/gcrxio]
-        name: flat
+        naming: flat
         referrers: true
         verify_every: 7d
         referrers_every: 7d
@@ -435,7 +435,7 @@ fn a_configuration_is_shown_as_it_is_understood() {
           since: 2025-01-01
         platforms: [linux/amd64, linux/arm64]
         to: [registry.example.com/mirror, harbor.example.org/mirror]
-        name: keep
+        naming: keep
         referrers: true
         verify_every: 7d
         referrers_every: 7d
@@ -504,7 +504,7 @@ fn aliases_cannot_make_a_file_explode() {
 fn a_long_configuration_is_read_in_no_time() {
     let mut text = "rules:\n".to_owned();
     for i in 0..2000 {
-        text += &format!("  - {{from: gcr.io/a/r{i}, to: r.example.com/m, name: keep}}\n");
+        text += &format!("  - {{from: gcr.io/a/r{i}, to: r.example.com/m, naming: keep}}\n");
     }
     assert_eq!(good(&text).rules.len(), 2000);
 }

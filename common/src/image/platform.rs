@@ -39,6 +39,15 @@ impl Platform {
             && (wanted.os_version.is_none() || have.os_version == want.os_version)
     }
 
+    /// A wish under its usual name, to compare and to hash: of two that are the same, both are served by the same
+    /// platforms. One without a variant takes any, and stays without.
+    pub fn canonical(&self) -> String {
+        let usual = self.normalized();
+        let variant = self.variant.as_ref().map(|_| format!("/{}", usual.variant.unwrap_or_default()));
+        let version = usual.os_version.map(|version| format!(" {version}"));
+        format!("{}/{}{}{}", usual.os, usual.architecture, variant.unwrap_or_default(), version.unwrap_or_default())
+    }
+
     /// The same platform under its usual name.
     pub fn normalized(&self) -> Platform {
         let os = match self.os.to_ascii_lowercase().as_str() {

@@ -62,7 +62,7 @@ fn what_the_target_will_not_take_is_refused_with_the_reason() {
     let refused = |style: &str, base: &str, source: &str| named(style, base, source).unwrap_err();
     assert_eq!(
         refused("keep", "docker.io/gcrxio", "gcr.io/istio-release/pilot:1"),
-        "`docker.io/gcrxio/istio-release/pilot` cannot be a target: Docker Hub takes NAMESPACE/NAME, two levels and not 3 (`name: flat` makes one of any path)"
+        "`docker.io/gcrxio/istio-release/pilot` cannot be a target: Docker Hub takes NAMESPACE/NAME, two levels and not 3 (`naming: flat` makes one of any path)"
     );
     assert!(refused("flat", "docker.io", "gcr.io/a:1").ends_with("let `to` be docker.io/NAMESPACE"));
     assert!(refused("{{basename|upper}}", "r.example.com", "gcr.io/a/b:1").contains("lowercase"));

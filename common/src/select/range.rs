@@ -14,6 +14,7 @@ use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::str::FromStr;
 
 use super::version::{Core, Kind, Parts, Stage, Version};
+use crate::canonical::Canonical;
 
 /// A set of versions; read by [`FromStr`].
 #[derive(Clone, Debug)]
@@ -61,6 +62,11 @@ impl VersionRange {
         self.intervals.iter().any(|interval| interval.contains(version.core()))
     }
 
+    /// What the range means, whatever is written: its alternatives, which are a set.
+    pub(crate) fn canonical(&self) -> Vec<Canonical> {
+        self.intervals.iter().map(Interval::canonical).collect()
+    }
+
     /// The range as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -90,6 +96,16 @@ impl FromStr for VersionRange {
 }
 
 impl Interval {
+    fn canonical(&self) -> Canonical {
+        let bound = |canonical: Canonical, number: u8, bound: &Bound<Core>| match bound {
+            Unbounded => canonical,
+            Included(core) => canonical.field(number, core.canonical()),
+            Excluded(core) => canonical.field(number + 1, core.canonical()),
+        };
+        let kind = Canonical::default().flag(1, self.kind == Kind::Date);
+        bound(bound(kind, 2, &self.lower), 4, &self.upper)
+    }
+
     fn contains(&self, core: &Core) -> bool {
         if core.kind != self.kind {
             return false;

@@ -9,6 +9,7 @@ use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 use super::drops::Drops;
 use super::version::{Kind, behind_prefix};
 use super::{TagPattern, Version, VersionRange};
+use crate::canonical::Canonical;
 
 /// A tag of a repository, as listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,26 @@ impl Since {
             Since::Moment(moment) => *moment,
             Since::Ago(span) => {
                 now.to_zoned_datetime(TimeZone::UTC).checked_sub(*span).map_or(Timestamp::MIN, |then| then.timestamp())
+            }
+        }
+    }
+}
+
+impl Since {
+    /// What is meant, whatever the units: a moment, or months and a time (by UTC, weeks and days have one length).
+    pub(crate) fn canonical(&self) -> Canonical {
+        const SECOND: i128 = 1_000_000_000;
+        match self {
+            Since::Moment(moment) => Canonical::default().number(1, moment.as_nanosecond()),
+            Since::Ago(span) => {
+                let months = i128::from(span.get_years()) * 12 + i128::from(span.get_months());
+                let days = i128::from(span.get_weeks()) * 7 + i128::from(span.get_days());
+                let hours = days * 24 + i128::from(span.get_hours());
+                let seconds = (hours * 60 + i128::from(span.get_minutes())) * 60 + i128::from(span.get_seconds());
+                let millis = seconds * 1_000 + i128::from(span.get_milliseconds());
+                let micros = millis * 1_000 + i128::from(span.get_microseconds());
+                let nanos = micros * (SECOND / 1_000_000) + i128::from(span.get_nanoseconds());
+                Canonical::default().number(2, months).number(3, nanos)
             }
         }
     }

@@ -33,6 +33,8 @@ mod variant;
 use std::cmp::Ordering;
 use std::fmt;
 
+use crate::canonical::Canonical;
+
 /// Digits that a number without a dot has at the most: years, and builds of small projects. What is longer is a commit, a
 /// Unix time or the number of a build.
 const MAX_LONE_DIGITS: usize = 4;
@@ -68,6 +70,18 @@ impl Core {
             numbers.pop();
         }
         Self { kind, numbers, stage }
+    }
+
+    pub(super) fn canonical(&self) -> Canonical {
+        let numbers = |canonical: Canonical, field: u8, numbers: &[u64]| {
+            canonical.list(field, numbers.iter().map(|number| number.to_be_bytes()))
+        };
+        let canonical = numbers(Canonical::default(), 1, &self.numbers);
+        match &self.stage {
+            Stage::Release => canonical,
+            Stage::Lowest => canonical.flag(2, true),
+            Stage::Pre(stage, its) => numbers(canonical.number(3, *stage), 4, its),
+        }
     }
 }
 

@@ -58,7 +58,7 @@ async fn step(workers: usize, tasks_each: usize, all_far: bool) -> Rate {
         source.push(&format!("r{}", task % 10), &format!("v{}", task / 10), &image.build());
     }
     let rules: String = (0..10).map(|n| format!("- from: {}/r{n}\n", from.host())).collect();
-    let config = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", to.host());
+    let config = format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", to.host());
     let (broker, store) = (
         far(&format!("127.0.0.1:{}", cluster.broker.port())).await,
         far(&format!("127.0.0.1:{}", cluster.store.port())).await,

@@ -68,7 +68,7 @@ async fn planned(size: usize) {
         (1..TAGS).for_each(|tag| source.move_tag(&repository, &version(tag), &image.root));
     }
     let idle = cluster.broker.memory_bytes();
-    let config = format!("defaults: {{to: target.test/m, name: keep}}\nrules:\n- from: {}/p/**\n", source.host());
+    let config = format!("defaults: {{to: target.test/m, naming: keep}}\nrules:\n- from: {}/p/**\n", source.host());
     let began = Instant::now();
     let mut run = cluster.imgsync(&config).args(["run", "--json", "--quiet"]).spawn();
     let batch = loop {

@@ -94,7 +94,7 @@ impl Scene {
             workers_broker: Relay::start(&broker).await,
         };
         let config = format!(
-            "defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/p/**\n",
+            "defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n",
             lines.target.host(),
             lines.source.host()
         );

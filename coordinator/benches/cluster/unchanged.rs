@@ -27,7 +27,8 @@ pub(crate) async fn run(tags: usize) {
         }
     }
     let _fleet = cluster.workers(2, 20).await;
-    let rules = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
+    let rules =
+        format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
     let paced = format!(
         "registries:\n  \"{}\": {{requests_per_second: 10000}}\n  \"{}\": {{requests_per_second: 10000}}\n{rules}",
         source.host(),

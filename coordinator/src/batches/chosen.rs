@@ -47,7 +47,7 @@ impl Chosen {
         };
         Some(EmptyRule {
             rule: u32::try_from(number).unwrap_or(u32::MAX),
-            from: crate::report::from(rule),
+            from: rule.reads(),
             repositories: self.repositories,
             tags: self.tags,
             reason,

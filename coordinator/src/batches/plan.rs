@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use imgsync_common::batch::PlanSlice;
 use imgsync_common::config::{Destination, Rule};
 use imgsync_common::error::{Class, Error};
-use imgsync_common::image::{Company, Digest, RegistryName, RepositoryName, Tag};
+use imgsync_common::image::{Company, Digest, Platform, RegistryName, RepositoryName, Tag};
 use imgsync_common::naming::{Claim, Collision, Names, Origin, Style, TargetName};
 use imgsync_common::registry::ListingShare;
 use imgsync_common::select::{Candidate, Reason, Version};
@@ -191,7 +191,7 @@ fn identity(name: &str, rule: &Rule) -> String {
 }
 
 fn platforms_of(rule: &Rule) -> Vec<String> {
-    let mut platforms: Vec<String> = rule.platforms.iter().map(ToString::to_string).collect();
+    let mut platforms: Vec<String> = rule.platforms.iter().map(Platform::canonical).collect();
     platforms.sort_unstable();
     platforms.dedup();
     platforms
@@ -286,7 +286,7 @@ impl Failed {
     pub fn collision(source: SourceTag, target: &Target, first: &str) -> Failed {
         let detail = format!("{target} is already the target of {first}");
         let error = Error::new(Class::Collision, format!("copying {source}"), detail)
-            .hint("give one of the two another `name` or `to`");
+            .hint("give one of the two another `naming` or `to`");
         Failed { source, target: target.to_string(), error }
     }
 }

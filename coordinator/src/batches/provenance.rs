@@ -145,14 +145,14 @@ mod tests {
         }
     }
 
-    const RULE: &str = "{from: gcr.io/a/**, to: target.example/m, name: basename}";
+    const RULE: &str = "{from: gcr.io/a/**, to: target.example/m, naming: basename}";
 
     #[tokio::test]
     async fn provenance_is_kept_for_as_long_as_a_rule_makes_the_tag() {
         let scene = Scene::new().await;
         assert_eq!(scene.days(400, RULE).await, ["latest", "v1"]);
         // Whatever else the rule asks for that passes with time.
-        let newest = "{from: gcr.io/a/b, to: target.example/m, name: basename, tags: {newest: 1, since: 30d}}";
+        let newest = "{from: gcr.io/a/b, to: target.example/m, naming: basename, tags: {newest: 1, since: 30d}}";
         assert_eq!(scene.days(400, newest).await, ["latest", "v1"]);
     }
 
@@ -160,10 +160,10 @@ mod tests {
     async fn provenance_that_no_rule_needs_is_forgotten_after_keep_and_not_before() {
         for none in [
             "",
-            "{from: gcr.io/other/**, to: target.example/m, name: basename}",
-            "{from: gcr.io/a/**, to: target.example/n, name: basename}",
+            "{from: gcr.io/other/**, to: target.example/m, naming: basename}",
+            "{from: gcr.io/a/**, to: target.example/n, naming: basename}",
             "{from: gcr.io/a/**, to: target.example/m}",
-            "{from: quay.io/a/**, to: target.example/m, name: basename}",
+            "{from: quay.io/a/**, to: target.example/m, naming: basename}",
         ] {
             let scene = Scene::new().await;
             // On the first day it is seen that no rule makes it.
@@ -172,7 +172,7 @@ mod tests {
             assert!(scene.store.origin_sources().await.unwrap().is_empty());
         }
         let scene = Scene::new().await;
-        let some = "{from: gcr.io/a/**, to: target.example/m, name: basename, tags: {exclude: [latest]}}";
+        let some = "{from: gcr.io/a/**, to: target.example/m, naming: basename, tags: {exclude: [latest]}}";
         assert_eq!(scene.days(100, some).await, ["v1"], "tag by tag");
     }
 

@@ -84,7 +84,7 @@ impl Remover<'_> {
     }
 
     async fn refuse(&self, rule: usize, why: String) -> Result<()> {
-        let (source, target) = (crate::report::from(&self.rules[rule]), crate::report::to(&self.rules[rule]));
+        let (source, target) = (self.rules[rule].reads(), self.rules[rule].writes());
         self.context.warn(format!("nothing of {source} is removed at its targets: {why}"));
         let line =
             Pruned { source, target: target.join(", "), outcome: PruneOutcome::Refused, digest: None, reason: why };

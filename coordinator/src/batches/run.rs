@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use imgsync_common::batch::{BatchId, Options, Planned, Priority, RuleOptions, TaskState, Verify};
-use imgsync_common::config::{Config, Destination, IfRunning, Referrers, Rule};
+use imgsync_common::config::{Config, Destination, IfRunning, Purpose, Referrers, Rule, batch_identity};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Digest;
@@ -224,11 +224,7 @@ impl Run<'_> {
 
     /// What tells batches of these rules from others.
     pub fn rules(&self, slice: Option<Slice>) -> Digest {
-        let rules = fingerprint(self.config, slice);
-        match self.settings.verify {
-            None => rules,
-            Some(_) => Digest::sha256(format!("verification of {rules}").as_bytes()),
-        }
+        identity(self.config, slice, self.settings.verify)
     }
 
     fn verification(&self) -> Option<Verify> {
@@ -484,8 +480,9 @@ fn lost(id: BatchId) -> Error {
 
 pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
     RuleOptions {
-        from: crate::report::from(rule),
-        to: crate::report::to(rule),
+        name: rule.title(),
+        from: rule.reads(),
+        to: rule.writes(),
         platforms: rule.platforms.clone(),
         immutable: rule.immutable.iter().map(ToString::to_string).collect(),
         backup: rule.backup.as_ref().map(ToString::to_string),
@@ -498,19 +495,14 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
     }
 }
 
-/// What tells one set of rules, and one slice of them, from another: what the rules mean, not how they are written.
+/// The identity of a batch that copies by these rules, or by one slice of them.
 pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
-    let mut plain = config.clone();
-    // When a rule is run says nothing of what it does.
-    plain.rules.iter_mut().for_each(|rule| (rule.schedule, rule.priority) = (None, Priority::Normal));
-    let yaml = plain.to_yaml_redacted();
-    let rules = yaml.lines().skip_while(|line| *line != "rules:");
-    let mut text: String =
-        rules.take_while(|line| *line == "rules:" || line.starts_with(' ')).flat_map(|line| [line, "\n"]).collect();
-    if let Some(slice) = slice {
-        text.push_str(&format!("slice {} of {}", slice.number, slice.size));
-    }
-    Digest::sha256(text.as_bytes())
+    identity(config, slice, None)
+}
+
+fn identity(config: &Config, slice: Option<Slice>, verify: Option<bool>) -> Digest {
+    let slice = slice.map(|slice| (slice.number.get(), slice.size.get()));
+    batch_identity(&config.rules, Purpose { slice, verify })
 }
 
 /// A copier for many tasks, which shares with later runs what it learns of blobs.

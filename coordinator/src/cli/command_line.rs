@@ -14,7 +14,7 @@ pub(crate) struct Original {
     /// As it was typed: a secret, or the variable that holds it.
     pub(crate) password: Option<String>,
     pub(crate) to: Vec<String>,
-    pub(crate) name: Option<String>,
+    pub(crate) naming: Option<String>,
     pub(crate) concurrency: Option<u16>,
     pub(crate) timeout: Option<String>,
     /// Token, group and where the API is.
@@ -123,7 +123,7 @@ impl Original {
             user: target.user.clone(),
             password: secret(&target.password),
             to: target.to.iter().map(shown).collect(),
-            name: target.name.as_ref().map(ToString::to_string),
+            naming: target.naming.as_ref().map(ToString::to_string),
             concurrency: run.concurrency.or(run.process_limit),
             timeout: run.timeout.and_then(|_| value("--timeout")),
             telegram,

@@ -55,7 +55,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     let mut failed = planned.failed.len();
     let (total, unlisted) = (planned.tasks.len() + failed, std::mem::take(&mut planned.unlisted));
     for (source, target, error) in &planned.failed {
-        print(args, printer, source, target, "fail", Some(&error.to_string()));
+        print(args, printer, (source, target), "fail", (None, Some(&error.to_string())));
     }
     let copier = Arc::new(Copier::new(client.clone(), Limits::default()));
     let mut looked = futures_util::stream::iter(planned.tasks)
@@ -94,7 +94,8 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
             "unchanged" => unchanged += 1,
             _ => failed += 1,
         }
-        print(args, printer, &source.to_string(), &target.to_string(), what, error.as_deref());
+        let rule = settings.config.rules[task.rule].title();
+        print(args, printer, (&source.to_string(), &target.to_string()), what, (Some(&rule), error.as_deref()));
     }
     let removals = removals(args, settings, printer, prunings, &targets);
     let removing = if removals > 0 { format!(", {removals} to remove") } else { String::new() };
@@ -124,7 +125,8 @@ fn removals(
 ) -> usize {
     let mut removals = 0;
     for mut pruning in prunings {
-        let place = settings.config.rules[pruning.rule].place();
+        let rule = &settings.config.rules[pruning.rule];
+        let (place, title) = (rule.place(), rule.title());
         if pruning.waiting() > 0 {
             let waiting = many(pruning.waiting(), "tag is", "tags are");
             printer.line(&format!("{place}: {waiting} gone at the source, and kept for now"));
@@ -139,7 +141,8 @@ fn removals(
             Ok(due) => {
                 for due in due.into_iter().filter(|due| !targets.contains(&due.target.to_string())) {
                     removals += 1;
-                    print(args, printer, &due.source.to_string(), &due.target.to_string(), "remove", None);
+                    let ends = (due.source.to_string(), due.target.to_string());
+                    print(args, printer, (&ends.0, &ends.1), "remove", (Some(&title), None));
                 }
             }
         }
@@ -147,9 +150,19 @@ fn removals(
     removals
 }
 
-fn print(args: &RunArgs, printer: &Printer, source: &str, target: &str, what: &str, error: Option<&str>) {
+/// Prints a line: what would be done, and of the rule and the error what is known.
+fn print(
+    args: &RunArgs,
+    printer: &Printer,
+    (source, target): (&str, &str),
+    what: &str,
+    (rule, error): (Option<&str>, Option<&str>),
+) {
     if args.json {
         let mut line = json!({"source": source, "target": target, "action": what});
+        if let Some(rule) = rule {
+            line["rule"] = rule.into();
+        }
         if let Some(error) = error {
             line["error"] = error.into();
         }

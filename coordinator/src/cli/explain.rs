@@ -93,7 +93,8 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
                 Source::Preset(preset) => format!("preset {preset}"),
                 _ => format!("from {pattern}"),
             };
-            let place = format!("rule {} (line {}, {from})", number + 1, rule.line);
+            let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+            let place = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
             let client = Client::new(settings.client()?, Environment::from_process());
             let (context, tally) = (Context::default(), Tally::new());
             let repository =

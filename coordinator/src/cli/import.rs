@@ -36,7 +36,7 @@ pub(crate) struct ImportArgs {
     pub(crate) to: Option<String>,
     /// What targets are called, if not as skopeo calls them without --scoped; with it: full
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
-    pub(crate) name: Option<Style>,
+    pub(crate) naming: Option<Style>,
 }
 
 /// Runs the command.
@@ -73,7 +73,7 @@ fn draft(args: &ImportArgs, printer: &Printer) -> Result<Draft, String> {
     let path = args.file.as_deref().unwrap_or(Path::new("-"));
     let hints = Hints {
         to: args.to.clone(),
-        name: args.name.as_ref().map(ToString::to_string),
+        naming: args.naming.as_ref().map(ToString::to_string),
         auth: args.auth.as_deref().map(read).transpose()?,
     };
     let (format, draft) = import::file(&read(path)?, args.format, &hints)

@@ -19,7 +19,7 @@ use crate::presets::{self, Names, Part, parts};
 pub(crate) struct RunCommand {
     /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
     ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --name and --user go with it.
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --naming and --user go with it.
     #[arg(long, value_name = "PRESET", value_parser = preset)]
     pub(crate) preset: Vec<Preset>,
     #[command(flatten)]
@@ -55,7 +55,7 @@ struct Reads {
     /// As a rule's `tags` would say it; empty for all tags.
     tags: serde_json::Value,
     target: String,
-    /// The target's name with `name: original`.
+    /// The target's name with `naming: original`.
     original: String,
     /// Earlier homes, newest first.
     was: Vec<String>,
@@ -74,7 +74,7 @@ fn show(args: &PresetsArgs, printer: &Printer) -> Result<()> {
         Some(preset) => vec![preset.clone()],
         None => presets::all().iter().map(|known| Preset { name: known.name.clone(), versions: None }).collect(),
     };
-    let mut rows = vec![["PRESET", "READS", "TAGS", "TARGET", "WITH name: original"].map(str::to_owned)];
+    let mut rows = vec![["PRESET", "READS", "TAGS", "TARGET", "WITH naming: original"].map(str::to_owned)];
     let mut shown = Vec::new();
     for preset in &named {
         let known = presets::find(preset)?;

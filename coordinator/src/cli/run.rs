@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::config::{Destination, IfRunning, Notify, Rule, Source};
+use imgsync_common::config::{Destination, IfRunning, Notify, Rule, Source, verification_identity};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::event::Events;
-use imgsync_common::image::Digest;
 use imgsync_common::outage;
 use imgsync_common::registry::credentials::Environment;
 use imgsync_common::registry::{Client, SharedPace};
@@ -287,7 +286,7 @@ impl<'a> Work<'a> {
             None => run.options().await,
         };
         let rules = |slice| match of {
-            Some(of) => Digest::sha256(format!("verification of batch {}", of.id).as_bytes()),
+            Some(of) => verification_identity(of.id),
             None => run.rules(slice),
         };
         let say = |what: &str| self.printer.line(what);

@@ -19,6 +19,8 @@ use crate::words::many;
 const MAX_RUNNING_TASKS: usize = 50;
 /// Registries that are named beside the classes at most.
 const MAX_REGISTRIES: usize = 10;
+/// Rules that are named at most.
+const MAX_RULES: usize = 10;
 /// Failures that are read at a time.
 const PAGE: usize = 1_000;
 
@@ -54,6 +56,7 @@ impl<'a> Shown<'a> {
     /// The batch as one JSON object, with the groups of its failures; with every failure where they are asked for.
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
         let mut shown = to_json(&self.report.view());
+        shown["rules"] = json!(self.rules());
         shown["waits"] = json!(self.waits);
         shown["failed_by_class"] = json!(self.groups.by_class);
         shown["failed_by_registry"] = json!(self.groups.by_registry);
@@ -76,6 +79,7 @@ impl<'a> Shown<'a> {
         let mut text = Vec::new();
         report::write_text(&self.report, Level::Totals, &mut text).await?;
         printer.data(String::from_utf8_lossy(&text).trim_end());
+        self.print_rules(printer);
         if let Some(priority) = self.priority() {
             printer.data(&format!("Priority: {priority}"));
         }
@@ -99,6 +103,22 @@ impl<'a> Shown<'a> {
     fn priority(&self) -> Option<Priority> {
         let options = Options::decode(&self.report.batch.options, "a batch").ok()?;
         Some(options.priority()).filter(|priority| !priority.is_normal())
+    }
+
+    /// What the rules are called.
+    fn rules(&self) -> Vec<&str> {
+        self.report.options.rules.iter().map(|rule| rule.name.as_str()).collect()
+    }
+
+    fn print_rules(&self, printer: &Printer) {
+        let rules = self.rules();
+        let more = match rules.len().saturating_sub(MAX_RULES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        if !rules.is_empty() {
+            printer.data(&format!("Rules: {}{more}", rules[..rules.len().min(MAX_RULES)].join(", ")));
+        }
     }
 
     fn print_groups(&self, printer: &Printer) {

@@ -28,7 +28,7 @@ pub(crate) struct TargetArgs {
     pub(crate) to: Vec<Destination>,
     /// What targets are called: flat, keep, basename, full, original, or a template
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
-    pub(crate) name: Option<Style>,
+    pub(crate) naming: Option<Style>,
     /// The user at the target's registry; without --to, the target is docker.io/<user>
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
@@ -45,15 +45,15 @@ pub(crate) struct TargetArgs {
 impl TargetArgs {
     /// Whether anything of it was typed.
     pub(crate) fn is_typed(&self) -> bool {
-        !self.to.is_empty() || self.name.is_some() || self.user.is_some()
+        !self.to.is_empty() || self.naming.is_some() || self.user.is_some()
     }
 
-    /// Makes these sources the rules, in place of the configuration's, and puts the credentials into it. `name` is what
+    /// Makes these sources the rules, in place of the configuration's, and puts the credentials into it. `naming` is what
     /// targets are called if that was not typed. Defaults of the configuration hold.
     pub(crate) async fn set_rules(
         &self,
         sources: Vec<Source>,
-        name: Option<Style>,
+        naming: Option<Style>,
         settings: &mut Settings,
         printer: &Printer,
     ) -> Result<()> {
@@ -63,7 +63,7 @@ impl TargetArgs {
         for source in sources {
             let mut rule = settings.config.rule_for(source);
             rule.to = to.clone().unwrap_or(rule.to);
-            rule.name = self.name.clone().or_else(|| name.clone()).or(rule.name);
+            rule.naming = self.naming.clone().or_else(|| naming.clone()).or(rule.naming);
             check(&rule)?;
             rules.push(rule);
         }

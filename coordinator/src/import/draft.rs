@@ -33,7 +33,7 @@ pub(super) struct DraftRule {
     pub(super) semver: Option<String>,
     pub(super) platforms: Vec<String>,
     pub(super) to: Vec<String>,
-    pub(super) name: Option<String>,
+    pub(super) naming: Option<String>,
     pub(super) referrers: Vec<String>,
     pub(super) backup: Option<String>,
 }
@@ -181,8 +181,8 @@ impl DraftRule {
             [one] => _ = writeln!(yaml, "    to: {}", yaml_scalar(one)),
             several => _ = writeln!(yaml, "    to: {}", list(several)),
         }
-        if let Some(name) = &self.name {
-            _ = writeln!(yaml, "    name: {}", yaml_scalar(name));
+        if let Some(naming) = &self.naming {
+            _ = writeln!(yaml, "    naming: {}", yaml_scalar(naming));
         }
         if !self.referrers.is_empty() {
             _ = writeln!(yaml, "    referrers: {}", list(&self.referrers));

@@ -61,7 +61,7 @@ fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result
         DraftRule {
             from: format!("{}/{}", from.registry, from.repository),
             to: vec![placed.to],
-            name: Some(placed.name),
+            naming: Some(placed.naming),
             ..DraftRule::default()
         }
     };
@@ -70,7 +70,7 @@ fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result
         let rule = DraftRule {
             from: format!("{}/{}", from.registry, from.repository),
             to: vec![to],
-            name: Some("basename".to_owned()),
+            naming: Some("basename".to_owned()),
             ..DraftRule::default()
         };
         draft.rule(chosen(rule, &tags)?);

@@ -58,7 +58,7 @@ pub struct Hints {
     /// Where to.
     pub to: Option<String>,
     /// How targets are named.
-    pub name: Option<String>,
+    pub naming: Option<String>,
     /// image-syncer's credentials, which are in a file of their own.
     pub auth: Option<String>,
 }

@@ -15,10 +15,10 @@ pub(super) fn read(line: &str) -> Result<Draft, String> {
         OriginalSource::Preset(name) => rule.preset = Some(name.clone()),
         OriginalSource::Pattern(pattern) => rule.from = pattern.clone(),
     }
-    rule.name = Some(original.name.clone().unwrap_or_else(|| "original".to_owned()));
-    if rule.preset.is_none() && rule.name.as_deref() == Some("original") {
+    rule.naming = Some(original.naming.clone().unwrap_or_else(|| "original".to_owned()));
+    if rule.preset.is_none() && rule.naming.as_deref() == Some("original") {
         // Of what is no preset the original's names are the flat ones.
-        rule.name = Some("flat".to_owned());
+        rule.naming = Some("flat".to_owned());
     }
     rule.to = original.to.clone();
     if let Some(user) = &original.user {

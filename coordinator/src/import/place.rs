@@ -1,4 +1,4 @@
-//! From "this repository, under that name" to a rule's `to` and `name`.
+//! From "this repository, under that name" to a rule's `to` and `naming`.
 
 use imgsync_common::image::Reference;
 use imgsync_common::select::TagPattern;
@@ -7,7 +7,7 @@ use imgsync_common::select::TagPattern;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placed {
     pub(super) to: String,
-    pub(super) name: String,
+    pub(super) naming: String,
 }
 
 /// `from` and `target` are references; a tag of the target is the tag there.
@@ -19,18 +19,18 @@ pub(super) fn placed(from: &Reference, target: &Reference) -> Placed {
         if let Some(prefix) = wanted.strip_suffix(source)
             && (prefix.is_empty() || prefix.ends_with('/'))
         {
-            return Placed { to: base(prefix.trim_end_matches('/')), name: "keep".into() };
+            return Placed { to: base(prefix.trim_end_matches('/')), naming: "keep".into() };
         }
         let basename = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
         if basename(source) == basename(wanted) {
             let prefix = wanted.rsplit_once('/').map_or("", |(prefix, _)| prefix);
-            return Placed { to: base(prefix), name: "basename".into() };
+            return Placed { to: base(prefix), naming: "basename".into() };
         }
     }
     // A name must depend on the source: this one does, in form.
     let tag = target.tag.as_ref().filter(|tag| from.tag.as_ref() != Some(tag));
     let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
-    Placed { to: registry.to_owned(), name: format!("{{{{ \"{wanted}\" if basename }}}}{tag}") }
+    Placed { to: registry.to_owned(), naming: format!("{{{{ \"{wanted}\" if basename }}}}{tag}") }
 }
 
 /// A tag, or a regular expression over all of it, as a pattern of ours.

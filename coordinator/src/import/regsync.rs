@@ -233,7 +233,7 @@ fn sync(
                 draft.rule(DraftRule {
                     from: format!("{source}/{repositories}"),
                     to: vec![target.to_owned()],
-                    name: Some("keep".to_owned()),
+                    naming: Some("keep".to_owned()),
                     ..rule.clone()
                 });
             }
@@ -251,7 +251,7 @@ fn put(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
     DraftRule {
         from: format!("{}/{}", from.registry, from.repository),
         to: vec![placed.to],
-        name: Some(placed.name),
+        naming: Some(placed.naming),
         ..rule
     }
 }

@@ -13,13 +13,13 @@ const KEYS: [&str; 6] = ["images", "images-by-tag-regex", "images-by-semver", "c
 pub(super) fn read(tree: &Value, hints: &Hints, draft: &mut Draft) -> Result<(), String> {
     let registries = tree.as_object().ok_or("skopeo's file is a mapping of registries")?;
     let to = hints.to.clone().ok_or("skopeo's file does not say where to; say it with --to")?;
-    let name = hints.name.clone().unwrap_or_else(|| "basename".to_owned());
+    let name = hints.naming.clone().unwrap_or_else(|| "basename".to_owned());
     for (registry, settings) in registries {
         let Some(settings) = settings.as_object() else { continue };
         let rule = |image: &str| DraftRule {
             from: format!("{registry}/{}", image.trim_matches('/')),
             to: vec![to.clone()],
-            name: Some(name.clone()),
+            naming: Some(name.clone()),
             ..DraftRule::default()
         };
         for (image, tags) in of(settings.get("images")) {
@@ -74,9 +74,9 @@ pub(super) fn read(tree: &Value, hints: &Hints, draft: &mut Draft) -> Result<(),
             draft.note(format!("{registry}: `{key}` has no counterpart"));
         }
     }
-    if hints.name.is_none() {
+    if hints.naming.is_none() {
         draft.note(
-            "targets are called as skopeo calls them without --scoped; with it they are called in full: --name full",
+            "targets are called as skopeo calls them without --scoped; with it they are called in full: --naming full",
         );
     }
     match draft.is_empty() {

@@ -57,31 +57,31 @@ fn a_file_of_skopeo_becomes_a_rule_an_image() {
 rules:
   - from: registry.example.com/busybox
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: registry.example.com/redis
     tags: {include: [1.0, 2.0]}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: registry.example.com/apache
     tags: {include: ["/.*(?:rc).*/"]}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: registry.example.com/nginx
     tags: {include: ["/1\\.13\\.[12]-alpine-perl/"]}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: registry.example.com/alpine
     tags: {semver: ">= 3.12.0"}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: registry.example.com/node
     tags: {semver: ">=1.2 <=1.4"}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
   - from: quay.io/coreos/etcd
     tags: {include: [latest]}
     to: mirror.example.com/all
-    name: basename
+    naming: basename
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
     for words in ["is no tag", "cert-dir", "`signed` has no counterpart", "tls: off", "--scoped"] {
@@ -155,22 +155,22 @@ rules:
   - from: docker.io/library/alpine
     tags: {include: [latest, 3, "/3\\.\\d+/"], exclude: ["/edge.*/"]}
     to: "registry:5000"
-    name: keep
+    naming: keep
     backup: "bkup-{{tag}}"
   - from: ghcr.io/regclient/regctl
     tags: {include: [v0.3]}
     platforms: [linux/amd64]
     to: "registry:5000"
-    name: "{{ \"regclient/regctl\" if basename }}:stable"
+    naming: "{{ \"regclient/regctl\" if basename }}:stable"
     referrers: ["application/spdx+json"]
     backup: "backup-{{date}}-{{tag}}"
   - from: "old.example.com/library/**"
     to: "registry:5000"
-    name: keep
+    naming: keep
     backup: "bkup-{{tag}}"
   - from: old.example.com/tools
     to: "registry:5000"
-    name: keep
+    naming: keep
     backup: "bkup-{{tag}}"
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
@@ -210,13 +210,13 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     for part in [
         "quay.io: {username: me, password: \"${QUAY_IO_PASSWORD}\"}",
         "r.example.com: {username: \"${R_USER}\", password: \"${R_PASSWORD}\", tls: off}",
-        "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    name: basename\n",
-        "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    name: keep\n",
-        "    to: r.example.com\n    name: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
+        "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    naming: basename\n",
+        "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    naming: keep\n",
+        "    to: r.example.com\n    naming: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
         "tags: {include: [\"/.*(?:v1\\\\..*).*/\"]}",
         "name: \"{{ \\\"c\\\" if basename }}:one\"",
         "name: \"{{ \\\"c\\\" if basename }}:two\"",
-        "- from: gcr.io/a/f\n    to: r.example.com/default\n    name: basename\n",
+        "- from: gcr.io/a/f\n    to: r.example.com/default\n    naming: basename\n",
     ] {
         assert!(yaml.contains(part), "{part}\n---\n{yaml}");
     }
@@ -228,7 +228,7 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     // Both in one file, as before 1.2.
     let old = "auth: {quay.io: {username: me, password: hush}}\nimages: {quay.io/a/b: r.example.com/a/b}\nproc: 6\n";
     let (yaml, draft) = made(old, &Hints::default());
-    assert!(yaml.contains("to: r.example.com\n    name: keep"), "{yaml}");
+    assert!(yaml.contains("to: r.example.com\n    naming: keep"), "{yaml}");
     assert!(has_note(&draft, "`proc` has no counterpart"));
 }
 
@@ -303,14 +303,14 @@ fn a_command_of_the_original_becomes_its_rule() {
                     concurrency: 10\n\
                     notify: {telegram: {token: \"${IMGSYNC_TELEGRAM_TOKEN}\", group: \"-100123\"}}\n\
                     timeout: 30m\n\
-                    rules:\n  - preset: istio\n    to: docker.io/gcrxio\n    name: original\n";
+                    rules:\n  - preset: istio\n    to: docker.io/gcrxio\n    naming: original\n";
     assert_eq!(yaml, expected);
     for words in ["--query-limit 5", "--report stays", "--report-level 2"] {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert!(!format!("{draft:?}{yaml}").contains("S3cret") && !format!("{draft:?}").contains("1:abc"));
     let (yaml, _) = read("imgsync gcr --user me");
-    assert!(yaml.contains("- from: \"gcr.io/google-containers/**\"\n    to: docker.io/me\n    name: flat"), "{yaml}");
+    assert!(yaml.contains("- from: \"gcr.io/google-containers/**\"\n    to: docker.io/me\n    naming: flat"), "{yaml}");
     assert!(
         read("imgsync gcr --kubeadm --user $HUB_USER --password ${HUB_PASS} --to docker.io/me")
             .0

@@ -27,7 +27,7 @@ pub struct Part {
 pub struct Names {
     /// By the home that is read.
     pub target: String,
-    /// With `name: original`.
+    /// With `naming: original`.
     pub original: String,
 }
 

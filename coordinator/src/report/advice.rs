@@ -69,7 +69,7 @@ pub(crate) fn on(class: Class) -> &'static str {
         }
         Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
         Class::Local => "A file, a disk or a program on this machine: the error says which.",
-        Class::Collision => "Two sources want the same target: give one of the rules another `name` or another `to`.",
+        Class::Collision => "Two sources want the same target: give one of the rules another `naming` or another `to`.",
         Class::Immutable => {
             "The tag is not to be moved, by the target's settings or by `immutable`, and the source has something else under it by now: find out why it was moved; exclude the tag, or copy it once with `imgsync sync`."
         }

@@ -44,6 +44,7 @@ impl View {
             .iter()
             .map(|it| EmptyRule {
                 number: it.rule.saturating_add(1),
+                name: report.rule_name(it).to_owned(),
                 from: it.from.clone(),
                 repositories: it.repositories,
                 tags: it.tags,
@@ -260,6 +261,7 @@ impl Tasks {
             let named = options.get(number as usize);
             Rule {
                 number: number.saturating_add(1),
+                name: named.map(|rule| rule.name.clone()).unwrap_or_default(),
                 from: named.map(|rule| rule.from.clone()).unwrap_or_default(),
                 to: named.map(|rule| rule.to.clone()).unwrap_or_default(),
                 counts: self.by_rule.get(&number).copied().unwrap_or_default(),

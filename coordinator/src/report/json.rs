@@ -20,10 +20,18 @@ pub struct Json<'a> {
     requests: &'a Requests,
     seconds: f64,
     unlisted: &'a [Unlisted],
-    #[serde(skip_serializing_if = "<[EmptyRule]>::is_empty")]
-    empty_rules: &'a [EmptyRule],
+    rules: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    empty_rules: Vec<NamedEmptyRule<'a>>,
     #[serde(skip_serializing_if = "are_none")]
     pruned: &'a [Pruned],
+}
+
+#[derive(Debug, Serialize)]
+struct NamedEmptyRule<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    rule: &'a EmptyRule,
 }
 
 fn are_none(lines: &&[Pruned]) -> bool {
@@ -57,7 +65,12 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
         requests: &report.batch.spent.requests,
         seconds: report.seconds(),
         unlisted: &report.unlisted,
-        empty_rules: &report.empty_rules,
+        rules: report.options.rules.iter().map(|rule| rule.name.as_str()).collect(),
+        empty_rules: report
+            .empty_rules
+            .iter()
+            .map(|rule| NamedEmptyRule { name: report.rule_name(rule), rule })
+            .collect(),
         pruned: &report.pruned,
     };
     let head = serde_json::to_string(&head).map_err(|error| failed(error.into()))?;
@@ -133,10 +146,13 @@ pub fn json_schema() -> Value {
                 "required": ["repository", "class", "error"],
                 "additionalProperties": false
             }},
+            "rules": {"description": "what the rules are called, in their order", "type": "array", "items": text},
             "empty_rules": {"description": "rules that chose no tag, by their place from 0; left out where there are none", "type": "array", "items": {
                 "type": "object",
-                "properties": {"rule": count, "from": text, "repositories": count, "tags": count, "reason": text},
-                "required": ["rule", "from", "repositories", "tags", "reason"],
+                "properties": {
+                    "name": text, "rule": count, "from": text, "repositories": count, "tags": count, "reason": text
+                },
+                "required": ["name", "rule", "from", "repositories", "tags", "reason"],
                 "additionalProperties": false
             }},
             "pruned": {"description": "target tags whose source is gone; left out where there are none", "type": "array", "items": {

@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::Path;
 
 use imgsync_common::batch::{BatchId, Options, TaskState};
-use imgsync_common::config::{Config, Destination, Rule, Source};
+use imgsync_common::config::{Config, Rule};
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::private;
 use imgsync_common::store::{Batch, Course, EmptyRule, FailedTask, Pruned, Store, TaskRow, Unlisted};
@@ -170,6 +170,12 @@ impl<'a> Report<'a> {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
+    /// What a rule that chose nothing is called.
+    fn rule_name<'r>(&'r self, empty: &'r EmptyRule) -> &'r str {
+        let named = self.options.rules.get(empty.rule as usize).map(|rule| rule.name.as_str());
+        named.filter(|name| !name.is_empty()).unwrap_or(&empty.from)
+    }
+
     /// How long it took, or takes until now, in seconds.
     pub fn seconds(&self) -> f64 {
         let end = self.batch.ended_at.unwrap_or_else(Timestamp::now);
@@ -197,31 +203,13 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What the rules copy, in a few words.
+/// What the rules are called, in a few words.
 pub fn title(config: &Config) -> String {
-    let names: Vec<String> = config.rules.iter().map(from).collect();
+    let names: Vec<String> = config.rules.iter().map(Rule::title).collect();
     match names.len() {
         0..=3 => names.join(", "),
         more => format!("{}, {} and {} more", names[0], names[1], more - 2),
     }
-}
-
-/// What a rule copies.
-pub fn from(rule: &Rule) -> String {
-    match &rule.source {
-        Source::Repositories(pattern) => pattern.to_string(),
-        Source::Layout(path) => format!("oci:{}", path.display()),
-        Source::Preset(preset) => preset.to_string(),
-    }
-}
-
-/// Where a rule copies to.
-pub fn to(rule: &Rule) -> Vec<String> {
-    let shown = |to: &Destination| match to {
-        Destination::Registry(base) => base.to_string(),
-        Destination::Layout(path) => format!("oci:{}", path.display()),
-    };
-    rule.to.iter().map(shown).collect()
 }
 
 /// Writes a report.

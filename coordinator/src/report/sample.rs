@@ -74,6 +74,7 @@ pub(super) fn view() -> View {
             total: 2,
             items: vec![EmptyRule {
                 number: 4,
+                name: HOSTILE.to_owned(),
                 from: HOSTILE.to_owned(),
                 repositories: 2,
                 tags: 9,
@@ -102,7 +103,13 @@ pub(super) fn view() -> View {
         }],
         rules: Listed {
             total: 2,
-            items: vec![Rule { number: 1, from: HOSTILE.to_owned(), to: vec![HOSTILE.to_owned()], counts: ends }],
+            items: vec![Rule {
+                number: 1,
+                name: HOSTILE.to_owned(),
+                from: HOSTILE.to_owned(),
+                to: vec![HOSTILE.to_owned()],
+                counts: ends,
+            }],
             more: 1,
         },
         lanes: Listed {

@@ -20,7 +20,9 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     if !report.empty_rules.is_empty() {
         let mut text = "Rules that chose no tag:\n".to_owned();
         for rule in &report.empty_rules {
-            text.push_str(&format!("  {}\n    {}\n", rule.from, rule.reason));
+            let name = report.rule_name(rule);
+            let from = if name == rule.from { String::new() } else { format!(" ({})", rule.from) };
+            text.push_str(&format!("  {name}{from}\n    {}\n", rule.reason));
         }
         out.write_all(text.as_bytes()).map_err(failed)?;
     }

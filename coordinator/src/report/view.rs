@@ -165,6 +165,8 @@ pub struct Unlisted {
 pub struct EmptyRule {
     /// Its place in the configuration, from 1.
     pub number: u32,
+    /// What it is called: its `name`, else what it reads.
+    pub name: String,
     /// What it reads.
     pub from: String,
     /// Repositories that were listed.
@@ -229,6 +231,8 @@ pub struct Ends {
 pub struct Rule {
     /// Its place in the configuration, from 1.
     pub number: u32,
+    /// What it is called: its `name`, else what it reads.
+    pub name: String,
     /// What it copies; empty for batches of versions that did not note it.
     pub from: String,
     /// Where to.

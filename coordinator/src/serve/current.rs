@@ -21,13 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::{say, warn};
 use crate::batches::{Care, House, Run, RunSettings, SERVE_ROLE, WatchedRule, copier, fingerprint};
 use crate::notify::Notifier;
-use crate::report;
 use crate::words::many;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many characters of a rule's digest name it.
-const NAME_LENGTH: usize = 12;
+/// How many digits of a rule's identity are its id.
+const ID_LENGTH: usize = 12;
 
 /// A configuration that was read.
 #[derive(Debug, Clone)]
@@ -89,10 +88,14 @@ pub struct Current {
 /// A rule by itself.
 #[derive(Debug, Clone)]
 pub struct Known {
-    /// Names it: the beginning of a digest over what it means, whenever it is run.
+    /// The beginning of its identity: the same however it is written, called and scheduled.
+    pub id: String,
+    /// What readers know it by.
     pub name: String,
-    /// The digest over a batch of this rule alone.
+    /// The identity of a batch of this rule alone.
     pub rules: Digest,
+    /// Whether it was given that name.
+    is_named: bool,
     /// What it copies.
     pub from: String,
     /// Where to.
@@ -174,9 +177,10 @@ impl Current {
         self.run.attempts
     }
 
-    /// The rule of this name.
-    pub fn rule(&self, name: &str) -> Option<&Known> {
-        self.rules.iter().find(|rule| rule.name == name)
+    /// The rule of this id, or of this name.
+    pub fn rule(&self, wanted: &str) -> Option<&Known> {
+        let by_id = self.rules.iter().find(|rule| rule.id == wanted);
+        by_id.or_else(|| self.rules.iter().find(|rule| rule.name == wanted))
     }
 
     /// The rules as figures tell of them.
@@ -225,14 +229,16 @@ impl Known {
         let mut config = config.clone();
         config.rules = vec![rule.clone()];
         let rules = fingerprint(&config, None);
-        let name = rules.hex()[..NAME_LENGTH].to_owned();
+        let id = rule.identity().hex()[..ID_LENGTH].to_owned();
         let now = Timestamp::now();
         Known {
-            interval: rule.schedule.as_ref().and_then(|schedule| schedule.longest_interval(now, &name)),
-            name,
+            interval: rule.schedule.as_ref().and_then(|schedule| schedule.longest_interval(now, &id)),
+            id,
+            name: rule.title(),
+            is_named: rule.name.is_some(),
             rules,
-            from: report::from(rule),
-            to: report::to(rule),
+            from: rule.reads(),
+            to: rule.writes(),
             schedule: rule.schedule.clone(),
             config,
         }
@@ -245,7 +251,11 @@ impl Known {
 
     /// In a few words.
     pub fn title(&self) -> String {
-        format!("{} to {}", self.from, self.to.join(", "))
+        let copies = format!("{} to {}", self.from, self.to.join(", "));
+        match self.is_named {
+            true => format!("{} ({copies})", self.name),
+            false => copies,
+        }
     }
 
     pub(super) fn config(&self) -> &Config {

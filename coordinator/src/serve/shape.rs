@@ -13,6 +13,8 @@ use crate::report::failure_groups::FailureGroups;
 pub(super) struct BatchShape {
     batch: BatchId,
     title: String,
+    /// What the rules are called.
+    rules: Vec<String>,
     from: Vec<String>,
     to: Vec<String>,
     state: BatchState,
@@ -48,6 +50,7 @@ impl BatchShape {
             batch: batch.id,
             priority: options.priority(),
             title: options.title,
+            rules: options.rules.iter().map(|rule| rule.name.clone()).collect(),
             from: options.rules.into_iter().map(|rule| rule.from).collect(),
             to,
             state: view.state,

@@ -55,8 +55,10 @@ struct Inner {
 /// A rule, and when it is run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// The rule's name.
+    /// The rule's id.
     pub rule: String,
+    /// What readers know it by.
+    pub name: String,
     /// What it copies.
     pub from: String,
     /// Where to.
@@ -128,7 +130,7 @@ impl Timetable {
     /// Begins a rule now.
     ///
     /// # Errors
-    /// `NotFound` where there is no rule of this name; `Invalid` where it is running; the store's.
+    /// `NotFound` where there is no rule of this id or name; `Invalid` where it is running; the store's.
     pub async fn start(&self, name: &str) -> Result<BatchId> {
         let inner = &self.0;
         let current = inner.current.borrow().clone();
@@ -142,7 +144,7 @@ impl Timetable {
             Error::new(Class::Invalid, tried(), obstacle.describe())
                 .hint("wait for its end, or cancel it; one that is paused can be resumed")
         })?;
-        self.note(name, Timestamp::now(), Some(id)).await?;
+        self.note(&rule.id, Timestamp::now(), Some(id)).await?;
         Ok(id)
     }
 
@@ -153,19 +155,20 @@ impl Timetable {
         let known = self.known().await?;
         let mut entries = Vec::new();
         for rule in &current.rules {
-            let begun = known.get(&rule.name);
+            let begun = known.get(&rule.id);
             let now = Timestamp::now();
             let from = begun.map(|begun| begun.at).filter(|at| !is_ahead(*at, now)).unwrap_or(now);
-            let next = rule.schedule.as_ref().and_then(|schedule| schedule.after(from, &rule.name)).map(|due| due.at);
+            let next = rule.schedule.as_ref().and_then(|schedule| schedule.after(from, &rule.id)).map(|due| due.at);
             entries.push(Entry {
-                rule: rule.name.clone(),
+                rule: rule.id.clone(),
+                name: rule.name.clone(),
                 from: rule.from.clone(),
                 to: rule.to.clone(),
                 schedule: rule.schedule.as_ref().map(ToString::to_string),
                 next,
                 last: begun.and_then(|begun| begun.batch),
                 running: self.running(rule).await?,
-                skipped: self.skipped().get(&rule.name).copied().unwrap_or_default(),
+                skipped: self.skipped().get(&rule.id).copied().unwrap_or_default(),
             });
         }
         Ok(entries)
@@ -230,28 +233,28 @@ impl Timetable {
         let known = self.known().await?;
         let now = Timestamp::now();
         for (rule, schedule) in scheduled {
-            let last = match known.get(&rule.name) {
+            let last = match known.get(&rule.id) {
                 Some(begun) if is_ahead(begun.at, now) => self.forget_future(rule, begun, now).await?,
                 Some(begun) => *begun,
                 None if schedule.begins_at_once() => {
                     let _turn = inner.begin.lock().await;
                     // What stands in the way is not skipped: it is begun once that has ended.
                     if let Ok(id) = self.begin(&current, rule).await? {
-                        self.note(&rule.name, now, Some(id)).await?;
+                        self.note(&rule.id, now, Some(id)).await?;
                     }
                     continue;
                 }
                 None => {
-                    self.note(&rule.name, now, None).await?;
+                    self.note(&rule.id, now, None).await?;
                     continue;
                 }
             };
-            let Some(due) = schedule.after(last.at, &rule.name).filter(|due| due.at <= now) else { continue };
+            let Some(due) = schedule.after(last.at, &rule.id).filter(|due| due.at <= now) else { continue };
             let _turn = inner.begin.lock().await;
             let next = schedule.begun(due, now);
             match self.begin(&current, rule).await? {
                 Err(obstacle) => {
-                    let skipped = self.skipped().get(&rule.name).map_or(1, |skipped| skipped + 1);
+                    let skipped = self.skipped().get(&rule.id).map_or(1, |skipped| skipped + 1);
                     warn(
                         &inner.events,
                         &format!(
@@ -261,12 +264,12 @@ impl Timetable {
                             obstacle.describe()
                         ),
                     );
-                    self.note(&rule.name, next, last.batch).await?;
-                    self.skipped().insert(rule.name.clone(), skipped);
+                    self.note(&rule.id, next, last.batch).await?;
+                    self.skipped().insert(rule.id.clone(), skipped);
                 }
                 Ok(id) => {
-                    self.note(&rule.name, next, Some(id)).await?;
-                    self.skipped().remove(&rule.name);
+                    self.note(&rule.id, next, Some(id)).await?;
+                    self.skipped().remove(&rule.id);
                 }
             }
         }
@@ -284,7 +287,7 @@ impl Timetable {
             ),
         );
         let at = now.checked_sub(LONG_AGO).unwrap_or(Timestamp::UNIX_EPOCH);
-        self.note(&rule.name, at, begun.batch).await?;
+        self.note(&rule.id, at, begun.batch).await?;
         Ok(Begun { at, ..*begun })
     }
 

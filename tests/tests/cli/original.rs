@@ -170,12 +170,13 @@ async fn flannel_keeps_its_old_name_at_all_of_its_homes() {
 async fn rules_and_choices_of_a_configuration_do_not_change_what_the_commands_mean() {
     let scene = Scene::new().await;
     let yaml = endpoints(&[("gcr.io", &scene.source), ("docker.io", &scene.target)]);
-    let defaults = "defaults: {tags: {newest: 1}, to: docker.io/other, name: flat}\nrules: [{from: gcr.io/team/**}]\n";
+    let defaults =
+        "defaults: {tags: {newest: 1}, to: docker.io/other, naming: flat}\nrules: [{from: gcr.io/team/**}]\n";
     scene.program.file("imgsync.yaml", format!("{yaml}{defaults}"));
     let output = scene.gcr(&["--dry-run", "--json"]).await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
     let output =
-        scene.gcr(&["--dry-run", "--json", "--to", "r.example.com/m", "--name", "basename", "--attempts", "1"]);
+        scene.gcr(&["--dry-run", "--json", "--to", "r.example.com/m", "--naming", "basename", "--attempts", "1"]);
     assert!(output.await.stdout.contains("r.example.com/m/pause:3.1"));
 }
 

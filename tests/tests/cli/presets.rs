@@ -242,7 +242,7 @@ async fn versions_that_stayed_at_an_earlier_home_are_read_there() {
         let yaml = endpoints(&[(hosts[0], &newer), (hosts[1], &older), ("docker.io", &target)]);
         let base = format!("r.example.com/{preset}-{style}");
         let yaml = format!("{yaml}  r.example.com: {{endpoint: '{}'}}\n", target.url());
-        let yaml = format!("{yaml}rules: [{{preset: {preset}, to: {base}, name: {style}}}]\n");
+        let yaml = format!("{yaml}rules: [{{preset: {preset}, to: {base}, naming: {style}}}]\n");
         // Other repositories of the preset are not there: that is told, and the exit code says so.
         let json = configured(&yaml).args(["run", "--json"]).run().await.assert_code(1).json();
         let path = |name: &str| format!("{preset}-{style}/{name}");
@@ -311,7 +311,7 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
             let mut rule = format!("{yaml}rules: [{{preset: {preset}, to: docker.io/me");
             if let Some(style) = style {
                 typed = typed.args(["--name", style]);
-                rule.push_str(&format!(", name: {style}"));
+                rule.push_str(&format!(", naming: {style}"));
             }
             assert_eq!(planned(&typed.run().await.assert_code(0)), expected, "{preset} {style:?}");
             let written = configured(&format!("{rule}}}]\n")).args(["run", "--dry-run", "--json"]);
@@ -347,7 +347,7 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
     let (source, target) = tokio::join!(kubernetes(), FaultRegistry::start());
     let yaml = endpoints(&[("registry.k8s.io", &source), ("docker.io", &target)]);
     let rule = format!(
-        "{yaml}rules:\n- preset: {{kubeadm: {{versions: '>=1.30, <1.32'}}}}\n  name: original\n  to: docker.io/me\n"
+        "{yaml}rules:\n- preset: {{kubeadm: {{versions: '>=1.30, <1.32'}}}}\n  naming: original\n  to: docker.io/me\n"
     );
     let program = configured(&rule);
     let output = program.again().args(["run", "--json"]).run().await.assert_code(0);
@@ -437,7 +437,7 @@ async fn a_repository_of_a_preset_that_is_gone_keeps_no_other_back() {
     target.push("flannel/flannel-cni-plugin", "v1.4.0", &image);
     let hosts = [("ghcr.io", &source), ("quay.io", &source), ("docker.io", &target)];
     let program = configured(&endpoints(&hosts));
-    let run = ["run", "--json", "--preset", "flannel", "--name", "original", "--to"];
+    let run = ["run", "--json", "--preset", "flannel", "--naming", "original", "--to"];
     let output = program.again().args(run).arg("docker.io/me").run().await.assert_code(1);
     target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
     assert_eq!(output.json()["unlisted"][0]["repository"], "ghcr.io/flannel-io/flannel-cni-plugin");
@@ -486,7 +486,7 @@ async fn wrong_presets_are_refused_where_they_stand() {
         (&["run", "--preset", "flannel >=0.26", "--user", "me"], "not cut down to versions"),
         (&["run", "--preset", "kubeadm"], "nobody says where to"),
         (&["run", "--user", "me"], "--preset"),
-        (&["run", "--preset", "distroless", "--to", "docker.io/me", "--name", "keep"], "two levels and not 3"),
+        (&["run", "--preset", "distroless", "--to", "docker.io/me", "--naming", "keep"], "two levels and not 3"),
         (&["run", "--preset", "distroless", "--to", "me"], "docker.io/me"),
         (&["tags", "--preset", "flannel", "gcr.io/x"], "cannot be used with"),
         (&["tags"], "PATTERN"),
@@ -494,8 +494,9 @@ async fn wrong_presets_are_refused_where_they_stand() {
         let output = Imgsync::new().args(arguments).run().await.assert_code(2);
         assert!(output.stderr.contains(words), "{arguments:?}: {}", output.stderr);
     }
-    let program =
-        configured("rules:\n- preset: {kubadm: {}}\n  to: r.io\n- preset: flannel\n  name: keep\n  to: docker.io/me\n");
+    let program = configured(
+        "rules:\n- preset: {kubadm: {}}\n  to: r.io\n- preset: flannel\n  naming: keep\n  to: docker.io/me\n",
+    );
     let output = program.args(["config", "check"]).run().await.assert_code(2);
     for words in ["--> imgsync.yaml:2:12", "did you mean `kubeadm`?"] {
         assert!(output.stderr.contains(words), "{}", output.stderr);

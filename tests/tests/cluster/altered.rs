@@ -410,7 +410,7 @@ async fn what_somebody_else_recorded_as_ours_is_never_removed() {
     }
     scene.target.push("m/app", "by-hand", &image("by-hand"));
     let config = format!(
-        "rules:\n- {{from: {}/app, to: {}/m, name: keep, prune: {{keep_days: 0, limit: 50%}}}}\n",
+        "rules:\n- {{from: {}/app, to: {}/m, naming: keep, prune: {{keep_days: 0, limit: 50%}}}}\n",
         scene.source.host(),
         scene.target.host()
     );

@@ -58,7 +58,7 @@ impl Route {
 
     fn config(&self, below: &str, more: &str) -> String {
         let (source, target) = (self.source.host(), self.target.host());
-        format!("defaults: {{to: {target}/m, name: keep}}\nrules:\n- from: {source}/{below}/**\n{more}")
+        format!("defaults: {{to: {target}/m, naming: keep}}\nrules:\n- from: {source}/{below}/**\n{more}")
     }
 
     fn run(&self, below: &str, more: &str, arguments: &[&str]) -> Running {

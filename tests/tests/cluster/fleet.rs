@@ -28,7 +28,7 @@ pub(crate) fn fill(source: &FaultRegistry, repositories: usize, tags: usize) -> 
 /// The rules that copy them to `m/`.
 pub(crate) fn rules(source: &FaultRegistry, target: &FaultRegistry, repositories: usize) -> String {
     let rules: String = (0..repositories).map(|n| format!("- from: {}/r{n:02}\n", source.host())).collect();
-    format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host())
+    format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host())
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ fn fill(source: &FaultRegistry, repositories: usize, tags: usize, size: u64) -> 
 }
 
 fn rules(source: &FaultRegistry, target: &FaultRegistry) -> String {
-    format!("defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/**\n", target.host(), source.host())
+    format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/**\n", target.host(), source.host())
 }
 
 /// Whole uploads of a blob.
@@ -93,7 +93,7 @@ async fn a_layer_that_one_worker_has_brought_is_not_given_to_a_source_that_only_
     let _workers = cluster.workers(3, 2).await;
     let run = async |from: &FaultRegistry, to: &str| {
         let rules =
-            format!("defaults: {{to: {}/{to}, name: keep}}\nrules:\n- from: {}/**\n", target.host(), from.host());
+            format!("defaults: {{to: {}/{to}, naming: keep}}\nrules:\n- from: {}/**\n", target.host(), from.host());
         cluster.imgsync(&rules).args(["run", "--json", "--retry-delay", "10ms"]).run().await
     };
     run(&source, "private").await.assert_code(0);

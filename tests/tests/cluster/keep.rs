@@ -19,7 +19,7 @@ async fn a_cluster_removes_what_is_gone_keeps_what_it_overwrites_and_compares() 
     }
     target.push("m/app", "by-hand", &image("by-hand"));
     let config = format!(
-        "rules:\n- {{from: {}/app, to: {}/m, name: keep, immutable: 'v*', backup: '{{{{tag}}}}-before-{{{{date}}}}', \
+        "rules:\n- {{from: {}/app, to: {}/m, naming: keep, immutable: 'v*', backup: '{{{{tag}}}}-before-{{{{date}}}}', \
          prune: {{keep_days: 0, limit: 50%}}}}\n",
         source.host(),
         target.host()

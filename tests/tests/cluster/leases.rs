@@ -57,7 +57,7 @@ async fn worker(scene: &Scene) -> Running {
 /// request that is given.
 async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<Semaphore>) {
     let mut scene = Scene::new(1, 0).await;
-    scene.config = scene.config.replace("name: keep", "name: keep, backup: '{{tag}}-before'");
+    scene.config = scene.config.replace("naming: keep", "naming: keep, backup: '{{tag}}-before'");
     assert!(scene.config.contains("backup"), "{}", scene.config);
     let image = images::single("leases-new");
     scene.source.push("r00", "moves", &image);
@@ -127,7 +127,7 @@ async fn removing(scene: &Scene) -> ([(&'static str, Image); 2], String, Vec<Run
     }
     scene.source.push("app", "stays", &images::single("leases-stays"));
     let config = format!(
-        "rules:\n- {{from: {}/app, to: {}/m, name: keep, prune: {{keep_days: 0, limit: 2}}}}\n",
+        "rules:\n- {{from: {}/app, to: {}/m, naming: keep, prune: {{keep_days: 0, limit: 2}}}}\n",
         scene.source.host(),
         scene.target.host()
     );
@@ -212,7 +212,7 @@ async fn a_tag_that_another_run_has_moved_since_the_look_keeps_its_manifest() {
     // A tag that stays becomes what is to be deleted next: its name is not new.
     scene.source.push("other/app", "stays", &going[1].1);
     let other = format!(
-        "rules:\n- {{from: {}/other/app, to: {}/m, name: basename}}\n",
+        "rules:\n- {{from: {}/other/app, to: {}/m, naming: basename}}\n",
         scene.source.host(),
         scene.target.host()
     );

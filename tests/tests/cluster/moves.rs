@@ -27,7 +27,7 @@ async fn tags_that_move_while_workers_copy_them_are_copied_as_what_they_are_now(
     let of_old =
         Match::kind(Kind::BlobGet).when(move |get| get.reference.as_ref().is_some_and(|blob| large.contains(blob)));
     let rule = source.on(of_old).always().act(Action::Gate(gate.clone()));
-    let config = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let config = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let run = cluster.imgsync(&config).args(["run", "--json", "--attempts", "1"]);
     let moving = async {
         source.wait_until(|_| rule.hits() >= TAGS as u64, PATIENCE).await;

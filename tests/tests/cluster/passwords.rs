@@ -99,7 +99,7 @@ async fn the_programs_work_with_a_password_of_all_characters_and_show_nothing_of
     let config = format!(
         "cluster:\n  broker: {{url: 'amqp://127.0.0.1:{}/%2f', username: u{number}, password: '${{PASSWORD}}'}}\n  \
          store: 'redis://u{number}:${{PASSWORD}}@127.0.0.1:{}'\n\
-         rules: [{{from: {}/a, to: {}/m, name: keep}}]\n",
+         rules: [{{from: {}/a, to: {}/m, naming: keep}}]\n",
         cluster.broker.port(),
         cluster.store.port(),
         source.host(),

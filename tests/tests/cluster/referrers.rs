@@ -36,7 +36,7 @@ async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
         source.push_untagged("app", &again);
     }
     let to = format!("[{}/m, {}/m]", target.host(), modern.host());
-    let config = format!("rules:\n- {{from: {}/app, to: {to}, name: keep}}\n", source.host());
+    let config = format!("rules:\n- {{from: {}/app, to: {to}, naming: keep}}\n", source.host());
     let _workers = cluster.workers(4, 4).await;
     let run = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
     assert_eq!(number(&run, "/counts/copied"), 2 * (SIGNATURES + 2) as u64, "{run}");

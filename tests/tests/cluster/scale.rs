@@ -35,7 +35,7 @@ async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
     let source = FaultRegistry::start().await;
     fill(&source, "p", repositories, tags);
     let total = (repositories * tags) as u64;
-    let config = format!("defaults: {{to: target.test/m, name: keep}}\nrules:\n- from: {}/p/**\n", source.host());
+    let config = format!("defaults: {{to: target.test/m, naming: keep}}\nrules:\n- from: {}/p/**\n", source.host());
     let mut run = cluster.imgsync(&config).args(["run", "--json"]).spawn();
     let is_planned = |shown: &serde_json::Value| number(shown, "/counts/total") == total && !shown["sealed"].is_null();
     cluster.wait_for(is_planned, PATIENCE).await;
@@ -79,7 +79,8 @@ async fn tags_that_the_listings_settle_are_never_queued_and_take_less_than_80_by
     fill(&source, "p", 200, 100);
     fill(&target, "m/p", 200, 100);
     let _workers = cluster.workers(1, 4).await;
-    let config = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
+    let config =
+        format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
     for (source_requests, target_requests) in [(201, 200..=200), (201, 1..=50)] {
         source.clear_requests();
         target.clear_requests();
@@ -128,7 +129,7 @@ async fn rules_that_overlap_in_many_repositories_plan_each_image_once() {
     fill(&target, "m/p", 60, 60);
     let some = "tags: {include: [\"v1.0.*\"]}";
     let config = format!(
-        "defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {host}/p/**\n  {some}\n- from: {host}/p/**\n",
+        "defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {host}/p/**\n  {some}\n- from: {host}/p/**\n",
         target.host(),
         host = source.host()
     );

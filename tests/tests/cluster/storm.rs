@@ -112,7 +112,7 @@ impl Storm {
             let images = fill(&self.source, part);
             let rules: String =
                 (0..REPOSITORIES).map(|n| format!("- from: {}/p{part}/r{n}\n", self.source.host())).collect();
-            let config = format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", self.target.host());
+            let config = format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", self.target.host());
             // The coordinator may have been killed a moment ago: then there is none to leave a batch to.
             let run = self.cluster.imgsync(&config).args(["run", "--detach", "--attempts", "50"]).run().await;
             let id = run.stdout.trim().to_owned();

@@ -18,7 +18,7 @@ async fn a_target_that_throttles_delays_its_own_lanes_alone_and_costs_no_attempt
     // Longer than is slept out with a task in hand: what is throttled is put off, and its lane parked.
     let rule = throttled.on(Match::any()).always().act(Action::too_many("31"));
     let config = format!(
-        "rules:\n- {{from: {s}/r00, to: {t}/m, name: keep}}\n- {{from: {s}/r01, to: {f}/m, name: keep}}\n",
+        "rules:\n- {{from: {s}/r00, to: {t}/m, naming: keep}}\n- {{from: {s}/r01, to: {f}/m, naming: keep}}\n",
         s = source.host(),
         t = throttled.host(),
         f = free.host()

@@ -19,7 +19,7 @@ const STORM: &str = "
 registries:
   source:5000: {tls: off}
   target:5000: {tls: off, requests_per_second: 40}
-defaults: {to: target:5000/copy, name: keep}
+defaults: {to: target:5000/copy, naming: keep}
 rules:
   - from: source:5000/storm/**
 ";

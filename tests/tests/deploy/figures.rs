@@ -64,7 +64,7 @@ async fn told() -> Told {
     source.on(Match::kind(Kind::ManifestHead).repository("bad")).always().act(Action::status(403));
     source.on(Match::kind(Kind::BlobGet)).times(1).act(Action::status(503));
     let config = format!(
-        "registries:\n  {0}: {{requests_per_second: 20}}\nrules:\n- {{from: {0}/*, to: {1}/m, name: keep, schedule: 0 3 1 1 *}}\n",
+        "registries:\n  {0}: {{requests_per_second: 20}}\nrules:\n- {{from: {0}/*, to: {1}/m, naming: keep, schedule: 0 3 1 1 *}}\n",
         source.host(),
         target.host()
     );

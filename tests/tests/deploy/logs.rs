@@ -17,7 +17,7 @@ async fn lines_of_a_worker_say_which_batch_and_task_they_are_about() {
     source.push("a", "v1", &images::single("log-1"));
     source.push("a", "v2", &images::single("log-2"));
     source.on(Match::kind(Kind::BlobGet)).times(1).act(Action::status(503));
-    let config = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let config = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let worker = cluster.worker("").args(["--log-format", "json"]).spawn();
     let run =
         cluster.imgsync(&config).env("IMGSYNC_LOG_FORMAT", "json").args(["run", "--json"]).run().await.assert_code(0);

@@ -215,7 +215,7 @@ fn a_blob_read_without_credentials_from_a_public_address_needs_no_proof() {
         other.push("a", "1", &two);
         let program = Imgsync::new();
         let run = async |from: String, to: &str| {
-            let rule = format!("rules: [{{from: '{from}/a', to: '{}/{to}', name: keep}}]\n", target.host());
+            let rule = format!("rules: [{{from: '{from}/a', to: '{}/{to}', naming: keep}}]\n", target.host());
             let config = format!("registries: {{'{NAME}:{}': {{tls: off}}}}\n{rule}", port(&source));
             let file = program.file("imgsync.yaml", config);
             program.again().args(["run", "-c"]).arg(file).run().await.assert_code(0);

@@ -23,7 +23,7 @@ async fn tags_that_were_seen_in_the_future_are_verified_again_which_is_said_once
         source.move_tag("a", &format!("v{number}"), &image.root);
     }
     let program = Imgsync::new();
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     let run = || program.again().args(["run", "--json"]);
     assert_eq!(run().run().await.assert_code(0).json()["counts"]["copied"], TAGS);
@@ -61,7 +61,7 @@ async fn the_newest_batch_is_the_one_that_was_made_last_although_another_was_mad
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("newest"));
     let program = Imgsync::new();
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     let ahead = Timestamp::now() + SignedDuration::from_hours(400 * 24);
     let clock = Arc::new(ManualClock::at(ahead));
@@ -97,7 +97,7 @@ async fn a_lease_and_a_hold_of_the_future_are_not_waited_for() {
     let image = images::single("held");
     source.push("a", "1", &image);
     let program = Imgsync::new();
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     let clock = Arc::new(ManualClock::at(Timestamp::now() + SignedDuration::from_hours(400 * 24)));
     let store = SqliteStore::open(&program.state().join("imgsync"), clock.clone()).await.unwrap();

@@ -15,7 +15,7 @@ async fn a_home() -> (Imgsync, FaultRegistry, FaultRegistry) {
         source.push("a", tag, &images::single(&format!("disk-{tag}")));
     }
     let program = Imgsync::new();
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     program.again().args(["run", "--quiet"]).run().await.assert_code(0);
     (program, source, target)
@@ -118,7 +118,7 @@ async fn state_and_reports_are_for_their_owner_alone_whatever_the_umask() {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &images::single("private"));
         let program = Imgsync::new().umask(umask);
-        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
         program.file("imgsync.yaml", rule);
         let shared = program.file("shared.json", "");
         std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o664)).unwrap();
@@ -177,7 +177,7 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     source.on(Kind::ManifestGet).skip(40).always().act(Action::Gate(gate.clone()));
     let program = Imgsync::new();
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     let state = disk.0.path().join("state");
     let running = ["run", "--state", &state.display().to_string(), "--concurrency", "30"];

@@ -142,7 +142,7 @@ async fn a_login_that_is_sent_back_is_in_no_log_report_or_database() {
         source.on(Kind::BlobGet).always().act(Action::compute(|request| echo(request, How::Json)));
         let program = Imgsync::new();
         program.write_docker_config(&[(&source.host(), LOGIN.0, LOGIN.1)]);
-        let rule = format!("rules: [{{from: '{}/a', to: '{}/b', name: keep}}]\n", source.host(), target.host());
+        let rule = format!("rules: [{{from: '{}/a', to: '{}/b', naming: keep}}]\n", source.host(), target.host());
         let file = program.file("imgsync.yaml", rule);
         for (log, report) in [("text", "out.html"), ("json", "out.json"), ("text", "out.md")] {
             let run = program.again().args(["run", "--json", "--attempts", "1", "--log-format", log]);

@@ -105,7 +105,7 @@ async fn each_of_several_targets_gets_what_a_tag_is_now() {
     source.push("a", "1", &old);
     let program = Imgsync::new();
     let rule =
-        format!("rules:\n- {{from: {}/a, to: [{}/m, {}/m], name: keep}}\n", source.host(), one.host(), two.host());
+        format!("rules:\n- {{from: {}/a, to: [{}/m, {}/m], naming: keep}}\n", source.host(), one.host(), two.host());
     let file = config(&program, &rule);
     let held = Match::kind(Kind::BlobGet).reference(&old.largest_blob());
     let json = while_it_moves(&source, held, &old, &new, run(&program, &file, &["--attempts", "1"]))
@@ -129,7 +129,7 @@ async fn what_a_listing_named_and_is_gone_below_its_root_is_resolved_again() {
     source.push("a", "1", &old);
     let program = Imgsync::new();
     let file =
-        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let held = Match::kind(Kind::BlobGet);
     while_it_moves(&source, held, &old, &new, run(&program, &file, &["--attempts", "1"])).await.assert_code(0);
     target.assert_holds("m/a", "1", &new);
@@ -213,7 +213,7 @@ async fn a_source_that_says_one_digest_and_gives_another_is_copied_once_and_does
         let program = Imgsync::new();
         let file = config(
             &program,
-            &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()),
+            &format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()),
         );
         let outcome =
             |json: &Value| (json["counts"]["copied"].as_u64().unwrap(), json["counts"]["unchanged"].as_u64().unwrap());
@@ -255,7 +255,7 @@ async fn a_batch_that_is_resumed_copies_what_a_source_gives_and_not_what_it_says
     let limit = source.on(Kind::ManifestGet).always().act(Action::StallForever);
     let program = Imgsync::new();
     let file =
-        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        config(&program, &format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let mut running = program.again().args(["run", "--json", "-c"]).arg(&file).spawn();
     source.wait_until(|_| limit.hits() > 0, LIMIT).await;
     running.signal(Signal::INT);

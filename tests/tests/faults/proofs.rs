@@ -30,7 +30,7 @@ async fn without(image: &Image, stolen: &str) -> FaultRegistry {
 /// Copies a tag of each of these repositories, to below these.
 async fn run(program: &Imgsync, rules: &[(String, &str, String)]) -> Output {
     let rule = |(from, tag, to): &(String, &str, String)| {
-        format!("- {{from: '{from}', tags: {{include: '{tag}'}}, to: '{to}', name: keep}}\n")
+        format!("- {{from: '{from}', tags: {{include: '{tag}'}}, to: '{to}', naming: keep}}\n")
     };
     let rules: Vec<String> = rules.iter().map(rule).collect();
     let file = program.file("imgsync.yaml", format!("rules:\n{}", rules.concat()));
@@ -192,7 +192,7 @@ async fn a_layer_that_only_a_mirror_holds_is_shown_by_the_mirror() {
     let program = Imgsync::new();
     let config = |name: &str| {
         format!(
-            "registries: {{'{0}': {{mirrors: ['{1}']}}}}\nrules: [{{from: '{0}/team/{name}', to: '{2}/m', name: keep}}]\n",
+            "registries: {{'{0}': {{mirrors: ['{1}']}}}}\nrules: [{{from: '{0}/team/{name}', to: '{2}/m', naming: keep}}]\n",
             source.host(),
             mirror.url(),
             target.host()

@@ -57,7 +57,7 @@ async fn a_batch_goes_through_the_eye_of_a_needle() {
     let program = Imgsync::new();
     program.file(
         "imgsync.yaml",
-        format!("rules: [{{from: {}/a, to: {}/m, name: keep}}]\n", registry.host(), target.host()),
+        format!("rules: [{{from: {}/a, to: {}/m, naming: keep}}]\n", registry.host(), target.host()),
     );
     let output = program.args(["run", "--json", "--retry-delay", "100ms", "--attempts", "20"]).run().await;
     assert_eq!(output.assert_code(0).json()["counts"]["copied"], 6);
@@ -68,8 +68,10 @@ async fn a_batch_goes_through_the_eye_of_a_needle() {
 
 fn batch(source: &FaultRegistry, target: &FaultRegistry) -> Imgsync {
     let program = Imgsync::new();
-    program
-        .file("imgsync.yaml", format!("rules: [{{from: {}/a, to: {}/m, name: keep}}]\n", source.host(), target.host()));
+    program.file(
+        "imgsync.yaml",
+        format!("rules: [{{from: {}/a, to: {}/m, naming: keep}}]\n", source.host(), target.host()),
+    );
     program
 }
 

@@ -50,7 +50,7 @@ impl Scene {
         let rules: Vec<String> = ["one", "two", "three"]
             .iter()
             .map(|app| {
-                format!("  - {{from: {}/mirror/{app}, to: {}, name: keep}}\n", self.source.host(), self.registry())
+                format!("  - {{from: {}/mirror/{app}, to: {}, naming: keep}}\n", self.source.host(), self.registry())
             })
             .collect();
         let config = format!("registries:\n  {}: {{{settings}}}\nrules:\n{}", self.registry(), rules.concat());

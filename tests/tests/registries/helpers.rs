@@ -62,7 +62,7 @@ async fn a_broken_helper_makes_its_registry_unlisted_and_the_others_go_on() {
     source.push("a", "1", &image);
     open.push("o", "1", &image);
     let (program, _) = with_helper(Imgsync::new(), "exit 7");
-    let rule = |host: &str, path: &str| format!("- {{from: {host}/{path}, to: {}/m, name: keep}}\n", target.host());
+    let rule = |host: &str, path: &str| format!("- {{from: {host}/{path}, to: {}/m, naming: keep}}\n", target.host());
     let rules = rule(&source.host(), "a") + &rule(&source.host(), "**") + &rule(&open.host(), "o");
     program.file("imgsync.yaml", format!("rules:\n{rules}"));
     let output = program.again().args(["run", "--json", "--attempts", "1"]).run().await.assert_code(1);

@@ -71,7 +71,7 @@ async fn an_image_of_schema_1_is_refused_with_a_class_of_its_own_and_costs_no_ot
     let program = Imgsync::new();
     program.file(
         "imgsync.yaml",
-        format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()),
+        format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()),
     );
     let run = program.again().args(["run", "--json", "-c"]).arg(program.work().join("imgsync.yaml")).run().await;
     let json = run.assert_code(1).json();
@@ -130,7 +130,7 @@ async fn a_rule_that_wants_foreign_layers_brings_them_to_what_was_copied_without
     source.push_blob("a", digest, layer);
     let program = Imgsync::new();
     let run = async |more: &str| {
-        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep{more}}}\n", source.host(), target.host());
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep{more}}}\n", source.host(), target.host());
         program.file("imgsync.yaml", rule);
         let run = program.again().args(["run", "--json", "-c"]).arg(program.work().join("imgsync.yaml")).run().await;
         run.assert_code(0).json()["counts"].clone()

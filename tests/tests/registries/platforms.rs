@@ -75,7 +75,7 @@ async fn an_entry_without_a_platform_is_not_left_out_silently() {
         program.file(
             "imgsync.yaml",
             format!(
-                "rules:\n- {{from: {}/a, to: {}/m, name: keep, platforms: [linux/amd64], sparse: {sparse}}}\n",
+                "rules:\n- {{from: {}/a, to: {}/m, naming: keep, platforms: [linux/amd64], sparse: {sparse}}}\n",
                 source.host(),
                 target.host()
             ),

@@ -78,7 +78,7 @@ async fn a_run_lists_the_other_registry_and_a_missing_tag_is_said_so() {
     }
     let run = Imgsync::new().args(["run", "--json"]);
     let rule = format!(
-        "  - {{from: {}/team/app, to: {}/mirror, name: keep, tags: {{include: ['1.*']}}}}",
+        "  - {{from: {}/team/app, to: {}/mirror, naming: keep, tags: {{include: ['1.*']}}}}",
         source.host(),
         target.host()
     );

@@ -65,7 +65,7 @@ async fn a_front_that_wants_a_length_with_every_request_is_pushed_to() {
 
 /// Copies `tag` of the source to a repository of the target, in the home of `program`.
 async fn run(program: &Imgsync, source: &FaultRegistry, target: &FaultRegistry, repository: &str) -> Output {
-    let rule = format!("rules:\n- {{from: {}/{repository}, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/{repository}, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     program.again().args(["run", "--json", "--retry-delay", "1ms"]).run().await
 }

@@ -44,7 +44,7 @@ async fn batch(seed: u64) -> (usize, usize) {
         Imgsync::new().args(["run", "--json", "--retry-delay", "1ms", "--attempts", "3", "--stall-timeout", "5s"]);
     let from = |repository: &str| format!("  - from: {}/{repository}\n", source.host());
     let rules: String = [ODD, "team/one", "team/two"].map(from).concat();
-    let defaults = format!("defaults: {{to: {}/mirror, name: keep}}\n", target.host());
+    let defaults = format!("defaults: {{to: {}/mirror, naming: keep}}\n", target.host());
     run.file("imgsync.yaml", format!("{defaults}rules:\n{rules}"));
     let output = run.limit(Duration::from_secs(90)).run().await;
     let varied = [source.varied(), target.varied()].concat();

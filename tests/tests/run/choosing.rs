@@ -115,7 +115,7 @@ async fn an_excluded_repository_is_not_unlisted_and_keeps_nothing_from_being_rem
     }
     let yaml = |from: &str| {
         format!(
-            "rules:\n- from: {from}\n  to: {}/m\n  name: keep\n  prune: {{keep_days: 0, limit: 50%}}\n",
+            "rules:\n- from: {from}\n  to: {}/m\n  naming: keep\n  prune: {{keep_days: 0, limit: 50%}}\n",
             target.host()
         )
     };

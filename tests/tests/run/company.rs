@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::whole::{assert_adds_up, configured, run};
 
 fn rule(source: &FaultRegistry, target: &FaultRegistry, more: &str) -> Imgsync {
-    configured(&format!("rules:\n- {{from: {}/a, to: {}/m, name: keep{more}}}\n", source.host(), target.host()))
+    configured(&format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep{more}}}\n", source.host(), target.host()))
 }
 
 async fn counts(program: &Imgsync) -> (u64, u64, u64) {
@@ -102,7 +102,7 @@ async fn what_only_the_api_shows_arrives_within_the_time_that_was_set() {
     assert_eq!(counts(&program).await, (0, 2, 0), "a week has not gone by");
     assert!(target.manifest("m/a", &late.root).is_none());
     // With another time for it, each run asks those whose turn it is.
-    let rule = format!("- {{from: {}/a, to: {}/m, name: keep, referrers_every: 1s}}", source.host(), target.host());
+    let rule = format!("- {{from: {}/a, to: {}/m, naming: keep, referrers_every: 1s}}", source.host(), target.host());
     program.file("imgsync.yaml", format!("rules:\n{rule}\n"));
     let mut arrived = 0;
     for _ in 0..60 {
@@ -124,7 +124,7 @@ async fn none_are_wanted_and_none_are_asked_for() {
     assert_eq!((source.referrer_requests().len(), target.referrer_requests().len()), (0, 0));
     assert_eq!(target.tags("m/a"), ["v0", "v1"]);
     // Wanted after all: what was copied without is asked then.
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     assert_eq!(counts(&program).await, (1, 1, 0));
     assert_eq!(target.tags("m/a").len(), 3);
@@ -140,7 +140,7 @@ async fn platforms_make_a_smaller_index_and_choosing_otherwise_copies_again() {
     source.push("a", "1", &image);
     let program = configured("");
     let choose = async |more: &str| {
-        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep{more}}}\n", source.host(), target.host());
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep{more}}}\n", source.host(), target.host());
         program.file("imgsync.yaml", rule);
         let output = run(&program, &[]).await;
         (output.json(), target.manifest("m/a", "1").map(|manifest| images::children(&manifest.json())))
@@ -176,7 +176,7 @@ async fn a_sparse_index_keeps_its_digest_and_is_made_whole_when_all_is_wanted() 
     source.push("a", &image.companion_tag("sig"), &images::cosign("sparse-sig"));
     let program = configured("");
     let choose = async |more: &str| {
-        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep{more}}}\n", source.host(), target.host());
+        let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep{more}}}\n", source.host(), target.host());
         program.file("imgsync.yaml", rule);
         run(&program, &[]).await.assert_code(0).json()["counts"].clone()
     };

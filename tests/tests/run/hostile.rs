@@ -123,7 +123,7 @@ async fn names_that_lead_elsewhere_are_said_and_neither_asked_for_nor_written() 
         .on(Match::kind(Kind::Tags).repository("a/good"))
         .always()
         .act(Action::json(&json!({"name": "a/good", "tags": odd_tags})));
-    let program = configured(&format!("rules: [{{from: '{}/**', to: 'oci:inside', name: keep}}]\n", registry.host()));
+    let program = configured(&format!("rules: [{{from: '{}/**', to: 'oci:inside', naming: keep}}]\n", registry.host()));
     let file = program.work().join("imgsync.yaml");
     let output = program.again().args(["run", "--json", "--report=out.html", "-c"]).arg(&file).run().await;
     let output = output.assert_code(1);

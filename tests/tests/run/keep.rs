@@ -13,7 +13,7 @@ fn image(name: &str) -> Image {
 }
 
 fn rule(source: &FaultRegistry, target: &FaultRegistry, more: &str) -> Imgsync {
-    configured(&format!("rules:\n- {{from: {}/app, to: {}/m, name: keep, {more}}}\n", source.host(), target.host()))
+    configured(&format!("rules:\n- {{from: {}/app, to: {}/m, naming: keep, {more}}}\n", source.host(), target.host()))
 }
 
 /// How many were copied, unchanged and failed.

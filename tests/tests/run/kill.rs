@@ -37,7 +37,7 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
         }
     }
     let rules: String = (0..REPOSITORIES).map(|n| format!("- from: {}/r{n:02}\n", source.host())).collect();
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let file = program.work().join("imgsync.yaml");
     let slots = SLOTS.to_string();
     for kill in 0..KILLS {

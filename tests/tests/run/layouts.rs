@@ -40,7 +40,7 @@ async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
 
     // On the other side.
     let into = configured(&format!(
-        "rules:\n- from: oci:{}\n  to: {}/mirror\n  name: keep\n  tags: {{exclude: [\"1.1\"]}}\n",
+        "rules:\n- from: oci:{}\n  to: {}/mirror\n  naming: keep\n  tags: {{exclude: [\"1.1\"]}}\n",
         bag.display(),
         target.host()
     ));
@@ -93,7 +93,7 @@ async fn a_layout_that_lies_fails_those_images_and_writes_nothing_of_them() {
     bytes[10] ^= 1;
     std::fs::write(&layer, bytes).unwrap();
     let into =
-        configured(&format!("rules:\n- {{from: \"oci:{}\", to: {}/m, name: keep}}\n", bag.display(), target.host()));
+        configured(&format!("rules:\n- {{from: \"oci:{}\", to: {}/m, naming: keep}}\n", bag.display(), target.host()));
     let json = run(&into, &[]).await.assert_code(1).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&1.into(), &1.into()));
     assert_eq!(json["failures"][0]["class"], "corrupt");
@@ -139,7 +139,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
         entry["annotations"] = annotations(&name);
     });
     let into = configured(&format!(
-        "rules:\n- {{from: \"oci:{}\", to: {}/m, name: basename}}\n",
+        "rules:\n- {{from: \"oci:{}\", to: {}/m, naming: basename}}\n",
         bag.display(),
         target.host()
     ));
@@ -289,7 +289,7 @@ async fn a_full_disk_under_the_store_is_said_and_nothing_is_lost() {
         target.move_tag("m/a", &format!("v{n}"), &image.root);
     }
     let program =
-        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let state = disk.0.display().to_string();
     let output = run(&program, &["--state", &state]).await.assert_code(3);
     assert!(output.stderr.contains("full") && output.stderr.contains("hint:"), "{}", output.stderr);

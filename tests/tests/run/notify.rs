@@ -39,7 +39,7 @@ impl Scene {
 
     pub(crate) fn program(&self, more: &str) -> Imgsync {
         let (source, target) = (self.source.host(), self.target.host());
-        configured(&format!("rules:\n- {{from: {source}/*, to: {target}/m, name: keep}}\n{more}"))
+        configured(&format!("rules:\n- {{from: {source}/*, to: {target}/m, naming: keep}}\n{more}"))
     }
 }
 

@@ -34,7 +34,7 @@ impl Scene {
         let gate = Arc::new(Semaphore::new(0));
         let rule = target.on(Kind::ManifestPut).always().act(Action::Gate(gate.clone()));
         let config = |repository: &str| {
-            format!("rules:\n- {{from: {}/{repository}, to: {}/m, name: keep}}\n", source.host(), target.host())
+            format!("rules:\n- {{from: {}/{repository}, to: {}/m, naming: keep}}\n", source.host(), target.host())
         };
         let program = configured(&config("a"));
         program.file("other.yaml", config("other"));

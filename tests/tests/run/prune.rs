@@ -19,7 +19,7 @@ fn image(name: &str) -> Image {
 
 /// A rule from `team/app` of a source to `m/app` of a target.
 fn rule(source: &str, target: &str, prune: &str) -> Imgsync {
-    configured(&format!("rules:\n- {{from: {source}/team/app, to: {target}/m, name: basename, {prune}}}\n"))
+    configured(&format!("rules:\n- {{from: {source}/team/app, to: {target}/m, naming: basename, {prune}}}\n"))
 }
 
 /// More than enough for what should not take long.
@@ -171,7 +171,7 @@ async fn one_repository_of_a_rule_that_cannot_be_listed_keeps_all_of_the_rules_t
         source.push(repository, tag, &image(&format!("{repository}{tag}")));
     }
     let rule =
-        format!("rules:\n- {{from: {}/p/*, to: {}/m, name: basename, {AT_ONCE}}}\n", source.host(), target.host());
+        format!("rules:\n- {{from: {}/p/*, to: {}/m, naming: basename, {AT_ONCE}}}\n", source.host(), target.host());
     let program = configured(&rule);
     run(&program, &[]).await.assert_code(0);
     source.delete_tag("p/a", "2");
@@ -351,7 +351,7 @@ async fn a_tag_that_another_source_gives_now_stays() {
     let rule = |which: &str, tags: &str| {
         let (from, to) = (source.host(), target.host());
         format!(
-            "- {{from: {from}/{which}/app, to: {to}/m, name: basename, tags: {{include: ['{tags}']}}, {AT_ONCE}}}\n"
+            "- {{from: {from}/{which}/app, to: {to}/m, naming: basename, tags: {{include: ['{tags}']}}, {AT_ONCE}}}\n"
         )
     };
     let program = configured(&format!("rules:\n{}{}", rule("a", "[0-9]"), rule("b", "?")));

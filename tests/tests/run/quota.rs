@@ -17,7 +17,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
         source.push("a", &format!("v{tag}"), &image);
         images.push((format!("v{tag}"), image));
     }
-    let config = format!("rules: [{{from: {}/a, to: {}/m, name: keep}}]\n", source.host(), target.host());
+    let config = format!("rules: [{{from: {}/a, to: {}/m, naming: keep}}]\n", source.host(), target.host());
     let imgsync = Imgsync::new();
     imgsync.file("imgsync.yaml", &config);
     // Whoever is refused without a second try fails.

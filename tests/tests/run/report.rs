@@ -31,7 +31,7 @@ async fn scene(more: &str) -> (Scene, FaultRegistry) {
     };
     source.on(Match::any().when(is_bad)).always().act(refusal);
     let program = configured(&format!(
-        "rules:\n- {{from: {0}/*, to: {1}/m, name: keep}}\n- {{from: {0}/none, to: {1}/n, name: keep}}\n{more}",
+        "rules:\n- {{from: {0}/*, to: {1}/m, naming: keep}}\n- {{from: {0}/none, to: {1}/n, naming: keep}}\n{more}",
         source.host(),
         target.host()
     ));
@@ -130,7 +130,7 @@ async fn the_page_of_many_failures_is_small_and_its_numbers_are_exact() {
     source.on(Match::kind(Kind::ManifestGet)).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
     source.on(Match::kind(Kind::ManifestHead)).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
     let program =
-        configured(&format!("rules:\n- {{from: {0}/bad, to: {1}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {0}/bad, to: {1}/m, naming: keep}}\n", source.host(), target.host()));
     let file = program.work().join("imgsync.yaml");
     program.again().args(["run", "--report=out.html", "-c"]).arg(file).run().await.assert_code(1);
     let page = std::fs::read_to_string(program.work().join("out.html")).unwrap();

@@ -21,7 +21,7 @@ async fn three_failures() -> (FaultRegistry, FaultRegistry, Imgsync) {
         .when(|request| request.reference.as_deref().is_some_and(|tag| ["v0", "v1"].contains(&tag)));
     target.on(refused).always().act(Action::error(400, "MANIFEST_INVALID"));
     source.on(Match::kind(Kind::ManifestGet).reference("v2")).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
-    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let program = configured(&rule);
     run(&program, &[]).await.assert_code(1);
     (source, target, program)
@@ -97,7 +97,7 @@ async fn watch_ends_with_the_code_of_the_batch() {
     source.push("a", "1", &images::single("watched"));
     source.on(Match::kind(Kind::Tags).repository("b")).always().act(Action::error(403, "DENIED"));
     let rules = format!(
-        "rules:\n- {{from: {0}/a, to: {1}/m, name: keep}}\n- {{from: {0}/b, to: {1}/m, name: keep}}\n",
+        "rules:\n- {{from: {0}/a, to: {1}/m, naming: keep}}\n- {{from: {0}/b, to: {1}/m, naming: keep}}\n",
         source.host(),
         target.host()
     );

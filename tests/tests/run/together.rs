@@ -25,7 +25,7 @@ async fn each_blob_is_read_once_for_two_registries() {
     let image = image.layers(3, 2000).build();
     source.push("a", "1", &image);
     let program = configured(&format!(
-        "rules:\n- {{from: {}/a, to: [{}/m, {}/m], name: keep}}\n",
+        "rules:\n- {{from: {}/a, to: [{}/m, {}/m], naming: keep}}\n",
         source.host(),
         one.host(),
         two.host()
@@ -56,7 +56,7 @@ async fn a_target_that_takes_nothing_does_not_keep_the_other_from_its_end() {
     let of_the_blob = Match::kind(Kind::UploadPut).when(move |put| put.reference.as_deref() == Some(&*blob));
     stuck.on(of_the_blob).always().act(Action::Gate(gate.clone()));
     let program = configured(&format!(
-        "rules:\n- {{from: {}/a, to: [{}/m, {}/m], name: keep}}\n",
+        "rules:\n- {{from: {}/a, to: [{}/m, {}/m], naming: keep}}\n",
         source.host(),
         quick.host(),
         stuck.host()

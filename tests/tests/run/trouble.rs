@@ -17,7 +17,7 @@ async fn pair() -> (FaultRegistry, FaultRegistry) {
 }
 
 fn keep(source: &FaultRegistry, target: &FaultRegistry, repository: &str) -> Imgsync {
-    configured(&format!("rules:\n- {{from: {}/{repository}, to: {}/m, name: keep}}\n", source.host(), target.host()))
+    configured(&format!("rules:\n- {{from: {}/{repository}, to: {}/m, naming: keep}}\n", source.host(), target.host()))
 }
 
 /// `imgsync batch …` in a program's home.
@@ -78,7 +78,7 @@ async fn a_repository_that_cannot_be_listed_is_said_and_the_rest_goes_on() {
     }
     source.on(Match::kind(Kind::Tags).repository("b")).always().act(Action::error(403, "DENIED"));
     let rules: String = ["a", "b", "c"].iter().map(|r| format!("- from: {}/{r}\n", source.host())).collect();
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let json = run(&program, &[]).await.assert_code(1).json();
     assert_eq!(json["counts"]["copied"], 2);
     assert_eq!(json["unlisted"][0]["class"], "denied");
@@ -124,7 +124,7 @@ async fn collisions_fail_those_tags_alone_and_certain_ones_at_the_start() {
         source.push(repository, tag, &images::single(&format!("collide-{repository}-{tag}")));
     }
     let program = configured(&format!(
-        "defaults: {{to: {to}/m, name: basename}}\nrules:\n- from: {host}/x/a\n- from: {host}/y/a\n  tags: {{exclude: [nothing]}}\n"
+        "defaults: {{to: {to}/m, naming: basename}}\nrules:\n- from: {host}/x/a\n- from: {host}/y/a\n  tags: {{exclude: [nothing]}}\n"
     ));
     let output = run(&program, &[]).await;
     let json: Value = output.json();
@@ -133,7 +133,7 @@ async fn collisions_fail_those_tags_alone_and_certain_ones_at_the_start() {
     target.assert_holds("m/a", "2", &images::single("collide-x/a-2"));
     // The same source tags under the same name from two places cannot be meant.
     let program = configured(&format!(
-        "defaults: {{to: {to}/m, name: basename}}\nrules:\n- from: {host}/x/a\n- from: {host}/y/a\n"
+        "defaults: {{to: {to}/m, naming: basename}}\nrules:\n- from: {host}/x/a\n- from: {host}/y/a\n"
     ));
     run(&program, &[]).await.assert_code(2);
 }
@@ -335,7 +335,7 @@ async fn a_blob_that_many_images_want_is_read_once() {
     }
     let shared = Image::single("probe").layer(imgsync_tests::images::Layer::Shared("base".into(), 3 << 20)).build();
     let rules: String = (0..5).map(|n| format!("- from: {}/r{n}\n", source.host())).collect();
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(json["counts"]["copied"], 20);
     let digest = shared.largest_blob();
@@ -352,7 +352,7 @@ async fn explain_says_why_a_tag_was_or_was_not_copied() {
     }
     source.on(Match::kind(Kind::ManifestGet).reference("1.22.0")).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
     let program = configured(&format!(
-        "rules:\n- from: {}/a\n  to: {}/m\n  name: keep\n  tags: {{exclude: [\"*-rc*\"]}}\n",
+        "rules:\n- from: {}/a\n  to: {}/m\n  naming: keep\n  tags: {{exclude: [\"*-rc*\"]}}\n",
         source.host(),
         target.host()
     ));
@@ -385,7 +385,7 @@ async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
     // More than a worker sleeps out with a slot held.
     let limit = source.on(Kind::ManifestGet).always().act(Action::too_many("31"));
     let program = configured(&format!(
-        "defaults: {{to: {}/m, name: keep}}\nrules:\n- from: {}/a\n- from: {}/b\n",
+        "defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/a\n- from: {}/b\n",
         target.host(),
         source.host(),
         other.host()
@@ -414,7 +414,7 @@ async fn a_registry_gets_no_more_requests_a_second_than_its_entry_says() {
         source.push("a", &format!("v{n:02}"), &images::single(&format!("paced-{n}")));
     }
     let program = configured(&format!(
-        "registries: {{\"{0}\": {{requests_per_second: 40}}}}\nrules:\n- {{from: {0}/a, to: {1}/m, name: keep}}\n",
+        "registries: {{\"{0}\": {{requests_per_second: 40}}}}\nrules:\n- {{from: {0}/a, to: {1}/m, naming: keep}}\n",
         source.host(),
         target.host()
     ));

@@ -40,7 +40,7 @@ async fn an_unchanged_run_costs_the_source_a_request_a_page() {
             tokio::join!(FaultRegistry::builder().vendor(vendor).page(5).start(), FaultRegistry::start());
         fill(&source, "me/a", 12);
         fill(&source, "me/b", 3);
-        let rule = format!("- {{from: {}/me/*, to: {}/m, name: keep}}\n", Vendors::name(vendor), target.host());
+        let rule = format!("- {{from: {}/me/*, to: {}/m, naming: keep}}\n", Vendors::name(vendor), target.host());
         let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &source, "")));
         assert_eq!(run(&program).await.0, (15, 0, 0), "{vendor:?}");
         source.clear_requests();
@@ -67,7 +67,7 @@ async fn a_target_that_has_it_all_is_settled_by_its_pages() {
         let target = FaultRegistry::builder().vendor(vendor).page(5).start().await;
         fill(&source, "app", 12);
         fill(&target, "me/app", 12);
-        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let rule = format!("- {{from: {}/app, to: {}/me, naming: basename}}\n", source.host(), Vendors::name(vendor));
         let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
         let (counts, json) = run(&program).await;
         assert_eq!(counts, (0, 12, 0), "{vendor:?}");
@@ -83,7 +83,7 @@ async fn a_target_is_read_no_further_than_what_is_looked_for() {
         let target = FaultRegistry::builder().vendor(vendor).page(5).start().await;
         fill(&source, "app", 4);
         fill(&target, "me/app", 60);
-        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let rule = format!("- {{from: {}/app, to: {}/me, naming: basename}}\n", source.host(), Vendors::name(vendor));
         let yaml = format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, ""));
         assert_eq!(run(&configured(&yaml)).await.0, (0, 4, 0));
         assert_eq!((target.count(Kind::ApiTags), target.total()), (1, 1), "{}", target.describe_requests());
@@ -101,7 +101,7 @@ async fn a_target_repository_that_is_not_there_yet_costs_one_request() {
         let source = FaultRegistry::builder().google().start().await;
         let target = FaultRegistry::builder().vendor(vendor).namespace("me").start().await;
         fill(&source, "app", 3);
-        let rule = format!("- {{from: {}/app, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let rule = format!("- {{from: {}/app, to: {}/me, naming: basename}}\n", source.host(), Vendors::name(vendor));
         let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
         assert_eq!(run(&program).await.0, (3, 0, 0), "{vendor:?}");
         // Whether an owner at GitHub is an organization or a user is found out once.
@@ -122,7 +122,7 @@ async fn a_target_whose_api_is_shut_is_asked_tag_by_tag_and_that_is_told_once() 
             fill(&target, &format!("me/{}", &repository[2..]), 4);
         }
         target.on(Kind::ApiTags).always().act(Action::error(403, "FORBIDDEN"));
-        let rule = format!("- {{from: {}/p/*, to: {}/me, name: basename}}\n", source.host(), Vendors::name(vendor));
+        let rule = format!("- {{from: {}/p/*, to: {}/me, naming: basename}}\n", source.host(), Vendors::name(vendor));
         let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
         let again = program.again().args(["run", "--json", "--query-limit", "1", "-c"]);
         let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0);
@@ -146,7 +146,7 @@ async fn an_api_out_of_reach_leaves_the_registrys_own_list_at_both_ends() {
     let yaml = |rules: &[String]| format!("{}rules:\n{}", hub_out_of_reach(&hub), rules.concat());
     let host = other.host();
     let program = configured(&yaml(
-        &["a", "b"].map(|name| format!("- {{from: docker.io/p/{name}, to: '{host}/me', name: basename}}\n")),
+        &["a", "b"].map(|name| format!("- {{from: docker.io/p/{name}, to: '{host}/me', naming: basename}}\n")),
     ));
     let again = program.again().args(["run", "--json", "--retry-delay", "10ms", "--query-limit", "1", "-c"]);
     let output = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0);
@@ -155,7 +155,7 @@ async fn an_api_out_of_reach_leaves_the_registrys_own_list_at_both_ends() {
     assert_eq!(hub.count(Kind::Tags), 2, "{}", hub.describe_requests());
 
     fill(&other, "q/c", 2);
-    let program = configured(&yaml(&[format!("- {{from: {host}/q/c, to: docker.io/p, name: basename}}\n")]));
+    let program = configured(&yaml(&[format!("- {{from: {host}/q/c, to: docker.io/p, naming: basename}}\n")]));
     assert_eq!(run(&program).await.0, (2, 0, 0));
     assert_eq!(run(&program).await.0, (0, 2, 0));
 }

@@ -168,7 +168,7 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
         source.push("app", tag, &multi(tag));
         source.push("other", tag, &multi(&format!("other-{tag}")));
     }
-    let rule = |name: &str| format!("- {{from: {}/{name}, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = |name: &str| format!("- {{from: {}/{name}, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let program = configured(&format!("rules:\n{}{}", rule("app"), rule("other")));
     let verify = async |more: &[&str]| {
         program.again().args(["verify", "--json", "--retry-delay", "10ms"]).args(more).run().await
@@ -208,7 +208,7 @@ async fn a_batch_is_verified_by_its_own_plan() {
     for tag in ["1", "2"] {
         source.push("app", tag, &multi(tag)).await;
     }
-    let rule = format!("rules:\n- {{from: {}/app, to: {}/m, name: keep}}\n", source.host(), target.host());
+    let rule = format!("rules:\n- {{from: {}/app, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let program = configured(&rule);
     let id = run(&program, &[]).await.assert_code(0).json()["batch"].as_str().unwrap().to_owned();
     // What came later is none of its tasks.
@@ -228,7 +228,8 @@ async fn chosen_platforms_and_layouts_are_verified_as_they_were_copied() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("app", "1", &multi("chosen"));
     let places = format!("[{}/m, 'oci:layout']", target.host());
-    let rule = format!("rules:\n- {{from: {}/app, to: {places}, name: keep, platforms: linux/arm64}}\n", source.host());
+    let rule =
+        format!("rules:\n- {{from: {}/app, to: {places}, naming: keep, platforms: linux/arm64}}\n", source.host());
     let program = configured(&rule);
     run(&program, &[]).await.assert_code(0);
     let json = program.again().args(["verify", "--json", "--deep"]).run().await.assert_code(0).json();

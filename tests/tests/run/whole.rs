@@ -51,8 +51,8 @@ async fn rules_over_several_registries_copy_what_they_select_then_nothing_then_w
     let program = configured(&format!(
         "defaults: {{to: {target}/mirror}}\n\
          rules:\n\
-         - from: {plain}/team/app\n  tags: {{include: [\"1.*\"], exclude: [\"*-rc*\"], semver: \">=1.20\"}}\n  name: keep\n\
-         - from: {plain}/team/tool\n  name: basename\n\
+         - from: {plain}/team/app\n  tags: {{include: [\"1.*\"], exclude: [\"*-rc*\"], semver: \">=1.20\"}}\n  naming: keep\n\
+         - from: {plain}/team/tool\n  naming: basename\n\
          - from: {google}/distro/**\n",
         target = target.host(),
         plain = plain.host(),
@@ -113,7 +113,7 @@ async fn an_unchanged_run_asks_the_plain_source_once_a_tag_and_the_target_hardly
         }
     }
     let rules: String = (0..4).map(|n| format!("- from: {}/r{n}\n", source.host())).collect();
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     run(&program, &[]).await.assert_code(0);
     source.clear_requests();
     target.clear_requests();
@@ -138,7 +138,7 @@ async fn a_target_that_has_it_all_is_settled_from_listings_without_a_task() {
         }
     }
     let program =
-        configured(&format!("rules:\n- {{from: {}/p/**, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {}/p/**, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(counts(&json), (0, 40, 0));
     assert_eq!(source.total(), 3, "the node and two repositories: {}", source.describe_requests());
@@ -161,8 +161,11 @@ async fn a_target_that_was_wiped_is_noticed_and_filled_again() {
         for (n, image) in images.iter().enumerate() {
             source.push("a", &format!("v{n}"), image);
         }
-        let yaml =
-            format!("rules:\n- {{from: {}/a, to: {}/m, name: keep, verify_every: 7d}}\n", source.host(), target.host());
+        let yaml = format!(
+            "rules:\n- {{from: {}/a, to: {}/m, naming: keep, verify_every: 7d}}\n",
+            source.host(),
+            target.host()
+        );
         let program = configured(&yaml);
         run(&program, &[]).await.assert_code(0);
         target.delete_repository("m/a");
@@ -183,7 +186,7 @@ async fn force_asks_and_pushes_everything_and_priming_copies_nothing() {
     source.push("a", "new", &only_source);
     target.push("m/a", "both", &both);
     let program =
-        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let json = run(&program, &["--download-manifests"]).await.assert_code(1).json();
     assert_eq!(counts(&json), (0, 1, 1));
     assert_eq!(target.count(Kind::ManifestPut), 0);
@@ -209,7 +212,7 @@ async fn slices_cut_the_sorted_whole_exactly() {
         }
         rules.push_str(&format!("- from: {}/{repository}\n", source.host()));
     }
-    let program = configured(&format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", target.host()));
+    let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let mut total = 0;
     for number in 1..=5 {
         let json =
@@ -230,7 +233,7 @@ async fn a_dry_run_tells_a_line_per_image_and_writes_nothing() {
     source.push("a", "new", &images::single("dry-new"));
     target.push("m/a", "same", &same);
     let program =
-        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let file = program.work().join("imgsync.yaml");
     let output = program.again().args(["run", "--dry-run", "-c"]).arg(&file).run().await.assert_code(0);
     let mut lines: Vec<&str> = output.stdout.lines().collect();
@@ -251,7 +254,7 @@ async fn the_originals_folder_of_manifests_is_a_hint() {
         target.push("m/ns/a", &format!("v{n}"), &image);
     }
     let program =
-        configured(&format!("rules:\n- {{from: {}/ns/a, to: {}/m, name: keep}}\n", source.host(), target.host()));
+        configured(&format!("rules:\n- {{from: {}/ns/a, to: {}/m, naming: keep}}\n", source.host(), target.host()));
     let folder = program.work().join("manifests").join(source.host()).join("ns/a");
     std::fs::create_dir_all(&folder).unwrap();
     for n in 0..9 {

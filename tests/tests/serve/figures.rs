@@ -46,7 +46,7 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
     let served = scene.serve(&[("a", "{every: 1h}"), ("late", "{every: 2h, jitter: 30m}")]).await;
     let batches = served.batches(2).await;
     let (_, schedules) = served.get("schedules").await;
-    let name = |repository: &str| rule(&schedules, repository)["rule"].as_str().unwrap().to_owned();
+    let name = |repository: &str| rule(&schedules, repository)["name"].as_str().unwrap().to_owned();
     let (failing, unlisted) = (name("a"), name("late"));
 
     let text = figures(&served, |text| of_rule(text, "last_unlisted", &unlisted) == Some(1.0)).await;

@@ -183,7 +183,7 @@ async fn the_page_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
     let from = scene.source.host();
     let to = scene.target.host();
     scene.write(&format!(
-        "defaults: {{to: {to}/m, name: keep}}\nregistries: {{'{from}': {{requests_per_second: 500, concurrency: 40}}}}\nrules:\n\
+        "defaults: {{to: {to}/m, naming: keep}}\nregistries: {{'{from}': {{requests_per_second: 500, concurrency: 40}}}}\nrules:\n\
          - {{from: {from}/team/api, schedule: {{every: 6h, jitter: 10m}}}}\n\
          - {{from: {from}/team/web, schedule: {{cron: 0 3 * * *, zone: Asia/Shanghai}}}}\n\
          - {{from: {from}/team/worker, schedule: {{every: 1h}}}}\n\

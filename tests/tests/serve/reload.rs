@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use imgsync_tests::Served;
 use imgsync_tests::program::Signal;
 use serde_json::json;
 
@@ -16,11 +17,11 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
     served.batches(1).await;
 
     let config = scene.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
-    scene.write(&config.replace("name: keep", "naem: keep"));
+    scene.write(&config.replace("naming: keep", "namign: keep"));
     served.running.wait_for_line(|line| line.contains("the one before still holds"), PATIENCE).await;
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_string()).await;
     let error = status["configuration"]["error"].as_str().unwrap();
-    assert!(error.contains("did you mean `name`?") && error.contains("imgsync.yaml"), "{error}");
+    assert!(error.contains("did you mean `naming`?") && error.contains("imgsync.yaml"), "{error}");
     assert_eq!(status["configuration"]["rules"], 1);
     served.get("schedules").await;
 
@@ -44,6 +45,42 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
         assert!(started.elapsed() < PATIENCE, "{}", log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    served.end().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn a_rule_that_is_renamed_and_written_otherwise_keeps_its_schedule_and_one_that_means_another_is_begun() {
+    let scene = Scene::new(&["a"], 2).await;
+    let config = |name: &str, rule: &str| {
+        let (from, to) = (scene.source.host(), scene.target.host());
+        format!(
+            "rules:\n- {{name: {name}, from: {from}/a, to: {to}/m, naming: keep, {rule}, schedule: {{every: 1h}}}}\n"
+        )
+    };
+    scene.write(&config("one", "tags: {include: [v0, v1]}, verify_every: 1h"));
+    let served = Served::start(&scene.program, &[]).await;
+    let first = served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await["batches"][0].clone();
+    assert_eq!((&first["title"], &first["rules"][0]), (&json!("one"), &json!("one")), "{first:#}");
+    let before = served.get("schedules").await.1[0].clone();
+    assert_eq!(before["name"], "one");
+
+    scene.write(&config("two", "verify_every: 60m, tags: {include: ['v1', v0, v1]}"));
+    let schedules = served.wait_for("schedules", |schedules| schedules[0]["name"] == "two").await;
+    for same in ["rule", "next", "last"] {
+        assert_eq!(schedules[0][same], before[same], "{same}");
+    }
+
+    scene.write(&config("two", "tags: {include: [v0]}, verify_every: 1h"));
+    let schedules = served.wait_for("schedules", |schedules| schedules[0]["rule"] != before["rule"]).await;
+    assert_eq!(schedules[0]["name"], "two");
+    let batches = served.batches(2).await;
+    assert_eq!(batches.len(), 2, "nothing was begun for a new name: {batches:#?}");
+    served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await;
+
+    let (status, begun) = served.post("schedules/two/start", &json!({})).await;
+    assert_eq!(status, 202, "a rule is begun by its name: {begun}");
+    let shown = served.wait_for("batches", |all| all["batches"].as_array().is_some_and(|all| all.len() == 3)).await;
+    assert_eq!(shown["batches"][0]["batch"], begun["batch"]);
     served.end().await.assert_code(0);
 }
 

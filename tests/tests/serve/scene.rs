@@ -32,7 +32,7 @@ impl Scene {
             false => format!("- {{from: {}/{repository}, schedule: {schedule}}}\n", self.source.host()),
         };
         let rules: String = rules.iter().map(rule).collect();
-        format!("defaults: {{to: {}/m, name: keep}}\nrules:\n{rules}", self.target.host())
+        format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", self.target.host())
     }
 
     /// Writes the configuration.

@@ -44,7 +44,7 @@ fn targets(plan: &Plan) -> Vec<String> {
 #[test]
 fn a_listing_becomes_tasks_in_the_order_of_tags_then_targets() {
     let rules = rules(
-        "rules: [{from: gcr.io/a/**, tags: {exclude: ['*-rc*']}, name: keep, to: [z.example.com/m, b.example.com/m]}]",
+        "rules: [{from: gcr.io/a/**, tags: {exclude: ['*-rc*']}, naming: keep, to: [z.example.com/m, b.example.com/m]}]",
     );
     let plan = plan(&mut Planner::new(), 0, &rules[0], "gcr.io/a/b", &["1.10", "1.9", "latest", "2.0-rc1", "bad tag"]);
     let expected = ["latest", "1.9", "1.10"]
@@ -104,14 +104,14 @@ fn a_name_that_the_target_does_not_take_fails_alone_with_the_reason() {
 
 #[test]
 fn a_source_is_not_copied_onto_itself() {
-    let rules = rules("rules: [{from: r.example.com/a/**, name: keep, to: r.example.com}]");
+    let rules = rules("rules: [{from: r.example.com/a/**, naming: keep, to: r.example.com}]");
     let plan = plan(&mut Planner::new(), 0, &rules[0], "r.example.com/a/b", &["1"]);
     assert_eq!((plan.tasks.len(), plan.failed[0].error.class()), (0, Class::Invalid));
 }
 
 #[test]
 fn two_repositories_under_one_name_collide_where_they_are_compared_and_are_in_doubt_where_not() {
-    let rules = rules("rules: [{from: gcr.io/**, name: basename, to: r.example.com/m}]");
+    let rules = rules("rules: [{from: gcr.io/**, naming: basename, to: r.example.com/m}]");
     let mut planner = Planner::new();
     let first = plan(&mut planner, 0, &rules[0], "gcr.io/a/x", &["1", "2"]);
     let second = plan(&mut planner, 0, &rules[0], "gcr.io/b/x", &["2", "3"]);
@@ -163,7 +163,7 @@ fn one_image_cut_in_two_ways_collides() {
 
 #[test]
 fn two_tags_that_a_template_calls_the_same_collide() {
-    let rules = rules("rules: [{from: gcr.io/a/b, name: '{{basename}}:stable', to: r.example.com/m}]");
+    let rules = rules("rules: [{from: gcr.io/a/b, naming: '{{basename}}:stable', to: r.example.com/m}]");
     let plan = plan(&mut Planner::new(), 0, &rules[0], "gcr.io/a/b", &["1", "2"]);
     assert_eq!(targets(&plan), ["r.example.com/m/b:stable"]);
     assert_eq!(

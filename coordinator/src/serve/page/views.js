@@ -136,9 +136,9 @@ export function groups(batch, groups, requeue) {
 export function schedules(entries, start) {
   const items = entries.map((entry) =>
     h("div", { class: "item" },
-      h("span", { class: "row" }, h("code", {}, entry.from),
-        h("button", { type: "button", key: entry.rule, "aria-label": `Start ${entry.from}`, disabled: entry.running !== null, onclick: () => start(entry) }, entry.running ? "Running" : "Start")),
-      h("span", { class: "dim" }, "to ", h("code", {}, entry.to.join(", "))),
+      h("span", { class: "row" }, h("code", {}, entry.name),
+        h("button", { type: "button", key: entry.rule, "aria-label": `Start ${entry.name}`, disabled: entry.running !== null, onclick: () => start(entry) }, entry.running ? "Running" : "Start")),
+      h("span", { class: "dim" }, ...(entry.name === entry.from ? [] : [h("code", {}, entry.from), " "]), "to ", h("code", {}, entry.to.join(", "))),
       h("span", { class: "row" }, entry.schedule ?? h("span", { class: "dim" }, "by hand"), entry.next ? h("span", { class: "dim" }, "next ", when(entry.next)) : null),
       entry.skipped > 0 ? h("span", { class: "dim" }, `not begun at ${number(entry.skipped)} of its times: a batch of it was running or paused`) : null));
   return [h("h2", {}, "Schedules"), ...(items.length === 0 ? [h("p", { class: "dim" }, "The configuration has no rules.")] : items)];

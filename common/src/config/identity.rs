@@ -1,0 +1,163 @@
+//! What tells rules, and batches of rules, from others: a hash of what they mean.
+//!
+//! Schedules are remembered by it, and batches of the same rules wait for each other. How a rule is written, what it is
+//! called and when it is run are no part of it; what changes what is done is.
+
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use super::{Destination, ForeignLayers, Prune, PruneLimit, Referrers, Rule, Source};
+use crate::batch::BatchId;
+use crate::canonical::{Canonical, template};
+use crate::image::{Digest, Platform};
+use crate::naming::{Base, Style};
+use crate::select::{NewestBy, RepositoryPattern, Selection, TagPattern};
+
+/// What is hashed, and the version of its form: raised where a field's meaning changes. Then every rule is another.
+const RULE: &str = "imgsync rule 1";
+const BATCH: &str = "imgsync batch 1";
+const VERIFICATION: &str = "imgsync verification 1";
+
+/// What a batch does with its rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Purpose {
+    /// Only the slice of this number, of so many tasks each.
+    pub slice: Option<(usize, usize)>,
+    /// Compares, and copies nothing; whether it reads all bytes.
+    pub verify: Option<bool>,
+}
+
+impl Rule {
+    /// The identity of the rule.
+    pub fn identity(&self) -> Digest {
+        // A field that is added must be thought of here.
+        let Rule {
+            line: _,
+            name: _,
+            title: _,
+            schedule: _,
+            priority: _,
+            naming: _, // with each destination
+            source,
+            selection,
+            platforms,
+            sparse,
+            foreign_layers,
+            to,
+            referrers,
+            immutable,
+            backup,
+            prune,
+            verify_every,
+            referrers_every,
+        } = self;
+        of_selection(selection)
+            .field(1, of_source(source))
+            .set(8, platforms.iter().map(Platform::canonical))
+            .flag(9, *sparse && !platforms.is_empty())
+            .flag(10, *foreign_layers == ForeignLayers::Copy)
+            .set(11, to.iter().map(|to| of_destination(to, &self.style_at(to))))
+            .option(12, of_referrers(referrers))
+            .set(13, immutable.iter().map(TagPattern::as_str))
+            .option(14, backup.as_ref().map(|backup| template(&backup.to_string())))
+            .option(15, prune.as_ref().map(of_prune))
+            .number(16, nanos(*verify_every))
+            .number(17, nanos(*referrers_every))
+            .digest(RULE)
+    }
+}
+
+/// The identity of a batch of rules. The order of the rules counts: of two that want one target, the first has it.
+pub fn batch_identity(rules: &[Rule], purpose: Purpose) -> Digest {
+    let slice =
+        purpose.slice.map(|(number, size)| Canonical::default().number(1, number as u64).number(2, size as u64));
+    let verify = purpose.verify.map(|deep| Canonical::default().flag(1, deep));
+    Canonical::default()
+        .list(1, rules.iter().map(|rule| rule.identity().to_string()))
+        .option(2, slice)
+        .option(3, verify)
+        .digest(BATCH)
+}
+
+/// The identity of a batch that compares what another has copied.
+pub fn verification_identity(of: BatchId) -> Digest {
+    Canonical::default().field(1, of.as_bytes()).digest(VERIFICATION)
+}
+
+fn of_source(source: &Source) -> Canonical {
+    match source {
+        Source::Preset(preset) => Canonical::default()
+            .field(1, &preset.name)
+            .option(2, preset.versions.as_ref().map(|versions| Canonical::default().set(1, versions.canonical()))),
+        Source::Repositories(pattern) => {
+            let included: RepositoryPattern = pattern.clone().without(Vec::new());
+            let excluded = pattern.excluded().iter().map(ToString::to_string);
+            Canonical::default().field(3, included.to_string()).set(4, excluded)
+        }
+        Source::Layout(folder) => Canonical::default().list(5, path(folder)),
+    }
+}
+
+fn of_destination(to: &Destination, style: &Style) -> Canonical {
+    let at = match to {
+        Destination::Registry(Base { registry, prefix }) => {
+            Canonical::default().field(1, registry.as_str()).option(2, prefix.as_ref().map(|prefix| prefix.as_str()))
+        }
+        Destination::Layout(folder) => Canonical::default().list(3, path(folder)),
+    };
+    match style {
+        Style::Flat => at.number(4, 1),
+        Style::Keep => at.number(4, 2),
+        Style::Basename => at.number(4, 3),
+        Style::Full => at.number(4, 4),
+        Style::Original => at.number(4, 5),
+        Style::Template(text) => at.field(5, template(text.as_str())),
+    }
+}
+
+/// The steps of a path, without those that stay where they are.
+fn path(path: &Path) -> Vec<Vec<u8>> {
+    let steps = path.components().filter(|step| !matches!(step, Component::CurDir));
+    steps.map(|step| step.as_os_str().as_encoded_bytes().to_vec()).collect()
+}
+
+fn of_selection(selection: &Selection) -> Canonical {
+    // One that matches all is as good as none.
+    let all = selection.include.iter().any(|pattern| pattern.matches_all());
+    let include = selection.include.iter().filter(|_| !all).map(|pattern| pattern.as_str());
+    let range = selection.range.as_ref().map(|range| Canonical::default().set(1, range.canonical()));
+    let newest = selection
+        .newest
+        .map(|newest| Canonical::default().number(1, newest.count as u64).flag(2, newest.by == NewestBy::Date));
+    Canonical::default()
+        .set(2, include)
+        .set(3, selection.exclude.iter().map(|pattern| pattern.as_str()))
+        .option(4, range)
+        .option(5, newest)
+        .option(6, selection.since.as_ref().map(|since| since.canonical()))
+        .option(7, selection.min.map(|min| (min as u64).to_be_bytes()))
+}
+
+fn of_referrers(referrers: &Referrers) -> Option<Canonical> {
+    match referrers {
+        Referrers::All => None,
+        Referrers::None => Some(Canonical::default()),
+        Referrers::Types(types) => Some(Canonical::default().set(1, types)),
+    }
+}
+
+fn of_prune(prune: &Prune) -> Canonical {
+    let kept = Canonical::default().number(1, nanos(prune.keep));
+    match prune.limit {
+        PruneLimit::Count(count) => kept.number(2, count),
+        PruneLimit::Percent(percent) => kept.number(3, percent),
+    }
+}
+
+fn nanos(time: Duration) -> i128 {
+    i128::try_from(time.as_nanos()).unwrap_or(i128::MAX)
+}
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;
