@@ -18,6 +18,12 @@ fn coordinator_limits() -> Vec<Limit> {
             MAX_RULES as u64,
             "the further ones are counted by `imgsync_rules_untold`",
         ),
+        Limit::time(
+            Page::Operating,
+            "telling of a batch after its end",
+            crate::notify::TELL_FOR,
+            "who could not be told is given up, with a warning",
+        ),
     ]
 }
 

@@ -344,6 +344,12 @@ pub trait Ledger: Send + Sync {
     /// Notes that a rule chose no tag at all; the last word on it stays.
     async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()>;
 
+    /// Notes that a batch's end was told, in words of who tells: to whom, or that all is told.
+    async fn note_told(&self, batch: BatchId, told: &str) -> Result<()>;
+
+    /// What was noted of whom a batch's end was told to, in order.
+    async fn told(&self, batch: BatchId) -> Result<Vec<String>>;
+
     /// The total is final.
     async fn seal_all(&self, batch: BatchId) -> Result<()>;
 

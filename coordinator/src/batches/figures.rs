@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::crew::whether_unserved;
 use super::house::House;
 use super::rule_figures::{Found, RuleFigures, Rules, WatchedRule, last_ended, outcomes, seconds};
+use crate::notify::notifications;
 
 /// What was asked for so lately is not asked for again.
 const FRESH: Duration = Duration::from_secs(5);
@@ -82,6 +83,7 @@ impl Figures {
         );
         registry.register("last_batch_unlisted", "What could not be listed in it", self.last_unlisted.clone());
         registry.register("last_batch_empty_rules", "Rules that chose no tag in it", self.last_empty_rules.clone());
+        registry.register("notifications", "Notifications of batches' ends, by result", notifications());
         registry.register("workers", "Workers that live", self.workers.clone());
         registry.register("worker_slots", "Tasks that all workers can do at a time", self.slots.clone());
         registry.register("busy_slots", "Tasks that workers are at", self.busy.clone());

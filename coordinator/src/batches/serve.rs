@@ -1,7 +1,7 @@
 //! The coordinator that stays: leads every batch that no `run` does. Of several such, one leads, and the others wait.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
@@ -10,7 +10,7 @@ use imgsync_common::error::{Class, Result};
 use imgsync_common::event::{Event, Events};
 use imgsync_common::registry::Client;
 use imgsync_common::repeated;
-use imgsync_common::store::{Control, LeaseGuard, Leased, Store, leader};
+use imgsync_common::store::{Batch, Control, LeaseGuard, Leased, leader};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,7 @@ use super::lead::{Care, LEADER_TERM, Leader};
 use super::provenance::tidy_provenance;
 use super::supervise::supervise;
 use super::{SERVE, serve_name};
-use crate::notify::{Notifier, is_ours_to_tell, watch as watch_waits};
-use crate::report::{Level, Report};
+use crate::notify::{Notifier, deliver, is_news, watch as watch_waits};
 
 /// How often it looks for new batches.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -86,7 +85,69 @@ pub async fn serve(
     }
 }
 
-/// Leads each batch that is alive, in a task of its own.
+/// What leading takes, for the task of each batch.
+#[derive(Clone)]
+struct Work {
+    house: House,
+    leads: Leader,
+    duties: watch::Receiver<Duties>,
+    events: Events,
+    name: String,
+    /// Batches of whose end there is nothing more to tell.
+    settled: Arc<Mutex<HashSet<BatchId>>>,
+}
+
+impl Work {
+    /// Leads a batch, and once it has ended, tells of it.
+    async fn lead(&self, id: BatchId, log: &BatchLog, stop: &CancellationToken) -> Result<()> {
+        let Duties { notifier, client, .. } = self.duties.borrow().clone();
+        let (store, more, begin) = (&self.house.store, Notify::new(), || log.begin());
+        let led = tokio::select! {
+            led = self.leads.lead_telling(id, &more, stop, &begin) => led,
+            () = watch_waits(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
+        };
+        if let Err(error) = led {
+            // One whose plan or options cannot be trusted was stopped; that is its end.
+            if store.control(id).await?.is_some_and(Control::is_live) {
+                return Err(error);
+            }
+            warn(&self.events, &format!("batch {id} is not led any more: {error}"));
+        }
+        log.end(&**store).await?;
+        self.tell(id, stop).await
+    }
+
+    /// Tells of a batch that has ended, until all have heard of it.
+    async fn tell(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
+        let notifier = || self.duties.borrow().notifier.clone();
+        let at = (&self.house.store, &*self.house.clock);
+        let is_settled = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
+            // What was altered cannot be reported, however often it is read.
+            Err(error) if error.class() == Class::Insecure => {
+                warn(&self.events, &format!("nobody is told of batch {id}: {error}"));
+                true
+            }
+            told => told?,
+        };
+        if is_settled {
+            self.settled().insert(id);
+        }
+        Ok(())
+    }
+
+    /// Whether a batch has ended of which somebody may not have heard: its leader was killed, or could not tell.
+    fn is_untold(&self, batch: &Batch) -> bool {
+        !self.duties.borrow().notifier.is_empty()
+            && is_news(batch, self.house.clock.now())
+            && !self.settled().contains(&batch.id)
+    }
+
+    fn settled(&self) -> MutexGuard<'_, HashSet<BatchId>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leads each batch that is alive, in a task of its own, and tells of those that have ended.
 async fn lead_all(
     house: &House,
     leads: &Leader,
@@ -94,48 +155,44 @@ async fn lead_all(
     (more, events, name): (&Notify, &Events, &str),
     stop: &CancellationToken,
 ) {
+    let work = Work {
+        house: house.clone(),
+        leads: leads.clone(),
+        duties: duties.clone(),
+        events: events.clone(),
+        name: name.to_owned(),
+        settled: Arc::default(),
+    };
     let mut led: HashMap<BatchId, JoinHandle<()>> = HashMap::new();
     let mut tidied: Option<tokio::time::Instant> = None;
     while !stop.is_cancelled() {
         led.retain(|_, task| !task.is_finished());
         match house.store.batches(BATCHES).await {
             Ok(batches) => {
-                for batch in batches.iter().filter(|batch| batch.ended_at.is_none() && batch.control.is_live()) {
-                    led.entry(batch.id).or_insert_with(|| {
-                        let (leads, id, stop) = (leads.clone(), batch.id, stop.clone());
-                        let (store, duties) = (house.store.clone(), duties.clone());
-                        let (events, name) = (events.clone(), name.to_owned());
-                        let log = BatchLog::new(batch, &events);
+                work.settled().retain(|id| batches.iter().any(|batch| batch.id == *id && batch.ended_at.is_some()));
+                for batch in batches {
+                    let id = batch.id;
+                    let is_live = batch.ended_at.is_none() && batch.control.is_live();
+                    if led.contains_key(&id) || !(is_live || work.is_untold(&batch)) {
+                        continue;
+                    }
+                    let (work, stop) = (work.clone(), stop.clone());
+                    let log = BatchLog::new(&batch, events);
+                    led.insert(
+                        id,
                         tokio::spawn(async move {
-                            // Also once the batch has ended: until its end is told of.
-                            supervise(&format!("leading batch {id}"), &events, &stop, async || {
-                                let Duties { notifier, client, .. } = duties.borrow().clone();
-                                let (more, begin) = (Notify::new(), || log.begin());
-                                let led = tokio::select! {
-                                    led = leads.lead_telling(id, &more, &stop, &begin) => led,
-                                    () = watch_waits(&*store, id, &client, &notifier, &events, &name) => Ok(()),
-                                };
-                                if let Err(error) = led {
-                                    // One whose plan or options cannot be trusted was stopped; that is its end.
-                                    if store.control(id).await?.is_some_and(Control::is_live) {
-                                        return Err(error);
-                                    }
-                                    warn(&events, &format!("batch {id} is not led any more: {error}"));
+                            match is_live {
+                                true => {
+                                    let (what, events) = (format!("leading batch {id}"), &work.events);
+                                    supervise(&what, events, &stop, async || work.lead(id, &log, &stop).await).await;
                                 }
-                                log.end(&*store).await?;
-                                let notifier = duties.borrow().notifier.clone();
-                                match tell(&*store, id, &notifier, &events, &name).await {
-                                    // What was altered cannot be reported, however often it is read.
-                                    Err(error) if error.class() == Class::Insecure => {
-                                        warn(&events, &format!("nobody is told of batch {id}: {error}"));
-                                        Ok(())
-                                    }
-                                    told => told,
+                                false => {
+                                    let what = format!("telling of batch {id}");
+                                    supervise(&what, &work.events, &stop, async || work.tell(id, &stop).await).await;
                                 }
-                            })
-                            .await;
-                        })
-                    });
+                            }
+                        }),
+                    );
                 }
             }
             Err(error) => repeated::warn(&format!("looking for batches: {}", error.class()), &error.to_string()),
@@ -161,20 +218,6 @@ async fn lead_all(
     for (_, task) in led {
         let _ = task.await;
     }
-}
-
-/// Tells of a batch that has ended, unless who led it before has done so.
-async fn tell(store: &dyn Store, id: BatchId, notifier: &Notifier, events: &Events, name: &str) -> Result<()> {
-    if notifier.is_empty() {
-        return Ok(());
-    }
-    let report = Report::of(store, id).await?;
-    if report.batch.ended_at.is_some() && is_ours_to_tell(store, id, name).await {
-        for warning in notifier.tell(&report, Level::Failures).await {
-            warn(events, &warning);
-        }
-    }
-    Ok(())
 }
 
 fn say(events: &Events, what: &str) {

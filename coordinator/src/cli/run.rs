@@ -32,7 +32,7 @@ use crate::batches::{
     Admitted, Care, House, Made, Over, RUN_ROLE, Run, RunEnd, RunSettings, SERVE, Slice, coordinator_name, copier,
     living_leader, tidy_provenance, until_over,
 };
-use crate::notify::{Notifier, is_ours_to_tell, watch};
+use crate::notify::{Notifier, tell_once, watch};
 use crate::report::{self, Level, Report};
 
 /// Runs the command.
@@ -403,14 +403,12 @@ impl<'a> Work<'a> {
                 printer.line(String::from_utf8_lossy(&text).trim_end());
             }
         }
-        if !ended.interrupted
-            && !notifier.is_empty()
-            && (!self.house.is_cluster() || is_ours_to_tell(&*self.house.store, id, &coordinator_name()).await)
-        {
+        if !ended.interrupted && !notifier.is_empty() {
             // What failed is told unless less, or more, was asked for.
             let told = wanted.shape.level.unwrap_or(Level::Failures);
-            for warning in notifier.tell(&report, told).await {
-                printer.warning(&warning);
+            match tell_once(&self.house.store, &report, notifier, told, &coordinator_name()).await {
+                Ok(warnings) => warnings.unwrap_or_default().iter().for_each(|warning| printer.warning(warning)),
+                Err(error) => printer.warning(&format!("not all were told of the end: {error}")),
             }
         }
         if ended.interrupted {

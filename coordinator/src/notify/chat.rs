@@ -45,6 +45,16 @@ impl Chat {
         self.kind.name()
     }
 
+    /// As the configuration calls it.
+    pub(super) fn key(&self) -> &'static str {
+        self.kind.key()
+    }
+
+    /// Who is told: the URL, with what is secret in it.
+    pub(super) fn address(&self) -> String {
+        self.url.expose().to_string()
+    }
+
     /// Sends a message.
     pub(super) async fn tell(&self, message: &Message) -> Result<()> {
         let tried = format!("sending a message to {} by {}", self.kind.name(), self.url);

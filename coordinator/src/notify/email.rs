@@ -42,6 +42,12 @@ impl fmt::Debug for Email {
 }
 
 impl Email {
+    /// Who is told: the recipients, by the server.
+    pub(super) fn address(&self) -> String {
+        let to: Vec<String> = self.to.iter().map(ToString::to_string).collect();
+        format!("{} {}", self.server, to.join(" "))
+    }
+
     /// As configured.
     pub(super) fn new(configured: &config::Email, folder: &Path, policy: Policy) -> Result<Email> {
         install_tls_provider();

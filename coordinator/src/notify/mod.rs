@@ -3,6 +3,7 @@
 
 mod bounded;
 mod chat;
+mod delivery;
 mod email;
 mod message;
 mod post;
@@ -11,15 +12,20 @@ mod telegram;
 mod watch;
 mod webhook;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
 use imgsync_common::config::{Notify, WebhookUrl, When};
 use imgsync_common::error::Result;
+use imgsync_common::image::Digest;
 use imgsync_common::retry::Policy;
 use imgsync_common::store::{Named, Store};
 
+#[cfg(test)]
+pub(crate) use self::delivery::TELL_FOR;
+pub use self::delivery::tell_once;
+pub(crate) use self::delivery::{deliver, is_news, notifications};
 pub use self::message::Throttled;
 pub use self::watch::watch;
 
@@ -37,7 +43,7 @@ const ATTEMPTS: u32 = 5;
 const MAX_DELAY: Duration = Duration::from_secs(15);
 /// A server that asks to wait for longer than this is not waited for.
 const MAX_WAIT: Duration = Duration::from_secs(90);
-/// For how long it is remembered that a batch was told of: longer than two coordinators can see the same end apart.
+/// For how long it is remembered that a wait was told of: longer than two coordinators can see the same one apart.
 const TOLD: Duration = Duration::from_secs(3600);
 /// How long a ping may take.
 const FOR_PING: Duration = Duration::from_secs(30);
@@ -85,45 +91,50 @@ impl Notifier {
 
     /// Tells all who want to hear of it. Says whom it could not tell, and why.
     pub async fn tell(&self, report: &Report<'_>, level: Level) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (_, recipient) in self.recipients(report) {
+            warnings.extend(self.tell_one(&recipient, report, level).await.err());
+        }
+        warnings
+    }
+
+    /// All who want to hear of this end, each by a name that is the same at every coordinator and holds no secret.
+    fn recipients(&self, report: &Report<'_>) -> Vec<(String, Recipient<'_>)> {
         let counts = &report.batch.counts;
         let failed = counts.failed + counts.cancelled + counts.open() > 0 || !report.unlisted.is_empty();
         let is_met = |on: &When| on.is_met(counts.copied > 0, failed);
-        let mut warnings = Vec::new();
-        if let Some((telegram, on)) = &self.telegram
-            && is_met(on)
-            && let Err(error) = telegram.tell(report, level).await
-        {
-            warnings.push(format!("Telegram was not told: {error}"));
-        }
-        for (webhook, on) in &self.webhooks {
-            if is_met(on)
-                && let Err(error) = webhook.tell(report, level).await
-            {
-                warnings.push(format!("a webhook was not told: {error}"));
+        let telegram = self.telegram.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Telegram(to));
+        let webhooks = self.webhooks.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Webhook(to));
+        let chats = self.chats.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Chat(to));
+        let emails = self.emails.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Email(to));
+        let pings = self.pings.iter().filter(|_| !failed).map(Recipient::Ping);
+        let mut times: BTreeMap<String, u32> = BTreeMap::new();
+        let named = telegram.chain(webhooks).chain(chats).chain(emails).chain(pings).map(|recipient| {
+            let name = recipient.name();
+            let times = times.entry(name.clone()).or_default();
+            *times += 1;
+            (if *times == 1 { name } else { format!("{name} {times}") }, recipient)
+        });
+        named.collect()
+    }
+
+    /// Tells one. An error says who was not told, and why.
+    async fn tell_one(&self, to: &Recipient<'_>, report: &Report<'_>, level: Level) -> std::result::Result<(), String> {
+        match to {
+            Recipient::Telegram(telegram) => {
+                telegram.tell(report, level).await.map_err(|error| format!("Telegram was not told: {error}"))
             }
-        }
-        for (chat, on) in &self.chats {
-            if is_met(on)
-                && let Err(error) = tell_chat(chat, report, level).await
-            {
-                warnings.push(format!("{} was not told: {}", chat.name(), with_advice(&error)));
+            Recipient::Webhook(webhook) => {
+                webhook.tell(report, level).await.map_err(|error| format!("a webhook was not told: {error}"))
             }
+            Recipient::Chat(chat) => tell_chat(chat, report, level)
+                .await
+                .map_err(|error| format!("{} was not told: {}", chat.name(), with_advice(&error))),
+            Recipient::Email(email) => tell_by_mail(email, report, level)
+                .await
+                .map_err(|error| format!("no mail was sent: {}", with_advice(&error))),
+            Recipient::Ping(url) => self.ping(url).await.map_err(|error| format!("a ping was not heard: {error}")),
         }
-        for (email, on) in &self.emails {
-            if is_met(on)
-                && let Err(error) = tell_by_mail(email, report, level).await
-            {
-                warnings.push(format!("no mail was sent: {}", with_advice(&error)));
-            }
-        }
-        if !failed {
-            for url in &self.pings {
-                if let Err(error) = self.ping(url).await {
-                    warnings.push(format!("a ping was not heard: {error}"));
-                }
-            }
-        }
-        warnings
     }
 
     /// Tells all but those who are pinged that a registry leaves a batch waiting. Says whom it could not tell, and why.
@@ -165,6 +176,29 @@ impl Notifier {
     }
 }
 
+/// One who is told.
+enum Recipient<'a> {
+    Telegram(&'a Telegram),
+    Webhook(&'a Webhook),
+    Chat(&'a Chat),
+    Email(&'a Email),
+    Ping(&'a WebhookUrl),
+}
+
+impl Recipient<'_> {
+    fn name(&self) -> String {
+        let (kind, address) = match self {
+            Recipient::Telegram(telegram) => ("telegram", telegram.address()),
+            Recipient::Webhook(webhook) => ("webhook", webhook.address()),
+            Recipient::Chat(chat) => (chat.key(), chat.address()),
+            Recipient::Email(email) => ("email", email.address()),
+            Recipient::Ping(url) => ("ping", url.expose().to_string()),
+        };
+        // Addresses hold tokens.
+        format!("{kind} {}", Digest::sha256(address.as_bytes()).short())
+    }
+}
+
 async fn tell_chat(chat: &Chat, report: &Report<'_>, level: Level) -> Result<()> {
     chat.tell(&Message::of(report, level, chat.template.as_ref()).await?).await
 }
@@ -183,12 +217,8 @@ fn with_advice(error: &imgsync_common::error::Error) -> String {
     }
 }
 
-/// Whether a batch is this coordinator's to tell of: of several that see it end, one tells. A store that does not answer
-/// makes nobody silent.
-pub async fn is_ours_to_tell(store: &dyn Store, batch: BatchId, name: &str) -> bool {
-    is_ours(store, &batch.to_string(), name).await
-}
-
+/// Whether something is this coordinator's to tell of: of several that see it, one tells. A store that does not answer makes
+/// nobody silent.
 async fn is_ours(store: &dyn Store, what: &str, name: &str) -> bool {
     !matches!(store.acquire(&format!("told:{what}"), name, TOLD).await, Ok(Named::Others { .. }))
 }

@@ -70,6 +70,11 @@ impl Telegram {
         })
     }
 
+    /// Who is told: the group, at the API.
+    pub(super) fn address(&self) -> String {
+        format!("{} {}", self.api, self.group)
+    }
+
     /// Sends the report.
     pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
         let mut whole = Bounded::of(MAX_FILE);

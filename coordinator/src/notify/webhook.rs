@@ -66,6 +66,11 @@ impl Webhook {
         Ok(Webhook { url: configured.url.clone(), headers, template, key, post })
     }
 
+    /// Who is told: the URL, with what is secret in it.
+    pub(super) fn address(&self) -> String {
+        self.url.expose().to_string()
+    }
+
     /// Posts what there is to say.
     pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
         let tried = format!("posting to {}", self.url);

@@ -130,6 +130,7 @@ async fn call_late(store: &RedisStore, id: BatchId) {
         store.note_pruned(id, pruned).await,
         store.note_empty_rule(id, empty_rule()).await,
         store.note_unlisted(id, unlisted).await,
+        store.note_told(id, "0 webhook").await,
         store.append(id, sealed("0 gcr.io/a", 3)).await.map(drop),
         store.seal_all(id).await,
         store.spend(id, spent(1)).await,
@@ -183,6 +184,7 @@ async fn all_that_is_noted_of_a_batch_that_has_ended_expires_with_it() {
     note("gcr.io/late").await;
     store.note_empty_rule(id, empty_rule()).await.unwrap();
     store.spend(id, spent(1)).await.unwrap();
+    store.note_told(id, "0 webhook").await.unwrap();
     assert_eq!(store.unlisted(id).await.unwrap().len(), 1, "a late note is kept");
     assert_eq!(lasting_keys_of(&subject.server, &id.to_string()), Vec::<String>::new());
     // One that goes on keeps its notes for as long as it does.

@@ -66,3 +66,62 @@ async fn who_serves_logs_who_leads_and_each_batch_s_beginning_and_end_with_times
     assert!(has_time(&leads), "{leads}");
     assert!(second.stderr().lines().any(|line| has_time(line) && line.contains("stands by: serve on ")));
 }
+
+/// The posts of a batch's end.
+fn ends(hook: &Receiver) -> usize {
+    hook.received().iter().filter(|received| received.json()["event"] == "batch.ended").count()
+}
+
+#[tokio::test]
+async fn an_end_that_cannot_be_told_is_told_again_by_whoever_leads_next_and_once_to_those_who_heard_it() {
+    let scene = Scene::new(1, 2).await;
+    let (deaf, hears) = (Receiver::start().await, Receiver::start().await);
+    // More often than one coordinator tries before it pauses.
+    (0..7).for_each(|_| deaf.refuse_once(503));
+    let config =
+        format!("{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n", scene.config, deaf.url(), hears.url());
+    let mut leads = serve(&scene, &config).await;
+    let _workers = scene.cluster.workers(1, 4).await;
+    scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
+    // The batch has ended, one has heard of it, and the other could not.
+    leads.wait_for_line(|line| line.contains("a webhook was not told") && line.contains("again in"), PATIENCE).await;
+    assert_eq!((ends(&deaf), ends(&hears)), (5, 1));
+    kill(&mut leads).await;
+    let mut next = serve(&scene, &config).await;
+    until("the other hears of it, too", PATIENCE, || ends(&deaf) >= 8).await;
+    // Who comes after that has nothing more to tell.
+    until("it is noted", PATIENCE, || noted(&scene) == 3).await;
+    assert!(!next.stderr().contains("was not told"), "{}", next.stderr());
+    kill(&mut next).await;
+    let _last = serve(&scene, &config).await;
+    let again = scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
+    until("the next batch is told", PATIENCE, || ends(&deaf) >= 9 && ends(&hears) >= 2).await;
+    assert_eq!((ends(&deaf), ends(&hears)), (9, 2), "the first was told once to each");
+    let last = hears.received().last().unwrap().json();
+    assert_eq!(last["batch"], again.stdout.trim());
+}
+
+/// How much is noted of whom the only batch was told to: each, and that all were.
+fn noted(scene: &Scene) -> i64 {
+    let script = "local all = redis.call('KEYS', '*}:n') return #all == 1 and redis.call('HLEN', all[1]) or 0";
+    let answer = scene.cluster.store.command(&["EVAL", script, "0"]);
+    answer.trim().trim_start_matches(':').parse().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_leader_that_is_killed_between_the_end_and_its_notification_leaves_it_to_the_next() {
+    let scene = Scene::new(1, 2).await;
+    let hook = Receiver::start().await;
+    let silent = scene.config.clone();
+    // Nobody is told by this one, as if it were killed right after the end.
+    let mut leads = serve(&scene, &silent).await;
+    let _workers = scene.cluster.workers(1, 4).await;
+    let run = scene.cluster.imgsync(&silent).args(["run", "--detach"]).run().await.assert_code(0);
+    scene.cluster.wait_for(|shown| shown["state"] == "done", PATIENCE).await;
+    kill(&mut leads).await;
+    let config = format!("{}notify:\n  webhook: {{url: \"{}\"}}\n", scene.config, hook.url());
+    let _serving = [serve(&scene, &config).await, serve(&scene, &config).await];
+    until("it is told", PATIENCE, || noted(&scene) == 2).await;
+    assert_eq!(ends(&hook), 1);
+    assert_eq!(hook.received()[0].json()["batch"], run.stdout.trim());
+}

@@ -109,6 +109,7 @@ macro_rules! store_contract_tests {
             since_when_no_rule_makes_a_target_is_kept_until_one_does,
             what_was_removed_is_told_with_its_batch,
             rules_that_chose_nothing_are_told_with_their_batch,
+            whom_the_end_of_a_batch_was_told_to_is_kept_with_it,
             a_file_that_was_hashed_is_known_in_that_version_alone
         );
         $crate::store_contract_tests!($make: pace:

@@ -1,5 +1,7 @@
 //! Where target tags came from, and what was removed of them.
 
+use std::time::Duration;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -129,6 +131,23 @@ pub async fn rules_that_chose_nothing_are_told_with_their_batch(subject: Subject
         store.note_empty_rule(id, rule(number, reason)).await.unwrap();
     }
     assert_eq!(store.empty_rules(id).await.unwrap(), [rule(2, "40 not >=9"), rule(12, "40 not a version")]);
+}
+
+pub async fn whom_the_end_of_a_batch_was_told_to_is_kept_with_it(subject: Subject) {
+    let store = &subject.store;
+    let batch = new_batch();
+    let id = batch.id;
+    assert_eq!(store.note_told(id, "0 webhook").await.unwrap_err().class(), Class::NotFound);
+    assert_eq!(store.told(id).await.unwrap_err().class(), Class::NotFound);
+    store.create(batch).await.unwrap();
+    store.seal_all(id).await.unwrap();
+    assert_eq!(store.told(id).await.unwrap(), [""; 0]);
+    for told in ["0 webhook", "0", "0 webhook"] {
+        store.note_told(id, told).await.unwrap();
+    }
+    assert_eq!(store.told(id).await.unwrap(), ["0", "0 webhook"]);
+    assert_eq!(store.remove_before((subject.now)() + Duration::from_secs(1)).await.unwrap(), 1);
+    assert_eq!(store.told(id).await.unwrap_err().class(), Class::NotFound);
 }
 
 pub async fn a_file_that_was_hashed_is_known_in_that_version_alone(subject: Subject) {

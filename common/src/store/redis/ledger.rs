@@ -77,6 +77,22 @@ impl Ledger for RedisStore {
         self.note(batch, ":u", &unlisted.repository, text).await
     }
 
+    async fn note_told(&self, batch: BatchId, told: &str) -> Result<()> {
+        self.note(batch, ":n", told, String::new()).await
+    }
+
+    async fn told(&self, batch: BatchId) -> Result<Vec<String>> {
+        let tried = format!("reading batch {batch}");
+        let mut pipe = redis::pipe();
+        pipe.exists(self.base(batch)).hkeys(format!("{}:n", self.base(batch)));
+        let (there, mut told): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        if !there {
+            return Err(gone(&tried));
+        }
+        told.sort_unstable();
+        Ok(told)
+    }
+
     async fn seal_all(&self, batch: BatchId) -> Result<()> {
         let tried = format!("sealing batch {batch}");
         done(&tried, self.script(&tried, &self.0.scripts.seal, Call::on(self.base(batch))).await?)

@@ -9,7 +9,8 @@ use crate::error::{Class, Error};
 const APPLICATION: i32 = 0x696d_6773;
 
 /// Each takes the file from the version that is its place to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8];
+const MIGRATIONS: &[&str] =
+    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9];
 
 /// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
 /// `chunk.states`, the first in the lower half.
@@ -250,6 +251,15 @@ CREATE TABLE hashed_file (
     digest BLOB NOT NULL,
     version TEXT NOT NULL,
     PRIMARY KEY (folder, digest)
+) WITHOUT ROWID;
+";
+
+/// Whom the end of a batch was told to.
+const VERSION_9: &str = "
+CREATE TABLE told (
+    batch INTEGER NOT NULL,
+    told TEXT NOT NULL,
+    PRIMARY KEY (batch, told)
 ) WITHOUT ROWID;
 ";
 

@@ -13,11 +13,11 @@
 --   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)
 --   b:g  hash    what was removed at targets, or not
 --   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
---   b:e  hash    rules that chose no tag
+--   b:e  hash    rules that chose no tag;  b:n  hash  whom its end was told to
 -- A batch that has ended expires, and so does what is written of it later; one that is gone is written nothing of.
 local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
 local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
-local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g', ':e'}
+local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g', ':e', ':n'}
 -- 30 days, in seconds.
 local KEPT = 2592000
 -- For how long requests that add are remembered, in milliseconds: longer than the most patient call asks again.

@@ -133,6 +133,7 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
             "share",
             "pruned",
             "empty_rule",
+            "told",
         ] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }

@@ -110,6 +110,13 @@ pub(super) fn empty_rules(connection: &Connection, batch: BatchId) -> Result<Vec
     Ok(found)
 }
 
+pub(super) fn told(connection: &Connection, batch: BatchId) -> Result<Vec<String>, Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let mut statement = connection.prepare_cached("SELECT told FROM told WHERE batch = ?1 ORDER BY told")?;
+    let told = statement.query_map([entry.no], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(told)
+}
+
 pub(super) fn pruned(connection: &Connection, batch: BatchId) -> Result<Vec<Pruned>, Fault> {
     let entry = Entry::get(connection, batch)?;
     let mut statement = connection.prepare_cached("SELECT entry FROM pruned WHERE batch = ?1")?;

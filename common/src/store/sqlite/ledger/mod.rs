@@ -54,6 +54,15 @@ impl Ledger for SqliteStore {
         self.write(format!("noting in batch {batch}"), move |c| plan::note_pruned(c, batch, &pruned)).await
     }
 
+    async fn note_told(&self, batch: BatchId, told: &str) -> Result<()> {
+        let told = told.to_owned();
+        self.write(format!("noting in batch {batch}"), move |c| plan::note_told(c, batch, &told)).await
+    }
+
+    async fn told(&self, batch: BatchId) -> Result<Vec<String>> {
+        self.read(format!("reading batch {batch}"), move |c| look::told(c, batch)).await
+    }
+
     async fn seal_all(&self, batch: BatchId) -> Result<()> {
         let now = self.now();
         self.write(format!("sealing batch {batch}"), move |c| plan::seal_all(c, now, batch)).await

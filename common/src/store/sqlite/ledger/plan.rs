@@ -125,6 +125,13 @@ pub(super) fn note_pruned(connection: &Connection, batch: BatchId, pruned: &Prun
     Ok(())
 }
 
+pub(super) fn note_told(connection: &Connection, batch: BatchId, told: &str) -> Result<(), Fault> {
+    let entry = Entry::get(connection, batch)?;
+    let sql = "INSERT OR IGNORE INTO told (batch, told) VALUES (?1, ?2)";
+    connection.prepare_cached(sql)?.execute((entry.no, told))?;
+    Ok(())
+}
+
 pub(super) fn seal_all(connection: &Connection, now: i64, batch: BatchId) -> Result<(), Fault> {
     let mut book = Book::open(connection, batch)?;
     connection
