@@ -2,7 +2,7 @@
 //!
 //! `IMGSYNC_STORM_SECONDS` says for how long (20 if not chosen), `IMGSYNC_SEED` which storm: it prints the one that it had.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,10 @@ const TAGS: usize = 100;
 /// One image in so many has a layer that is worth not moving twice.
 const LARGE_EVERY: usize = 25;
 const LARGE: u64 = 2 << 20;
+/// Runs of the same rules that are alive at a time at most: one runs, one waits, one joins that.
+const OVERLAPPING: usize = 3;
+/// The part whose rules are run again and again.
+const REPEATED: usize = 999;
 /// How long the calm may take to put all in order.
 const CALM: Duration = Duration::from_secs(240);
 
@@ -35,6 +39,9 @@ struct Done {
     coordinators_killed: usize,
     brokers_restarted: usize,
     stores_restarted: usize,
+    runs_killed: usize,
+    /// How often a run of the repeated rules ended with which exit code.
+    runs_ended: BTreeMap<i32, usize>,
 }
 
 /// A batch, and what it copies.
@@ -44,6 +51,12 @@ struct Part {
     images: Vec<(String, String, Image)>,
 }
 
+/// Rules that are run again and again while earlier runs of them still go on, as by cron.
+struct Repeated {
+    part: Part,
+    runs: Vec<Running>,
+}
+
 struct Storm {
     cluster: Cluster,
     source: FaultRegistry,
@@ -51,6 +64,7 @@ struct Storm {
     workers: Vec<Running>,
     coordinator: Running,
     parts: Vec<Part>,
+    repeated: Repeated,
     random: StdRng,
     done: Done,
 }
@@ -73,6 +87,7 @@ async fn after_a_storm_every_tag_is_right_and_every_count_adds_up() {
     let began = Instant::now();
     while began.elapsed() < length {
         storm.feed().await;
+        storm.run_repeated().await;
         storm.strike().await;
         let pause = storm.random.random_range(300..2_500);
         tokio::time::sleep(Duration::from_millis(pause).min(length.saturating_sub(began.elapsed()))).await;
@@ -97,7 +112,10 @@ impl Storm {
         let coordinator_leads = coordinator.wait_for_line(|line| line.ends_with("leads"), Duration::from_secs(60));
         coordinator_leads.await;
         let (random, done) = (StdRng::seed_from_u64(seed), Done::default());
-        Storm { cluster, source, target, workers, coordinator, parts: Vec::new(), random, done }
+        let images = fill(&source, REPEATED);
+        let config = config(&source, &target, REPEATED);
+        let repeated = Repeated { part: Part { id: String::new(), config, images }, runs: Vec::new() };
+        Storm { cluster, source, target, workers, coordinator, parts: Vec::new(), repeated, random, done }
     }
 
     /// Sees to it that there is work: two batches are alive.
@@ -110,9 +128,7 @@ impl Storm {
         for _ in listed.stdout.lines().filter(alive).count()..2 {
             let part = self.parts.len();
             let images = fill(&self.source, part);
-            let rules: String =
-                (0..REPOSITORIES).map(|n| format!("- from: {}/p{part}/r{n}\n", self.source.host())).collect();
-            let config = format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", self.target.host());
+            let config = config(&self.source, &self.target, part);
             // The coordinator may have been killed a moment ago: then there is none to leave a batch to.
             let run = self.cluster.imgsync(&config).args(["run", "--detach", "--attempts", "50"]).run().await;
             let id = run.stdout.trim().to_owned();
@@ -121,6 +137,64 @@ impl Storm {
                 Some(3) => return,
                 code => panic!("{code:?}: {}", run.stderr),
             }
+        }
+    }
+
+    /// Runs the repeated rules once more beside the runs that go on, and kills one of these now and then.
+    async fn run_repeated(&mut self) {
+        if !self.repeated.runs.is_empty() && self.random.random_range(0..6) == 0 {
+            let victim = self.random.random_range(0..self.repeated.runs.len());
+            let mut run = self.repeated.runs.swap_remove(victim);
+            kill(&mut run).await;
+            self.done.runs_killed += 1;
+        }
+        self.reap_repeated().await;
+        if self.repeated.runs.len() < OVERLAPPING {
+            let arguments = ["run", "--attempts", "50", "--if-running", "wait"];
+            self.repeated.runs.push(self.cluster.imgsync(&self.repeated.part.config).args(arguments).spawn());
+        }
+    }
+
+    /// Notes how the repeated runs ended that have ended. Images may fail while it is stormy (1), and broker or store may be
+    /// away for longer than a run waits (3).
+    async fn reap_repeated(&mut self) {
+        let runs = std::mem::take(&mut self.repeated.runs);
+        for mut run in runs {
+            if run.is_running() {
+                self.repeated.runs.push(run);
+                continue;
+            }
+            let output = run.wait().await;
+            match output.code {
+                Some(code @ (0 | 1 | 3)) => *self.done.runs_ended.entry(code).or_default() += 1,
+                code => panic!("{code:?}: {}", output.stderr),
+            }
+        }
+    }
+
+    /// Waits for the end of the repeated runs. One more finds all that they left, and no batch of them is said to be running
+    /// that nobody runs.
+    async fn settle_repeated(&mut self) {
+        let started = Instant::now();
+        while !self.repeated.runs.is_empty() {
+            self.reap_repeated().await;
+            let left = || self.repeated.runs.iter().map(Running::stderr).collect::<Vec<_>>().join("\n---\n");
+            assert!(started.elapsed() < CALM, "{} runs do not end: {}", self.repeated.runs.len(), left());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let part = &self.repeated.part;
+        let last = self.cluster.imgsync(&part.config).args(["run", "--attempts", "50"]).limit(CALM).run().await;
+        last.assert_code(0);
+        for (repository, tag, image) in &part.images {
+            self.target.assert_holds(&format!("m/{repository}"), tag, image);
+        }
+        say(&format!("{} killed, others ended: {:?}", self.done.runs_killed, self.done.runs_ended));
+        let listed = self.cluster.imgsync("").args(["batch", "list", "--json"]).run().await.assert_code(0);
+        for line in listed.stdout.lines() {
+            let batch: Value = serde_json::from_str(line).expect("a line of JSON");
+            assert_sums(&batch);
+            assert_eq!(number(&batch, "/counts/running"), 0, "nobody runs anything any more: {batch}");
+            assert_ne!(batch["state"], "running", "{batch}");
         }
     }
 
@@ -178,6 +252,7 @@ impl Storm {
                 self.target.assert_holds(&format!("m/{repository}"), tag, image);
             }
         }
+        self.settle_repeated().await;
         self.target.assert_tags_complete();
         self.target.assert_order_was_kept();
         self.assert_large_moved_once();
@@ -237,6 +312,11 @@ fn misbehave(registry: &FaultRegistry, seed: u64, stormy: &Arc<AtomicBool>) {
     registry.on(chance(2, 10)).always().act(Action::too_many("1"));
     registry.on(chance(3, 10)).always().act(Action::CutBefore);
     registry.on(chance(4, 10)).always().act(Action::CutInsteadOfAnswer);
+}
+
+fn config(source: &FaultRegistry, target: &FaultRegistry, part: usize) -> String {
+    let rules: String = (0..REPOSITORIES).map(|n| format!("- from: {}/p{part}/r{n}\n", source.host())).collect();
+    format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host())
 }
 
 fn fill(source: &FaultRegistry, part: usize) -> Vec<(String, String, Image)> {
