@@ -49,7 +49,7 @@ pub(crate) async fn run(args: RunCommand, global: &Global, printer: &Printer) ->
         }
     } else if target.is_typed() {
         let hint = "name presets with --preset; what rules of a configuration do, they say themselves";
-        printer.error("--to, --name and --user go with --preset, and there is none", Some(hint));
+        printer.error("--to, --naming and --user go with --preset, and there is none", Some(hint));
         return Exit::Usage;
     }
     go(run, &settings, printer).await

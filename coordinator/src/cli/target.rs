@@ -125,7 +125,7 @@ fn check(rule: &Rule) -> Result<()> {
     }
     for part in parts(&rule.source)? {
         if let Some(error) = rule.sample_names(&part.pattern).into_iter().find_map(std::result::Result::err) {
-            return Err(Error::new(Class::Invalid, tried(), error.to_string()).hint("choose another --name or --to"));
+            return Err(Error::new(Class::Invalid, tried(), error.to_string()).hint("choose another --naming or --to"));
         }
     }
     Ok(())

@@ -214,8 +214,8 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
         "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    naming: keep\n",
         "    to: r.example.com\n    naming: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
         "tags: {include: [\"/.*(?:v1\\\\..*).*/\"]}",
-        "name: \"{{ \\\"c\\\" if basename }}:one\"",
-        "name: \"{{ \\\"c\\\" if basename }}:two\"",
+        "naming: \"{{ \\\"c\\\" if basename }}:one\"",
+        "naming: \"{{ \\\"c\\\" if basename }}:two\"",
         "- from: gcr.io/a/f\n    to: r.example.com/default\n    naming: basename\n",
     ] {
         assert!(yaml.contains(part), "{part}\n---\n{yaml}");

@@ -310,7 +310,7 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
             let mut typed = configured(&yaml).args(["run", "--dry-run", "--json", "--preset", preset, "--user", "me"]);
             let mut rule = format!("{yaml}rules: [{{preset: {preset}, to: docker.io/me");
             if let Some(style) = style {
-                typed = typed.args(["--name", style]);
+                typed = typed.args(["--naming", style]);
                 rule.push_str(&format!(", naming: {style}"));
             }
             assert_eq!(planned(&typed.run().await.assert_code(0)), expected, "{preset} {style:?}");
