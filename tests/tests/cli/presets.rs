@@ -380,7 +380,7 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
     assert_eq!((source.count(Kind::Tags), source.total()), (7, 7), "{}", source.describe_requests());
 
     // The rule's own selection is taken from among these.
-    let newest = configured(&rule.replace("  name:", "  tags: {newest: 1}\n  name:"));
+    let newest = configured(&rule.replace("  naming:", "  tags: {newest: 1}\n  naming:"));
     let output = newest.args(["run", "--dry-run", "--json"]).run().await.assert_code(0);
     let pairs: Vec<String> =
         output.stdout.lines().filter(|line| line.contains("/kube-apiserver")).map(str::to_owned).collect();
