@@ -73,7 +73,9 @@ async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
     let dry = run(&program, &["--dry-run"]).await.assert_code(0);
     let lines: Vec<Value> = dry.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (from, to) = (format!("{}/team/app:2", source.host()), format!("{}/m/app:2", target.host()));
-    assert!(lines.contains(&json!({"action": "remove", "source": from, "target": to})), "{}", dry.stdout);
+    let rule = format!("{}/team/app", source.host());
+    let removal = json!({"action": "remove", "rule": rule, "source": from, "target": to});
+    assert!(lines.contains(&removal), "{}", dry.stdout);
     assert_eq!(dry.stdout.matches("remove").count(), 1, "{}", dry.stdout);
     assert_eq!(deletions(&target), [""; 0], "a dry run removes nothing");
 
