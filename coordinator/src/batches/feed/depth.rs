@@ -10,6 +10,9 @@ const AHEAD: Duration = Duration::from_secs(10);
 const RATE_WINDOW: Duration = Duration::from_secs(30);
 /// A rate counts as measured for so long at least: a few tasks that end at once make no deep queue.
 const MIN_MEASURED: Duration = Duration::from_secs(5);
+/// When a queue runs low follows from the rate of the last so long: over a longer time a batch that has just begun, or that
+/// has become faster, seems slower than it is, and workers wait.
+const RECENT_WINDOW: Duration = Duration::from_secs(1);
 /// The fewest tasks of a queue, however few slots serve it.
 pub(super) const MIN_DEPTH: u64 = 20;
 /// The most tasks of a queue: the broker's memory does not grow with the plan.
@@ -42,6 +45,14 @@ impl DrainRate {
     /// Whether too little was seen to say that nothing drains.
     pub(super) fn is_young(&self, now: Instant) -> bool {
         now.duration_since(self.since) < MIN_MEASURED
+    }
+
+    /// Tasks a second, of late.
+    pub(super) fn recent_per_second(&self, now: Instant) -> f64 {
+        let recent = self.passed.iter().rev().take_while(|(at, _)| now.duration_since(*at) <= RECENT_WINDOW);
+        let tasks: u64 = recent.map(|(_, tasks)| tasks).sum();
+        let measured = now.duration_since(self.since).clamp(RECENT_WINDOW / 20, RECENT_WINDOW);
+        tasks as f64 / measured.as_secs_f64()
     }
 
     /// Tasks a second.
@@ -112,5 +123,22 @@ mod tests {
         }
         assert_eq!(with_queue, 2_000);
         assert!(steady.per_second(at(60_000)) < 1.0, "what is long ago does not count");
+    }
+
+    #[test]
+    fn a_batch_that_has_just_begun_is_as_fast_as_it_is() {
+        let began = Instant::now();
+        let at = |millis: u64| began + Duration::from_millis(millis);
+        let mut rate = DrainRate::new(began);
+        for look in 1..=40 {
+            rate.add(at(look * 50), 150);
+        }
+        assert_eq!(rate.per_second(at(2_000)), 1_200.0, "over the five seconds that make a deep queue");
+        assert!(
+            (3_000.0..3_200.0).contains(&rate.recent_per_second(at(2_000))),
+            "{}",
+            rate.recent_per_second(at(2_000))
+        );
+        assert_eq!(rate.recent_per_second(at(3_500)), 0.0);
     }
 }

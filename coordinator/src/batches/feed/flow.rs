@@ -120,11 +120,12 @@ impl Flow {
             return most;
         }
         let over = self.waiting.saturating_sub(self.share * 3 / 4) as f64;
-        let per_second = self.rate.per_second(now);
+        let per_second = self.rate.recent_per_second(now);
         if per_second <= 0.0 {
             // It may be about to begin.
             return if self.rate.is_young(now) { least } else { most };
         }
-        Duration::from_secs_f64((over / per_second).min(1.0)).clamp(least, most)
+        // Half of that: the rate may grow, and publishing takes time.
+        Duration::from_secs_f64((over / per_second / 2.0).min(1.0)).clamp(least, most)
     }
 }
