@@ -34,6 +34,7 @@ mod watch;
 mod watching;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use imgsync_worker::logging::{self, LogFormat};
@@ -45,6 +46,8 @@ use self::printer::Printer;
 
 /// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
 const STACK_BYTES: usize = 8 << 20;
+/// How long the end of the program waits for threads that cannot be cancelled.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -99,8 +102,9 @@ pub fn main() -> ExitCode {
         }
     });
     imgsync_common::repeated::flush();
-    // What was left behind (a name look-up in a thread of its own) does not keep us.
-    runtime.shutdown_background();
+    // Drops the tasks that still go on, and with the last of them the store, which closes its file. A name look-up in a
+    // thread of its own keeps us no longer than that.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     // Whatever else the command came to: who reads its output has less than it says.
     if printer.has_lost() { Exit::OutputLost.into() } else { exit.into() }
 }
