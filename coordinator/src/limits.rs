@@ -16,7 +16,7 @@ fn coordinator_limits() -> Vec<Limit> {
             Page::Operating,
             rules,
             MAX_RULES as u64,
-            "the further ones are counted by `imgsync_rules_untold`",
+            "the further ones are counted by `imgsync_rules_omitted`",
         ),
         Limit::time(
             Page::Operating,

@@ -1,4 +1,5 @@
-//! Takes tasks from the queue, copies, and tells the ledger: take → start → acknowledge → copy → finish.
+//! Takes tasks from the queue, copies, and tells the ledger: take → start → copy → finish; a message is
+//! acknowledged a second after its last task has begun, or at the end of a shorter one.
 
 mod delivered;
 mod gate;

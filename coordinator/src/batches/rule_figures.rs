@@ -57,7 +57,7 @@ pub(super) struct RuleFigures {
     last_tasks: Gauges<2>,
     last_unlisted: Gauges<1>,
     outdated: Gauges<1>,
-    untold: Gauge,
+    omitted: Gauge,
 }
 
 /// What was found out before, so that it is asked once.
@@ -93,7 +93,7 @@ impl RuleFigures {
         registry.register("rule_last_unlisted", help, self.last_unlisted.clone());
         let help = "Tags of a rule's last complete listing that are not at the target as the source has them";
         registry.register("rule_outdated_tags", help, self.outdated.clone());
-        registry.register("rules_untold", "Rules beyond those that have figures", self.untold.clone());
+        registry.register("rules_omitted", "Rules beyond those that have figures", self.omitted.clone());
     }
 
     /// Sets the gauges of these rules, and forgets those of all others. `batches` are the newest first.
@@ -104,9 +104,9 @@ impl RuleFigures {
         store: &dyn Store,
         found: &mut Found,
     ) -> Result<()> {
-        let (told, untold) = rules.split_at(rules.len().min(MAX_RULES));
-        let mut all = Vec::with_capacity(told.len());
-        for rule in told {
+        let (shown, omitted) = rules.split_at(rules.len().min(MAX_RULES));
+        let mut all = Vec::with_capacity(shown.len());
+        for rule in shown {
             let its: Vec<&Batch> = batches.iter().filter(|batch| rule.batches.contains(&batch.rules)).collect();
             let good = found.last_good(its.iter().copied(), store).await?;
             let last = match last_ended(its.iter().copied()) {
@@ -117,7 +117,7 @@ impl RuleFigures {
         }
         // From here on nothing is waited for: who reads sees the figures of before or of after.
         self.clear();
-        self.untold.set(whole(untold.len()));
+        self.omitted.set(whole(omitted.len()));
         let now = Timestamp::now();
         for (rule, its, good, last) in all {
             let label = [("rule", rule.label.clone())];
@@ -150,7 +150,7 @@ impl RuleFigures {
                 self.outdated.get_or_create_owned(&label).set(outdated);
             }
         }
-        let labels: HashSet<&String> = told.iter().map(|rule| &rule.label).collect();
+        let labels: HashSet<&String> = shown.iter().map(|rule| &rule.label).collect();
         found.seen.retain(|label, _| labels.contains(label));
         Ok(())
     }

@@ -104,7 +104,7 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
         ("imgsync_store_up", 1.0),
         ("imgsync_broker_up", 1.0),
         ("imgsync_broker_blocked", 0.0),
-        ("imgsync_rules_untold", 0.0),
+        ("imgsync_rules_omitted", 0.0),
         ("imgsync_lanes_unserved", 0.0),
         ("imgsync_last_batch_tasks{outcome=\"copied\"}", 2.0),
         ("imgsync_last_batch_tasks{outcome=\"failed\"}", 1.0),

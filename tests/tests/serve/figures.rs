@@ -77,8 +77,8 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
     assert_eq!(of_rule(&text, "last_good_end_timestamp_seconds", &unlisted), None, "{text}");
     assert_eq!(value(&text, "imgsync_last_good_batch_end_timestamp_seconds"), Some(end), "{text}");
     scene.source.push("late", "v1", &Image::single("late").build());
-    let id = rule(&schedules, "late")["rule"].as_str().unwrap().to_owned();
-    let (status, answer) = served.post(&format!("schedules/{id}/start"), &json!({})).await;
+    let encoded = unlisted.replace('/', "%2F").replace(':', "%3A");
+    let (status, answer) = served.post(&format!("schedules/{encoded}/start"), &json!({})).await;
     assert_eq!(status, 202, "{answer}");
     let text = figures(&served, |text| of_rule(text, "last_good_end_timestamp_seconds", &unlisted) > Some(end)).await;
     assert_eq!(of_rule(&text, "last_unlisted", &unlisted), Some(0.0), "{text}");

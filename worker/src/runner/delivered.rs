@@ -1,5 +1,5 @@
-//! A message at work, and its delivery until that is acknowledged: as soon as the ledger has granted the lease of its last
-//! task, for from then on the lease brings a lost task back, and not the broker.
+//! A message at work, and its delivery until that is acknowledged: a second after the ledger has granted the lease of its
+//! last task, or at the end of a shorter one. From then on the lease brings a lost task back, and not the broker.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
