@@ -1,5 +1,5 @@
-//! An answer whose body is still to be read. Every read of a body ends: with the last byte, at a limit of bytes, when the
-//! context is cancelled, or when the other side stands still or drips.
+//! A response with an unread body. Every read of a body ends: at the last byte, at a size limit, on cancellation, or if
+//! the other side stalls or sends too slowly.
 
 use std::time::{Duration, Instant};
 
@@ -16,38 +16,38 @@ use crate::error::{Class, Error, Result};
 use crate::retry;
 use crate::wait::WaitCredit;
 
-/// As much of an error's body as is looked at.
+/// Bytes read of an error body.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// How long the body of an error is read. Its status says most of it.
+/// Time limit for reading an error body. The status tells most of it.
 pub(super) const ERROR_BODY_LIMIT: Duration = Duration::from_secs(5);
-/// How long the end of a body is read that nobody needs: a new connection takes no longer.
+/// Time limit for draining an unneeded body: a new connection takes no longer.
 const DRAIN_BODY_LIMIT: Duration = Duration::from_secs(1);
-/// As much of such a body as is read.
+/// Bytes drained of such a body.
 const MAX_DRAIN_BYTES: usize = 256 << 10;
-/// Bytes a second below which a body is given up. Averaged over the stall limit; 160 streams that share a line of 64 KiB/s
-/// still bring three times as much each.
+/// Minimum rate of a body in bytes per second, averaged over the stall timeout; 160 streams that share a line of 64
+/// KiB/s still reach three times as much each.
 pub(super) const MIN_BODY_RATE: u64 = 128;
 
-/// What came back, its body not read yet.
+/// A response whose body is not read yet.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(super) response: reqwest::Response,
-    /// Where it came from, after redirects.
+    /// URL that it came from, after redirects.
     pub(super) url: Url,
     pub(super) way: Way,
-    /// The network that it came from.
+    /// Network that it came from.
     pub(super) reach: hop::Reach,
-    /// Whether it, and all that led to it, came from public addresses, and by no proxy.
+    /// Whether it and all redirects to it came from public addresses, without a proxy.
     pub(super) is_from_outside: bool,
     pub(super) with_credentials: bool,
-    /// When the request was made.
+    /// When the request was sent.
     pub(super) began: Instant,
     pub(super) errand: Errand,
-    /// Its places among the requests that may be open at a time.
+    /// Concurrency permits, held until the body is read.
     pub(super) _seats: [Option<Seat>; 2],
-    /// Ends the reading of the body.
+    /// Cancels reading the body.
     pub(super) cancel: CancellationToken,
-    /// How long the body may stand still or drip.
+    /// How long the body may stall or be slow.
     pub(super) credit: WaitCredit,
     pub(super) stall: Duration,
 }
@@ -89,7 +89,7 @@ impl Answer {
         &self.url
     }
 
-    /// Whether anybody could have got it: from public addresses, without credentials.
+    /// Whether the response is available to anybody: from public addresses, without credentials.
     pub(crate) fn is_public(&self) -> bool {
         self.is_from_outside
             && !self.with_credentials
@@ -113,8 +113,8 @@ impl Answer {
         self.text_header(header::CONTENT_LENGTH).and_then(|text| text.trim().parse().ok())
     }
 
-    /// Reads the next piece of the body; `None` at its end. A body that stands still for the stall limit is an error, and so
-    /// is one that brings fewer than [`MIN_BODY_RATE`] bytes a second over that time. Only the time within this call counts.
+    /// Reads the next chunk of the body; `None` at its end. Fails if the body stalls for the stall timeout, or brings
+    /// fewer than [`MIN_BODY_RATE`] bytes per second over that time. Only time spent in this call counts.
     pub(crate) async fn chunk(&mut self, tried: &str) -> Result<Option<Bytes>> {
         let began = Instant::now();
         let read = tokio::select! {
@@ -129,7 +129,7 @@ impl Answer {
         Ok(chunk)
     }
 
-    /// Waits for something else, unless the context is cancelled.
+    /// Waits for a future, unless the context is cancelled.
     pub(super) async fn or_cancelled<T>(&self, work: impl Future<Output = T>, tried: &str) -> Result<T> {
         tokio::select! {
             biased;
@@ -140,7 +140,7 @@ impl Answer {
 
     fn too_slow(&self, waited: Duration, tried: &str) -> Error {
         let limit = retry::seconds(self.stall);
-        // A little less: the clock of the time-out ticks in milliseconds.
+        // With a tolerance: the timeout's clock ticks in milliseconds.
         let detail = match waited + Duration::from_millis(5) >= self.stall {
             true => format!("the answer stood still for {limit}"),
             false => format!("the answer came at less than {MIN_BODY_RATE} bytes a second for {limit}"),
@@ -148,7 +148,7 @@ impl Answer {
         Error::new(Class::TimedOut, self.way.tried(tried), detail)
     }
 
-    /// The whole body, which must not be larger than `limit` bytes.
+    /// Reads the whole body, of at most `limit` bytes.
     pub(crate) async fn bytes(mut self, limit: usize, tried: &str) -> Result<Bytes> {
         let too_large = || {
             Error::new(Class::BadAnswer, tried, format!("the answer is larger than {} MiB", limit.div_ceil(1 << 20)))
@@ -166,7 +166,7 @@ impl Answer {
         Ok(whole.into())
     }
 
-    /// Reads up to so many bytes within a time, or fewer where the body breaks, drips or the context is cancelled.
+    /// Reads up to `limit` bytes within a time, fewer if the body breaks off, is slow or the context is cancelled.
     async fn read_some(&mut self, limit: usize, time: Duration) -> Vec<u8> {
         let mut read = Vec::new();
         let reading = async {
@@ -184,17 +184,17 @@ impl Answer {
         read
     }
 
-    /// Reads the little that is left, so that the connection can be used again.
+    /// Reads the rest of a short body, so that the connection can be reused.
     pub(crate) async fn drain(mut self) {
         self.read_some(MAX_DRAIN_BYTES, DRAIN_BODY_LIMIT).await;
     }
 
-    /// The error that an answer amounts to.
+    /// Converts the response into an error.
     pub(crate) async fn into_error(mut self, tried: &str) -> Error {
         let status = self.status();
         let body = self.read_some(MAX_ERROR_BYTES, ERROR_BODY_LIMIT).await;
         let said = api_error::parse(self.text_header(header::CONTENT_TYPE), &body);
-        // By the server's clock: what it names are moments of that.
+        // By the server's clock, since its headers may contain absolute times.
         let now = retry_after::time_of(self.headers());
         let quota = ratelimit::parse(self.headers(), now);
         let mut wait = retry_after::wait(self.headers(), quota.as_ref(), now);

@@ -1,5 +1,5 @@
-//! A vendor's own API of a registry: JSON lists by pages, with the vendor's way to log in. Everything else is as with the
-//! registry itself: retries, pace, proxy and certificates, bounds, and no secret to anybody else.
+//! Client of a vendor's own registry API: JSON lists by pages, with the vendor's authentication. Retries, rate limits,
+//! proxy, certificates and size limits are those of the registry, and secrets go nowhere else.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,41 +23,41 @@ use crate::image::RegistryName;
 use crate::secret::Secret;
 use crate::vendor::{self, ListingBy, Vendor};
 
-/// A page holds a hundred entries, of some kilobytes each at the most.
+/// Size limit of a page of a hundred entries, of some kilobytes each at most.
 const MAX_PAGE_BYTES: usize = 32 << 20;
-/// The answer to a login is small.
+/// Size limit of a login response.
 const MAX_LOGIN_BYTES: usize = 1 << 20;
-/// What Harbor's token service calls itself; a registry that names it is one.
+/// Service name of Harbor's token service; a registry that uses it is a Harbor.
 const HARBOR_SERVICE: &str = "harbor-registry";
-/// Under this name Quay takes OAuth tokens for passwords; its API takes nothing else.
+/// User name under which Quay takes OAuth tokens for passwords; its API takes nothing else.
 const QUAY_TOKEN_USER: &str = "$oauthtoken";
 
-/// A vendor's API of one registry, and what was learnt of it.
+/// State of a registry's vendor API.
 #[derive(Debug)]
 pub(crate) struct ApiHome {
     vendor: Vendor,
-    /// Nobody named it: the registry's answers did.
+    /// Not configured, but recognised by the registry's responses.
     is_recognised: bool,
     registry: Arc<Registry>,
     login: tokio::sync::Mutex<HubLogin>,
     notes: Mutex<GenerationalCache<String, String>>,
 }
 
-/// Where logging in at Docker Hub stands.
+/// Login state at Docker Hub.
 #[derive(Debug, Default)]
 enum HubLogin {
     #[default]
     None,
     In(Credential, Authorization),
-    /// These credentials are not sent again: an account with too many failures is locked.
+    /// Refused credentials are not sent again: too many failures lock an account.
     Refused(Credential, String),
 }
 
-/// A vendor's API, asked on behalf of one context.
+/// A vendor's API, with the context of its requests.
 #[derive(Debug, Clone)]
 pub struct Api {
     shared: Arc<ApiHome>,
-    /// The registry's own side: whose credentials are used.
+    /// The registry's side, whose credentials are used.
     home: Repository,
     /// The API's side.
     asked: Repository,
@@ -78,7 +78,7 @@ impl<P> fmt::Debug for Pages<P> {
 }
 
 impl ApiHome {
-    /// For whom it is asked.
+    /// Returns the credential pool of its requests.
     pub(super) fn logins(&self) -> &Arc<Logins> {
         &self.registry.logins
     }
@@ -117,7 +117,7 @@ impl Client {
         };
         let mut settings = settings.clone();
         if !is_same {
-            // It was given for the registry alone.
+            // It was configured for the registry alone.
             settings.identity = None;
         }
         let found = Arc::new(ApiHome {
@@ -133,8 +133,8 @@ impl Client {
 }
 
 impl Repository {
-    /// The vendor's API that lists this repository's registry, if one does. A Harbor is known by how it asks for a login,
-    /// so that this can change once the registry has answered.
+    /// Returns the vendor API that lists this repository's registry, if any. A Harbor is recognised by its challenge,
+    /// so the result can change once the registry has answered.
     pub fn vendor_api(&self) -> Result<Option<Api>> {
         let Some(shared) = self.client.api_home(&self.registry)? else { return Ok(None) };
         let access = if self.access == Access::Catalog { Access::Catalog } else { Access::Pull };
@@ -145,34 +145,34 @@ impl Repository {
 }
 
 impl Root {
-    /// The vendor's API that lists this registry, if one does.
+    /// Returns the vendor API that lists this registry, if any.
     pub fn vendor_api(&self) -> Result<Option<Api>> {
         self.0.vendor_api()
     }
 }
 
 impl Api {
-    /// Whose it is.
+    /// Returns the vendor.
     pub fn vendor(&self) -> Vendor {
         self.shared.vendor
     }
 
-    /// Whether nobody named it and the registry's answers did.
+    /// Whether it is not configured but recognised by the registry's responses.
     pub fn is_recognised(&self) -> bool {
         self.shared.is_recognised
     }
 
-    /// The registry whose API it is.
+    /// Returns the registry that it lists.
     pub fn registry(&self) -> &RegistryName {
         self.home.registry()
     }
 
-    /// What its requests are made in.
+    /// Returns the context of its requests.
     pub fn context(&self) -> &Context {
         self.home.context()
     }
 
-    /// Whether there are credentials that it takes.
+    /// Whether there are credentials that the API accepts.
     pub async fn takes_our_credentials(&self) -> Result<bool> {
         Ok(match (self.vendor(), self.home.credential(self.who()).await?) {
             (_, None) => false,
@@ -181,18 +181,18 @@ impl Api {
         })
     }
 
-    /// Whether there are credentials for the registry, be they of use here or not.
+    /// Whether there are credentials for the registry, even if the API does not accept them.
     pub async fn has_credentials(&self) -> Result<bool> {
         Ok(self.home.credential(self.who()).await?.is_some())
     }
 
-    /// For whom it is asked: of several that pull always the first, as a login at a vendor is worth keeping. Here and at
-    /// the registry itself they are the same.
+    /// Returns the index of the credential: always the first that pulls, so that a login at the vendor is reused. The
+    /// same as at the registry itself.
     fn who(&self) -> usize {
         self.home.registry.logins.pulling().first().copied().unwrap_or_default()
     }
 
-    /// An address below its base: each part is escaped.
+    /// Builds a URL below the base. Each part is escaped.
     pub fn url(&self, parts: &[&str], query: &[(&str, &str)]) -> Url {
         let mut url = self.asked.registry.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -204,14 +204,14 @@ impl Api {
         url
     }
 
-    /// A list, by pages. `what` is listed, for errors: "the tags of quay.io/a/b".
+    /// Lists page by page. `what` is listed, for errors: "the tags of quay.io/a/b".
     pub fn pages<P: Page>(&self, first: Url, what: &str) -> Pages<P> {
         let tried = format!("listing {what} by {}'s API", self.vendor().name());
         let api = Api { home: self.home.with_own_clock(), asked: self.asked.with_own_clock(), ..self.clone() };
         Pages { api, cursor: Cursor::new(first), tried, of: PhantomData }
     }
 
-    /// Sends JSON to an address below its base, once, for the one who does everything.
+    /// Posts JSON to a path below the base, once, with the main credential.
     pub(super) async fn post(&self, parts: &[&str], json: String, login: Authorization, tried: &str) -> Result<Answer> {
         self.must_be_private(tried)?;
         let outgoing = Outgoing::new(Method::POST, self.url(parts, &[]), tried)
@@ -220,12 +220,12 @@ impl Api {
         self.asked.send_as(outgoing, 0, Some(login)).await.map_err(|error| self.unreached(error))
     }
 
-    /// Something that was learnt of it, for as long as the client lives.
+    /// Returns a cached note.
     pub fn noted(&self, about: &str) -> Option<String> {
         self.notes().get(about).cloned()
     }
 
-    /// Keeps something that was learnt of it. Gives what was noted before.
+    /// Caches a note as long as the client lives. Returns the previous one.
     pub fn note(&self, about: &str, what: &str) -> Option<String> {
         self.notes().insert(about.to_owned(), what.to_owned())
     }
@@ -234,7 +234,7 @@ impl Api {
         self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What to send with a request. `stale` was refused and is not to be used again.
+    /// Returns the authorization to send. `stale` was refused and is not used again.
     async fn login(&self, stale: Option<&Authorization>, tried: &str) -> Result<Option<Authorization>> {
         let Some(credential) = self.home.credential(self.who()).await? else { return Ok(None) };
         let Credential::Basic { username, password } = &credential else { return Ok(None) };
@@ -249,7 +249,7 @@ impl Api {
         Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
     }
 
-    /// A password that goes to the registry over TLS goes nowhere in plain HTTP, but within this machine.
+    /// Refuses to send a password over plain HTTP if the registry uses TLS, except to this machine.
     fn must_be_private(&self, tried: &str) -> Result<()> {
         let (api, registry) = (&self.asked.registry.base, &self.home.registry.base);
         let is_here = api.host_str().is_some_and(is_loopback);
@@ -261,8 +261,8 @@ impl Api {
         Ok(())
     }
 
-    /// Whether an error says that this API, on a host of its own, cannot be connected to where the registry may be: so it is
-    /// behind filtered networks.
+    /// Whether an error means that this API, on another host than the registry, is unreachable while the registry may
+    /// be reachable, as behind filtering networks.
     pub fn is_out_of_reach(&self, error: &Error) -> bool {
         error.is_unconnected() && self.asked.registry().host() != self.registry().host()
     }
@@ -279,7 +279,7 @@ impl Api {
         ))
     }
 
-    /// Docker Hub gives tokens of some minutes for user and password (Docker Hub API, "Create access token").
+    /// Docker Hub issues short-lived tokens for user and password (Docker Hub API, "Create access token").
     async fn hub_login(&self, credential: &Credential, stale: Option<&Authorization>) -> Result<Authorization> {
         let tried = format!("logging in at {} for {}", hop::origin(&self.asked.registry.base), self.registry());
         let mut login = self.shared.login.lock().await;
@@ -324,7 +324,7 @@ impl Api {
                 .payload(Payload::Bytes(body.to_string().into()))
                 .counted(Counted::Token);
             let given = self.asked.send_as(outgoing, self.who(), None).await.map_err(|error| self.unreached(error))?;
-            // The way before: an API of one's own may know that one only.
+            // The older endpoint: a custom API may have only that one.
             let is_unknown = matches!(given.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
             answer = Some(given);
             if !is_unknown {
@@ -344,7 +344,7 @@ impl Api {
             .ok_or_else(|| Error::new(Class::BadAnswer, tried, "the answer holds no token"))
     }
 
-    /// The error of an answer, with what to do about it.
+    /// Returns the error of a response, with a hint.
     pub(super) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let (with_credentials, errand) = (answer.is_with_credentials(), answer.errand());
         let error = answer.into_error(tried).await.at(&self.asked.registry.name);
@@ -358,7 +358,7 @@ impl Api {
         }
     }
 
-    /// What to do where it does not let us in.
+    /// Returns the hint for denied access.
     pub fn denied(&self, with_credentials: bool) -> String {
         let registry = self.registry();
         match self.vendor() {
@@ -402,7 +402,7 @@ impl Ask for Api {
             if answer.status() == StatusCode::OK {
                 return Ok(answer);
             }
-            // Docker Hub's tokens run out after some minutes.
+            // Docker Hub's tokens expire after some minutes.
             if answer.status() == StatusCode::UNAUTHORIZED
                 && self.vendor() == Vendor::Hub
                 && stale.is_none()
@@ -421,7 +421,7 @@ impl Ask for Api {
 }
 
 impl<P: Page> Pages<P> {
-    /// The next page; `None` after the last. An error answer is an error, never an empty page.
+    /// Returns the next page; `None` after the last. An error response is an error, never an empty page.
     pub async fn next_page(&mut self) -> Result<Option<P>> {
         self.cursor.next_page(&self.api, MAX_PAGE_BYTES, &self.tried).await
     }
@@ -443,7 +443,7 @@ fn bearer(token: &Secret, tried: &str) -> Result<HeaderValue> {
     Ok(header)
 }
 
-/// What an API on another host than the registry is called in errors and counted by.
+/// Returns the name of an API on another host than the registry, for errors and rate limits.
 pub(super) fn host_of(base: &Url) -> Result<RegistryName> {
     let host = base.host_str().unwrap_or_default();
     let host = base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));

@@ -1,7 +1,7 @@
-//! What the body of a refused request says.
+//! Parses the body of an error response.
 //!
-//! The specification has `{"errors":[{"code","message","detail"}]}`; registries, their token services and whatever
-//! stands in front of them answer with much else.
+//! The specification has `{"errors":[{"code","message","detail"}]}`; registries, token services and proxies send many
+//! other forms.
 
 use serde_json::{Map, Value};
 
@@ -9,37 +9,37 @@ use crate::image::Digest;
 use crate::mask::mask;
 use crate::printable::printable_within;
 
-/// The longest message, in characters.
+/// Longest message, in characters.
 const LONGEST_MESSAGE: usize = 300;
-/// The longest code, in characters.
+/// Longest code, in characters.
 const LONGEST_CODE: usize = 60;
-/// What is looked at of a body, in bytes. A longer JSON document cannot be read and is quoted as a text.
+/// Bytes parsed of a body. A longer JSON document cannot be parsed and is quoted as text.
 const LOOKED_AT: usize = 256 * 1024;
-/// What says that a manifest names content that is not there.
+/// Code for a manifest that references missing content.
 const MISSING: &str = "MANIFEST_BLOB_UNKNOWN";
-/// The codes of errors about content that the registry lacks.
+/// Codes of errors about missing content.
 const UNKNOWN: [&str; 3] = [MISSING, "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"];
-/// How many digests of missing content are read from one answer.
+/// Limit of digests of missing content read from one response.
 const MAX_MISSING: usize = 1000;
-/// How many of several errors are quoted.
+/// Limit of errors quoted from one response.
 const QUOTED_ERRORS: usize = 3;
 
-/// What went wrong, in the server's words. Both texts are safe to print and short.
+/// A parsed error response. Both texts are short and safe to print.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ApiError {
-    /// The specification's code (`MANIFEST_UNKNOWN`) or what stands in its place; of several errors, the first's, unless one says that
-    /// content is missing.
+    /// The specification's code (`MANIFEST_UNKNOWN`) or its substitute. Of several errors the first one's, unless one
+    /// reports missing content.
     pub code: Option<String>,
-    /// The message, on one line; empty if the body said nothing.
+    /// The message, on one line; empty if the body has none.
     pub message: String,
-    /// The digests of content that the registry says it lacks, each once.
+    /// Digests of content that the registry reports as missing, each once.
     pub missing: Vec<Digest>,
 }
 
-/// Reads the body of an error, whatever it is. `content_type` is a hint only: JSON is served as text, and HTML as JSON.
+/// Parses an error body of any form. `content_type` is only a hint: JSON is served as text, and HTML as JSON.
 pub fn parse(content_type: Option<&str>, body: &[u8]) -> ApiError {
     let body = &body[..body.len().min(LOOKED_AT)];
-    // Before anything is cut off or taken apart, and once more when it is.
+    // Masks secrets before the text is cut or split, and again afterwards.
     let text = String::from_utf8_lossy(body);
     let text = mask(&text);
     let text = text.trim_start_matches('\u{feff}').trim();
@@ -78,8 +78,8 @@ fn shown(code: Option<String>, message: &str) -> ApiError {
     }
 }
 
-/// The digests that errors about missing content name, in their `detail` (a text in distribution, an object in others) or their
-/// message.
+/// Returns the digests that errors about missing content name, in their `detail` (a text in distribution, an object in
+/// others) or their message.
 fn missing(body: &Value) -> Vec<Digest> {
     let Value::Object(object) = body else { return Vec::new() };
     let errors = ["errors", "Errors", "error"].iter().find_map(|key| object.get(*key)).unwrap_or(body);
@@ -112,7 +112,7 @@ fn digests(value: &Value, found: &mut Vec<Digest>) {
     }
 }
 
-/// A code and a message before they are made fit to print.
+/// A code and a message before sanitizing.
 #[derive(Default)]
 struct Found {
     code: Option<String>,
@@ -132,7 +132,7 @@ fn of_several(errors: &[Value]) -> Found {
     let mut found = Found::default();
     for (n, error) in errors.iter().take(QUOTED_ERRORS).enumerate() {
         let error = of_json(error);
-        // That content is missing tells what to do, whatever else is said of it.
+        // Missing content decides what to do, whatever else is reported.
         if n == 0 || error.code.as_deref() == Some(MISSING) {
             found.code = error.code;
         }
@@ -148,7 +148,7 @@ fn of_several(errors: &[Value]) -> Found {
 }
 
 fn of_object(object: &Map<String, Value>) -> Found {
-    // Containers first: beside them there is only what repeats the status.
+    // Containers first: fields beside them only repeat the status.
     for key in ["errors", "Errors"] {
         if let Some(inner) = object.get(key) {
             let found = of_json(inner);
@@ -182,7 +182,7 @@ fn of_object(object: &Map<String, Value>) -> Found {
         .iter()
         .filter_map(|key| object.get(*key))
         .map(|detail| match of_json(detail).message {
-            // `{"digest": …}` of who does not write it as a text.
+            // `{"digest": …}` in place of a text.
             message if message.trim().is_empty() => {
                 let mut named = Vec::new();
                 digests(detail, &mut named);
@@ -220,7 +220,8 @@ fn of_markup(text: &str) -> ApiError {
     shown(None, &message)
 }
 
-/// What stands between `<name …>` and `</name`. `lower` is `text` in lower case (ASCII, so that places are the same).
+/// Returns the text between `<name …>` and `</name`. `lower` is `text` in lower case (ASCII, so that offsets are
+/// equal).
 fn element<'a>(text: &'a str, lower: &str, name: &str) -> Option<&'a str> {
     let open = format!("<{name}");
     let after = lower
@@ -232,7 +233,7 @@ fn element<'a>(text: &'a str, lower: &str, name: &str) -> Option<&'a str> {
     Some(&text[start..start + length])
 }
 
-/// The text alone: without tags, comments, scripts and styles, and with the usual entities resolved.
+/// Returns the text without tags, comments, scripts and styles, and with common entities resolved.
 fn without_tags(text: &str, lower: &str) -> String {
     let mut plain = String::new();
     let mut at = 0;
@@ -323,7 +324,7 @@ mod tests {
             error("MANIFEST_UNKNOWN", format!(r#","detail":{{"digest":"{two}"}}"#)),
         ];
         check(errors(&both), &[&one, &two]);
-        // Of other errors a digest says something else.
+        // In other errors a digest means something else.
         check(errors(&[error("DIGEST_INVALID", format!(r#","detail":"{one}""#))]), &[]);
         check(errors(&[error("MANIFEST_UNKNOWN", r#","detail":{"Tag":"v1"}"#.to_owned())]), &[]);
     }

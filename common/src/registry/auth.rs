@@ -1,7 +1,7 @@
-//! Who we are to a registry: challenges answered with basic credentials or with tokens.
+//! Registry authentication: answers challenges with basic credentials or bearer tokens.
 //!
-//! Tokens are kept per repository and action, fetched once however many requests wait for them, renewed before they
-//! run out, and thrown away when the registry says that they no longer hold.
+//! Tokens are cached by repository and action, fetched once for concurrent requests, renewed before they expire, and
+//! dropped when the registry rejects them.
 
 mod token;
 
@@ -29,29 +29,29 @@ pub(super) use token::MAX_TOKEN_BYTES;
 #[cfg(test)]
 pub(super) use token::shape;
 
-/// Tokens that are kept for each registry. A token lives for minutes, so that no more than some hundred are in use at a time.
+/// Tokens cached for each registry. A token lives for minutes, so only some hundred are in use at a time.
 pub(super) const MAX_TOKENS: usize = 1000;
 
-/// What a repository is used for.
+/// Access to a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Reading.
+    /// Read.
     Pull,
-    /// Reading and writing.
+    /// Read and write.
     Push,
-    /// Removing, which also is what cancelling an upload needs at some registries.
+    /// Delete, which some registries also require to cancel an upload.
     Delete,
-    /// Listing repositories. Only for [`Client::root`]: it is about the registry, whatever the repository.
+    /// List repositories. Only for [`Client::root`]: it concerns the registry, whatever the repository.
     Catalog,
 }
 
-/// What a token is for: one repository, and one more to mount from.
+/// Scope of a token: one repository, and optionally another to mount from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Scope {
     pub repository: RepositoryName,
     pub access: Access,
     pub from: Option<RepositoryName>,
-    /// For whom it is.
+    /// Index of the credential in the pool.
     pub login: usize,
 }
 
@@ -65,8 +65,8 @@ impl Scope {
         }
     }
 
-    /// What a challenge asks for, and all that we shall need besides: a HEAD is challenged for `pull` alone, and a push
-    /// follows.
+    /// Extends the scopes of a challenge by all actions that will be needed: a HEAD is challenged for `pull` alone,
+    /// though a push follows.
     fn widened(&self, said: &[String]) -> Vec<String> {
         let widen = |scope: &str| match scope.rsplit_once(':') {
             Some((name, actions)) if name.starts_with("repository:") => {
@@ -90,10 +90,10 @@ impl Scope {
     }
 }
 
-/// What is known of how a registry wants to be spoken to.
+/// Authentication scheme that a registry requires.
 #[derive(Debug, Clone, Default)]
 enum Known {
-    /// It has not asked for anything yet.
+    /// No challenge was received yet.
     #[default]
     Nothing,
     Basic,
@@ -103,12 +103,12 @@ enum Known {
     },
 }
 
-/// A header to send, and since when we have it.
+/// An `Authorization` header, and when it was obtained.
 #[derive(Debug, Clone)]
 pub(crate) struct Authorization {
     pub header: HeaderValue,
     pub since: Instant,
-    /// Whether it says who we are; a token can be anonymous.
+    /// Whether it identifies a user; a token can be anonymous.
     pub with_credentials: bool,
 }
 
@@ -116,15 +116,15 @@ pub(crate) struct Authorization {
 struct Token {
     authorization: Authorization,
     renew_at: Instant,
-    /// The scopes that the registry named itself, which can differ from ours behind a rewriting proxy.
+    /// Scopes that the registry's challenge named, which can differ from ours behind a rewriting proxy.
     scopes: Option<Vec<String>>,
-    /// What the header holds, to be masked where it comes back.
+    /// The header's secret, held so that it is masked if echoed.
     _secret: Secret,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
 
-/// One registry's challenges and tokens.
+/// Authentication state of one registry.
 #[derive(Debug)]
 pub(crate) struct Auth {
     known: Mutex<Known>,
@@ -142,7 +142,7 @@ impl Auth {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The name that its token service goes by, once it has said that.
+    /// Returns the service name of the token service, once a challenge named it.
     pub(crate) fn service(&self) -> Option<String> {
         match self.known() {
             Known::Bearer { service, .. } => service,
@@ -161,7 +161,7 @@ impl Repository {
         Scope { repository: self.name.clone(), access: self.access, from: from.cloned(), login }
     }
 
-    /// What to send with a request, as far as is known before the registry has asked for anything.
+    /// Returns the authorization to send, as far as known before a challenge.
     pub(crate) async fn authorization(&self, scope: &Scope) -> Result<Option<Authorization>> {
         match self.registry.auth.known() {
             Known::Nothing => Ok(None),
@@ -175,7 +175,7 @@ impl Repository {
                     return Ok(Some(token.authorization.clone()));
                 }
                 if scope.access == Access::Delete && token.is_none() {
-                    // Some token services give nothing at all to who asks for `delete`: ask only when told to.
+                    // Some token services issue no token at all for `delete`: request it only when challenged.
                     drop(token);
                     return Box::pin(self.authorization(&Scope { access: Access::Push, ..scope.clone() })).await;
                 }
@@ -188,8 +188,7 @@ impl Repository {
         }
     }
 
-    /// The registry answered 401. Finds out what it wants and gets it; `used` is what the request had been sent with.
-    /// `None` where there is nothing that could be sent.
+    /// Answers a 401. `used` is the authorization of the failed request. Returns `None` if there is nothing to send.
     pub(crate) async fn challenged(
         &self,
         headers: &HeaderMap,
@@ -198,7 +197,7 @@ impl Repository {
     ) -> Result<Option<Authorization>> {
         let mut challenges = read_challenges(headers);
         if challenges.is_empty() {
-            // Some paths answer 401 without saying what is wanted; the root says it.
+            // Some paths answer 401 without a challenge; the API root sends one.
             challenges = self.ask_root(scope.login).await?;
         }
         let bearer = challenges.iter().find(|c| c.scheme == Scheme::Bearer && c.realm.is_some());
@@ -208,7 +207,7 @@ impl Repository {
             }
             *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
             let Some(used) = used else { return self.basic(scope.login).await };
-            // The same credentials would be refused the same way; but a helper may have others by now.
+            // The same credentials would be refused again, but a helper may return others by now.
             if !Box::pin(self.forget_credential(scope.login, used.since)).await {
                 return Ok(None);
             }
@@ -224,11 +223,11 @@ impl Repository {
             && used.is_none_or(|used| used.since < token.authorization.since)
             && Instant::now() < token.renew_at
         {
-            // Another request has renewed it in the meantime.
+            // Another request renewed it in the meantime.
             return Ok(Some(token.authorization.clone()));
         }
         *token = None;
-        // Two scopes at once come only from us (a mount): the registry's challenge would name one alone.
+        // Two scopes come only from us (a mount); the registry's challenge would name only one.
         let said = (!bearer.scope.is_empty() && scope.from.is_none()).then(|| scope.widened(&bearer.scope));
         let fresh = self.fetch_token(&realm, service.as_deref(), scope, said).await?;
         let authorization = fresh.authorization.clone();
@@ -236,7 +235,7 @@ impl Repository {
         Ok(Some(authorization))
     }
 
-    /// Forgets a token that the registry no longer takes, unless it was replaced already.
+    /// Drops a token that the registry rejected, unless it was replaced already.
     pub(crate) async fn forget(&self, scope: &Scope, used: &Authorization) {
         let slot = self.registry.auth.slot(scope);
         let mut token = slot.lock().await;
@@ -245,8 +244,8 @@ impl Repository {
         }
     }
 
-    /// Forgets all that a login had before a moment and that can be had anew: tokens, and passwords of files and helpers. Says
-    /// whether there is anything that may be other than it was.
+    /// Drops everything a credential obtained before an instant and that can be renewed: tokens, and passwords from
+    /// files and helpers. Returns whether the next attempt may use something else.
     pub(crate) async fn renew(&self, login: usize, before: Instant) -> bool {
         match self.registry.auth.known() {
             Known::Nothing => false,
@@ -268,7 +267,7 @@ impl Repository {
         }
     }
 
-    /// Asks files and helpers again, where the credentials are theirs. Says whether they are.
+    /// Drops a cached credential of a file or helper, so that it is looked up again. Returns whether there was one.
     async fn forget_credential(&self, login: usize, before: Instant) -> bool {
         if self.registry.logins.get(login).credential.is_some() {
             return false;
@@ -276,7 +275,7 @@ impl Repository {
         self.client.0.credentials.forget(&host_of(&self.registry), before).await
     }
 
-    /// Whether requests carry tokens that can run out.
+    /// Whether requests carry tokens, which can expire.
     pub(crate) fn uses_tokens(&self) -> bool {
         matches!(self.registry.auth.known(), Known::Bearer { .. })
     }
@@ -302,7 +301,7 @@ impl Repository {
         Ok(read_challenges(answer.headers()))
     }
 
-    /// The token service that a challenge names, if it may be trusted with credentials.
+    /// Returns the token service that a challenge names, if it may receive credentials.
     fn realm(&self, challenge: &Challenge) -> Result<Url> {
         let written = challenge.realm.as_deref().unwrap_or_default();
         let tried = format!("logging in at {}", self.registry.name);
@@ -312,8 +311,8 @@ impl Repository {
         })?;
         let home = self.reach();
         let realm = hop::check(&self.registry.base, realm, home, self.registry.settings.allowed(), "token service")?;
-        // Where the registry itself is spoken to without TLS, that was decided for this host; but not for sending a
-        // password in clear to another. What stays on this machine is seen by nobody.
+        // If the registry itself uses plain HTTP, the user decided that for its host, but not that a password may be
+        // sent in clear to another. On the same machine nobody can read it.
         let elsewhere = realm.host() != self.registry.base.host();
         let stays_here = home == hop::Reach::Loopback && hop::literal_reach(&realm) == Some(hop::Reach::Loopback);
         if realm.scheme() == "http" && elsewhere && !stays_here {
@@ -327,9 +326,9 @@ impl Repository {
         Ok(realm)
     }
 
-    /// What to do when a registry lets us in no further.
+    /// Returns the hint for denied access.
     pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
-        // Where it really is, its login is looked for by that host.
+        // With an `endpoint`, credentials are looked up by its host.
         let host = host_of(&self.registry);
         let registry = match self.registry.settings.endpoint {
             Some(_) => format!("{host} (the `endpoint` of {})", self.registry.name),
@@ -356,10 +355,10 @@ impl Repository {
         }
     }
 
-    /// Returns the credentials for this repository, none where none are configured. A credential helper that fails is an
-    /// error also for who only reads: the anonymous view of a registry lacks what is private, and looks complete.
+    /// Returns the credentials for this repository, `None` if there are none. A failing credential helper is an error
+    /// for reads as well: the anonymous view of a registry lacks private repositories and looks complete.
     pub(crate) fn credential(&self, login: usize) -> BoxFuture<'_, Result<Option<Credential>>> {
-        // Boxed: a part of nearly every request, whose futures are deep as it is.
+        // Boxed: part of nearly every request, whose futures are large already.
         Box::pin(async move {
             let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
             tokio::select! {
@@ -372,8 +371,7 @@ impl Repository {
     }
 }
 
-/// The credentials for a registry: its settings' own, else what docker and containers have for the host that is really
-/// spoken to.
+/// Returns the credentials for a registry: from its settings, else those of docker and containers for the actual host.
 pub(crate) async fn credential(
     client: &Client,
     registry: &Registry,
@@ -389,7 +387,7 @@ pub(crate) async fn credential(
     })
 }
 
-/// The host that is really spoken to, as docker's files name it.
+/// Returns the actual host, as docker's files name it.
 fn host_of(registry: &Registry) -> String {
     match &registry.settings.endpoint {
         None => registry.name.to_string(),
@@ -400,7 +398,7 @@ fn host_of(registry: &Registry) -> String {
     }
 }
 
-/// The user's name, where a credential has one.
+/// Returns the user name of a credential, if it has one.
 pub(crate) fn user(credential: Credential) -> Option<String> {
     match credential {
         Credential::Basic { username, .. } => Some(username),

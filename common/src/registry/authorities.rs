@@ -1,8 +1,8 @@
-//! Certificates that a user names by `ca:`, beside the system's.
+//! TLS verification with the certificates of `ca:`, besides the system's.
 //!
-//! What `openssl req -x509` makes is an authority and a server's certificate in one, and many private registries have such a
-//! one. webpki refuses it as a server's (RFC 5280, 4.2.1.9); the programs that people come from take it where it is named, and
-//! so does this.
+//! `openssl req -x509` creates a certificate that is an authority and a server's at once, and many private registries
+//! use one. webpki refuses it as a server's (RFC 5280, 4.2.1.9); comparable programs accept it where it is configured,
+//! and so does this verifier.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use rustls::{
 
 use crate::error::{Class, Error, Result};
 
-/// How TLS is spoken where these are trusted as well as the system's. `identity`: a client certificate and its key, as PEM.
+/// Builds a TLS configuration that trusts `own` (PEM) besides the system's authorities. `identity`: a client
+/// certificate and its key, in PEM.
 pub(crate) fn trusting(
     system: &[CertificateDer<'static>],
     own: &[Vec<u8>],
@@ -40,7 +41,7 @@ pub(crate) fn trusting(
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(system.iter().cloned());
     if roots.is_empty() {
-        // The system's file holds nothing that can be read: as where there is none.
+        // The system's file holds no readable certificate: treat it as missing.
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     }
     for certificate in &named {
@@ -66,7 +67,7 @@ pub(crate) fn trusting(
     Ok(config)
 }
 
-/// webpki's checks; a named certificate may be the server's own besides.
+/// webpki's verifier, which also accepts a configured certificate as the server's own.
 #[derive(Debug)]
 struct Trusting {
     verifier: Arc<WebPkiServerVerifier>,
@@ -83,7 +84,7 @@ impl ServerCertVerifier for Trusting {
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
         match self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // By then its time was found to be right.
+            // webpki has checked the validity period before.
             Err(error) if is_of_an_authority(&error) && self.named.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -122,30 +123,30 @@ impl ServerCertVerifier for Trusting {
     }
 }
 
-/// An authority that is not trusted, with which certificate is missing.
+/// An untrusted authority, and which certificate is missing.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnknownAuthority {
-    /// The name of the authority.
+    /// The authority's name.
     name: String,
     missing: Missing,
-    /// Whether `ca:` names any.
+    /// Whether `ca:` is configured.
     has_named: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Missing {
-    /// The server's certificate is signed by itself.
+    /// The server's certificate is self-signed.
     Itself,
-    /// The server sent the authority's own certificate.
+    /// The server sent the authority's certificate.
     Sent,
-    /// Nobody has its certificate.
+    /// The issuer's certificate was neither sent nor configured.
     Unsent,
-    /// One of its name is trusted, with another key.
+    /// A certificate of that name is trusted, but with another key.
     OtherKey,
 }
 
 impl UnknownAuthority {
-    /// Follows the certificates that a server sent up to the first issuer that is not among them.
+    /// Follows the server's chain up to the first issuer that is not in it.
     fn of(
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -174,17 +175,18 @@ impl UnknownAuthority {
         Some(UnknownAuthority { name: common_name(&issuer), missing, has_named: !named.is_empty() })
     }
 
-    /// Whether it is why a server's certificate was refused.
+    /// Whether it is the cause of a certificate error.
     fn explains(&self, error: &TlsError) -> bool {
         match error {
             TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => true,
             TlsError::InvalidCertificate(CertificateError::BadSignature) => self.missing == Missing::OtherKey,
-            // Of one that may sign others it matters only where nobody else has signed it.
+            // webpki also refuses an authority's certificate as a server's; that matters here only if it is not issued
+            // by another one.
             error => is_of_an_authority(error) && self.missing != Missing::Unsent,
         }
     }
 
-    /// What to do about it.
+    /// Returns the hint for this error.
     pub(crate) fn advice(&self) -> String {
         match (&self.missing, self.has_named) {
             (Missing::Unsent, true) => format!(
@@ -219,7 +221,7 @@ impl std::fmt::Display for UnknownAuthority {
 
 impl std::error::Error for UnknownAuthority {}
 
-/// The common name in a name of X.509 (RFC 5280, 4.1.2.4), else its organization; a name without both is called so.
+/// Returns the common name in an X.509 name (RFC 5280, 4.1.2.4), else its organization, else a placeholder.
 fn common_name(name: &[u8]) -> String {
     let part = |last: u8| {
         // An attribute: the identifier 2.5.4.x, and a string with its length.
@@ -231,7 +233,7 @@ fn common_name(name: &[u8]) -> String {
     part(3).or_else(|| part(10)).unwrap_or_else(|| "an authority without a name".to_owned())
 }
 
-/// Whether all that is wrong with a server's certificate is that it may sign others.
+/// Whether a server's certificate is refused only because it is an authority's.
 fn is_of_an_authority(error: &TlsError) -> bool {
     let TlsError::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error else { return false };
     inner.downcast_ref::<webpki::Error>() == Some(&webpki::Error::CaUsedAsEndEntity)

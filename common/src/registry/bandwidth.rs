@@ -1,4 +1,4 @@
-//! How many bytes of blobs go over the line: counted, and held to what may.
+//! Bandwidth limits and byte counts for blobs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So much may go at once that was not used before.
+/// Unused bandwidth of up to this long may be used in a burst.
 const SLACK: Duration = Duration::from_millis(100);
 
-/// So many bytes a second, of all that use it.
+/// Limits bytes per second, over all streams that use it.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     bytes_per_second: f64,
-    /// When what was let through would be over the line.
+    /// When the bytes let through so far will have been transferred.
     over_at: Mutex<Option<Instant>>,
 }
 
@@ -22,7 +22,7 @@ impl Throttle {
         Throttle { bytes_per_second: bytes_per_second.max(1) as f64, over_at: Mutex::default() }
     }
 
-    /// When the next bytes may go, after so many go now.
+    /// Reserves bytes. Returns when the next may follow.
     fn reserve(&self, now: Instant, bytes: u64) -> Instant {
         let mut over_at = self.over_at.lock().unwrap_or_else(PoisonError::into_inner);
         let takes = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second).unwrap_or(Duration::MAX / 4);
@@ -33,7 +33,7 @@ impl Throttle {
     }
 }
 
-/// The line to one registry, in one direction. Cheap to clone; clones are the same.
+/// Bandwidth meter for one registry in one direction. Cheap to clone; clones share counts and limits.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     throttles: Vec<Arc<Throttle>>,
@@ -41,19 +41,19 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Bytes go through all of these, and are counted.
+    /// Creates a meter that counts bytes and applies all given limits.
     pub(crate) fn new(throttles: impl IntoIterator<Item = Arc<Throttle>>, moved: &Arc<AtomicU64>) -> Meter {
         Meter { throttles: throttles.into_iter().collect(), moved: moved.clone() }
     }
 
-    /// So many bytes go over the line now. Says when more may.
+    /// Counts bytes transferred now. Returns when more may follow.
     pub fn note(&self, bytes: usize) -> Option<Instant> {
         self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
         let now = Instant::now();
         self.throttles.iter().map(|throttle| throttle.reserve(now, bytes as u64)).max()
     }
 
-    /// So many bytes go over the line. Returns when more may.
+    /// Counts bytes transferred, and waits until more may follow.
     pub async fn pass(&self, bytes: usize) {
         if let Some(until) = self.note(bytes) {
             tokio::time::sleep_until(until).await;

@@ -1,4 +1,4 @@
-//! Reading blobs (OCI distribution-spec, "Pulling blobs"), whole or from an offset.
+//! Pulling blobs (OCI distribution-spec, "Pulling blobs"), whole or from an offset.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,39 +13,39 @@ use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
 use crate::wait::WaitClock;
 
-/// A blob's bytes as they come.
+/// A stream of a blob's bytes.
 #[derive(Debug)]
 pub struct BlobStream {
     answer: Answer,
     meter: super::Meter,
-    /// When there may be more.
+    /// When the bandwidth limit allows the next read.
     more_at: Option<tokio::time::Instant>,
     tally: Arc<super::Tally>,
     clock: WaitClock,
     tried: String,
     registry: Arc<Registry>,
-    /// How long a mirror that breaks off is left alone.
+    /// How long a mirror is skipped after its stream breaks off.
     rest: Duration,
 }
 
-/// A stream, and where in the blob it begins.
+/// A blob stream and its offset.
 #[derive(Debug)]
 pub struct Opened {
-    /// The bytes.
+    /// The content.
     pub stream: BlobStream,
-    /// What the first of them is the offset of. Less than was asked for where the registry does not know Range.
+    /// Offset of its first byte. Less than requested if the registry does not support Range.
     pub offset: u64,
 }
 
 impl BlobStream {
-    /// Whether anybody could read it: it comes from a public address, and no credentials were sent to get it.
+    /// Whether the blob is available to anybody: from a public address, without credentials.
     pub fn is_public(&self) -> bool {
         self.answer.is_public() && self.registry.settings.identity.is_none()
     }
 
-    /// The next bytes; `None` at the end, which may be too early. A stall is an error.
+    /// Returns the next bytes; `None` at the end, which may be premature. A stall is an error.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        // Before it is read and not after: who is dropped while waiting has lost no bytes.
+        // Before the read and not after it: a caller dropped while waiting loses no bytes.
         if let Some(until) = self.more_at {
             let _pause = self.clock.pause();
             self.answer.or_cancelled(tokio::time::sleep_until(until), &self.tried).await?;
@@ -65,13 +65,13 @@ impl BlobStream {
 }
 
 impl Repository {
-    /// What reading a blob is called in messages.
+    /// Returns the text for reading a blob, for messages.
     pub fn reading(&self, digest: &Digest) -> String {
         format!("reading blob {}@{digest}", self.label())
     }
 
-    /// Whether a blob is there. Some registries answer 401 or 403 for what is missing: who is to push hears from the push
-    /// whether that was meant.
+    /// Checks whether a blob exists. Some registries answer 401 or 403 for missing blobs: with push access that counts
+    /// as missing, and the push shows whether access is denied.
     pub async fn blob_head(&self, digest: &Digest) -> Result<bool> {
         let tried = format!("asking for blob {}@{digest}", self.label());
         let asked = self.with_retries(|| async {
@@ -89,8 +89,8 @@ impl Repository {
         }
     }
 
-    /// Whether this repository, or a mirror of it, shows that it holds a blob. A question that is not answered is no proof,
-    /// and no error: the blob is read then.
+    /// Whether this repository, or a mirror, confirms that it has a blob. A failed request is no confirmation and no
+    /// error: the blob is read then.
     pub async fn shows_blob(&self, digest: &Digest) -> Result<bool> {
         let at_mirror = |mirror: Repository| async move {
             match mirror.blob_head(digest).await? {
@@ -107,8 +107,8 @@ impl Repository {
         }
     }
 
-    /// Opens a blob at an offset, once: whoever reads decides what is tried again. Fails at once where the registry
-    /// says that the blob has another size than its descriptor.
+    /// Opens a blob at an offset, once: the caller decides about retries. Fails immediately if the registry reports
+    /// another size than the descriptor.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
         let at_mirror = |mirror: Repository| async move { mirror.blob_open_here(blob, offset).await };
         if self.has_mirrors()
@@ -124,8 +124,8 @@ impl Repository {
         }
     }
 
-    /// Opens a layer where it really lives: the first of its URLs that has it. Nothing of ours goes there: no credentials,
-    /// and no way to addresses that a redirect could not lead to.
+    /// Opens a foreign layer at the first of its URLs that has it. Sends no credentials, and reaches only addresses
+    /// that a redirect could.
     async fn foreign_open(&self, blob: &Descriptor, offset: u64, missing: Error) -> Result<Opened> {
         let mut failure = missing;
         for written in &blob.urls {
@@ -151,8 +151,8 @@ impl Repository {
         self.blob_open_at(self.url(&format!("blobs/{}", blob.digest)), blob, offset, self.reading(&blob.digest)).await
     }
 
-    /// Opens a blob at an offset in the ways that registries take, the usual one first: some answer an open range with 416
-    /// although there are bytes left, and take a closed one; some take none. From the beginning there is one way.
+    /// Opens a blob at an offset in the ways that registries support, the usual one first: some answer an open range
+    /// with 416 although bytes are left and accept a closed one; some support no ranges. At offset 0 there is one way.
     async fn blob_open_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<Opened> {
         let open = (offset > 0).then(|| format!("bytes={offset}-"));
         let closed = open.as_ref().map(|open| format!("{open}{}", blob.size.saturating_sub(1)));
@@ -167,8 +167,8 @@ impl Repository {
         })
     }
 
-    /// Opens a blob, or a range of it. `None` where the registry does not take the range: what it has of the blob is told by
-    /// asking for all of it.
+    /// Opens a blob, or a range of it. Returns `None` if the registry does not accept the range: the whole blob shows
+    /// what it has.
     async fn blob_open_range(
         &self,
         url: Url,
@@ -187,7 +187,7 @@ impl Repository {
         };
         let said = answer.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
         let begins = match (answer.status(), said) {
-            // Some send a part, say which, and call it the whole.
+            // Some send a part with `Content-Range` and status 200.
             (StatusCode::OK, Some((first, _, _))) if first > 0 && first <= offset => first,
             (StatusCode::OK, _) => {
                 if let Some(length) = answer.content_length().filter(|length| *length != blob.size) {
@@ -197,7 +197,7 @@ impl Repository {
             }
             (StatusCode::PARTIAL_CONTENT, Some((_, _, Some(total)))) if total != blob.size => return Err(lies(total)),
             (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) if first <= offset => first,
-            // Not what was asked for: all of it cannot be misread.
+            // Another range than requested: the whole blob cannot be misread.
             (StatusCode::PARTIAL_CONTENT, Some(_)) if range.is_some() => return Ok(None),
             (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) => {
                 let detail = format!("asked for all of it, got bytes from {first}");

@@ -1,5 +1,5 @@
-//! Listing the repositories of a registry: `_catalog` (Docker registry API v2, "Catalog"), which many do not have or do
-//! not show to everyone, and the top of a Google-style tree.
+//! Lists the repositories of a registry: `_catalog` (Docker registry API v2, "Catalog"), which many lack or restrict,
+//! and the root of a Google-style tree.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::{Access, Client, Context, Repository, TagPages, Tally};
 use crate::error::{Class, Error, Result};
 use crate::image::RegistryName;
 
-/// Asked for in the first request; what tag lists are asked for too.
+/// Page size requested first, as for tag lists.
 const PAGE_SIZE: usize = 1000;
-/// A page of names is small, but some give all at once.
+/// Size limit of a page. Pages of names are small, but some registries send all at once.
 pub(super) const MAX_PAGE_BYTES: usize = 64 << 20;
 
-/// A registry as a whole, to ask for what is in it.
+/// A registry as a whole, for listing its content.
 #[derive(Debug, Clone)]
 pub struct Root(pub(super) Repository);
 
@@ -29,12 +29,12 @@ pub struct CatalogPages {
 
 #[derive(Deserialize)]
 struct Body {
-    /// `null` where there are none, in some registries.
+    /// `null` if there are none, in some registries.
     #[serde(default, deserialize_with = "paged::present")]
     repositories: Option<Option<Entries<String>>>,
 }
 
-/// What a catalog is read as, for those who try to break that.
+/// Parses a page and describes the result, for fuzzing.
 #[cfg(test)]
 pub(super) fn shape(bytes: &[u8]) -> String {
     match serde_json::from_slice::<Body>(bytes) {
@@ -54,9 +54,9 @@ impl Page for Body {
 }
 
 impl Client {
-    /// A registry as a whole. Fails only where the registry's settings cannot work (a bad certificate).
+    /// Opens a registry's catalog. Fails only if the registry's settings are invalid (a bad certificate).
     pub fn root(&self, registry: &RegistryName, context: &Context, tally: &Arc<Tally>) -> Result<Root> {
-        // The name stands in no request and no message: `Access::Catalog` has words of its own for both.
+        // A placeholder: requests and messages with `Access::Catalog` do not contain the name.
         let name = "catalog".parse().map_err(|error: crate::image::ParseReferenceError| {
             Error::new(Class::Invalid, "asking for a catalog", error.to_string())
         })?;
@@ -65,22 +65,22 @@ impl Client {
 }
 
 impl Root {
-    /// The names of the repositories, by pages.
+    /// Lists the names of the repositories page by page.
     pub fn catalog(&self) -> CatalogPages {
         let mut first = self.0.url("_catalog");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
         CatalogPages { root: self.0.with_own_clock(), cursor: Cursor::new(first) }
     }
 
-    /// The top of a Google-style tree: what is there without any path.
+    /// Lists the root of a Google-style tree.
     pub fn tags(&self) -> TagPages {
         self.0.tags()
     }
 }
 
 impl CatalogPages {
-    /// The next page, in the registry's order and as written: not all names need be valid. `None` after the last. An
-    /// error answer is an error, never an empty page; of a registry that shows no catalog it says what to do.
+    /// Returns the next page in the registry's order; names are unvalidated. `None` after the last. An error response
+    /// is an error, never an empty page; if the registry shows no catalog, it has a hint.
     pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
         let registry = self.root.registry();
         let tried = format!("listing the repositories of {registry}");
@@ -99,11 +99,11 @@ impl CatalogPages {
     }
 }
 
-/// Whether a registry answered, and does not list its repositories to us.
+/// Whether a registry answered but does not list its repositories to us.
 fn shows_none(error: &Error) -> bool {
     match error.class() {
         Class::Denied | Class::NotFound | Class::Refused | Class::Unsupported => true,
-        // A web page in place of the API.
+        // A web page instead of the API.
         Class::BadAnswer => true,
         _ => false,
     }

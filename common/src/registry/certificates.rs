@@ -1,17 +1,17 @@
-//! Certificates in the forms that people have them in.
+//! Reads certificates in common file formats.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-/// The label of OpenSSL's own form, which adds conditions of trust to a certificate.
+/// Label of OpenSSL's own format, which adds trust settings to a certificate.
 const TRUSTED: &str = "TRUSTED CERTIFICATE";
-/// An old label of plain certificates.
+/// Old label of plain certificates.
 const X509: &str = "X509 CERTIFICATE";
 
-/// Gives the certificates of a file as PEM: those in PEM as they are, one in DER encoded. The error says what the file is
-/// instead, and how to get a certificate of it.
+/// Converts the certificates of a file to PEM: keeps those in PEM, encodes one in DER. The error says what the file is
+/// instead, and how to extract a certificate.
 pub fn certificates_as_pem(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let text = String::from_utf8_lossy(&bytes);
     let labels: Vec<&str> =
@@ -41,7 +41,7 @@ fn of_der(bytes: &[u8]) -> Result<Vec<u8>, String> {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
             return Err("it is a text in UTF-16: save it as UTF-8, or as ASCII".to_owned());
         }
-        // A SEQUENCE (X.690, 8.9), as all of these begin.
+        // A SEQUENCE (X.690, 8.9), the start of all these formats.
         [0x30, ..] => {}
         _ => return Err("it is neither PEM, which begins with -----BEGIN CERTIFICATE-----, nor DER".to_owned()),
     }

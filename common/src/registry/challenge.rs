@@ -1,35 +1,33 @@
-//! `WWW-Authenticate`: how a registry wants to be asked (RFC 9110, section 11.6.1).
+//! Parses `WWW-Authenticate` challenges (RFC 9110, section 11.6.1).
 
-/// The most challenges that are read from one answer, and the most parameters of one of them.
+/// Limit of challenges per response, and of parameters per challenge.
 const MOST: usize = 32;
 
-/// The scheme of a challenge. Names are compared without regard to case.
+/// Authentication scheme of a challenge. Names are case-insensitive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scheme {
     /// User and password (RFC 7617).
     Basic,
-    /// A token from the token service that `realm` names.
+    /// Bearer token from the token service that `realm` names.
     Bearer,
-    /// Any other, as it was written.
+    /// Any other scheme, as received.
     Other(String),
 }
 
-/// One challenge. Of a parameter that is repeated the first counts, except for `scope`.
+/// A challenge. Of repeated parameters the first counts, except for `scope`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
-    /// How to authenticate.
+    /// The authentication scheme.
     pub scheme: Scheme,
-    /// For Bearer the URL of the token service. It comes from outside: whether credentials may go there is for the
-    /// caller to decide.
+    /// For Bearer the URL of the token service. It is untrusted: the caller decides whether to send credentials there.
     pub realm: Option<String>,
-    /// What the token service knows the registry by.
+    /// The registry's name at the token service.
     pub service: Option<String>,
-    /// Each `scope` parameter, as given.
+    /// Each `scope` parameter, as received.
     pub scope: Vec<String>,
     /// Why the last token was refused: `invalid_token`, `insufficient_scope`.
     pub error: Option<String>,
-    /// All other parameters, with names in lower case, in order. A `token68` (`Negotiate YII=`) stands here under the
-    /// name `token68`.
+    /// All other parameters in order, with names in lower case. A `token68` (`Negotiate YII=`) has the name `token68`.
     pub params: Vec<(String, String)>,
 }
 
@@ -61,9 +59,9 @@ impl Challenge {
     }
 }
 
-/// All challenges in the values of an answer's `WWW-Authenticate` headers, in order. Missing commas and blanks, blanks
-/// around `=`, commas too many, unquoted values and an unclosed last quote are put up with; parameters before the first
-/// scheme are dropped.
+/// Parses all challenges in the values of a response's `WWW-Authenticate` headers, in order. Tolerates missing commas
+/// and blanks, blanks around `=`, extra commas, unquoted values and an unclosed last quote. Drops parameters before the
+/// first scheme.
 ///
 /// ```
 /// use imgsync_common::registry::challenge::{Scheme, parse};
@@ -81,7 +79,7 @@ pub fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge> {
     challenges
 }
 
-/// What was read last, where what a bare word means depends on it.
+/// The preceding token, which decides how a bare word is read.
 #[derive(PartialEq)]
 enum Last {
     Scheme,
@@ -90,7 +88,7 @@ enum Last {
 }
 
 fn read(header: &str, challenges: &mut Vec<Challenge>) {
-    // The first challenge of this header: parameters belong to no challenge of an earlier one.
+    // First challenge of this header: parameters never belong to a challenge of an earlier header.
     let first = challenges.len();
     let mut last = Last::Else;
     let mut rest = header;
@@ -102,7 +100,7 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
             return;
         }
         if let Some(quoted) = rest.strip_prefix('"') {
-            // A quoted text that no name stands before.
+            // A quoted text without a name.
             (_, rest) = unquote(quoted);
             last = Last::Else;
             continue;
@@ -147,7 +145,7 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
             push(challenges, first, "token68", word.to_owned());
             last = Last::Else;
         } else if last == Last::BareScope && comma && is_action(word) {
-            // `scope=repository:app:pull,push`, where the quotes were forgotten.
+            // `scope=repository:app:pull,push`, without the quotes.
             if let Some(scope) = challenges.last_mut().and_then(|last| last.scope.last_mut()) {
                 scope.push(',');
                 scope.push_str(word);
@@ -167,7 +165,7 @@ fn push(challenges: &mut [Challenge], first: usize, name: &str, value: String) {
     }
 }
 
-/// Whether what follows a first `=` shows that it ended a token68: more of the same, then nothing or a comma.
+/// Whether the text after a first `=` shows that it ended a token68: more `=`, then nothing or a comma.
 fn is_padding(after: &str) -> bool {
     let after = after.trim_start_matches('=').trim_start();
     after.is_empty() || after.starts_with(',')
@@ -177,7 +175,7 @@ fn is_action(word: &str) -> bool {
     matches!(word, "pull" | "push" | "delete" | "*")
 }
 
-/// Reads up to the closing quote: the text without its escapes, and what follows.
+/// Returns the text up to the closing quote, without its escapes, and the rest.
 fn unquote(quoted: &str) -> (String, &str) {
     let mut text = String::new();
     let mut chars = quoted.chars();

@@ -1,4 +1,4 @@
-//! On whose behalf requests are made: what may stop them, what they may spend, and who counts them.
+//! Request context: cancellation, retry budget, events and traffic counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,28 +10,28 @@ use crate::event::{Event, Events};
 use crate::retry::Budget;
 use crate::wait::WaitClock;
 
-/// What all requests of one task have in common.
+/// Context shared by all requests of a task.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
-    /// Stops everything.
+    /// Cancels all requests.
     pub cancel: CancellationToken,
-    /// The retries that are left.
+    /// Retries that are left.
     pub budget: Budget,
-    /// Who is told.
+    /// Receives events.
     pub events: Events,
-    /// Stands still while requests are held back by imgsync itself.
+    /// Paused while imgsync itself holds requests back.
     pub clock: WaitClock,
-    /// The memory of the listing that is read; each listing has its own where there is none.
+    /// Memory share of the listing being read. `None`: each listing has its own.
     pub listing: Option<ListingShare>,
 }
 
 impl Context {
-    /// The same, with a token of its own below this one's.
+    /// Returns a context with a child cancellation token.
     pub fn child(&self) -> Context {
         Context { cancel: self.cancel.child_token(), ..self.clone() }
     }
 
-    /// Passes a warning on.
+    /// Emits a warning.
     pub fn warn(&self, message: impl AsRef<str>) {
         let message = crate::printable::printable(message.as_ref()).into_owned();
         self.events.emit(Event::Warning { message });
@@ -44,7 +44,7 @@ impl Default for Events {
     }
 }
 
-/// What went over the line to one end of a copy. All counters are exact.
+/// Counters of requests and bytes for one endpoint of a copy. All counts are exact.
 #[derive(Debug, Default)]
 pub struct Tally {
     requests: AtomicU64,
@@ -56,26 +56,26 @@ pub struct Tally {
     sent: AtomicU64,
 }
 
-/// The numbers of a [`Tally`] at one moment.
+/// Snapshot of a [`Tally`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Traffic {
-    /// Requests to the registry's API, tries that failed included; those below are not.
+    /// Requests to the registry's API, failed attempts included. Excludes the kinds below.
     pub requests: u64,
-    /// Requests that ask for, or keep, referrers and signature tags.
+    /// Requests that read or write referrers and digest tags.
     pub referrers: u64,
-    /// Requests for tokens.
+    /// Token requests.
     pub tokens: u64,
-    /// Requests to where the registry redirected.
+    /// Requests to redirect targets.
     pub redirects: u64,
-    /// How many of the requests were tries again.
+    /// Number of requests that were retries.
     pub retries: u64,
-    /// Bytes of blobs that came.
+    /// Blob bytes received.
     pub received: u64,
-    /// Bytes of blobs that went.
+    /// Blob bytes sent.
     pub sent: u64,
 }
 
-/// What a request is counted as.
+/// Which counter a request increments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
     Request,
@@ -85,12 +85,12 @@ pub(crate) enum Counted {
 }
 
 impl Tally {
-    /// A tally that stands at nothing.
+    /// Creates zeroed counters.
     pub fn new() -> Arc<Tally> {
         Arc::default()
     }
 
-    /// Where it stands.
+    /// Returns the current values.
     pub fn read(&self) -> Traffic {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Traffic {
@@ -118,12 +118,12 @@ impl Tally {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts bytes of blobs that came from the source.
+    /// Adds blob bytes received from the source.
     pub fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes of blobs that were handed to the target's connection.
+    /// Adds blob bytes handed to the target's connection.
     pub fn sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What went wrong with a request, from the status and the words of its answer, or from how the connection ended.
+//! Maps failed requests to errors, by the status and body of the response or by how the connection ended.
 
 use std::borrow::Cow;
 
@@ -11,21 +11,21 @@ use super::http::chain;
 use crate::error::{Class, Error};
 use crate::retry;
 
-/// What the connectors say of a proxy that wants to know who asks: of HTTP, and of SOCKS.
+/// Messages of the HTTP and SOCKS connectors for a proxy that requires authentication.
 const PROXY_REFUSALS: [&str; 4] = [
     "proxy authorization required",
     "credentials not accepted",
     "server does not support user/pass authentication",
     "server implements authentication incorrectly",
 ];
-/// What to do where a server ends a TLS connection.
+/// Hint for servers that close a TLS connection.
 const CLIENT_CERTIFICATE: &str =
     "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)";
-/// What to do about an authority that is not trusted.
+/// Hint for authorities that are not trusted.
 pub(super) const OWN_AUTHORITY: &str =
     "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
 
-/// What kind of failure an answer is, by its status and what its body says.
+/// Classifies an error response by its status, code and message.
 pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> Class {
     let code = code.unwrap_or_default();
     let limited = code == "TOOMANYREQUESTS" || {
@@ -34,41 +34,41 @@ pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, to
     };
     match (status.as_u16(), code) {
         (403, _) if told_to_wait || limited => Class::RateLimited,
-        // 500 is distribution's where a manifest has something else wrong as well, such as the URL of a foreign layer.
+        // distribution answers 500 if something else is wrong with the manifest as well, such as a foreign layer's URL.
         (400 | 404 | 500, "MANIFEST_BLOB_UNKNOWN") => Class::Incomplete,
         (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => Class::Incomplete,
-        // Tried: distribution answers this to a session that is gone, or whose state was broken by a cut connection.
+        // Seen: distribution answers so for a session that is gone, or whose state a cut connection broke.
         (_, "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN") => Class::NotFound,
         (400, _) if limited => Class::RateLimited,
         (status, _) => retry::class_of_status(status),
     }
 }
 
-/// Whether a refusal is about a token that is too old: ECR's `Your authorization token has expired. Reauthenticate…`.
+/// Whether a refusal is about an expired token: ECR's `Your authorization token has expired. Reauthenticate…`.
 pub(crate) fn says_expired(detail: &str) -> bool {
     let detail = detail.to_ascii_lowercase();
     detail.contains("token") && ["expired", "has run out", "no longer valid"].iter().any(|word| detail.contains(word))
 }
 
-/// How a request went out, for the words of its failure.
+/// Target of a request and the proxy in between, for error messages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Way {
-    /// The registry that it is for.
+    /// Registry that the request is for.
     pub registry: String,
-    /// The origin that was asked.
+    /// Origin that the request is sent to.
     pub host: String,
-    /// Whether that is another than the registry's own: where it sent us.
+    /// Whether that is another origin than the registry's own: a redirect or the like.
     pub is_elsewhere: bool,
     /// Whether messages name the origin besides the registry.
     pub is_named: bool,
-    /// The proxy in between, without user and password.
+    /// Proxy in between, without user and password.
     pub proxy: Option<String>,
-    /// Whether the proxy is given a user.
+    /// Whether the proxy is sent a user name.
     pub is_proxy_told_who: bool,
 }
 
 impl Way {
-    /// What was tried, with the host that it was tried at.
+    /// Returns the operation's text, with the origin added where it matters.
     pub(crate) fn tried<'t>(&self, tried: &'t str) -> Cow<'t, str> {
         match self.is_named && !tried.contains(&self.host) {
             true => format!("{tried}, at {}", self.host).into(),
@@ -76,7 +76,7 @@ impl Way {
         }
     }
 
-    /// The error of a proxy that wants to know who asks.
+    /// Returns the error of a proxy that requires authentication.
     pub(crate) fn proxy_refusal(&self, tried: &str) -> Error {
         let proxy = self.proxy.as_deref().unwrap_or("in between");
         let detail = match self.is_proxy_told_who {
@@ -89,7 +89,7 @@ impl Way {
         ))
     }
 
-    /// Whether a connection that could not be made was one to the proxy.
+    /// Whether a failed connection was one to the proxy.
     fn ends_at_proxy(&self, text: &str) -> bool {
         let forwards =
             || self.host.starts_with("http:") && self.proxy.as_deref().is_some_and(|it| it.starts_with("http"));
@@ -97,12 +97,12 @@ impl Way {
     }
 }
 
-/// What to do where plain HTTP meets TLS.
+/// Returns the hint for plain HTTP sent to a TLS port.
 pub(crate) fn tls_on(registry: &str) -> String {
     format!("if {registry} speaks TLS, set `tls: on` for it under `registries`")
 }
 
-/// Whether a refusal is one of plain HTTP by a server of TLS: Go's, nginx', Apache's.
+/// Whether a response rejects plain HTTP on a TLS port: the texts of Go, nginx and Apache.
 pub(crate) fn says_wants_tls(message: &str) -> bool {
     [
         "HTTP request to an HTTPS server",
@@ -113,7 +113,7 @@ pub(crate) fn says_wants_tls(message: &str) -> bool {
     .any(|words| message.contains(words))
 }
 
-/// The error of a request that got no answer, or whose answer broke off.
+/// Returns the error of a request that got no response, or whose response broke off.
 pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> Error {
     // Without the URL: its query may hold a signature.
     let error = error.without_url();
@@ -143,7 +143,7 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
         }
         .because(error);
     }
-    // HTTP/2 keeps no more than the words of what broke its connection.
+    // HTTP/2 reports only a text for what broke its connection.
     if text.contains("received fatal alert") {
         return Error::new(Class::Insecure, tried, text).hint(CLIENT_CERTIFICATE).because(error);
     }
@@ -163,7 +163,7 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
         return Error::new(Class::Invalid, tried, text).because(error);
     }
     if text.contains("invalid HTTP version parsed") && way.host.starts_with("http:") {
-        // The first bytes of an answer in TLS, or in another protocol.
+        // The first bytes of a TLS response, or of another protocol.
         return Error::new(Class::BadAnswer, tried, format!("{whose} does not speak HTTP: {text}"))
             .hint(tls_on(&way.registry))
             .because(error);
@@ -197,7 +197,7 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
     }
 }
 
-/// What is wrong with a certificate, in words, where rustls has none: it tells times in seconds since 1970.
+/// Describes a certificate error where rustls prints times as seconds since 1970 or has no text.
 fn of_certificate(error: &rustls::Error, whose: &str) -> Option<String> {
     use rustls::CertificateError::{ExpiredContext, NotValidYetContext, Other};
     match error {
@@ -220,14 +220,14 @@ fn date(time: UnixTime) -> Option<String> {
     Some(time.strftime("%Y-%m-%d").to_string())
 }
 
-/// Whether a server said in HTTP/2 that it did not take a request: by refusing its stream, or by closing the connection to
-/// streams as new as that (RFC 9113, 8.7).
+/// Whether a server reported over HTTP/2 that it did not process a request: it refused the stream, or closed the
+/// connection to streams that new (RFC 9113, 8.7).
 fn is_untaken(error: &h2::Error) -> bool {
     error.is_remote()
         && (error.is_go_away() || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
 }
 
-/// What to do about a certificate that is not trusted.
+/// Returns the hint for a TLS error.
 fn advice(error: &rustls::Error) -> Cow<'static, str> {
     use rustls::CertificateError::{
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Other,
@@ -255,7 +255,7 @@ fn advice(error: &rustls::Error) -> Cow<'static, str> {
     }
 }
 
-/// Without what the HTTP client says of its own insides.
+/// Strips the HTTP client's own prefixes.
 fn plain(words: &str) -> String {
     let mut text = words;
     for inside in
@@ -266,7 +266,7 @@ fn plain(words: &str) -> String {
     text.to_owned()
 }
 
-/// An error and all below it in one line.
+/// Returns an error and its sources in one line.
 pub(crate) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     chain(error)
 }
@@ -277,7 +277,7 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
         if let Some(found) = error.downcast_ref::<E>() {
             return Some(found);
         }
-        // An io::Error hides the error that it was made of from `source`.
+        // `source` of an io::Error skips the error that it wraps.
         if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
             && let Some(found) = find::<E>(inner)
         {

@@ -1,9 +1,9 @@
-//! Where a registry may send us: redirects, token services, upload locations, next pages.
+//! SSRF protection for URLs that a registry names: redirects, token services, upload locations, next pages.
 //!
-//! A registry is trusted with requests to itself, not with where on the network we connect (CVE-2020-15157 and its
-//! kind): never from https to http, never from a public host to loopback, link-local or private addresses, and to the
-//! metadata service of a cloud only where the user named it. What counts is the address of the connection, for each hop:
-//! a name can have another one a moment later.
+//! A registry is trusted with requests to itself, not with the addresses that we connect to (CVE-2020-15157 and
+//! similar): never from https to http, never from a public host to loopback, link-local or private addresses, and to a
+//! cloud's metadata service only if the user allowed that address. Checks apply to the address of the connection, at
+//! every hop, since a name can resolve differently a moment later.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ use url::{Host, Url};
 use crate::error::{Class, Error, Result};
 use crate::mask::mask;
 
-/// What kind of network an address is in.
+/// Network that an address belongs to, from the most public to the least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
     Public,
@@ -24,8 +24,8 @@ pub(crate) enum Reach {
     Loopback,
 }
 
-/// The IPv4 address that an IPv6 address stands for, if it does: mapped, behind a translator (RFC 6052, RFC 8215), by 6to4
-/// (RFC 3056). Any other address as it is.
+/// Returns the IPv4 address embedded in an IPv6 address: mapped, translated (RFC 6052, RFC 8215), 6to4 (RFC 3056). Any
+/// other address is returned unchanged.
 pub(crate) fn canonical(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let (high, low) = match v6.segments() {
@@ -43,8 +43,8 @@ pub(crate) fn reach(address: IpAddr) -> Reach {
             match () {
                 () if v4.is_loopback() || v4.is_unspecified() => Reach::Loopback,
                 () if v4.is_link_local() => Reach::LinkLocal,
-                // RFC 1918, and the shared space of carriers (RFC 6598). Not 198.18.0.0/15: resolvers of transparent proxies
-                // give such addresses for public names.
+                // RFC 1918, and the shared address space of carriers (RFC 6598). Not 198.18.0.0/15: resolvers of
+                // transparent proxies return such addresses for public names.
                 () if v4.is_private() || (a == 100 && (64..128).contains(&b)) => Reach::Private,
                 () => Reach::Public,
             }
@@ -58,10 +58,10 @@ pub(crate) fn reach(address: IpAddr) -> Reach {
     }
 }
 
-/// Where clouds give credentials to whoever connects: no registry is there, and none may lead there.
+/// Whether an address is a cloud's metadata service, which hands out credentials to any client.
 pub(crate) fn is_metadata(address: IpAddr) -> bool {
     match canonical(address) {
-        // 169.254.0.0/16 as a whole: AWS, Google, Azure and others have several of it. Alibaba, Azure, Oracle.
+        // 169.254.0.0/16 as a whole: AWS, Google, Azure and others use several of it. Then Alibaba, Azure, Oracle.
         IpAddr::V4(v4) => {
             v4.is_link_local() || matches!(v4.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192])
         }
@@ -75,12 +75,12 @@ pub(crate) fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// What the user allows a registry besides.
+/// Non-public addresses that the user allows a registry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed<'a> {
     /// Private, link-local and loopback addresses.
     pub private: bool,
-    /// These addresses, which are refused to everybody else.
+    /// Metadata service addresses, which are refused otherwise.
     pub metadata: &'a [IpAddr],
 }
 
@@ -98,7 +98,7 @@ fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// Refuses an address of a cloud's metadata service, unless it was named.
+/// Refuses a literal address of a cloud's metadata service, unless it is allowed.
 pub(crate) fn refuse_metadata(url: &Url, allowed: Allowed<'_>, tried: &str) -> Result<()> {
     match literal(url) {
         Some(address) if is_metadata(address) && !allowed.names(address) => {
@@ -112,7 +112,7 @@ pub(crate) fn refuse_metadata(url: &Url, allowed: Allowed<'_>, tried: &str) -> R
     }
 }
 
-/// What can be told of a URL's host without asking the network.
+/// Returns the network of a URL's host as far as it is known without DNS.
 pub(crate) fn literal_reach(url: &Url) -> Option<Reach> {
     match url.host()? {
         Host::Ipv4(address) => Some(reach(IpAddr::V4(address))),
@@ -124,13 +124,13 @@ pub(crate) fn literal_reach(url: &Url) -> Option<Reach> {
     }
 }
 
-/// Whether two URLs are of one origin: scheme, host and port.
+/// Whether two URLs have the same origin: scheme, host and port.
 pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Checks a hop and gives the URL to go to. `home` is the network that whoever names it was connected to in. `what` names
-/// the kind of hop for the error: "redirect", "token service", "upload location".
+/// Validates a URL that a registry named, and returns the URL to use. `home` is the network in which the naming host
+/// was connected to. `what` is its role, for the error: "redirect", "token service", "upload location".
 pub(crate) fn check(from: &Url, to: Url, home: Reach, allowed: Allowed<'_>, what: &str) -> Result<Url> {
     let tried = || format!("following the {what} of {} to {}", origin(from), origin(&to));
     let mut next = to.clone();
@@ -138,7 +138,7 @@ pub(crate) fn check(from: &Url, to: Url, home: Reach, allowed: Allowed<'_>, what
         return Err(Error::new(Class::Insecure, tried(), format!("`{}` is no scheme for a registry", to.scheme())));
     }
     if from.scheme() == "https" && to.scheme() == "http" {
-        // A proxy that ends TLS and forgets to say so makes its registry answer with its own name and http.
+        // A TLS-terminating proxy that sets no forwarding headers makes its registry answer with its own name and http.
         let same_port = to.port().is_some() && to.port() == from.port();
         if from.host() == to.host() && (same_port || matches!(to.port(), None | Some(80 | 443))) {
             let _ = next.set_scheme("https");
@@ -175,32 +175,32 @@ fn private_address(tried: String, from: &Url) -> Error {
     .hint(format!("if that is meant, set `allow_private: true` for {registry} under `registries`"))
 }
 
-/// Scheme, host and port, which is what an error may name: paths and queries can hold signatures.
+/// Returns scheme, host and port for messages: paths and queries can hold signatures.
 pub(crate) fn origin(url: &Url) -> String {
     mask(&url.origin().ascii_serialization()).into_owned()
 }
 
-/// Where names may lead. Nowhere to metadata services.
+/// Which addresses names may resolve to. Metadata services are always excluded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Names {
-    /// The user has said so.
+    /// Any address: the user allows it.
     Anywhere,
-    /// The registry itself: anywhere, until it was connected to at a public address. Whoever answers there must not have
-    /// its name lead inside later.
+    /// For the registry itself: any address, until it was connected to at a public one. From then on its name must not
+    /// resolve to a private address.
     Home,
-    /// From a private registry: within, but to no link-local address.
+    /// For URLs named by a private registry: any but link-local addresses.
     NotLinkLocal,
-    /// From a public registry.
+    /// For URLs named by a public registry: public addresses.
     Public,
 }
 
-/// In which networks hosts were connected to; of several the most public. Hosts of registries alone, so that their number
-/// has a bound.
+/// Networks in which hosts were connected to; for each host the most public. Holds hosts of registries only, so its
+/// size is bounded.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(Mutex<HashMap<String, Reach>>);
 
 impl Seen {
-    /// A host was connected to.
+    /// Records a connection to a host.
     pub(crate) fn note(&self, host: &str, reach: Reach) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.get_mut(host) {
@@ -214,22 +214,22 @@ impl Seen {
     }
 }
 
-/// Resolves names and gives only addresses that they may lead to, so that a name cannot lead where a literal address may
-/// not: the check is of the addresses that are connected to. Proxies are excepted: they were chosen by the user, and mostly
-/// stand on private addresses. What a proxy resolves itself is not seen here: then the literal check alone holds.
+/// Filters the addresses that names resolve to, so that a name cannot reach what a literal address may not: the check
+/// applies to the addresses that are connected to. Proxies are exempt: the user chose them, and most have private
+/// addresses. Names that a proxy resolves are not seen here; for those only the check of literal addresses applies.
 #[derive(Debug)]
 pub(crate) struct Guarded {
-    /// The hosts of the proxies, in lower case.
+    /// Hosts of the proxies, in lower case.
     pub proxies: Vec<String>,
-    /// Where all others may lead.
+    /// Policy for all other hosts.
     pub names: Names,
-    /// Metadata addresses that were allowed by name.
+    /// Metadata addresses that the user allowed.
     pub metadata: Vec<IpAddr>,
-    /// Where hosts were connected to.
+    /// Networks in which hosts were connected to.
     pub seen: Arc<Seen>,
 }
 
-/// Why [`Guarded`] gave nothing.
+/// Error of [`Guarded`] if it leaves no address.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Withheld {
     #[error("{0} has private, link-local or loopback addresses only")]
@@ -251,7 +251,7 @@ impl Guarded {
         }
     }
 
-    /// Those of a name's addresses that it may lead to.
+    /// Returns the allowed addresses of a name.
     fn filter(&self, host: &str, found: Vec<SocketAddr>) -> std::result::Result<Vec<SocketAddr>, Withheld> {
         if self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host)) {
             return Ok(found);
@@ -268,7 +268,7 @@ impl Guarded {
     }
 }
 
-/// A [`Guarded`] that a client resolves by.
+/// DNS resolver that applies a [`Guarded`].
 #[derive(Debug, Clone)]
 pub(crate) struct Resolver(pub(crate) Arc<Guarded>);
 
@@ -339,7 +339,7 @@ mod tests {
         assert!(resolver.resolve("LocalHost".parse().unwrap()).await.unwrap().count() > 0);
     }
 
-    /// Those of these addresses that are kept.
+    /// Returns the addresses that pass the filter.
     fn kept(guarded: &Guarded, host: &str, addresses: &[&str]) -> Vec<String> {
         let found = addresses.iter().map(|address| SocketAddr::new(address.parse().unwrap(), 0)).collect();
         let kept = guarded.filter(host, found).unwrap_or_default();
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(kept(&guarded(Names::Anywhere), "h", &["fe80::1"]), ["fe80::1"]);
     }
 
-    /// Each has its own way to be written.
+    /// In every notation.
     const METADATA: [&str; 12] = [
         "169.254.169.254",
         "169.254.170.2",

@@ -1,4 +1,4 @@
-//! HTTP clients: one for all registries whose connections are set up alike, so that they share a pool.
+//! HTTP clients, one for each distinct connection setup, so that registries share connection pools.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,15 +15,15 @@ use super::settings::{ClientSettings, RegistrySettings};
 use crate::error::{Class, Error, Result};
 use crate::secret::Secret;
 
-/// What we call ourselves.
+/// `User-Agent` header.
 const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
 
-/// What may be on its way to us on one HTTP/2 stream, in bytes: enough for a long line, little enough for many streams.
+/// HTTP/2 flow control window of a stream in bytes: large enough for long distances, small enough for many streams.
 const STREAM_WINDOW: u32 = 512 << 10;
-/// So many streams that stand still, each with its window full, leave the others of their connection alone.
+/// The connection window holds this many full stream windows, so that stalled streams do not block the others.
 const STREAMS: u32 = 128;
 
-/// All in which two connections can differ.
+/// Everything in which two connection setups can differ.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Shape {
     ca: Vec<Vec<u8>>,
@@ -35,37 +35,37 @@ struct Shape {
     metadata: Vec<IpAddr>,
 }
 
-/// Nothing of it: certificate keys and the proxy's password are in it.
+/// Prints no contents: they include private keys and the proxy's password.
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shape")
     }
 }
 
-/// What a client is for.
+/// Purpose of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Toward {
-    /// The registry itself.
+    /// Requests to the registry itself.
     Home,
-    /// Where it sends us: without our certificate, which is for the registry alone.
+    /// Requests to other hosts: without the client certificate, which is for the registry alone.
     Elsewhere,
-    /// The same, and by names to no link-local address.
+    /// The same, but names must not resolve to link-local addresses.
     NotLinkLocal,
-    /// The same, and by names to public addresses only.
+    /// The same, but names must resolve to public addresses.
     Public,
 }
 
-/// The clients made so far, and where they have connected to.
+/// Clients built so far, and the networks they connected to.
 #[derive(Debug, Default)]
 pub(crate) struct HttpClients {
     made: Mutex<HashMap<Shape, reqwest::Client>>,
     pub(crate) seen: Arc<Seen>,
-    /// Passwords of proxies, held so that they are masked where a proxy sends them back.
+    /// Proxy passwords, held so that they are masked if a proxy echoes them.
     passwords: Mutex<Vec<Secret>>,
 }
 
 impl HttpClients {
-    /// A client for a registry, or for where it sends us.
+    /// Returns a client for a registry and purpose, building it on first use.
     pub(crate) fn get(
         &self,
         settings: &ClientSettings,
@@ -118,10 +118,10 @@ fn build(settings: &ClientSettings, shape: &Shape, seen: &Arc<Seen>) -> Result<r
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .retry(reqwest::retry::never())
-        // Sooner than the limit of the whole answer, so that it is clear which of the two was not kept.
+        // Shorter than the stall timeout, so that the error shows which of the two passed.
         .connect_timeout(settings.connect_timeout.min(settings.stall.mul_f32(0.9)))
         .tcp_keepalive(std::time::Duration::from_secs(30))
-        // A connection that was given up because it stood still may still hold a body: the kernel ends it.
+        // An abandoned, stalled connection may still hold a body: the kernel closes it.
         .tcp_user_timeout(settings.stall * 2)
         .tcp_nodelay(true)
         .http2_initial_stream_window_size(STREAM_WINDOW)
@@ -156,7 +156,7 @@ fn build(settings: &ClientSettings, shape: &Shape, seen: &Arc<Seen>) -> Result<r
     builder.build().map_err(|error| invalid("TLS", error))
 }
 
-/// With the environment's proxies. Whether a variable can be used at all is asked with each request ([`Proxies::to`]).
+/// Adds the environment's proxies. Whether a variable is valid is checked with each request ([`Proxies::to`]).
 fn of_environment(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     let proxies = Proxies::of_environment();
     match proxies.is_empty() {
@@ -165,14 +165,15 @@ fn of_environment(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     }
 }
 
-/// The password that is sent to a proxy.
+/// Returns the password sent to a proxy.
 fn proxy_password(proxy: &Url) -> Option<Secret> {
     let field = format!("p={}", proxy.password()?.replace('+', "%2B"));
     url::form_urlencoded::parse(field.as_bytes()).next().map(|(_, password)| Secret::new(password))
 }
 
-/// A client for a URL that is no registry's, such as a notification target. It follows no redirects, tries nothing again, and
-/// connects by no name to the metadata service of a cloud. An error where the environment's proxy to it cannot be used.
+/// Builds a client for a URL that is not a registry's, such as a notification target. It follows no redirects, retries
+/// nothing, and resolves no name to a cloud's metadata service. Fails if the proxy that the environment sets for the
+/// URL is invalid.
 pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
     install_tls_provider();
     Proxies::of_environment().to(url)?;
@@ -189,16 +190,16 @@ pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
     builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
 }
 
-/// Chooses the TLS implementation of the whole process; the only place that names it.
+/// Installs the process-wide TLS implementation. No other code names it.
 pub fn install_tls_provider() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
-        // An error means that one is installed already, which is as good.
+        // Fails only if one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
 }
 
-/// The system's trusted authorities, or Mozilla's where the system has none (a bare container).
+/// Returns the system's trusted authorities, or Mozilla's if there are none (a bare container).
 fn system_roots() -> &'static [CertificateDer<'static>] {
     static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
     ROOTS.get_or_init(|| {
@@ -210,20 +211,20 @@ fn system_roots() -> &'static [CertificateDer<'static>] {
     })
 }
 
-/// How TLS is spoken to what is no registry: these certificates, as PEM, are trusted as well as the system's.
+/// Returns a TLS configuration for other servers than registries: trusts these certificates (PEM) besides the system's.
 pub(crate) fn tls_trusting(own: &[Vec<u8>]) -> Result<rustls::ClientConfig> {
     install_tls_provider();
     authorities::trusting(system_roots(), own, None, true)
 }
 
-/// The same for the HTTP client, without those that it cannot read.
+/// Returns the system's authorities for the HTTP client, without those that it cannot parse.
 fn system_certificates() -> Vec<reqwest::Certificate> {
     static ROOTS: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
     let read = || system_roots().iter().filter_map(|der| reqwest::Certificate::from_der(der).ok()).collect();
     ROOTS.get_or_init(read).clone()
 }
 
-/// An error and all below it in one line, each part once.
+/// Returns an error and its sources in one line, without repetitions.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);

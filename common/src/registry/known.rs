@@ -1,26 +1,26 @@
-//! What registries are documented to accept, as data. It holds for the real hosts alone, and where the configuration does
-//! not say otherwise.
+//! Documented rate limits of registry providers. They apply to the providers' own hosts only, and only where the
+//! configuration sets no limit.
 
 use super::settings::RegistrySettings;
 use crate::image::RegistryName;
 use crate::store::AccountPart;
 
-/// Limits of one kind of registry.
+/// Rate limits of one provider.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Known {
-    /// Hosts that are one of these, or end with one that begins with a dot.
+    /// Host names; a pattern with a leading dot matches as a suffix.
     hosts: &'static [&'static str],
-    /// Requests a second, all together.
+    /// Requests per second, all kinds together.
     pub requests_per_second: Option<f64>,
-    /// Of parts of them.
+    /// Requests per second of single operations.
     pub parts: &'static [(AccountPart, f64)],
-    /// Where that is said.
+    /// Where the limit is documented.
     pub source: &'static str,
 }
 
-/// A little below what is documented, as clocks and counting differ.
+/// Set a little below the documented limits, since clocks and counting differ.
 const KNOWN: [Known; 4] = [
-    // Pulls are counted apart, as the answers say.
+    // Pulls are counted separately, as response headers tell.
     Known {
         hosts: &["docker.io"],
         requests_per_second: Some(33.0),
@@ -47,7 +47,7 @@ const KNOWN: [Known; 4] = [
     },
 ];
 
-/// What is known of a registry; nothing where it is really elsewhere, or its own limit is configured.
+/// Returns the limits of a registry. `None` if it has another endpoint or a configured limit.
 pub fn of(name: &RegistryName, settings: &RegistrySettings) -> Option<&'static Known> {
     if settings.endpoint.is_some() || settings.requests_per_second.is_some() {
         return None;

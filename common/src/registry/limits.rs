@@ -1,4 +1,4 @@
-//! The limits of the registry client that the documentation states.
+//! Limits of the registry client, as listed in the documentation.
 
 use super::credentials::HELPER_LIMIT;
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::limits::{Limit, Page};
 
-/// The rows of the registry client.
+/// Returns the limits of the registry client.
 pub fn limits() -> Vec<Limit> {
     use Page::{Operating, Security};
     vec![

@@ -1,7 +1,7 @@
-//! The `Link` header (RFC 8288), as far as paging needs it: where the next page is.
+//! Parses the `Link` header (RFC 8288) for pagination.
 
-/// The target of the first `rel="next"`, as it was given: relative or absolute, with an opaque query. `headers` are the
-/// values of all `Link` headers of an answer. Which hosts may be followed is for the caller to decide.
+/// Returns the target of the first `rel="next"` as received: relative or absolute, with an opaque query. `headers` are
+/// the values of all `Link` headers of a response. The caller decides which hosts may be followed.
 ///
 /// ```
 /// use imgsync_common::registry::link;
@@ -16,7 +16,7 @@ pub fn next<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<String> {
 fn next_in(header: &str) -> Option<String> {
     let mut rest = header;
     loop {
-        // Without both brackets there is no telling where a target ends: no link.
+        // Without both brackets the end of a target is unknown: no link.
         let (_, after) = rest.split_once('<')?;
         let (target, after) = after.split_once('>')?;
         let (is_next, after) = parameters(after);
@@ -28,7 +28,7 @@ fn next_in(header: &str) -> Option<String> {
     }
 }
 
-/// Reads the parameters of one link: whether a `rel` among them says `next`, and what follows the link.
+/// Parses the parameters of one link. Returns whether a `rel` contains `next`, and the rest after the link.
 fn parameters(mut rest: &str) -> (bool, &str) {
     let mut is_next = false;
     loop {
@@ -50,7 +50,7 @@ fn parameters(mut rest: &str) -> (bool, &str) {
     }
 }
 
-/// A value, quoted or bare, and what follows it. Escapes are left in: no relation that matters has any.
+/// Returns a value, quoted or bare, and the rest after it. Keeps escapes: no relevant relation has any.
 fn value(text: &str) -> (&str, &str) {
     match text.strip_prefix('"') {
         Some(quoted) => {

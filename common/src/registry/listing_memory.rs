@@ -1,8 +1,8 @@
-//! The memory that listings take, shared by all listings of a process.
+//! Memory budget of listings, shared by all listings of a process.
 //!
-//! A listing holds memory from the first page until its tasks are planned. When the budget is used up, listings wait; the
-//! one that is wanted first may go beyond it up to the limits of one listing, so that a long listing is read while the
-//! others stand still, and never fails because there are others.
+//! A listing holds memory from its first page until its tasks are planned. Once the budget is used up, listings wait;
+//! the first in order may exceed it up to the limits of one listing, so that a long listing proceeds while the others
+//! wait, and never fails because of others.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,15 +10,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Memory that all listings of a process take before they wait for each other, in bytes.
+/// Memory in bytes that all listings of a process take before they wait for each other.
 pub(crate) const MAX_LISTINGS_BYTES: u64 = 48 << 20;
-/// What an entry counts for besides its text, in bytes: as it is read, chosen and planned.
+/// Memory of an entry besides its text, in bytes: as it is read, selected and planned.
 pub(crate) const ENTRY_BYTES: u64 = 600;
 
 static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(MAX_LISTINGS_BYTES)));
 
-/// The order in which listings are wanted: by group, then by name, then by age. Group 0 holds listings that nothing waits
-/// behind: they are dropped as soon as they are read.
+/// Order of listings: by group, then by name, then by age. Group 0 holds listings without dependents: they are dropped
+/// as soon as they are read.
 type Key = (u64, Box<str>, u64);
 
 #[derive(Debug)]
@@ -36,15 +36,15 @@ struct State {
     shares: BTreeMap<Key, Holding>,
 }
 
-/// What one share holds.
+/// Memory of one share.
 #[derive(Debug)]
 struct Holding {
     bytes: u64,
     /// Whether more pages may come.
     is_growing: bool,
-    /// Whether those with a lower key are consumed first.
+    /// Whether shares with a lower key are consumed first.
     is_ordered: bool,
-    /// Whether it has gone beyond the budget.
+    /// Whether it exceeded the budget.
     is_beyond: bool,
 }
 
@@ -59,7 +59,7 @@ impl Pool {
 }
 
 impl State {
-    /// Whether a share may hold `more` bytes now; notes if it goes beyond the budget with them.
+    /// Whether a share may take `more` bytes now. Marks the share if that exceeds the budget.
     fn may_take(&mut self, key: &Key, more: u64, limit: u64) -> bool {
         if self.used.saturating_add(more) <= limit {
             return true;
@@ -69,7 +69,7 @@ impl State {
         if rivals().find(|(_, holding)| holding.is_growing).is_none_or(|(first, _)| first != key) {
             return false;
         }
-        // What is consumed before this share is waited for. Shares that are consumed after it may wait for it.
+        // Waits for shares that are consumed before this one. Shares consumed later may wait for it.
         let is_ordered = self.shares.get(key).is_some_and(|own| own.is_ordered);
         let waits_for = |other: &Key| other != key && (!is_ordered || other < key);
         if rivals().any(|(other, holding)| holding.is_beyond && waits_for(other)) {
@@ -90,23 +90,23 @@ pub struct ListingGroup {
 }
 
 impl ListingGroup {
-    /// A group after all groups that were made before. `is_ordered`: its listings are consumed in the order of their
-    /// names, else as they end.
+    /// Creates a group after all existing ones. `is_ordered`: its listings are consumed in the order of their names,
+    /// else as they complete.
     pub fn new(is_ordered: bool) -> ListingGroup {
         let mut state = POOL.state();
         state.last_group += 1;
         ListingGroup { group: state.last_group, is_ordered }
     }
 
-    /// The share of one listing of the group.
+    /// Registers one listing of the group.
     pub fn share(&self, repository: &str) -> ListingShare {
-        // The parts of a path are compared one by one.
+        // Compare the parts of a path one by one.
         let name = repository.replace('/', "\u{1}").into_boxed_str();
         ListingShare::register(&POOL, self.group, name, self.is_ordered)
     }
 }
 
-/// The memory of one listing. Cheap to clone; it is given back with the last clone.
+/// Memory share of one listing. Cheap to clone; the last clone releases it when dropped.
 #[derive(Debug, Clone)]
 pub struct ListingShare(Arc<Share>);
 
@@ -117,7 +117,7 @@ struct Share {
     held: AtomicU64,
 }
 
-/// Two listings are equal whatever memory they hold.
+/// Listings compare equal whatever memory they hold.
 impl PartialEq for ListingShare {
     fn eq(&self, _other: &ListingShare) -> bool {
         true
@@ -125,7 +125,7 @@ impl PartialEq for ListingShare {
 }
 
 impl ListingShare {
-    /// The share of a listing that is dropped as soon as it is read.
+    /// Registers a listing that is dropped as soon as it is read.
     pub(crate) fn transient() -> ListingShare {
         ListingShare::register(&POOL, 0, Box::default(), false)
     }
@@ -139,12 +139,12 @@ impl ListingShare {
         ListingShare(Arc::new(Share { pool: pool.clone(), key, held: AtomicU64::new(0) }))
     }
 
-    /// The bytes that it holds.
+    /// Returns the bytes held.
     pub(crate) fn held(&self) -> u64 {
         self.0.held.load(Ordering::Relaxed)
     }
 
-    /// Holds `bytes` in all, which is waited for if it is more than before.
+    /// Sets the bytes held, waiting for an increase.
     pub(crate) async fn hold(&self, bytes: u64) {
         let Share { pool, key, held } = &*self.0;
         loop {
@@ -171,7 +171,7 @@ impl ListingShare {
         }
     }
 
-    /// No more pages come: another listing may be the first to go beyond the budget.
+    /// Marks the listing as complete: another one may be the first to exceed the budget.
     pub fn end(&self) {
         let Share { pool, key, .. } = &*self.0;
         if let Some(own) = pool.state().shares.get_mut(key) {

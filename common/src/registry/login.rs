@@ -1,5 +1,5 @@
-//! Those for whom a registry counts requests, each with a pace of its own: one for everything, and more for pulling, which
-//! are used in turn.
+//! Credential pool of a registry: one credential for all requests, and more for pulling, used in rotation. Each has its
+//! own rate limiter.
 
 use super::credentials::Credential;
 use super::known;
@@ -9,24 +9,24 @@ use super::settings::{RegistrySettings, Reserve, SharedPace};
 use crate::image::RegistryName;
 use crate::store::AccountPart;
 
-/// One of them.
+/// One credential with its own rate limiter.
 #[derive(Debug)]
 pub(crate) struct Login {
-    /// What the settings give; none: what docker and containers have, or nothing.
+    /// From the settings. `None`: the credential of docker or containers, or anonymous.
     pub(crate) credential: Option<Credential>,
-    /// Its name where it does not say one: tokens do not.
+    /// Account name for credentials without a user name, such as tokens.
     pub(crate) fallback: Option<Box<str>>,
     pub(crate) pacer: Pacer,
     pub(crate) places: Option<Places>,
-    /// Requests that are counted apart as well.
+    /// Limiters of operations that are counted separately.
     pub(crate) parts: Vec<(AccountPart, Pacer)>,
 }
 
-/// All of a registry.
+/// All credentials of one registry.
 #[derive(Debug)]
 pub(crate) struct Logins {
     all: Vec<Login>,
-    /// Those that pull, by their places in `all`.
+    /// Indexes in `all` of the credentials that pull.
     pulling: Vec<usize>,
 }
 
@@ -35,7 +35,7 @@ impl Logins {
         let known = known::of(registry, settings);
         let limit = settings.requests_per_second.or(known.and_then(|known| known.requests_per_second));
         let parts = known.map(|known| known.parts).unwrap_or_default();
-        // Under which name places are held that are shared with others; no two are the same, in this process either.
+        // Name under which this process claims shared permits; unique, also within the process.
         let name = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
         let holder = shared.filter(|shared| !shared.alone).map(|_| name.as_str());
         let login = |credential: Option<Credential>, fallback: Option<Box<str>>| Login {
@@ -59,7 +59,7 @@ impl Logins {
     }
 
     pub(crate) fn get(&self, at: usize) -> &Login {
-        // Places come from `turn` and 0, and there is always one.
+        // Indexes come from `turn` or are 0, and there is always one credential.
         self.all.get(at).unwrap_or(&self.all[0])
     }
 
@@ -71,7 +71,7 @@ impl Logins {
         &self.pulling
     }
 
-    /// Who pulls: the one whose turn it is, or the next that is not held off; else the one that is so for the least time.
+    /// Picks the credential to pull with: the next in rotation that is not held, else the one with the shortest hold.
     pub(crate) fn turn(&self, turn: usize) -> usize {
         let ring = &self.pulling;
         if ring.len() < 2 {
@@ -79,11 +79,11 @@ impl Logins {
         }
         let next = (0..ring.len()).map(|step| ring[(turn + step) % ring.len()]);
         let wait = |at: &usize| self.get(*at).pacer.hold(true).map(|hold| hold.wait).unwrap_or_default();
-        // The first of those that are equal.
+        // The first of equal ones.
         next.min_by_key(wait).unwrap_or_default()
     }
 
-    /// Why and for how long nothing can be pulled by any.
+    /// Returns the current hold; with `pulls`, only if no credential can pull.
     pub(crate) fn hold(&self, pulls: bool) -> Option<Hold> {
         match pulls {
             false => self.get(0).pacer.hold(false),

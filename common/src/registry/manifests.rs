@@ -1,5 +1,5 @@
-//! Manifests by HEAD, GET and PUT (OCI distribution-spec, "Pulling manifests", "Pushing Manifests"). Digests are always
-//! computed from the body; a header that says otherwise is not believed.
+//! Manifests by HEAD, GET, PUT and DELETE (OCI distribution-spec, "Pulling manifests", "Pushing Manifests"). Digests
+//! are always computed from the body; a differing header is not trusted.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use super::{Access, Repository};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, Manifest, ManifestError, MediaType, Tag};
 
-/// All that we can copy, and schema 1, so that it is recognised rather than converted by the registry.
+/// All types that can be copied, and schema 1, so that it is recognised rather than converted by the registry.
 const ACCEPT: [&str; 6] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -20,23 +20,23 @@ const ACCEPT: [&str; 6] = [
     "application/vnd.docker.distribution.manifest.v1+prettyjws;q=0.1",
     "*/*;q=0.1",
 ];
-/// What to do where Docker's manifests are refused.
+/// Hint for refused Docker manifests.
 const OCI_ONLY: &str = "the registry may take OCI images alone (zot: set `\"compat\": [\"docker2s2\"]` under `http`); the \
                         image is not converted, as that would change its digest";
-/// What to do where a tag is not to be overwritten.
+/// Hint for immutable tags.
 const IMMUTABLE: &str =
     "the target keeps this tag as it is; allow it there, exclude the tag, or name it in `immutable:`";
-/// What to do where a manifest is larger than the target takes.
+/// Hint for manifests larger than the target accepts.
 const BODY_LIMIT: &str =
     "raise the limit of request bodies at the target, or at the proxy before it (nginx: client_max_body_size)";
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
-/// How a manifest is asked for.
+/// Reference to a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestRef {
-    /// What a tag points at now.
+    /// By tag, which can move.
     Tag(Tag),
-    /// One that cannot change.
+    /// By digest, which cannot change.
     Digest(Digest),
 }
 
@@ -49,39 +49,39 @@ impl std::fmt::Display for ManifestRef {
     }
 }
 
-/// What a HEAD of a manifest tells.
+/// Result of a HEAD request for a manifest.
 #[derive(Debug, Clone)]
 pub struct Head {
     /// The digest.
     pub digest: Digest,
-    /// The type; [`MediaType::Missing`] where the registry does not say.
+    /// The media type; [`MediaType::Missing`] if the registry does not send one.
     pub media_type: MediaType,
 }
 
-/// What a registry did with a manifest.
+/// Result of a PUT of a manifest.
 #[derive(Debug, Default)]
 pub struct ManifestPut {
-    /// Whether the registry lists it among its subject's referrers by itself (`OCI-Subject`).
+    /// Whether the registry adds it to its subject's referrers itself (`OCI-Subject`).
     pub subject_kept: bool,
-    /// Why the registry did not take it, where its tag points at it all the same.
+    /// Why the registry refused the PUT, although the tag points at the manifest.
     pub refused: Option<Error>,
 }
 
 impl ManifestPut {
-    /// Whether it was refused for lack of rights, and not because the registry keeps the tag as it is.
+    /// Whether it was refused for missing permission, and not because the tag is immutable.
     pub fn is_denied(&self) -> bool {
         self.refused.as_ref().is_some_and(|error| error.class() == Class::Denied && !says_immutable(error))
     }
 }
 
-/// What a registry did when it was told to delete.
+/// Result of a DELETE.
 #[derive(Debug)]
 pub enum Deleted {
-    /// It took that.
+    /// Deleted.
     Done,
-    /// It says that there is no such thing.
+    /// The registry reports that it does not exist.
     Missing,
-    /// It does not delete so, in its own words: by tag, by digest, or at all.
+    /// The registry does not support this kind of deletion, with its message: by tag, by digest, or at all.
     Unsupported(Error),
 }
 
@@ -94,9 +94,9 @@ impl Repository {
         }
     }
 
-    /// The digest of a manifest, without its body; `None` where it is not there. A registry that does not answer HEADs
-    /// properly is asked with a GET. Some answer 401 or 403 for a tag or a repository that is missing: who is to push there
-    /// takes it for that, and hears from the push whether it was meant.
+    /// Returns the digest of a manifest without reading its body; `None` if it does not exist. Falls back to a GET if
+    /// the registry does not support HEAD properly. Some answer 401 or 403 for a missing tag or repository: with push
+    /// access that counts as missing, and the push shows whether access is denied.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
         self.manifest_head_counted(reference, Counted::Request).await
     }
@@ -116,7 +116,7 @@ impl Repository {
             return Ok(Some(head));
         }
         match self.manifest_asked(reference, counted).await {
-            // By the registry, and not by a proxy.
+            // From the registry and not from a proxy.
             Err(error)
                 if self.access == Access::Push
                     && error.class() == Class::Denied
@@ -153,8 +153,8 @@ impl Repository {
             })
             .await?;
         match head {
-            // Where it is only asked whether to write, a wrong "no" costs a request and no image.
-            // Nor does one for what mostly is not there.
+            // For a push, a wrong "missing" costs a request and no image. The same for referrers, which mostly do not
+            // exist.
             Asked::Missing
                 if (self.access == Access::Push || counted == Counted::Referrers)
                     && !self.registry.heads_fail.load(Ordering::Relaxed) =>
@@ -162,7 +162,7 @@ impl Repository {
                 Ok(None)
             }
             Asked::There(Some(head)) => Ok(Some(head)),
-            // Some answer HEADs with 404 whatever is there, or with less than they should.
+            // Some answer every HEAD with 404, or without the required headers.
             Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, counted).await {
                 Ok(manifest) => {
                     self.registry.heads_fail.store(true, Ordering::Relaxed);
@@ -174,7 +174,7 @@ impl Repository {
         }
     }
 
-    /// A manifest, verified: by its digest where that was asked for, else by its own hash.
+    /// Returns a manifest, verified against the requested digest, else against the response's digest header, if any.
     pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
         self.manifest_get_counted(reference, Counted::Request).await
     }
@@ -196,7 +196,7 @@ impl Repository {
         loop {
             match self.manifest_get_once(reference, counted, &tried).await {
                 Ok(manifest) => return Ok(manifest),
-                // A mismatch may have come from the line: once more, then it is believed.
+                // A mismatch may be a transfer error: read once more, then fail.
                 Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
                 Err(error) => self.pause(&mut retry, error).await?,
             }
@@ -237,7 +237,7 @@ impl Repository {
         })
     }
 
-    /// Puts a manifest under a tag or its digest, bytes as they are.
+    /// Puts a manifest under a tag or its digest, with its bytes unchanged.
     pub async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
         self.manifest_put_counted(reference, manifest, Counted::Request).await
     }
@@ -280,7 +280,7 @@ impl Repository {
             Ok(ManifestPut { subject_kept, refused: None })
         };
         match self.with_retries(|| self.in_place(&once)).await {
-            // An immutable tag is refused even to who writes what it has. Whoever wrote it first saw to its subject.
+            // Immutable tags refuse even the same manifest. Its subject was handled when it was first written.
             Err(error)
                 if matches!(reference, ManifestRef::Tag(_))
                     && counted == Counted::Request
@@ -298,7 +298,7 @@ impl Repository {
         }
     }
 
-    /// Deletes a tag; or a manifest by its digest, and all tags that point at it. Wants [`Access::Delete`].
+    /// Deletes a tag, or a manifest by digest with all its tags. Requires [`Access::Delete`].
     pub async fn manifest_delete(&self, reference: &ManifestRef) -> Result<Deleted> {
         let tried = format!("deleting {}", self.place(reference));
         self.with_retries(|| async {
@@ -312,8 +312,8 @@ impl Repository {
             let error = self.refusal(answer, &tried).await;
             match status {
                 StatusCode::NOT_FOUND => Ok(Deleted::Missing),
-                // distribution 2.8 answers 405 to a tag, others 400 (DIGEST_INVALID) or 501; and whoever has deletions
-                // turned off answers 405 to all.
+                // distribution 2.8 answers 405 for a tag, others 400 (DIGEST_INVALID) or 501; with deletion disabled,
+                // all answer 405.
                 StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Deleted::Unsupported(error)),
                 StatusCode::BAD_REQUEST if error.class() == Class::Refused => Ok(Deleted::Unsupported(error)),
                 _ => Err(error),
@@ -323,7 +323,7 @@ impl Repository {
     }
 
     fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, tried: &'a str) -> Outgoing<'a> {
-        // One header for each: some registries look at the first line only when several stand in one.
+        // One header for each: some registries read only the first line of a combined one.
         ACCEPT
             .iter()
             .fold(Outgoing::new(method, self.url(&format!("manifests/{reference}")), tried), |request, accept| {
@@ -332,9 +332,9 @@ impl Repository {
     }
 }
 
-/// Whether a registry refuses to move a tag. ECR: `TAG_INVALID`, "… cannot be overwritten because the tag is immutable";
-/// Harbor: 412, "configured as immutable"; Artifact Registry: "The repository has enabled tag immutability"; others have
-/// codes of their own, `TAG_IMMUTABLE` or `TAG_ALREADY_EXISTS`.
+/// Whether a registry refused to move a tag. ECR: `TAG_INVALID`, "… cannot be overwritten because the tag is
+/// immutable"; Harbor: 412, "configured as immutable"; Artifact Registry: "The repository has enabled tag
+/// immutability"; others have codes of their own, `TAG_IMMUTABLE` or `TAG_ALREADY_EXISTS`.
 fn says_immutable(error: &Error) -> bool {
     let code = error.code().unwrap_or_default().to_ascii_uppercase();
     let detail = error.detail().to_ascii_lowercase();
@@ -343,13 +343,13 @@ fn says_immutable(error: &Error) -> bool {
         || ["immutab", "cannot be overwritten", "alreadyexists"].iter().any(|word| detail.contains(word))
 }
 
-/// Whether a manifest may have been refused for being one of Docker's.
+/// Whether a manifest may have been refused for its Docker media type.
 fn wants_oci(error: &Error, manifest: &Manifest) -> bool {
     let is_docker = manifest.media_type().as_str().starts_with("application/vnd.docker.");
     is_docker && (error.status() == Some(415) || error.code() == Some("MANIFEST_INVALID"))
 }
 
-/// Whether a manifest was refused because something that it names is not there: a manifest is an index's child or a subject.
+/// Whether a manifest was refused because content that it references is missing: an index's child or a subject.
 fn lacks_content(error: &Error) -> bool {
     matches!(error.status(), Some(400 | 404)) && matches!(error.code(), Some("MANIFEST_UNKNOWN" | "BLOB_UNKNOWN"))
 }

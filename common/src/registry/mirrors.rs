@@ -1,8 +1,8 @@
-//! Mirrors of a registry: read first and in order, each under its own name and with its own credentials. What they lack
-//! is read from the next, at last from the registry itself.
+//! Mirrors of a registry: read first and in order, each under its own name and with its own credentials. Whatever a
+//! mirror lacks is read from the next one, finally from the registry itself.
 //!
-//! Manifests and blobs are read from mirrors; lists are the registry's own, as a pull-through cache lists only what it
-//! happens to have. Nothing is ever written to a mirror.
+//! Manifests and blobs are read from mirrors; lists come from the registry itself, as a pull-through cache lists only
+//! what it happens to have. Nothing is ever written to a mirror.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use super::{Access, Client, Registry, RegistrySettings, Repository};
 use crate::error::{Class, Error, Result};
 use crate::image::{RegistryName, RepositoryName};
 
-/// What is known of a mirror; of a registry itself, nothing.
+/// State of a mirror; registries that are not mirrors have none.
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
-    /// Below which path of it repositories have their names: a proxy project of Harbor's.
+    /// Path prefix of its repositories, such as a proxy project of Harbor.
     below: Option<RepositoryName>,
-    /// Until when it is left alone.
+    /// The mirror is skipped until then.
     rests_until: Mutex<Option<Instant>>,
 }
 
@@ -27,7 +27,7 @@ impl Mirror {
         self.rests_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
     }
 
-    /// Leaves it alone for a while; says whether it was not already.
+    /// Skips the mirror for a while. Returns whether it was in use until now.
     fn rest(&self, time: Duration) -> bool {
         let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -38,7 +38,7 @@ impl Mirror {
 }
 
 impl Client {
-    /// The mirrors of a registry. One that has an entry of its own in the settings is spoken to as that says.
+    /// Builds the mirrors of a registry. A mirror with its own entry in the settings uses that entry.
     pub(super) fn mirrors(&self, settings: &RegistrySettings) -> Result<Vec<Arc<Registry>>> {
         settings.mirrors.iter().map(|url| self.mirror(url)).collect()
     }
@@ -56,8 +56,8 @@ impl Client {
     }
 }
 
-/// Where a mirror's API is, and what goes before the names of repositories there: `https://host/v2/project` has both, as
-/// containerd writes it.
+/// Splits a mirror's URL into its endpoint and the prefix of repository names: `https://host/v2/project` has both, as
+/// in containerd's configuration.
 fn split(url: &Url) -> Result<(Url, Option<RepositoryName>)> {
     let Some((before, below)) = url.path().split_once("/v2/").filter(|(_, below)| !below.trim_matches('/').is_empty())
     else {
@@ -72,20 +72,21 @@ fn split(url: &Url) -> Result<(Url, Option<RepositoryName>)> {
 }
 
 impl Registry {
-    /// Of a mirror that failed, that it failed; of a registry itself, nothing.
+    /// Skips this mirror for a while. Returns whether it was in use until now; false for registries that are not
+    /// mirrors.
     pub(super) fn failed(&self, rest: Duration) -> bool {
         self.mirror.as_ref().is_some_and(|mirror| mirror.rest(rest))
     }
 }
 
 impl Repository {
-    /// Whether there is anything to be read from mirrors.
+    /// Whether mirrors are read first.
     pub(super) fn has_mirrors(&self) -> bool {
         self.access == Access::Pull && !self.registry.mirrors.is_empty()
     }
 
-    /// Reads from the mirrors, the first that is not left alone first. `None` where none of them had it. Each is tried
-    /// once: there is somebody else to ask.
+    /// Reads from the mirrors in order, skipping paused ones. Returns `None` if none of them had the content. Each is
+    /// tried once, since there is another registry to read from.
     pub(super) async fn at_mirrors<T, F>(&self, read: impl Fn(Repository) -> F) -> Result<Option<T>>
     where
         F: Future<Output = Result<T>>,
@@ -94,7 +95,7 @@ impl Repository {
             let Some(mirror) = registry.mirror.as_ref().filter(|mirror| !mirror.rests()) else { continue };
             let name = match &mirror.below {
                 None => self.name.clone(),
-                // One that would be too long is not there.
+                // A name that would be too long does not exist there.
                 Some(below) => match format!("{below}/{}", self.name).parse() {
                     Ok(name) => name,
                     Err(_) => continue,
@@ -115,7 +116,7 @@ impl Repository {
         Ok(None)
     }
 
-    /// What was read proved to be wrong: for a while all is read from the registry itself.
+    /// Skips all mirrors for a while, after content read from one proved wrong.
     pub fn distrust_mirrors(&self) {
         for registry in &self.registry.mirrors {
             registry.failed(self.client.0.settings.mirror_rest);

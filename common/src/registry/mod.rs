@@ -1,7 +1,7 @@
-//! The distribution client (OCI distribution-spec v1.1): what a copy asks of registries, and nothing else.
+//! Registry client (OCI distribution-spec v1.1), limited to what copying images needs.
 //!
-//! A [`Client`] knows how registries are spoken to. A [`Repository`] is one repository there, with the purpose and the
-//! [`Context`] that requests are made in. Requests are tried again as [`crate::retry`] says.
+//! A [`Client`] holds connections, credentials and settings. A [`Repository`] is a handle to one repository, with an
+//! [`Access`] and the [`Context`] of its requests. [`crate::retry`] decides what is retried.
 
 mod answer;
 mod api;
@@ -96,21 +96,21 @@ use crate::image::{RegistryName, RepositoryName};
 use crate::retry::{Policy, Retry};
 use crate::wait::WaitClock;
 
-/// Where Docker Hub's API is; `docker.io` itself is a web site.
+/// Docker Hub's API endpoint; `docker.io` itself serves a web site.
 const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
 
-/// Notes on repositories that are kept for each registry: which lack the referrers API, which were made, which a vendor's
-/// API does not list.
+/// Repositories cached for each registry, in each cache: those without the referrers API, those that were created,
+/// those that a vendor's API does not list.
 const MAX_REPOSITORY_NOTES: usize = 10_000;
 
-/// Bytes of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
+/// Size of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
 const AZURE_CHUNK: u64 = 16 << 20;
 
-/// Speaks to registries. Cheap to clone; clones share connections, tokens and what was learnt of registries.
+/// A client for registries. Cheap to clone; clones share connections, tokens and everything learned about registries.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Shared>);
 
-/// A registry's name, and where it really is.
+/// A registry's name and its endpoint, if that differs.
 type Whereabouts = (RegistryName, Option<Url>);
 
 #[derive(Debug)]
@@ -119,58 +119,59 @@ struct Shared {
     credentials: CredentialStore,
     http: HttpClients,
     registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
-    /// Vendors' APIs, by the registries that they are of.
+    /// Vendor APIs by the registries that they list.
     apis: Mutex<HashMap<RegistryName, Arc<ApiHome>>>,
     fallbacks: FallbackLocks,
-    /// Those for whom requests are counted: a mirror of several registries is asked at one pace.
+    /// Credential pools by registry and endpoint, so registries that share a mirror share its rate limit.
     logins: Mutex<HashMap<Whereabouts, Arc<Logins>>>,
     /// For reading and for writing.
     throttles: [Option<Arc<Throttle>>; 2],
-    /// Bytes of blobs, in both directions.
+    /// Blob bytes transferred, in both directions.
     moved: Arc<AtomicU64>,
 }
 
-/// One registry, and what was learnt of it.
+/// One registry, with its settings and learned state.
 #[derive(Debug)]
 struct Registry {
     name: RegistryName,
     base: Url,
     settings: RegistrySettings,
     http: reqwest::Client,
-    /// For where it sends us.
+    /// For redirects and other URLs that the registry names.
     http_elsewhere: reqwest::Client,
-    /// For where it sends us, if it is public.
+    /// The same, limited to public addresses.
     http_public_only: reqwest::Client,
-    /// The most public network in which it was connected to.
+    /// The most public network in which the registry was connected to.
     reach: Mutex<Option<hop::Reach>>,
-    /// Where hosts were connected to, for those who resolve names.
+    /// Networks in which hosts were connected to, for name resolution.
     seen: Arc<hop::Seen>,
     auth: Auth,
     mounts: Mounts,
     making: create::Making,
-    /// The size of bodies that it takes, where it was seen to refuse larger ones; 0 where it was not.
+    /// The largest accepted request body, where larger ones were refused; 0 if unknown.
     body_limit: AtomicU64,
-    /// Whether its HEADs of manifests were seen to find less than its GETs.
+    /// Whether HEAD requests for manifests missed what GET found.
     heads_fail: AtomicBool,
-    /// Repositories that were seen to have no referrers API, and when: one host can stand before several registries.
+    /// Repositories without the referrers API, and when that was seen. By repository: one host can serve several
+    /// registries.
     no_referrers: Mutex<GenerationalCache<RepositoryName, Instant>>,
     logins: Arc<Logins>,
-    /// Whose turn it is to pull.
+    /// Counts pulls, to rotate the pull credentials.
     turn: AtomicUsize,
     windows: Windows,
     /// For reading and for writing.
     meters: [Meter; 2],
     /// Whether it was opened for reading, and for writing.
     ends: (AtomicBool, AtomicBool),
-    /// Those that are read from first.
+    /// Mirrors, read from first.
     mirrors: Vec<Arc<Registry>>,
-    /// What is known of it, where it is a mirror itself.
+    /// Mirror state, if this registry is a mirror itself.
     mirror: Option<Mirror>,
 }
 
 impl Client {
-    /// A client with these settings. Credentials that the settings do not give are looked for where docker and podman
-    /// keep them, as the environment says.
+    /// Creates a client. Credentials that the settings do not contain are searched for where docker and podman store
+    /// them, as `environment` says.
     pub fn new(settings: ClientSettings, environment: Environment) -> Client {
         let throttle = || settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate)));
         Client(Arc::new(Shared {
@@ -186,7 +187,7 @@ impl Client {
         }))
     }
 
-    /// A repository, to be used for `access`. Fails only where the registry's settings cannot work (a bad certificate).
+    /// Opens a repository for `access`. Fails only if the registry's settings are invalid (a bad certificate).
     pub fn repository(
         &self,
         registry: &RegistryName,
@@ -216,18 +217,18 @@ impl Client {
         })
     }
 
-    /// The settings that hold for all registries.
+    /// Returns the settings.
     pub fn settings(&self) -> &ClientSettings {
         &self.0.settings
     }
 
-    /// The name of the user whose credentials are found for a registry, if any are.
+    /// Returns the user name of the credentials found for a registry, if any.
     pub async fn user_of(&self, registry: &RegistryName) -> Result<Option<String>> {
         let registry = self.registry(registry)?;
         Ok(auth::credential(self, &registry, "", 0).await?.and_then(auth::user))
     }
 
-    /// Whether a registry can be reached from here: any answer will do. Tried once, for as long as a connection may take.
+    /// Checks that a registry is reachable; any response counts. Tries once, within the connect timeout.
     pub async fn ping(&self, registry: &RegistryName, context: &Context) -> Result<()> {
         let registry = self.registry(registry)?;
         let tried = format!("reaching {}", registry.name);
@@ -269,7 +270,7 @@ impl Client {
         Arc::new(Logins::new(name, settings, self.0.settings.pace.as_ref()))
     }
 
-    /// What is spoken to at an address.
+    /// Builds a registry at a base URL.
     fn connect(
         &self,
         name: &RegistryName,
@@ -317,7 +318,7 @@ impl Client {
 }
 
 impl Registry {
-    /// How a URL is reached. An error where the environment's proxy to it cannot be used.
+    /// Describes how requests to a URL are sent. Fails if the proxy that the environment sets for it is invalid.
     fn way(&self, url: &Url) -> Result<Way> {
         let proxy = match &self.settings.proxy {
             Some(proxy) => Some(proxy.expose()),
@@ -339,14 +340,14 @@ impl Registry {
         self.settings.proxy.is_some() || Proxies::of_environment().to(url).is_ok_and(|proxy| proxy.is_some())
     }
 
-    /// The network that it is in, as far as it was connected to; of several the most public. What nobody has connected to
-    /// is as public as its name.
+    /// The network that the registry was connected to in; of several the most public. Before the first connection it is
+    /// derived from the name.
     fn reach(&self) -> hop::Reach {
         let known = *self.reach.lock().unwrap_or_else(PoisonError::into_inner);
         known.or_else(|| hop::literal_reach(&self.base)).unwrap_or(hop::Reach::Public)
     }
 
-    /// The network that an answer came from. Of what came through a proxy the address is the proxy's, and says nothing.
+    /// Returns the network that a response came from. Behind a proxy the peer address is the proxy's and is ignored.
     fn reach_of(&self, url: &Url, peer: Option<SocketAddr>) -> hop::Reach {
         let is_direct = !self.is_proxied(url);
         let reach = match peer.filter(|_| is_direct) {
@@ -363,13 +364,13 @@ impl Registry {
         reach
     }
 
-    /// Whether it is source and target.
+    /// Whether the registry is a source and a target.
     fn is_both_ends(&self) -> bool {
         self.ends.0.load(Ordering::Relaxed) && self.ends.1.load(Ordering::Relaxed)
     }
 }
 
-/// Azure's registries.
+/// Whether a registry is Azure's.
 fn is_azure(name: &RegistryName) -> bool {
     name.host().ends_with(".azurecr.io")
 }
@@ -378,7 +379,7 @@ fn is_loopback(host: &str) -> bool {
     host.parse::<RegistryName>().is_ok_and(|name| name.is_loopback())
 }
 
-/// Loopback is spoken to in plain HTTP unless told otherwise, all else in HTTPS unless told otherwise.
+/// Returns the base URL: plain HTTP for loopback and HTTPS for all others, unless the settings override it.
 fn base_of(name: &RegistryName, settings: &RegistrySettings) -> Url {
     let scheme = match settings.plain_http.unwrap_or_else(|| name.is_loopback()) {
         true => "http",
@@ -395,12 +396,12 @@ fn base_of(name: &RegistryName, settings: &RegistrySettings) -> Url {
     base
 }
 
-/// One repository of a registry.
+/// A handle to one repository of a registry.
 #[derive(Debug, Clone)]
 pub struct Repository {
     client: Client,
     registry: Arc<Registry>,
-    /// Who begins, of those that pull.
+    /// Position in the rotation of pull credentials.
     turn: usize,
     name: RepositoryName,
     access: Access,
@@ -409,53 +410,53 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Its registry.
+    /// Returns the registry's name.
     pub fn registry(&self) -> &RegistryName {
         &self.registry.name
     }
 
-    /// Its path.
+    /// Returns the repository's path.
     pub fn name(&self) -> &RepositoryName {
         &self.name
     }
 
-    /// Who counts what goes over the line.
+    /// Returns the counters of requests and bytes.
     pub fn tally(&self) -> &Arc<Tally> {
         &self.tally
     }
 
-    /// What its requests are made in.
+    /// Returns the context of its requests.
     pub fn context(&self) -> &Context {
         &self.context
     }
 
-    /// The same repository, its requests made in another context.
+    /// Returns the same repository with another context.
     #[must_use]
     pub fn within(&self, context: &Context) -> Repository {
         Repository { context: context.clone(), ..self.clone() }
     }
 
-    /// The same repository, the time that its requests wait measured apart from others of its context.
+    /// Returns the same repository with a wait clock of its own.
     fn with_own_clock(&self) -> Repository {
         self.within(&Context { clock: WaitClock::default(), ..self.context.clone() })
     }
 
-    /// How long an answer or a stream may stand still.
+    /// Returns how long a response or a stream may stall.
     pub fn stall(&self) -> Duration {
         self.client.0.settings.stall
     }
 
-    /// What the bytes of blobs that are written go through.
+    /// Returns the meter that uploaded blob bytes pass through.
     pub fn meter(&self) -> Meter {
         self.registry.meters[1].clone()
     }
 
-    /// Whether it is worth asking this registry to mount blobs.
+    /// Whether the registry may support blob mounts.
     pub fn takes_mounts(&self) -> bool {
         !self.registry.mounts.are_unknown()
     }
 
-    /// Bytes of each PATCH, where blobs are to be uploaded in several.
+    /// Returns the size of each PATCH, if blobs are to be uploaded in chunks.
     pub fn chunk(&self) -> Option<u64> {
         let chunk = self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK));
         match self.registry.body_limit.load(Ordering::Relaxed) {
@@ -464,18 +465,18 @@ impl Repository {
         }
     }
 
-    /// Remembers that the registry takes bodies of this size and was seen to refuse larger ones.
+    /// Records that the registry accepts bodies of this size and refused larger ones.
     pub fn limit_bodies(&self, bytes: u64) {
         self.registry.body_limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// How trying again begins for one request.
+    /// Returns fresh retry state for one request.
     pub fn retry(&self) -> Retry {
         Retry::new(self.policy(), &self.context.budget)
     }
 
-    /// The same for lists: those of sources have no second chance, and hold up nothing but themselves. Of targets they only
-    /// save requests.
+    /// Returns retry state for listings. Listings of sources are retried for longer, since they have no second chance
+    /// and delay nothing else; listings of targets only save requests.
     pub(crate) fn patient_retry(&self) -> Retry {
         let (policy, most) = (self.policy(), Policy::default());
         if self.access == Access::Push {
@@ -488,7 +489,7 @@ impl Repository {
     fn policy(&self) -> Policy {
         let policy = self.client.0.settings.retry;
         match self.registry.mirror {
-            // There is another place to read from.
+            // There is another registry to read from.
             Some(_) => Policy { attempts: 1, patience: Duration::ZERO, ..policy },
             None => policy,
         }
@@ -502,7 +503,7 @@ impl Repository {
         }
     }
 
-    /// A URL below this repository: `path` has been checked to hold nothing that would need escaping.
+    /// Builds a URL below this repository. `path` must need no escaping.
     fn url(&self, path: &str) -> Url {
         let mut url = self.registry.base.clone();
         let base = url.path().to_owned();

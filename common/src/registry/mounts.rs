@@ -1,4 +1,4 @@
-//! What was learnt of mounts at a registry: that it knows none, or refuses them between two repositories.
+//! Mount support of a registry: whether it has mounts, and between which repositories it refused them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use crate::generational::GenerationalCache;
 use crate::image::RepositoryName;
 
-/// How long a refusal is believed: rights change, and a registry that failed recovers.
+/// Refusals expire after this time: permissions change, and failing registries recover.
 const BELIEVED_FOR: Duration = Duration::from_secs(10 * 60);
-/// Pairs of repositories that are remembered.
+/// Cached pairs of repositories.
 const MAX_PAIRS: usize = 2048;
 
-/// From where to where.
+/// Source and target repository of a mount.
 type Pair = (RepositoryName, RepositoryName);
 
-/// One registry's mounts.
+/// Mount support of one registry.
 #[derive(Debug)]
 pub(crate) struct Mounts {
     unknown: AtomicBool,
@@ -29,7 +29,7 @@ impl Default for Mounts {
 }
 
 impl Mounts {
-    /// The registry knows no mounts at all.
+    /// Whether the registry does not support mounts at all.
     pub(crate) fn are_unknown(&self) -> bool {
         self.unknown.load(Ordering::Relaxed)
     }
@@ -38,7 +38,7 @@ impl Mounts {
         self.unknown.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it is worth asking for a mount between these two.
+    /// Whether a mount between these repositories is worth trying.
     pub(crate) fn may_work(&self, from: &RepositoryName, to: &RepositoryName) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (from.clone(), to.clone());

@@ -1,5 +1,4 @@
-//! For whom requests are made, and when they may go: what each waits for before it is sent, and what is learnt from how it
-//! was answered.
+//! Throttling: what a request waits for before it is sent, and what its response teaches the rate limiters and windows.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,25 +17,25 @@ use crate::image::RegistryName;
 use crate::retry;
 use crate::store::{Account, AccountPart};
 
-/// What is shorter is no wait.
+/// Shorter waits are not reported.
 const NOTICED: Duration = Duration::from_millis(1);
 
-/// What a request is, as far as paces and quotas go.
+/// Class of a request for rate limits and quotas.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Errand {
-    /// For whom.
+    /// Index of the credential in the pool.
     pub(crate) login: usize,
     pub(crate) action: Action,
-    /// What quotas of pulls count.
+    /// Whether pull quotas count it.
     pub(crate) reads_manifest: bool,
-    /// Counted apart by some.
+    /// Operation that some registries limit separately.
     pub(crate) part: Option<AccountPart>,
-    /// Goes on with a blob that was being read.
+    /// Whether it continues a blob read that was started before.
     pub(crate) goes_on: bool,
 }
 
 impl Errand {
-    /// Kinds of which some can be refused while others go well.
+    /// Index of the backoff. Registries may reject one kind while others succeed.
     fn kind(&self) -> usize {
         match (self.action, self.part) {
             (Action::Manifests, _) if self.reads_manifest => 0,
@@ -48,13 +47,13 @@ impl Errand {
         }
     }
 
-    /// A request that is none of the copy's: for a token, or for where tokens are.
+    /// A request that is not part of a copy: for a token or a challenge.
     pub(crate) fn aside(login: usize) -> Errand {
         Errand { login, action: Action::List, reads_manifest: false, part: None, goes_on: false }
     }
 }
 
-/// A request that is under way.
+/// Permits of a request in progress.
 #[derive(Debug, Default)]
 pub(crate) struct UnderWay {
     entry: Option<Entry>,
@@ -62,14 +61,14 @@ pub(crate) struct UnderWay {
 }
 
 impl UnderWay {
-    /// What is kept until the body has ended.
+    /// Returns the permits to hold until the body ends.
     pub(crate) fn into_seats(self) -> [Option<Seat>; 2] {
         [self.entry.map(|entry| entry.seat), self.place]
     }
 }
 
 impl Repository {
-    /// What a request to the registry is.
+    /// Classifies a request to the registry.
     pub(crate) fn errand(&self, method: &Method, url: &Url, headers: &HeaderMap) -> Errand {
         let action = Action::of(method, url);
         let reads_manifest = action == Action::Manifests && *method == Method::GET;
@@ -82,7 +81,7 @@ impl Repository {
         Errand { login: self.login(), action, reads_manifest, part, goes_on }
     }
 
-    /// Who asks.
+    /// Picks the credential to use.
     pub(crate) fn login(&self) -> usize {
         match self.access {
             Access::Pull => self.registry.logins.turn(self.turn),
@@ -90,7 +89,7 @@ impl Repository {
         }
     }
 
-    /// Waits until the registry's pace allows one more request. A long wait is an error, at once.
+    /// Waits for the rate limit. A long wait is returned as an error at once.
     pub(crate) async fn paced(&self, errand: Errand, tried: &str) -> Result<()> {
         let login = self.registry.logins.get(errand.login);
         let began = Instant::now();
@@ -117,7 +116,7 @@ impl Repository {
         })
     }
 
-    /// Waits until one more request to the registry itself may be open.
+    /// Acquires permits for one more open request to the registry itself.
     pub(crate) async fn begin(&self, errand: Errand, tried: &str) -> Result<UnderWay> {
         let login = self.registry.logins.get(errand.login);
         let began = Instant::now();
@@ -145,7 +144,7 @@ impl Repository {
         under_way
     }
 
-    /// Tells of a wait, if it was one.
+    /// Reports a wait, if it was long enough.
     fn held_back(&self, by: Delay, began: Instant) {
         let time = began.elapsed();
         if time >= NOTICED {
@@ -153,7 +152,7 @@ impl Repository {
         }
     }
 
-    /// Learns from an answer of the registry: from its status, and from what it tells of quotas.
+    /// Updates windows and quotas from a response's status and headers.
     pub(crate) async fn heed(&self, errand: Errand, under_way: &UnderWay, status: StatusCode, headers: &HeaderMap) {
         let window = self.registry.windows.of(errand.action);
         let now = tokio::time::Instant::now();
@@ -181,20 +180,20 @@ impl Repository {
         }
     }
 
-    /// Learns from a request that got no answer in time.
+    /// Treats a request that timed out as overload.
     pub(crate) fn heed_failure(&self, errand: Errand, under_way: &UnderWay, error: &Error) {
         if let Some(entry) = under_way.entry.as_ref().filter(|_| error.class() == Class::TimedOut) {
             self.registry.windows.of(errand.action).overloaded(entry, tokio::time::Instant::now());
         }
     }
 
-    /// Where an answer says that there were too many requests, others are told.
+    /// Records a rate limit error, so that other requests wait as well.
     pub(crate) async fn mind(&self, errand: Errand, error: Error) -> Error {
         if error.class() != Class::RateLimited {
             return error;
         }
         let pacer = &self.registry.logins.get(errand.login).pacer;
-        // Less than the first wait of our own is none that was said: it would be asked again and again.
+        // A `Retry-After` below the initial backoff counts as none, or the request would be repeated again and again.
         let wait = error.wait().filter(|wait| *wait >= patience::FIRST);
         match pacer.refused(wait, errand.reads_manifest, errand.kind()).await {
             Some(wait) => error.retry_after(Some(wait)),
@@ -204,7 +203,7 @@ impl Repository {
 }
 
 impl Client {
-    /// Whom a registry counts the requests of one login for.
+    /// Returns the account that the registry counts requests of one credential for.
     pub(super) async fn account(&self, registry: &Registry, login: usize) -> Account {
         let user = match auth::credential(self, registry, "", login).await.ok().flatten() {
             Some(credential) => {
@@ -216,7 +215,7 @@ impl Client {
         Account::new(&registry.name, user.or_else(|| registry.settings.egress.clone()).unwrap_or_default())
     }
 
-    /// Whom a registry counts our requests for: the one who does everything, or, with `pulls`, all who pull.
+    /// Returns the accounts that the registry counts requests for: the main one, or, with `pulls`, all that pull.
     pub async fn accounts(&self, registry: &RegistryName, pulls: bool) -> Vec<Account> {
         let Ok(registry) = self.registry(registry) else { return vec![Account::new(registry, "")] };
         let logins = if pulls { registry.logins.pulling() } else { &[0] };
@@ -227,13 +226,12 @@ impl Client {
         accounts
     }
 
-    /// Why and for how long nothing is to be begun with a registry, as far as this process knows: with `pulls`, nothing
-    /// that reads images there.
+    /// Returns the current hold on a registry, as far as this process knows; with `pulls`, on reading images there.
     pub fn hold(&self, registry: &RegistryName, pulls: bool) -> Option<Hold> {
         self.registry(registry).ok()?.logins.hold(pulls)
     }
 
-    /// Gives back what it holds of what is shared with others. For the end of a process: others need not wait then.
+    /// Releases shared permits. For shutdown, so that other processes need not wait for them to expire.
     pub async fn let_go(&self) {
         let mut all: Vec<Arc<Logins>> = {
             let logins = self.0.logins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -252,7 +250,7 @@ impl Client {
         }
     }
 
-    /// Bytes of blobs that went over the line so far, in both directions together.
+    /// Returns the number of blob bytes transferred so far, in both directions together.
     pub fn moved(&self) -> u64 {
         self.0.moved.load(std::sync::atomic::Ordering::Relaxed)
     }

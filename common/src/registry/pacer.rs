@@ -1,5 +1,4 @@
-//! When the next request to a registry may go: its pace, which may be shared with other processes, and the quotas that it
-//! tells of.
+//! Rate limiter of one account at a registry: request rate, quotas and holds, which may be shared with other processes.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,36 +15,36 @@ use super::ratelimit::Quota;
 use super::settings::{Reserve, SharedPace};
 use crate::store::{Account, AccountPart, Allowance, Ask, Grant, LOOK_EVERY, Pace, QuotaWindow, Told, WindowTime};
 
-/// A longer wait is not slept out: who asked is told, and may do something else.
+/// Longer waits are returned to the caller, who may do something else meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// A store that does not answer so soon is gone on without …
+/// Timeout of a call to the shared store.
 const ANSWER: Duration = Duration::from_secs(1);
-/// … for so long.
+/// How long the local limiter is used after a failed call to the store.
 const AWAY: Duration = Duration::from_secs(5);
-/// A turn that nobody took for so long has lapsed.
+/// Granted turns older than this are discarded.
 const LAPSE: Duration = Duration::from_millis(250);
-/// The store is told of a quota no more often, as long as there is enough of it.
+/// Minimum interval between quota reports to the store while the quota is not low.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Why and for how long a registry is left alone.
+/// A hold on requests to a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
-    /// From now.
+    /// Time left, from now.
     pub wait: Duration,
-    /// In words, to be said after the registry's name.
+    /// Reason in words, to follow the registry's name.
     pub why: String,
 }
 
-/// The pace of one account at one registry.
+/// Rate limiter of one account at one registry.
 #[derive(Debug)]
 pub(crate) struct Pacer {
     limit: Option<f64>,
     shared: Option<SharedPace>,
-    /// Whom the registry counts requests for; needed where the pace is shared.
+    /// Account that the registry counts requests for; needed only for shared limits.
     account: OnceCell<Account>,
     began: Instant,
     own: Mutex<Own>,
-    /// Turns that were given and not taken yet. Who has the lock is next.
+    /// Granted turns that are not taken yet. The lock holder is next.
     line: tokio::sync::Mutex<VecDeque<Instant>>,
     waiting: AtomicU32,
     reserve: Reserve,
@@ -53,28 +52,28 @@ pub(crate) struct Pacer {
 
 #[derive(Debug, Default)]
 struct Own {
-    /// Where the pace is not shared, and while the store is away.
+    /// Used where limits are not shared, and while the store is unavailable.
     allowance: Allowance,
     not_before: Option<Instant>,
-    /// The same, where it was not said for how long.
+    /// The same, where the registry did not say for how long.
     not_before_as_guessed: Option<Instant>,
-    /// By the kinds of requests.
+    /// Backoff by kind of request.
     streaks: [Streak; 6],
-    /// No manifests are read before: the quota is used up.
+    /// Manifest reads are held until then: the quota is exhausted.
     pulls_from: Option<Instant>,
-    /// Nothing that needs manifests is begun before: the quota is used up but for the reserve.
+    /// Tasks that read manifests are held until then: the quota is exhausted but for the reserve.
     begin_from: Option<Instant>,
     quota: QuotaWindow,
     quota_of: Option<u64>,
     quota_ends: Option<Instant>,
     quota_told: Option<Instant>,
-    /// The quota counts more than the reading of manifests: it is told of with other answers as well.
+    /// Whether the quota counts more than manifest reads: other responses report it, too.
     quota_is_wide: bool,
-    /// Turns were given by the store, not everything.
+    /// Whether the store granted single turns rather than unlimited requests.
     paced: bool,
-    /// All is free, as was said then.
+    /// When the store last granted unlimited requests.
     free_since: Option<Instant>,
-    /// Requests made freely, which the store was not told of yet.
+    /// Requests passed without a grant that are not reported to the store yet.
     sent: u32,
     away_until: Option<Instant>,
 }
@@ -93,12 +92,12 @@ impl Pacer {
         }
     }
 
-    /// Names the account, once, where that matters.
+    /// Sets the account, once, if limits are shared.
     pub(crate) async fn at<F: Future<Output = Account>>(&self, account: impl FnOnce() -> F) {
         let Some(shared) = &self.shared else { return };
         let name = async {
             let account = account().await;
-            // What others were told before this process began.
+            // Holds recorded before this process started.
             let asked = [account.clone(), account.of(AccountPart::Pulls)];
             if let Ok(Ok(until)) = tokio::time::timeout(ANSWER, shared.store.not_before(&asked)).await {
                 let now = Timestamp::now();
@@ -118,27 +117,27 @@ impl Pacer {
         self.account.get_or_init(|| name).await;
     }
 
-    /// Where the pace is shared, and whose it is, once that is known.
+    /// Returns the shared store and the account, once that is known.
     pub(crate) fn shared(&self) -> Option<(&Arc<dyn Pace>, &Account)> {
         self.shared.as_ref().map(|shared| &shared.store).zip(self.account.get())
     }
 
-    /// Returns when one more request may go. Where that is too far off, how far; and where there is another way, as soon
-    /// as there is a wait that the registry wants.
+    /// Waits until one more request may be sent. Returns the remaining wait as an error if it is too long, or, with
+    /// `another_way`, as soon as the registry requires any wait.
     pub(crate) async fn pass(&self, reads_manifest: bool, another_way: bool) -> Result<(), Duration> {
         loop {
             if let Some(wait) = self.held_off(reads_manifest) {
                 if another_way || wait > LONGEST_SLEEP {
                     return Err(wait);
                 }
-                // Not all at that very moment.
+                // Spread wake-ups.
                 let apart = rand::rng().random_range(Duration::ZERO..Duration::from_millis(50));
                 tokio::time::sleep(wait + apart).await;
                 continue;
             }
             match self.free_for() {
                 Some(age) if age < LOOK_EVERY => return self.go_freely(),
-                // One looks, the others go on meanwhile.
+                // One caller asks the store while the others go on.
                 Some(_) => match self.line.try_lock() {
                     Ok(mut line) => self.ask(&mut line, 1).await,
                     Err(_) => return self.go_freely(),
@@ -152,13 +151,13 @@ impl Pacer {
         }
     }
 
-    /// One more request, of which the store is told later.
+    /// Passes one request, to be reported to the store later.
     fn go_freely(&self) -> Result<(), Duration> {
         self.own().sent += 1;
         Ok(())
     }
 
-    /// Waits in line for a turn. Says no where the rules have changed meanwhile.
+    /// Waits for a turn. Returns false if a hold or an unlimited grant came in the meantime.
     async fn take_turn(&self) -> bool {
         let _waiting = Waiting::begin(&self.waiting);
         let mut line = self.line.lock().await;
@@ -173,12 +172,12 @@ impl Pacer {
             self.ask(&mut line, self.waiting.load(Ordering::Relaxed)).await;
         }
         let Some(turn) = line.pop_front() else { return false };
-        // With the lock held: no more turns are asked for before those that were given are used.
+        // With the lock held, so that no turns are requested before the granted ones are used.
         tokio::time::sleep_until(turn).await;
         self.held_off(false).is_none()
     }
 
-    /// Asks what may go now.
+    /// Requests a grant.
     async fn ask(&self, line: &mut VecDeque<Instant>, wanted: u32) {
         let ask = self.question(wanted);
         let granted = match self.store().filter(|(shared, _)| !shared.alone) {
@@ -196,7 +195,7 @@ impl Pacer {
             Some(granted) => {
                 own.allowance.forget_presumed();
                 let turns = if let Grant::Turns(turns) = &granted { turns.len() } else { 0 };
-                // Gone on with, should the store be away.
+                // Counted locally as well, in case the store becomes unavailable.
                 own.allowance.count(time, turns.try_into().unwrap_or(u32::MAX));
                 own.paced = turns > 0;
                 granted
@@ -217,16 +216,16 @@ impl Pacer {
         }
     }
 
-    /// A request of a kind went well.
+    /// Ends the backoff of a kind of request after a success.
     pub(crate) fn went_well(&self, kind: usize) {
         if let Some(streak) = self.own().streaks.get_mut(kind) {
             streak.ended();
         }
     }
 
-    /// A request was refused; the registry wants none for so long, if it said so. Returns for how long there will be none
-    /// where it did not say so: as long as a quota is known to be used up, or longer each time. None: it has refused
-    /// everything of that kind for so long that nothing is to be hoped for.
+    /// Records a rejection (429), with the wait that the registry asked for. If it did not say, returns the wait to
+    /// use: until the exhausted quota resets, or a growing backoff. Returns `None` also when it has rejected all
+    /// requests of that kind for too long.
     pub(crate) async fn refused(&self, wait: Option<Duration>, reads_manifest: bool, kind: usize) -> Option<Duration> {
         if wait.is_none()
             && reads_manifest
@@ -246,7 +245,7 @@ impl Pacer {
             Some(_) => None,
             None => self.own().streaks.get_mut(kind).and_then(|streak| streak.refused(Instant::now())),
         };
-        // Refused again after a wait that was too short: the pace is no faster than it was.
+        // A repeated rejection after a wait that was too short does not mean a higher rate.
         let cuts = guessed.is_none_or(|(_, is_first)| is_first);
         let guessed = guessed.map(|(wait, _)| wait);
         let wait = wait.or(guessed).unwrap_or_default();
@@ -283,7 +282,7 @@ impl Pacer {
         guessed
     }
 
-    /// For how long a quota is used up: one that was told of, of which not much was left, and that is refused now.
+    /// Returns the time until an exhausted quota resets: one that was reported, had little left, and is now rejecting.
     fn is_used_up(&self) -> Option<Duration> {
         let mut own = self.own();
         let little = own.quota_of.map_or(10.0, |limit| limit as f64 / 4.0).max(1.0);
@@ -296,7 +295,7 @@ impl Pacer {
         Some(wait)
     }
 
-    /// The registry told of a quota. Returns the hold that this amounts to, where there was none before.
+    /// Records a quota that the registry reported. Returns the resulting hold, if there was none before.
     pub(crate) async fn told(&self, quota: &Quota, reads_manifest: bool) -> Option<Hold> {
         let remaining = quota.remaining?;
         let time = match (quota.reset, quota.window) {
@@ -331,7 +330,7 @@ impl Pacer {
         if tell && let Some((shared, account)) = self.store() {
             match tokio::time::timeout(ANSWER, shared.store.quota(account, &told)).await {
                 Ok(Ok(wait)) => {
-                    // Others may have heard of this window before.
+                    // Another process may have seen this window start earlier.
                     let mut own = self.own();
                     own.quota_ends = Instant::now().checked_add(wait);
                     own.hold_for_quota(remaining, is_low);
@@ -345,7 +344,7 @@ impl Pacer {
         self.hold(true).filter(|_| is_low && !was_held)
     }
 
-    /// Why and for how long nothing is to be begun with this registry; with `pulls`, nothing that reads manifests there.
+    /// Returns the current hold on new work with this registry; with `pulls`, on work that reads manifests.
     pub(crate) fn hold(&self, pulls: bool) -> Option<Hold> {
         let now = Instant::now();
         let own = self.own();
@@ -368,13 +367,13 @@ impl Pacer {
         Some(Hold { wait, why })
     }
 
-    /// The store, unless it is away.
+    /// Returns the store, unless it is considered unavailable.
     fn store(&self) -> Option<(&SharedPace, &Account)> {
         let is_away = self.own().away_until.is_some_and(|until| until > Instant::now());
         self.shared.as_ref().zip(self.account.get()).filter(|_| !is_away)
     }
 
-    /// The store is away: this process goes on at the pace that it had, or, where nothing was known, at its own.
+    /// Falls back to the local limiter, at the rate granted before if there was one.
     fn do_without(&self, why: &str) -> Option<Grant> {
         tracing::warn!("the shared pace is not known, each process has its own for now: {why}");
         let time = self.time();
@@ -399,12 +398,12 @@ impl Pacer {
         Some(until.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
     }
 
-    /// How long ago it was said that all is free; none if it is not.
+    /// Time since the store granted unlimited requests; `None` if it did not.
     fn free_for(&self) -> Option<Duration> {
         self.own().free_since.map(|since| since.elapsed())
     }
 
-    /// In milliseconds, for the allowance.
+    /// Milliseconds, for the allowance.
     fn time(&self) -> f64 {
         1_000_000.0 + self.began.elapsed().as_secs_f64() * 1000.0
     }
@@ -415,7 +414,7 @@ impl Pacer {
 }
 
 impl Own {
-    /// A quota is low, or used up.
+    /// Applies the holds of a low or exhausted quota.
     fn hold_for_quota(&mut self, remaining: u64, is_low: bool) {
         if is_low {
             self.begin_from = self.quota_ends;
@@ -429,7 +428,7 @@ impl Own {
     }
 }
 
-/// One who waits for a turn, until dropped.
+/// Counts a caller as waiting for a turn until dropped.
 struct Waiting<'a>(&'a AtomicU32);
 
 impl Waiting<'_> {

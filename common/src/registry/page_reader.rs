@@ -1,5 +1,5 @@
-//! Reading a page of a listing: parsed as it comes, with a limit on its bytes, its entries and its texts, so that memory
-//! grows with what is kept of it and not with what a registry sends.
+//! Reads a page of a listing. Parses it while it is received, with limits on its bytes, entries and texts, so that
+//! memory grows with what is kept and not with what the registry sends.
 
 use std::cell::RefCell;
 use std::io::{BufReader, Read};
@@ -18,46 +18,47 @@ use super::context::Context;
 use super::listing_memory::{ENTRY_BYTES, ListingShare};
 use crate::error::{Class, Error, Result};
 
-/// Pages up to this size are read whole, in bytes: most are. A longer one is parsed in a thread of its own as it comes.
+/// Pages up to this size in bytes are buffered, as most are. Larger ones are parsed in a separate thread while they are
+/// received.
 const WHOLE_BYTES: usize = 256 << 10;
-/// The memory that a longer page holds while it is parsed, in bytes: only a few are parsed at a time, for every thread that
-/// allocates keeps memory for later.
+/// Memory reserved for a larger page while it is parsed, in bytes. That limits how many are parsed concurrently, since
+/// each allocating thread retains memory.
 const LONG_PAGE_BYTES: u64 = 16 << 20;
-/// Pieces of a page that wait for the parser.
+/// Chunks of a page queued for the parser.
 const WAITING_PIECES: usize = 2;
-/// The longest text in a page that is not read whole, in bytes.
+/// Size limit of a text in a page that is not buffered, in bytes.
 pub(crate) const MAX_TEXT_BYTES: usize = 1 << 20;
 
-/// The limits of one page.
+/// Limits of one page.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PageLimits {
     /// Bytes of the page.
     pub(super) bytes: usize,
-    /// Entries that may still come.
+    /// Entries left.
     pub(super) entries: u64,
-    /// Bytes of texts that may still come.
+    /// Text bytes left.
     pub(super) texts: u64,
-    /// The limits of all pages together, for messages.
+    /// Limits of all pages together, for messages.
     pub(super) of_all: PageSize,
 }
 
-/// What was counted of a page.
+/// Size of a page.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct PageSize {
-    /// Entries.
+    /// Number of entries.
     pub(super) entries: u64,
     /// Bytes of their texts.
     pub(super) texts: u64,
 }
 
 impl PageSize {
-    /// The memory that its entries take.
+    /// Returns the memory that its entries take.
     pub(super) fn memory(self) -> u64 {
         self.entries.saturating_mul(ENTRY_BYTES).saturating_add(self.texts)
     }
 }
 
-/// Reads the body of an answer as a page. The share holds the memory of its entries from then on.
+/// Reads a response body as a page. The share then holds the memory of its entries.
 pub(super) async fn read_page<T: DeserializeOwned + Send + 'static>(
     answer: &mut Answer,
     limits: PageLimits,
@@ -73,7 +74,7 @@ pub(super) async fn read_page<T: DeserializeOwned + Send + 'static>(
 }
 
 async fn hold(share: &ListingShare, bytes: u64, context: &Context, tried: &str) -> Result<()> {
-    // The other side is not what is waited for.
+    // Does not count as waiting for the registry.
     let _pause = context.clock.pause();
     tokio::select! {
         biased;
@@ -138,11 +139,11 @@ async fn read<T: DeserializeOwned + Send + 'static>(
     parsed(page)
 }
 
-/// The pieces of a body, to be read in a thread that may block. It refuses texts that are too long to be held.
+/// Reads the chunks of a body in a thread that may block. Rejects texts too long to buffer.
 struct Pieces {
     waiting: mpsc::Receiver<Bytes>,
     piece: Bytes,
-    /// Bytes of the text that is being read; none outside of texts.
+    /// Bytes of the current text; `None` outside of texts.
     text: Option<usize>,
     is_escaped: bool,
 }
@@ -152,7 +153,7 @@ impl Pieces {
         Pieces { waiting, piece: Bytes::new(), text: None, is_escaped: false }
     }
 
-    /// Follows where texts begin and end.
+    /// Tracks where texts begin and end.
     fn follow(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         for byte in bytes {
             match (&mut self.text, byte) {
@@ -190,7 +191,7 @@ impl Read for Pieces {
 }
 
 thread_local! {
-    /// Counts what is parsed in this thread.
+    /// Counter of the page that this thread parses.
     static COUNTER: RefCell<Option<Arc<Counter>>> = const { RefCell::new(None) };
 }
 
@@ -207,7 +208,7 @@ impl Counter {
         Counter { limits, entries: AtomicU64::new(0), texts: AtomicU64::new(0) }
     }
 
-    /// Counts what is parsed by `parse`.
+    /// Counts what `parse` parses.
     fn count<T>(self: &Arc<Counter>, parse: impl FnOnce() -> T) -> T {
         COUNTER.set(Some(self.clone()));
         let parsed = parse();
@@ -244,9 +245,9 @@ fn count_entry<E: serde::de::Error>(texts: usize) -> Result<(), E> {
     })
 }
 
-/// An entry of a list.
+/// An entry of a listing.
 pub trait Entry {
-    /// The bytes of the texts that are kept of it.
+    /// Returns the bytes of its texts that are kept.
     fn text_bytes(&self) -> usize;
 }
 
@@ -267,7 +268,7 @@ impl<T> Default for Entries<T> {
 }
 
 impl<T> Entries<T> {
-    /// The list.
+    /// Returns the list.
     pub fn into_vec(self) -> Vec<T> {
         self.0
     }
@@ -324,7 +325,7 @@ impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for Entries<T> {
     }
 }
 
-/// Entries of a page under their keys, in the order of the page.
+/// Entries of a page by key, in the page's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KeyedEntries<T>(pub(super) Vec<(String, T)>);
 

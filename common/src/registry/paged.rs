@@ -1,5 +1,5 @@
-//! Lists that come by pages: one request each, the next one named by a `Link` or by the page itself, and an end that must
-//! come.
+//! Pagination of listings: one request per page, the next page by `Link` header or by the page itself, and detection of
+//! listings that never end.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -17,54 +17,56 @@ use super::{Repository, hop, link};
 use crate::error::{Class, Error, Result};
 use crate::retry::{self, Retry};
 
-/// Pages in a row that bring nothing new. A registry that hides what one may not see can answer with some empty ones.
+/// Limit of consecutive pages without new entries. A registry that hides entries by permission can send some empty
+/// ones.
 pub(super) const MAX_BARREN_PAGES: usize = 50;
-/// Entries of a listing, on one page or on many. The largest repositories that are known have some 100,000 tags, and a
+/// Limit of entries in a listing, over all pages. The largest known repositories have some 100,000 tags, and a
 /// Google-style list has three entries for each: the tag, its manifest, and the tag at its manifest.
 pub(super) const MAX_ENTRIES: u64 = 300_000;
-/// Bytes of the texts of a listing: of names and digests.
+/// Limit of the text bytes in a listing: names and digests.
 pub(super) const MAX_TEXTS_BYTES: u64 = 48 << 20;
 
-/// How long a listing waits for its registry in all, in stall limits: half an hour with the default. A hundred thousand tags
-/// by hundreds, each page in a second, take a third of that.
+/// Limit of the total time that a listing waits for its registry, in stall timeouts: half an hour with the default. A
+/// hundred thousand tags in pages of a hundred, a second each, take a third of that.
 pub(super) const LISTING_STALLS: u32 = 30;
 
-/// What one page says.
+/// A page of a listing.
 pub trait Page: DeserializeOwned + Send + 'static {
-    /// Whether it is a page of such a list at all. Some answer 200 with an error in the body, or with something else.
+    /// Whether the body is such a page at all. Some registries answer 200 with an error in the body, or with something
+    /// else.
     fn is_one(&self) -> bool;
 
-    /// What is listed on it, each by what tells it from others.
+    /// Returns the page's entries by their identifying text.
     fn entries(&self) -> Vec<&str>;
 
-    /// Where the next page is.
+    /// Returns where the next page is.
     fn next(&self) -> Next {
         Next::Linked
     }
 }
 
-/// Where the page after one is.
+/// Location of the next page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Where the answer's `Link` leads; without one it was the last.
+    /// In the response's `Link` header; without one there is none.
     Linked,
-    /// At this address, which may be relative. It must be on the same host.
+    /// At this URL, which may be relative. It must have the same host.
     At(String),
-    /// At the same address, with another value of this parameter.
+    /// At the same URL, with another value of this query parameter.
     With(&'static str, String),
-    /// There is none.
+    /// No further page.
     None,
 }
 
-/// Who asks for pages.
+/// Fetches pages.
 pub(crate) trait Ask {
-    /// Asks once. All answers but 200 are errors.
+    /// Sends one request. All responses but 200 are errors.
     async fn ask(&self, url: &Url, tried: &str) -> Result<Answer>;
 
-    /// What retries and hops are judged by.
+    /// Returns the repository whose settings apply to retries and links.
     fn repository(&self) -> &Repository;
 
-    /// How a page is tried again.
+    /// Returns fresh retry state for a page.
     fn retry(&self) -> Retry {
         self.repository().retry()
     }
@@ -88,13 +90,13 @@ impl Ask for Repository {
     }
 }
 
-/// For keys of which it matters whether they are there, be it with `null`.
+/// Deserializes a key whose presence matters, even with `null`.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// Where reading a list is, and what is remembered to notice one that does not end: 8 bytes an entry, and only if there
-/// is more than one page.
+/// Position in a listing, with the state that detects endless ones: 8 bytes per entry, and only if there is more than
+/// one page.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     next: Option<Url>,
@@ -103,11 +105,11 @@ pub(crate) struct Cursor {
     entries: HashSet<u64>,
     barren: usize,
     hasher: RandomState,
-    /// How long the registry was waited for.
+    /// Time spent waiting for the registry.
     waited: Duration,
-    /// What was read so far.
+    /// Size of the pages read so far.
     size: PageSize,
-    /// The memory of the listing; chosen with the first page.
+    /// Memory share of the listing; chosen with the first page.
     share: Option<ListingShare>,
 }
 
@@ -126,8 +128,8 @@ impl Cursor {
         }
     }
 
-    /// Reads the next page; `None` after the last. An error answer is an error and never an empty page, and so are pages
-    /// that repeat themselves, lead in a circle, do not end or take too long in all. Rate limits are not held against it.
+    /// Reads the next page; `None` after the last. An error response is an error and never an empty page, and so are
+    /// pages that repeat, form a loop, never end or take too long in total. Time spent on rate limits does not count.
     pub(crate) async fn next_page<T: Page>(
         &mut self,
         asker: &impl Ask,
@@ -197,7 +199,7 @@ async fn read_patiently<T: Page>(
             Ok(page) => return Ok(page),
             Err(error) => error,
         };
-        // It is the registry that wants to be left alone, for as long as the retries bear that.
+        // The registry asked to wait, and the retry state limits how long.
         let _pause = (error.class() == Class::RateLimited).then(|| repository.context().clock.pause());
         repository.pause(&mut retry, error).await?;
     }
@@ -239,7 +241,7 @@ fn with_parameter(here: &Url, name: &str, value: &str) -> Url {
     next
 }
 
-/// Where the next page is: on the same host, or it is an error.
+/// Validates the URL of the next page, which must have the same host.
 fn checked(repository: &Repository, here: &Url, written: &str, tried: &str) -> Result<Url> {
     let next = here
         .join(written)
@@ -250,7 +252,8 @@ fn checked(repository: &Repository, here: &Url, written: &str, tried: &str) -> R
         let detail = format!("the link to its next page leads to another host, {}", hop::origin(&next));
         return Err(Error::new(Class::Insecure, tried, detail));
     }
-    // All pages of a list have one path. Artifactory leaves out the first part of a repository, or what its own base adds.
+    // All pages of a list have one path. Artifactory omits the first part of a repository, or the part that its own
+    // base adds.
     let last = |url: &Url| url.path().rsplit('/').next().map(str::to_owned);
     if last(&next) == last(here) {
         next.set_path(here.path());

@@ -1,20 +1,20 @@
-//! How long to leave a registry alone that refuses requests (429) and does not say for how long: a little at first, twice as
-//! long each time that it refuses again, and never longer than a minute.
+//! Backoff for rejections (429) without `Retry-After`: short at first, doubled with each further rejection, a minute at
+//! most.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// After the first refusal …
+/// Wait after the first rejection.
 pub(super) const FIRST: Duration = Duration::from_millis(500);
-/// … and never longer than this.
+/// Longest wait.
 const LONGEST: Duration = Duration::from_secs(60);
-/// A registry that has refused everything of a kind for so long is not busy but closed to us: that is a failure.
+/// After rejecting all requests of a kind for this long, a registry counts as closed, and requests fail.
 pub const PATIENCE: Duration = Duration::from_secs(60 * 60);
-/// A refusal so long after the last wait has ended is the first of others.
+/// A rejection this long after the last wait starts a new sequence.
 const APART: Duration = Duration::from_secs(120);
 
-/// Refusals of requests of one kind in a row.
+/// Backoff after consecutive rejections of one kind of request.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Streak(Option<Refused>);
 
@@ -26,11 +26,11 @@ struct Refused {
 }
 
 impl Streak {
-    /// A request was refused. How long to wait, and whether it is the first of them: that tells of a pace that is too fast,
-    /// the others that the registry has not had enough of rest yet. None where that has gone on for too long.
+    /// Records a rejection. Returns the wait, and whether it is the first of its sequence: the first shows that the
+    /// rate is too high, later ones that the wait was too short. `None` once the sequence has lasted too long.
     pub(super) fn refused(&mut self, now: Instant) -> Option<(Duration, bool)> {
         let next = match self.0 {
-            // It was under way when the last one was refused.
+            // Sent before the last rejection was received.
             Some(last) if now < last.until => return Some((last.until.duration_since(now), false)),
             Some(last) if now < last.until + APART => {
                 if now.duration_since(last.since) > PATIENCE {
@@ -45,7 +45,7 @@ impl Streak {
         Some((next.wait, next.since == now))
     }
 
-    /// A request went well.
+    /// Ends the sequence after a success.
     pub(super) fn ended(&mut self) {
         self.0 = None;
     }

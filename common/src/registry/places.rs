@@ -1,4 +1,4 @@
-//! How many requests to a registry may be open at a time: for this process, or for all processes of a cluster together.
+//! Concurrency limit for requests to a registry: of this process, or shared by the processes of a cluster.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,20 +8,20 @@ use tokio::sync::Notify;
 use super::seats::{Seat, Seats};
 use crate::store::{Account, Claim, Pace, PlaceShare};
 
-/// How long places are held without word from their process …
+/// Claimed permits expire after this time without renewal.
 const LEASE: Duration = Duration::from_secs(10);
-/// … which says so this often.
+/// Renewal interval.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// Where others wait, it looks this often whether it uses fewer by now.
+/// Renewal interval while other processes wait for permits.
 const CONTENDED: Duration = Duration::from_millis(300);
-/// Where it waits itself, it asks again after so long at first, and up to the last as long as it is in vain.
+/// First and longest interval between claims while this process waits for permits.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
-/// A store that does not answer so soon is gone on without.
+/// Timeout of a call to the shared store.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Places are asked for by so many at once.
+/// Permits are claimed in multiples of this.
 const BLOCK: usize = 4;
 
-/// The places at one registry, of one account.
+/// Concurrency limiter of one account at one registry.
 #[derive(Debug)]
 pub(crate) struct Places {
     limit: usize,
@@ -34,14 +34,14 @@ struct Sharing {
     limit: usize,
     seats: Seats,
     holder: Box<str>,
-    /// Whether one goes on telling the store.
+    /// Whether the sync loop is running.
     keeps: Mutex<bool>,
-    /// There is more to ask for.
+    /// Wakes the sync loop when more permits are needed.
     more: Notify,
 }
 
 impl Places {
-    /// Places for this process alone; with a holder's name, of all who share a store.
+    /// Creates a limiter for this process alone, or, with a holder's name, for all processes that share a store.
     pub(crate) fn new(limit: usize, holder: Option<&str>) -> Places {
         let limit = limit.max(1);
         let seats = Seats::new(if holder.is_some() { 0 } else { limit });
@@ -57,21 +57,21 @@ impl Places {
         Places { limit, seats, shared }
     }
 
-    /// Waits for a place.
+    /// Acquires a permit, waiting for one.
     pub(crate) async fn take(&self, shared: Option<(&Arc<dyn Pace>, &Account)>) -> Seat {
         if let Some(seat) = self.seats.try_take() {
             return seat;
         }
         match (&self.shared, shared) {
             (Some(sharing), Some((store, account))) => sharing.keep(store, account),
-            // Not known whose they are: this process has its own.
+            // The account is not known: use the local limit.
             (Some(_), None) => self.seats.set(self.limit),
             (None, _) => {}
         }
         self.seats.take().await
     }
 
-    /// Gives all back.
+    /// Releases all permits to the store.
     pub(crate) async fn give_back(&self, store: &Arc<dyn Pace>, account: &Account) {
         if let Some(sharing) = &self.shared {
             sharing.seats.set(0);
@@ -82,7 +82,7 @@ impl Places {
 }
 
 impl Sharing {
-    /// Sees to it that one tells the store what is wanted.
+    /// Starts the sync loop unless it is running, and wakes it.
     fn keep(self: &Arc<Self>, store: &Arc<dyn Pace>, account: &Account) {
         let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut *keeps, true) {
@@ -93,17 +93,17 @@ impl Sharing {
         self.more.notify_one();
     }
 
-    /// Tells the store what is used and wanted, until nothing is.
+    /// Reports the permits in use and wanted to the store, until there are none.
     async fn tell(&self, store: &dyn Pace, account: &Account) {
         let mut in_vain = ASK_AGAIN[0];
         loop {
             let (using, wanted) = (self.seats.taken(), self.seats.most());
-            // A few more than are wanted now, so that not each is asked for.
+            // Round up, so that permits are not claimed one by one.
             let wanted = wanted.next_multiple_of(BLOCK).min(self.limit);
             let before = using;
             let share = match tokio::time::timeout(ANSWER, store.claim(account, &self.claim(using, wanted))).await {
                 Ok(Ok(share)) => Some(share),
-                // A store that is away changes nothing; who has nothing yet goes on with the least there is.
+                // Without the store the limit stays; a process that has no permit yet uses one.
                 Ok(Err(_)) | Err(_) => {
                     tracing::debug!("how requests to {} are shared is not known for now", account.registry);
                     None

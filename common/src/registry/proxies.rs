@@ -1,5 +1,5 @@
-//! Proxies that the environment names, chosen as Go's `httpproxy` does, and so as docker, containerd and podman do:
-//! `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, in capitals first; besides, `ALL_PROXY` as curl has it.
+//! Proxies from the environment, chosen like Go's `httpproxy` does, and so like docker, containerd and podman:
+//! `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, upper case first; also `ALL_PROXY` like curl.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use url::{Host, Url};
 use crate::config::why_ambiguous;
 use crate::error::{Class, Error, Result};
 
-/// The schemes of proxies that can be used.
+/// Supported proxy schemes.
 const SCHEMES: [&str; 6] = ["http", "https", "socks5", "socks5h", "socks4", "socks4a"];
 
-/// What the environment says of proxies.
+/// Proxy settings from the environment.
 #[derive(Debug, Default)]
 pub(crate) struct Proxies {
     http: Option<Variable>,
@@ -21,21 +21,22 @@ pub(crate) struct Proxies {
     exceptions: Vec<Exception>,
 }
 
-/// A variable that names a proxy, or why what it holds is none. The words never quote it: it may hold a password.
+/// A variable that names a proxy, or why its value is invalid. The message never quotes the value, which may hold a
+/// password.
 #[derive(Clone)]
 struct Variable {
     name: String,
     proxy: Result<Url, String>,
 }
 
-/// The variable's name alone: the proxy's password is in the URL.
+/// Prints the variable's name only: the URL holds the proxy's password.
 impl fmt::Debug for Variable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
 }
 
-/// One entry of `NO_PROXY`.
+/// An entry of `NO_PROXY`.
 #[derive(Debug, PartialEq, Eq)]
 enum Exception {
     Everything,
@@ -44,7 +45,7 @@ enum Exception {
 }
 
 impl Proxies {
-    /// Those of this process.
+    /// Returns this process's proxies.
     pub(crate) fn of_environment() -> &'static Proxies {
         static PROXIES: OnceLock<Proxies> = OnceLock::new();
         PROXIES.get_or_init(|| Proxies::read(|name| std::env::var(name).ok()))
@@ -68,12 +69,12 @@ impl Proxies {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no proxies.
     pub(crate) fn is_empty(&self) -> bool {
         self.http.is_none() && self.https.is_none()
     }
 
-    /// The proxy to a URL; none where it is reached directly. An error where the variable that names it cannot be used.
+    /// Returns the proxy for a URL; `None` for a direct connection. Fails if the variable for it is invalid.
     pub(crate) fn to(&self, url: &Url) -> Result<Option<&Url>> {
         let variable = match url.scheme() {
             "https" => self.https.as_ref(),
@@ -92,12 +93,12 @@ impl Proxies {
         })
     }
 
-    /// The hosts of all proxies, in lower case.
+    /// Returns the hosts of all proxies, in lower case.
     pub(crate) fn hosts(&self) -> Vec<String> {
         self.urls().filter_map(host).collect()
     }
 
-    /// All proxies that can be used.
+    /// Returns all valid proxies.
     pub(crate) fn urls(&self) -> impl Iterator<Item = &Url> {
         [&self.http, &self.https].into_iter().flatten().filter_map(|variable| variable.proxy.as_ref().ok())
     }
@@ -140,7 +141,8 @@ impl Proxies {
 }
 
 impl Exception {
-    /// `host`, `.host` or `*.host` (names below it alone), an address, a network in CIDR, each with or without `:port`; `*`.
+    /// Parses `host`, `.host` or `*.host` (only names below it), an address, a network in CIDR, each with or without
+    /// `:port`; `*`.
     fn parse(entry: &str) -> Option<Exception> {
         let entry = entry.trim().to_lowercase();
         if entry == "*" {
@@ -162,7 +164,7 @@ impl Exception {
             Some(below) => (false, below),
             None => (true, name),
         };
-        // Names of other scripts are asked for in Punycode.
+        // Internationalized names are resolved in Punycode.
         let name = match Host::parse(name) {
             Ok(Host::Domain(name)) => name,
             _ => name.to_owned(),
@@ -183,7 +185,7 @@ impl Exception {
     }
 }
 
-/// An address as a number, and whether it is one of IPv4.
+/// Returns an address as a number, and whether it is IPv4.
 fn number(address: IpAddr) -> (u128, bool) {
     match address.to_canonical() {
         IpAddr::V4(address) => (u128::from(address.to_bits()), true),
@@ -191,7 +193,7 @@ fn number(address: IpAddr) -> (u128, bool) {
     }
 }
 
-/// A proxy as it is written in a variable: without a scheme it speaks HTTP.
+/// Parses a proxy from a variable; without a scheme it speaks HTTP.
 fn parse(written: &str) -> Result<Url, String> {
     if let Some(why) = why_ambiguous(written) {
         return Err(format!(
@@ -212,20 +214,20 @@ fn parse(written: &str) -> Result<Url, String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it names no host".to_owned());
     }
-    // A slash, `?` or `#` in a password ends the host before its time.
+    // A slash, `?` or `#` in a password ends the host early.
     if url.as_str().rfind('@').is_some_and(|at| at > url[..url::Position::AfterPort].len()) {
         return Err("an `@` comes after its host".to_owned());
     }
     Ok(url)
 }
 
-/// The host of a proxy as it is asked for at the resolver.
+/// Returns the host of a proxy as the resolver gets it.
 pub(crate) fn host(proxy: &Url) -> Option<String> {
-    // That of a scheme that URLs do not know (socks5) is left in the case in which it was written.
+    // With schemes unknown to the URL standard (socks5) the host keeps its case.
     proxy.host_str().map(str::to_ascii_lowercase)
 }
 
-/// A proxy for messages: without user and password.
+/// Formats a proxy for messages: without user and password.
 pub(crate) fn shown(proxy: &Url) -> String {
     let host = proxy.host_str().unwrap_or_default();
     match proxy.port() {

@@ -1,21 +1,21 @@
-//! `Range` as an upload session answers with it, and `Content-Range` as an answer to a part of a blob has it.
+//! Parses the `Range` of an upload session, and the `Content-Range` of a partial response.
 
-/// How much of a blob an upload session says that it holds. See [`parse_session_range`].
+/// Part of a blob that an upload session reports to hold. See [`parse_session_range`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionRange {
     /// This many bytes from the start.
     Held(u64),
-    /// `0-0`. By the specification it is one byte, since the end is inclusive; but distribution answers it for an
-    /// empty session too. Either reading would be wrong for somebody.
+    /// `0-0`: one byte by the specification, since the end is inclusive, but distribution sends it for an empty
+    /// session, too. Either reading would be wrong for some registry.
     NoneOrOne,
 }
 
 impl SessionRange {
-    /// The offset from which to go on, when `sent` bytes were sent into the session; `None` if there is none that is
-    /// certain, and the upload must be started again.
+    /// Returns the offset to continue from after `sent` bytes were sent; `None` if no offset is certain, so that the
+    /// upload must be restarted.
     ///
-    /// It is never more than the session holds: a hole would only be found when the whole blob has been sent. So `0-0`
-    /// after bytes were sent is `None` (nothing of worth is lost), and so is a session that claims more than it was sent.
+    /// It never exceeds what the session holds: a gap would only be detected once the whole blob is sent. So `0-0`
+    /// after bytes were sent is `None` (little is lost), and so is a session that reports more than was sent.
     ///
     /// ```
     /// use imgsync_common::registry::range::parse_session_range;
@@ -33,8 +33,8 @@ impl SessionRange {
     }
 }
 
-/// Reads the `Range` of an upload session: `0-1023`, `bytes=0-1023`, and `0--1` where the end was reckoned as the
-/// length less one. `None` for all that does not begin at 0, and for nothing at all.
+/// Parses the `Range` of an upload session: `0-1023`, `bytes=0-1023`, and `0--1` if the end was computed as the length
+/// minus one. `None` for ranges that do not start at 0, and for an empty value.
 pub fn parse_session_range(value: &str) -> Option<SessionRange> {
     let range = strip_unit(value.trim());
     let (start, end) = range.split_once('-')?;
@@ -50,8 +50,8 @@ pub fn parse_session_range(value: &str) -> Option<SessionRange> {
     }
 }
 
-/// Reads a `Content-Range`: first byte, last byte (inclusive) and, unless it is `*`, the whole length. `None` if the
-/// numbers cannot be true, and for `bytes */10`, which goes with 416.
+/// Parses a `Content-Range`: first byte, last byte (inclusive) and, unless it is `*`, the total length. `None` for
+/// impossible numbers, and for `bytes */10`, which accompanies a 416.
 pub fn parse_content_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = strip_unit(value.trim()).split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -63,7 +63,7 @@ pub fn parse_content_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
     (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
 }
 
-/// Without a leading `bytes`, whatever parts it from the numbers.
+/// Strips a leading `bytes` and its separator.
 fn strip_unit(value: &str) -> &str {
     match value.split_at_checked(5) {
         Some((unit, rest)) if unit.eq_ignore_ascii_case("bytes") => {
@@ -73,7 +73,7 @@ fn strip_unit(value: &str) -> &str {
     }
 }
 
-/// Digits only: `u64` would take a `+` too.
+/// Accepts digits only: `u64` would accept a `+`, too.
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?

@@ -1,4 +1,4 @@
-//! What a registry says of the quota that is left: the `ratelimit-*` headers and their kin.
+//! Parses quota headers: `ratelimit-*` and similar.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,33 +6,34 @@ use http::HeaderMap;
 
 use super::retry_after;
 
-/// A quota, as far as it was told.
+/// A quota, as far as the registry reported it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// How many requests a window allows.
+    /// Requests that a window allows.
     pub limit: Option<u64>,
-    /// How many of them are left.
+    /// Requests left in the window.
     pub remaining: Option<u64>,
-    /// How long a window is.
+    /// Length of the window.
     pub window: Option<Duration>,
-    /// In how long the count starts anew, 24 hours at the most.
+    /// Time until the count resets, at most 24 hours.
     pub reset: Option<Duration>,
 }
 
 impl Quota {
-    /// Whether the registry said that nothing is left.
+    /// Whether the registry reported that no requests are left.
     pub fn is_exhausted(&self) -> bool {
         self.remaining == Some(0)
     }
 }
 
-/// The families of headers, the first that says anything is believed: they may count different things, and are not mixed.
+/// Header prefixes. The first that has values is used: they may count different things, so they are not mixed.
 const FAMILIES: [&str; 4] = ["ratelimit-", "x-ratelimit-", "x-rate-limit-", "rate-limit-"];
 
-/// Reads Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 0;w=21600`, and the `x-ratelimit-limit`,
-/// `-remaining` and `-reset` of others (a delay in seconds, a moment since 1970, or a date). `None` if nothing was said.
+/// Parses Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 0;w=21600`, and other registries'
+/// `x-ratelimit-limit`, `-remaining` and `-reset` (a delay in seconds, a time since 1970, or a date). Returns `None`
+/// without such headers.
 ///
-/// Where a header lists several policies (`100, 100;w=60, 1000;w=3600`), the first is the one in force.
+/// Where a header lists several policies (`100, 100;w=60, 1000;w=3600`), the first is in force.
 pub fn parse(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
     FAMILIES.iter().find_map(|family| {
         let value = |name: &str| headers.get(format!("{family}{name}"))?.to_str().ok();
@@ -48,11 +49,11 @@ pub fn parse(headers: &HeaderMap, now: SystemTime) -> Option<Quota> {
     })
 }
 
-/// A count and, if it is told, the window that it is for.
+/// Returns a count and its window, if given.
 fn count(value: &str) -> Option<(u64, Option<Duration>)> {
     let mut policies = value.split(',').filter_map(|policy| {
         let (number, parameters) = policy.split_once(';').unwrap_or((policy, ""));
-        // Some count in decimals; what is begun counts as used.
+        // Some report decimals; a started request counts as used.
         let whole = number.trim().split('.').next()?;
         let digits = whole.bytes().all(|byte| byte.is_ascii_digit());
         let number: u64 = digits.then(|| whole.parse().ok())??;

@@ -1,5 +1,5 @@
-//! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, and by the fallback tag where a registry
-//! lacks it. Requests made here are counted apart from those of a copy.
+//! Referrers (OCI distribution-spec v1.1, "Listing Referrers"): by the API, or by the fallback tag if a registry lacks
+//! it. These requests are counted separately from those of a copy.
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::PoisonError;
@@ -23,11 +23,11 @@ use crate::generational::GenerationalCache;
 use crate::image::{Companion, Descriptor, Digest, Kind, Manifest, MediaType, RepositoryName, Tag};
 use crate::retry;
 
-/// A page of referrers is an index.
+/// Size limit of a page, which is an index.
 const MAX_PAGE_BYTES: usize = 8 << 20;
-/// More pages than this are not a listing that ends.
+/// A listing with more pages is considered endless.
 const MAX_PAGES: usize = 1000;
-/// Referrers of one manifest, and the bytes of their annotations.
+/// Limits on the referrers of one manifest, and on the bytes of their annotations.
 pub(super) const MAX_REFERRERS: u64 = 10_000;
 const MAX_ANNOTATIONS_BYTES: u64 = 16 << 20;
 
@@ -43,7 +43,7 @@ impl Entry for Descriptor {
     }
 }
 
-/// What a list of referrers is read as, for those who try to break that.
+/// Parses a page of referrers and describes the result, for fuzzing.
 #[cfg(test)]
 pub(super) fn shape(bytes: &[u8]) -> String {
     match serde_json::from_slice::<Index>(bytes) {
@@ -52,11 +52,11 @@ pub(super) fn shape(bytes: &[u8]) -> String {
     }
 }
 
-/// So many fallback indexes can be written at once in this process.
+/// Number of locks, which limits concurrent writes of fallback indexes in this process.
 const FALLBACK_LOCKS: usize = 64;
 
-/// One writer at a time for each fallback index, which is read, changed and written back: of two at once one would be
-/// lost. A few indexes share a lock, so that their number does not matter.
+/// Locks that serialize writers of a fallback index, which is read, changed and written back: concurrent writes would
+/// lose one. Several indexes share a lock, so their number is unlimited.
 #[derive(Debug)]
 pub(super) struct FallbackLocks(Box<[tokio::sync::Mutex<()>]>);
 
@@ -74,38 +74,39 @@ impl FallbackLocks {
     }
 }
 
-/// How long a repository that was seen to have no API is not asked again: registries learn.
+/// A repository without the API is asked again after this time: registries are upgraded.
 const NO_API_FOR: Duration = Duration::from_secs(3600);
-/// How often an index is written again that somebody else wrote at the same time.
+/// Number of attempts to write an index that others write concurrently.
 const FALLBACK_ROUNDS: usize = 8;
-/// How long is waited before that, at the most, in milliseconds.
+/// Longest pause before a further attempt, in milliseconds.
 const FALLBACK_PAUSE_MS: u64 = 400;
 
-/// What is known of the index under the fallback tag before it is asked for.
+/// Prior knowledge about the index under the fallback tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FallbackTag {
-    /// Nothing: it is asked for where the registry lacks the API.
+    /// Unknown: read it if the registry lacks the API.
     Unknown,
-    /// The repository's list of tags shows some: it is asked for whatever the API says.
+    /// The repository's tag list contains some: read it whatever the API returns.
     Listed,
-    /// The repository's list of tags shows none.
+    /// The repository's tag list contains none.
     Absent,
 }
 
 impl Repository {
-    /// What refers to a manifest: signatures, SBOMs, attestations. Empty where there is nothing.
+    /// Lists the referrers of a manifest: signatures, SBOMs, attestations. Empty if there are none.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         Ok(self.referrers_beside(subject, FallbackTag::Unknown).await?.0)
     }
 
-    /// The same, where something may be known of the fallback tag; and the index under that, where it was read.
+    /// The same with prior knowledge about the fallback tag. Also returns the digest of the fallback index, if it was
+    /// read.
     pub async fn referrers_beside(
         &self,
         subject: &Digest,
         fallback: FallbackTag,
     ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
         let listed = match self.referrers_by_api(subject).await {
-            // A mirror serves what is asked for by name, and says nothing of what refers to it.
+            // A mirror serves manifests and blobs, but does not list referrers.
             Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
                 self.context.warn(format!("{error}; what refers to it is left out this time"));
                 None
@@ -113,7 +114,7 @@ impl Repository {
             listed => listed?,
         };
         let (has_api, mut found) = (listed.is_some(), listed.unwrap_or_default());
-        // Where there is the API, an index is left from the days before.
+        // With the API, an index may be left from earlier days.
         if fallback == FallbackTag::Absent || (has_api && fallback == FallbackTag::Unknown) {
             return Ok((found, None));
         }
@@ -128,7 +129,7 @@ impl Repository {
         Ok((found, Some(index.digest().clone())))
     }
 
-    /// `None`: the registry does not have the API.
+    /// Returns `None` if the registry lacks the API.
     async fn referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
         if self.without_api().get(&self.name).is_some_and(|seen| seen.elapsed() < NO_API_FOR) {
             return Ok(None);
@@ -163,7 +164,7 @@ impl Repository {
         self.registry.no_referrers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: the registry does not have the API.
+    /// Returns `None` if the registry lacks the API.
     async fn referrers_page(
         &self,
         url: &Url,
@@ -191,13 +192,12 @@ impl Repository {
                     }
                     Ok(None)
                 }
-                // Some let nobody in at addresses that they do not know. Who may not read here at all hears that from
-                // the manifest.
+                // Some deny access to unknown paths. Denied access to the repository shows with the manifest.
                 _ if error.class() == Class::Denied => Ok(None),
                 _ => Err(error.hint("`referrers: false` copies the image without what refers to it")),
             };
         }
-        // A proxy that answers everything with a page of its own has no API.
+        // A proxy that answers everything with its own page has no API.
         let content_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
         if !content_type.is_index() && content_type.as_str() != "application/json" {
             return Ok(None);
@@ -218,15 +218,15 @@ impl Repository {
         let tag = Companion::Referrers.tag_of(subject);
         match self.manifest_get_counted(&ManifestRef::Tag(tag), Counted::Referrers).await {
             Ok(manifest) => Ok(Some(manifest)),
-            // Some answer so for a tag that is missing. Who may not read here at all hears that from the image.
+            // Some deny access to missing tags. Denied access to the repository shows with the image.
             Err(error) if matches!(error.class(), Class::NotFound | Class::Denied) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// What stands under a companion's tag; counted as what is asked of referrers.
+    /// Returns the manifest under a digest tag; counted as a referrers request.
     pub async fn companion_head(&self, tag: &Tag) -> Result<Option<Head>> {
-        // That a mirror lacks it says nothing: it is the registry itself that is asked, as it is for lists.
+        // A missing tag at a mirror proves nothing: the registry itself is asked, as for lists.
         match self.manifest_asked(&ManifestRef::Tag(tag.clone()), Counted::Referrers).await {
             Err(error) if error.class() == Class::Denied => Ok(None),
             Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
@@ -237,17 +237,17 @@ impl Repository {
         }
     }
 
-    /// Puts a companion under its tag; counted as what is asked of referrers.
+    /// Puts a manifest under its digest tag; counted as a referrers request.
     pub async fn companion_put(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
         self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), manifest, Counted::Referrers).await
     }
 
-    /// Adds referrers to the index under their subject's fallback tag, for registries that do not keep referrers by
-    /// themselves. Adding what is there already changes nothing, and what the index holds besides is kept.
+    /// Adds referrers to the index under their subject's fallback tag, for registries that do not maintain referrers
+    /// themselves. Entries that exist are not added again, and all other content of the index is kept.
     ///
-    /// The index is read, changed and written: of two writers at once one would be lost. Within a process they wait for
-    /// each other; other processes are kept away by whoever calls this. Against all others it is looked at once more
-    /// when it was written, and written again where something is missing.
+    /// The index is read, changed and written back, so concurrent writes could lose one. Writers within this process
+    /// are serialized by a lock; the caller excludes other imgsync processes. Against all others the index is read
+    /// again after the write, and written again if entries are missing.
     pub async fn add_to_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
         let tried = format!("writing the index of referrers of {}@{subject}", self.label());
         let lock = self.client.0.fallbacks.of((&self.registry.name, &self.name, subject));
@@ -269,7 +269,7 @@ impl Repository {
                 with_added(found.as_ref(), &missing).map_err(|error| Error::new(Class::Invalid, &tried, error))?;
             let tag = Companion::Referrers.tag_of(subject);
             self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), &index, Counted::Referrers).await?;
-            // Somebody who did not wait may have written at the same time.
+            // A writer outside those locks may have written at the same time.
             let there = self.manifest_head_counted(&ManifestRef::Tag(tag), Counted::Referrers).await?;
             if there.is_none_or(|there| there.digest == *index.digest()) {
                 return Ok(());
@@ -285,7 +285,7 @@ impl Repository {
     }
 }
 
-/// The index with more in it. As JSON, not as what we know of it: others write fields there that are not ours to lose.
+/// Adds entries to the index. Edits the JSON, so that fields of other writers are kept.
 fn with_added(found: Option<&Manifest>, referrers: &[&Manifest]) -> Result<Manifest, String> {
     let (mut index, media_type) = match found {
         Some(found) => {

@@ -1,4 +1,4 @@
-//! `Retry-After`: how long a server asks to be left alone.
+//! Parses `Retry-After`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,32 +6,32 @@ use http::{HeaderMap, header};
 
 use super::ratelimit::Quota;
 
-/// The longest delay that is read: 24 hours.
+/// Longest delay returned: 24 hours.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-/// The longest delay that is obeyed on the word of `Retry-After` alone, which clocks and units get wrong. A quota that is used
-/// up for longer confirms a longer one.
+/// Longest delay accepted from `Retry-After` alone, since clocks and units are often wrong. A quota that is exhausted
+/// for longer confirms a longer one.
 pub const LONGEST_UNCONFIRMED: Duration = Duration::from_secs(60 * 60);
-/// A number of seconds from here on is a moment (since 1970), not a delay.
+/// Numbers from here on are seconds since 1970, not a delay in seconds.
 const SECONDS_ARE_A_MOMENT: u64 = 1_000_000_000;
-/// And from here on it is in milliseconds.
+/// Numbers from here on are milliseconds since 1970.
 const MILLIS_ARE_A_MOMENT: u64 = 1_000_000_000_000;
 
-/// How long an answer asks to be left alone. Moments are relative to `now`, the time at the server: see [`time_of`].
+/// Returns the delay that a response asks for. Dates are relative to `now`, the server's time: see [`time_of`].
 pub fn wait(headers: &HeaderMap, quota: Option<&Quota>, now: SystemTime) -> Option<Duration> {
     let said = parse(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)?;
     let confirmed = quota.filter(|quota| quota.is_exhausted()).and_then(|quota| quota.reset.or(quota.window));
     Some(said.min(confirmed.unwrap_or_default().max(LONGEST_UNCONFIRMED)))
 }
 
-/// The time at which a server answered, by its own clock (`Date`); by ours where it does not say.
+/// Returns the server's time of a response (`Date`), or the local time without one.
 pub fn time_of(headers: &HeaderMap) -> SystemTime {
     let said = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(date);
     said.unwrap_or_else(SystemTime::now)
 }
 
-/// Reads a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and what else is seen: RFC 3339
-/// and e-mail dates, and moments in seconds or milliseconds since 1970. What is past or below zero is zero; what is above
-/// [`LONGEST`] is cut to that; `None` if it cannot be read.
+/// Parses a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and other forms seen in use:
+/// RFC 3339 and e-mail dates, and times in seconds or milliseconds since 1970. Past times and negative delays are zero;
+/// delays above [`LONGEST`] are capped; `None` if it cannot be parsed.
 pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     let until = match moment(value) {
@@ -44,13 +44,13 @@ pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
     Some(until.duration_since(now).unwrap_or_default().min(LONGEST))
 }
 
-/// A moment that is written as a number since 1970.
+/// Parses a time written as a number since 1970.
 pub(super) fn moment(value: &str) -> Option<SystemTime> {
     let whole = value.split('.').next()?;
     if whole.is_empty() || !whole.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // One that is too large for any clock is as far away as can be.
+    // A number too large for any clock is as far away as possible.
     let since = match whole.parse::<u64>().unwrap_or(u64::MAX) {
         number if number >= MILLIS_ARE_A_MOMENT => Duration::from_millis(number),
         number if number >= SECONDS_ARE_A_MOMENT => Duration::from_secs(number),
@@ -59,7 +59,7 @@ pub(super) fn moment(value: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since)
 }
 
-/// A plain number of seconds. Letters are refused first: `inf` and `NaN` are numbers to `f64`.
+/// Parses plain seconds. Rejects letters first: `inf` and `NaN` are valid for `f64`.
 pub(super) fn seconds(value: &str) -> Option<Duration> {
     if !value.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-')) {
         return None;
@@ -68,7 +68,7 @@ pub(super) fn seconds(value: &str) -> Option<Duration> {
     Some(Duration::from_secs_f64(seconds.clamp(0.0, LONGEST.as_secs_f64())))
 }
 
-/// A moment, however it is written.
+/// Parses a date in any format.
 pub(super) fn date(value: &str) -> Option<SystemTime> {
     if let Ok(time) = httpdate::parse_http_date(value) {
         return Some(time);
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_date_is_read_by_the_clock_of_who_wrote_it() {
-        // Three hours ahead of ours, or five years behind it.
+        // Three hours ahead of our clock, and five years behind it.
         for (date, until) in [
             ("Sun, 06 Nov 1994 11:49:37 GMT", "Sun, 06 Nov 1994 11:50:19 GMT"),
             ("Mon, 06 Nov 1989 08:00:00 GMT", "Mon, 06 Nov 1989 08:00:42 GMT"),

@@ -1,11 +1,11 @@
-//! How many may be at something at a time: a number that goes up and down while they are.
+//! A semaphore whose number of permits can change while permits are held.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
-/// Seats, taken in the order of asking. Cheap to clone; clones are the same.
+/// A resizable semaphore, fair in the order of requests. Cheap to clone; clones share the permits.
 #[derive(Debug, Clone)]
 pub(crate) struct Seats(Arc<Inner>);
 
@@ -18,15 +18,15 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
-    /// How many there shall be.
+    /// Number of permits there should be.
     wanted: usize,
-    /// How many there are, taken or free: more than wanted for as long as those who have them stay.
+    /// Number of permits there are, held or free: above `wanted` until enough holders drop theirs.
     made: usize,
-    /// The most that were taken or waited for since this was last asked.
+    /// Peak of permits held or waited for, since this was last read.
     most: usize,
 }
 
-/// One seat, until dropped.
+/// A permit, held until dropped.
 #[derive(Debug)]
 pub(crate) struct Seat(Seats);
 
@@ -40,12 +40,12 @@ impl Seats {
         }))
     }
 
-    /// As many as can be.
+    /// Creates a semaphore with the largest possible number of permits.
     pub(crate) fn unlimited() -> Seats {
         Seats::new(Semaphore::MAX_PERMITS)
     }
 
-    /// From now on there are so many. Nobody has to stand up.
+    /// Sets the number of permits. Permits already issued stay valid until dropped.
     pub(crate) fn set(&self, number: usize) {
         let number = number.min(Semaphore::MAX_PERMITS);
         let mut state = self.state();
@@ -58,13 +58,13 @@ impl Seats {
         }
     }
 
-    /// A seat that is free now.
+    /// Acquires a permit if one is free now.
     pub(crate) fn try_take(&self) -> Option<Seat> {
         self.0.free.try_acquire().ok()?.forget();
         Some(self.sit())
     }
 
-    /// Waits for a seat.
+    /// Acquires a permit, waiting for one.
     pub(crate) async fn take(&self) -> Seat {
         let _waiting = Waiting::begin(&self.0.waiting);
         {
@@ -72,14 +72,14 @@ impl Seats {
             let mut state = self.state();
             state.most = state.most.max(taken + waiting);
         }
-        // It is never closed.
+        // The semaphore is never closed.
         if let Ok(permit) = self.0.free.acquire().await {
             permit.forget();
         }
         self.sit()
     }
 
-    /// One more than there are, if there is none left: for who must not wait.
+    /// Acquires a permit without waiting, adding one if none is free: for callers that must not wait.
     pub(crate) fn squeeze(&self) -> Seat {
         self.try_take().unwrap_or_else(|| {
             self.state().made += 1;
@@ -95,18 +95,18 @@ impl Seats {
         Seat(self.clone())
     }
 
-    /// How many are taken.
+    /// Returns the number of permits held.
     pub(crate) fn taken(&self) -> usize {
         let state = self.state();
         state.made.saturating_sub(self.0.free.available_permits())
     }
 
-    /// How many wait.
+    /// Returns the number of callers waiting.
     pub(crate) fn waiting(&self) -> usize {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    /// The most that were taken or waited for since this was last asked.
+    /// Returns the peak of permits held or waited for since the last call.
     pub(crate) fn most(&self) -> usize {
         let now = self.taken() + self.waiting();
         std::mem::replace(&mut self.state().most, now).max(now)
@@ -127,7 +127,7 @@ impl Drop for Seat {
     }
 }
 
-/// One who waits, until dropped.
+/// Counts a caller as waiting until dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Waiting<'_> {

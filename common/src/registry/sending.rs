@@ -1,4 +1,4 @@
-//! Watches a body on its way to a registry: the other side must take bytes, and answer after the last one.
+//! Watches request bodies: the registry must accept bytes, and respond after the last one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,32 +11,32 @@ use tokio::time::Instant;
 use crate::retry;
 use crate::wait::WaitCredit;
 
-/// Bodies up to this size are sent in one piece, in bytes: they are on their way as soon as the connection is.
+/// Bodies up to this size in bytes are sent in one piece and not watched.
 pub(super) const WATCHED_BODY: usize = 64 << 10;
-/// The size of the pieces of larger ones, so that a slow line is seen to take them.
+/// Chunk size of larger bodies, so that progress is visible on a slow line.
 const PIECE: usize = 32 << 10;
-/// Bytes a second below which an upload is given up, averaged over the stall limit.
+/// Minimum rate of an upload in bytes per second, averaged over the stall timeout.
 pub(super) const MIN_SEND_RATE: u64 = 128;
-/// Bytes that may be in the buffers of this machine and of the line when the last was handed over, ...
+/// Bytes that may be in the buffers of this machine and the network when the last one was handed over.
 const BUFFERED: u64 = 4 << 20;
-/// ... and how many of them each further stall limit is given for: 17 KiB a second with the default.
+/// Buffered bytes for which each further stall timeout is granted: 17 KiB per second with the default.
 const BUFFERED_PER_STALL: u64 = 1 << 20;
-/// A registry that checks or moves what it was sent is given time for it, at this rate in bytes a second.
+/// Rate in bytes per second at which a registry may verify or move what it received before it responds.
 const MIN_COMMIT_RATE: u64 = 20 << 20;
 
-/// How far a body is on its way.
+/// Progress of a request body.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent {
-    /// Bytes that the connection has taken. Never falls.
+    /// Bytes accepted by the connection. Never decreases.
     pub bytes: u64,
-    /// Whether all were taken.
+    /// Whether all bytes were accepted.
     pub is_all: bool,
-    /// Whether it is this side that holds the next bytes back: the source, or the bandwidth limit.
+    /// Whether the next bytes are delayed on this side: by the source, or by the bandwidth limit.
     pub is_held_back: bool,
 }
 
-/// Returns, with what was wrong, when the other side takes bytes too slowly or does not answer after the last one.
-/// `sent` is asked some twenty times in each stall limit.
+/// Returns, with a description, when the other side accepts bytes too slowly or does not respond after the last one.
+/// Calls `sent` about twenty times per stall timeout.
 pub(super) async fn too_slow(stall: Duration, sent: impl Fn() -> Sent) -> String {
     let start = sent();
     let mut last = start;
@@ -68,13 +68,13 @@ pub(super) async fn too_slow(stall: Duration, sent: impl Fn() -> Sent) -> String
     }
 }
 
-/// How long the answer may take after the last of so many bytes was handed over.
+/// Returns the time limit for the response after the last of this many bytes.
 fn answer_limit(stall: Duration, sent: u64) -> Duration {
     let buffered = stall.mul_f64(sent.min(BUFFERED) as f64 / BUFFERED_PER_STALL as f64);
     stall + buffered + Duration::from_secs(sent / MIN_COMMIT_RATE)
 }
 
-/// Makes a body of bytes in memory, and returns how far it is on its way.
+/// Creates a body from bytes in memory, with a function that returns its progress.
 pub(super) fn watched(bytes: Bytes) -> (Body, impl Fn() -> Sent) {
     let (total, taken) = (bytes.len() as u64, Arc::new(AtomicU64::new(0)));
     let counter = taken.clone();

@@ -1,4 +1,4 @@
-//! How registries are spoken to: what the configuration says of each, and what holds for all.
+//! Settings of the registry client: for each registry, and for all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,69 +17,70 @@ use crate::secret::Secret;
 use crate::store::Pace;
 use crate::vendor::ListingBy;
 
-/// What holds for one registry. The default suits all that follow the specification.
+/// Settings of one registry. The default suits registries that follow the specification.
 #[derive(Debug, Clone, Default)]
 pub struct RegistrySettings {
-    /// Where its API is, if not at its name: a mirror, a pull-through cache, a test.
+    /// API endpoint, if it differs from the name: a mirror, a pull-through cache, a test server.
     pub endpoint: Option<Url>,
-    /// Whose API lists its repositories and tags.
+    /// Which API lists its repositories and tags.
     pub listing: ListingBy,
-    /// Where its vendor's own API is, if that is not known.
+    /// Base URL of the vendor's API, if it is not the known one.
     pub api: Option<Url>,
-    /// Read from first and in this order; what they lack or fail at is read from the registry itself.
+    /// Mirrors, read first and in this order. Whatever a mirror lacks or fails to serve is read from the registry
+    /// itself.
     pub mirrors: Vec<Url>,
-    /// Whether it is spoken to without TLS; unset: only where it is on this machine's loopback.
+    /// Whether to use plain HTTP. Unset: only for loopback.
     pub plain_http: Option<bool>,
-    /// Certificates of authorities that are trusted besides the system's, as PEM.
+    /// Certificates of authorities, in PEM, that are trusted besides the system's.
     pub ca: Vec<Vec<u8>>,
-    /// A client's certificate and key, as PEM.
+    /// Client certificate and key, in PEM.
     pub identity: Option<Secret>,
-    /// Take any certificate.
+    /// Accept any certificate.
     pub insecure: bool,
-    /// Never use HTTP/2.
+    /// Disable HTTP/2.
     pub http1: bool,
-    /// The proxy to it (http, https, socks5, socks5h); unset: the environment's.
+    /// Proxy for this registry (http, https, socks5, socks5h). Unset: the environment's.
     pub proxy: Option<SecretUrl>,
-    /// It may redirect to, and name token services at, private addresses.
+    /// Allow redirects and token services at private addresses.
     pub allow_private: bool,
-    /// Addresses of a cloud's metadata service that it may have or lead to, which are refused to all others.
+    /// Addresses of cloud metadata services that this registry may have or redirect to; other registries may not.
     pub allow_metadata: Vec<IpAddr>,
-    /// Credentials that go before those of docker and containers; the first is used.
+    /// Credentials that take precedence over those of docker and containers; the first is used.
     pub credentials: Vec<Credential>,
-    /// More of them, for pulling alone, used in turn with the first of `credentials` if there is one. Each has its own pace
-    /// and quota.
+    /// Additional credentials for pulling only, rotated with the first of `credentials` if there is one. Each has its
+    /// own rate limit and quota.
     pub pull_credentials: Vec<Credential>,
-    /// Requests a second that it accepts, all kinds together; none: what is known of it ([`known`](super::known)), else
-    /// as many as there are.
+    /// Rate limit in requests per second, all kinds together. Unset: the documented limit ([`known`](super::known)), if
+    /// any, else none.
     pub requests_per_second: Option<f64>,
-    /// Requests that may be open at a time, by all who share a pace; none: as many as there are. Where a registry is both
-    /// source and target, one whose answer has begun is no longer counted: an upload may be waiting to send it on.
+    /// Concurrency limit, shared by all processes that share the rate limit. Unset: none. For a registry that is source
+    /// and target, a request stops counting once its response begins, since an upload may be waiting to forward it.
     pub concurrency: Option<usize>,
-    /// How much of a quota of pulls is left to others.
+    /// Part of the pull quota that is left to other clients.
     pub pull_reserve: Reserve,
-    /// Bytes of blobs a second, for reading and for writing each, in this process.
+    /// Bandwidth limit for blobs in bytes per second, for reading and for writing each, in this process.
     pub bandwidth: Option<u64>,
-    /// A name for the address that limits of anonymous users are counted by.
+    /// Name of the egress address by which the limits of anonymous users are counted.
     pub egress: Option<Box<str>>,
-    /// Make what a push needs and is missing: repositories of ECR, projects of Harbor.
+    /// Create what a push needs and lacks: repositories of ECR, projects of Harbor.
     pub create: bool,
-    /// Upload blobs by PATCHes of this many bytes rather than in one PUT.
+    /// Upload blobs in PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,
 }
 
 impl RegistrySettings {
-    /// Where else than others it may lead.
+    /// Returns the non-public addresses that it may redirect to.
     pub(crate) fn allowed(&self) -> Allowed<'_> {
         Allowed { private: self.allow_private, metadata: &self.allow_metadata }
     }
 }
 
-/// How much of a quota is left to others.
+/// Part of a quota that is left to other clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reserve {
-    /// So many requests.
+    /// A number of requests.
     Count(u64),
-    /// A part of the quota, in percent; rounded up.
+    /// A share of the quota in percent, rounded up.
     Percent(u8),
 }
 
@@ -90,7 +91,7 @@ impl Default for Reserve {
 }
 
 impl Reserve {
-    /// How many requests that is.
+    /// Returns the number of requests to leave.
     pub fn of(self, limit: Option<u64>) -> u64 {
         match self {
             Reserve::Count(count) => count,
@@ -99,36 +100,36 @@ impl Reserve {
     }
 }
 
-/// What holds for all registries.
+/// Settings of the client.
 #[derive(Debug, Clone)]
 pub struct ClientSettings {
-    /// By registry; all others have the default.
+    /// Settings by registry; all others have the default.
     pub registries: BTreeMap<RegistryName, RegistrySettings>,
-    /// What is tried again, and how.
+    /// Retry policy.
     pub retry: Policy,
-    /// How long a connection may take.
+    /// Time limit for establishing a connection.
     pub connect_timeout: Duration,
-    /// How long an answer, or a stream, may stand still.
+    /// How long a response, or a stream, may stall.
     pub stall: Duration,
-    /// A token this old may have run out in spite of what its answer said: a 400 or 403 may then mean that.
+    /// A token this old may have expired earlier than announced: a 400 or 403 may then mean that.
     pub doubtful_age: Duration,
-    /// How long a mirror that failed is left alone, at the least.
+    /// Minimum time for which a mirror is skipped after a failure.
     pub mirror_rest: Duration,
-    /// The pace of registries, where it is shared with other processes.
+    /// Rate limits shared with other processes, if any.
     pub pace: Option<SharedPace>,
-    /// Bytes of blobs a second, for reading and for writing each, of all registries together.
+    /// Bandwidth limit for blobs in bytes per second, for reading and for writing each, over all registries.
     pub bandwidth: Option<u64>,
 }
 
-/// A pace that is shared with other processes, or with those that come later.
+/// Rate limits shared with other processes, or kept for later ones.
 #[derive(Clone)]
 pub struct SharedPace {
-    /// Where it is kept.
+    /// The store that holds them.
     pub store: Arc<dyn Pace>,
-    /// Begin slowly with registries of which nothing is known; see [`crate::store::Ask`].
+    /// Start slowly with registries without a known limit; see [`crate::store::Ask`].
     pub careful: bool,
-    /// No other process asks at the same time: rates and places are this one's own, and waits and quotas are kept for those
-    /// that come later.
+    /// No other process runs at the same time: rate and concurrency limits are local, and only holds and quotas are
+    /// stored for later processes.
     pub alone: bool,
 }
 

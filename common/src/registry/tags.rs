@@ -1,5 +1,5 @@
-//! Listing the tags of a repository by pages (OCI distribution-spec, "Listing Tags"), with what Google's registries add:
-//! sub-repositories, and digests with their tags and times.
+//! Lists the tags of a repository page by page (OCI distribution-spec, "Listing Tags"), with the extensions of Google's
+//! registries: child repositories, and digests with their tags and times.
 
 use serde::Deserialize;
 
@@ -9,38 +9,38 @@ use super::paged::{self, Cursor, Page};
 use crate::error::Result;
 use crate::image::MediaType;
 
-/// Asked for in the first request. ECR errs above 1000.
+/// Page size requested first. ECR fails above 1000.
 const PAGE_SIZE: usize = 1000;
-/// The bytes of a page: Google's registries put everything into one, and it is parsed as it comes.
+/// Size limit of a page: Google's registries put everything into one. Parsed while it is received.
 pub(super) const MAX_PAGE_BYTES: usize = 128 << 20;
 
-/// One page of a listing.
+/// A page of a tag listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagPage {
-    /// Whether the registry lists Google style: told by its answer, and not by its name.
+    /// Whether the listing is Google style, by its content and not by the registry's name.
     pub google: bool,
-    /// Tags in the order in which the registry gave them, as written: not all need be valid.
+    /// Tags in the registry's order, unvalidated.
     pub tags: Vec<String>,
     /// Repositories directly below this one (Google style).
     pub children: Vec<String>,
-    /// Digests as written, and their manifests (Google style).
+    /// Unvalidated digests with their manifests (Google style).
     pub manifests: Vec<(String, ListedManifest)>,
 }
 
-/// What a Google-style listing says of a manifest.
+/// A manifest in a Google-style listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedManifest {
-    /// The tags that point at it.
+    /// Tags that point at it.
     #[serde(default)]
     pub tag: Entries<String>,
-    /// Its type.
+    /// Its media type.
     #[serde(default, deserialize_with = "media_type")]
     pub media_type: MediaType,
-    /// When it was made, in milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     #[serde(default, deserialize_with = "millis")]
     pub time_created_ms: Option<i64>,
-    /// When it was pushed, in milliseconds since 1970.
+    /// Upload time in milliseconds since 1970.
     #[serde(default, deserialize_with = "millis")]
     pub time_uploaded_ms: Option<i64>,
 }
@@ -68,7 +68,7 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 
 #[derive(Deserialize)]
 struct Body {
-    /// `null` where there are none, in some registries.
+    /// `null` if there are none, in some registries.
     #[serde(default, deserialize_with = "paged::present")]
     tags: Option<Option<Entries<String>>>,
     #[serde(default)]
@@ -77,7 +77,7 @@ struct Body {
     manifest: Option<KeyedEntries<ListedManifest>>,
 }
 
-/// The pages of a listing, one request each.
+/// The pages of a tag listing, one request each.
 #[derive(Debug)]
 pub struct TagPages {
     repository: Repository,
@@ -85,7 +85,7 @@ pub struct TagPages {
 }
 
 impl Repository {
-    /// The tags, by pages.
+    /// Lists the tags page by page.
     pub fn tags(&self) -> TagPages {
         let mut first = self.url("tags/list");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
@@ -94,8 +94,8 @@ impl Repository {
 }
 
 impl TagPages {
-    /// The next page; `None` after the last. An error answer is an error, never an empty page. Pages that repeat
-    /// themselves, lead back to one that was read already or do not end are an error too.
+    /// Returns the next page; `None` after the last. An error response is an error, never an empty page. Pages that
+    /// repeat, form a loop or never end are an error, too.
     pub async fn next_page(&mut self) -> Result<Option<TagPage>> {
         let tried = format!("listing the tags of {}", self.repository.label());
         let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried).await?;
@@ -108,7 +108,7 @@ impl TagPages {
     }
 }
 
-/// What a listing is read as, for those who try to break that.
+/// Parses a page and describes the result, for fuzzing.
 #[cfg(test)]
 pub(super) fn shape(bytes: &[u8]) -> String {
     match serde_json::from_slice::<Body>(bytes) {

@@ -1,4 +1,4 @@
-//! One request and its answer: authorization, redirects, classification of what went wrong, counting.
+//! Sends requests: authorization, redirects, error classification, counting.
 
 use std::time::{Duration, Instant};
 
@@ -22,18 +22,18 @@ use crate::event::{self, Event};
 use crate::image::RepositoryName;
 use crate::retry::{self, Retry};
 
-/// More hops than this are a loop.
+/// More redirects than this are a loop.
 pub(super) const MAX_REDIRECTS: usize = 10;
 
-/// What a request carries.
+/// Body of a request.
 pub(crate) enum Payload {
     Nothing,
     Bytes(Bytes),
-    /// Can be sent once only, and says how far it is on its way.
+    /// Can be sent once only, and reports its progress.
     Stream(Body, Progress),
 }
 
-/// Tells how far a body is on its way.
+/// Returns the progress of a body.
 pub(crate) type Progress = Box<dyn Fn() -> Sent + Send + Sync>;
 
 impl std::fmt::Debug for Payload {
@@ -46,19 +46,19 @@ impl std::fmt::Debug for Payload {
     }
 }
 
-/// A request to be made.
+/// A request to send.
 #[derive(Debug)]
 pub(crate) struct Outgoing<'a> {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
     pub payload: Payload,
-    /// The repository to mount from, which needs access of its own.
+    /// Repository to mount from, which needs access of its own.
     pub from: Option<&'a RepositoryName>,
-    /// The network of whoever named the URL, if not the registry itself.
+    /// Network of the host that named the URL, if not the registry itself.
     pub named_in: Option<hop::Reach>,
     pub counted: Counted,
-    /// What is being done, for errors.
+    /// The operation, for errors.
     pub tried: &'a str,
 }
 
@@ -77,7 +77,7 @@ impl<'a> Outgoing<'a> {
     }
 
     pub(crate) fn header(mut self, name: header::HeaderName, value: &str) -> Outgoing<'a> {
-        // Values come from checked types; one that no header can carry is left out.
+        // Values come from validated types; an invalid header value is skipped.
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.append(name, value);
         }
@@ -101,8 +101,8 @@ impl<'a> Outgoing<'a> {
 }
 
 impl Repository {
-    /// Makes a request, once, but for a fresh token and for redirects (of GET and HEAD). Ends at once when the context is
-    /// cancelled, whatever it waits for: a look-up, a token that another request fetches, or the registry.
+    /// Sends a request once, apart from a renewed token and redirects (of GET and HEAD). Returns at once on
+    /// cancellation, whether it waits for DNS, a token fetched by another request, or the registry.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
         let tried = outgoing.tried;
         self.or_cancelled(Box::pin(self.send_once(outgoing)), tried).await
@@ -133,7 +133,7 @@ impl Repository {
             if let Some(authorization) = &authorization {
                 with_login.insert(header::AUTHORIZATION, authorization.header.clone());
             }
-            // Before it is sent: after an upload of minutes every token is old.
+            // Checked before sending: after an upload of minutes every token is old.
             let doubtful = self.uses_tokens()
                 && authorization
                     .as_ref()
@@ -158,13 +158,13 @@ impl Repository {
             }
             if is_home && !renewed {
                 if status.is_client_error() {
-                    // A token may have to be fetched first.
+                    // The token may have to be fetched first, which needs a permit itself.
                     under_way = UnderWay::default();
                 }
                 let fresh = match status {
                     StatusCode::UNAUTHORIZED => self.challenged(sent.headers(), &scope, authorization.as_ref()).await?,
-                    // Some registries answer so to a token that has run out. Whether it was that, only a second try
-                    // can tell; what cannot be sent twice ends with the registry's own words.
+                    // Some registries answer so to an expired token. Only a second attempt can tell; a request that
+                    // cannot be repeated fails with the registry's own message.
                     StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN if doubtful => {
                         if let Some(used) = &authorization {
                             self.forget(&scope, used).await;
@@ -192,7 +192,7 @@ impl Repository {
                 let sent = Answer { with_credentials, ..sent };
                 return self.follow(sent, &method, &headers, authorization, tried).await;
             }
-            // Of all others the answer's head is the end.
+            // Other requests release their permits with the response head.
             let seats = match method == Method::GET && !self.registry.is_both_ends() {
                 true => under_way.into_seats(),
                 false => Default::default(),
@@ -201,8 +201,8 @@ impl Repository {
         }
     }
 
-    /// Makes a request, once, for one of those who log in, with this login or with none; redirects of GET and HEAD are
-    /// followed.
+    /// Sends a request once with the given credential of the pool and the given authorization, or none. Follows
+    /// redirects of GET and HEAD.
     pub(crate) async fn send_as(
         &self,
         outgoing: Outgoing<'_>,
@@ -275,7 +275,7 @@ impl Repository {
         Err(Error::new(Class::BadAnswer, tried, format!("it redirected more than {MAX_REDIRECTS} times")))
     }
 
-    /// The checked URL that an answer's `Location` names, and the network of whoever names it.
+    /// Returns the validated URL in a response's `Location`, and the network of the host that named it.
     pub(crate) fn location(&self, answer: &Answer, what: &str, tried: &str) -> Result<(Url, hop::Reach)> {
         let written = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
         let Some(written) = written else {
@@ -293,13 +293,13 @@ impl Repository {
         Ok((hop::check(&answer.url, next, named_in, self.registry.settings.allowed(), what)?, named_in))
     }
 
-    /// Which network the registry itself is in.
+    /// Returns the network that the registry itself is in.
     pub(crate) fn reach(&self) -> hop::Reach {
         self.registry.reach()
     }
 
-    /// The client for a URL: where somebody public sends us elsewhere, one that connects to public addresses only.
-    /// `named_in` is the network of whoever named the URL, if not the registry itself.
+    /// Returns the HTTP client for a URL: one limited to public addresses if a public host named another host.
+    /// `named_in` is the network of the host that named the URL, if not the registry itself.
     pub(crate) fn http_for(&self, url: &Url, named_in: Option<hop::Reach>) -> reqwest::Client {
         if hop::same_origin(url, &self.registry.base) {
             return self.registry.http.clone();
@@ -311,8 +311,8 @@ impl Repository {
         }
     }
 
-    /// Makes one exchange. The answer's head must come within the stall limit; of a body that takes its time, within that
-    /// limit after the last byte, while bytes must go at a minimum rate before.
+    /// Sends one request. The response head must arrive within the stall timeout; for a slow request body, within that
+    /// time after the last byte, while bytes must flow at a minimum rate before.
     pub(crate) async fn exchange(
         &self,
         http: &reqwest::Client,
@@ -370,7 +370,7 @@ impl Repository {
         );
         hop::refuse_metadata(&url, self.registry.settings.allowed(), tried)?;
         let mut request = http.request(method.clone(), url.clone()).headers(headers);
-        // hyper leaves the length of an empty body out, and some fronts answer 411 to that (RFC 9110, 8.6).
+        // hyper omits the length of an empty body, which some servers answer with 411 (RFC 9110, 8.6).
         let is_empty = body.as_ref().is_none_or(|body| body.as_bytes().is_some_and(<[u8]>::is_empty));
         if is_empty && matches!(method, Method::POST | Method::PUT | Method::PATCH) {
             request = request.header(header::CONTENT_LENGTH, 0);
@@ -393,7 +393,7 @@ impl Repository {
         Ok(Answer { reach, is_from_outside, ..answer })
     }
 
-    /// What a request is for, for those who count.
+    /// Returns the purpose of a request, for metrics.
     fn purpose(&self, method: &Method, url: &Url) -> event::Errand {
         match hop::same_origin(url, &self.registry.base) {
             true => Action::of(method, url).into(),
@@ -406,7 +406,7 @@ impl Repository {
         self.context.events.emit(Event::Answered { registry, errand, status, took });
     }
 
-    /// Does something until it succeeds, fails for good, or has been tried often enough.
+    /// Retries an operation until it succeeds, fails permanently, or the attempts are used up.
     pub(crate) async fn with_retries<T, F>(&self, once: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -414,7 +414,7 @@ impl Repository {
         self.with_retry(self.retry(), once).await
     }
 
-    /// The same, as patiently as this says.
+    /// The same, with given retry state.
     pub(crate) async fn with_retry<T, F>(&self, mut retry: Retry, mut once: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -427,7 +427,7 @@ impl Repository {
         }
     }
 
-    /// Waits before the next try, or gives the error to end with. Who watches is told.
+    /// Waits before the next attempt, emitting an event, or returns the error if there is none.
     pub async fn pause(&self, retry: &mut Retry, error: Error) -> Result<()> {
         retry
             .pause(error, &self.context.cancel, |error, attempt, wait| {
@@ -443,21 +443,21 @@ impl Repository {
             .await
     }
 
-    /// The error of an answer that is not what was asked for, with what to do about it.
+    /// Returns the error of an unexpected response, with a hint.
     pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
         let (with_credentials, began, errand) = (answer.with_credentials, answer.began, answer.errand);
         let (is_elsewhere, host) = (answer.way.is_elsewhere, answer.way.host.clone());
         let error = answer.into_error(tried).await.at(&self.registry.name);
         let error = self.mind(errand, error).await;
         match error.class() {
-            // Some say in words, and not by a challenge, that what was sent has run out: with a fresh one it may pass.
+            // Some registries report an expired token by message and not by a challenge: a renewed token may help.
             Class::Denied | Class::Refused
                 if says_expired(error.detail()) && Box::pin(self.renew(errand.login, began)).await =>
             {
                 let hint = self.login_hint(true);
                 error.as_class(Class::TokenExpired).hint(hint)
             }
-            // Of the proxy, which has said what to do.
+            // From the proxy; the error already has a hint.
             Class::Denied if error.status() == Some(407) => error,
             Class::Denied if is_elsewhere => error.hint(format!(
                 "it is {host} that refuses: {} sent us there, and no login goes along",

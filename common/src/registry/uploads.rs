@@ -1,6 +1,7 @@
-//! Writing blobs (OCI distribution-spec, "Pushing blobs"): sessions, mounts, and the bytes in one PUT or in PATCHes.
+//! Pushing blobs (OCI distribution-spec, "Pushing blobs"): upload sessions, mounts, and the content in one PUT or in
+//! PATCHes.
 //!
-//! An upload's `Location` is opaque: it is followed as it came, with nothing but `digest` added.
+//! An upload's `Location` is opaque: it is used as received, with only `digest` added.
 
 use std::time::Duration;
 
@@ -14,17 +15,17 @@ use super::{Access, Repository, Sent, hop, range};
 use crate::error::{Class, Error, Result};
 use crate::image::{Digest, RepositoryName};
 
-/// How long we try to tidy up behind an upload that was given up.
+/// Time limit for cancelling an abandoned upload.
 const CANCEL_WITHIN: Duration = Duration::from_millis(700);
 
-/// What became of the wish to upload a blob.
+/// Result of POST /blobs/uploads/: mounted, or an open session.
 #[derive(Debug)]
 pub enum Started {
-    /// The target has it now, from the other repository, and no bytes are needed.
+    /// The target mounted it from the other repository; no upload is needed.
     Mounted,
     /// The repository itself has it already.
     Present,
-    /// A session is open, bytes can be sent.
+    /// A session is open for the upload.
     Session(Upload),
 }
 
@@ -32,42 +33,42 @@ pub enum Started {
 #[derive(Debug, Clone)]
 pub struct Upload {
     location: Url,
-    /// The network of whoever named the location.
+    /// Network of the host that named the location.
     named_in: hop::Reach,
     digest: Digest,
     min_chunk: u64,
 }
 
-/// Bytes to send, and which of the blob's they are.
+/// Content to upload, with its position in the blob.
 pub enum Part {
-    /// All of it, in memory; can be sent again.
+    /// The whole blob, in memory; can be sent again.
     Whole(Bytes),
-    /// From `offset` to before `end`, as a stream.
+    /// The bytes from `offset` to before `end`, as a stream.
     Stream {
-        /// The bytes, exactly `end - offset` of them.
+        /// The content, exactly `end - offset` bytes.
         body: Body,
-        /// How far it is on its way.
+        /// Progress of the body.
         sent: Box<dyn Fn() -> Sent + Send + Sync>,
-        /// The offset of the first.
+        /// Offset of the first byte.
         offset: u64,
-        /// The offset after the last.
+        /// Offset after the last byte.
         end: u64,
-        /// Whether `end` is the blob's.
+        /// Whether the blob ends at `end`.
         last: bool,
     },
 }
 
 impl Repository {
-    /// What writing a blob is called in messages.
+    /// Returns the text for uploading a blob, for messages.
     pub fn writing(&self, digest: &Digest) -> String {
         format!("writing blob {}@{digest}", self.label())
     }
 
-    /// Asks for a session. With `mount`, the target takes the blob from that repository if it has it there; where that
-    /// is the repository itself, the same request tells whether the blob is there already.
+    /// Starts an upload. With `mount`, the target mounts the blob from that repository if it is there; if that is the
+    /// repository itself, the same request tells whether the blob exists.
     ///
-    /// A mount saves bytes and must never cost an image: what cannot work between two repositories is tried within this
-    /// one, and what cannot work at all is replaced by a HEAD and a plain session.
+    /// A mount saves bytes and must never fail an image: if it cannot work between two repositories, it is tried within
+    /// this one; if it cannot work at all, a HEAD and a plain session replace it.
     pub async fn upload_start(&self, digest: &Digest, mount: Option<&RepositoryName>) -> Result<Started> {
         let tried = self.writing(digest);
         if let Some(from) = mount.filter(|_| self.takes_mounts()) {
@@ -97,13 +98,13 @@ impl Repository {
         }
     }
 
-    /// `None`: no mount between these two, which is remembered.
+    /// Returns `None` if mounts between these repositories do not work, which is cached.
     async fn mount(&self, digest: &Digest, from: &RepositoryName, tried: &str) -> Result<Option<Started>> {
         match self.with_retries(|| self.in_place(|| self.mount_once(digest, from, tried))).await {
             Ok(started) => Ok(Some(started)),
             Err(error) => match error.class() {
-                // The token service may refuse a second scope, or the registry the repository to mount from; nothing of
-                // that is said of a plain session.
+                // The token service may refuse a second scope, or the registry the source repository; a plain session
+                // may still work.
                 Class::Denied
                 | Class::NotFound
                 | Class::Refused
@@ -131,7 +132,7 @@ impl Repository {
         }
     }
 
-    /// Asked in place of a mount. What goes wrong here is no reason not to upload.
+    /// Checks for the blob in place of a mount. Errors do not prevent the upload.
     async fn is_there_after_all(&self, digest: &Digest) -> Result<bool> {
         match self.blob_head(digest).await {
             Err(error) if error.is_cancelled() => Err(error),
@@ -157,14 +158,14 @@ impl Repository {
             StatusCode::ACCEPTED => Ok(Started::Session(self.session(answer, digest, tried).await?)),
             status => {
                 let error = self.refusal(answer, tried).await;
-                // A 400 can be about the other repository; about this one it is about mounts.
+                // A 400 can concern the other repository; for a mount from this one it concerns mounts.
                 let unknown = match status {
                     StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => true,
                     StatusCode::BAD_REQUEST => *from == self.name && error.class() != Class::RateLimited,
                     _ => false,
                 };
                 if unknown {
-                    // No request is to be wasted on the next one.
+                    // Spares the next blob the request.
                     self.registry.mounts.set_unknown();
                 }
                 Err(error)
@@ -187,8 +188,8 @@ impl Repository {
         Ok(Upload { location, named_in, digest: digest.clone(), min_chunk })
     }
 
-    /// Sends bytes. The last part ends the upload: the registry checks the digest and keeps the blob. Once only, but
-    /// for [`Part::Whole`], which is tried again. A session that is gone is [`Class::NotFound`].
+    /// Uploads content. The last part completes the upload: the registry verifies the digest and stores the blob. Sent
+    /// once, except for [`Part::Whole`], which is retried. A session that is gone is [`Class::NotFound`].
     pub async fn upload_send(&self, upload: &mut Upload, part: Part) -> Result<()> {
         let tried = self.writing(&upload.digest);
         match part {
@@ -235,7 +236,7 @@ impl Repository {
         }
     }
 
-    /// Waits until the bandwidth limit lets so many bytes through.
+    /// Waits for the bandwidth limit.
     async fn passed(&self, bytes: usize, tried: &str) -> Result<()> {
         let _pause = self.context.clock.pause();
         let meter = self.meter();
@@ -260,8 +261,8 @@ impl Repository {
         }
     }
 
-    /// How many bytes a session holds after at most `sent` were sent; `None` where it is gone or does not say, so that
-    /// the upload has to begin again.
+    /// Returns how many bytes a session holds after at most `sent` were sent; `None` if it is gone or does not tell, so
+    /// that the upload must be restarted.
     pub async fn upload_status(&self, upload: &mut Upload, sent: u64) -> Result<Option<u64>> {
         let tried = format!("asking how far an upload is: {}", self.writing(&upload.digest));
         let (location, named_in) = (upload.location.clone(), upload.named_in);
@@ -293,7 +294,7 @@ impl Repository {
         Ok(held.and_then(|held| held.continue_from(sent)))
     }
 
-    /// Tries to remove a session that nobody will finish. Never fails, never takes long, works after a cancellation.
+    /// Tries to delete an abandoned session. Never fails, never takes long, works after cancellation.
     pub async fn upload_cancel(&self, upload: Upload) {
         let mut tidy = self.within(&super::Context::default());
         tidy.access = Access::Delete;
@@ -304,19 +305,19 @@ impl Repository {
 }
 
 impl Upload {
-    /// The least bytes of a PATCH that is not the last (`OCI-Chunk-Min-Length`).
+    /// Returns the minimum size of a PATCH other than the last (`OCI-Chunk-Min-Length`).
     pub fn min_chunk(&self) -> u64 {
         self.min_chunk
     }
 
-    /// Where its bytes go, for messages: without the query, which may hold a signature.
+    /// Returns the origin of the upload URL, for messages: without the query, which may hold a signature.
     pub fn origin(&self) -> String {
         hop::origin(&self.location)
     }
 
     fn commit_url(&self) -> Url {
         let mut url = self.location.clone();
-        // By hand: the query is opaque and must not be encoded anew. A digest needs no escaping but for its colon.
+        // Built manually: the query is opaque and must not be re-encoded. In a digest only the colon needs escaping.
         let digest = self.digest.to_string().replace(':', "%3A");
         let query = match url.query() {
             None | Some("") => format!("digest={digest}"),

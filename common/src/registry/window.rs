@@ -1,8 +1,8 @@
-//! How many requests of one kind a registry takes at a time, learnt by this process: as many as there are until it is
-//! overloaded; then half of those that were open, and one more for each round of requests that go well.
+//! AIMD congestion windows: how many requests of one kind a registry accepts concurrently. Unlimited until the first
+//! overload, which halves the number of open requests; one more for each round of successes after that.
 //!
-//! Learnt by each process, not by all together: what is overloaded may as well be the line of one machine, and a registry
-//! that is overloaded by all tells all of them.
+//! Windows are per process and not shared: the overload may be that of one machine's line, and an overloaded registry
+//! signals it to all processes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use url::Url;
 use super::seats::{Seat, Seats};
 use crate::event::Errand;
 
-/// What was learnt is forgotten after so long without overload.
+/// A window is reset after this time without overload.
 const FORGET: Duration = Duration::from_secs(600);
 
-/// What is asked of a registry.
+/// Kind of operation at a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Manifests,
@@ -27,7 +27,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// What a request is for.
+    /// Derives the kind from a request's method and path.
     pub(crate) fn of(method: &Method, url: &Url) -> Action {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return Action::Push;
@@ -36,7 +36,7 @@ impl Action {
         match segments.next() {
             Some("manifests") => Action::Manifests,
             Some("blobs") => Action::Blobs,
-            // The state of an upload.
+            // The status of an upload.
             Some("uploads") => Action::Push,
             _ => Action::List,
         }
@@ -54,7 +54,7 @@ impl From<Action> for Errand {
     }
 }
 
-/// A window for each kind.
+/// One window for each kind of operation.
 #[derive(Debug, Default)]
 pub(crate) struct Windows([Window; 4]);
 
@@ -69,7 +69,7 @@ impl Windows {
     }
 }
 
-/// The window of one kind.
+/// Window of one kind of operation.
 #[derive(Debug)]
 pub(crate) struct Window {
     seats: Seats,
@@ -78,14 +78,14 @@ pub(crate) struct Window {
 
 #[derive(Debug, Default)]
 struct Learnt {
-    /// How many; none: as many as there are.
+    /// Window size. `None`: unlimited.
     size: Option<f64>,
     cut_at: Option<Instant>,
-    /// When there was the last overload.
+    /// Time of the last overload.
     seen_at: Option<Instant>,
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) seat: Seat,
@@ -99,18 +99,19 @@ impl Default for Window {
 }
 
 impl Window {
-    /// Waits until one more may be under way.
+    /// Acquires a permit, waiting until the window allows one more request.
     pub(crate) async fn enter(&self) -> Entry {
         let seat = self.seats.take().await;
         Entry { seat, began: Instant::now() }
     }
 
-    /// For what goes on with something that was begun: to wait for others could be to wait for itself.
+    /// Acquires a permit without waiting, for requests that continue an open operation: waiting could deadlock with
+    /// itself.
     pub(crate) fn enter_at_once(&self) -> Entry {
         Entry { seat: self.seats.squeeze(), began: Instant::now() }
     }
 
-    /// A request went well.
+    /// Additive increase after a success.
     pub(crate) fn well(&self, now: Instant) {
         let mut learnt = self.learnt();
         let Some(size) = learnt.size else { return };
@@ -119,7 +120,7 @@ impl Window {
             self.seats.set(usize::MAX);
             return;
         }
-        // What is not used is not found to be possible.
+        // A window that is not used does not grow.
         if self.seats.taken() as f64 * 2.0 >= size {
             let grown = size + 1.0 / size;
             learnt.size = Some(grown);
@@ -127,7 +128,7 @@ impl Window {
         }
     }
 
-    /// A request met overload. What was under way when this was last heard of has nothing new to say.
+    /// Multiplicative decrease after an overload. Requests that were in flight at the last decrease do not count again.
     pub(crate) fn overloaded(&self, entry: &Entry, now: Instant) {
         let mut learnt = self.learnt();
         learnt.seen_at = Some(now);

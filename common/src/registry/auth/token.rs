@@ -1,4 +1,4 @@
-//! The token service (Docker registry v2 token specification): what is asked of it, and how its answers are read.
+//! Client of the token service (Docker registry v2 token specification).
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,17 @@ use super::{Authorization, Scope, Token, basic_header};
 use crate::error::{Class, Error, Result};
 use crate::secret::Secret;
 
-/// How long a token lives whose answer does not say (Docker registry v2 token specification, `expires_in`).
+/// Lifetime of a token whose response does not contain one (Docker registry v2 token specification, `expires_in`).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
-/// What helpers and files gave so shortly ago is not asked for again where it is refused.
+/// A refused credential that helpers and files returned less than this ago is not looked up again.
 const YOUNG: Duration = Duration::from_secs(1);
-/// A token's answer is small.
+/// Size limit of a token response.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// The longest token that is taken: servers limit the headers of a request to less, and many tokens are kept.
+/// Size limit of a token: servers limit request headers to less, and many tokens are cached.
 pub(in crate::registry) const MAX_TOKEN_BYTES: usize = 32 << 10;
 
 impl Repository {
-    /// Gets a token from the token service.
+    /// Fetches a token from the token service.
     pub(super) async fn fetch_token(
         &self,
         realm: &Url,
@@ -41,7 +41,7 @@ impl Repository {
         };
         let mut credential = self.credential(scope.login).await?;
         let answer = match ask(&credential).await {
-            // What a credential helper gave some minutes ago may have run out since, as the tokens of clouds do.
+            // A credential from a helper may have expired since, as the tokens of clouds do.
             Err(error) if error.class() == Class::Denied && credential.is_some() => {
                 let before = Instant::now().checked_sub(YOUNG).unwrap_or_else(Instant::now);
                 let is_theirs = self.forget_credential(scope.login, before).await;
@@ -64,7 +64,7 @@ impl Repository {
             return Err(Error::new(Class::BadAnswer, &tried, detail));
         }
         let secret = Secret::new(text);
-        // The registry can tell it long after it was replaced.
+        // The registry may echo it long after it was replaced.
         secret.remember();
         let mut header = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
             .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
@@ -149,7 +149,7 @@ impl Repository {
             });
         }
         let bytes = answer.bytes(MAX_ANSWER_BYTES, tried).await?;
-        // The parser's own words quote what it found, which may be the token.
+        // The parser's error quotes its input, which may be the token.
         serde_json::from_slice(&bytes).map_err(|error| {
             let at = format!("line {}, column {}", error.line(), error.column());
             Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed ({at})"))
@@ -157,7 +157,7 @@ impl Repository {
     }
 }
 
-/// What an identity token is exchanged with (Docker registry v2 token specification, OAuth2).
+/// Builds the form that exchanges an identity token (Docker registry v2 token specification, OAuth2).
 fn refresh_form(token: &Secret, service: Option<&str>, scopes: &[String]) -> String {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
     form.append_pair("grant_type", "refresh_token")
@@ -170,7 +170,7 @@ fn refresh_form(token: &Secret, service: Option<&str>, scopes: &[String]) -> Str
     form.finish()
 }
 
-/// How long a token is used whose answer says this, a day at the most.
+/// Returns how long a token is used, given its response; at most a day.
 fn lifetime(expires_in: Option<f64>) -> Duration {
     let lifetime = match expires_in {
         Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(DEFAULT_LIFETIME),
@@ -189,7 +189,7 @@ struct TokenAnswer {
     expires_in: Option<f64>,
 }
 
-/// What a token service's answer is read as, for those who try to break that.
+/// Parses a token response and describes the result, for fuzzing.
 #[cfg(test)]
 pub(in super::super) fn shape(bytes: &[u8]) -> String {
     match serde_json::from_slice::<TokenAnswer>(bytes) {
@@ -198,7 +198,7 @@ pub(in super::super) fn shape(bytes: &[u8]) -> String {
     }
 }
 
-/// A number that some services write as a string; anything else counts as not said.
+/// Deserializes a number that some services send as a string; anything else counts as missing.
 fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     Ok(match serde_json::Value::deserialize(deserializer)? {
         serde_json::Value::Number(number) => number.as_f64(),

@@ -1,24 +1,24 @@
-//! Keys of AWS, where the SDKs of Amazon look first: the environment, then the shared credentials file (AWS SDKs and tools
-//! reference guide, "Understand credentials"). Those of roles, SSO and instances are not looked for.
+//! Finds AWS keys where Amazon's SDKs look first: the environment, then the shared credentials file (AWS SDKs and tools
+//! reference guide, "Understand credentials"). Keys of roles, SSO and instances are not supported.
 
 use std::path::Path;
 
 use super::super::credentials::AwsEnvironment;
 use crate::secret::Secret;
 
-/// A credentials file is small.
+/// Size limit of a credentials file.
 const LARGEST_FILE: usize = 1 << 20;
 
-/// Who signs.
+/// Keys that sign requests.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     pub(super) id: String,
     pub(super) secret: Secret,
-    /// Of keys that last for some hours.
+    /// Session token of temporary keys.
     pub(super) session: Option<Secret>,
 }
 
-/// The keys, if there are any. An error says which file cannot be used, and why.
+/// Returns the keys, if there are any. The error says which file is unusable, and why.
 pub(super) async fn find(env: &AwsEnvironment) -> Result<Option<Keys>, String> {
     if let (Some(id), Some(secret)) = (&env.access_key_id, &env.secret_access_key) {
         return Ok(Some(Keys { id: id.clone(), secret: secret.clone(), session: env.session_token.clone() }));
@@ -38,7 +38,7 @@ async fn read(file: &Path) -> Result<Option<String>, String> {
     }
 }
 
-/// The keys of a profile.
+/// Returns the keys of a profile.
 fn in_file(text: &str, profile: &str) -> Option<Keys> {
     let (mut is_here, mut id, mut secret, mut session) = (false, None, None, None);
     for line in text.lines().map(str::trim) {

@@ -1,5 +1,5 @@
-//! Repositories of Amazon's ECR: `CreateRepository` of its own API (Amazon ECR API reference; JSON 1.1, Signature Version
-//! 4), which takes keys of AWS and not the password that is good for pushing.
+//! Creates repositories of Amazon's ECR: `CreateRepository` of its own API (Amazon ECR API reference; JSON 1.1,
+//! Signature Version 4), which requires AWS keys and not the password for pushing.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use super::sigv4::{self, Signed};
 use crate::error::{Class, Error, Result};
 use crate::vendor::EcrHost;
 
-/// How requests say what is in them.
+/// Content type of requests.
 const JSON: &str = "application/x-amz-json-1.1";
 
-/// What a refused push says of the repository. A missing one was seen to drop connections, too.
+/// Classifies a refused push. For a missing repository ECR was also seen to drop connections.
 pub(super) fn hears(error: &Error) -> Says {
     match (error.code(), error.class()) {
         (Some("NAME_UNKNOWN" | "RepositoryNotFoundException"), _) => Says::Missing,
@@ -43,7 +43,7 @@ pub(super) async fn make(repository: &Repository, host: &EcrHost, tried: &str) -
 }
 
 fn no_keys(host: &EcrHost, name: &str, tried: &str) -> Error {
-    // Short: reports keep so much and no more.
+    // Short, since reports truncate errors.
     let detail = "no keys of AWS were found, and a helper's password is good for pushing alone";
     let command = if host.account.is_some() { "ecr" } else { "ecr-public" };
     Error::new(Class::Denied, tried, detail).hint(format!(
@@ -53,7 +53,7 @@ fn no_keys(host: &EcrHost, name: &str, tried: &str) -> Error {
     ))
 }
 
-/// ECR's own API, reached as the registry is.
+/// Returns a handle to ECR's own API, with the registry's connection settings.
 fn home(repository: &Repository, host: &EcrHost, keys: &Keys, tried: &str) -> Result<Repository> {
     let settings = &repository.registry.settings;
     let base = settings.api.clone().unwrap_or_else(|| host.api());
@@ -71,7 +71,7 @@ fn home(repository: &Repository, host: &EcrHost, keys: &Keys, tried: &str) -> Re
                 endpoint: None,
                 mirrors: Vec::new(),
                 identity: None,
-                // Whom requests are counted for. They are signed, and this is sent to nobody.
+                // Identifies the rate limit's account only. Requests are signed, and this is never sent.
                 credentials: vec![Credential::Basic { username: keys.id.clone(), password: keys.secret.clone() }],
                 pull_credentials: Vec::new(),
                 ..settings.clone()
@@ -129,7 +129,7 @@ async fn ask(asked: &Repository, host: &EcrHost, keys: &Keys, body: String, trie
     let error = answer.into_error(tried).await.at(&asked.registry.name);
     let code = error.code().map(|code| code.rsplit('#').next().unwrap_or(code).to_owned()).unwrap_or_default();
     let error = match code.as_str() {
-        // Another was first.
+        // Created by another client in the meantime.
         "RepositoryAlreadyExistsException" => return Ok(()),
         "ThrottlingException" | "TooManyRequestsException" => error.as_class(Class::RateLimited),
         "ServerException" | "InternalFailure" | "ServiceUnavailable" => error.as_class(Class::ServerError),

@@ -1,4 +1,4 @@
-//! Projects of Harbor: `POST /projects` of its own API, with the credentials that push.
+//! Creates projects of Harbor: `POST /projects` of its own API, with the credentials used for pushing.
 
 use ::http::StatusCode;
 use serde_json::json;
@@ -11,13 +11,13 @@ use super::Says;
 use crate::error::{Class, Error, Result};
 use crate::image::RepositoryName;
 
-/// The project that a repository is in.
+/// Returns the project of a repository.
 pub(super) fn project(repository: &RepositoryName) -> &str {
     repository.as_str().split('/').next().unwrap_or_default()
 }
 
-/// What a refused push says of the project: 401 or 403 to who may not know that it is missing, 404 to others. What is said
-/// of content is not about the project.
+/// Classifies a refused push: 401 or 403 for users who may not know that the project is missing, 404 for others. Errors
+/// about content do not concern the project.
 pub(super) fn hears(error: &Error) -> Says {
     match (error.status(), error.code()) {
         (_, Some("BLOB_UNKNOWN" | "MANIFEST_UNKNOWN" | "MANIFEST_BLOB_UNKNOWN" | "BLOB_UPLOAD_UNKNOWN")) => {
@@ -41,13 +41,13 @@ pub(super) async fn make(repository: &Repository, api: &Api, tried: &str) -> Res
         },
         _ => return Err(Error::new(Class::Denied, tried, "no user and password for Harbor's API were found")),
     };
-    // Private: who wants it to be seen by all says so at Harbor.
+    // Private by default; it can be made public at Harbor.
     let body = json!({"project_name": project(&repository.name), "metadata": {"public": "false"}}).to_string();
     repository
         .with_retries(|| async {
             let answer = api.post(&["projects"], body.clone(), login.clone(), tried).await?;
             match answer.status() {
-                // There already, by another's hand or with other words for it.
+                // On a conflict the project exists already.
                 status if status.is_success() || status == StatusCode::CONFLICT => {
                     answer.drain().await;
                     Ok(())

@@ -1,7 +1,7 @@
-//! `create: true`: what a push needs and a registry wants made first: repositories of Amazon's ECR, projects of Harbor.
+//! `create: true`: creates what a push needs and a registry lacks: repositories of Amazon's ECR, projects of Harbor.
 //!
-//! Nothing is made ahead. Only when a push was refused with what these registries say where it is missing, it is made,
-//! once however many pushes wait for it, and then what was refused is sent again: no attempt is spent on it.
+//! Nothing is created in advance. When a push is refused the way these registries do for a missing repository, it is
+//! created, once for concurrent pushes, and the refused request is sent again without using up an attempt.
 
 mod aws_keys;
 mod ecr;
@@ -18,15 +18,15 @@ use crate::generational::GenerationalCache;
 use crate::retry;
 use crate::vendor::{EcrHost, Vendor};
 
-/// How long it is believed that something was made, or may not be: it may be removed, and rights change.
+/// Cached results expire after this time: repositories may be removed, and permissions change.
 const BELIEVED_FOR: Duration = Duration::from_secs(5 * 60);
 
-/// What was made at a registry, or could not be.
+/// Results of creating repositories and projects at a registry.
 #[derive(Debug)]
 pub(super) struct Making {
-    /// By what is made: a repository, or a project. The lock of one is held while it is made.
+    /// By name of the repository or project. The entry's lock is held while it is created.
     by_name: Mutex<GenerationalCache<String, Arc<tokio::sync::Mutex<Option<Made>>>>>,
-    /// Where ECR's own API is.
+    /// The endpoint of ECR's own API.
     ecr: OnceLock<Arc<Registry>>,
 }
 
@@ -39,31 +39,31 @@ impl Default for Making {
 #[derive(Debug)]
 struct Made {
     at: Instant,
-    /// Why it was not: said again to who comes next.
+    /// The error, if it was refused: returned again to later pushes.
     refused: Option<(Class, String, Option<String>)>,
 }
 
-/// Who makes it.
+/// API that creates it.
 #[derive(Debug)]
 enum Maker {
     Ecr(EcrHost),
     Harbor(Box<Api>),
 }
 
-/// What a refusal says of what is to be pushed to.
+/// What a refusal means for the repository that is pushed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Says {
     /// It is missing.
     Missing,
-    /// It may be.
+    /// It may be missing.
     Perhaps,
-    /// Nothing of the kind.
+    /// The refusal has another cause.
     Nothing,
 }
 
 impl Repository {
-    /// Does something that needs this repository to be there. Where it is missing and may be made, that is done, and then
-    /// the same once more.
+    /// Runs an operation that needs this repository. If it is missing and may be created, creates it and runs the
+    /// operation again.
     pub(super) async fn in_place<T, F>(&self, once: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -80,7 +80,7 @@ impl Repository {
         }
     }
 
-    /// Whether, after a refusal of a request that was begun then, what it needs was made.
+    /// Creates what a refused request needs. Returns whether it was created after the request began.
     async fn make_for(&self, error: &Error, began: Instant) -> Result<bool> {
         if !self.registry.settings.create {
             return Ok(false);
@@ -96,7 +96,7 @@ impl Repository {
         };
         let mut made = slot.lock().await;
         match made.as_ref().filter(|made| made.at.elapsed() < BELIEVED_FOR) {
-            // By another, after this one had asked; or long before, so that something else is wrong.
+            // By another push, after this request began; or long before, so that the refusal has another cause.
             Some(Made { at, refused: None }) => return Ok(*at > began),
             Some(Made { refused: Some(_), .. }) if says == Says::Perhaps => return Ok(false),
             Some(Made { refused: Some((class, detail, hint)), .. }) => {
@@ -109,7 +109,7 @@ impl Repository {
             Ok(()) => {
                 tracing::info!("made {} at {}", maker.what(self), self.registry.name);
                 *made = Some(Made { at: Instant::now(), refused: None });
-                // Tokens that were given before do not hold for it.
+                // Tokens issued before do not cover it.
                 self.renew(self.login(), Instant::now()).await;
                 Ok(true)
             }
@@ -127,11 +127,11 @@ impl Repository {
         }
     }
 
-    /// Who makes what is missing here, where somebody can.
+    /// Returns the API that can create what is missing here, if any.
     fn maker(&self) -> Result<Option<Maker>> {
         let settings = &self.registry.settings;
         if let Some(host) = EcrHost::of(&self.registry.name) {
-            // Another server than the name says, unless that is said as well.
+            // With an `endpoint` it is another server than the name says, unless `api` is set as well.
             let is_known = settings.endpoint.is_none() || settings.api.is_some();
             return Ok(is_known.then_some(Maker::Ecr(host)));
         }
@@ -139,7 +139,7 @@ impl Repository {
         Ok(api.filter(|api| api.vendor() == Vendor::Harbor).map(|api| Maker::Harbor(Box::new(api))))
     }
 
-    /// What to do where a push was refused because what it needs may be missing, in place of what else was advised.
+    /// Adds the hint for a push that was refused because something may be missing, in place of other hints.
     pub(super) fn unmade(&self, error: Error) -> Error {
         let is_set = self.registry.settings.create;
         let registry = &self.registry.name;
@@ -155,7 +155,7 @@ impl Repository {
             (Some(maker), _, _) if is_set || maker.hears(&error) == Says::Nothing => error,
             (Some(Maker::Ecr(_)), _, _) => error.hint(by_hand("repository", true)),
             (Some(maker @ Maker::Harbor(_)), Class::Denied, _) => {
-                // First, for a report keeps so much of it and no more.
+                // First, since a report truncates hints.
                 let advice = error.advice().map(|advice| format!("; else {advice}")).unwrap_or_default();
                 error.hint(format!("{}{advice}", by_hand(&maker.what(self), false)))
             }
@@ -170,7 +170,7 @@ impl Repository {
 }
 
 impl Maker {
-    /// What it makes for a repository.
+    /// Returns what it creates for a repository.
     fn what(&self, repository: &Repository) -> String {
         match self {
             Maker::Ecr(host) => format!("repository {}", host.repository(repository.name.as_str())),

@@ -1,21 +1,21 @@
-//! Signatures of AWS (IAM user guide, "Create a signed AWS API request"; Signature Version 4): HMAC-SHA256 over what a POST
-//! without a query says. Small enough to need no library of Amazon's, which would bring dozens of crates.
+//! AWS request signatures (IAM user guide, "Create a signed AWS API request"; Signature Version 4): HMAC-SHA256 over a
+//! POST without a query. Amazon's library would add dozens of crates.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use super::aws_keys::Keys;
 
-/// What is signed.
+/// The signed parts of a request.
 pub(super) struct Signed<'a> {
-    /// The path, with its first slash and without anything to escape.
+    /// The path, with its leading slash and without anything to escape.
     pub(super) path: &'a str,
-    /// Names in lower case, in the order of the alphabet.
+    /// Names in lower case, in alphabetical order.
     pub(super) headers: &'a [(&'a str, &'a str)],
     pub(super) body: &'a [u8],
 }
 
-/// The `Authorization` of a POST. `date` is what `x-amz-date` says: `20150830T123600Z`.
+/// Returns the `Authorization` header of a POST. `date` is the value of `x-amz-date`: `20150830T123600Z`.
 pub(super) fn authorization(request: &Signed<'_>, keys: &Keys, date: &str, region: &str, service: &str) -> String {
     let day = date.split('T').next().unwrap_or_default();
     let scope = format!("{day}/{region}/{service}/aws4_request");
@@ -33,7 +33,7 @@ pub(super) fn authorization(request: &Signed<'_>, keys: &Keys, date: &str, regio
 }
 
 fn mac(key: &[u8], text: &str) -> Vec<u8> {
-    // HMAC takes keys of every length.
+    // HMAC accepts keys of any length.
     #[allow(clippy::expect_used)]
     let mac = Hmac::<Sha256>::new_from_slice(key).expect("a key of any length");
     mac.chain_update(text).finalize().into_bytes().to_vec()

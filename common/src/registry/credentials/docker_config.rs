@@ -1,4 +1,4 @@
-//! docker's `config.json` and containers' `auth.json`, which has the same shape: what they say of a registry. Pure.
+//! Parses docker's `config.json` and containers' `auth.json`, which has the same format. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use serde_json::error::Category;
 use super::Credential;
 use crate::{printable::printable, secret::Secret};
 
-/// The name of Docker Hub in references, and the key that docker keeps its credentials under.
+/// Docker Hub's name in references, and the key of its credentials in docker's files.
 const HUB: &str = "docker.io";
 pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// What is read of a file. All else in it is docker's own business.
+/// The fields that are read of a file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct DockerConfig {
@@ -32,7 +32,7 @@ struct AuthEntry {
     registrytoken: Option<Secret>,
 }
 
-/// A credential and the repositories that it is for: those at or below `path`, all if that is empty.
+/// A credential with the repositories that it covers: those at or below `path`, all if that is empty.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Scoped {
     pub(super) path: String,
@@ -48,21 +48,21 @@ impl Scoped {
     }
 }
 
-/// An entry that cannot be used.
+/// An invalid entry.
 #[derive(Debug)]
 pub(super) struct BadEntry {
     pub(super) key: String,
     pub(super) reason: &'static str,
 }
 
-/// Reads a file. The error says where it is wrong and never quotes what stands there.
+/// Parses a file. The error has the position and never quotes the content.
 pub(super) fn parse(bytes: &[u8]) -> Result<DockerConfig, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.trim_ascii().is_empty() {
         return Ok(DockerConfig::default());
     }
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        // serde quotes the value that has the wrong type, and it may be a password in the wrong place.
+        // serde quotes values of the wrong type, and one may be a misplaced password.
         Category::Data => {
             format!("the value that ends at line {} column {} is of the wrong type", error.line(), error.column())
         }
@@ -71,8 +71,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<DockerConfig, String> {
 }
 
 impl DockerConfig {
-    /// The helper to ask for a registry: its own, else the one for all. An empty name is none, also where it stands
-    /// against a `credsStore`.
+    /// Returns the helper for a registry: its own, else the default one. An empty name disables helpers, even if
+    /// `credsStore` is set.
     pub(super) fn helper_for(&self, registry: &str) -> Option<&str> {
         let own = self
             .cred_helpers
@@ -87,7 +87,7 @@ impl DockerConfig {
         (!helper.is_empty()).then_some(helper.as_str())
     }
 
-    /// What `auths` holds for a registry, the longest path first.
+    /// Returns the entries of `auths` for a registry, the longest path first.
     pub(super) fn entries_for(&self, registry: &str) -> Result<Vec<Scoped>, BadEntry> {
         let mut candidates = Vec::new();
         for (key, entry) in self.auths.iter().flatten() {
@@ -117,7 +117,7 @@ impl DockerConfig {
 }
 
 impl AuthEntry {
-    /// `None` for an entry that holds nothing: docker leaves such where a helper has the credentials.
+    /// Returns `None` for an empty entry: docker leaves those if a helper holds the credentials.
     fn credential(&self, key: &str) -> Result<Option<Credential>, &'static str> {
         let filled = |secret: &Option<Secret>| {
             let secret = secret.clone();
@@ -148,7 +148,7 @@ impl AuthEntry {
     }
 }
 
-/// `user:password` in base64, with or without padding, in either alphabet. The password may hold colons.
+/// Decodes `user:password` in base64, with or without padding, in either alphabet. The password may contain colons.
 fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
     let auth: String = auth
         .expose()
@@ -163,13 +163,13 @@ fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
     let decoded = STANDARD_PAD_INDIFFERENT.decode(auth).map_err(|_| "its `auth` is not base64")?;
     let decoded = String::from_utf8(decoded).map_err(|_| "its `auth` does not hold UTF-8")?;
     let (username, password) = decoded.split_once(':').ok_or("its `auth` does not hold `user:password`")?;
-    // docker trims these too: old versions padded with them.
+    // docker trims these, too: old versions used them for padding.
     let password = password.trim_matches('\0');
     Ok((username.to_owned(), Secret::new(password)))
 }
 
-/// The one name of a registry: the host, and the port if there is one, in lower case; `docker.io` for all of Docker
-/// Hub's names. A scheme and a path are dropped.
+/// Normalizes a registry's name: the host, with the port if there is one, in lower case; `docker.io` for all names of
+/// Docker Hub. Drops scheme and path.
 pub(super) fn normalise(registry: &str) -> String {
     let bare = without_scheme(registry.trim()).unwrap_or(registry.trim());
     let host = bare.split('/').next().unwrap_or_default();
@@ -180,12 +180,12 @@ pub(super) fn normalise(registry: &str) -> String {
     }
 }
 
-/// Registry and path of a key of `auths`. With a scheme the path is an API's, without one it is a namespace's.
+/// Splits a key of `auths` into registry and path. With a scheme the path is an API's, without one a namespace.
 fn split_key(key: &str) -> Option<(String, String)> {
     let key = key.trim();
     let host = normalise(key);
     let path = match without_scheme(key) {
-        // Docker Desktop keeps tokens for the Hub's web API here, which the registry does not take.
+        // Docker Desktop stores tokens for the Hub's web API here, which the registry does not accept.
         Some(bare) if host == HUB && bare.trim_end_matches('/').ends_with("-token") => return None,
         Some(_) => "",
         None => match key.split_once('/').map_or("", |(_, path)| path) {
@@ -201,7 +201,7 @@ fn without_scheme(text: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http")).then_some(rest)
 }
 
-/// Of several keys for the same, which goes first: docker's own, then the plain name, then the others.
+/// Rank of equivalent keys: docker's own first, then the plain name, then the others.
 fn rank(key: &str, registry: &str) -> u8 {
     match key {
         HUB_KEY if registry == HUB => 0,

@@ -1,7 +1,7 @@
-//! Credential helpers: programs named `docker-credential-NAME`, asked over stdin and stdout.
+//! Credential helpers: programs named `docker-credential-NAME`, called over stdin and stdout.
 //!
-//! The protocol is docker's: the registry on stdin, `{"ServerURL","Username","Secret"}` on stdout, and for an error its
-//! text on stdout with exit code 1.
+//! The protocol is docker's: the registry on stdin, `{"ServerURL","Username","Secret"}` on stdout; an error is a text
+//! on stdout with exit code 1.
 
 use std::{
     env,
@@ -27,42 +27,42 @@ use crate::{
     secret::Secret,
 };
 
-/// What every helper says that has no credentials for a registry.
+/// Error text of all helpers for missing credentials.
 const NOT_FOUND: &str = "credentials not found in native keychain";
-/// The user name by which a helper says that the secret is an identity token.
+/// User name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
-/// The most bytes that are kept of what a helper says.
+/// Bytes kept of each output stream.
 const MOST: usize = 256 * 1024;
-/// The most characters that are quoted of it.
+/// Characters quoted of the output.
 const QUOTED: usize = 300;
-/// How long both streams must be silent after the helper has ended until its answer counts as whole. What it wrote is in
-/// the pipes by then; a child of it, such as an agent, may hold them open for good.
+/// The output counts as complete once both streams are silent for this long after the helper exits. Its own output is
+/// in the pipes by then; a child, such as an agent, may keep them open.
 const SILENCE_AFTER_END: Duration = Duration::from_millis(250);
 
-/// Why a helper gave no answer.
+/// Error of a credential helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HelperProblem {
-    /// Its name is not a plain one, so it was not started.
+    /// The name is invalid, so the helper was not started.
     BadName,
-    /// There is no such program in PATH.
+    /// The program is not in PATH.
     Missing,
     /// The program could not be started.
     NotStarted(String),
-    /// It had not ended within this time, and was killed.
+    /// It did not exit within this time, and was killed.
     NoAnswer(Duration),
-    /// It ended with an error: how it ended, and what it said.
+    /// It exited with an error.
     Failed {
         /// The exit code or signal.
         status: String,
-        /// What it said, safe to print; may be empty.
+        /// Its output, safe to print; may be empty.
         said: String,
     },
-    /// It ended well, but what it said is no answer.
+    /// It exited successfully with invalid output.
     Rubbish {
-        /// What is wrong with the answer. The answer itself is not quoted, since it may hold the secret.
+        /// What is invalid. The output is not quoted, since it may hold the secret.
         reason: String,
-        /// What stood on stderr, safe to print; may be empty.
+        /// Its stderr, safe to print; may be empty.
         said: String,
     },
 }
@@ -111,15 +111,14 @@ struct Answer {
     secret: Secret,
 }
 
-/// Asks the helper `name` for what it has under `key`. It is killed when `limit` has passed, and when the future is
-/// dropped.
+/// Asks the helper `name` for the credential under `key`. Kills it after `limit`, and when the future is dropped.
 pub(super) fn ask<'a>(
     name: &'a str,
     key: &'a str,
     env: &'a Environment,
     limit: Duration,
 ) -> BoxFuture<'a, Result<Option<Credential>, HelperProblem>> {
-    // Boxed: a part of nearly every request, whose futures are deep as it is.
+    // Boxed: part of nearly every request, whose futures are large already.
     Box::pin(start(name, key, env, limit))
 }
 
@@ -153,7 +152,7 @@ async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Res
         Ok(said) => said.map_err(not_started)?,
         Err(_) => {
             drop(group);
-            // It may have ended just now; then there is nothing to kill.
+            // It may have exited just now; then there is nothing to kill.
             _ = child.kill().await;
             return Err(HelperProblem::NoAnswer(limit));
         }
@@ -162,8 +161,8 @@ async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Res
     understand(&said)
 }
 
-/// The process group that a helper leads. Dropped, it is killed with all that the helper has started: a shell script's
-/// children would go on otherwise.
+/// The helper's process group. Dropping it kills all processes that the helper started: the children of a shell script
+/// would run on otherwise.
 struct Group {
     #[cfg(unix)]
     leader: Option<rustix::process::Pid>,
@@ -181,7 +180,7 @@ impl Group {
         Group {}
     }
 
-    /// Lets the group live: the helper has ended by itself, and what it has left running, such as an agent, is meant to.
+    /// Lets the group live: the helper exited by itself, and what it left running, such as an agent, is meant to run.
     fn release(&mut self) {
         #[cfg(unix)]
         {
@@ -194,14 +193,14 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.leader.take() {
-            // An error means that nobody is left in it.
+            // Fails only if the group is empty.
             _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
         }
     }
 }
 
-/// The program in the folders of `path`. Relative folders are passed over: a file of the current folder must not be
-/// started because a configuration names it.
+/// Finds a program in the folders of `path`. Skips relative folders: a configuration must not start a file in the
+/// current folder.
 fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
     env::split_paths(path)
         .filter(|folder| folder.is_absolute())
@@ -226,7 +225,7 @@ struct Said {
     stderr: Vec<u8>,
 }
 
-/// Writes the question and reads both streams at once, so that neither side waits for the other.
+/// Writes the request and reads both streams concurrently, so that neither side blocks the other.
 async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (ended, has_ended) = watch::channel(false);
@@ -234,7 +233,7 @@ async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
         if let Some(mut stdin) = stdin {
             let mut has_ended = has_ended.clone();
             tokio::select! {
-                // No line break, as docker sends none. A helper that does not read the question may still answer.
+                // Without a line break, as docker sends it. A helper that does not read its input may still answer.
                 _ = stdin.write_all(key.as_bytes()) => {}
                 _ = has_ended.wait_for(|ended| *ended) => {}
             }
@@ -250,11 +249,11 @@ async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
     Ok(Said { status: status?, stdout: stdout?, stderr: stderr? })
 }
 
-/// Reads a stream to its end and keeps its beginning. Once the helper has ended, silence is an end as well.
+/// Reads a stream to its end and keeps its beginning. Once the helper has exited, silence counts as the end.
 async fn read(stream: Option<impl AsyncRead + Unpin>, mut has_ended: watch::Receiver<bool>) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let Some(mut stream) = stream else { return Ok(kept) };
-    // Not in the future, which is a part of many others.
+    // On the heap: the future is part of many others.
     let mut piece = vec![0; 8 << 10];
     loop {
         let silence = async {
@@ -282,7 +281,7 @@ fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {
         if not_found(&stdout) || not_found(&stderr) {
             return Ok(None);
         }
-        // An error stands on stdout by the protocol; but what looks like an answer may hold a secret.
+        // By the protocol errors are on stdout; but what looks like a response may hold a secret.
         let error = match stdout.contains('{') {
             true => "",
             false => stdout.trim(),

@@ -1,4 +1,4 @@
-//! Credentials for registries, found where users of docker and podman keep them. See [`CredentialStore`].
+//! Finds credentials for registries where users of docker and podman store them. See [`CredentialStore`].
 
 mod docker_config;
 mod helper;
@@ -23,41 +23,42 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::{generational::GenerationalCache, printable::printable, secret::Secret};
 
-/// How long a helper may take to answer.
+/// Time limit for a helper.
 pub(crate) const HELPER_LIMIT: Duration = Duration::from_secs(30);
-/// How long an answer is used before files and helpers are asked again: what they give may expire, and users log in.
+/// Lookups are cached for this long: credentials may expire, and users log in.
 const KEEP_FOR: Duration = Duration::from_secs(5 * 60);
-/// How long a failure is: a helper that is broken would else be asked before nearly every request, and may take its time.
+/// Failed lookups are cached for this long: a broken helper would be called before nearly every request, and may be
+/// slow.
 const KEEP_FAILURE_FOR: Duration = Duration::from_secs(2 * 60);
-/// Registries whose credentials are remembered.
+/// Registries whose lookups are cached.
 const MAX_REGISTRIES: usize = 10_000;
-/// The largest file of credentials that is read, in bytes.
+/// Size limit of a credentials file in bytes.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
 
-/// What a registry, or its token service, may be shown.
+/// A credential for a registry or its token service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
     /// A user name and a password, or an access token in its place.
     Basic {
-        /// The user name, as it was found.
+        /// The user name, as found.
         username: String,
         /// The password.
         password: Secret,
     },
     /// An OAuth2 refresh token, to be exchanged at the token service by `grant_type=refresh_token`.
     IdentityToken {
-        /// The user name that stood beside it, if any.
+        /// The user name next to it, if any.
         username: Option<String>,
         /// The token.
         token: Secret,
     },
 }
 
-/// Why credentials could not be found out. That there are none is no error.
+/// Error of a credential lookup. Missing credentials are no error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialError {
-    /// A file is there, but cannot be read.
+    /// A file exists, but cannot be read.
     #[error(
         "cannot read the credentials file {}: {reason}; make it readable for this user, or point to another by DOCKER_CONFIG or REGISTRY_AUTH_FILE",
         file.display()
@@ -65,10 +66,10 @@ pub enum CredentialError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// A file is not what it should be.
+    /// A file cannot be parsed.
     #[error(
         "cannot understand the credentials file {}: {reason}; correct it, or move it away and log in again",
         file.display()
@@ -76,20 +77,20 @@ pub enum CredentialError {
     Malformed {
         /// The file.
         file: PathBuf,
-        /// What is wrong, with line and column.
+        /// The parse error, with line and column.
         reason: String,
     },
-    /// The entry for the registry cannot be used.
+    /// The registry's entry is invalid.
     #[error("the credentials for {key} in {} cannot be used: {reason}; log in again", file.display())]
     BadEntry {
         /// The file.
         file: PathBuf,
-        /// The key of the entry.
+        /// The entry's key.
         key: String,
-        /// What is wrong with it.
+        /// What is invalid.
         reason: &'static str,
     },
-    /// A credential helper gave no answer.
+    /// A credential helper failed.
     #[error(
         "the credential helper docker-credential-{helper}, which {} names for {registry}, {problem}",
         file.display()
@@ -97,37 +98,37 @@ pub enum CredentialError {
     Helper {
         /// The helper's name, without `docker-credential-`.
         helper: String,
-        /// The registry that it was asked for.
+        /// The registry.
         registry: String,
         /// The file that names the helper.
         file: PathBuf,
-        /// What went wrong, and what to do.
+        /// The error, and what to do.
         problem: HelperProblem,
     },
 }
 
-/// What the process's environment says about where credentials are, taken once.
+/// Environment of the process, as far as it locates credentials; read once.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// The user's home folder.
     pub home: Option<PathBuf>,
     /// `DOCKER_CONFIG`: the folder of docker's `config.json`.
     pub docker_config: Option<PathBuf>,
-    /// `REGISTRY_AUTH_FILE`: a file in the form of containers' `auth.json`.
+    /// `REGISTRY_AUTH_FILE`: a file in the format of containers' `auth.json`.
     pub registry_auth_file: Option<PathBuf>,
     /// `XDG_RUNTIME_DIR`.
     pub xdg_runtime_dir: Option<PathBuf>,
     /// `XDG_CONFIG_HOME`.
     pub xdg_config_home: Option<PathBuf>,
-    /// `PATH`, where helpers are looked for.
+    /// `PATH`, where helpers are searched for.
     pub path: Option<OsString>,
-    /// The variables that credential helpers are given besides `PATH` and `HOME`.
+    /// Variables passed to credential helpers besides `PATH` and `HOME`.
     pub helpers: HelperVariables,
-    /// Keys of AWS.
+    /// AWS keys.
     pub aws: AwsEnvironment,
 }
 
-/// What the process's environment says of keys of AWS, in the names of Amazon's SDKs.
+/// AWS keys in the environment of the process, by the names of Amazon's SDKs.
 #[derive(Debug, Clone, Default)]
 pub struct AwsEnvironment {
     /// `AWS_ACCESS_KEY_ID`.
@@ -136,14 +137,14 @@ pub struct AwsEnvironment {
     pub secret_access_key: Option<Secret>,
     /// `AWS_SESSION_TOKEN`.
     pub session_token: Option<Secret>,
-    /// `AWS_PROFILE`: which part of the file holds.
+    /// `AWS_PROFILE`: the profile in the file.
     pub profile: Option<String>,
     /// `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
     pub credentials_file: Option<PathBuf>,
 }
 
 impl Environment {
-    /// Reads this process's environment. A variable that is empty counts as not set.
+    /// Reads the environment of this process. Empty variables count as unset.
     pub fn from_process() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
@@ -169,7 +170,7 @@ impl Environment {
         }
     }
 
-    /// The files that may hold credentials, the first to be asked first.
+    /// Returns the files that may hold credentials, in order of precedence.
     fn files(&self) -> Vec<PathBuf> {
         let below_home = |folder: &str| self.home.as_ref().map(|home| home.join(folder));
         let docker = self.docker_config.clone().or(below_home(".docker"));
@@ -186,15 +187,15 @@ impl Environment {
     }
 }
 
-/// Finds the credentials for a registry, as users of docker and podman expect it.
+/// Finds the credentials for a registry, as users of docker and podman expect.
 ///
-/// Asked are, in this order, and the first that has something wins: the configuration; the file of
-/// `$REGISTRY_AUTH_FILE`; docker's `config.json` (in `$DOCKER_CONFIG`, else `~/.docker`); `containers/auth.json` in
-/// `$XDG_RUNTIME_DIR`; the same in `$XDG_CONFIG_HOME`, else `~/.config`. Within a file the registry's helper
-/// (`credHelpers`, else `credsStore`) goes before `auths`, and there the longest namespace before the whole registry.
+/// The sources in order of precedence: the configuration; the file `$REGISTRY_AUTH_FILE`; docker's `config.json` (in
+/// `$DOCKER_CONFIG`, else `~/.docker`); `containers/auth.json` in `$XDG_RUNTIME_DIR`; the same in `$XDG_CONFIG_HOME`,
+/// else `~/.config`. Within a file the registry's helper (`credHelpers`, else `credsStore`) precedes `auths`, and there
+/// the longest namespace precedes the whole registry.
 ///
-/// All of Docker Hub's names are one. What was found for a registry is used for five minutes, and many who ask for the
-/// same registry at once wait for one answer. A failure is used for two minutes.
+/// All names of Docker Hub are equivalent. Lookups are cached for five minutes, failed ones for two. Concurrent lookups
+/// for a registry share one call.
 #[derive(Debug)]
 pub struct CredentialStore {
     configured: BTreeMap<String, Vec<Credential>>,
@@ -205,7 +206,7 @@ pub struct CredentialStore {
     known: Mutex<GenerationalCache<String, Arc<Slot>>>,
 }
 
-/// What is known of one registry. The lock is held while files and helpers are asked.
+/// Cache entry of one registry. The lock is held while files and helpers are read.
 type Slot = tokio::sync::Mutex<Option<Known>>;
 
 #[derive(Debug)]
@@ -214,18 +215,19 @@ struct Known {
     found: Arc<Found>,
 }
 
-/// What all files together say of a registry.
+/// Credentials of a registry in all files.
 #[derive(Debug, Default)]
 struct Found {
-    /// In the order in which they are tried.
+    /// In order of precedence.
     entries: Vec<Scoped>,
-    /// What came in between, so that what is below is not known. It concerns those only whom no entry covers.
+    /// Error that stopped the search, so that later files are not known. It matters only for repositories that no entry
+    /// covers.
     failed: Option<CredentialError>,
 }
 
 impl CredentialStore {
-    /// `configured` has what the configuration gives, by registry; of several for one registry, [`lookup`] takes the
-    /// first.
+    /// Creates a store. `configured` holds the configuration's credentials by registry; of several for a registry,
+    /// [`lookup`] returns the first.
     ///
     /// [`lookup`]: CredentialStore::lookup
     pub fn new(configured: BTreeMap<String, Vec<Credential>>, env: Environment) -> Self {
@@ -243,40 +245,40 @@ impl CredentialStore {
         }
     }
 
-    /// With another time limit for helpers than 30 seconds.
+    /// Sets the time limit for helpers; 30 seconds by default.
     #[must_use]
     pub fn helper_limit(mut self, limit: Duration) -> Self {
         self.helper_limit = limit;
         self
     }
 
-    /// With another time for which answers are used than 5 minutes.
+    /// Sets how long lookups are cached; 5 minutes by default.
     #[must_use]
     pub fn keep_for(mut self, time: Duration) -> Self {
         self.keep_for = time;
         self
     }
 
-    /// With another time for which failures are used than 2 minutes.
+    /// Sets how long failed lookups are cached; 2 minutes by default.
     #[must_use]
     pub fn keep_failure_for(mut self, time: Duration) -> Self {
         self.keep_failure_for = time;
         self
     }
 
-    /// Where keys of AWS are.
+    /// Returns the environment's AWS keys.
     pub(crate) fn aws(&self) -> &AwsEnvironment {
         &self.env.aws
     }
 
-    /// All credentials that the configuration gives for a registry.
+    /// Returns all credentials that the configuration contains for a registry.
     pub fn configured_for(&self, registry: &str) -> &[Credential] {
         let credentials = self.configured.get(&normalise(registry));
         credentials.map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The credential for a repository of a registry; `None` if there is none, so that the registry is asked
-    /// anonymously. `registry` is a host with its port, or any of the forms that stand in docker's files.
+    /// Returns the credential for a repository, `None` for anonymous access. `registry` is a host with its port, or any
+    /// of the forms used in docker's files.
     pub async fn lookup(&self, registry: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
         if let Some(credential) = self.configured_for(registry).first() {
             return Ok(Some(credential.clone()));
@@ -290,8 +292,8 @@ impl CredentialStore {
         }
     }
 
-    /// Forgets what was found for a registry before a moment, so that files and helpers are asked again. Failures are
-    /// kept. Says whether there is, or was, anything that was found.
+    /// Drops a lookup cached before an instant, so that files and helpers are read again. Failures stay cached. Returns
+    /// whether credentials were cached.
     pub async fn forget(&self, registry: &str, before: Instant) -> bool {
         let registry = normalise(registry);
         let slot = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&registry).cloned();
@@ -370,7 +372,7 @@ impl CredentialStore {
     }
 }
 
-/// The bytes of a file; `None` if there is no such file.
+/// Reads a file; `None` if it does not exist.
 async fn read(file: &Path) -> Result<Option<Vec<u8>>, CredentialError> {
     let unreadable = |error: io::Error| CredentialError::Unreadable {
         file: file.to_owned(),

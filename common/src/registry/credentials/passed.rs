@@ -1,11 +1,11 @@
-//! The environment variables that credential helpers are given: those that name accounts, keyrings, proxies and folders.
-//! Whatever else this process was started with, such as the passwords of other registries, is none of their business.
+//! Environment variables passed to credential helpers: those that name accounts, keyrings, proxies and folders. All
+//! others, such as passwords of other registries, are withheld.
 
 use std::ffi::{OsStr, OsString};
 use std::{env, fmt};
 
-/// Variables by their whole names. Names are compared without regard to case: proxies are written in either, and Windows
-/// makes no difference.
+/// Variables by full name. Names are case-insensitive: proxies are written in either case, and Windows does not
+/// distinguish.
 const NAMES: [&str; 56] = [
     // The user, the terminal, the language, temporary files.
     "PATH",
@@ -30,10 +30,10 @@ const NAMES: [&str; 56] = [
     "GPG_TTY",
     "GPG_AGENT_INFO",
     "SSH_AUTH_SOCK",
-    // Where credentials are.
+    // Locations of credentials.
     "DOCKER_CONFIG",
     "REGISTRY_AUTH_FILE",
-    // The way to the clouds' services.
+    // Network access to the clouds' services.
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "ALL_PROXY",
@@ -73,16 +73,15 @@ const NAMES: [&str; 56] = [
     "XPC_SERVICE_NAME",
 ];
 
-/// Variables by what their names begin with: locale and desktop, `pass`, and the helpers of the three clouds, whose SDKs
-/// read many.
+/// Variables by prefix: locale and desktop, `pass`, and the helpers of the three clouds, whose SDKs read many.
 const PREFIXES: [&str; 7] = ["LC_", "XDG_", "PASSWORD_STORE_", "AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_"];
 
-/// The variables that credential helpers are given besides `PATH` and `HOME`, with their values.
+/// Variables passed to credential helpers besides `PATH` and `HOME`, with their values.
 #[derive(Clone, Default)]
 pub struct HelperVariables(Vec<(OsString, OsString)>);
 
 impl HelperVariables {
-    /// Reads those of this process's environment that helpers are given.
+    /// Reads the variables that are passed to helpers from the environment of this process.
     pub fn from_process() -> HelperVariables {
         HelperVariables(env::vars_os().filter(|(name, _)| is_passed(name)).collect())
     }
@@ -98,14 +97,14 @@ impl FromIterator<(OsString, OsString)> for HelperVariables {
     }
 }
 
-/// Names alone: keys of clouds are among the values.
+/// Prints names only: the values include cloud keys.
 impl fmt::Debug for HelperVariables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
 }
 
-/// Whether credential helpers are given a variable.
+/// Whether a variable is passed to credential helpers.
 fn is_passed(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let name = name.to_ascii_uppercase();

@@ -1,4 +1,4 @@
-//! The store against real files and real helpers, which are shell scripts in a folder of their own.
+//! Tests the store against real files and real helpers, which are shell scripts in a temporary folder.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A home with nothing in it, and a PATH with the helpers of the test before the system's programs.
+/// An empty home folder, and a PATH with the test's helpers before the system's programs.
 struct Home {
     folder: TempDir,
     env: Environment,
@@ -36,13 +36,13 @@ impl Home {
         fs::write(file, text).unwrap();
     }
 
-    /// docker's file, with one entry for `r.example` as `user`.
+    /// Writes a docker configuration with one entry for `r.example` as `user`.
     fn login(&self, name: &str, user: &str) {
         let entry = format!(r#"{{"auths":{{"r.example":{{"username":"{user}","password":"p"}}}}}}"#);
         self.write(name, &entry);
     }
 
-    /// A helper. `$HOME/asked` gets a line with the question for each time it runs.
+    /// Installs a helper. Each run appends its request to `$HOME/asked`.
     fn helper(&self, name: &str, script: &str) {
         self.write("bin/.keep", "");
         let file = self.path(&format!("bin/docker-credential-{name}"));
@@ -69,7 +69,7 @@ impl Home {
         CredentialStore::new(BTreeMap::new(), self.env.clone())
     }
 
-    /// The user that is found for `r.example/app`.
+    /// Returns the user found for `r.example/app`.
     async fn user(&self) -> Option<String> {
         let found = self.store().lookup("r.example", "app").await.unwrap();
         found.map(|credential| match credential {
@@ -78,7 +78,7 @@ impl Home {
         })
     }
 
-    /// What a failing helper, named for all registries, comes to.
+    /// Returns the error of a failing helper that is the default for all registries.
     async fn failure(&self, script: &str, limit: Duration) -> (HelperProblem, String) {
         self.helper("bad", script);
         self.write(".docker/config.json", r#"{"credsStore":"bad"}"#);

@@ -1,8 +1,9 @@
-//! Fuzzing of all that reads what the network brings: no panic, no hang, no memory without a bound.
+//! Fuzzing of all parsers of network input: no panic, no hang, no unbounded memory.
 //!
-//! Each target is fed its corpus (`common/fuzz/NAME`, a file an input), then mutations of it, for `IMGSYNC_FUZZ_SECONDS`
-//! (1 by default). What gives an answer of a new shape joins the corpus of the run; with `IMGSYNC_FUZZ_KEEP=1` it is written
-//! there. `IMGSYNC_FUZZ_SEED` repeats a run. An input that fails is written to `common/fuzz/failures` and named.
+//! Each target gets its corpus (`common/fuzz/NAME`, one file per input), then mutations of it, for
+//! `IMGSYNC_FUZZ_SECONDS` (1 by default). Inputs whose result has a new shape join the corpus of the run; with
+//! `IMGSYNC_FUZZ_KEEP=1` they are written there. `IMGSYNC_FUZZ_SEED` repeats a run. A failing input is written to
+//! `common/fuzz/failures` and named.
 
 mod mutate;
 mod targets;
@@ -17,16 +18,16 @@ use rand::{Rng as _, SeedableRng as _};
 
 use self::mutate::mutate;
 
-/// The longest that one input may take of a processor, which others use too.
+/// Limit of processor time for one input.
 const LONGEST: Duration = Duration::from_secs(2);
-/// The largest input, in bytes.
+/// Size limit of an input in bytes.
 const LARGEST: usize = 256 << 10;
-/// Inputs that are mutated further, at the most.
+/// Limit of inputs that are mutated further.
 const MOST: usize = 4000;
-/// The most memory that this process may have had in the end, in KiB.
+/// Limit of this process's peak memory, in KiB.
 const MEMORY_KIB: u64 = 512 << 10;
 
-/// What reads; what it found, as a text whose shape tells one way through it from another.
+/// Parses an input and describes the result; the shape of the text identifies the code path.
 type Target = fn(&[u8]) -> String;
 
 fn folder() -> PathBuf {
@@ -37,7 +38,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// The shape of an answer: its words and marks, however long each is.
+/// Hashes the shape of a result: its words and punctuation, regardless of their length.
 fn shape(answer: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     let mut last = ' ';
@@ -55,13 +56,13 @@ fn shape(answer: &str) -> u64 {
     hasher.finish()
 }
 
-/// What this thread has had of a processor.
+/// Processor time used by this thread.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Runs one input. A failure is kept, so that it can be run again.
+/// Runs one input. A failing input is saved, so that it can be run again.
 fn run(name: &str, target: Target, input: &[u8], seed: u64) -> String {
     let began = processor_time();
     let answer = std::panic::catch_unwind(|| target(input));
@@ -111,7 +112,7 @@ fn fuzz(name: &str, target: Target) {
     let peak: u64 = peak.and_then(|peak| peak.trim().parse().ok()).unwrap_or_default();
     let told = format!("{name}: {runs} inputs, {} shapes, {} MiB at the most, seed {seed}", shapes.len(), peak >> 10);
     assert!(peak <= MEMORY_KIB, "{told}");
-    // Shown by those who ask for a test's output.
+    // Shown when a test's output is requested.
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{told}");
 }

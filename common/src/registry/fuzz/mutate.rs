@@ -1,9 +1,9 @@
-//! Inputs made of other inputs.
+//! Mutations of inputs.
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
-/// What breaks readers of HTTP and JSON.
+/// Tokens that often break parsers of HTTP and JSON.
 const TOKENS: &[&[u8]] = &[
     b"null",
     b"[]",
@@ -66,7 +66,7 @@ const TOKENS: &[&[u8]] = &[
     b"\"child\":",
 ];
 
-/// One to a few changes of `input`; `other` is what it is crossed with.
+/// Applies one to a few mutations to `input`; `other` is used for crossover.
 pub(super) fn mutate(rng: &mut StdRng, input: &[u8], other: &[u8], largest: usize) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..rng.random_range(1..=5) {
@@ -96,7 +96,7 @@ fn change(rng: &mut StdRng, bytes: &mut Vec<u8>, other: &[u8]) {
             let to = rng.random_range(from..=other.len());
             _ = bytes.splice(at..end, other[from..to].iter().copied());
         }
-        // The same again and again: what is quadratic, or nests, shows.
+        // Repetition exposes quadratic time and deep nesting.
         6 => {
             let piece = match bytes[at..end].is_empty() {
                 true => TOKENS[rng.random_range(0..TOKENS.len())].to_vec(),

@@ -1,4 +1,4 @@
-//! All that reads what comes from the network.
+//! Fuzz targets: all parsers of network input.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use crate::image::{Digest, Manifest, MediaType};
 use crate::registry::hop::{self, Allowed, Reach};
 use crate::registry::{api_error, auth, catalog, challenge, link, range, ratelimit, referrers, retry_after, tags};
 
-/// As headers come: without what no header can hold, a line a header.
+/// Splits an input into header values, one per line.
 fn lines(input: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(input).split('\n').take(16).map(str::to_owned).collect()
 }
