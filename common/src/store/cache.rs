@@ -1,4 +1,4 @@
-//! What is known of target tags. See [`DigestCache`].
+//! Digest cache of target tags. See [`DigestCache`].
 
 use std::io::{BufRead, Write};
 
@@ -12,98 +12,98 @@ use crate::image::{Digest, Tag};
 
 use super::clock::is_ahead;
 
-/// The target tags of one repository that were made with the same options.
+/// Target tags of one repository written with the same options.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheScope {
-    /// The target's repository.
+    /// The target repository.
     pub home: Home,
-    /// A fingerprint of the options that change what is written, such as platforms; empty where there are none. Short,
-    /// and not secret.
+    /// Short fingerprint of the options that change what is written, such as platforms; empty if there are none. Not
+    /// secret.
     pub options: Box<str>,
 }
 
 impl CacheScope {
-    /// Where is noted which tags of the repository may point at less than all of an image of their digest: for each the
-    /// fingerprint of the options that left something out, hashed, as what was put there.
+    /// Returns the scope that records which tags of the repository may lack parts of the image of their digest: for
+    /// each, the hashed fingerprint of the options that left something out, as its target digest.
     pub fn parts(&self) -> CacheScope {
         CacheScope { home: self.home.clone(), options: "parts".into() }
     }
 }
 
-/// What is known of a target tag.
+/// Cached state of a target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// What its source was.
+    /// Digest of its source.
     pub source: Digest,
-    /// What was put there for it.
+    /// Digest written to the target.
     pub target: Digest,
     /// When it was last seen at the target, to the second.
     pub seen_at: Timestamp,
-    /// When its referrers were last asked for, to the second.
+    /// When its referrers were last listed, to the second.
     pub referrers_at: Option<Timestamp>,
 }
 
-/// All about one target tag: a line of an export.
+/// A cached target tag as one line of an export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheEntry {
-    /// The target's registry.
+    /// The target registry.
     pub registry: End,
-    /// The repository there.
+    /// The target repository.
     pub repository: String,
     /// See [`CacheScope::options`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub options: String,
     /// The tag.
     pub tag: String,
-    /// What its source was.
+    /// Digest of its source.
     pub source: Digest,
-    /// What was put there for it, where that is another.
+    /// Digest written to the target, if it differs from the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Digest>,
-    /// When it was last seen at the target; seconds since 1970.
+    /// When it was last seen at the target, in seconds since 1970.
     pub seen: i64,
-    /// When its referrers were last asked for; seconds since 1970.
+    /// When its referrers were last listed, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub referrers: Option<i64>,
 }
 
-/// Remembers what was put under target tags, so that an unchanged tag need not be asked for.
+/// Cache of digests written to target tags, so that an unchanged tag needs no request.
 ///
 /// # Contract
-/// A hint: what it says was true at `seen_at`. It may forget anything at any time, and never says what it was not told. The
-/// last word about a tag stays.
+/// A hint: an entry was true at `seen_at`. The cache may lose any entry at any time, and never invents one. The last
+/// value of a tag wins.
 #[async_trait]
 pub trait DigestCache: Send + Sync {
-    /// What is known of these tags, in their order.
+    /// Returns the cached state of these tags, in their order.
     async fn known(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<Known>>>;
 
-    /// Remembers these tags.
+    /// Caches these tags.
     async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()>;
 
-    /// Forgets these tags.
+    /// Deletes these tags.
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()>;
 
-    /// Forgets a target's repository, whatever the options. Says how many tags those were.
+    /// Deletes all tags of a target repository, in all scopes. Returns their number.
     async fn forget_repository(&self, home: &Home) -> Result<u64>;
 
-    /// Forgets a whole target. Says how many tags those were.
+    /// Deletes all tags of a target registry or layout. Returns their number.
     async fn forget_end(&self, end: &End) -> Result<u64>;
 
-    /// All entries in an order of the cache's own, so many at a time, after the last one that was given.
+    /// Returns up to `limit` entries after the given one, in an order of the cache's own.
     async fn entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>>;
 }
 
-/// What came of an import.
+/// Result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// How many tags were read.
+    /// Number of tags read.
     pub tags: u64,
-    /// Lines that were not understood: their numbers from 1, and why. The first hundred.
+    /// Line numbers, from 1, and errors of lines that were not understood. The first hundred.
     pub refused: Vec<(u64, String)>,
 }
 
 impl CacheEntry {
-    /// From its parts.
+    /// Creates an entry.
     pub fn new(scope: &CacheScope, tag: &Tag, known: &Known) -> CacheEntry {
         CacheEntry {
             registry: scope.home.end().clone(),
@@ -117,7 +117,7 @@ impl CacheEntry {
         }
     }
 
-    /// Its parts, checked; or why it cannot be.
+    /// Splits and checks an entry.
     pub fn parts(self) -> Result<(CacheScope, Tag, Known), String> {
         let time = |second| Timestamp::from_second(second).map_err(|error| error.to_string());
         let home = Home::new(self.registry, &self.repository).map_err(|error| error.to_string())?;
@@ -133,7 +133,7 @@ impl CacheEntry {
     }
 }
 
-/// Writes all of a cache as lines of JSON. Says how many.
+/// Exports a cache as lines of JSON. Returns their number.
 pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send)) -> Result<u64> {
     const PAGE: usize = 1_000;
     let failed =
@@ -156,7 +156,7 @@ pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send))
     Ok(lines)
 }
 
-/// Reads what [`export_cache`] wrote. What is known already and was seen later stays.
+/// Imports what [`export_cache`] wrote. Keeps cached tags that were seen later.
 pub async fn import_cache(cache: &dyn DigestCache, lines: &mut (dyn BufRead + Send)) -> Result<Imported> {
     const AT_ONCE: usize = 500;
     let mut imported = Imported::default();

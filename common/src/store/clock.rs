@@ -1,4 +1,4 @@
-//! What time it is, for stores that have no clock of their own; tests turn it by hand.
+//! Clocks for stores that have none of their own, with a manual one for tests.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// How far a time may lie ahead of a clock and still count as now: the clocks of machines differ, and are put right.
+/// How far a time may lie ahead of a clock and still count as now: the clocks of machines differ and are adjusted.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
-/// How far ahead a lease, a hold or a retry may end at the most: no registry is left alone for longer than 24 hours. What
-/// ends later was written by a clock that was wrong, and has ended.
+/// The latest that a lease, a block or a retry may end: no registry is blocked for longer than 24 hours. A later
+/// deadline was written by a wrong clock, and counts as expired.
 pub const LONGEST_AHEAD: Duration = Duration::from_secs(25 * 60 * 60);
 
-/// Whether a time lies in the future, so that a clock was wrong when it was written. Nothing is known of such a time.
+/// Returns whether a time lies in the future, so that it was written by a wrong clock and says nothing.
 pub fn is_ahead(then: Timestamp, now: Timestamp) -> bool {
     Duration::try_from(then.duration_since(now)).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE)
 }
 
-/// How long ago a time was; [`Duration::MAX`] where that is not known, for it lies in the future.
+/// Returns the time since `then`, or [`Duration::MAX`] if `then` lies in the future.
 pub fn age(then: Timestamp, now: Timestamp) -> Duration {
     match is_ahead(then, now) {
         true => Duration::MAX,
@@ -25,18 +25,18 @@ pub fn age(then: Timestamp, now: Timestamp) -> Duration {
     }
 }
 
-/// The same as [`LONGEST_AHEAD`], from now, in milliseconds since 1970.
+/// Returns [`LONGEST_AHEAD`] from now, in milliseconds since 1970.
 pub(crate) fn latest_end(now: i64) -> i64 {
     now.saturating_add(i64::try_from(LONGEST_AHEAD.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Tells the time. Leases and ages are measured by it.
+/// Source of the time for leases and ages.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Now.
+    /// Returns the current time.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's clock.
+/// The system clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -46,22 +46,22 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved on.
+/// A clock that stands still until it is advanced, for tests.
 #[derive(Debug)]
 pub struct ManualClock(AtomicI64);
 
 impl ManualClock {
-    /// A clock that stands at this time, to the millisecond.
+    /// Creates a clock at this time, to the millisecond.
     pub fn at(time: Timestamp) -> ManualClock {
         ManualClock(AtomicI64::new(time.as_millisecond()))
     }
 
-    /// Puts it back.
+    /// Sets the clock back.
     pub fn set_back(&self, by: Duration) {
         self.0.fetch_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4), Ordering::SeqCst);
     }
 
-    /// Moves it on.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4), Ordering::SeqCst);
     }

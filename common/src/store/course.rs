@@ -1,72 +1,72 @@
-//! How a batch went: outcomes over time, what took longest, who did how much. Kept with the counters, in a size that does
-//! not grow with the batch.
+//! Timeline of a batch: results over time, slowest tasks, and work per worker. Kept with the counters, in a size that
+//! does not grow with the batch.
 
 use std::time::Duration;
 
-/// The most parts that the time of a batch is cut into.
+/// Maximum number of time buckets of a batch.
 pub const MAX_PARTS: u32 = 120;
-/// How many of the slowest tasks are kept.
+/// Maximum number of slowest tasks kept.
 pub const MAX_SLOWEST: usize = 20;
 
-/// How a batch went.
+/// Timeline of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Course {
-    /// How long each part of `parts` is. It doubles when the batch has lasted for [`MAX_PARTS`] of them.
+    /// Duration of a time bucket. It doubles once the batch has lasted for [`MAX_PARTS`] of them.
     pub width: Duration,
-    /// In order; parts in which nothing happened are left out.
+    /// Time buckets in order, without empty ones.
     pub parts: Vec<Part>,
-    /// The tasks whose last attempt took longest, longest first; [`MAX_SLOWEST`] at most.
+    /// Tasks with the longest last attempts, longest first; at most [`MAX_SLOWEST`].
     pub slowest: Vec<Slow>,
-    /// Who did how much, in the order of their names.
+    /// Work per worker, by worker name.
     pub shares: Vec<Share>,
 }
 
-/// What happened in a part of a batch's time.
+/// Results within one time bucket of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Part {
-    /// From this multiple of the width after the batch was made.
+    /// Start of the bucket after the batch's creation, as a multiple of the width.
     pub number: u32,
-    /// Tasks that ended so. One that failed and was requeued is counted each time that it ends.
+    /// Tasks copied. Like the other results, a task that failed and was requeued counts each time it ends.
     pub copied: u64,
-    /// Likewise.
+    /// Tasks unchanged.
     pub unchanged: u64,
-    /// Likewise.
+    /// Tasks failed.
     pub failed: u64,
-    /// Likewise.
+    /// Tasks cancelled.
     pub cancelled: u64,
-    /// Bytes that tasks had moved when they ended, or were put off.
+    /// Bytes moved by tasks that ended or were rescheduled.
     pub bytes: u64,
 }
 
-/// A task that took long.
+/// One of the slowest tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slow {
-    /// Its index.
+    /// Task index.
     pub index: u32,
-    /// How long its last attempt took.
+    /// Duration of its last attempt.
     pub time: Duration,
-    /// Bytes that it moved in that.
+    /// Bytes moved in that attempt.
     pub bytes: u64,
-    /// Who did it.
+    /// The worker that ran it.
     pub worker: String,
 }
 
-/// What one worker did.
+/// Work done by one worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Its name.
+    /// Worker name.
     pub worker: String,
     /// Tasks that it ended.
     pub ended: u64,
-    /// Those of them that failed.
+    /// Tasks that failed.
     pub failed: u64,
-    /// Bytes that it moved.
+    /// Bytes moved.
     pub bytes: u64,
-    /// How long it was at tasks, all its slots added up.
+    /// Time spent on tasks, summed over its slots.
     pub time: Duration,
 }
 
-/// In which part of a batch's time a moment is, and how many times wider the parts must be for that.
+/// Returns the time bucket of a moment, and the factor by which buckets must widen to fit it.
 pub(super) fn part_of(passed_ms: i64, width_ms: i64) -> (i64, i64) {
     let (passed, width) = (passed_ms.max(0), width_ms.max(1));
     let mut times = 1;

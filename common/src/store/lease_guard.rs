@@ -1,4 +1,4 @@
-//! [`LeaseGuard`]: a lease that is renewed for as long as it is needed.
+//! [`LeaseGuard`]: a lease that is renewed until it is released.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,26 +13,26 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Fence, Leases, Named};
 use crate::error::{Error, Result};
 
-/// A lease is renewed this many times in its term, so that two renewals may fail before it is lost.
+/// Renewals per term: two may fail before the lease is lost.
 const RENEWALS_PER_TERM: u32 = 3;
-/// A lease that was renewed less than this ago needs no confirmation before it is used: the store issues no lease for less
-/// than several times as long, so nobody else can have acquired it since, unless the store has lost its latest writes.
+/// Maximum age of a renewal that needs no confirmation before the lease is used. Store leases last several times
+/// longer, so nobody else can have acquired it since, unless the store has lost its latest writes.
 pub const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
-/// When leases were renewed is kept as microseconds since this moment.
+/// Reference for renewal times, which are kept as microseconds since this instant.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// The result of asking for a lease.
+/// Result of [`LeaseGuard::try_acquire`].
 #[derive(Debug)]
 pub enum Leased {
-    /// The lease is held, and renewed until the guard is dropped.
+    /// Acquired, and renewed until the guard is dropped.
     Acquired(LeaseGuard),
-    /// Another process holds it.
+    /// Held by another process.
     HeldBy(String),
 }
 
-/// A lease by name. A task of its own renews it until the guard is released or dropped, or the lease is lost: then
-/// [`LeaseGuard::lost`] is cancelled, and nothing may be written any more that the lease protects.
+/// A named lease. A background task renews it until the guard is released or dropped, or the lease is lost: then
+/// [`LeaseGuard::lost`] is cancelled, and nothing that the lease protects may be written any more.
 #[derive(Debug)]
 pub struct LeaseGuard {
     lease: Arc<Lease>,
@@ -41,8 +41,8 @@ pub struct LeaseGuard {
 }
 
 impl LeaseGuard {
-    /// Asks once for a lease of this term. A holder must be unique to what it protects: two uses that share a holder share
-    /// the lease, and the first to release it ends the other's.
+    /// Tries once to acquire a lease with this term. The holder name must be unique to what it protects: two uses of
+    /// one name share the lease, and the first release ends it for both.
     pub async fn try_acquire(leases: Arc<dyn Leases>, name: &str, holder: &str, term: Duration) -> Result<Leased> {
         LazyLock::force(&START);
         let asked = Instant::now();
@@ -63,7 +63,7 @@ impl LeaseGuard {
         }
     }
 
-    /// Asks for a lease until it is acquired, or `cancel` ends the wait with an error that names `tried`.
+    /// Acquires a lease, polling until it is free. `cancel` ends the wait with an error that names the operation.
     pub async fn acquire(
         leases: Arc<dyn Leases>,
         (name, holder): (&str, &str),
@@ -94,25 +94,26 @@ impl LeaseGuard {
         });
     }
 
-    /// What the store compares before it records what the lease protects. The token in it is greater than that of every
-    /// holder before.
+    /// Returns the fence that the store compares before it records what the lease protects. Its token is greater than
+    /// that of every earlier holder.
     pub fn fence(&self) -> &Fence {
         &self.lease.fence
     }
 
-    /// Is cancelled when the lease is lost: another holds it, or it could not be renewed within its term.
+    /// Returns a token that is cancelled when the lease is lost: another process holds it, or it could not be renewed
+    /// within its term.
     pub fn lost(&self) -> &CancellationToken {
         &self.lease.lost
     }
 
-    /// Whether the lease holds as far as this process knows: it is not lost, and its term has not passed. A process that
-    /// was paused for longer than that is told so before its renewal has run again.
+    /// Returns whether the lease is held as far as this process knows: it is not lost, and its term has not passed. A
+    /// process that was suspended for longer than the term sees this before its next renewal.
     pub fn is_held(&self) -> bool {
         self.lease.is_held()
     }
 
-    /// Asks the store whether the lease is still held, which renews it; unless it was renewed less than `max_age` ago.
-    /// False: it is lost. To be asked directly before something is written that the lease protects.
+    /// Confirms with the store that the lease is still held, and renews it, unless it was renewed less than `max_age`
+    /// ago. Returns `false` if it is lost. Call it directly before writing what the lease protects.
     pub async fn confirm(&self, max_age: Duration) -> Result<bool> {
         if self.is_held() && self.lease.renewed_at().elapsed() < max_age {
             return Ok(true);
@@ -124,8 +125,8 @@ impl LeaseGuard {
         Ok(held)
     }
 
-    /// Runs what the lease protects, and stops it when the lease is lost: then none. A process that was paused for longer
-    /// than the term goes no step further.
+    /// Runs a future under the lease, and stops it when the lease is lost: then returns `None`. A process suspended for
+    /// longer than the term polls it no further.
     pub async fn run<T>(&self, protected: impl Future<Output = T>) -> Option<T> {
         let (mut protected, mut lost) = (pin!(protected), pin!(self.lease.lost.cancelled()));
         poll_fn(|context| {
@@ -137,7 +138,7 @@ impl LeaseGuard {
         .await
     }
 
-    /// Releases the lease, and returns when the store has done so. A guard that is dropped does the same in the background.
+    /// Releases the lease, and returns when the store has done so. Dropping the guard releases it in the background.
     pub async fn release(self) {
         let LeaseGuard { released, _release, .. } = self;
         drop(_release);
@@ -149,12 +150,12 @@ fn micros(at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(*START).as_micros()).unwrap_or(u64::MAX)
 }
 
-/// One lease, as its guard and its renewal know it.
+/// A lease as shared by its guard and its renewal task.
 struct Lease {
     leases: Arc<dyn Leases>,
     fence: Fence,
     term: Duration,
-    /// When the renewal was asked for that the store granted last.
+    /// When the last successful renewal was requested.
     renewed: AtomicU64,
     lost: CancellationToken,
 }
@@ -168,14 +169,14 @@ impl Lease {
         !self.lost.is_cancelled() && Instant::now() < self.renewed_at() + self.term
     }
 
-    /// Renews the lease until it is lost or asked for, then releases it.
+    /// Renews the lease until it is lost or released, then releases it in the store.
     async fn keep(&self, release: &CancellationToken) {
         tokio::select! {
             () = self.renew_until_lost() => self.lost.cancel(),
             () = self.lost.cancelled() => {}
             () = release.cancelled() => {}
         }
-        // A lease that cannot be released expires. One that another holds by now is left alone by the store.
+        // A lease that cannot be released expires. The store leaves a lease of another holder alone.
         _ = timeout(self.term, self.leases.release(&self.fence.name, &self.fence.holder)).await;
     }
 
@@ -193,7 +194,7 @@ impl Lease {
         }
     }
 
-    /// Renews the lease. False: it is lost. An error is the store's, within the term.
+    /// Renews the lease. Returns `false` if it is lost. An error comes from the store, within the term.
     async fn renew(&self) -> Result<bool> {
         let now = Instant::now();
         let expires = self.renewed_at() + self.term;
@@ -206,7 +207,7 @@ impl Lease {
                 self.renewed.fetch_max(micros(now), Ordering::AcqRel);
                 Ok(true)
             }
-            // It expired, and was acquired anew: in between it may have been another's.
+            // It expired and was acquired anew: another process may have held it in between.
             Ok(Ok(Named::Yours { .. } | Named::Others { .. })) | Err(_) => Ok(false),
             Ok(Err(error)) => Err(error),
         }
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(guard.run(async { 1 }).await, Some(1));
         let steps = AtomicBool::new(false);
         let protected = async {
-            // The only thread of this runtime stands still, as that of a frozen process: nothing is renewed.
+            // Blocks the only thread of this runtime, like a frozen process: nothing is renewed.
             std::thread::sleep(TERM * 2);
             tokio::task::yield_now().await;
             steps.store(true, Ordering::Relaxed);
@@ -306,7 +307,7 @@ mod tests {
         assert!(!steps.load(Ordering::Relaxed));
     }
 
-    /// Answers as it should until it is away.
+    /// Leases of a store that becomes unreachable.
     struct Away(Arc<dyn Leases>, AtomicBool);
 
     #[async_trait]

@@ -1,4 +1,4 @@
-//! Things that one process does at a time. See [`Leases`].
+//! Named leases: what only one process does at a time. See [`Leases`].
 
 use std::time::Duration;
 
@@ -9,90 +9,88 @@ use crate::batch::{BatchId, Home, Place};
 use crate::error::Result;
 use crate::image::Digest;
 
-/// The answer to who wants to hold a name.
+/// Result of acquiring a named lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Named {
-    /// It is yours, under this epoch.
+    /// Acquired, or renewed.
     Yours {
-        /// The fencing token: greater than that of every holder before, also of those that the store has forgotten, for it
-        /// is never below the store's time in microseconds; the same for as long as it is held.
+        /// The fencing token: greater than that of every earlier holder, also of leases that the store has lost,
+        /// because it is never below the store's time in microseconds. It stays the same while the lease is held.
         epoch: u64,
     },
-    /// It is another's.
+    /// Held by another process.
     Others {
-        /// Whose.
+        /// The holder.
         holder: String,
-        /// When it ends unless it is renewed.
+        /// Expiry unless renewed.
         until: Timestamp,
     },
 }
 
-/// What proves that a lease is held, and under which token: a store compares it in the same step in which it records what
-/// the lease protects.
+/// Proof of a held lease: the store compares it in the same step in which it records what the lease protects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// The name of the lease.
+    /// Lease name.
     pub name: String,
-    /// Who holds it.
+    /// Holder name.
     pub holder: String,
-    /// The fencing token under which it was acquired.
+    /// Fencing token from the acquisition.
     pub token: u64,
 }
 
-/// Leases by name: who leads, who writes a target tag, who uploads a blob.
+/// Leases by name: of batch leaders, of target tags being written, of blobs being uploaded.
 ///
 /// # Contract
-/// Of all that ask for a name at a time, one holds it; until it lets go, or its lease ends without being renewed. Who holds
-/// it renews it by asking again.
+/// A name has at most one holder, until it is released or expires. The holder renews its lease by acquiring it again.
 #[async_trait]
 pub trait Leases: Send + Sync {
-    /// Holds a name for so long from now, or says who does.
+    /// Acquires or renews a lease for this time from now, or returns its holder.
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named>;
 
-    /// The first of these names that somebody holds now, and who.
+    /// Returns the first of these names that is held now, with its holder.
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>>;
 
-    /// Who holds a name now, if anybody does.
+    /// Returns the holder of a name, if it is held now.
     async fn held(&self, name: &str) -> Result<Option<String>> {
         Ok(self.first_held(&[name.to_owned()]).await?.map(|(_, holder)| holder))
     }
 
-    /// Lets go of a name, if it is this one's.
+    /// Releases a lease if this is its holder.
     async fn release(&self, name: &str, holder: &str) -> Result<()>;
 
-    /// Whether a process that lists or leads batches may be alive. Where only one may at a time, it is known whether that
-    /// one is, before its leases have expired.
+    /// Returns whether a process that lists or leads batches may be alive. A store used by one process at a time knows
+    /// this before its leases expire.
     async fn may_have_owners(&self) -> Result<bool> {
         Ok(true)
     }
 }
 
-/// The name that a coordinator holds while it leads: for one batch, or for all.
+/// Lease name of the leader of one batch, or of all.
 pub fn leader(of: &str) -> String {
     format!("leader:{of}")
 }
 
-/// The name that is held while the rules of a batch are listed.
+/// Lease name held while the rules of a batch are listed.
 pub fn listing(batch: BatchId) -> String {
     format!("listing:{batch}")
 }
 
-/// The name that is held for the moment in which a batch of these rules is made, so that of two one sees the other's.
+/// Lease name held while a batch of these rules is created, so that of two creators one sees the other's batch.
 pub fn starting(rules: &Digest) -> String {
     format!("starting:{rules}")
 }
 
-/// The name that is held by the one run that waits for the end of a batch of these rules.
+/// Lease name of the one run that waits for a batch of these rules to end.
 pub fn waiting(rules: &Digest) -> String {
     format!("waiting:{rules}")
 }
 
-/// The name that is held while a target tag is written.
+/// Lease name held while a target tag is written.
 pub fn target_tag(target: &Place) -> String {
     format!("tag:{target}")
 }
 
-/// The name that is held while tags are removed from a target's repository.
+/// Lease name held while tags of a target repository are pruned.
 pub fn removal(target: &Home) -> String {
     format!("removal:{target}")
 }

@@ -1,4 +1,4 @@
-//! The ledger: batches, their plans, and where each task stands.
+//! The ledger: batches, their plans, and the state of each task.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,180 +13,181 @@ use crate::error::{Class, Error, Result};
 use crate::image::{Digest, RegistryName};
 use crate::printable::printable;
 
-/// How long a lease holds unless it is renewed. Renew it three times as often.
+/// TTL of a lease. Renew it three times per TTL.
 pub const LEASE: Duration = Duration::from_secs(30);
 
-/// A batch in the making.
+/// A batch to be created.
 #[derive(Debug, Clone)]
 pub struct NewBatch {
-    /// Its id.
+    /// Batch id.
     pub id: BatchId,
-    /// A digest over its rules: batches of the same rules supersede each other.
+    /// Digest of its rules. Batches of the same rules supersede each other.
     pub rules: Digest,
-    /// What workers need to know of the rules, by their numbers. JSON; never a secret.
+    /// Rule options for the workers, by rule number. JSON without secrets.
     pub options: String,
-    /// The unfinished batch that it takes the place of.
+    /// The unfinished batch that this one replaces.
     pub supersedes: Option<BatchId>,
 }
 
-/// What is to become of a batch.
+/// State of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
-    /// It goes on.
+    /// Tasks are published and started.
     Running,
-    /// No task is begun until it is resumed.
+    /// No task starts until the batch is resumed.
     Paused,
-    /// It was stopped.
+    /// Stopped by a user.
     Cancelled,
-    /// A later batch of the same rules took its place.
+    /// Replaced by a later batch of the same rules.
     Superseded,
-    /// Every task has ended, and no more will come.
+    /// All tasks have ended and the plan is complete.
     Done,
 }
 
-/// The tasks of a repository whose listing ended.
+/// The tasks of one repository, added to the plan once its listing is complete.
 #[derive(Debug, Clone)]
 pub struct Sealed {
-    /// Names the repository within the batch: the rule's number and the repository.
+    /// Identifies the repository within the batch: rule number and repository.
     pub key: String,
-    /// When it was listed.
+    /// When the repository was listed.
     pub listed_at: Timestamp,
-    /// Its tasks in order, each with its end if it has one already: `Unchanged` if the listing settled it, `Failed` if it
-    /// collides with another.
+    /// Its tasks in order. A task may already have a result: `Unchanged` if the listing settled it, `Failed` if it
+    /// collides with another task.
     pub tasks: Vec<(Planned, Option<Verdict>)>,
 }
 
-/// What became of a [`Sealed`].
+/// Result of [`Ledger::append`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Appended {
-    /// It is in the plan; its tasks have the indexes from this one on.
+    /// Added to the plan. The tasks have consecutive indexes from this one on.
     At(u32),
-    /// It was in the plan before.
+    /// Already in the plan.
     Already,
-    /// The batch takes no more.
+    /// The batch accepts no more tasks; its state.
     Stopped(Control),
 }
 
-/// A part of the plan whose tasks are to be given to the queue.
+/// A chunk of the plan with tasks to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// The index at which the part begins. Go on from the next.
+    /// Index of the first task of the chunk. Continue with the next index.
     pub first: u32,
     /// When its tasks were listed.
     pub listed_at: Timestamp,
-    /// Those that are to be published, each with its run, as [`Message::for_tasks`](crate::batch::Message::for_tasks)
-    /// takes them.
+    /// Tasks to be published, each with its run, in the form that
+    /// [`Message::for_tasks`](crate::batch::Message::for_tasks) accepts.
     pub tasks: Vec<(u32, Task)>,
 }
 
-/// Who holds the lease of a task: a worker, under the fencing token that [`Ledger::start`] gave it. Both are compared, so
-/// that a store that was set back and issues a token again does not take one worker for another.
+/// The holder of a task's lease: a worker and the fencing token from [`Ledger::start`]. The store compares both, so
+/// that a store restored from a backup, which may issue a token twice, does not mistake one worker for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskHolder<'a> {
-    /// The worker's name, which only one process has.
+    /// Worker name, unique to one process.
     pub worker: &'a str,
-    /// The fencing token.
+    /// Fencing token.
     pub token: u64,
 }
 
-/// The answer to who wants to begin a task.
+/// Result of claiming a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// It is yours, under this epoch: acknowledge. Should you end, the lease does, and a sweep puts the task back.
+    /// Claimed: acknowledge the delivery. If the worker dies, its lease expires and the leader returns the task to the
+    /// plan.
     Go {
-        /// Names the lease in all that follows.
+        /// Fencing token of the lease.
         epoch: u64,
-        /// How many attempts were counted before.
+        /// Attempts counted so far.
         attempts: u32,
-        /// How often it was lost in this run: its lease ran out under a worker, and another took it over or a sweep put
-        /// it back. A task that ends its workers is known by that.
+        /// Lost leases in this run: a lease expired, and another worker or the leader took the task. Identifies tasks
+        /// that crash their workers.
         losses: u32,
     },
-    /// You hold it already, under this epoch: it was delivered twice. If you are at work on it, give this delivery back for
-    /// a while; else go on with it as with `Go`.
+    /// This worker already holds the task: a redelivery. If it is running, return the delivery with a delay; else
+    /// continue as with `Go`.
     Own {
-        /// Names the lease.
+        /// Fencing token of the lease.
         epoch: u64,
-        /// How many attempts were counted before.
+        /// Attempts counted so far.
         attempts: u32,
     },
-    /// It has ended: acknowledge.
+    /// The task has ended: acknowledge.
     AlreadyDone,
-    /// Its batch was cancelled or superseded, and it is counted: acknowledge.
+    /// The batch was cancelled or superseded, and the task is counted as cancelled: acknowledge.
     Cancelled,
-    /// Another worker is at it: give the delivery back until its lease must have ended.
+    /// Another worker holds the lease: return the delivery with a delay until the lease expires.
     HeldBy {
-        /// When that is.
+        /// Expiry of that lease.
         until: Timestamp,
     },
-    /// It was requeued since: acknowledge.
+    /// The task was requeued since this message was published: acknowledge.
     StaleRun,
-    /// Its batch is paused, and it went back to the plan: acknowledge.
+    /// The batch is paused, and the task went back to the plan: acknowledge.
     Paused,
-    /// There is no such task: acknowledge, and say that the store has lost its batch.
+    /// Unknown task: acknowledge, and report that the store has lost the batch.
     Unknown,
 }
 
-/// Whether a lease holds.
+/// Status of a task's lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It does, until then.
+    /// Held and renewed.
     Held {
-        /// When it ends unless it is renewed.
+        /// Expiry unless renewed.
         until: Timestamp,
     },
-    /// The task is another's, or has ended: stop, write nothing.
+    /// Another worker holds the task, or it has ended: stop, write nothing.
     Lost,
     /// The batch was cancelled or superseded, and the task is counted as cancelled: stop, write nothing.
     Stop,
 }
 
-/// What became of an outcome.
+/// Result of [`Ledger::finish`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finished {
-    /// It counts.
+    /// The result was recorded and counted.
     Counted,
-    /// The lease was another's by now, or the batch was stopped meanwhile: it does not count.
+    /// Not counted: another worker holds the lease, or the batch was stopped.
     Stale,
-    /// The task had ended before: it does not count.
+    /// Not counted: the task has already ended.
     AlreadyDone,
 }
 
-/// What became of a task that is to be tried again.
+/// Result of [`Ledger::retry_later`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retried {
-    /// It waits; so many attempts are counted by now.
+    /// Rescheduled.
     Waits {
-        /// This one included if it counts.
+        /// Attempts counted so far, including this one if it counts.
         attempts: u32,
     },
-    /// The lease was another's by now, or the task has ended: nothing changed.
+    /// Nothing changed: another worker holds the lease, or the task has ended.
     Stale,
 }
 
-/// What some work cost.
+/// Bytes, requests and time used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Bytes of blobs.
     pub bytes: Bytes,
-    /// Requests.
+    /// Requests to registries.
     pub requests: Requests,
-    /// Time that workers were at it, to the millisecond.
+    /// Time that workers spent, to the millisecond.
     pub time: Duration,
 }
 
-/// Selects the failed tasks to try again: those that match every field that is set. The default selects all.
+/// Selects failed tasks to requeue: those that match every field that is set. The default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequeueFilter {
-    /// Selects tasks that failed with this class.
+    /// Matches tasks that failed with this kind of error.
     pub class: Option<Class>,
-    /// Selects tasks with this registry as source or target.
+    /// Matches tasks with this registry as source or target.
     pub registry: Option<RegistryName>,
 }
 
 impl RequeueFilter {
-    /// Whether the filter selects a failed task.
+    /// Returns whether the filter matches a failed task.
     pub fn selects(&self, failed: &FailedTask) -> bool {
         let planned = &failed.task.planned;
         let endpoints = [planned.source.home.end(), planned.target.home.end()];
@@ -198,190 +199,191 @@ impl RequeueFilter {
     }
 }
 
-/// How much to put back into the plan.
+/// Which tasks [`Ledger::sweep`] returns to the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sweep {
-    /// Tasks whose lease ended this long ago.
+    /// Tasks whose lease expired at least this long ago.
     Leases {
-        /// How long.
+        /// Grace period.
         grace: Duration,
     },
-    /// These too: what waits in a queue that was seen to be empty, and retries that were due this long ago.
+    /// Expired leases, tasks whose messages are missing from an empty queue, and retries overdue by this long.
     QueueIsEmpty {
-        /// How long.
+        /// Grace period.
         grace: Duration,
     },
-    /// All that has not ended: nobody else works with this store, and the queue is gone. None of it counts as lost.
+    /// All unfinished tasks: no other process uses this store, and the queue is gone. None counts as a lost lease.
     Everything,
 }
 
-/// What a sweep put back.
+/// Number of tasks that [`Ledger::sweep`] returned to the plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Tasks that were leased.
+    /// Tasks with a lease.
     pub leased: u64,
-    /// Tasks that were with the queue.
+    /// Tasks that were queued.
     pub queued: u64,
 }
 
-/// How a batch stands.
+/// A batch: state, counters and usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Its id.
+    /// Batch id.
     pub id: BatchId,
-    /// What is to become of it.
+    /// Current state.
     pub control: Control,
-    /// How often tasks of it were requeued.
+    /// Number of times that failed tasks were requeued.
     pub run: u32,
-    /// The digest over its rules.
+    /// Digest of its rules.
     pub rules: Digest,
-    /// As it was made with.
+    /// Rule options, as in [`NewBatch::options`].
     pub options: String,
-    /// The batch that it took the place of.
+    /// The batch that this one replaced.
     pub supersedes: Option<BatchId>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When its total became final.
+    /// When its plan was complete and its total final.
     pub sealed_at: Option<Timestamp>,
     /// When its last task ended.
     pub ended_at: Option<Timestamp>,
-    /// Its tasks.
+    /// Task counts.
     pub counts: Counts,
-    /// Of those that wait, how many are with the queue.
+    /// Waiting tasks that are in the queue.
     pub queued: u64,
-    /// Of those that wait, how many wait for their time to be tried again.
+    /// Waiting tasks that are due for a retry later.
     pub retrying: u64,
-    /// What it cost.
+    /// Bytes, requests and time used.
     pub spent: Spent,
 }
 
-/// A rule that chose no tag, though all that it reads was listed.
+/// A rule that selected no tag although its sources were listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmptyRule {
-    /// Its place among the rules.
+    /// Rule number.
     pub rule: u32,
-    /// What it reads.
+    /// The sources that the rule reads.
     pub from: String,
-    /// Repositories that were listed.
+    /// Number of repositories listed.
     pub repositories: u64,
-    /// Tags that were listed in them.
+    /// Number of tags listed.
     pub tags: u64,
-    /// Why none was chosen: how many were dropped at which stage. Safe to print.
+    /// Why no tag was selected: tags dropped per stage. Safe to print.
     pub reason: String,
 }
 
-/// A repository, or a pattern of them, that could not be listed.
+/// A repository, or a pattern of repositories, that could not be listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unlisted {
-    /// Which.
+    /// Repository or pattern.
     pub repository: String,
-    /// What kind of failure it was.
+    /// Kind of error.
     pub class: Class,
-    /// In words, safe to print.
+    /// Error message, safe to print.
     pub error: String,
 }
 
-/// A task that failed, and why.
+/// A failed task and its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedTask {
-    /// The task. Its digest is not kept for all.
+    /// The task. Not every store keeps its digest.
     pub task: Task,
-    /// Why.
+    /// The error.
     pub failure: Failure,
 }
 
-/// A task and where it stands.
+/// A task with its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskRow {
-    /// The task. The digests of those that the listing settled stand in the digest cache only.
+    /// The task. The digests of tasks that the listing settled are only in the digest cache.
     pub task: Task,
-    /// Where it stands.
+    /// Current state.
     pub state: TaskState,
-    /// Its run.
+    /// Run number.
     pub run: u32,
-    /// How many attempts were counted in this run.
+    /// Attempts counted in this run.
     pub attempts: u32,
 }
 
-/// Batches, their plans, and where each task stands.
+/// Batches, their plans, and the state of each task.
 ///
 /// # Contract
-/// - **Task states move here only**, and the counters in the same step: at all times, for every reader, the counts of a
-///   batch add up to its total, and agree with the states of its tasks.
-/// - **Each task is counted once**, though it may be delivered, started and finished many times: only who holds the lease,
-///   as the worker and under the token that it was given to, moves it. Tokens of a task only grow, and are never below
-///   the store's time in microseconds. The lease decides, never what the queue says of redelivery.
-/// - **What was answered is kept**: a call that returned has been written down, and outlives a kill of the process. A call
-///   that fails or is dropped may have been; every call may be made again.
-/// - A lease that has run out is still its holder's until another takes it or a sweep puts the task back.
-/// - A batch ends by itself when it is sealed and its last task has ended: then it is [`Control::Done`], or stays cancelled
-///   or superseded, and has an `ended_at`.
-/// - Calls about a batch that is not there fail with [`Class::NotFound`], where their answer has no word for it.
-/// - What [`Ledger::course`] tells is added up in the same steps as the counters: a call that does not count leaves no trace
-///   in it.
-/// - The store's own clock is asked for the time.
+/// - **Only the ledger moves task states**, and it moves the counters in the same step: every reader always sees counts
+///   that add up to the total and agree with the states.
+/// - **Each task is counted once**, however often it is delivered, started and finished: only the holder of its lease,
+///   by worker name and fencing token, moves it. The tokens of a task only grow, and are never below the store's time
+///   in microseconds. The lease decides, not the queue's redelivery flag.
+/// - **Acknowledged writes are durable**: a call that returned survives a kill of the process. A call that fails or is
+///   dropped may have taken effect; every call may be repeated.
+/// - An expired lease stays valid until another worker or [`Ledger::sweep`] takes the task.
+/// - A batch ends when its plan is complete and its last task has ended: it becomes [`Control::Done`], or stays
+///   cancelled or superseded, and gets an `ended_at`.
+/// - Calls about an unknown batch fail with [`Class::NotFound`] unless their result type has a variant for it.
+/// - [`Ledger::course`] changes in the same steps as the counters: a call that does not count leaves no trace in it.
+/// - All times are those of the store's own clock.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    // The plan.
+    // Plan.
 
-    /// Makes a batch. What it supersedes is stopped in the same step, as by [`Ledger::cancel`]. Made again, it stays as it
-    /// is.
+    /// Creates a batch and, in the same step, stops the batch that it supersedes as [`Ledger::cancel`] does. Repeating
+    /// the call changes nothing.
     async fn create(&self, batch: NewBatch) -> Result<()>;
 
-    /// Adds the tasks of a repository to the plan, all or none. They may be begun at once. A repository that is in the
-    /// plan already, by its key, is left as it is.
+    /// Adds the tasks of a repository to the plan, all or none. They may start at once. A repository whose key is
+    /// already in the plan is left unchanged.
     async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended>;
 
-    /// The keys of the repositories in the plan: a listing that was broken off goes on without these.
+    /// Returns the keys of the repositories in the plan. An interrupted listing resumes without these.
     async fn sealed(&self, batch: BatchId) -> Result<Vec<String>>;
 
-    /// Notes that a repository could not be listed; the last word on it stays.
+    /// Records that a repository could not be listed. The last record of a repository wins.
     async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()>;
 
-    /// Notes what became of a target tag whose source is gone, also after the batch has ended; the last word on it stays.
+    /// Records the prune outcome of a target tag whose source is gone, also after the batch has ended. The last record
+    /// of a tag wins.
     async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()>;
 
-    /// Notes that a rule chose no tag at all; the last word on it stays.
+    /// Records that a rule selected no tag. The last record of a rule wins.
     async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()>;
 
-    /// Notes that a batch's end was told, in words of who tells: to whom, or that all is told.
+    /// Records that a notification of the batch's end was sent, as a string of the caller's choice: one target, or all
+    /// of them.
     async fn note_told(&self, batch: BatchId, told: &str) -> Result<()>;
 
-    /// What was noted of whom a batch's end was told to, in order.
+    /// Returns the recorded notifications in order.
     async fn told(&self, batch: BatchId) -> Result<Vec<String>>;
 
-    /// The total is final.
+    /// Marks the plan as complete: the total is final.
     async fn seal_all(&self, batch: BatchId) -> Result<()>;
 
-    /// Adds what was spent on listing. It counts once, however often the store had to be asked.
+    /// Adds the usage of a listing. It counts once, however often the call to the store was retried.
     async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()>;
 
-    /// Tasks to be published, from an index on: whole parts of the plan, as many as give this number of tasks, and one at
-    /// least if there is any. None of a batch that is not running.
+    /// Returns tasks to be published from an index on, in whole chunks: as many as hold this number of tasks, and at
+    /// least one if there is any. None if the batch is not running.
     async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>>;
 
-    /// The queue has confirmed these. Not changed are those that moved on, or were requeued since.
+    /// Marks tasks as published, after the queue has confirmed them. Skips tasks that moved on or were requeued since.
     async fn published(&self, batch: BatchId, tickets: Vec<Ticket>) -> Result<()>;
 
     // Tasks.
 
-    /// A worker wants to begin a task, and to hold it for so long at first. Worker names are of one process each.
+    /// Claims a task for a worker, with a lease of this TTL. A worker name belongs to one process.
     async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start>;
 
-    /// Holds on to a task for so long from now.
+    /// Renews the lease of a task for this TTL from now.
     async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing>;
 
-    /// Asked right before a tag is put; holds on to the task as well.
+    /// Checks and renews the lease of a task right before a tag is put.
     async fn check(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
         self.renew(ticket, holder, lease).await
     }
 
-    /// A task has ended.
+    /// Records the result of a task.
     async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished>;
 
-    /// Puts a task off. With a wait it is a retry: publish its message for as long first, so that a worker that ends in
-    /// between leaves a task that is held and a message that is absorbed. Without one it goes back to the plan, and who
-    /// leads the batch publishes it. `counts` says whether this was an attempt.
+    /// Reschedules a task. With a delay it is a retry: publish its delayed message first, so that a worker that dies in
+    /// between leaves a held task and a message that is absorbed. Without a delay the task returns to the plan, and the
+    /// leader of the batch publishes it. `counts` says whether this was an attempt.
     async fn retry_later(
         &self,
         ticket: Ticket,
@@ -391,70 +393,73 @@ pub trait Ledger: Send + Sync {
         spent: Spent,
     ) -> Result<Retried>;
 
-    // Control.
+    // Batch state.
 
-    /// What is to become of a batch; none if there is no such batch. Cheap: asked every second or so.
+    /// Returns the state of a batch, or `None` if the batch is unknown. Cheap: called about once a second.
     async fn control(&self, batch: BatchId) -> Result<Option<Control>>;
 
-    /// How many tasks of a batch may be published now: none of one that is not running. Cheap: asked many times a second.
+    /// Returns how many tasks of a batch may be published now: none unless it is running. Cheap: called many times a
+    /// second.
     async fn publishable(&self, batch: BatchId) -> Result<u64>;
 
-    /// Where some tasks stand. Cheap for tasks that are near to each other: asked many times a second.
+    /// Returns the states of tasks. Cheap for tasks with nearby indexes: called many times a second.
     async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>>;
 
-    /// No task is begun from now on. Says how the batch stands then: one that has ended stays as it is.
+    /// Pauses a batch: no task starts from now on. Returns the state afterwards; a batch that has ended keeps its
+    /// state.
     async fn pause(&self, batch: BatchId) -> Result<Control>;
 
-    /// Goes on after a pause. Says how the batch stands then.
+    /// Resumes a paused batch. Returns the state afterwards.
     async fn resume(&self, batch: BatchId) -> Result<Control>;
 
-    /// Stops a batch: all that has not ended counts as cancelled, and the batch has ended. Of a task that runs nothing more
-    /// is counted, and its worker is told when it asks. Says how the batch stands then.
+    /// Cancels a batch: all unfinished tasks count as cancelled, and the batch has ended. Running tasks are no longer
+    /// counted; their workers learn of it when they renew or check. Returns the state afterwards.
     async fn cancel(&self, batch: BatchId) -> Result<Control>;
 
-    /// Failed tasks go back to the plan, in a new run and with no attempts counted. Says how many. A batch that was done
-    /// is running again; one that was cancelled or superseded is refused as [`Class::Invalid`].
+    /// Requeues failed tasks: they return to the plan in a new run with no attempts counted. Returns their number. A
+    /// finished batch is running again; one that was cancelled or superseded fails with [`Class::Invalid`].
     async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64>;
 
-    /// Puts back what was lost between.
+    /// Returns lost tasks to the plan.
     async fn sweep(&self, batch: BatchId, sweep: Sweep) -> Result<Swept>;
 
-    /// Removes batches that were made before, have ended or were left unfinished, and are held by nobody. Says how many.
+    /// Removes batches created before a time that have ended or were left unfinished and have no held task. Returns
+    /// their number.
     async fn remove_before(&self, time: Timestamp) -> Result<u64>;
 
-    // Looking.
+    // Queries.
 
-    /// How a batch stands.
+    /// Returns a batch.
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>>;
 
-    /// How batches stand, newest first.
+    /// Returns batches, newest first.
     async fn batches(&self, limit: usize) -> Result<Vec<Batch>>;
 
-    /// The newest batch of these rules that is running or paused.
+    /// Returns the newest batch of these rules that is running or paused.
     async fn unfinished(&self, rules: &Digest) -> Result<Option<BatchId>>;
 
-    /// Batches whose ids begin so, newest first, a few at most.
+    /// Returns batches by id prefix, newest first, at most a few.
     async fn find(&self, prefix: &str) -> Result<Vec<BatchId>>;
 
-    /// What could not be listed.
+    /// Returns the repositories that could not be listed.
     async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>>;
 
-    /// Rules that chose no tag at all, in their order.
+    /// Returns the rules that selected no tag, in order.
     async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>>;
 
-    /// What became of target tags whose sources are gone, in the order of outcome and target.
+    /// Returns the prune outcomes of target tags, ordered by outcome and target.
     async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>>;
 
-    /// Tasks that failed, from an index on.
+    /// Returns failed tasks from an index on.
     async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>>;
 
-    /// Tasks, of one state or all, from an index on.
+    /// Returns tasks of one state, or of all, from an index on.
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>>;
 
-    /// How a batch went.
+    /// Returns the timeline of a batch.
     async fn course(&self, batch: BatchId) -> Result<Course>;
 
-    /// The one batch whose id begins so.
+    /// Returns the one batch with this id prefix.
     async fn resolve(&self, prefix: &str) -> Result<BatchId> {
         let found = self.find(prefix).await?;
         let tried = format!("looking for batch {}", printable(prefix));
@@ -471,11 +476,11 @@ pub trait Ledger: Send + Sync {
 }
 
 impl Control {
-    /// All of them, in the order of their codes.
+    /// All states in the order of their codes.
     pub const ALL: [Control; 5] =
         [Control::Running, Control::Paused, Control::Cancelled, Control::Superseded, Control::Done];
 
-    /// As it is written in JSON and reports.
+    /// Returns the name used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Control::Running => "running",
@@ -486,12 +491,12 @@ impl Control {
         }
     }
 
-    /// Whether its tasks are to stop.
+    /// Returns whether its tasks must stop.
     pub fn is_stopped(self) -> bool {
         matches!(self, Control::Cancelled | Control::Superseded)
     }
 
-    /// Whether there may be something to do still.
+    /// Returns whether tasks may still be left to do.
     pub fn is_live(self) -> bool {
         matches!(self, Control::Running | Control::Paused)
     }

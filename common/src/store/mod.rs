@@ -1,9 +1,10 @@
-//! The second seam: what is remembered.
+//! State shared by all processes of a batch.
 //!
-//! Nine traits, each a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags, the
-//! [`BlobIndex`] of where blobs are at targets, the [`Pace`] that registries asked for, [`Leases`] by name, the
-//! [`Roster`] of workers and lanes, the [`Schedules`] that were begun, the [`Origins`] of target tags, and the
-//! [`TagRecords`] that are written under a lease. A [`Store`] is all of them. [`SqliteStore`] serves one machine, [`RedisStore`] a cluster.
+//! Nine traits, each with a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags,
+//! the [`BlobIndex`] of blob locations at targets, the [`Pace`] that registries allow, [`Leases`] by name, the
+//! [`Roster`] of workers and routes, the last runs of [`Schedules`], the [`Origins`] of target tags, and
+//! [`TagRecords`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one machine,
+//! [`RedisStore`] in a cluster.
 
 mod blob_index;
 mod cache;
@@ -46,7 +47,7 @@ pub use roster::{BROKER_ALARM_HINT, BrokerAlarm, Doing, Feeding, HEARTBEAT, Hear
 pub use schedules::{Begun, Schedules};
 pub use sqlite::{LockHolder, LockUse, RunLock, SqliteStore};
 
-/// All that is remembered.
+/// All store traits together.
 pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords {}
 
 impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords> Store for T {}

@@ -1,4 +1,4 @@
-//! How fast registries may be asked, and what they asked to wait for. See [`Pace`].
+//! Rate limits, concurrency limits and quotas of registries, shared by all processes. See [`Pace`].
 
 mod allowance;
 mod sharing;
@@ -17,52 +17,52 @@ use crate::batch::End;
 use crate::error::Result;
 use crate::image::RegistryName;
 
-/// Who was told [`Grant::Free`] asks again after so long.
+/// How long a [`Grant::Free`] holds before the next request to the store.
 pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Whom a registry counts requests for.
+/// The account that a registry counts requests for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Account {
     /// The registry.
     pub registry: RegistryName,
-    /// The name of the credential; for anonymous requests that of the address that they come from.
+    /// Name of the credential, or of the outgoing address for anonymous requests.
     pub who: Box<str>,
-    /// Of which requests.
+    /// Category of requests.
     pub part: AccountPart,
 }
 
-/// Requests that a registry counts apart.
+/// Categories of requests that registries limit separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AccountPart {
-    /// None: all of them.
+    /// All requests.
     #[default]
     All,
-    /// Reading manifests (GET), which quotas count.
+    /// Manifest reads (GET), which quotas count.
     Pulls,
-    /// Writing manifests.
+    /// Manifest writes.
     ManifestPuts,
-    /// Opening uploads.
+    /// Upload starts.
     UploadStarts,
 }
 
 impl Account {
-    /// An account, for all requests.
+    /// Creates an account for all requests.
     pub fn new(registry: &RegistryName, who: impl Into<Box<str>>) -> Account {
         Account { registry: registry.clone(), who: who.into(), part: AccountPart::All }
     }
 
-    /// The account at an end; none if it is a layout.
+    /// Returns the account at an endpoint, or `None` for a layout.
     pub fn at(end: &End, who: &str) -> Option<Account> {
         end.registry().map(|registry| Account::new(registry, who))
     }
 
-    /// The same account, for a part of its requests.
+    /// Returns the same account for one category of requests.
     #[must_use]
     pub fn of(&self, part: AccountPart) -> Account {
         Account { part, ..self.clone() }
     }
 
-    /// Who and which part, as one name. No user's name has a control character in it.
+    /// Returns credential and category as one name. No user name contains a control character.
     pub(crate) fn key(&self) -> String {
         let part = match self.part {
             AccountPart::All => return self.who.to_string(),
@@ -74,114 +74,115 @@ impl Account {
     }
 }
 
-/// What a process asks of an account's pace.
+/// A process's request for permission to send requests of an account.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Ask {
-    /// Requests a second, where the configuration says how many; else it is learnt from refusals.
+    /// Configured requests per second. `None`: learned from 429 responses.
     pub limit: Option<f64>,
-    /// Begin slowly with a registry of which nothing is known: many processes would meet a limit all at once.
+    /// Start slowly at a registry with no known rate: many processes would hit its limit at once.
     pub careful: bool,
-    /// How many requests wait; at least one.
+    /// Number of waiting requests; at least one.
     pub wanted: u32,
-    /// How many were made since the last time without asking.
+    /// Number of requests sent since the last call without asking.
     pub sent: u32,
 }
 
-/// What the pace of an account allows.
+/// Permission to send requests.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grant {
-    /// Nothing, for so long; then ask again.
+    /// None for this long; then ask again.
     Wait(Duration),
-    /// As many as there are, until [`LOOK_EVERY`] has passed.
+    /// As many as needed, until [`LOOK_EVERY`] has passed.
     Free,
-    /// One request after each of these waits from now, which do not go down. At least one, and no more than were wanted.
+    /// One request after each of these delays from now, in ascending order: at least one, at most as many as wanted.
     Turns(Vec<Duration>),
 }
 
-/// How many requests of an account a process wants to have open at a time.
+/// A process's claim to concurrent requests of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Which process; of it alone.
+    /// Holder, unique to one process.
     pub holder: Box<str>,
-    /// How many may be open at a time, by all together. At least one.
+    /// Concurrency limit over all processes. At least one.
     pub limit: u32,
-    /// How many it has open.
+    /// Requests in flight.
     pub using: u32,
-    /// How many it would like to have open, these included. None: it gives all back.
+    /// Requests wanted in flight, including current ones. Zero returns all permits.
     pub wanted: u32,
-    /// How long this holds without word from it.
+    /// TTL of the claim.
     pub lease: Duration,
 }
 
-/// What a process got of what it claimed.
+/// Permits granted for a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlaceShare {
-    /// How many may be open from now on. Where there are more, no new one until enough of them have ended.
+    /// Requests allowed in flight from now on. With more in flight, start none until enough have ended.
     pub may: u32,
-    /// Whether others wait: it should ask again as soon as it uses less.
+    /// Whether others wait: claim again as soon as fewer are used.
     pub contended: bool,
 }
 
-/// What a registry said of the quota of an account.
+/// A registry's report of an account's quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
-    /// How many requests are left.
+    /// Requests left.
     pub remaining: u64,
-    /// Of how many in a window.
+    /// Limit per window.
     pub limit: Option<u64>,
-    /// How long a window is, or how long it is from now to its end where that was said.
+    /// Length of the window, or the time until it resets.
     pub time: WindowTime,
-    /// With so many left, nothing more is begun before the window ends.
+    /// With this many requests left, none is sent before the window ends.
     pub reserve: u64,
 }
 
-/// What was said of the time for which a quota holds.
+/// Time information of a quota report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowTime {
-    /// It begins anew in so long.
+    /// The window resets after this time.
     Reset(Duration),
-    /// It is so long; when it began is not known.
+    /// The window has this length; its start is unknown.
     Length(Duration),
 }
 
-/// The pace of registries, shared by all who ask them: so many requests a second, and until when none.
+/// Rate limits of registries, shared by all processes: requests per second, concurrency, quotas, and blocks until a
+/// time.
 ///
 /// # Contract
-/// The latest time that was named for an account holds. One that is past is as none. Times are the store's.
+/// The block of an account that ends last wins. One that has ended counts as none. Times are those of the store.
 ///
-/// All turns that are given to anybody are spread as the rate demands, with a quarter of a second's worth at once. Without
-/// a limit in the configuration all is free (for the careful after some seconds of growing rates) until a first refusal.
-/// Then the rate is half of what it was, grows by 5 % in each second of use, is halved at most once a second, and is
-/// forgotten ten minutes after the last refusal.
+/// Request slots granted to all processes are spread at the allowed rate, with a burst of a quarter of a second.
+/// Without a configured limit, requests are unlimited until the first 429 (after some seconds of slow start, if
+/// requested). Then the rate is half of what was sent; it grows by 5 % per second of use, is halved at most once a
+/// second, and expires ten minutes after the last 429.
 ///
-/// Places are for requests that are open at a time. All holders together have no more than the limit, but for what one
-/// went on to use after its lease had run out. Where more is wanted than there is, each may have the same, those who
-/// waited longest first; where there are more holders than places, they take turns.
+/// Concurrency permits of all holders together stay within the limit, except for requests that a holder still has in
+/// flight after its claim expired. If more are wanted than available, every holder may have an equal share, those that
+/// waited longest first; with more holders than permits, they rotate.
 ///
-/// A quota's window is taken to begin when it was first heard of, or when what is left went up by a quarter of the limit:
-/// so nothing is begun too early. The end of a window in which no more than the reserve is left is held off until, for
-/// [`AccountPart::Pulls`] of the account.
+/// A quota window is assumed to start when it is first reported, or when the remaining requests rise by a quarter of
+/// the limit, so that nothing is sent too early. If no more than the reserve is left, [`AccountPart::Pulls`] of the
+/// account are blocked until the window ends.
 #[async_trait]
 pub trait Pace: Send + Sync {
-    /// No request before this time.
+    /// Blocks an account until this time.
     async fn hold_off(&self, account: &Account, until: Timestamp) -> Result<()>;
 
-    /// Until when to wait for each of these, in their order.
+    /// Returns until when each account is blocked, in order.
     async fn not_before(&self, accounts: &[Account]) -> Result<Vec<Option<Timestamp>>>;
 
-    /// How many requests a second were learnt of each of these from refusals, in their order; none where nothing was. For
-    /// looking only.
+    /// Returns the requests per second learned from 429 responses for each account, in order; `None` if nothing was
+    /// learned. For display only.
     async fn learnt(&self, accounts: &[Account]) -> Result<Vec<Option<f64>>>;
 
-    /// What may be sent now.
+    /// Requests permission to send.
     async fn grant(&self, account: &Account, ask: &Ask) -> Result<Grant>;
 
-    /// The registry refused a request (429), and wants none for so long.
+    /// Records a 429 response, and blocks the account for this long.
     async fn refused(&self, account: &Account, wait: Duration, ask: &Ask) -> Result<()>;
 
-    /// Claims places for requests that are open at a time, renews the claim, or gives back what is not wanted any more.
+    /// Claims, renews or returns concurrency permits.
     async fn claim(&self, account: &Account, claim: &Claim) -> Result<PlaceShare>;
 
-    /// The registry said how much of a quota is left. Returns in how long its window ends.
+    /// Records a quota report. Returns the time until its window ends.
     async fn quota(&self, account: &Account, told: &Told) -> Result<Duration>;
 }

@@ -1,4 +1,4 @@
-//! What is recorded of a target tag by the task that wrote it. See [`TagRecords`].
+//! Records of a target tag, written by the task that wrote the tag. See [`TagRecords`].
 
 use async_trait::async_trait;
 
@@ -7,38 +7,38 @@ use crate::batch::Place;
 use crate::error::Result;
 use crate::image::{Digest, Tag};
 
-/// Which source a target tag was made from.
+/// Provenance of a target tag that was just written.
 #[derive(Debug, Clone, Copy)]
 pub struct TagOrigin<'a> {
-    /// The source's tag.
+    /// The source tag.
     pub source: &'a Place,
-    /// The target's.
+    /// The target tag.
     pub target: &'a Place,
-    /// What was put there.
+    /// Digest of the written manifest.
     pub digest: &'a Digest,
 }
 
-/// All that is recorded once a target tag was written.
+/// Everything recorded after a target tag was written.
 #[derive(Debug, Clone)]
 pub struct TagRecord<'a> {
-    /// The provenance of the tag, where it was put; none where it was found to be right.
+    /// Provenance of the tag if it was put; `None` if it was found up to date.
     pub origin: Option<TagOrigin<'a>>,
-    /// Where the tags are remembered.
+    /// Cache scope of the tags.
     pub scope: &'a CacheScope,
-    /// What is known of the tag, and of the tags that belong to its image.
+    /// Cached state of the tag and of its digest tags.
     pub tags: Vec<(Tag, Known)>,
-    /// A tag whose image is whole from now on: that it may point at less is forgotten ([`CacheScope::parts`]).
+    /// A tag whose image is complete from now on: clears its mark in [`CacheScope::parts`].
     pub whole: Option<&'a Tag>,
 }
 
-/// Records target tags under the leases of those who wrote them.
+/// Records target tags under the lease of the task that wrote them.
 ///
 /// # Contract
-/// In one step the lease is compared and the record is written. Where the lease is not held any more with this holder and
-/// token, nothing is written: another may have written the tag since. The records are those of the
+/// Comparing the lease and writing the record are one step. If this holder and token no longer hold the lease, nothing
+/// is written: another process may have written the tag since. The records are those of the
 /// [`DigestCache`](super::DigestCache) and of [`Origins`](super::Origins).
 #[async_trait]
 pub trait TagRecords: Send + Sync {
-    /// Records a tag. False: the lease is lost, and nothing was recorded.
+    /// Records a tag. Returns `false` if the lease is lost and nothing was recorded.
     async fn record_tag(&self, fence: &Fence, record: TagRecord<'_>) -> Result<bool>;
 }

@@ -1,16 +1,16 @@
-//! The name of a request that adds to something.
+//! Idempotency key of a request that adds to a counter.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// Names a request that adds, so that a store that is asked twice, because the answer was lost, adds once. Remembered for
-/// two hours (`REQUEST_KEPT` in prelude.lua).
+/// Identifies a request that adds, so that a repeated call, after a lost answer, adds once. Kept for two hours
+/// (`REQUEST_KEPT` in prelude.lua).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// A new one.
+    /// Generates a new id.
     pub fn generate() -> RequestId {
         RequestId(Uuid::now_v7())
     }

@@ -1,4 +1,4 @@
-//! Who works, on what, and which lanes there are. See [`Roster`].
+//! Live workers, their running tasks, and known routes. See [`Roster`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,132 +11,131 @@ use super::RequestId;
 use crate::batch::{BatchId, Lane, Priority};
 use crate::error::Result;
 
-/// How long a heartbeat holds. Beat three times as often.
+/// TTL of a heartbeat. Send one three times per TTL.
 pub const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long a lane is remembered after messages were last published in it.
+/// How long a route is remembered after its last published message.
 pub const LANE_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// What a worker says of itself.
+/// A worker's report about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Its name, of this process alone.
+    /// Worker name, unique to one process.
     pub worker: String,
-    /// The machine that it runs on.
+    /// Host name.
     pub host: String,
-    /// The program's version.
+    /// Program version.
     pub version: String,
-    /// When it was started.
+    /// When the process started.
     pub started_at: Timestamp,
-    /// Tasks at once.
+    /// Maximum number of concurrent tasks.
     pub slots: u32,
-    /// Whether it takes no more, and ends when what runs has ended.
+    /// Whether it drains: it takes no more tasks, and exits when the running ones have ended.
     #[serde(default)]
     pub draining: bool,
-    /// What it is doing.
+    /// Running tasks.
     #[serde(default)]
     pub running: Vec<Doing>,
-    /// Lanes that it leaves alone, and why.
+    /// Routes that it does not serve, and why.
     #[serde(default)]
     pub unserved: Vec<Unserved>,
-    /// Messages that it refused: not signed with its key, or not to be understood.
+    /// Number of messages rejected: signed with another key, or not decodable.
     #[serde(default)]
     pub refused: u64,
-    /// Why it refused the last of them.
+    /// Reason of the last rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_why: Option<String>,
 }
 
-/// A task that a worker is at.
+/// A task running on a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doing {
-    /// Of which batch.
+    /// Batch id.
     pub batch: BatchId,
-    /// Its index there.
+    /// Task index in the batch.
     pub index: u32,
     /// The source tag.
     pub source: String,
     /// The target tag.
     pub target: String,
-    /// Since when.
+    /// When it started.
     pub since: Timestamp,
 }
 
-/// A lane that a worker leaves alone.
+/// A route that a worker does not serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unserved {
-    /// Which.
+    /// The route.
     pub lane: Lane,
-    /// Why, in words, safe to print.
+    /// Reason, safe to print.
     pub reason: String,
 }
 
-/// The broker takes no messages, and why it says so: it is short of memory or disk.
+/// A broker alarm: RabbitMQ accepts no messages because it is short of memory or disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokerAlarm {
-    /// In the broker's words, safe to print.
+    /// Reason as the broker gives it, safe to print.
     pub reason: String,
-    /// Since when, by the clock of the process that was told.
+    /// When it began, by the clock of the process that was notified.
     pub since: Timestamp,
 }
 
-/// What to do about a [`BrokerAlarm`].
+/// Hint for a [`BrokerAlarm`].
 pub const BROKER_ALARM_HINT: &str = "`rabbitmq-diagnostics alarms` names the nodes that are short of memory or disk: give \
                                      them more; publishing goes on by itself then";
 
 impl BrokerAlarm {
-    /// Returns the alarm in words, with what to do.
+    /// Returns the alarm as a message with a hint.
     pub fn complaint(&self) -> String {
         let since = self.since.strftime("%Y-%m-%d %H:%M:%S UTC");
         format!("the broker has taken no messages since {since}: {} ({BROKER_ALARM_HINT})", self.reason)
     }
 }
 
-/// What a batch feeds: a lane, with a priority.
+/// Throughput of a batch on one route at one priority.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feeding {
-    /// The lane.
+    /// The route.
     pub lane: Lane,
-    /// How urgent its tasks are.
+    /// Priority of its tasks.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
-    /// How many of its tasks go through there in a second.
+    /// Tasks of the batch that pass the route per second.
     pub per_second: f64,
 }
 
-/// Knows the living workers, and the lanes that have, or had, messages.
+/// Registry of live workers, and of routes that have or had messages.
 ///
 /// # Contract
-/// A heartbeat is forgotten when it has not been renewed for as long as it was to hold. A lane is remembered for
-/// [`LANE_KEPT`] after it was last noted, and may be for longer. An alarm of the broker is forgotten like a heartbeat. By the
-/// store's clock.
+/// A heartbeat expires unless it is renewed within its TTL. A route is remembered for at least [`LANE_KEPT`] after it
+/// was last recorded. A broker alarm expires like a heartbeat. All times are those of the store's clock.
 #[async_trait]
 pub trait Roster: Send + Sync {
-    /// A worker lives, and will say so again before this time is over. The last word stays.
+    /// Records a heartbeat that expires after this time. The last heartbeat of a worker wins.
     async fn beat(&self, heartbeat: Heartbeat, holds: Duration) -> Result<()>;
 
-    /// A worker has ended.
+    /// Removes a worker that has ended.
     async fn leave(&self, worker: &str) -> Result<()>;
 
-    /// The living workers, by name.
+    /// Returns the live workers by name.
     async fn workers(&self) -> Result<Vec<Heartbeat>>;
 
-    /// Messages are published in these lanes.
+    /// Records that messages are published on these routes.
     async fn note_lanes(&self, lanes: &[Lane]) -> Result<()> {
         self.note_queues(lanes, &[]).await
     }
 
-    /// Messages are published in these lanes, and urgent ones in those: each has a queue for either.
+    /// Records routes with messages, and routes with urgent messages: each route has one queue per kind.
     async fn note_queues(&self, lanes: &[Lane], urgent: &[Lane]) -> Result<()>;
 
-    /// Says what a batch feeds, for so long, and returns what others do.
+    /// Publishes the throughput of a batch for this time, and returns that of the other batches.
     async fn feed_beside(&self, batch: BatchId, feeding: Vec<Feeding>, holds: Duration) -> Result<Vec<Feeding>>;
 
-    /// The lanes that there are, in order.
+    /// Returns the known routes in order.
     async fn lanes(&self) -> Result<Vec<Lane>> {
         Ok(self.lanes_by_age().await?.into_iter().map(|(lane, _)| lane).collect())
     }
 
-    /// The same, each with how long ago it was last noted, or a shorter time.
+    /// Returns the known routes with the time since they were last recorded, rounded down.
     async fn lanes_by_age(&self) -> Result<Vec<(Lane, Duration)>> {
         let mut lanes: BTreeMap<Lane, Duration> = BTreeMap::new();
         for (lane, _, age) in self.queues_by_age().await? {
@@ -145,19 +144,20 @@ pub trait Roster: Send + Sync {
         Ok(lanes.into_iter().collect())
     }
 
-    /// The queues of lanes, in order, with whether it is the one for what is urgent, and how long ago it was last noted.
+    /// Returns the queues of known routes in order, with whether a queue is urgent and the time since it was last
+    /// recorded.
     async fn queues_by_age(&self) -> Result<Vec<(Lane, bool, Duration)>>;
 
-    /// The broker takes no messages, which holds for so long unless it is noted again; none: it takes messages.
+    /// Sets the broker alarm, which expires after this time unless it is set again; `None` clears it.
     async fn note_broker_alarm(&self, alarm: Option<BrokerAlarm>, holds: Duration) -> Result<()>;
 
-    /// Why the broker takes no messages, as far as any process that publishes has noted it.
+    /// Returns the broker alarm, if any publishing process has set one.
     async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>>;
 
-    /// Writes a mark that nobody reads, once and without patience: an error says why the store takes no writes.
+    /// Writes a probe once, without retries. The error says why the store accepts no writes.
     async fn check_writes(&self) -> Result<()>;
 
-    /// A machine has moved so many bytes more in a month (`2026-11`). Returns how many it has moved in that month by now.
-    /// A call that failed may have been done: made again with the same request, it counts once.
+    /// Adds bytes to the traffic of a machine in a month (`2026-11`), and returns the sum of that month. A failed call
+    /// may have taken effect; repeated with the same request id, it counts once.
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64, request: RequestId) -> Result<u64>;
 }

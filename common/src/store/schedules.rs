@@ -1,4 +1,4 @@
-//! When schedules were last begun. See [`Schedules`].
+//! Last runs of schedules. See [`Schedules`].
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -6,24 +6,24 @@ use jiff::Timestamp;
 use crate::batch::BatchId;
 use crate::error::Result;
 
-/// What is known of a schedule.
+/// Last run of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun {
-    /// From when its next time is counted: when it was last begun, or first seen. To the millisecond.
+    /// Reference for the next run: when it was last started, or first seen. To the millisecond.
     pub at: Timestamp,
-    /// The batch that was begun then.
+    /// The batch that was started.
     pub batch: Option<BatchId>,
 }
 
-/// Remembers when schedules were begun, so that what was missed is caught up.
+/// Last runs of schedules, so that missed runs are caught up.
 ///
 /// # Contract
-/// The last word on a name stays.
+/// The last record of a name wins.
 #[async_trait]
 pub trait Schedules: Send + Sync {
-    /// A schedule of this name was begun, or seen for the first time.
+    /// Records that a schedule was started, or seen for the first time.
     async fn note_schedule(&self, name: &str, begun: Begun) -> Result<()>;
 
-    /// What is known, by name.
+    /// Returns the last runs by schedule name.
     async fn schedules(&self) -> Result<Vec<(String, Begun)>>;
 }

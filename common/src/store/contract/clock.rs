@@ -1,4 +1,4 @@
-//! What was written while a clock was wrong does no harm once it is right.
+//! Data written under a wrong clock does no harm once the clock is right.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub async fn what_ends_in_the_far_future_has_ended(subject: Subject) {
     assert!(matches!(subject.start(tickets[0], "b").await, Start::Go { losses: 1, .. }));
     let swept = store.sweep(batch, Sweep::QueueIsEmpty { grace: MINUTE }).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (0, 1), "what waits until then waits no more");
-    // What is noted now holds.
+    // Data recorded now counts.
     let until = (subject.now)() + MINUTE;
     store.hold_off(&account, until).await.unwrap();
     let ends = store.quota(&account, &told).await.unwrap();
@@ -78,7 +78,7 @@ pub async fn a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way(sub
     assert_eq!(store.unfinished(&new_batch().rules).await.unwrap(), Some(newest));
     let ticket = Ticket { batch: future_id, index: 0, run: 0 };
     assert_eq!(subject.start(ticket, "a").await, Start::Cancelled, "it was superseded");
-    // Old ones are removed although one of the future stands between them, and that one by when it ended.
+    // Old batches are removed although a future one is between them; that one is removed by its end time.
     (subject.advance)(Duration::from_secs(3600));
     assert_eq!(store.remove_before((subject.now)() - MINUTE).await.unwrap(), 3);
     assert_eq!(store.batches(10).await.unwrap(), []);

@@ -1,4 +1,4 @@
-//! How a batch went: over time, slowest first, by worker.
+//! Timelines: results over time, slowest tasks, work per worker.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::store::{Course, MAX_PARTS, MAX_SLOWEST, Part, RequeueFilter, Share, S
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the parts add up to: copied, unchanged, failed, cancelled, bytes.
+/// Sums up the buckets: copied, unchanged, failed, cancelled, bytes.
 fn sums(course: &Course) -> [u64; 5] {
     course.parts.iter().fold([0; 5], |sums, part| {
         let Part { copied, unchanged, failed, cancelled, bytes, .. } = *part;
@@ -89,13 +89,13 @@ pub async fn the_slowest_tasks_are_known_and_who_did_how_much(subject: Subject) 
             subject.store.finish(*ticket, epoch, failed(), took(5, 0)).await.unwrap();
             continue;
         }
-        // 7 and 60 have no common divisor: all times are different, and in no order.
+        // 7 and 60 are coprime: all durations differ, in no order.
         subject.store.finish(*ticket, epoch, Verdict::Copied, took(1 + number * 7 % 60, 1)).await.unwrap();
     }
     let course = subject.store.course(batch).await.unwrap();
     assert_eq!(course.slowest.len(), MAX_SLOWEST);
     let times: Vec<u64> = course.slowest.iter().map(|slow| slow.time.as_millis() as u64).collect();
-    // 59 · 7 mod 60 = 53: the one that was put off counts for its last attempt alone.
+    // 59 · 7 mod 60 = 53: a rescheduled task counts only its last attempt.
     let expected: Vec<u64> = (1..=60).rev().filter(|time| *time != 54).take(MAX_SLOWEST).collect();
     assert_eq!(times, expected);
     let slow = Slow { index: 17, time: Duration::from_millis(60), bytes: 1, worker: "odd".to_owned() };

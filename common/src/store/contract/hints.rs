@@ -1,4 +1,4 @@
-//! Cache, blob index, pace, leases and roster.
+//! Digest cache, blob index, rate limits, leases, worker registry and schedules.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -237,7 +237,7 @@ pub async fn a_refusal_teaches_a_rate_that_is_forgotten_in_time(subject: Subject
     }
     (subject.advance)(Duration::from_millis(100));
     let spread = turns(grant(0, 100).await);
-    // Forty a second, and hardly more by now: ten at once, then one each 25 ms.
+    // Forty per second and little growth so far: ten at once, then one every 25 ms.
     assert_eq!(spread.iter().filter(|wait| **wait == 0).count(), 10, "{spread:?}");
     assert!((19..=21).contains(&spread.len()), "{spread:?}");
     (subject.advance)(Duration::from_secs(5));

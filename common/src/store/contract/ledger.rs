@@ -1,4 +1,4 @@
-//! Tasks: begun, held, ended, put off, put back.
+//! Tasks: claimed, renewed, finished, rescheduled, requeued, reclaimed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::store::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The worker `w`, under this token.
+/// Returns worker `w` with this token as a holder.
 fn w(token: u64) -> TaskHolder<'static> {
     TaskHolder { worker: "w", token }
 }
@@ -47,7 +47,7 @@ pub async fn a_token_in_another_workers_hands_moves_nothing(subject: Subject) {
     let batch = subject.batch_of(1).await;
     let ticket = subject.publish(batch).await[0];
     let holder = subject.go(ticket, "one").await;
-    // As after a store that was set back has issued the token a second time.
+    // As if a store restored from a backup had issued the token a second time.
     let other = TaskHolder { worker: "two", ..holder };
     assert_eq!(subject.store.renew(ticket, other, LEASE).await.unwrap(), Standing::Lost);
     assert_eq!(subject.finish(ticket, other, Verdict::Copied).await, Finished::Stale);
@@ -149,7 +149,7 @@ pub async fn a_paused_batch_takes_its_tasks_back(subject: Subject) {
         assert_eq!(subject.state(*ticket).await, TaskState::New);
     }
     assert!(subject.store.unpublished(batch, 0, 1).await.unwrap().is_empty());
-    // What runs goes on.
+    // Running tasks continue.
     assert!(matches!(subject.store.check(tickets[0], running, LEASE).await.unwrap(), Standing::Held { .. }));
     assert_eq!(subject.finish(tickets[0], running, Verdict::Copied).await, Finished::Counted);
 
@@ -182,7 +182,7 @@ pub async fn a_cancelled_batch_counts_all_that_has_not_ended_at_once(subject: Su
 
     assert_eq!(subject.start(tickets[1], "another").await, Start::Cancelled);
 
-    // One had done its work, one stops, one would have been tried again: none of it counts any more.
+    // One has finished its work, one stops, one would be retried: nothing of them counts any more.
     assert_eq!(subject.finish(tickets[1], epochs[1], Verdict::Copied).await, Finished::Stale);
     assert_eq!(subject.finish(tickets[2], epochs[2], Verdict::Cancelled).await, Finished::AlreadyDone);
     let put_off = subject.store.retry_later(tickets[3], epochs[3], SECOND, true, Spent::default()).await.unwrap();
@@ -214,7 +214,7 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
     let found = subject.look(batch).await;
     assert_eq!((found.control, found.run, found.counts.waiting), (Control::Running, 1, 2));
     assert!(found.ended_at.is_none() && subject.store.failures(batch, 0, 10).await.unwrap().is_empty());
-    // Confirmations and messages of the first run come late.
+    // Confirmations and messages of the first run arrive late.
     subject.store.published(batch, tickets.clone()).await.unwrap();
     assert_eq!(subject.start(tickets[1], "w").await, Start::StaleRun);
     let again = subject.publish(batch).await;
@@ -248,7 +248,7 @@ pub async fn only_the_failures_that_are_meant_are_requeued(subject: Subject) {
     assert_eq!(subject.store.requeue(batch, registry("gcr.io")).await.unwrap(), 2);
     let again = subject.publish(batch).await;
     assert_eq!(again, [1, 3].map(|index| Ticket { batch, run: 2, index }));
-    // What was requeued before keeps its run.
+    // Tasks requeued earlier keep their run.
     subject.go(Ticket { batch, run: 1, index: 0 }, "w").await;
 }
 
@@ -265,7 +265,7 @@ pub async fn a_sweep_puts_back_what_was_lost(subject: Subject) {
     (subject.advance)(SECOND * 20);
     assert_eq!(subject.store.sweep(batch, Sweep::Leases { grace }).await.unwrap(), Swept { leased: 1, queued: 0 });
     assert_eq!(subject.finish(tickets[0], dead, Verdict::Copied).await, Finished::Stale);
-    // Two were queued, one was to be tried again long ago; one lives.
+    // Two queued tasks and one overdue retry; one task is alive.
     assert_eq!(
         subject.store.sweep(batch, Sweep::QueueIsEmpty { grace }).await.unwrap(),
         Swept { leased: 0, queued: 3 }
@@ -276,7 +276,7 @@ pub async fn a_sweep_puts_back_what_was_lost(subject: Subject) {
     assert_eq!(subject.finish(tickets[1], w(epoch), Verdict::Copied).await, Finished::Stale);
     assert_eq!(subject.look(batch).await.counts.waiting, 5);
 
-    // Of a stopped batch nothing is begun again.
+    // No task of a stopped batch starts again.
     subject.go(tickets[3], "dead").await;
     subject.store.cancel(batch).await.unwrap();
     (subject.advance)(LEASE + grace);

@@ -1,4 +1,4 @@
-//! What every store must hold, as tests over any of them: see [`store_contract_tests!`](crate::store_contract_tests).
+//! Contract tests for stores: see [`store_contract_tests!`](crate::store_contract_tests).
 
 #![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
 
@@ -24,21 +24,21 @@ use super::{Appended, Control, LEASE, NewBatch, Sealed, Start, Store, TaskHolder
 use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
 use crate::image::{Company, Digest};
 
-/// A store to be tested: new and empty.
+/// A store under test: new and empty.
 pub struct Subject {
     /// The store.
     pub store: Arc<dyn Store>,
-    /// Moves the store's clock on.
+    /// Advances the store's clock.
     pub advance: Box<dyn Fn(Duration) + Send + Sync>,
-    /// Puts the store's clock back.
+    /// Sets the store's clock back.
     pub set_back: Box<dyn Fn(Duration) + Send + Sync>,
     /// Reads the store's clock.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
-    /// What must live as long as the store is used.
+    /// Kept alive as long as the store is used.
     pub guard: Box<dyn Any + Send + Sync>,
 }
 
-/// Tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> Subject`.
+/// Declares the contract tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> Subject`.
 #[macro_export]
 macro_rules! store_contract_tests {
     ($make:path) => {
@@ -123,7 +123,7 @@ macro_rules! store_contract_tests {
             a_tag_is_recorded_by_who_holds_its_lease,
             who_has_lost_the_lease_of_a_tag_records_nothing
         );
-        // One of its own, for it takes seconds.
+        // Separate, because it takes seconds.
         $crate::store_contract_tests!($make: storm:
             five_thousand_tasks_in_a_storm_are_each_counted_once
         );
@@ -146,7 +146,7 @@ pub(crate) fn home(registry: &str, path: &str) -> Home {
     Home::new(end(registry), path).unwrap()
 }
 
-/// Tasks of `gcr.io/<repository>`, to `target.example/<repository>`.
+/// Returns tasks from `gcr.io/<repository>` to `target.example/<repository>`.
 pub fn tasks(repository: &str, number: usize) -> Vec<Planned> {
     let source = Arc::new(home("gcr.io", repository));
     let target = Arc::new(home("target.example", repository));
@@ -186,7 +186,7 @@ pub(crate) fn bytes(copied: u64) -> super::Spent {
 }
 
 impl Subject {
-    /// A sealed batch of so many tasks in one repository.
+    /// Creates a batch with a complete plan of this many tasks in one repository.
     pub(crate) async fn batch_of(&self, tasks: usize) -> BatchId {
         let batch = new_batch();
         let id = batch.id;
@@ -196,7 +196,7 @@ impl Subject {
         id
     }
 
-    /// Publishes all that is to be published, and gives the tickets.
+    /// Publishes all publishable tasks, and returns their tickets.
     pub(crate) async fn publish(&self, batch: BatchId) -> Vec<Ticket> {
         let mut tickets = Vec::new();
         let mut from = 0;
@@ -216,7 +216,7 @@ impl Subject {
         self.store.start(ticket, worker, LEASE).await.unwrap()
     }
 
-    /// Starts a task that can be started.
+    /// Claims a task that must be claimable.
     pub(crate) async fn go<'w>(&self, ticket: Ticket, worker: &'w str) -> TaskHolder<'w> {
         match self.start(ticket, worker).await {
             Start::Go { epoch, .. } => TaskHolder { worker, token: epoch },
@@ -228,7 +228,7 @@ impl Subject {
         self.store.finish(ticket, holder, verdict, super::Spent::default()).await.unwrap()
     }
 
-    /// How a batch stands, after making sure that its counts add up and agree with its tasks.
+    /// Returns a batch after checking that its counts add up and agree with its tasks.
     pub(crate) async fn look(&self, batch: BatchId) -> super::Batch {
         let found = self.store.batch(batch).await.unwrap().unwrap();
         let mut in_state = [0; 8];

@@ -1,4 +1,4 @@
-//! Where target tags came from, and what was removed of them.
+//! Provenance of target tags, and what is recorded per batch.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: Subject) {
     let found = store.origins(&source.home).await.unwrap();
     assert_eq!(names(&found), ["a.example/x:other of v1", "b.example/x:V1 of v1", "b.example/x:v1 of v1"]);
     assert!(found.iter().all(|origin| origin.digest == two && origin.missing_since.is_none()), "{found:?}");
-    // Another source has it by now.
+    // Another source has written the tag since.
     let other = place("gcr.io", "b", "v9");
     store.note_origin(&other, &targets[0], &one).await.unwrap();
     assert_eq!(store.origins(&source.home).await.unwrap().len(), 2);
@@ -48,7 +48,7 @@ pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: Subject) {
     assert_eq!(store.origin_sources().await.unwrap(), [(*source.home).clone(), (*other.home).clone()]);
     let found = store.origins(&source.home).await.unwrap();
     assert_eq!((found.len(), found[7].target.tag.as_str(), found[7].source_tag.as_str()), (1_500, "v0007", "v0007"));
-    // One of many is found, changed and forgotten like one of few.
+    // One of many tags is found, changed and deleted like one of few.
     let (last, since) = (found[1_499].target.clone(), Timestamp::from_second(1_767_225_600).unwrap());
     store.note_missing(&source.home, vec![(last.clone(), Some(since))]).await.unwrap();
     assert_eq!(store.origins(&source.home).await.unwrap()[1_499].missing_since, Some(since));

@@ -1,4 +1,4 @@
-//! Places for requests that are open at a time, quotas, and what a machine moves in a month.
+//! Concurrency permits, quotas, and monthly traffic.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub async fn places_are_shared_evenly_and_those_of_the_dead_come_back(subject: S
     let other = Account::new(&"r.example".parse().unwrap(), "you");
     let elsewhere = subject.store.claim(&other, &claim("two", 8, 0, 2)).await.unwrap();
     assert_eq!(elsewhere, share(2, false), "accounts are counted apart");
-    // One gives back, two dies.
+    // One returns its permits, two dies.
     assert_eq!(ask("one", 0, 0).await, share(0, false));
     assert_eq!(ask("three", 0, 20).await, share(4, false));
     (subject.advance)(LEASE / 2);

@@ -1,4 +1,4 @@
-//! The plan of a batch, and reading it.
+//! Plans of batches, and queries.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ pub async fn a_repository_is_added_once(subject: Subject) {
     let id = batch.id;
     subject.store.create(batch.clone()).await.unwrap();
     assert_eq!(subject.store.append(id, repository("a", 4)).await.unwrap(), Appended::At(0));
-    // Made again, by one who does not know whether it was.
+    // Repeated by a process that does not know whether it succeeded.
     subject.store.create(batch).await.unwrap();
     assert_eq!(subject.store.append(id, repository("a", 5)).await.unwrap(), Appended::Already);
     assert_eq!(subject.store.append(id, repository("b", 3)).await.unwrap(), Appended::At(4));
@@ -111,7 +111,7 @@ pub async fn what_was_not_confirmed_is_published_again(subject: Subject) {
     let batch = subject.batch_of(10).await;
     let ticket = |index| Ticket { batch, run: 0, index };
     subject.store.published(batch, (0..6).map(ticket).collect()).await.unwrap();
-    // One was delivered before its confirmation was seen.
+    // One task was delivered before its confirmation was seen.
     let epoch = subject.go(ticket(7), "w").await;
     subject.store.published(batch, vec![ticket(7)]).await.unwrap();
     assert_eq!(subject.state(ticket(7)).await, TaskState::Running);

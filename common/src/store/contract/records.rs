@@ -1,4 +1,4 @@
-//! What is recorded of target tags, and under whose lease.
+//! Records of target tags, and the leases they need.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn known(content: &str) -> Known {
     Known { source: digest.clone(), target: digest, seen_at, referrers_at: None }
 }
 
-/// A target tag, what is said of it, and where that is remembered.
+/// A target tag, its source, and its cache scope.
 struct Told {
     source: Place,
     target: Place,
@@ -43,7 +43,7 @@ impl Told {
         subject.store.record_tag(fence, record).await.unwrap()
     }
 
-    /// What is remembered of the tag, and of the last of those that belong to its image; and of its parts.
+    /// Returns the cached state of the tag and of one of its digest tags, and whether the tag is marked as partial.
     async fn remembered(&self, subject: &Subject) -> (Vec<Option<Known>>, bool) {
         let tags = [self.target.tag.clone(), "sha256-0.sig".parse().unwrap()];
         let all = subject.store.known(&self.scope, &tags).await.unwrap();
@@ -81,12 +81,12 @@ pub async fn a_tag_is_recorded_by_who_holds_its_lease(subject: Subject) {
     assert_eq!(first.remembered(&subject).await, (vec![Some(known("1")); 2], false));
     let expected = |content: &str| vec![("b.example/x:v1 of v9".to_owned(), Digest::sha256(content.as_bytes()))];
     assert_eq!(first.origins(&subject).await, expected("1"));
-    // A tag has one origin: that of the last source that it was made from.
+    // A tag has one provenance record: of the last source it was copied from.
     assert!(second.record(&subject, &fence, "2").await);
     assert_eq!((first.origins(&subject).await, second.origins(&subject).await), (vec![], expected("2")));
     assert!(first.record(&subject, &fence, "3").await);
     assert_eq!((first.origins(&subject).await, second.origins(&subject).await), (expected("3"), vec![]));
-    // What was found to be right has no origin, and nothing need be known of it.
+    // A tag found up to date has no provenance, and need not be cached.
     let record = TagRecord { origin: None, scope: &first.scope, tags: Vec::new(), whole: None };
     assert!(subject.store.record_tag(&fence, record).await.unwrap());
     assert_eq!(first.remembered(&subject).await.0, vec![Some(known("3")); 2]);

@@ -1,4 +1,4 @@
-//! A run in small, over a queue and a store: plan, feed, take, start, finish, acknowledge.
+//! A small run over a queue and a store: plan, dispatch, take, claim, finish, acknowledge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::batch::{BatchId, Lane, Message, Task, Ticket, Verdict};
 use crate::queue::{Lanes, TaskQueue};
 use crate::store::{Control, Finished, LEASE, Start, Store, TaskHolder};
 
-/// Every task is counted once, though deliveries are lost on the way.
+/// Counts every task once, although deliveries are lost on the way.
 pub async fn a_run_goes_through_queue_and_ledger(subject: Subject, queue: Arc<dyn TaskQueue>) {
     const REPOSITORIES: usize = 5;
     const TAGS: usize = 120;
@@ -41,7 +41,7 @@ pub async fn a_run_goes_through_queue_and_ledger(subject: Subject, queue: Arc<dy
     assert_eq!((counted, found.counts.copied, found.spent), (total, total, bytes(total)));
 }
 
-/// Gives the plan to the queue until the batch has ended.
+/// Publishes the plan until the batch has ended.
 async fn feed(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: BatchId) {
     let lane =
         |task: &Task| Lane::anonymous(task.planned.source.home.end().clone(), task.planned.target.home.end().clone());
@@ -68,7 +68,7 @@ async fn feed(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: BatchId) 
     }
 }
 
-/// Takes and runs tasks; says how many of its outcomes counted.
+/// Takes and runs tasks. Returns how many results counted.
 async fn work(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: String, end: CancellationToken) -> u64 {
     let mut counted = 0;
     while let Some(delivery) = queue.take(&Lanes::All, &end).await.unwrap() {

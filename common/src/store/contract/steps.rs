@@ -1,4 +1,4 @@
-//! Calls in any order, as bytes say: for property tests over any store.
+//! Random calls in any order, for property tests of stores.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use crate::batch::{Failure, Ticket, Verdict};
 use crate::error::Class;
 use crate::store::{Finished, LEASE, NewBatch, RequeueFilter, Spent, Start, Sweep, TaskHolder};
 
-/// Makes a call for each step, on a batch or its successor, and holds after each that all counts add up and agree with the
-/// states of the tasks, and that each task counts once in each of its runs.
+/// Makes one call per step, on a batch or its successor. Checks after each that counts add up and agree with the task
+/// states, and that a task counts once per run.
 pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]]) {
     let store = &subject.store;
     let mut batches = vec![new_batch()];
@@ -56,7 +56,7 @@ pub async fn counts_add_up_after_any_steps(subject: &Subject, steps: &[[u8; 3]])
             13 => drop(store.resume(batch).await.unwrap()),
             14 if amount.is_multiple_of(4) => drop(store.cancel(batch).await.unwrap()),
             15 => {
-                // Refused where the batch was stopped.
+                // Refused if the batch was stopped.
                 _ = store.requeue(batch, RequeueFilter::default()).await;
             }
             16 => {

@@ -1,4 +1,4 @@
-//! Deliveries that come twice, workers that die, freeze and come back, a queue that loses things: each task counts once.
+//! Duplicate deliveries, dead and frozen workers, a queue that loses messages: each task still counts once.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::store::{Control, Finished, LEASE, Spent, Standing, Start, Sweep, Task
 
 const TASKS: usize = 5_000;
 
-/// A task that a worker holds, or thinks that it does.
+/// A task that a worker holds, or believes to hold.
 struct Held {
     ticket: Ticket,
     worker: String,
@@ -61,7 +61,7 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subje
             // A worker dies.
             45..50 if !working.is_empty() => {
                 let Held { ticket, .. } = working.swap_remove(rng.random_range(0..working.len()));
-                // Its delivery comes again, mostly: the broker may have died as well.
+                // Its delivery usually comes again; the broker may have died as well.
                 if rng.random_bool(0.9) {
                     queue.push(ticket);
                 }
@@ -74,7 +74,7 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subje
                 subject.store.retry_later(ticket, held.holder(), LEASE, true, Spent::default()).await.unwrap();
                 queue.push(ticket);
             }
-            // A worker ends its work, or one that was frozen comes back to it.
+            // A worker finishes, or a frozen one resumes.
             roll => {
                 let from = if roll >= 97 && !frozen.is_empty() { &mut frozen } else { &mut working };
                 if !from.is_empty() {
@@ -98,7 +98,7 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Subje
                             stale += 1;
                         }
                     }
-                    // The crash between finishing and acknowledging.
+                    // A crash between finishing and acknowledging.
                     if rng.random_bool(0.1) {
                         queue.push(ticket);
                     }

@@ -1,48 +1,49 @@
-//! How many requests an account may make: a limit that is known, or one that is learnt. `pace.lua` is the same for Redis.
+//! Rate allocator: request slots of an account, for a configured or a learned rate. The Lua script of the Redis store
+//! does the same.
 
 use super::Ask;
 
-/// Turns of one answer are no farther apart, in milliseconds: nobody holds many while others wait.
+/// Maximum time between the first and the last slot of one grant, in milliseconds: nobody holds many while others wait.
 const BLOCK: f64 = 250.0;
-/// No more turns in one answer.
+/// Maximum slots of one grant.
 const MOST: u32 = 256;
-/// What the careful begin with, in requests a second; it doubles in each second of use …
+/// Initial rate of a slow start, in requests per second. It doubles in each second of use …
 const START: f64 = 100.0;
-/// … so often; then all is free.
+/// … this many times; then requests are unlimited.
 const LEVELS: u32 = 5;
-/// The least that is learnt from a first refusal: one alone may be an accident.
+/// Minimum rate learned from a first 429, which may be an accident.
 const LEAST_AT_FIRST: f64 = 10.0;
-/// The least that is learnt from more.
+/// Minimum rate learned from later ones.
 const LEAST: f64 = 1.0;
-/// In each second of use.
+/// Growth per second of use.
 const GROWTH: f64 = 1.05;
-/// Refusals of requests that were under way together cut once, in milliseconds.
+/// Minimum time between two decreases, in milliseconds: 429 responses to concurrent requests count once.
 const CUT_EVERY: f64 = 1000.0;
-/// What was learnt is forgotten after so long without a refusal, in milliseconds.
+/// A learned rate expires after this time without a 429, in milliseconds.
 const FORGET: f64 = 600_000.0;
 
-/// The state of one account. Times are in milliseconds of any one clock.
+/// Rate state of one account. Times are in milliseconds of any one clock.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Allowance {
-    /// When the next turn would be due if there were no slack (GCRA's theoretical arrival time).
+    /// When the next slot would be due without a burst (GCRA's theoretical arrival time).
     due: f64,
     level: u32,
     level_since: f64,
-    /// Requests a second; 0: nothing was learnt.
+    /// Learned rate in requests per second; 0 if none.
     learnt: f64,
     grown_at: f64,
     cut_at: f64,
     refused_at: f64,
-    /// When the current second began, the requests in it, and those in the one before.
+    /// Start of the current second, the requests in it, and those in the second before.
     second: f64,
     current: f64,
     previous: f64,
-    /// What was learnt was not met but guessed.
+    /// The learned rate is assumed, not observed.
     presumed: bool,
 }
 
 impl Allowance {
-    /// The waits before each of the requests that may go, in milliseconds; none where all may go.
+    /// Returns the delays of the requests that may be sent, in milliseconds, or `None` if all may.
     pub(crate) fn grant(&mut self, now: f64, ask: &Ask) -> Option<Vec<f64>> {
         self.count(now, ask.sent);
         let rate = match (ask.limit, self.presumed) {
@@ -54,7 +55,7 @@ impl Allowance {
         Some(turns)
     }
 
-    /// A request was refused.
+    /// Handles a 429: learns or halves the rate.
     pub(crate) fn refused(&mut self, now: f64, ask: &Ask) {
         self.count(now, ask.sent);
         if ask.limit.is_some() && !self.presumed {
@@ -71,20 +72,20 @@ impl Allowance {
         (self.cut_at, self.refused_at, self.grown_at) = (now, now, now);
     }
 
-    /// Who shares a pace no longer hears what it is: the rate of the last second is gone on with.
+    /// Assumes the rate of the last second, when the shared store is out of reach.
     pub(crate) fn presume(&mut self, now: f64) {
         self.learnt = self.recent(now).max(LEAST);
         (self.cut_at, self.refused_at, self.grown_at, self.presumed) = (now, now, now, true);
     }
 
-    /// The pace is heard again.
+    /// Drops the assumed rate, when the shared store is back.
     pub(crate) fn forget_presumed(&mut self) {
         if std::mem::take(&mut self.presumed) {
             self.learnt = 0.0;
         }
     }
 
-    /// The rate that holds now because of a refusal.
+    /// Returns the learned rate, if it has not expired.
     pub(crate) fn known(&self, now: f64) -> Option<f64> {
         (self.learnt > 0.0 && !self.presumed && now - self.refused_at < FORGET).then_some(self.learnt)
     }
@@ -97,7 +98,7 @@ impl Allowance {
             (self.learnt, self.level, self.level_since) = (0.0, 0, now);
             return None;
         }
-        // What is not used is not found to be allowed.
+        // An unused rate does not grow: nothing shows that more is allowed.
         if self.recent(now) * 2.0 >= self.learnt {
             self.learnt *= GROWTH.powf((now - self.grown_at).clamp(0.0, 1000.0) / 1000.0);
         }
@@ -120,7 +121,7 @@ impl Allowance {
     fn turns(&mut self, now: f64, rate: f64, wanted: u32) -> Vec<f64> {
         let period = 1000.0 / rate;
         let slack = ((rate / 4.0).floor().max(1.0) - 1.0) * period;
-        // A clock that was put back, or a limit that was raised.
+        // The clock was set back, or the limit was raised.
         if self.due > now + FORGET + 100.0 * period {
             self.due = now;
         }
@@ -137,7 +138,7 @@ impl Allowance {
         turns
     }
 
-    /// Requests were made without asking.
+    /// Counts requests sent without asking.
     pub(crate) fn count(&mut self, now: f64, requests: u32) {
         if now >= self.second + 2000.0 || now < self.second {
             (self.second, self.current, self.previous) = (now, 0.0, 0.0);
@@ -147,7 +148,7 @@ impl Allowance {
         self.current += f64::from(requests);
     }
 
-    /// About how many there were in the last second.
+    /// Estimates the requests of the last second.
     fn recent(&self, now: f64) -> f64 {
         self.current + self.previous * (1.0 - (now - self.second) / 1000.0).clamp(0.0, 1.0)
     }
@@ -167,7 +168,7 @@ mod tests {
         Ask { sent, wanted: 1, ..Ask::default() }
     }
 
-    /// The rate at which turns are given to one who always wants more, over so many milliseconds.
+    /// Measures the rate granted to a process that always wants more, over this many milliseconds.
     fn rate(allowance: &mut Allowance, from: f64, span: f64) -> f64 {
         let (mut now, mut count) = (from, 0.0);
         while now < from + span {

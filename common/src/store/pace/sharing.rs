@@ -1,13 +1,14 @@
-//! Places for requests that are open at a time, shared among processes. `claim.lua` is the same for Redis.
+//! Concurrency allocator: permits of an account shared among processes. The Lua script of the Redis store does the
+//! same.
 
 use std::collections::BTreeMap;
 
 use super::{Claim, PlaceShare};
 
-/// Where there are more holders than places, each has its place for so long, in milliseconds.
+/// With more holders than permits, each keeps its permit for this long, in milliseconds.
 const TURN: f64 = 1_000.0;
 
-/// Who holds how many places of one account. Times are in milliseconds of any one clock.
+/// Permits of one account by holder. Times are in milliseconds of any one clock.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Sharing(BTreeMap<Box<str>, Holder>);
 
@@ -15,14 +16,14 @@ pub(crate) struct Sharing(BTreeMap<Box<str>, Holder>);
 struct Holder {
     held: u32,
     ends: f64,
-    /// Since when it has fewer than its share and wants more; 0: it does not.
+    /// Since when it waits for more permits, having fewer than its share; 0 if it does not.
     hungry: f64,
-    /// Since when it holds any; 0: it does not.
+    /// Since when it holds permits; 0 if it holds none.
     since: f64,
 }
 
 impl Sharing {
-    /// What becomes of a claim.
+    /// Grants, renews or returns permits for a claim.
     pub(crate) fn claim(&mut self, now: f64, claim: &Claim) -> PlaceShare {
         self.0.retain(|_, holder| holder.ends > now);
         let mine = self.0.remove(&claim.holder).unwrap_or_default();
@@ -44,7 +45,7 @@ impl Sharing {
             want = 0;
         }
         let has = mine.held.max(claim.using);
-        // Places that are free are first for those who have waited for longer.
+        // Free permits go first to those that have waited longer.
         let ahead = hungry.filter(|other| mine.hungry == 0.0 || other.hungry < mine.hungry).count() as u32;
         let room = claim.limit.saturating_sub(others).saturating_sub(has).saturating_sub(ahead);
         let may = want.min(has + room);
@@ -84,7 +85,7 @@ mod tests {
             for step in 0..4_000 {
                 let now = 1e6 + f64::from(step) * 50.0;
                 let who = step as usize % holders;
-                // What ran has ended, and as much begins again as may.
+                // Running requests end, and as many start again as allowed.
                 using[who] = if step % 3 == 0 { 0 } else { using[who] };
                 may[who] = sharing.claim(now, &claim(&who.to_string(), limit, using[who], 20)).may;
                 using[who] = using[who].max(may[who]);

@@ -1,18 +1,18 @@
-//! When the window of a quota ends. `quota.lua` is the same for Redis.
+//! End of a quota window. The Lua script of the Redis store does the same.
 
 use super::{Told, WindowTime};
 
-/// What is known of the window of one quota. Times are in milliseconds of any one clock.
+/// State of one quota window. Times are in milliseconds of any one clock.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(crate) struct QuotaWindow {
-    /// When it began; 0: none is known.
+    /// When it started; 0 if unknown.
     pub(crate) began: f64,
-    /// What was left of it at the last word.
+    /// Requests left at the last report.
     pub(crate) left: f64,
 }
 
 impl QuotaWindow {
-    /// Heeds what was told. Says when the window ends, and whether it is another than before.
+    /// Applies a quota report. Returns when the window ends, and whether it is a new one.
     pub(crate) fn told(&mut self, now: f64, told: &Told) -> (f64, bool) {
         let left = told.remaining as f64;
         let much = told.limit.map_or(self.left + 10.0, |limit| (limit as f64 / 4.0).max(1.0));

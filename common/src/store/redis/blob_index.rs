@@ -1,5 +1,5 @@
-//! [`BlobIndex`] in Redis: for each target and generation 4,096 hashes, from the beginning of a digest to a repository; and
-//! for each generation 4,096 more, from a proof to the hour in which it was given.
+//! [`BlobIndex`] in Redis: per target and generation 4,096 hashes, from digest prefix to repository; and per generation
+//! 4,096 more, from proof to the hour it was given.
 
 use async_trait::async_trait;
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::image::Digest;
 use crate::store::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
-/// As much of a digest as tells blobs apart.
+/// Bytes of a digest that distinguish blobs.
 const BYTES: usize = 20;
 
 #[async_trait]
@@ -117,7 +117,7 @@ impl RedisStore {
         (key, hex::decode(&blob.hex()[..BYTES * 2]).unwrap_or_default())
     }
 
-    /// Where a proof of this name is kept that was given in this hour, or so many generations earlier.
+    /// Returns the key of a proof given in this hour, or this many generations earlier.
     fn proofs_of(&self, name: &[u8], hour: i64, back: i64) -> String {
         let length = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
         let generation = hour / proof_hour(length) - back;

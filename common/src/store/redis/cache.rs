@@ -1,4 +1,4 @@
-//! [`DigestCache`] in Redis: hashes of few enough tags to be packed, for each scope.
+//! [`DigestCache`] in Redis: hashes per scope, each small enough for Redis's compact encoding.
 
 use std::sync::PoisonError;
 
@@ -11,14 +11,14 @@ use crate::error::Result;
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{CacheEntry, CacheScope, DigestCache, Known};
 
-/// How long what was learnt of a scope is kept, in seconds: 180 days.
+/// TTL of a scope, in seconds: 180 days.
 pub(super) const KEPT: u64 = 180 * 24 * 60 * 60;
-/// Tags that a script is given at a time.
+/// Tags per script call.
 pub(super) const AT_ONCE: usize = 500;
-/// Between the parts of a scope's name.
+/// Separates the parts of a scope's name.
 const PART: char = '\u{1}';
 
-/// A scope that is being exported: its name, and its entries in order.
+/// A scope being exported: its name, and its entries in order.
 pub(super) struct Page {
     name: String,
     entries: Vec<CacheEntry>,
@@ -105,7 +105,7 @@ impl DigestCache for RedisStore {
 
 impl RedisStore {
     pub(super) fn scope_key(&self, name: &str) -> String {
-        // A scope's name is long, and stands in its entry of the index.
+        // Scope names are long; the full name is in the index.
         self.key(&format!("t:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
     }
 
@@ -122,7 +122,7 @@ impl RedisStore {
         Ok(forgotten)
     }
 
-    /// All that is known of a scope, in the order of its tags.
+    /// Returns the entries of a scope, ordered by tag.
     async fn scope_entries(&self, scope: &str) -> Result<Vec<CacheEntry>> {
         {
             let page = self.0.page.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +149,7 @@ impl RedisStore {
             entries.push(CacheEntry::new(&its, &tag, &unpack(tried, &bytes)?));
         }
         entries.sort_by(|a, b| a.tag.cmp(&b.tag));
-        // An export comes back for more of the same.
+        // An export asks for more of the same scope.
         let page = Page { name: scope.to_owned(), entries: entries.clone() };
         *self.0.page.lock().unwrap_or_else(PoisonError::into_inner) = (entries.len() > 1_000).then_some(page);
         Ok(entries)
@@ -160,26 +160,26 @@ pub(super) fn name(scope: &CacheScope) -> String {
     format!("{}{PART}{}{PART}{}", scope.home.end(), scope.home.path(), scope.options)
 }
 
-/// A tag with the names of its buckets.
+/// Adds a tag and the names of its buckets.
 pub(super) fn with_buckets(call: Call, tag: &str) -> Call {
     let [small, large] = buckets(tag);
     call.arg(tag).arg(small).arg(large)
 }
 
-/// The names of a tag's buckets: of 16, and of 256.
+/// Returns the names of a tag's buckets: of 16, and of 256.
 pub(super) fn buckets(tag: &str) -> [String; 2] {
     // FNV-1a: any hash that is the same on every machine.
     let hash = tag.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     [format!("{:x}", hash & 0xf), format!("{:02x}", (hash >> 4) & 0xff)]
 }
 
-/// The names of all buckets.
+/// Returns the names of all buckets.
 pub(super) fn all_buckets() -> impl Iterator<Item = String> {
     (0..16).map(|bucket| format!("{bucket:x}")).chain((0..256).map(|bucket| format!("{bucket:02x}")))
 }
 
-/// When it was seen and when referrers were asked for, as seconds of 4 bytes; the length of the source's digest; the
-/// digests' own bytes, the target's only where it is another.
+/// Encodes the length of the source digest; the times last seen and of referrers, as seconds in 4 bytes each; and the
+/// digests' bytes, the target's only if it differs.
 pub(super) fn pack(known: &Known) -> Vec<u8> {
     let second = |time: Timestamp| u32::try_from(time.as_second()).unwrap_or_default();
     let bytes_of = |digest: &Digest| hex::decode(digest.hex()).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The connection to Redis: one for all calls of a store, replaced when it is of no use any more.
+//! The connection to Redis: one for all calls of a store, replaced when it is unusable.
 //!
-//! The client's own manager replaces a connection that was dropped. It keeps one to a server that has become a replica or
-//! does not answer any more, and cannot be told to look again whom to connect to.
+//! The client's own connection manager replaces only dropped connections. It keeps one to a server that became a
+//! replica or stopped answering, and cannot be told to resolve the server again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,25 +17,25 @@ use super::fault::Fault;
 use super::server;
 use crate::config::SecretUrl;
 
-/// How long an answer is waited for: machines may be far apart.
+/// Timeout of a reply: machines may be far apart.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection is waited for, and then as long for the server to say who it is.
+/// Timeout of connecting, and again of the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long what was sent may go unacknowledged by the other machine before the connection is made anew: one whose own
-/// address has changed would wait for a quarter of an hour. A slow server is no reason: its machine acknowledges.
+/// How long sent data may stay unacknowledged before the connection is replaced: after a change of the own address it
+/// would otherwise wait for a quarter of an hour. A slow server does not matter: its machine acknowledges.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
-/// The pause after the first connection that failed or did not last. It doubles up to [`MAX_PAUSE`].
+/// Delay after the first connection that failed or did not last. It doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause before a connection: a failover takes seconds.
+/// Maximum delay before a connection: a failover takes seconds.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// After a connection that was good for so long the next is opened at once.
+/// After a connection that lasted this long, the next is opened at once.
 const LASTING: Duration = Duration::from_secs(5);
 
-/// A connection that is open.
+/// An open connection.
 #[derive(Clone)]
 pub(super) struct OpenConnection {
     pub(super) link: MultiplexedConnection,
-    /// Which one it is, in the order in which they were opened.
+    /// Sequence number of the connection.
     number: u64,
 }
 
@@ -45,27 +45,27 @@ pub(super) struct Connection {
     login: RedisConnectionInfo,
     config: AsyncConnectionConfig,
     current: Mutex<Option<OpenConnection>>,
-    /// Held while one is opened: a store opens one at a time.
+    /// Locked while connecting: a store opens one connection at a time.
     attempts: tokio::sync::Mutex<Attempts>,
 }
 
-/// What came of opening connections so far.
+/// History of connection attempts.
 #[derive(Default)]
 struct Attempts {
     number: u64,
-    /// When the last one was opened, or failed.
+    /// When the last attempt succeeded or failed.
     last: Option<Instant>,
-    /// With what the last one failed, unless it was opened.
+    /// Error of the last attempt, unless it succeeded.
     failure: Option<Fault>,
-    /// Before the next one.
+    /// Delay before the next attempt.
     pause: Duration,
 }
 
 impl Connection {
-    /// A connection that is not open yet. An error says what is wrong with the address.
+    /// Creates a connection without opening it. The error says what is wrong with the address.
     pub(super) fn new(url: &SecretUrl, ca: Option<&[u8]>) -> RedisResult<Connection> {
         let server = url.expose().as_str().into_connection_info()?;
-        // Logging in and choosing the database are ours: the client hides the codes with which a server refuses them.
+        // Login and database selection are ours: the client hides the error codes of a refusal.
         let login = server.redis_settings().clone();
         let server = server.set_redis_settings(RedisConnectionInfo::default()).set_tcp_settings(tcp_settings());
         let server = match ca {
@@ -81,7 +81,7 @@ impl Connection {
         Ok(Connection { server: server?, login, config, current: Mutex::default(), attempts: Default::default() })
     }
 
-    /// Returns the open connection, or opens one. Who asks while one is opened shares what comes of it.
+    /// Returns the open connection, or opens one. Concurrent callers share one attempt.
     pub(super) async fn get(&self) -> Result<OpenConnection, Fault> {
         if let Some(open) = self.current().clone() {
             return Ok(open);
@@ -97,7 +97,7 @@ impl Connection {
             None if lasted.is_none_or(|lasted| lasted >= LASTING) => attempts.pause = Duration::ZERO,
             _ => {
                 attempts.pause = (attempts.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
-                // Apart from others that lost the same server at the same moment.
+                // Spread out over processes that lost the same server at the same moment.
                 let pause = rand::rng().random_range(attempts.pause / 2..=attempts.pause);
                 tokio::time::sleep(pause.saturating_sub(lasted.unwrap_or_default())).await;
             }
@@ -113,7 +113,7 @@ impl Connection {
                 Ok(open)
             }
             Err(fault) => {
-                // A login that was good is waited for: passwords are changed on servers before, or after, they are here.
+                // Wait for a login that worked before: a password may change on the server before it changes here.
                 let fault = if attempts.number > 0 { fault.login_changed() } else { fault };
                 attempts.failure = Some(fault.clone());
                 Err(fault)
@@ -121,7 +121,7 @@ impl Connection {
         }
     }
 
-    /// Lets go of a connection, unless another has taken its place. Calls that wait for their answers on it still do.
+    /// Drops a connection, unless it has been replaced. Calls in flight on it still get their replies.
     pub(super) fn abandon(&self, open: &OpenConnection) {
         let mut current = self.current();
         if current.as_ref().is_some_and(|current| current.number == open.number) {
@@ -129,7 +129,7 @@ impl Connection {
         }
     }
 
-    /// Opens a connection to a server that can be used.
+    /// Opens a connection and checks the server.
     async fn open(&self) -> Result<MultiplexedConnection, Fault> {
         let server = self.locate().await?;
         let link = server.get_multiplexed_async_connection_with_config(&self.config).await;
@@ -140,7 +140,7 @@ impl Connection {
         }
     }
 
-    /// Says whom to connect to: the one place that is asked before each connection.
+    /// Returns the server to connect to. The only place asked before each connection.
     async fn locate(&self) -> Result<redis::Client, Fault> {
         Ok(self.server.clone())
     }

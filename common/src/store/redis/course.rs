@@ -1,4 +1,4 @@
-//! Reading of how a batch went.
+//! Queries of timelines.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::batch::BatchId;
 use crate::error::Result;
 use crate::store::{Course, Part, Share, Slow};
 
-/// How wide a part is before any was made wider, in milliseconds.
+/// Initial width of a time bucket, in milliseconds.
 const WIDTH: u64 = 1000;
 
 impl RedisStore {
@@ -55,7 +55,7 @@ fn read_parts(found: &HashMap<String, u64>) -> Vec<Part> {
 }
 
 fn read_slowest(found: &[(String, f64)]) -> Vec<Slow> {
-    // One that was requeued can be among them twice.
+    // A requeued task can appear twice.
     let mut seen = HashSet::new();
     let read = |(kept, millis): &(String, f64)| {
         let (index, rest) = kept.split_once('|')?;

@@ -1,13 +1,13 @@
-//! What goes wrong with Redis: one table of its error codes, and what each means for the connection, the call and people.
+//! Errors of Redis: one table of its error codes, with what each means for the connection, the call and the user.
 //!
-//! Codes are read from single commands, scripts and pipelines alike: of a pipeline, the client's own `code()` and `kind()`
-//! tell of some codes and of its first failure only.
+//! Codes are read from single commands, scripts and pipelines alike: of a pipeline, the client's own `code()` and
+//! `kind()` report only some codes and only its first failure.
 
 use ::redis::{ErrorKind, RedisError, ServerError, ServerErrorKind};
 
 use crate::error::{Class, Error};
 
-/// Characters of the server's own words that an error shows.
+/// Maximum characters of the server's message in an error.
 const MAX_DETAIL_CHARS: usize = 300;
 
 const CHECK_LOGIN: &str = "check user and password in the store's URL (redis://user:password@host:6379)";
@@ -16,14 +16,14 @@ const USE_ONE_SERVER: &str =
 const SEE_REPLICATION: &str =
     "name the master (of a managed service: the primary endpoint); after a failover this ends by itself";
 
-/// What an error asks for. The last is the strongest: it decides where a pipeline meets several.
+/// Reaction to an error, weakest first: the strongest decides if a pipeline has several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Action {
-    /// The same server will take it later.
+    /// Retry on the same server.
     Wait,
-    /// Another connection, perhaps to another server, will take it.
+    /// Retry on another connection, perhaps to another server.
     Reconnect,
-    /// A person has to change something first.
+    /// Give up: somebody has to change something first.
     Fail,
 }
 
@@ -41,7 +41,7 @@ const fn code(name: &'static str, action: Action, class: Class, meaning: &'stati
     Code { name, action, class, meaning, hint }
 }
 
-/// All codes that a server answers what imgsync asks.
+/// All codes that a server returns to imgsync's commands.
 static CODES: [Code; 18] = [
     code("READONLY", Action::Reconnect, Class::ServerError, "the server is a read-only replica", SEE_REPLICATION),
     code(
@@ -135,17 +135,17 @@ static CODES: [Code; 18] = [
     ),
 ];
 
-/// Why a call failed.
+/// Error of a call.
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
-    /// What the client or the server says.
+    /// Error of the client or the server.
     Said(RedisError),
-    /// What was found when connecting: this server cannot be used, or not yet.
+    /// The connected server is unsuitable, or not ready yet.
     Unfit { action: Action, detail: String, hint: &'static str },
 }
 
 impl Fault {
-    /// What is to be done about it.
+    /// Returns how to react.
     pub(super) fn action(&self) -> Action {
         match self {
             Fault::Unfit { action, .. } => *action,
@@ -157,13 +157,13 @@ impl Fault {
         }
     }
 
-    /// Whether nothing can be asked on that connection any more, or nothing should.
+    /// Returns whether the connection must not be used any more.
     pub(super) fn ends_connection(&self) -> bool {
         let is_garbled = matches!(self, Fault::Said(error) if error.kind() == ErrorKind::Parse);
         is_garbled || self.action() == Action::Reconnect
     }
 
-    /// A refused login as one that is tried again, for it was good before. All else as it is.
+    /// Turns a refused login into a transient error, because it worked before. Other errors stay as they are.
     pub(super) fn login_changed(self) -> Fault {
         match &self {
             Fault::Said(error) if strongest(error).is_some_and(|code| ["NOAUTH", "WRONGPASS"].contains(&code.name)) => {
@@ -174,7 +174,7 @@ impl Fault {
         }
     }
 
-    /// As an error about what was tried.
+    /// Converts to the error of an operation.
     pub(super) fn explain(&self, tried: &str) -> Error {
         match self {
             Fault::Unfit { action, detail, hint } => {
@@ -192,13 +192,13 @@ impl Fault {
     }
 }
 
-/// The code of the table that decides; of a pipeline, of all its failures.
+/// Returns the table entry that decides: of a pipeline, the strongest of its failures.
 fn strongest(error: &RedisError) -> Option<&'static Code> {
     let errors = error.clone().into_server_errors()?;
     errors.iter().filter_map(|(_, error)| find(code_of(error))).max_by_key(|code| code.action)
 }
 
-/// The code of an error; a command that is refused within a script has none of its own.
+/// Returns the code of an error. A command refused within a script has none of its own.
 fn code_of(error: &ServerError) -> &str {
     match error.details() {
         Some(details) if details.starts_with("The user executing the script can't") => "NOPERM",
@@ -210,12 +210,13 @@ fn find(name: &str) -> Option<&'static Code> {
     CODES.iter().find(|code| code.name == name)
 }
 
-/// Whether the server has as many clients as it takes. It says so without a code of its own, and hangs up.
+/// Returns whether the server has reached its client limit. It reports that without an error code, and closes the
+/// connection.
 fn is_full(error: &RedisError) -> bool {
     words(error).contains("max number of clients")
 }
 
-/// Whether the connection failed, and not what was asked on it.
+/// Returns whether the connection failed, not the command.
 fn is_of_connection(error: &RedisError) -> bool {
     let is_io = error.kind() == ErrorKind::Io || error.kind() == ErrorKind::ClusterConnectionNotFound;
     let is_lost = error.is_timeout() || error.is_connection_dropped() || error.is_connection_refusal();
@@ -226,7 +227,7 @@ fn is_untrusted(error: &RedisError) -> bool {
     words(error).contains("invalid peer certificate")
 }
 
-/// An error without a code of the table.
+/// Describes an error that has no entry in the table.
 fn explain(tried: &str, error: &RedisError) -> Error {
     let text = words(error);
     match error.kind() {
@@ -249,8 +250,8 @@ fn explain(tried: &str, error: &RedisError) -> Error {
     }
 }
 
-/// What the server says besides the code, of the first failure with it. Where in which script it was is left out: one trouble
-/// of all calls is one kind of line in the log.
+/// Returns the server's message for the first failure with a code. Leaves out the position in the script, so that one
+/// fault of all calls is one kind of log line.
 fn words_of(error: &RedisError, code: &str) -> String {
     let errors = error.clone().into_server_errors();
     let said = errors.iter().flat_map(|errors| errors.iter()).find(|(_, error)| code_of(error) == code);
@@ -258,7 +259,7 @@ fn words_of(error: &RedisError, code: &str) -> String {
     shorten(said.split_once(" script: ").map_or(said, |(said, _)| said))
 }
 
-/// What is wrong, without what was sent.
+/// Returns the error message without the data sent.
 pub(super) fn words(error: &RedisError) -> String {
     match error.is_timeout() {
         true => "no answer in time".to_owned(),
@@ -278,7 +279,7 @@ mod tests {
 
     use super::*;
 
-    /// What a server answers, as the client reads it.
+    /// Parses an error reply as the client does.
     fn answer(line: &str) -> Fault {
         match ::redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
             Value::ServerError(error) => Fault::Said(error.into()),
@@ -288,7 +289,7 @@ mod tests {
 
     #[track_caller]
     fn assert_code(line: &str, action: Action, class: Class, words: &str) {
-        // A script that was refused says the same, and where in the script it was.
+        // A refused script adds its position to the same message.
         for line in [line.to_owned(), format!("{line} script: 2cb1, on @user_script:4.")] {
             let fault = answer(&line);
             assert_eq!(fault.action(), action, "{line}");

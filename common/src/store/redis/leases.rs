@@ -22,7 +22,7 @@ impl Leases for RedisStore {
     }
 
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
-        /// Names that are asked for at a time.
+        /// Names per call.
         const AT_ONCE: usize = 500;
         let tried = "looking who holds what";
         let now = self.now(tried).await?;

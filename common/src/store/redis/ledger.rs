@@ -15,7 +15,7 @@ use crate::store::{
     RequeueFilter, Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
 };
 
-/// Tickets or indexes that a script is given at a time.
+/// Tasks per script call.
 const AT_ONCE: usize = 1_000;
 
 #[async_trait]
@@ -170,7 +170,7 @@ impl Ledger for RedisStore {
         spent: Spent,
     ) -> Result<Retried> {
         let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
-        // Less than a millisecond is a wait, too.
+        // A delay below a millisecond is still a delay.
         let wait = if wait.is_zero() { 0 } else { millis(wait).max(1) };
         let call = Call::on(self.base(ticket.batch))
             .arg(ticket.index)
@@ -266,7 +266,7 @@ impl Ledger for RedisStore {
         let tried = "removing old batches";
         let mut pipe = redis::pipe();
         pipe.zrange(self.key("batches"), 0, -1);
-        // Their ids are in the order in which they were made.
+        // Ids are in order of creation.
         let (ids,): (Vec<String>,) = self.query(tried, &pipe).await?;
         let mut removed = 0;
         for id in ids {
@@ -379,15 +379,15 @@ impl Ledger for RedisStore {
 }
 
 impl RedisStore {
-    /// Notes something in a part of a batch's keys, in place of what was noted in the same field.
+    /// Sets a field in one of a batch's hashes.
     async fn note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
         let tried = format!("noting in batch {batch}");
         let call = Call::on(self.base(batch)).arg(part).arg(field).arg(text);
         done(&tried, self.script(&tried, &self.0.scripts.note, call).await?)
     }
 
-    /// Adds segments whose tags name their places, one repository at a time: where a place is taken meanwhile, by another
-    /// process, they are authenticated for the next.
+    /// Adds chunks whose signatures cover their positions, one repository at a time. If another process takes a
+    /// position meanwhile, signs them for the next one.
     async fn append_signed(&self, tried: &str, batch: BatchId, packed: &Packed) -> Result<Vec<i64>> {
         let mut ends = self.0.ends.lock().await;
         let mut end = ends.get(&batch).copied().unwrap_or_default();
@@ -405,7 +405,7 @@ impl RedisStore {
                 },
                 _ => return Ok(answer),
             };
-            // Of the batches of a year the last few are being listed.
+            // Of many batches, only the last few are being listed.
             ends.insert(batch, after);
             if answer.first() == Some(&0) {
                 return Ok(answer);
@@ -423,12 +423,12 @@ impl RedisStore {
     }
 }
 
-/// A repository's tasks as the script takes them.
+/// A repository's tasks as script arguments.
 struct Packed {
     key: String,
-    /// Of each segment how many tasks it has, its bytes and the states of the tasks.
+    /// Per chunk: number of tasks, encoded plan, task states.
     segments: Vec<(u32, Vec<u8>, Vec<u8>)>,
-    /// Of each failure its place, and what is kept of it.
+    /// Position and encoding of each failure.
     failures: Vec<(usize, Vec<u8>)>,
 }
 
@@ -451,7 +451,7 @@ impl Packed {
         Packed { segments: segments.collect(), failures: failures.collect(), key: sealed.key }
     }
 
-    /// What the script is given: segments that are to stand at this place, or anywhere.
+    /// Builds the script call for chunks at a fixed position, or at any.
     fn call(&self, store: &RedisStore, batch: BatchId, place: Option<PlanEnd>) -> Call {
         let call = Call::on(store.base(batch)).arg(&self.key).arg(self.segments.len()).arg(self.failures.len());
         let mut call = match place {
@@ -471,7 +471,7 @@ impl Packed {
     }
 }
 
-/// What is kept of a failure.
+/// Encodes a failure.
 fn kept(failure: &Failure) -> Vec<u8> {
     format!("{}|{}|{}", failure.class, failure.attempts, failure.error).into_bytes()
 }
@@ -482,7 +482,7 @@ fn with(call: Call, spent: Spent) -> Call {
     call.arg(millis(time))
 }
 
-/// As the scripts compare it with what a lease says.
+/// Returns the owner string that scripts compare with a lease.
 fn lease_owner(holder: TaskHolder<'_>) -> String {
     format!("{}|{}", holder.token, holder.worker)
 }

@@ -1,4 +1,4 @@
-//! Reading of batches and tasks.
+//! Queries of batches and tasks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::batch::{BatchId, Bytes, Chunk, Counts, Failure, Requests, Task, TaskS
 use crate::error::Result;
 use crate::store::{Batch, Block, Control, FailedTask, Spent, TaskRow};
 
-/// Bytes of states that are read at a time, two tasks to a byte.
+/// Bytes of states per read, two tasks per byte.
 const STATES: u32 = 32 << 10;
 
-/// Bytes of states between two tasks that are read along rather than in two pieces.
+/// Maximum gap between two tasks, in bytes of states, that is read along instead of in two ranges.
 const NEAR: u32 = 256;
 
 impl RedisStore {
-    /// How these batches stand, those that are there.
+    /// Returns those of these batches that exist.
     pub(super) async fn look_batches(&self, ids: &[BatchId]) -> Result<Vec<Batch>> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -32,7 +32,7 @@ impl RedisStore {
         let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("control"));
         let read = |(id, fields): (&BatchId, HashMap<String, String>)| {
             let mut batch = read_batch(tried, *id, &fields)?;
-            // A list goes on; whoever works with the batch asks for it alone.
+            // A list continues without them; a process that works with the batch reads it alone and fails.
             if !self.options_hold(*id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
                 batch.options.clear();
             }
@@ -41,7 +41,7 @@ impl RedisStore {
         found.map(read).collect()
     }
 
-    /// How one batch stands, whose options must be those that it was made with.
+    /// Returns a batch, and verifies its options.
     pub(super) async fn look_batch(&self, id: BatchId) -> Result<Option<Batch>> {
         let tried = format!("reading batch {id}");
         let mut pipe = redis::pipe();
@@ -71,7 +71,7 @@ impl RedisStore {
         {
             let (first, end) = plan.chunk_of(index)?;
             let began = std::mem::replace(&mut from, end);
-            // Whole parts, named by where they begin.
+            // Whole chunks only, identified by their first index.
             if first < began {
                 continue;
             }
@@ -126,7 +126,7 @@ impl RedisStore {
         Ok(rows)
     }
 
-    /// Where some tasks stand, read in as many pieces as they lie apart.
+    /// Returns task states, with one read per range of nearby tasks.
     pub(super) async fn look_states(&self, id: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
         let tried = format!("reading batch {id}");
         let mut bytes: Vec<u32> = tasks.iter().map(|task| task / 2).collect();
@@ -166,12 +166,12 @@ impl RedisStore {
             command.arg(row.task.index);
         }
         let (kept,): (Vec<Option<String>>,) = self.query(&tried, &pipe).await?;
-        // What was requeued meanwhile has no failure any more.
+        // A task requeued meanwhile has no failure any more.
         let failed = rows.into_iter().zip(kept).filter_map(|(row, kept)| Some((row, kept?)));
         failed.map(|(row, kept)| Ok(FailedTask { task: row.task, failure: read_failure(&tried, &kept)? })).collect()
     }
 
-    /// At which indexes the chunks of a plan begin, up to a total.
+    /// Returns the first indexes of a plan's chunks, up to a total.
     async fn chunks(&self, id: BatchId, tried: &str, total: u32) -> Result<Arc<Vec<u32>>> {
         let known = self.0.chunks().get(&id).cloned().unwrap_or_default();
         let mut pipe = redis::pipe();
@@ -186,14 +186,14 @@ impl RedisStore {
     }
 }
 
-/// The plan of a batch and the states of its tasks, read piece by piece.
+/// Reads a plan and its task states page by page.
 struct Plan<'a> {
     store: &'a RedisStore,
     id: BatchId,
     tried: String,
     total: u32,
     firsts: Arc<Vec<u32>>,
-    /// The index of the first task of a piece of states, and these.
+    /// First task index of the loaded page of states, and its bytes.
     states: Option<(u32, Vec<u8>)>,
 }
 
@@ -204,14 +204,14 @@ impl<'a> Plan<'a> {
         Ok(Plan { store, id, tried, total, firsts, states: None })
     }
 
-    /// The next task in this state, from an index on.
+    /// Returns the next task in this state, from an index on.
     async fn next(&mut self, wanted: Option<TaskState>, from: u32) -> Result<Option<u32>> {
         let (total, mut index) = (self.total, from);
         while index < total {
             let Some(wanted) = wanted else { return Ok(Some(index)) };
             let (first, bytes) = self.piece(index).await?;
             let end = (first + 2 * STATES).min(total);
-            // Of many, most are in other states: they are passed over without a step of their own for each.
+            // Most tasks are in other states: scan the bytes without an await per task.
             let found = (index..end).find(|index| code(bytes, index - first) == wanted.code());
             if found.is_some() {
                 return Ok(found);
@@ -227,7 +227,7 @@ impl<'a> Plan<'a> {
         TaskState::from_code(code).ok_or_else(|| damaged(&self.tried, "a task has a state that there is not"))
     }
 
-    /// The piece of states that a task's is in, and the index of the first of them.
+    /// Returns the page of states with a task, and the index of its first task.
     async fn piece(&mut self, index: u32) -> Result<(u32, &[u8])> {
         let start = index / (2 * STATES) * (2 * STATES);
         if self.states.as_ref().is_none_or(|(first, _)| *first != start) {
@@ -240,7 +240,7 @@ impl<'a> Plan<'a> {
         Ok(self.states.as_ref().map_or((start, &[]), |(first, bytes)| (*first, bytes)))
     }
 
-    /// Where the chunk of a task begins and ends.
+    /// Returns the first index and the end of a task's chunk.
     fn chunk_of(&self, index: u32) -> Result<(u32, u32)> {
         let after = self.firsts.partition_point(|first| *first <= index);
         let first = after.checked_sub(1).and_then(|at| self.firsts.get(at)).copied();
@@ -264,7 +264,7 @@ impl<'a> Plan<'a> {
         Ok(Task { index, planned: planned.ok_or_else(|| damaged(&self.tried, "a part of the plan is too short"))? })
     }
 
-    /// Run and attempts of some tasks; of most there are none.
+    /// Returns run and attempts of tasks; most tasks have none.
     async fn marks(&self, indexes: &[u32]) -> Result<Vec<(u32, u32)>> {
         if indexes.is_empty() {
             return Ok(Vec::new());
@@ -283,7 +283,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The code of a state within a piece, two to a byte; what was not written yet is new.
+/// Returns a state code from a page, two per byte. States not written yet are new.
 fn code(bytes: &[u8], at: u32) -> u8 {
     let byte = bytes.get(at as usize / 2).copied().unwrap_or(0);
     if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf }

@@ -1,9 +1,10 @@
-//! The store of a cluster: Redis (7 and later) or Valkey. One server, not a Redis Cluster: scripts touch keys of several
-//! hash slots.
+//! The store of a cluster: Redis (7 and later) or Valkey. One server, not a Redis Cluster: scripts touch keys of
+//! several hash slots.
 //!
-//! Only the Lua scripts in `lua` move a task's state, and they move the counters in the same step; each is safe to run
-//! twice, for a command that was in flight when a connection broke may have been done. Leases and ages are measured by the
-//! server's clock. Live batches have no expiry; caches have, so that with `maxmemory-policy volatile-lru` these go first.
+//! Only the Lua scripts in `lua` move task states, and they move the counters in the same step. Each script is safe to
+//! run twice, because a command in flight when a connection broke may have taken effect. Leases and ages are measured
+//! by the server's clock. Unfinished batches have no expiry; caches have, so that `maxmemory-policy volatile-lru`
+//! evicts caches first.
 
 mod blob_index;
 mod cache;
@@ -44,9 +45,9 @@ use crate::outage::{OutageKind, ServerHealth};
 use crate::repeated;
 use crate::retry::{Budget, Policy, Retry};
 
-/// The version of what is kept.
+/// Version of the stored format.
 const VERSION: u32 = 1;
-/// How often opening a store is tried: what takes longer is waited for by who opens it, who can say so.
+/// Retries when opening a store. The caller waits longer if it wants to, and says so.
 const OPENING: Policy = Policy {
     attempts: 3,
     first_delay: Duration::from_millis(100),
@@ -55,26 +56,26 @@ const OPENING: Policy = Policy {
     patience: Duration::ZERO,
 };
 
-/// How often a store that refused a write is asked whether it takes writes again.
+/// How often a store that refused a write is probed.
 const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Batches whose segments are remembered; a process works on a few at a time.
+/// Batches whose chunk indexes are cached; a process works on a few at a time.
 const MAX_BATCHES: usize = 64;
 
-/// How a store is used.
+/// Options of a store.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
-    /// What all keys begin with.
+    /// Prefix of all keys.
     pub prefix: String,
-    /// How long a call waits for a store that is out of reach, before it fails: how often it tries, with which pauses.
+    /// Retries of a call while the store is unreachable.
     pub patience: Policy,
-    /// Whether to warn of what is not well with the server, or cannot be checked there, when it is opened.
+    /// Whether to log warnings about the server's configuration when it is opened.
     pub warns: bool,
-    /// A certificate to trust besides the system's, as PEM.
+    /// A CA certificate to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
-    /// Plans, options and provenance are authenticated with it (`cluster.key`), and others refused.
+    /// Authenticates plans, options and provenance (`cluster.key`); others are rejected.
     pub key: Option<SigningKey>,
-    /// What time it is; the server's clock where there is none, which is right for all but tests.
+    /// Clock for tests. `None`: the server's clock.
     pub clock: Option<Arc<dyn Clock>>,
 }
 
@@ -92,7 +93,7 @@ impl Default for RedisOptions {
 }
 
 impl RedisOptions {
-    /// For what goes on for long: a store that is restarted, or away for some minutes, is waited for.
+    /// Options for long-running processes, which wait out restarts and outages of some minutes.
     pub fn patient() -> RedisOptions {
         let patience = Policy {
             attempts: 200,
@@ -112,23 +113,24 @@ pub struct RedisStore(Arc<Shared>);
 struct Shared {
     connection: Connection,
     health: ServerHealth,
-    /// For messages: without a password.
+    /// For messages, without the password.
     name: String,
     options: RedisOptions,
-    /// Whether the store has the version of what is kept. Opening it to read must not write.
+    /// Whether the store has a format version. Opening it for reading must not write.
     has_version: AtomicBool,
-    /// Whether opening is done: until then whoever opens it says what it waits for.
+    /// Whether opening has finished. Until then the caller reports what it waits for.
     is_open: AtomicBool,
     scripts: Scripts,
-    /// At which indexes the chunks of a batch's plan begin. They are only ever added to.
+    /// First indexes of the chunks of a batch's plan, which only grow.
     chunks: Mutex<GenerationalCache<BatchId, Arc<Vec<u32>>>>,
-    /// Where the next segment of a batch's plan goes, as far as is known. Held while one is added: its tag names its place.
+    /// Known position of the next chunk of a batch's plan. Locked while one is added: its signature covers its
+    /// position.
     ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
-    /// What an export is reading, in order.
+    /// The scope that an export is reading, in order.
     page: Mutex<Option<cache::Page>>,
 }
 
-/// Where a plan ends: its tasks, and its segments.
+/// Size of a plan: its tasks and its chunks.
 #[derive(Debug, Clone, Copy, Default)]
 struct PlanEnd {
     tasks: u32,
@@ -136,8 +138,8 @@ struct PlanEnd {
 }
 
 impl RedisStore {
-    /// Connects, and reads. An error says what is wrong with the address, the password or the server; one that is transient
-    /// is for the caller to wait out.
+    /// Connects and checks the server. The error says what is wrong with the address, the password or the server; a
+    /// transient one is the caller's to wait out.
     pub async fn connect(url: &SecretUrl, options: RedisOptions) -> Result<RedisStore> {
         crate::registry::install_tls_provider();
         let connection = Connection::new(url, options.ca.as_deref()).map_err(|error| {
@@ -161,7 +163,7 @@ impl RedisStore {
         Ok(store)
     }
 
-    /// Refuses a server that may forget what must not be lost.
+    /// Refuses a server that may evict keys that must not be lost.
     async fn check_server(&self) -> Result<()> {
         let tried = format!("connecting to the store {}", self.0.name);
         let mut retry = opening();
@@ -183,7 +185,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Refuses what a newer program wrote.
+    /// Refuses data of a newer program.
     async fn check_version(&self) -> Result<()> {
         let tried = format!("opening the store {}", self.0.name);
         let mut pipe = redis::pipe();
@@ -200,7 +202,7 @@ impl RedisStore {
         }
     }
 
-    /// Writes the version of what is kept, where there is none yet: before what lasts is written.
+    /// Writes the format version, if there is none, before lasting data is written.
     async fn note_version(&self, tried: &str) -> Result<()> {
         if self.0.has_version.load(Ordering::Relaxed) {
             return Ok(());
@@ -212,12 +214,12 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Returns how the server stands, as the calls of this process find it.
+    /// Returns the server's health as seen by the calls of this process.
     pub fn health(&self) -> &ServerHealth {
         &self.0.health
     }
 
-    /// Asks once, without patience.
+    /// Sends a pipeline once, without retries.
     async fn once(&self, tried: &str, pipe: &redis::Pipeline) -> Result<()> {
         let mut open = self.0.connection.get().await.map_err(|fault| fault.explain(tried))?;
         match pipe.query_async::<()>(&mut open.link).await.map_err(Fault::Said) {
@@ -244,17 +246,17 @@ impl RedisStore {
         format!("{}{{{batch}}}", self.0.options.prefix)
     }
 
-    /// Where it is remembered that a request was done.
+    /// Returns the key that marks a request as done.
     fn request_key(&self, request: RequestId) -> String {
         self.key(&format!("rq:{request}"))
     }
 
-    /// The time of a clock of one's own, in milliseconds since 1970.
+    /// Returns the time of the options' clock, if any, in milliseconds since 1970.
     fn own_time(&self) -> Option<i64> {
         self.0.options.clock.as_ref().map(|clock| clock.now().as_millisecond())
     }
 
-    /// Now, by the server's clock, in milliseconds since 1970.
+    /// Returns the current time by the server's clock, in milliseconds since 1970.
     async fn now(&self, tried: &str) -> Result<i64> {
         if let Some(now) = self.own_time() {
             return Ok(now);
@@ -265,7 +267,7 @@ impl RedisStore {
         Ok(seconds * 1000 + micros / 1000)
     }
 
-    /// Asks until there is an answer, or patience is at its end.
+    /// Sends a pipeline, retrying by the options' policy.
     async fn query<T: FromRedisValue>(&self, tried: &str, pipe: &redis::Pipeline) -> Result<T> {
         self.query_within(self.retry(), tried, pipe).await
     }
@@ -287,7 +289,7 @@ impl RedisStore {
         }
     }
 
-    /// Runs a script until there is an answer, or patience is at its end.
+    /// Runs a script, retrying by the options' policy.
     async fn script<T: FromRedisValue>(&self, tried: &str, script: &redis::Script, call: Call) -> Result<T> {
         let mut invocation = script.prepare_invoke();
         for key in &call.keys {
@@ -317,7 +319,7 @@ impl RedisStore {
         answer
     }
 
-    /// Waits before the next try, or gives the error to end with. The connection is replaced where that may help.
+    /// Waits before the next attempt, or returns the final error. Replaces the connection if that may help.
     async fn pause(&self, retry: &mut Retry, tried: &str, open: Option<&OpenConnection>, fault: &Fault) -> Result<()> {
         if let Some(open) = open {
             self.let_go(open, fault);
@@ -329,7 +331,7 @@ impl RedisStore {
         let (delay, error) = retry.next_delay(error)?;
         if is_open {
             let (kind, line) = (format!("asking the store again: {}", error.class()), format!("{error}; asking again"));
-            // It answers, and refuses: that may need somebody, who is told of it by who follows the outages.
+            // The server answers but refuses, which may need an operator. Whoever follows the outages reports it.
             if error.class() == Class::ServerError && !self.0.health.is_followed() {
                 let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
                 repeated::warn(&kind, &format!("the store {}: {line}{hint}", self.0.name));
@@ -347,7 +349,7 @@ impl RedisStore {
         }
     }
 
-    /// Tells an outage from an error of this call alone. That a store takes writes again is found out by writing.
+    /// Distinguishes an outage from an error of this call alone. Only a write shows that a store accepts writes again.
     fn note_outage(&self, error: &Error) {
         match error.class() {
             Class::Unreachable => _ = self.0.health.fail(OutageKind::Away, error.detail(), error.advice()),
@@ -364,7 +366,7 @@ impl RedisStore {
     }
 }
 
-/// Asks a store that refused a write until it takes one.
+/// Probes a store that refused a write until it accepts one.
 async fn until_it_takes_writes(store: Weak<Shared>) {
     loop {
         tokio::time::sleep(WRITE_CHECK_INTERVAL).await;
@@ -431,7 +433,7 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// What a page of an export goes on from.
+/// Returns whether an entry comes after the last one of an export page.
 fn is_after(entry: &CacheEntry, after: Option<&CacheEntry>) -> bool {
     let key = |entry: &CacheEntry| {
         (entry.registry.to_string(), entry.repository.clone(), entry.options.clone(), entry.tag.clone())

@@ -1,6 +1,6 @@
-//! [`Origins`] in Redis: for each pair of a source's and a target's repository hashes from the target's tag to what is known
-//! of it, each with few enough fields to be packed; a set for each source with its targets, one for each target with its
-//! sources, and one of all sources. Without expiry: they are no cache. Nothing is left of a pair whose last tag is forgotten.
+//! [`Origins`] in Redis: hashes per pair of source and target repository, from target tag to record, each small enough
+//! for Redis's compact encoding; a set of targets per source, a set of sources per target, and a set of all sources.
+//! Without expiry, because this is no cache. Deleting the last tag of a pair deletes its keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::error::Result;
 use crate::image::{Algorithm, Digest, Tag};
 use crate::store::{Origin, Origins};
 
-/// Fields that are written or read at a time.
+/// Fields per call.
 const AT_ONCE: usize = 500;
-/// Between the parts of a name.
+/// Separates the parts of a name.
 const PART: char = '\u{1}';
-/// The field of a pair's first hash that says that there are others; no tag is called so.
+/// Field of a pair's first hash that says that there are bucket hashes; not a valid tag.
 const MARKER: &str = "\u{1}";
 
 #[async_trait]
@@ -30,7 +30,7 @@ impl Origins for RedisStore {
         let record = self.origin_record(source, target, digest);
         let call = with_buckets(self.pair(&from, &to), target.tag.as_str()).bytes(record);
         let sources: Vec<String> = self.script(&tried, &self.0.scripts.origin_note, call).await?;
-        // A tag has one origin.
+        // A tag has one provenance record.
         for other in sources.iter().filter(|other| **other != from) {
             let call = with_buckets(self.pair(other, &to), target.tag.as_str());
             self.script::<i64>(&tried, &self.0.scripts.origin_forget, call).await?;
@@ -103,7 +103,7 @@ impl Origins for RedisStore {
                 break;
             }
         }
-        // A scan may give a name twice.
+        // A scan may return a name twice.
         names.sort_unstable();
         names.dedup();
         let read = |name: &String| home(name).ok_or_else(|| damaged(tried, "it names a repository that cannot be"));
@@ -130,7 +130,7 @@ impl Origins for RedisStore {
 }
 
 impl RedisStore {
-    /// Changes a time of records that were written with our key, as far as they are of this source.
+    /// Changes a time of this source's records that were written with our key.
     async fn note_since(
         &self,
         tried: &str,
@@ -153,7 +153,7 @@ impl RedisStore {
                 let Some(bytes) = found.iter().flatten().next() else { continue };
                 let Some(read) = unpack(bytes) else { continue };
                 let to = name(&target.home);
-                // Signing what somebody else wrote would make it ours.
+                // Signing a record of somebody else would make it authentic.
                 if !self.provenance_holds((&from, &to, target.tag.as_str()), read.record, read.tag) {
                     continue;
                 }
@@ -168,7 +168,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// All fields of a pair's hashes.
+    /// Returns all fields of a pair's hashes.
     async fn records(&self, tried: &str, key: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let mut pipe = redis::pipe();
         pipe.hgetall(key);
@@ -184,7 +184,7 @@ impl RedisStore {
         Ok(records)
     }
 
-    /// A call about a source and a target: their hash and the sets that name them, and then their names.
+    /// Starts a script call about a source and a target: their hash, the sets that name them, and their names.
     fn pair(&self, from: &str, to: &str) -> Call {
         Call::on(self.origins_between(from, to))
             .key(self.origins_of("os", from))
@@ -194,14 +194,14 @@ impl RedisStore {
             .arg(to)
     }
 
-    /// The record of a target tag that was written now, as it is kept.
+    /// Encodes the record of a target tag that was just written.
     pub(super) fn origin_record(&self, source: &Place, target: &Place, digest: &Digest) -> Vec<u8> {
         let source_tag = (source.tag != target.tag).then(|| source.tag.clone());
         let known = Known { digest: digest.clone(), missing_since: None, unclaimed_since: None, source_tag };
         self.signed(pack(&known), &name(&source.home), &name(&target.home), &target.tag)
     }
 
-    /// A record as it is kept: its bytes, then its tag.
+    /// Signs a record: its bytes, then its tag.
     fn signed(&self, mut record: Vec<u8>, from: &str, to: &str, tag: &Tag) -> Vec<u8> {
         let shown = self.provenance_tag(from, to, tag.as_str(), &record);
         record.extend(shown);
@@ -225,31 +225,31 @@ fn home(name: &str) -> Option<Home> {
     name.split_once(PART).and_then(|(end, path)| Home::new(end.parse().ok()?, path).ok())
 }
 
-/// What is known of a target tag.
+/// Decoded provenance of a target tag.
 struct Known {
     digest: Digest,
     missing_since: Option<Timestamp>,
     unclaimed_since: Option<Timestamp>,
-    /// The source's tag, where that is another than the target's.
+    /// The source tag, if it differs from the target tag.
     source_tag: Option<Tag>,
 }
 
-/// What is kept of a target tag.
+/// Stored record of a target tag.
 struct Record<'a> {
     known: Known,
-    /// The bytes that all that was read from, and what authenticates them.
+    /// The authenticated bytes, and their tag.
     record: &'a [u8],
     tag: &'a [u8],
 }
 
-/// What a record has, as bits of its first byte.
+/// Flags in the first byte of a record.
 const IS_MISSING: u8 = 1;
 const IS_UNCLAIMED: u8 = 2;
 const IS_SHA512: u8 = 4;
 const HAS_SOURCE_TAG: u8 = 8;
 
-/// A byte that says what follows: since when the source's tag is missing and since when no rule makes it, as seconds of 4
-/// bytes; the digest's own bytes; and the source's tag after its length in a byte. Most have the digest alone.
+/// Encodes flags; missing and unclaimed times as seconds in 4 bytes each; the digest's bytes; and the source tag after
+/// its length in one byte. Most records have the digest alone.
 fn pack(known: &Known) -> Vec<u8> {
     let digest = hex::decode(known.digest.hex()).unwrap_or_default();
     let bit = |has: bool, bit: u8| if has { bit } else { 0 };
@@ -264,7 +264,7 @@ fn pack(known: &Known) -> Vec<u8> {
     }
     bytes.extend(digest);
     if let Some(tag) = &known.source_tag {
-        // A tag has no more than 128 characters.
+        // A tag has at most 128 characters.
         bytes.push(tag.as_str().len() as u8);
         bytes.extend(tag.as_str().as_bytes());
     }

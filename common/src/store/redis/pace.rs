@@ -11,7 +11,7 @@ use crate::store::{
     Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, RequestId, Told, WindowTime, latest_end,
 };
 
-/// What was learnt is forgotten after so many milliseconds, as `pace.lua` has it.
+/// A learned rate expires after this many milliseconds, as in `pace.lua`.
 const LEARNT_FOR: f64 = 600_000.0;
 
 #[async_trait]

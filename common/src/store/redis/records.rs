@@ -1,4 +1,4 @@
-//! [`TagRecords`] in Redis: one script compares the lease and writes the digest cache and the provenance.
+//! [`TagRecords`] in Redis: one script compares the lease, and writes the digest cache and the provenance.
 
 use async_trait::async_trait;
 
@@ -28,8 +28,8 @@ impl TagRecords for RedisStore {
 }
 
 impl RedisStore {
-    /// Records what fits into one step, and forgets the tag where it is known to be of these other sources. Says from which
-    /// sources the target has tags; none if the lease is lost.
+    /// Records one step's worth of tags, and deletes the tag's provenance from these other sources. Returns the sources
+    /// with tags at the target, or `None` if the lease is lost.
     async fn record(&self, fence: &Fence, record: &TagRecord<'_>, others: &[String]) -> Result<Option<Vec<String>>> {
         let TagRecord { origin, scope, tags, whole } = record;
         let tried = format!("recording a tag of {}", scope.home);

@@ -10,19 +10,19 @@ use crate::batch::{BatchId, Lane};
 use crate::error::Result;
 use crate::store::{BrokerAlarm, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, RequestId, Roster};
 
-/// What is kept of an alarm of the broker: until when it holds, in milliseconds since 1970, and the alarm.
+/// Stored broker alarm: its expiry in milliseconds since 1970, and the alarm.
 type KeptAlarm = (i64, BrokerAlarm);
 
-/// What is kept of a heartbeat: until when it holds, in milliseconds since 1970, and the heartbeat.
+/// Stored heartbeat: its expiry in milliseconds since 1970, and the heartbeat.
 type Kept = (i64, Heartbeat);
 
-/// A mark of [`Roster::check_writes`] is kept for a minute, in milliseconds.
+/// TTL of the probe of [`Roster::check_writes`], in milliseconds.
 const WRITE_CHECK_KEPT: i64 = 60_000;
-/// The keys of lanes that have messages, and of those that have urgent ones.
+/// Keys of the routes with messages, and of those with urgent messages.
 const LANES: [&str; 2] = ["lanes", "urgent"];
-/// What batches feed is kept for so long after the last word of any, in seconds.
+/// TTL of the batches' throughput after the last update, in seconds.
 const FEEDING_KEPT: i64 = 3600;
-/// A month's traffic is kept for two months, in seconds.
+/// TTL of a month's traffic, in seconds: two months.
 const TRAFFIC_KEPT: i64 = 62 * 24 * 3600;
 
 #[async_trait]
@@ -64,7 +64,7 @@ impl Roster for RedisStore {
         for (name, text) in names.iter().zip(texts) {
             match text.map(|text| serde_json::from_str::<Kept>(&text)) {
                 Some(Ok((until, heartbeat))) if until > now => living.push(heartbeat),
-                // A newer program's, which this one cannot read.
+                // Written by a newer program in a format unknown here.
                 Some(Err(_)) => {}
                 Some(Ok(_)) | None => _ = gone.srem(self.key("workers"), name).ignore(),
             }
@@ -99,7 +99,7 @@ impl Roster for RedisStore {
         let ((seconds, micros), lanes, urgent): ((i64, i64), Vec<(String, f64)>, Vec<(String, f64)>) =
             self.query("reading the lanes", &pipe).await?;
         let now = self.own_time().unwrap_or(seconds * 1000 + micros / 1000);
-        // Kept by when they are to be forgotten.
+        // The score is the expiry.
         let age = |until: f64| Duration::from_millis((now + millis(LANE_KEPT) - until as i64).max(0).unsigned_abs());
         let kinds = lanes.iter().map(|entry| (entry, false)).chain(urgent.iter().map(|entry| (entry, true)));
         let read = |((text, until), is_urgent): (&(String, f64), bool)| {
@@ -125,7 +125,7 @@ impl Roster for RedisStore {
                         others.extend(feeding);
                     }
                 }
-                // A newer program's, which this one cannot read.
+                // Written by a newer program in a format unknown here.
                 Err(_) => {}
                 Ok(_) => _ = pipe.hdel(&key, other).ignore(),
             }
@@ -160,7 +160,7 @@ impl Roster for RedisStore {
         let mut pipe = redis::pipe();
         pipe.get(self.key("broker-alarm"));
         let (text,): (Option<String>,) = self.query(tried, &pipe).await?;
-        // One that a newer program wrote differently says nothing here.
+        // Ignore one written by a newer program in another format.
         let Some((until, alarm)) = text.and_then(|text| serde_json::from_str::<KeptAlarm>(&text).ok()) else {
             return Ok(None);
         };

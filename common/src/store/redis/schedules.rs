@@ -1,4 +1,4 @@
-//! [`Schedules`] in Redis: a hash of names; of each the time in milliseconds since 1970, and the batch.
+//! [`Schedules`] in Redis: a hash from schedule name to the time in milliseconds since 1970, and the batch.
 
 use async_trait::async_trait;
 
@@ -21,7 +21,7 @@ impl Schedules for RedisStore {
         let (texts,): (Vec<(String, String)>,) = self.query("reading when schedules were begun", &pipe).await?;
         let read = |(name, text): (String, String)| {
             let (at, batch) = text.split_once(' ')?;
-            // What cannot be read is as if it had never been begun.
+            // An unreadable entry counts as never started.
             Some((name, Begun { at: time(at.parse().ok()?), batch: batch.parse().ok() }))
         };
         let mut known: Vec<(String, Begun)> = texts.into_iter().filter_map(read).collect();

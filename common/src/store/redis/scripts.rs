@@ -1,4 +1,4 @@
-//! The scripts, each with what all begin with.
+//! The Lua scripts, each with the common prelude.
 
 use ::redis::Script;
 

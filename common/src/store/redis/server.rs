@@ -1,4 +1,5 @@
-//! What a server is: asked after each connection, and whether the ledger is safe there, asked when a store is opened.
+//! Server checks: the handshake of each connection, and whether the server is safe for the ledger, when a store is
+//! opened.
 
 use std::collections::HashMap;
 
@@ -7,10 +8,10 @@ use ::redis::{InfoDict, RedisConnectionInfo, Value};
 
 use super::fault::{Action, Fault};
 
-/// Scripts need what Redis 7 has.
+/// Scripts need features of Redis 7.
 const OLDEST_MAJOR: u32 = 7;
 
-/// Logs in, chooses the database, and makes sure that it is the master of a server that is no cluster.
+/// Logs in, selects the database, and checks that the server is a master outside of cluster mode.
 pub(super) async fn greet(link: &mut MultiplexedConnection, login: &RedisConnectionInfo) -> Result<(), Fault> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(2);
@@ -64,18 +65,18 @@ fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), Fault> {
     }
 }
 
-/// What a server says of itself that the ledger depends on.
+/// Server settings that the ledger depends on.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Inspection {
-    /// What it may forget when its memory is full.
+    /// Eviction policy.
     eviction: Option<String>,
-    /// Whether it writes each change to its disk.
+    /// Whether every change is written to disk.
     appends: Option<bool>,
     replicas: Option<u32>,
 }
 
 impl Inspection {
-    /// Asks a server. Managed services and users with few rights may refuse: then nothing is known.
+    /// Reads the settings. Managed services and restricted users may refuse: then all are unknown.
     pub(super) async fn of(link: &mut MultiplexedConnection) -> Result<Inspection, Fault> {
         let info: InfoDict = match redis::cmd("INFO").query_async(link).await.map_err(Fault::Said) {
             Ok(info) => info,
@@ -89,7 +90,7 @@ impl Inspection {
         })
     }
 
-    /// Refuses a server that may forget what must not be lost.
+    /// Refuses a server that may evict keys that must not be lost.
     pub(super) fn refuse(&self) -> Result<(), Fault> {
         match self.eviction.as_deref() {
             Some(policy) if policy.starts_with("allkeys-") => Err(Fault::Unfit {
@@ -103,7 +104,7 @@ impl Inspection {
         }
     }
 
-    /// What to say to who runs it.
+    /// Returns warnings for the operator.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         match self.eviction.as_deref() {
@@ -112,7 +113,7 @@ impl Inspection {
                  make sure of `maxmemory-policy volatile-lru` or `noeviction`, or allow it (`+info`)"
                     .to_owned(),
             ),
-            // What ends soonest goes first, or anything: among that are leases, which say who may write a tag.
+            // These evict keys with the shortest expiry, or any: including leases, which protect tags being written.
             Some(policy @ ("volatile-ttl" | "volatile-random")) => warnings.push(format!(
                 "the server may forget leases when its memory is full (maxmemory-policy {policy}): copies would be \
                  stopped and done again; set `maxmemory-policy volatile-lru`, which forgets caches first"
@@ -152,7 +153,7 @@ mod tests {
         }
         let old = check_greeting("6.2.14", "standalone", "master").unwrap_err();
         assert!(old.explain("connecting").detail().contains("6.2.14"));
-        // A version that is not said, or not as expected, is no reason.
+        // An absent or unexpected version is no reason to refuse.
         assert!(check_greeting("", "", "").is_ok() && check_greeting("unstable", "standalone", "master").is_ok());
     }
 

@@ -1,8 +1,7 @@
-//! What is authenticated with `cluster.key` in Redis, so that who can write there cannot make us copy or delete: segments
-//! of the plan, the options of a batch, the provenance of target tags, and the proofs of sources that they hold a blob.
+//! Authentication of stored data with `cluster.key`, so that write access to Redis is not enough to make imgsync copy
+//! or delete: chunks of the plan, options of a batch, provenance of target tags, and blob proofs.
 //!
-//! A tag is an HMAC-SHA256 over the content and over what the content is bound to. Without a key there are no tags, and
-//! nothing is checked.
+//! A tag is an HMAC-SHA256 over the content and its context. Without a key there are no tags, and nothing is checked.
 
 use super::RedisStore;
 use crate::batch::{BatchId, Chunk, SHORT_TAG_BYTES, TAG_BYTES, decode_chunk};
@@ -10,23 +9,23 @@ use crate::error::{Class, Error, Result};
 use crate::image::Digest;
 use crate::store::Proof;
 
-/// Kinds of tags.
+/// Domain labels of the tags.
 const SEGMENT: &str = "plan segment";
 const OPTIONS: &str = "batch options";
 const PROVENANCE: &str = "provenance";
 const PROOF: &str = "blob proof";
-/// Bytes of the name under which a proof is kept.
+/// Bytes of a signed proof name.
 const PROOF_NAME_BYTES: usize = 20;
 
-/// Where a segment stands in the plan of its batch.
+/// Position of a chunk in the plan of its batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SegmentPlace {
     pub(super) batch: BatchId,
-    /// Its number, from 0.
+    /// Chunk number, from 0.
     pub(super) number: u64,
-    /// The index of its first task.
+    /// Index of its first task.
     pub(super) first: u32,
-    /// Its tasks.
+    /// Number of tasks.
     pub(super) tasks: u32,
 }
 
@@ -46,14 +45,14 @@ impl SegmentPlace {
 }
 
 impl RedisStore {
-    /// A segment as it is kept: its bytes, then its tag.
+    /// Signs a chunk: its bytes, then its tag.
     pub(super) fn seal_segment(&self, place: SegmentPlace, mut bytes: Vec<u8>) -> Vec<u8> {
         let tag = place.tag_of(self, &bytes);
         bytes.extend(tag);
         bytes
     }
 
-    /// Reads a segment that must stand at this place.
+    /// Verifies and decodes the chunk at this position.
     pub(super) fn open_segment(&self, tried: &str, place: SegmentPlace, kept: &[u8]) -> Result<Chunk> {
         let bytes = match self.signing_key() {
             None => kept,
@@ -72,14 +71,14 @@ impl RedisStore {
         decode_chunk(bytes).map_err(|error| super::damaged(tried, &error.to_string()))
     }
 
-    /// The tag of a batch's options, in hexadecimal; empty without a key.
+    /// Returns the tag of a batch's options in hexadecimal; empty without a key.
     pub(super) fn options_tag(&self, batch: BatchId, rules: &Digest, options: &str) -> String {
         let (batch, rules) = (batch.to_string(), rules.to_string());
         let parts = [batch.as_bytes(), rules.as_bytes(), options.as_bytes()];
         self.signing_key().map(|key| hex::encode(key.tag(OPTIONS, &parts))).unwrap_or_default()
     }
 
-    /// Whether a batch has the options that it was made with.
+    /// Verifies that a batch has the options it was created with.
     pub(super) fn options_hold(&self, batch: BatchId, rules: &Digest, options: &str, tag: Option<&str>) -> bool {
         let Some(key) = self.signing_key() else { return true };
         let (batch, rules) = (batch.to_string(), rules.to_string());
@@ -87,7 +86,8 @@ impl RedisStore {
         tag.and_then(|tag| hex::decode(tag).ok()).is_some_and(|tag| key.tags(OPTIONS, &parts, &tag))
     }
 
-    /// The name under which a proof is kept: with a key one that nobody else can work out, so that no proof is made up.
+    /// Returns the name that a proof is stored under. With a key, nobody else can compute it, so proofs cannot be
+    /// forged.
     pub(super) fn proof_name(&self, proof: &Proof) -> Vec<u8> {
         let Some(key) = self.signing_key() else { return proof.as_bytes().to_vec() };
         let mut name = key.tag(PROOF, &[proof.as_bytes()]);
@@ -95,16 +95,16 @@ impl RedisStore {
         name
     }
 
-    /// The tag of what is known of a target tag; empty without a key. `target` names its repository.
+    /// Returns the tag of a provenance record; empty without a key. `target` names its repository.
     pub(super) fn provenance_tag(&self, source: &str, target: &str, tag: &str, record: &[u8]) -> Vec<u8> {
         let parts = [source.as_bytes(), target.as_bytes(), tag.as_bytes(), record];
         let mut shown = self.signing_key().map(|key| key.tag(PROVENANCE, &parts)).unwrap_or_default();
-        // One is kept for each target tag.
+        // Short, because there is one per target tag.
         shown.truncate(SHORT_TAG_BYTES);
         shown
     }
 
-    /// Whether a record of provenance was written with our key.
+    /// Verifies that a provenance record was written with our key.
     pub(super) fn provenance_holds(
         &self,
         (source, target, tag): (&str, &str, &str),
@@ -116,7 +116,7 @@ impl RedisStore {
     }
 }
 
-/// What stands in the store is not what was written with our key.
+/// Returns the error of data that was not written with our key.
 pub(super) fn altered(tried: &str, what: &str) -> Error {
     let detail =
         format!("{what} was not written with this cluster.key: the store was altered, or another key was in use");

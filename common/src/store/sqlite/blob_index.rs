@@ -12,7 +12,7 @@ use crate::image::Digest;
 use crate::store::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof, is_proof_believed, proof_hour};
 
 impl SqliteStore {
-    /// Which generation of the index it is.
+    /// Returns the current generation of the index.
     fn generation(&self) -> i64 {
         self.0.clock.now().as_second() / i64::try_from(BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)
     }
@@ -126,7 +126,7 @@ impl BlobIndex for SqliteStore {
     }
 }
 
-/// Once a day: a scan of all.
+/// Deletes expired proofs, once a day: it scans all of them.
 fn forget_old_proofs(connection: &Connection, hour: i64) -> Result<(), Fault> {
     let day = hour / 24;
     let swept: Option<i64> = connection
@@ -141,14 +141,14 @@ fn forget_old_proofs(connection: &Connection, hour: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Once a generation: a scan of all.
+/// Deletes old generations, once per generation: it scans all entries.
 fn forget_older_than(connection: &Connection, generation: i64) -> Result<(), Fault> {
     let swept: Option<i64> = connection
         .prepare_cached("SELECT value FROM counter WHERE name = 'blob generation'")?
         .query_row([], |row| row.get(0))
         .optional()?;
     if swept.is_none_or(|swept| swept != generation) {
-        // What was seen in the future was seen by a clock that was wrong.
+        // Entries from the future were written by a wrong clock.
         connection.execute("DELETE FROM blob WHERE generation NOT BETWEEN ?1 AND ?2", (generation, generation + 2))?;
         connection.execute("REPLACE INTO counter VALUES ('blob generation', ?1)", [generation])?;
     }

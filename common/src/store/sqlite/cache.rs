@@ -93,7 +93,7 @@ impl DigestCache for SqliteStore {
     }
 }
 
-/// Remembers tags within a step of the caller's.
+/// Caches tags within the caller's transaction.
 pub(super) fn learn(connection: &Connection, scope: &CacheScope, tags: &[(Tag, Known)]) -> Result<(), Fault> {
     let no = match find(connection, scope)? {
         Some(no) => no,
@@ -111,7 +111,7 @@ pub(super) fn learn(connection: &Connection, scope: &CacheScope, tags: &[(Tag, K
     Ok(())
 }
 
-/// Forgets tags within a step of the caller's.
+/// Deletes tags within the caller's transaction.
 pub(super) fn forget(connection: &Connection, scope: &CacheScope, tags: &[Tag]) -> Result<(), Fault> {
     let Some(no) = find(connection, scope)? else { return Ok(()) };
     let mut statement = connection.prepare_cached("DELETE FROM tag WHERE scope = ?1 AND tag = ?2")?;
@@ -139,8 +139,7 @@ fn read((digests, seen, referrers): Parts) -> Result<Known, Fault> {
     Ok(Known { source, target, seen_at: time(seen), referrers_at: referrers.map(time) })
 }
 
-/// The bytes of the source's digest; then, where the target's is another, those of that; and where the lengths do not
-/// say it, one byte with the length of the first.
+/// Encodes the source digest; then, if it differs, the target digest and one byte with the length of the first.
 fn pack(source: &Digest, target: &Digest) -> Vec<u8> {
     let mut bytes = digest_bytes(source);
     if source != target {

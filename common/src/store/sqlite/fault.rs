@@ -1,19 +1,19 @@
-//! What goes wrong with SQLite, in words.
+//! Errors of SQLite, with hints.
 
 use rusqlite::ErrorCode;
 
 use crate::error::{Class, Error};
 
-/// What work on a connection fails with.
+/// Error of work on a connection.
 #[derive(Debug)]
 pub(super) enum Fault {
     Sql(rusqlite::Error),
-    /// One that says all already.
+    /// An error that is complete already.
     Known(Error),
 }
 
 impl Fault {
-    /// As an error about what was tried on the store of this name.
+    /// Converts to the error of an operation on the named store.
     pub(super) fn explain(self, tried: &str, store: &str) -> Error {
         match self {
             Fault::Sql(error) => explain(&error, tried, store),
@@ -40,13 +40,13 @@ impl From<crate::batch::ChunkError> for Fault {
     }
 }
 
-/// The error of a row that this program did not write so.
+/// Returns the error of a row that this program did not write.
 pub(super) fn damaged(what: &str) -> Error {
     Error::new(Class::Local, "reading the store", what)
         .hint("the file is damaged: move it away; what the targets have is found again by asking them")
 }
 
-/// SQLite's error about what was tried, with what to do.
+/// Converts an SQLite error of an operation, with a hint.
 pub(super) fn explain(error: &rusqlite::Error, tried: &str, store: &str) -> Error {
     let (detail, hint) = match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => (

@@ -16,7 +16,7 @@ impl Leases for SqliteStore {
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named> {
         let (name, holder, now) = (name.to_owned(), holder.to_owned(), self.now());
         self.write(format!("leasing {}", printable(&name)), move |connection| {
-            // Those of holders that died: few.
+            // Expired leases of dead holders: few.
             connection
                 .prepare_cached("DELETE FROM lease WHERE until <= ?1 OR until > ?2")?
                 .execute((now, latest_end(now)))?;

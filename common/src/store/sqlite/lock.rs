@@ -1,4 +1,4 @@
-//! The lock that one run holds at a time. See [`RunLock`].
+//! The run lock of a state directory. See [`RunLock`].
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -10,41 +10,42 @@ use jiff::Timestamp;
 use crate::error::{Class, Error, Result};
 use crate::private;
 
-/// The file's name in the state directory. It stays when the lock is gone: the lock is the operating system's.
+/// Name of the lock file in the state directory. It stays after the lock is released: the lock itself is the operating
+/// system's.
 const FILE: &str = "run.lock";
-/// The most bytes that are read of who holds the lock.
+/// Maximum bytes read from the lock file about its holder.
 const MAX_NOTE_BYTES: u64 = 100;
 
-/// The right to run tasks with a store, for as long as it lives.
+/// The exclusive right to run tasks with a store, until dropped.
 #[derive(Debug)]
 pub struct RunLock {
     _file: Option<File>,
 }
 
 impl RunLock {
-    /// Of a store that nobody else can have.
+    /// Creates the lock of a store that no other process can open.
     pub(super) fn none() -> RunLock {
         RunLock { _file: None }
     }
 }
 
-/// What a process holds the lock for.
+/// Purpose of the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockUse {
-    /// One batch, after which the lock is released.
+    /// One batch; then the lock is released.
     Run,
     /// All batches, until the process is stopped.
     Serve,
 }
 
-/// The process that holds the lock, as far as it could write that down.
+/// The process that holds the lock, as far as the lock file tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LockHolder {
-    /// Its number.
+    /// Process id.
     pub process: Option<u32>,
-    /// What it holds the lock for.
+    /// Purpose of the lock.
     pub used_for: Option<LockUse>,
-    /// Since when.
+    /// When the lock was taken.
     pub since: Option<Timestamp>,
 }
 
@@ -62,7 +63,7 @@ impl LockHolder {
         }
     }
 
-    /// The error of a command that cannot go on beside this process.
+    /// Returns the error of a command that cannot run beside this process.
     pub(super) fn refusal(&self, folder: &Path) -> Error {
         let hint = match self.used_for {
             Some(LockUse::Serve) => {
@@ -90,12 +91,12 @@ fn tried(folder: &Path) -> String {
     format!("locking the state directory {}", folder.display())
 }
 
-/// Takes the lock, or says who has it.
+/// Takes the lock, or returns its holder.
 pub(super) fn take(folder: &Path, used_for: LockUse, now: Timestamp) -> Result<Result<RunLock, LockHolder>> {
     let path = folder.join(FILE);
     let failed = |error: std::io::Error| Error::new(Class::Local, tried(folder), error.to_string());
     let mut file = private::open(&path, OpenOptions::new().read(true).write(true)).map_err(failed)?;
-    // Of another user's file the mode stays.
+    // A file of another user keeps its mode.
     _ = private::tighten(&path);
     match file.try_lock() {
         Ok(()) => {}
@@ -116,13 +117,13 @@ pub(super) fn take(folder: &Path, used_for: LockUse, now: Timestamp) -> Result<R
         file.seek(SeekFrom::Start(0))?;
         writeln!(file, "{} {used_for} {now:.0}", std::process::id())
     };
-    // Who holds it is for messages only: on a full disk the lock is as good without.
+    // The holder is only for messages: on a full disk the lock works without.
     _ = note();
     Ok(Ok(RunLock { _file: Some(file) }))
 }
 
-/// Whether a process holds the lock. Looks for a moment with a lock that excludes only who takes it in that moment, and who
-/// takes it tries more than once. A file that cannot be looked at says nothing against it.
+/// Returns whether a process holds the lock. Probes with a shared lock, which blocks only a process that takes the lock
+/// at that moment, and that one retries. A file that cannot be opened counts as held.
 pub(super) fn is_held(folder: &Path) -> bool {
     match File::open(folder.join(FILE)) {
         Ok(file) => file.try_lock_shared().is_err(),

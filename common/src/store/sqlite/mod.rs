@@ -1,9 +1,9 @@
 //! The store of one machine: an SQLite file in the state directory.
 //!
-//! One thread writes (`writer`), several calls to a transaction; readers see what was committed (WAL), also those of
-//! other processes, which may write as well: `batch pause` beside a run. Only who runs tasks takes the [`RunLock`].
-//! Commits outlive the process. A power cut may undo the last of them, which is as if these tasks had not been finished
-//! yet: they are run again and found unchanged.
+//! One thread (`writer`) writes, several calls per transaction. Readers see committed data (WAL), also of other
+//! processes, which may write as well: `batch pause` beside a run. Only a process that runs tasks takes the
+//! [`RunLock`]. Commits survive the process. A power cut may undo the last ones, as if those tasks had not finished:
+//! they run again and are found unchanged.
 
 mod blob_index;
 mod cache;
@@ -34,11 +34,11 @@ use crate::private;
 
 pub use lock::{LockHolder, LockUse, RunLock};
 
-/// The file's name in the state directory.
+/// Name of the database in the state directory.
 const FILE: &str = "imgsync.db";
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);
-/// How often the lock is asked for again, and after which pause: a process that looks whether it is held has it for an instant.
+/// Retries of the run lock, and the delay between them: a process that only checks the lock holds it for an instant.
 const LOCK_RETRIES: u32 = 5;
 const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -48,13 +48,13 @@ pub struct SqliteStore(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// None: in memory.
+    /// `None` in memory.
     folder: Option<PathBuf>,
-    /// For messages.
+    /// Shown in messages.
     name: Arc<str>,
     clock: Arc<dyn Clock>,
     writer: Writer,
-    /// None: in memory, where the writer's connection is the only one.
+    /// `None` in memory, where the writer's connection is the only one.
     reader: Option<Arc<Mutex<Connection>>>,
     present: Mutex<roster::Present>,
     allowances: pace::Allowances,
@@ -62,8 +62,8 @@ struct Shared {
 }
 
 impl SqliteStore {
-    /// Opens the store in a state directory; makes both if they are not there. The folder must be on a disk of this
-    /// machine: the file is shared by memory with other processes.
+    /// Opens the store in a state directory, creating both if needed. The directory must be on a local disk: the file
+    /// is shared with other processes by memory mapping.
     pub async fn open(folder: &Path, clock: Arc<dyn Clock>) -> Result<SqliteStore> {
         let folder = folder.to_owned();
         blocking(move || {
@@ -92,7 +92,7 @@ impl SqliteStore {
         .await
     }
 
-    /// A store in memory, for tests; it ends with its last clone.
+    /// Creates a store in memory, for tests. It ends with its last clone.
     pub async fn in_memory(clock: Arc<dyn Clock>) -> Result<SqliteStore> {
         blocking(move || {
             let name: Arc<str> = "in memory".into();
@@ -121,26 +121,26 @@ impl SqliteStore {
         SqliteStore(Arc::new(Shared { folder, name, clock, writer, reader, present, allowances, sharings }))
     }
 
-    /// Takes the right to run tasks with this store, which one process has at a time, or fails with who has it.
+    /// Takes the run lock, which one process holds at a time, or fails with an error that names its holder.
     pub async fn lock_for_run(&self, used_for: LockUse) -> Result<RunLock> {
         self.try_lock_for_run(used_for).await?.map_err(|holder| self.lock_refusal(&holder))
     }
 
-    /// The error of a command that cannot go on while this process has the right to run tasks.
+    /// Returns the error of a command that cannot proceed while this process holds the run lock.
     pub fn lock_refusal(&self, holder: &LockHolder) -> Error {
         holder.refusal(self.0.folder.as_deref().unwrap_or(Path::new("in memory")))
     }
 
-    /// Takes the right to run tasks with this store, which one process has at a time; or says who has it. It ends with
-    /// the lock, and with the process however that ends. Reading and controlling needs no lock. Leases that a process
-    /// before this one has left are released, for nobody else holds any; but for those of runs that wait for the lock.
+    /// Takes the run lock, which one process holds at a time, or returns its holder. The lock ends when it is dropped,
+    /// and with the process. Reading and controlling batches needs no lock. Releases the leases of earlier processes,
+    /// which nobody can hold any more, except those of runs that wait for the lock.
     pub async fn try_lock_for_run(&self, used_for: LockUse) -> Result<Result<RunLock, LockHolder>> {
         let Some(folder) = &self.0.folder else { return Ok(Ok(RunLock::none())) };
         let mut tries = 0;
         let lock = loop {
             match lock::take(folder, used_for, self.0.clock.now())? {
                 Ok(lock) => break lock,
-                // Somebody may only be looking whether it is held.
+                // Another process may only be checking the lock.
                 Err(_) if tries < LOCK_RETRIES => tokio::time::sleep(LOCK_RETRY_PAUSE).await,
                 Err(holder) => return Ok(Err(holder)),
             }
@@ -155,13 +155,13 @@ impl SqliteStore {
         Ok(Ok(lock))
     }
 
-    /// Whether a process has the right to run tasks with this store.
+    /// Returns whether a process holds the run lock.
     async fn is_locked(&self) -> Result<bool> {
         let Some(folder) = self.0.folder.clone() else { return Ok(true) };
         blocking(move || Ok(lock::is_held(&folder))).await
     }
 
-    /// How many bytes the store has on disk.
+    /// Returns the size of the database in bytes.
     #[cfg(test)]
     async fn bytes_on_disk(&self) -> Result<u64> {
         self.read("measuring the store", |connection| {
@@ -172,12 +172,12 @@ impl SqliteStore {
         .await
     }
 
-    /// Now, in milliseconds since 1970.
+    /// Returns the current time in milliseconds since 1970.
     fn now(&self) -> i64 {
         self.0.clock.now().as_millisecond()
     }
 
-    /// Runs in a transaction, and returns when it is committed.
+    /// Runs a write in a transaction, and returns once it is committed.
     async fn write<T: Send + 'static>(
         &self,
         tried: impl Into<String>,
@@ -186,7 +186,7 @@ impl SqliteStore {
         self.0.writer.write(tried.into(), work).await
     }
 
-    /// Runs on what is committed.
+    /// Runs a read on committed data.
     async fn read<T: Send + 'static>(
         &self,
         tried: impl Into<String>,
@@ -197,7 +197,7 @@ impl SqliteStore {
         blocking(move || {
             let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
             let run = || -> Result<T, Fault> {
-                // One view for all of the work's statements; rolled back when dropped.
+                // One snapshot for all statements; rolled back on drop.
                 let _view = connection.unchecked_transaction()?;
                 work(&connection)
             };
@@ -222,22 +222,21 @@ fn make_folder(folder: &Path) -> Result<()> {
     })
 }
 
-/// Makes the database, and the files that SQLite keeps beside it, readable by their owner alone: SQLite gives new ones the
-/// mode of the database.
+/// Restricts the database and its side files to their owner. SQLite gives new side files the mode of the database.
 fn make_private(path: &Path) {
     let made = private::open(path, std::fs::OpenOptions::new().read(true).write(true));
-    // What cannot be opened is explained when SQLite opens it.
+    // SQLite explains a file that cannot be opened.
     if made.is_ok() {
         for beside in ["", "-wal", "-shm"] {
             let mut file = path.as_os_str().to_owned();
             file.push(beside);
-            // Of another user's files the mode stays.
+            // Files of another user keep their mode.
             _ = private::tighten(Path::new(&file));
         }
     }
 }
 
-/// For what may wait for the disk.
+/// Runs blocking work off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await

@@ -38,7 +38,7 @@ impl Origins for SqliteStore {
             while let Some(row) = rows.next()? {
                 let (end, repository, name): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 let its = home(&end, &repository)?;
-                // Those of one repository share it.
+                // Records of one repository share it.
                 let its = match origins.last() {
                     Some(last) if *last.target.home == its => last.target.home.clone(),
                     _ => Arc::new(its),
@@ -49,7 +49,7 @@ impl Origins for SqliteStore {
                     None => tag.clone(),
                 };
                 let digest = digest(&row.get::<_, Vec<u8>>(4)?)?;
-                // A time that cannot be read is none that was long ago: what is missing for long is removed.
+                // Treating an unreadable time as long ago would prune the tag.
                 let since = |at: usize| -> Result<Option<Timestamp>, Fault> {
                     let since = row.get::<_, Option<i64>>(at)?.map(Timestamp::from_second).transpose();
                     since.map_err(|_| damaged("it names a time that cannot be").into())
@@ -126,7 +126,7 @@ impl Origins for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Notes a time of some target tags.
+    /// Sets a time of target tags.
     async fn note_since(
         &self,
         tried: String,
@@ -151,7 +151,7 @@ impl SqliteStore {
     }
 }
 
-/// Remembers where a target tag came from, within a step of the caller's.
+/// Records provenance within the caller's transaction.
 pub(super) fn note(connection: &Connection, source: &Place, target: &Place, digest: &Digest) -> Result<(), Fault> {
     let (from, to) = (home_number(connection, &source.home)?, home_number(connection, &target.home)?);
     let sql = "REPLACE INTO origin (target, tag, source, source_tag, digest) VALUES (?1, ?2, ?3, ?4, ?5)";

@@ -1,5 +1,5 @@
-//! [`Pace`] beside SQLite. Times to wait until and quotas are in the file; rates and places are in memory, for one process
-//! at a time sends.
+//! [`Pace`] beside SQLite. Blocks and quotas are in the file; rates and concurrency are in memory, because only one
+//! process at a time sends requests.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::generational::GenerationalCache;
 use crate::store::pace::{Allowance, QuotaWindow, Sharing};
 use crate::store::{Account, AccountPart, Ask, Claim, Grant, Pace, PlaceShare, Told, is_ahead, latest_end};
 
-/// Accounts whose rates and places are remembered: one for each registry and user.
+/// Maximum accounts whose rates and concurrency are kept: one per registry and user.
 const MAX_ACCOUNTS: usize = 10_000;
 
-/// What is known of each account.
+/// A value per account.
 #[derive(Debug)]
 pub(super) struct ByAccount<T>(Mutex<GenerationalCache<Account, T>>);
 
 /// Rates by account.
 pub(super) type Allowances = ByAccount<Allowance>;
-/// Places by account.
+/// Concurrency by account.
 pub(super) type Sharings = ByAccount<Sharing>;
 
 impl<T> Default for ByAccount<T> {
@@ -111,7 +111,7 @@ impl Pace for SqliteStore {
                 .prepare_cached("SELECT began, remaining FROM quota WHERE registry = ?1 AND who = ?2")?
                 .query_row((registry, &who), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
                 .optional()?;
-            // A window that began in the future is not known.
+            // A window that started in the future is unknown.
             let found = found.filter(|(began, _)| !is_ahead(time(*began), time(now)));
             let mut window = found.map_or_else(QuotaWindow::default, |(began, left)| QuotaWindow {
                 began: began as f64,
@@ -142,7 +142,7 @@ impl Pace for SqliteStore {
     }
 }
 
-/// Forgets the holds that have ended, and those that end later than any can: a clock was wrong when they were written.
+/// Deletes blocks that have ended, or that end later than any can: those were written by a wrong clock.
 fn forget_ended(connection: &Connection, now: i64) -> Result<(), Fault> {
     let sql = "DELETE FROM pace WHERE until <= ?1 OR until > ?2";
     connection.prepare_cached(sql)?.execute((now, latest_end(now)))?;

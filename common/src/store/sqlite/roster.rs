@@ -1,5 +1,5 @@
-//! [`Roster`] beside SQLite: one process runs tasks with this store, so what it says of itself is kept in its memory;
-//! its traffic is in the file.
+//! [`Roster`] beside SQLite: only one process runs tasks with this store, so the registry is in memory; the traffic of
+//! the machine is in the file.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -96,7 +96,7 @@ impl Roster for SqliteStore {
     }
 
     async fn note_traffic(&self, machine: &str, month: &str, bytes: u64, _: RequestId) -> Result<u64> {
-        // A call that failed was not done: there is nothing to remember.
+        // Writes are atomic: a failed call took no effect, so there is no request id to keep.
         let (machine, month) = (machine.to_owned(), month.to_owned());
         self.write("noting the traffic of this machine".to_owned(), move |connection| {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / 4);

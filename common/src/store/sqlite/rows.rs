@@ -1,4 +1,4 @@
-//! How values are kept in rows.
+//! Conversion of values to and from columns.
 
 use jiff::Timestamp;
 
@@ -7,22 +7,23 @@ use crate::batch::Home;
 use crate::error::Class;
 use crate::image::{Algorithm, Digest};
 
-/// From milliseconds since 1970.
+/// Converts from milliseconds since 1970.
 pub(super) fn time(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or_default()
 }
 
-/// To a number that SQLite can keep.
+/// Converts to an SQLite integer.
 pub(super) fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// In milliseconds, from now.
+/// Returns a deadline in milliseconds since 1970.
 pub(super) fn after(now: i64, wait: std::time::Duration) -> i64 {
     now.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The least fencing token at a time, in microseconds: a store that was set back does not issue a token twice.
+/// Returns the minimum fencing token at a time, in microseconds: a store restored from a backup does not issue a token
+/// twice.
 pub(super) fn token_floor(now: i64) -> i64 {
     now.saturating_mul(1000)
 }
@@ -40,7 +41,7 @@ pub(super) fn home(end: &str, repository: &str) -> Result<Home, Fault> {
     Home::new(end, repository).map_err(|_| damaged("it names a repository that cannot be").into())
 }
 
-/// A digest's own bytes: 32 of a SHA-256, 64 of a SHA-512.
+/// Returns the bytes of a digest: 32 for SHA-256, 64 for SHA-512.
 pub(super) fn digest_bytes(digest: &Digest) -> Vec<u8> {
     hex::decode(digest.hex()).unwrap_or_default()
 }

@@ -1,19 +1,19 @@
-//! What the file holds, and how it came to be.
+//! Database schema and migrations.
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::Fault;
 use crate::error::{Class, Error};
 
-/// Says that a file is ours (`PRAGMA application_id`): "imgs".
+/// Identifies our files (`PRAGMA application_id`): "imgs".
 const APPLICATION: i32 = 0x696d_6773;
 
-/// Each takes the file from the version that is its place to the next. Never changed, only added to.
+/// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
 const MIGRATIONS: &[&str] =
     &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9];
 
-/// Times are milliseconds since 1970, those of the cache seconds. States are codes of `TaskState`, two to a byte of
-/// `chunk.states`, the first in the lower half.
+/// Times are in milliseconds since 1970, those of the cache in seconds. `chunk.states` holds codes of `TaskState`, two
+/// per byte, the first in the lower half.
 const VERSION_1: &str = "
 CREATE TABLE batch (
     no INTEGER PRIMARY KEY,
@@ -141,7 +141,7 @@ CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WI
 INSERT INTO counter VALUES ('lease epoch', 0);
 ";
 
-/// How often tasks were lost by their workers.
+/// Lost leases of tasks.
 const VERSION_2: &str = "
 CREATE TABLE lost (
     batch INTEGER NOT NULL,
@@ -151,7 +151,7 @@ CREATE TABLE lost (
 ) WITHOUT ROWID;
 ";
 
-/// How batches went. `width` is that of a part of their time, in milliseconds.
+/// Timelines of batches. `width` is the width of a time bucket in milliseconds.
 const VERSION_3: &str = "
 ALTER TABLE batch ADD COLUMN millis INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE batch ADD COLUMN width INTEGER NOT NULL DEFAULT 1000;
@@ -184,7 +184,7 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 ";
 
-/// Quotas of registries, and what a machine has moved in a month.
+/// Quotas of registries, and the monthly traffic of machines.
 const VERSION_4: &str = "
 CREATE TABLE quota (
     registry TEXT NOT NULL,
@@ -201,8 +201,8 @@ CREATE TABLE traffic (
 ) WITHOUT ROWID;
 ";
 
-/// Where target tags came from, and what was removed of them. `missing` and `unclaimed` are in seconds since 1970; `source_tag` is there
-/// where it is another than `tag`.
+/// Provenance of target tags, and prune records. `missing` and `unclaimed` are in seconds since 1970; `source_tag` is
+/// set if it differs from `tag`.
 const VERSION_5: &str = "
 CREATE TABLE origin (
     target INTEGER NOT NULL,
@@ -224,7 +224,7 @@ CREATE TABLE pruned (
 ) WITHOUT ROWID;
 ";
 
-/// When schedules were last begun, and with which batch.
+/// Last runs of schedules, and their batches.
 const VERSION_6: &str = "
 CREATE TABLE schedule (
     name TEXT NOT NULL PRIMARY KEY,
@@ -233,12 +233,12 @@ CREATE TABLE schedule (
 ) WITHOUT ROWID;
 ";
 
-/// Which source repositories have shown that they hold a blob: a hash of both, and hours since 1970.
+/// Proofs that source repositories hold a blob: a hash of both, and the time in hours since 1970.
 const VERSION_7: &str = "
 CREATE TABLE proof (key BLOB NOT NULL PRIMARY KEY, hour INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
-/// Rules that chose nothing, and files of layouts whose bytes were hashed: `version` tells one state of a file from another.
+/// Rules that selected no tag, and hashed files of layouts: `version` identifies a version of a file.
 const VERSION_8: &str = "
 CREATE TABLE empty_rule (
     batch INTEGER NOT NULL,
@@ -254,7 +254,7 @@ CREATE TABLE hashed_file (
 ) WITHOUT ROWID;
 ";
 
-/// Whom the end of a batch was told to.
+/// Sent notifications of batches.
 const VERSION_9: &str = "
 CREATE TABLE told (
     batch INTEGER NOT NULL,
@@ -263,7 +263,7 @@ CREATE TABLE told (
 ) WITHOUT ROWID;
 ";
 
-/// Brings a file to the version of this program, or refuses it.
+/// Migrates a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
     let refuse = |detail: String, hint: String| {
         Err(Fault::Known(Error::new(Class::Local, format!("opening the store {name}"), detail).hint(hint)))

@@ -48,7 +48,7 @@ mod in_memory {
 async fn a_run_goes_through_queue_and_ledger() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_owned();
-    // Smaller than a part of the plan, so that the feeder has to wait.
+    // Smaller than a chunk of the plan, so that the dispatcher has to wait.
     let queue = Arc::new(crate::queue::MemoryQueue::with_window(50));
     run::a_run_goes_through_queue_and_ledger(subject(Some(&path), folder).await, queue).await;
 }
@@ -95,12 +95,12 @@ async fn go(store: &SqliteStore, ticket: Ticket) -> TaskHolder<'static> {
     }
 }
 
-/// The state directory as a kill leaves it: the files as they are while the store is open.
+/// Copies the state directory as a kill leaves it, while the store is open.
 fn killed(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(folder).unwrap() {
         let file = file.unwrap();
-        // The index of the log is in shared memory, and made anew.
+        // The WAL index is in shared memory, and is rebuilt.
         if !file.file_name().to_string_lossy().ends_with("-shm") {
             std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
         }
@@ -150,7 +150,7 @@ async fn one_run_at_a_time_and_others_look_on() {
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
     assert!(refused.advice().unwrap().contains("batch watch"));
 
-    // From beside, a batch is seen and controlled.
+    // Another process can read and control the batch.
     assert_eq!(beside.batches(10).await.unwrap().len(), 1);
     beside.pause(tickets[0].batch).await.unwrap();
     assert_eq!(store.control(tickets[0].batch).await.unwrap(), Some(Control::Paused));
@@ -173,7 +173,7 @@ async fn whether_the_owner_of_leases_lives_is_known_before_they_expire_and_looki
     assert!(refused.advice().unwrap().contains("imgsync serve"), "{refused}");
     drop(lock);
     assert!(!beside.may_have_owners().await.unwrap());
-    // Whoever looks at the same time keeps nobody from taking it.
+    // A concurrent check does not prevent taking the lock.
     let looking = beside.clone();
     let looks = tokio::spawn(async move {
         for _ in 0..200 {
@@ -312,13 +312,13 @@ async fn a_full_disk_loses_nothing_that_was_recorded() {
     store.finish(tickets[0], epoch, Verdict::Copied, Spent::default()).await.unwrap();
     let limit = |pages: i64| {
         store.write("limiting the store", move |connection| {
-            // The pragma answers with the limit.
+            // The pragma returns the limit as a row.
             connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
             Ok(())
         })
     };
     limit(1).await.unwrap();
-    // What needs no more room goes on.
+    // Writes that need no more space succeed.
     let epoch = go(&store, tickets[1]).await;
     store.finish(tickets[1], epoch, Verdict::Copied, Spent::default()).await.unwrap();
     let other = new_batch("others");
@@ -340,7 +340,7 @@ fn known(n: usize) -> Known {
     Known { target: source.clone(), source, seen_at: Timestamp::now(), referrers_at: None }
 }
 
-/// The bytes of a store per tag: what the cache and an unchanged batch take. Printed.
+/// Prints the bytes per tag that the cache and an unchanged batch take.
 #[tokio::test]
 async fn a_tag_takes_few_bytes_on_disk() {
     const REPOSITORIES: usize = 200;
@@ -374,7 +374,7 @@ async fn a_tag_takes_few_bytes_on_disk() {
     assert!(cache + unchanged < 120.0);
 }
 
-/// How many tasks a second go through. Printed: `cargo test -p imgsync-common --release -- --ignored --nocapture speed`
+/// Prints how many tasks per second go through: `cargo test -p imgsync-common --release -- --ignored --nocapture speed`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures; takes seconds"]
 async fn speed_of_starting_and_finishing() {

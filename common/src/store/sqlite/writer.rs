@@ -1,4 +1,4 @@
-//! The one thread that writes: many calls to a transaction, answers after the commit.
+//! The writer thread: many calls per transaction, replies after the commit.
 
 use std::fmt;
 use std::sync::{Arc, mpsc};
@@ -11,26 +11,26 @@ use tokio::sync::oneshot;
 use super::fault::{Fault, explain};
 use crate::error::{Class, Error, Result};
 
-/// The most calls that share a transaction.
+/// Maximum calls per transaction.
 const MAX_GROUP: usize = 256;
-/// How long a transaction may go on: other processes wait for it.
+/// Maximum duration of a transaction: other processes wait for it.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
-/// How long others are let in between two groups when calls keep coming.
+/// Pause after a group of several calls, which lets other processes write.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Sends work to the thread, which ends when this is dropped.
+/// Handle of the writer thread, which ends when the handle is dropped.
 pub(super) struct Writer {
     jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// A call, in three steps that all happen on the thread.
+/// A write call in three steps, all on the writer thread.
 trait Job: Send {
-    /// Does the work within the group's transaction. If it failed, with what SQLite said.
+    /// Runs the call within the group's transaction. Fails with the error of SQLite.
     fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error>;
-    /// The group's transaction failed, so that nothing was done.
+    /// Handles the rollback of the group's transaction.
     fn undone(&mut self, error: &rusqlite::Error, store: &str);
-    /// Nothing more can happen to it.
+    /// Replies to the caller.
     fn answer(self: Box<Self>, store: &str);
 }
 
@@ -64,7 +64,7 @@ where
     fn answer(self: Box<Self>, store: &str) {
         let Call { tried, result, answer, .. } = *self;
         let result = result.unwrap_or_else(|| Err(Fault::Known(gone(&tried))));
-        // Who asked may have gone away.
+        // The caller may be gone.
         _ = answer.send(result.map_err(|fault| fault.explain(&tried, store)));
     }
 }
@@ -98,7 +98,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // It ends after what was sent is done; if it panicked, every call has said so.
+            // It ends after all queued calls. If it panicked, every call has returned an error.
             _ = thread.join();
         }
     }
@@ -136,7 +136,7 @@ fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, s
     }
 }
 
-/// Runs what is there in one transaction. What ran is in `group`, and is undone if this fails.
+/// Runs queued calls in one transaction. Calls that ran are in `group`, and are undone if this fails.
 fn write_group(
     connection: &Connection,
     first: Box<dyn Job>,
@@ -156,7 +156,7 @@ fn write_group(
         group.push(job);
         if let Err(error) = said {
             if connection.is_autocommit() {
-                // SQLite itself has given up the whole transaction, as it may when the disk is full.
+                // SQLite rolled back the whole transaction, as it may on a full disk.
                 return Err(rusqlite::Error::SqliteFailure(error, None));
             }
             run("ROLLBACK TO one")?;

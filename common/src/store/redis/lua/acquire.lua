@@ -1,4 +1,4 @@
--- KEYS: the name, the counter of epochs. ARGV: holder, lease. The first answer: 0 yours, 1 another's.
+-- KEYS: the lease, the token counter. ARGV: holder, TTL. First reply: 0 acquired, 1 held by another.
 local time = now()
 local found = redis.call('HMGET', b, 'holder', 'epoch', 'ends')
 local epoch

@@ -1,6 +1,6 @@
--- ARGV: key, number of chunks, number of failures, and the index and the number that its first chunk was authenticated for
--- (-1: for none); for each chunk its tasks and plan, and its states as digits; for each
--- failure its place and what is kept of it. Answers 3 with the place that the chunks would have, where that is another.
+-- ARGV: key; number of chunks; number of failures; first index and number that the first chunk was signed for (-1:
+-- any); per chunk its length, plan, and states as digits; per failure its position and encoding. Replies 3 with the
+-- actual position if the chunks were signed for another.
 if redis.call('EXISTS', b) == 0 then return {-1, 0} end
 if redis.call('HEXISTS', b .. ':k', ARGV[2]) == 1 then return {1, 0} end
 local control, sealed = number(b, 'control'), redis.call('HEXISTS', b, 'sealed') == 1

@@ -1,5 +1,5 @@
--- KEYS: the scope, the index of scopes. ARGV: the scope's name, then the tags, each with its buckets; all, where there are
--- none. Answers how many tags those were.
+-- KEYS: the scope, the index of scopes. ARGV: the scope's name, then the tags with their buckets; none: all tags.
+-- Replies the number of deleted tags.
 local forgotten = 0
 if #ARGV > 2 then
     for at = 3, #ARGV, 3 do

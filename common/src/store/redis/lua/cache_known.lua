@@ -1,5 +1,5 @@
--- The tags of a scope are in a hash until that is as large as is packed well, then in 16 more, then in 256 more.
--- ARGV: for each tag its name, and its bucket of 16 and of 256.
+-- The tags of a scope are in one hash until it outgrows the compact encoding, then in 16 more, then in 256 more. ARGV:
+-- per tag its name, its bucket of 16 and its bucket of 256.
 local known = {}
 for at = 2, #ARGV, 3 do
     local tag = ARGV[at]

@@ -1,4 +1,4 @@
--- ARGV: from which control to which; answers what it is then, -1 where there is no such batch.
+-- ARGV: state from, state to. Replies the state afterwards, or -1 if the batch is unknown.
 if redis.call('EXISTS', b) == 0 then return -1 end
 local control = number(b, 'control')
 if control ~= tonumber(ARGV[2]) then return control end

@@ -1,4 +1,5 @@
--- KEYS: the account's places. ARGV: holder, limit, using, wanted, lease. The same as `Sharing` in store/pace/sharing.rs.
+-- KEYS: the account's permits. ARGV: holder, limit, in use, wanted, TTL. The same algorithm as the concurrency
+-- allocator in Rust.
 local TURN = 1000
 local time = now()
 local me, limit, using, wanted = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])

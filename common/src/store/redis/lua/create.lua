@@ -1,4 +1,5 @@
--- KEYS: the batch, the index of batches, [the batch that it supersedes]. ARGV: id, rules, options, supersedes, the options' tag.
+-- KEYS: the batch, the index of batches, [the superseded batch]. ARGV: id, rules, options, supersedes, signature of the
+-- options.
 if redis.call('EXISTS', b) == 1 then return 0 end
 local time = now()
 redis.call('HSET', b, 'id', ARGV[2], 'control', C_RUNNING, 'run', 0, 'epoch', 0, 'rules', ARGV[3], 'options', ARGV[4], 'tag', ARGV[6],

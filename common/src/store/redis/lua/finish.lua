@@ -1,8 +1,8 @@
--- ARGV: index, owner (token|worker), state, what is kept of a failure, what was spent. Answers: 0 counted, 1 stale, 2 done already.
+-- ARGV: index, owner (token|worker), state, encoded failure, usage. Replies: 0 counted, 1 stale, 2 ended before.
 local index, to = tonumber(ARGV[2]), tonumber(ARGV[4])
 if index >= number(b, 'total') then return 1 end
 local is = state(b, index)
--- Of a batch that was stopped meanwhile nothing counts.
+-- No result of a stopped batch counts.
 if is == CANCELLED and to ~= CANCELLED then return 1 end
 if is >= COPIED then return 2 end
 if is ~= RUNNING then return 1 end

@@ -1,4 +1,4 @@
--- ARGV: the part of the batch that it is noted in, the field, and the note, which is kept for as long as the batch.
+-- ARGV: suffix of the batch's hash, field, value. The value is kept as long as the batch.
 if redis.call('EXISTS', b) == 0 then return 0 end
 local key = b .. ARGV[2]
 redis.call('HSET', key, ARGV[3], ARGV[4])

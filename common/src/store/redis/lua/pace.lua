@@ -1,10 +1,10 @@
--- KEYS: the account's pace, until when it is held off, and the request of a refusal. ARGV: limit or '', careful, wanted, sent, and '' or for how long a
--- refusal wants no requests. The same as `Allowance` in store/pace/allowance.rs, which says why. The first answer: 0 wait so
--- many milliseconds, 1 all is free, 2 turns, in microseconds from now.
+-- KEYS: the account's rate state, its block, and the request id of a 429. ARGV: limit or '', slow start, wanted, sent,
+-- and the time to block after a 429 or ''. The same algorithm as the rate allocator in Rust, which explains the
+-- constants. First reply: 0 wait, in milliseconds; 1 unlimited; 2 slots, in microseconds from now.
 local BLOCK, MOST, START, LEVELS, FORGET, KEPT_FOR = 250, 256, 100, 5, 600000, 3600000
 local FIELDS = {'due', 'level', 'since', 'learnt', 'grown', 'cut', 'refused', 'second', 'current', 'previous'}
 local time = now()
--- A refusal that is told twice halves the rate once. Turns that are granted twice are lost within a block's time.
+-- A 429 reported twice halves the rate once. Slots granted twice are lost within the span of a grant.
 if ARGV[6] ~= '' and not is_first(KEYS[3]) then return {} end
 local limit, careful = tonumber(ARGV[2]), ARGV[3] == '1'
 local s = {}

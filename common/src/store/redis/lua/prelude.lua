@@ -1,28 +1,28 @@
--- What all scripts begin with. ARGV[1] is what time it is, in milliseconds since 1970; empty: by this server's clock.
--- A batch's keys begin with its base, `b`:
---   b    hash    control, run, epoch, rules, options, tag, …, total, s0 … s7 (tasks by state), what was spent
+-- Prelude of all scripts. ARGV[1] is the time in milliseconds since 1970; empty: use this server's clock.
+-- Keys of a batch begin with its base, `b`:
+--   b    hash    control, run, epoch, rules, options, tag, …, total, s0 … s7 (tasks by state), usage
 --   b:s  u4 × n  states by index, the first in the upper half of a byte
---   b:l  hash    of running tasks: epoch|until|worker
---   b:m  hash    of tasks that were tried or requeued: run|attempts
---   b:x  hash    of tasks that were lost: how often
---   b:r  zset    of tasks that wait for their time: when that is
---   b:f  hash    of failed tasks: class|attempts|error
---   b:p  hash    chunks of the plan by their numbers, each with its tag (signed.rs);  b:c  u32 × n  the index at which each begins
---   b:h  hash    how many tasks ended how in which part of the batch's time (part, c u f x), and bytes (part, b)
---   b:t  zset    the slowest tasks: index|bytes|worker
---   b:w  hash    what workers did: tasks that ended and failed, bytes, milliseconds (e f b m, worker)
---   b:g  hash    what was removed at targets, or not
---   b:k  hash    repositories in the plan;  b:u  hash  those that could not be listed
---   b:e  hash    rules that chose no tag;  b:n  hash  whom its end was told to
--- A batch that has ended expires, and so does what is written of it later; one that is gone is written nothing of.
+--   b:l  hash    leases of running tasks: token|until|worker
+--   b:m  hash    run and attempts of retried or requeued tasks: run|attempts
+--   b:x  hash    number of lost leases of tasks
+--   b:r  zset    retries by due time
+--   b:f  hash    failures: kind|attempts|error
+--   b:p  hash    chunks of the plan by number, each with its signature (signed.rs);  b:c  u32 × n  their first indexes
+--   b:h  hash    time buckets: ended tasks by result (bucket, c u f x), and bytes (bucket, b)
+--   b:t  zset    slowest tasks: index|bytes|worker
+--   b:w  hash    work per worker: ended and failed tasks, bytes, milliseconds (e f b m, worker)
+--   b:g  hash    prune records
+--   b:k  hash    repositories in the plan;  b:u  hash  listing failures
+--   b:e  hash    rules that selected no tag;  b:n  hash  sent notifications
+-- The keys of an ended batch expire, and so do later writes to it; nothing is written for an unknown batch.
 local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 2, 3, 4, 5, 6, 7
 local C_RUNNING, C_PAUSED, C_CANCELLED, C_SUPERSEDED, C_DONE = 0, 1, 2, 3, 4
 local PARTS = {'', ':s', ':l', ':m', ':x', ':r', ':f', ':p', ':c', ':k', ':u', ':h', ':t', ':w', ':g', ':e', ':n'}
 -- 30 days, in seconds.
 local KEPT = 2592000
--- For how long requests that add are remembered, in milliseconds: longer than the most patient call asks again.
+-- TTL of requests that add, in milliseconds: longer than the longest retry of a call.
 local REQUEST_KEPT = 7200000
--- The most parts that a batch's time is cut into, how many milliseconds each is at first, and how many slow tasks are kept.
+-- Maximum number of time buckets, their initial width in milliseconds, and the number of slowest tasks kept.
 local MAX_PARTS, WIDTH, MAX_SLOWEST = 120, 1000, 20
 local ENDS = {[COPIED] = 'c', [UNCHANGED] = 'u', [FAILED] = 'f', [CANCELLED] = 'x'}
 
@@ -36,13 +36,13 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Whether what ends then lasts still. What ends later than in 25 hours (LONGEST_AHEAD) was written by a clock that was wrong.
+-- Whether a deadline is still ahead. One more than 25 hours ahead (LONGEST_AHEAD) was written by a wrong clock.
 local function lasts(ends, time)
     return ends > time and ends <= time + 90000000
 end
 
--- The next fencing token: greater than the last, and never below this server's time in microseconds, so that a store that
--- has lost its latest writes does not issue a token twice.
+-- The next fencing token: greater than the last, and never below this server's time in microseconds, so that a store
+-- that lost its latest writes does not issue a token twice.
 local function next_token(last)
     local floor
     if ARGV[1] ~= '' then
@@ -54,8 +54,8 @@ local function next_token(last)
     return math.max((tonumber(last or '0') or 0) + 1, floor)
 end
 
--- Whether a request that adds is seen for the first time. A client that got no answer sends it again, under the same name,
--- and it may have been done.
+-- Whether a request that adds is new. A client without a reply repeats it under the same id, and it may have taken
+-- effect.
 local function is_first(request)
     return redis.call('SET', request, '1', 'NX', 'PX', REQUEST_KEPT) ~= false
 end
@@ -68,7 +68,7 @@ local function state(b, index)
     return redis.call('BITFIELD', b .. ':s', 'GET', 'u4', '#' .. index)[1]
 end
 
--- Adds to the part of the batch's time that it is; parts grow until the time fits into them.
+-- Adds to the current time bucket. Buckets widen until the batch's duration fits.
 local function note(b, what, amount)
     local found = redis.call('HMGET', b, 'created', 'width')
     local width = tonumber(found[2] or WIDTH)
@@ -87,7 +87,7 @@ local function note(b, what, amount)
     redis.call('HINCRBY', b .. ':h', text(math.floor(passed / wide)) .. what, amount)
 end
 
--- Adds to what a worker did. What was spent stands in ARGV, as `spend` takes it.
+-- Adds to the work of a worker. The usage is in ARGV, as for `spend`.
 local function share(b, worker, to, from)
     local key, bytes, millis = b .. ':w', ARGV[from], ARGV[from + 5]
     if to then redis.call('HINCRBY', key, 'e' .. worker, 1) end
@@ -99,7 +99,7 @@ local function share(b, worker, to, from)
     if millis ~= '0' then redis.call('HINCRBY', key, 'm' .. worker, millis) end
 end
 
--- Keeps a task that is among the slowest.
+-- Keeps a task if it is among the slowest.
 local function slow(b, index, worker, from)
     if ARGV[from + 5] == '0' then return end
     redis.call('ZADD', b .. ':t', ARGV[from + 5], index .. '|' .. ARGV[from] .. '|' .. worker)
@@ -113,7 +113,7 @@ local function move(b, index, from, to)
     redis.call('HINCRBY', b, 's' .. to, 1)
 end
 
--- The run of a task, and the attempts counted in it.
+-- Run of a task, and the attempts counted in it.
 local function mark(b, index)
     local found = redis.call('HGET', b .. ':m', index)
     if not found then return 0, 0 end
@@ -121,7 +121,7 @@ local function mark(b, index)
     return tonumber(run), tonumber(attempts)
 end
 
--- Epoch, end and holder of a lease.
+-- Token, expiry and holder of a task's lease.
 local function lease(b, index)
     local found = redis.call('HGET', b .. ':l', index)
     if not found then return nil end
@@ -129,7 +129,7 @@ local function lease(b, index)
     return tonumber(epoch), tonumber(ends), worker
 end
 
--- The worker of a running task, if its lease is of this owner (token|worker).
+-- The worker, token and expiry of a running task's lease, if it belongs to this owner (token|worker).
 local function owned(b, index, owner)
     local token, ends, worker = lease(b, index)
     if not token or text(token) .. '|' .. worker ~= owner then return nil end
@@ -155,7 +155,7 @@ local function spend(b, from)
     end
 end
 
--- Ends a batch whose last task has ended, and wakes one that has tasks again.
+-- Ends a batch whose last task has ended, and reopens one that has tasks again.
 local function close(b, time)
     local found = redis.call('HMGET', b, 'control', 'sealed', 'ended', 's0', 's1', 's2', 's3', 'rules', 'id')
     local control = tonumber(found[1])
@@ -177,8 +177,8 @@ local function close(b, time)
     end
 end
 
--- Moves all tasks as `to` says, by state. Says how many of each state moved. Nobody is answered meanwhile, so no step of
--- the interpreter for each task: how many there are of a state is known, and bytes are replaced all at once.
+-- Moves all tasks by state as `to` says. Returns the number moved per state. The server answers nobody meanwhile, so
+-- there is no interpreter step per task: the counts per state are known, and bytes are replaced at once.
 local function move_all(b, to)
     local total, any = number(b, 'total'), 0
     local moved = {}
@@ -196,7 +196,7 @@ local function move_all(b, to)
     local bytes = redis.call('GET', b .. ':s') or ''
     local states = string.gsub(string.sub(bytes, 1, whole), '.', map)
     if total % 2 == 1 then
-        -- What stands beside the last is no task.
+        -- The lower half of the last byte is no task.
         local high = math.floor((string.byte(bytes, whole + 1) or 0) / 16)
         states = states .. string.char((to[high] or high) * 16)
     end
@@ -216,21 +216,21 @@ local function stop(b, how, time)
     if redis.call('EXISTS', b) == 0 then return nil end
     if not is_live(control) then return control end
     redis.call('HSET', b, 'control', how)
-    -- What runs as well: nothing more is counted of it, whoever ran it and whether that one lives.
+    -- Running tasks, too: no further result of them counts, whether or not their worker lives.
     move_all(b, {[NEW] = CANCELLED, [QUEUED] = CANCELLED, [RUNNING] = CANCELLED, [RETRY] = CANCELLED})
     redis.call('DEL', b .. ':r', b .. ':l')
     close(b, time)
     return how
 end
 
--- Whether a lease by name is held by this holder, under this token.
+-- Whether a named lease is held by this holder with this token.
 local function holds(key, holder, token)
     local found = redis.call('HMGET', key, 'holder', 'epoch', 'ends')
     return found[1] == holder and found[2] == token and lasts(tonumber(found[3]), now())
 end
 
--- Remembers tags of a scope, whose name stands in an index. ARGV has, from there to there, for each tag its name, its
--- buckets and what is known.
+-- Caches tags of a scope, whose name is kept in an index. ARGV[from..to] has for each tag its name, its two buckets and
+-- its encoded value.
 local function learn_tags(scope, index, name, kept, from, to)
     local most = 120
     redis.call('ZADD', index, 0, name)
@@ -255,11 +255,11 @@ local function learn_tags(scope, index, name, kept, from, to)
     for key in pairs(touched) do redis.call('EXPIRE', key, kept) end
 end
 
--- The field of a pair's first hash that says that there are others; no tag is called so.
+-- Field of a pair's first hash that says that there are bucket hashes; not a valid tag.
 local MARKER = '\1'
 
--- Remembers where a target tag came from. `key` is what was made of a source at a target, then the keys of the targets of the
--- source, the sources of the target, and all sources. ARGV has, from there on, the tag, its buckets and the record.
+-- Records the provenance of a target tag. `key` is the hash of the pair of source and target; then the keys of the
+-- source's targets, the target's sources, and all sources. ARGV from `at` on: the tag, its two buckets and the record.
 local function note_origin(key, targets, sources, all, from, to, at)
     local most, tag = 120, ARGV[at]
     redis.call('SADD', targets, to)
@@ -277,11 +277,11 @@ local function note_origin(key, targets, sources, all, from, to, at)
         end
     end
     redis.call('HSET', its, tag, ARGV[at + 3])
-    -- Whoever reads all looks for buckets only where there are any.
+    -- Readers look for bucket hashes only if there are any.
     if its ~= key then redis.call('HSET', key, MARKER, '') end
 end
 
--- Forgets it. ARGV has, from there to there, of each tag its name and its buckets.
+-- Deletes provenance records. ARGV[first..last] has for each tag its name and its two buckets.
 local function forget_origins(key, targets, sources, all, from, to, first, last)
     for at = first, last, 3 do
         for _, one in ipairs({key, key .. ':' .. ARGV[at + 1], key .. ':' .. ARGV[at + 2]}) do
@@ -297,7 +297,7 @@ local function forget_origins(key, targets, sources, all, from, to, first, last)
         end
         redis.call('DEL', key)
     end
-    -- Nothing is left of the two.
+    -- The pair has no tags left.
     redis.call('SREM', targets, to)
     redis.call('SREM', sources, from)
     if redis.call('EXISTS', targets) == 0 then redis.call('SREM', all, from) end

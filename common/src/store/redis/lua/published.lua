@@ -1,4 +1,4 @@
--- ARGV: for each ticket its index and run.
+-- ARGV: per ticket its index and run.
 if redis.call('EXISTS', b) == 0 then return 0 end
 local marked = redis.call('EXISTS', b .. ':m') == 1
 local total, moved = number(b, 'total'), 0

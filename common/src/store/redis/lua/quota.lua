@@ -1,11 +1,11 @@
--- KEYS: the account's quota, until when pulling is held off. ARGV: left, limit or '', reserve, 'reset' or 'length', that time.
--- The same as `QuotaWindow` in store/pace/window.rs.
+-- KEYS: the account's quota, the block of its pulls. ARGV: remaining, limit or '', reserve, 'reset' or 'length', that
+-- duration. The same algorithm as the quota window in Rust.
 local KEPT_FOR = 86400000
 local time = now()
 local left, limit, reserve, span = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
 local found = redis.call('HMGET', b, 'began', 'left')
 local began, before = tonumber(found[1] or '0') or 0, tonumber(found[2] or '0') or 0
--- A window that began in the future is not known.
+-- A window that started in the future is unknown.
 if began > time + 300000 then began, before = 0, 0 end
 local much = limit and math.max(limit / 4, 1) or before + 10
 local is_over = ARGV[5] == 'length' and began + span <= time

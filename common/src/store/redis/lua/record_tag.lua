@@ -1,16 +1,16 @@
--- Records a target tag, if the lease of who wrote it is held still. KEYS: the lease; the scope, the index of scopes, the
--- scope of what is there in part; what was made of the source at the target, the targets of the source, the sources of the
--- target, all sources; then for other sources the first two of these. ARGV: holder, token; a tag that is whole now and its
--- buckets, if any; source and target, and the tag with its buckets and its record, if there is one; the scope's name and how
--- long it is kept; how many tags are learnt, and these as `learn_tags` takes them; then the other sources. The first answer:
--- 1 recorded, 0 the lease is lost; then the target's sources.
+-- Records a target tag if the writer still holds its lease. KEYS: the lease; the scope, the index of scopes, the scope
+-- of partial images; the hash of the pair of source and target, the source's targets, the target's sources, all
+-- sources; then for other sources the first two of these. ARGV: holder, token; a tag that is complete now and its
+-- buckets, or empty; source and target, and the tag with its buckets and record, or empty; the scope's name and TTL;
+-- the number of tags to cache, and these as for `learn_tags`; then the other sources. First reply: 1 recorded, 0 lease
+-- lost; then the target's sources.
 if not holds(b, ARGV[2], ARGV[3]) then return {0, {}} end
 local whole, from, to, tag = ARGV[4], ARGV[7], ARGV[8], ARGV[9]
 local last = 15 + 4 * tonumber(ARGV[15])
 local sources = {}
 if tag ~= '' then
     note_origin(KEYS[5], KEYS[6], KEYS[7], KEYS[8], from, to, 9)
-    -- A tag has one origin.
+    -- A tag has one provenance record.
     for at = 9, #KEYS, 2 do
         local other = ARGV[last + 1 + (at - 9) / 2]
         forget_origins(KEYS[at], KEYS[at + 1], KEYS[7], KEYS[8], other, to, 9, 9)

@@ -1,11 +1,12 @@
--- KEYS: the batch, the index of batches. ARGV: id, before. Answers: 1 removed, 0 not, 2 nor any that was made later.
+-- KEYS: the batch, the index of batches. ARGV: id, before. Replies: 1 removed, 0 kept, 2 kept, as are all batches
+-- created later.
 local found = redis.call('HMGET', b, 'created', 'ended', 'rules')
 if not found[1] then
     redis.call('ZREM', KEYS[2], ARGV[2])
     return 0
 end
 local before, time = tonumber(ARGV[3]), now()
--- One that was made in the future says nothing of those that were made after it.
+-- A batch created in the future says nothing about later ones.
 local is_ahead = tonumber(found[1]) > time + 300000
 if tonumber(found[1]) >= before and not is_ahead then return 2 end
 if tonumber(found[2] or found[1]) >= before then return 0 end

@@ -1,4 +1,4 @@
--- ARGV: index, owner (token|worker), lease. The first answer: 0 held, 1 lost, 2 stop.
+-- ARGV: index, owner (token|worker), TTL. First reply: 0 held, 1 lost, 2 batch stopped.
 local index = tonumber(ARGV[2])
 local worker, its, ends = owned(b, index, ARGV[3])
 if not worker or state(b, index) ~= RUNNING then

@@ -1,4 +1,4 @@
--- ARGV: run, indexes. Answers how many went back to the plan; -1 where the batch is gone, -2 where it was stopped.
+-- ARGV: run, indexes. Replies the number of requeued tasks; -1 if the batch is unknown, -2 if it was stopped.
 if redis.call('EXISTS', b) == 0 then return -1 end
 if is_stopped(number(b, 'control')) then return -2 end
 local run, requeued = tonumber(ARGV[2]), 0

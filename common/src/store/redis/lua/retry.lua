@@ -1,4 +1,4 @@
--- ARGV: index, owner (token|worker), wait, whether it counts, what was spent. The first answer: 0 waits, 1 stale.
+-- ARGV: index, owner (token|worker), delay, whether the attempt counts, usage. First reply: 0 rescheduled, 1 stale.
 local index, wait = tonumber(ARGV[2]), tonumber(ARGV[4])
 if redis.call('EXISTS', b) == 0 or state(b, index) ~= RUNNING then return {1} end
 local worker = owned(b, index, ARGV[3])

@@ -1,4 +1,5 @@
--- ARGV: index, run, worker, lease. The first answer: 0 go, 1 own, 2 done, 3 cancelled, 4 held, 5 stale, 6 paused, 7 unknown.
+-- ARGV: index, run, worker, TTL. First reply: 0 claimed, 1 already owned, 2 ended, 3 cancelled, 4 held by another, 5
+-- stale run, 6 paused, 7 unknown.
 local index, run, worker = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local found = redis.call('HMGET', b, 'control', 'total')
 if not found[1] or index >= tonumber(found[2]) then return {7} end
@@ -29,6 +30,6 @@ epoch = next_token(redis.call('HGET', b, 'epoch'))
 redis.call('HSET', b, 'epoch', text(epoch))
 hold(b, index, epoch, time + tonumber(ARGV[5]), worker)
 if is == RETRY then redis.call('ZREM', b .. ':r', index) end
--- What begins neither ends a batch nor wakes one that has ended.
+-- A start neither ends a batch nor reopens an ended one.
 if is ~= RUNNING then move(b, index, is, RUNNING) end
 return {0, text(epoch), attempts, losses}

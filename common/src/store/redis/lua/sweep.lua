@@ -1,4 +1,5 @@
--- ARGV: what (0 leases, 1 the queue is empty too, 2 everything), grace. Answers how many were leased, and queued.
+-- ARGV: scope (0 expired leases, 1 and an empty queue, 2 everything), grace. Replies the number of tasks that were
+-- leased, and queued.
 if redis.call('EXISTS', b) == 0 then return {-1, 0} end
 local what, time = tonumber(ARGV[2]), now()
 local before = time - tonumber(ARGV[3])

@@ -1,4 +1,4 @@
-//! A batch's row and its tasks' states, which move together: [`Book`].
+//! Transaction over a batch's row and its task states, which change together: [`Book`].
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -9,7 +9,7 @@ use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
 use crate::store::{Control, Spent};
 
-/// What is needed of a batch's row to move its tasks.
+/// The columns of a batch's row that moving tasks needs.
 pub(super) struct Entry {
     pub(super) no: i64,
     pub(super) control: Control,
@@ -18,11 +18,11 @@ pub(super) struct Entry {
     pub(super) is_sealed: bool,
     pub(super) is_ended: bool,
     pub(super) total: u32,
-    /// When it was made.
+    /// Creation time.
     pub(super) created: i64,
-    /// Of a part of its time, in milliseconds.
+    /// Width of a time bucket in milliseconds.
     pub(super) width: i64,
-    /// By [`TaskState::code`].
+    /// Task counts by [`TaskState::code`].
     pub(super) in_state: [i64; 8],
 }
 
@@ -73,18 +73,18 @@ pub(super) fn control(code: u8) -> Result<Control, Fault> {
     Control::ALL.get(usize::from(code)).copied().ok_or_else(|| damaged("a batch has a state that there is not").into())
 }
 
-/// Moves tasks of a batch. Nothing is written before [`Book::close`], which writes states and counters.
+/// Moves tasks of a batch. [`Book::close`] writes states and counters; nothing is written before.
 pub(super) struct Book<'c> {
     pub(super) connection: &'c Connection,
     pub(super) entry: Entry,
-    /// As they were when the book was opened.
+    /// Counts when the transaction began.
     before: [i64; 8],
     page: Option<Page>,
     spent: Spent,
     new_epoch: bool,
 }
 
-/// The states of a chunk's tasks.
+/// Task states of one chunk.
 struct Page {
     first: u32,
     length: u32,
@@ -94,12 +94,12 @@ struct Page {
 }
 
 impl<'c> Book<'c> {
-    /// None if there is no such batch.
+    /// Returns `None` if the batch is unknown.
     pub(super) fn find(connection: &'c Connection, id: BatchId) -> Result<Option<Book<'c>>, Fault> {
         Ok(Entry::find(connection, id)?.map(|entry| Book::of(connection, entry)))
     }
 
-    /// Fails if there is no such batch.
+    /// Fails if the batch is unknown.
     pub(super) fn open(connection: &'c Connection, id: BatchId) -> Result<Book<'c>, Fault> {
         Ok(Book::of(connection, Entry::get(connection, id)?))
     }
@@ -109,7 +109,7 @@ impl<'c> Book<'c> {
         Book { connection, entry, before, page: None, spent: Spent::default(), new_epoch: false }
     }
 
-    /// Where a task stands; none if there is no such task.
+    /// Returns the state of a task, or `None` if it is unknown.
     pub(super) fn state(&mut self, task: u32) -> Result<Option<TaskState>, Fault> {
         if task >= self.entry.total {
             return Ok(None);
@@ -129,7 +129,7 @@ impl<'c> Book<'c> {
         Ok(())
     }
 
-    /// Moves all tasks for which `to` says where to; says how many moved.
+    /// Moves every task for which `to` returns a state. Returns how many moved.
     pub(super) fn set_all(&mut self, to: impl Fn(TaskState) -> Option<TaskState>) -> Result<u64, Fault> {
         self.flush()?;
         self.page = None;
@@ -150,7 +150,7 @@ impl<'c> Book<'c> {
         Ok(moved)
     }
 
-    /// The next fencing token: greater than all before, and never below the time.
+    /// Returns the next fencing token: greater than all before, and never below the time.
     pub(super) fn next_token(&mut self, now: i64) -> i64 {
         self.entry.epoch = (self.entry.epoch + 1).max(token_floor(now));
         self.new_epoch = true;
@@ -161,7 +161,7 @@ impl<'c> Book<'c> {
         self.spent += spent;
     }
 
-    /// Writes it all, and ends the batch where its last task has ended.
+    /// Writes all changes, and ends the batch if its last task has ended.
     pub(super) fn close(mut self, now: i64) -> Result<Entry, Fault> {
         self.flush()?;
         let entry = &mut self.entry;
@@ -219,7 +219,7 @@ impl<'c> Book<'c> {
         Ok(self.entry)
     }
 
-    /// Adds tasks at the end, in one chunk, in these states.
+    /// Appends tasks in these states as one chunk.
     pub(super) fn extend(&mut self, states: &[TaskState], plan: &[u8]) -> Result<(), Fault> {
         let first = self.entry.total;
         let mut packed = vec![0; states.len().div_ceil(2)];
@@ -283,7 +283,7 @@ impl<'c> Book<'c> {
     }
 }
 
-/// The state at a place in a chunk.
+/// Returns the state at a position in a chunk.
 pub(super) fn get(states: &[u8], at: u32) -> Result<TaskState, Fault> {
     let byte = states.get(at as usize / 2).copied();
     let code = byte.map(|byte| if at.is_multiple_of(2) { byte & 0xf } else { byte >> 4 });

@@ -1,4 +1,4 @@
-//! Whole batches: paused, stopped, requeued, swept, removed.
+//! Lifecycle of batches: pause, stop, requeue, reclaim, remove.
 
 use rusqlite::Connection;
 
@@ -10,7 +10,7 @@ use crate::batch::{BatchId, TaskState};
 use crate::error::{Class, Error};
 use crate::store::{Control, RequeueFilter, Sweep, Swept, latest_end};
 
-/// From one control to another, if it is that one. Says what it is then.
+/// Moves a batch from one state to another, if it is in the first. Returns the state afterwards.
 pub(super) fn change(connection: &Connection, batch: BatchId, from: Control, to: Control) -> Result<Control, Fault> {
     let entry = Entry::get(connection, batch)?;
     if entry.control != from {
@@ -26,7 +26,7 @@ pub(super) fn stop(connection: &Connection, now: i64, batch: BatchId, how: Contr
         return Ok(book.entry.control);
     }
     book.entry.control = how;
-    // What runs as well: nothing more is counted of it, whoever ran it and whether that one lives.
+    // Running tasks, too: no further result of them counts, whether or not their worker lives.
     book.set_all(|state| (!state.is_terminal()).then_some(TaskState::Cancelled))?;
     connection.prepare_cached("DELETE FROM retry WHERE batch = ?1")?.execute([book.entry.no])?;
     connection.prepare_cached("DELETE FROM held WHERE batch = ?1")?.execute([book.entry.no])?;

@@ -1,4 +1,4 @@
-//! How a batch went: what is noted beside its counters, and read again.
+//! Timeline of a batch, kept beside its counters.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::batch::BatchId;
 use crate::store::course::part_of;
 use crate::store::{Course, MAX_SLOWEST, Part, Share, Slow, Spent};
 
-/// Counts tasks that ended (copied, unchanged, failed, cancelled) and bytes in the part of the batch's time that it is.
+/// Adds ended tasks (copied, unchanged, failed, cancelled) and bytes to the current time bucket.
 pub(super) fn note_part(
     connection: &Connection,
     entry: &mut Entry,
@@ -37,7 +37,7 @@ pub(super) fn note_part(
     Ok(())
 }
 
-/// Makes the parts so many times wider. The batch's row is written by who closes the book.
+/// Widens the time buckets by a factor. The caller writes the batch's row.
 fn widen(connection: &Connection, entry: &mut Entry, times: i64) -> Result<(), Fault> {
     let parts = parts(connection, entry.no)?;
     connection.prepare_cached("DELETE FROM part WHERE batch = ?1")?.execute([entry.no])?;
@@ -63,7 +63,7 @@ fn widen(connection: &Connection, entry: &mut Entry, times: i64) -> Result<(), F
     Ok(())
 }
 
-/// Adds to what a worker did.
+/// Adds to the work of a worker.
 pub(super) fn note_share(
     connection: &Connection,
     no: i64,
@@ -81,7 +81,7 @@ pub(super) fn note_share(
     Ok(())
 }
 
-/// Keeps a task that is among the slowest.
+/// Keeps a task if it is among the slowest.
 pub(super) fn note_slow(connection: &Connection, no: i64, task: u32, worker: &str, spent: Spent) -> Result<(), Fault> {
     let time = millis(spent.time);
     let (kept, least): (u32, i64) = connection

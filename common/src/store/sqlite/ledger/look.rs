@@ -1,4 +1,4 @@
-//! Reading of batches and tasks.
+//! Queries of batches and tasks.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::store::{Batch, Control, EmptyRule, FailedTask, Pruned, Spent, TaskRow
 
 const COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
     s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests, millis";
-/// The most batches that a prefix finds.
+/// Maximum number of batches found by a prefix.
 const MAX_FOUND: usize = 10;
 
 pub(super) fn batch(connection: &Connection, id: BatchId) -> Result<Option<Batch>, Fault> {
@@ -191,7 +191,7 @@ pub(super) fn tasks(
     Ok(found)
 }
 
-/// The tasks that a statement about a batch and a time finds.
+/// Returns the task indexes that a statement selects.
 pub(super) fn page(connection: &Connection, sql: &str, parameters: impl Params) -> Result<Vec<u32>, Fault> {
     let mut statement = connection.prepare_cached(sql)?;
     let tasks = statement.query_map(parameters, |row| row.get(0))?.collect::<Result<_, _>>()?;
@@ -206,7 +206,7 @@ pub(super) fn read_chunk(connection: &Connection, no: i64, first: u32) -> Result
     Ok(decode_chunk(&bytes.ok_or_else(|| damaged("a part of the plan is missing"))?)?)
 }
 
-/// Reads tasks in the order of their indexes, each part of the plan once.
+/// Reads tasks in index order, each chunk of the plan once.
 struct PlanReader<'c> {
     connection: &'c Connection,
     no: i64,
@@ -226,7 +226,7 @@ impl PlanReader<'_> {
     }
 }
 
-/// Runs and attempts of some tasks; of most there are none.
+/// Run and attempts of tasks; most tasks have none.
 pub(super) struct Marks(HashMap<u32, (u32, u32)>);
 
 impl Marks {

@@ -1,4 +1,4 @@
-//! [`Ledger`] in SQLite: each call is one function over a connection, in a transaction of its own or shared with others.
+//! [`Ledger`] in SQLite: each call is one function over a connection, within a transaction of its own or of a group.
 
 mod book;
 mod control;
@@ -33,7 +33,7 @@ impl Ledger for SqliteStore {
     async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
         let tried = format!("adding {} to batch {batch}", sealed.key);
         let now = self.now();
-        // Packing takes longer than writing: not on the thread that everybody waits for.
+        // Encoding takes longer than writing: keep it off the writer thread.
         let packed = super::blocking(move || Ok(plan::Packed::new(sealed))).await?;
         self.write(tried, move |c| plan::append(c, now, batch, &packed)).await
     }

@@ -1,4 +1,4 @@
-//! Making a batch and its plan, and giving the plan to the queue.
+//! Creation of a batch and its plan, and publishing of the plan.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -32,11 +32,11 @@ pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Res
     Ok(())
 }
 
-/// A [`Sealed`] as it is kept.
+/// An encoded [`Sealed`].
 pub(super) struct Packed {
     key: String,
     chunks: Vec<(Vec<TaskState>, Vec<u8>)>,
-    /// By their place among the tasks.
+    /// By position among the tasks.
     failures: Vec<(u32, Failure)>,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn append(connection: &Connection, now: i64, batch: BatchId, packed: 
     if there.is_some() {
         return Ok(Appended::Already);
     }
-    // Nothing is added to a total that is final.
+    // The total is final.
     if !book.entry.control.is_live() || book.entry.is_sealed {
         return Ok(Appended::Stopped(book.entry.control));
     }
@@ -185,7 +185,7 @@ pub(super) fn unpublished(
 
 pub(super) fn published(connection: &Connection, now: i64, batch: BatchId, tickets: &[Ticket]) -> Result<(), Fault> {
     let mut book = Book::open(connection, batch)?;
-    // Asked for all at once where there are any: mostly there are none.
+    // One range query: most tasks have none.
     let marks = match (tickets.iter().map(|ticket| ticket.index).min(), tickets.iter().map(|ticket| ticket.index).max())
     {
         (Some(first), Some(last)) => Marks::read(connection, book.entry.no, first, last - first + 1)?,

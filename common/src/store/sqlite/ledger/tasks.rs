@@ -1,4 +1,4 @@
-//! One task: begun, held, ended, put off.
+//! Task operations: claim, renew, finish, reschedule.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::course::{note_share, note_slow};
 use crate::batch::{Failure, TaskState, Ticket, Verdict};
 use crate::store::{Control, Finished, Retried, Spent, Standing, Start, TaskHolder, latest_end};
 
-/// A [`TaskHolder`] that outlives the call.
+/// An owned [`TaskHolder`].
 pub(super) struct Owner {
     worker: String,
     token: i64,
@@ -23,7 +23,7 @@ impl Owner {
     }
 }
 
-/// A row of `held`.
+/// A row of the table `held`.
 struct Held {
     epoch: i64,
     until: i64,
@@ -104,7 +104,7 @@ pub(super) fn finish(
 ) -> Result<Finished, Fault> {
     let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
     match book.state(ticket.index)? {
-        // Of a batch that was stopped meanwhile nothing counts.
+        // No result of a stopped batch counts.
         Some(TaskState::Cancelled) if verdict.outcome().state() != TaskState::Cancelled => return Ok(Finished::Stale),
         Some(state) if state.is_terminal() => return Ok(Finished::AlreadyDone),
         _ => {}
@@ -164,7 +164,7 @@ pub(super) fn note_failure(connection: &Connection, no: i64, task: u32, failure:
     Ok(())
 }
 
-/// A task's run, and the attempts counted in it.
+/// Returns the run of a task and the attempts counted in it.
 fn mark(connection: &Connection, no: i64, task: u32) -> Result<(u32, u32), Fault> {
     let sql = "SELECT run, attempts FROM mark WHERE batch = ?1 AND task = ?2";
     let mark =
@@ -184,7 +184,7 @@ fn losses(connection: &Connection, no: i64, task: u32) -> Result<u32, Fault> {
     Ok(connection.prepare_cached(sql)?.query_row((no, task), |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
-/// Its lease ran out under a worker.
+/// Counts a lost lease of a task.
 pub(super) fn note_loss(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
     connection
         .prepare_cached(
@@ -208,7 +208,7 @@ fn held(connection: &Connection, no: i64, task: u32) -> Result<Option<Held>, Fau
     Ok(held)
 }
 
-/// The lease of a task, if this owner holds it.
+/// Returns the lease of a task, if this owner holds it.
 fn held_by(book: &mut Book<'_>, task: u32, owner: &Owner) -> Result<Option<Held>, Fault> {
     if book.state(task)? != Some(TaskState::Running) {
         return Ok(None);
@@ -229,7 +229,7 @@ pub(super) fn let_go(connection: &Connection, no: i64, task: u32) -> Result<(), 
     Ok(())
 }
 
-/// What waits for its time has nobody who holds it.
+/// Deletes the retry of a task. A task that waits for its retry has no holder.
 pub(super) fn forget_retry(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
     connection.prepare_cached("DELETE FROM retry WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
