@@ -1,23 +1,23 @@
-//! Hashes of what things mean: versioned, and of canonical values.
+//! Versioned hashes of canonical values.
 //!
-//! An identity is kept in stores and compared by programs of other versions. So it never depends on how a value is shown
-//! or written: a field is known by a number, a set has one order, and what is as usual is left out, so that a field that
-//! is added later changes no identity that does not use it. Golden tests pin the hashes (`config/identity.rs`); a change
+//! Stores keep identities, and programs of other versions compare them. So an identity never depends on how a value is
+//! displayed or written: fields have numbers, sets have one order, and default values are omitted, so that a field
+//! added later changes no identity that does not use it. Golden tests pin the hashes (`config/identity.rs`); a change
 //! of meaning raises the version in the domain.
 
 use crate::image::Digest;
 
-/// The canonical form of a value, to be hashed or to be a part of another.
+/// The canonical encoding of a value, to hash or to embed in another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Canonical(Vec<u8>);
 
 impl Canonical {
-    /// Whether no field was set.
+    /// Returns whether no field is set.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// A field and its bytes.
+    /// Appends a field.
     pub(crate) fn field(mut self, number: u8, value: impl AsRef<[u8]>) -> Canonical {
         let value = value.as_ref();
         self.0.push(number);
@@ -26,12 +26,12 @@ impl Canonical {
         self
     }
 
-    /// A field that is a number.
+    /// Appends a numeric field.
     pub(crate) fn number(self, number: u8, value: impl Into<i128>) -> Canonical {
         self.field(number, value.into().to_be_bytes())
     }
 
-    /// A field that is there only if it is set.
+    /// Appends a field if it has a value.
     pub(crate) fn option(self, number: u8, value: Option<impl AsRef<[u8]>>) -> Canonical {
         match value {
             Some(value) => self.field(number, value),
@@ -39,18 +39,18 @@ impl Canonical {
         }
     }
 
-    /// A field that is there only if it holds.
+    /// Appends an empty field if `holds` is true.
     pub(crate) fn flag(self, number: u8, holds: bool) -> Canonical {
         if holds { self.field(number, []) } else { self }
     }
 
-    /// A field that is a list. Left out where it is empty.
+    /// Appends a list field; omitted if empty.
     pub(crate) fn list<T: AsRef<[u8]>>(self, number: u8, items: impl IntoIterator<Item = T>) -> Canonical {
         let list = items.into_iter().fold(Canonical::default(), |list, item| list.field(0, item));
         if list.0.is_empty() { self } else { self.field(number, list) }
     }
 
-    /// A field that is a set: neither order nor repetition counts. Left out where it is empty.
+    /// Appends a set field: order and repetition do not count. Omitted if empty.
     pub(crate) fn set<T: AsRef<[u8]>>(self, number: u8, items: impl IntoIterator<Item = T>) -> Canonical {
         let mut items: Vec<Vec<u8>> = items.into_iter().map(|item| item.as_ref().to_vec()).collect();
         items.sort_unstable();
@@ -58,7 +58,7 @@ impl Canonical {
         self.list(number, items)
     }
 
-    /// The hash, in a domain that names what is hashed, and the version of its form.
+    /// Hashes the encoding. The domain names the hashed value and the version of its encoding.
     pub(crate) fn digest(self, domain: &str) -> Digest {
         Digest::sha256(&Canonical::default().field(0, domain).field(1, self).0)
     }
@@ -70,8 +70,8 @@ impl AsRef<[u8]> for Canonical {
     }
 }
 
-/// A template without the whitespace that does not count: around it, and within the braces. Where it holds quotes, which
-/// may hold braces, only that around it.
+/// Normalizes a template: trims the text and the insides of its braces. A text with quotes, which may contain braces,
+/// is only trimmed.
 pub(crate) fn template(text: &str) -> String {
     let text = text.trim();
     if text.contains(['"', '\'']) {
@@ -90,7 +90,7 @@ pub(crate) fn template(text: &str) -> String {
 
 type Braces = (&'static str, &'static str);
 
-/// What stands before the next pair of braces, within it, and after it.
+/// Splits at the next pair of braces: the text before, inside and after, and the braces.
 fn next_braces(text: &str) -> Option<(&str, &str, &str, Braces)> {
     let pairs: [Braces; 2] = [("{{", "}}"), ("{%", "%}")];
     let (at, braces) = pairs.into_iter().filter_map(|pair| Some((text.find(pair.0)?, pair))).min()?;

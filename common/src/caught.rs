@@ -1,4 +1,4 @@
-//! Panics as errors: what panics in one task must not take its slot, its lease or its line with it.
+//! Converts panics into errors, so that a panicking task does not take its slot, lease or connection with it.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use crate::error::{Class, Error, Result};
 use crate::printable::printable;
 
-/// Runs a future. A panic in it becomes an error that names `tried` and says what the panic said.
+/// Runs a future and converts a panic into an error of the operation `tried` with the panic's message.
 pub async fn caught<T>(tried: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|panic| {
         let detail = format!("the program failed at it: {}", printable(panic_message(&*panic)));

@@ -1,5 +1,4 @@
-//! One error for all that can go wrong with a registry: a class for programs, and words for people that say what was
-//! tried, where, how often, and what to do now.
+//! The error type of imgsync: a kind for programs, and a message with operation, location, attempts and hint.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,54 +9,54 @@ use serde::{Deserialize, Serialize};
 use crate::image::{Digest, RegistryName};
 use crate::printable::{printable, visible};
 
-/// What kind of failure it is: the same words in reports, JSON and the ledger.
+/// Kind of an error. Reports, JSON and the ledger use the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The tag, manifest, blob or repository is not there.
+    /// The tag, manifest, blob or repository does not exist.
     NotFound,
-    /// Credentials are missing, wrong or not enough.
+    /// Credentials are missing, wrong or insufficient.
     Denied,
-    /// The token ran out in the middle of a stream; passes with a fresh one.
+    /// The token expired during a stream; a fresh one helps.
     TokenExpired,
     /// The registry asked to wait.
     RateLimited,
-    /// No connection, or it broke.
+    /// The connection failed or broke.
     Unreachable,
-    /// No byte for too long, or the time allowed is over.
+    /// No byte arrived for too long, or the deadline passed.
     TimedOut,
     /// The registry failed (5xx).
     ServerError,
-    /// Content does not have the digest or size that it should have.
+    /// Content does not match its digest or size.
     Corrupt,
-    /// The target does not take the content.
+    /// The target rejects the content.
     Refused,
-    /// The target says that content which a manifest needs is missing.
+    /// The target reports that content which a manifest needs is missing.
     Incomplete,
-    /// Content that cannot be copied.
+    /// The content cannot be copied.
     Unsupported,
-    /// A manifest of Docker's schema 1, which today's registries refuse.
+    /// A Docker schema 1 manifest, which current registries reject.
     Outdated,
-    /// The registry answered something that the specification does not allow.
+    /// The response violates the specification.
     BadAnswer,
-    /// Following the answer would be unsafe, a certificate is not to be trusted, or the store was altered.
+    /// Following the response would be unsafe, a certificate is not trusted, or the store was altered.
     Insecure,
-    /// Bad input or configuration.
+    /// Invalid input or configuration.
     Invalid,
-    /// Something on this machine: a file, a disk, a helper program.
+    /// A failure on this machine: a file, a disk, a helper program.
     Local,
-    /// Two sources want the same target.
+    /// Two sources map to the same target.
     Collision,
-    /// A tag that is not to be moved points at something else.
+    /// An immutable tag points at something else.
     Immutable,
-    /// The target does not have what the source has: found by comparing, where nothing is copied.
+    /// The target differs from the source: found by comparing, without copying.
     Differs,
-    /// Stopped on request.
+    /// Cancelled on request.
     Cancelled,
 }
 
 impl Class {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Class; 20] = [
         Class::NotFound,
         Class::Denied,
@@ -81,7 +80,7 @@ impl Class {
         Class::Cancelled,
     ];
 
-    /// As it is written in JSON and reports.
+    /// Returns the word used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Class::NotFound => "not_found",
@@ -114,7 +113,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// A failure: kind, words, and what is needed to decide what comes next.
+/// An error of an operation: its kind, a message, and the details that retry decisions need.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
 
@@ -137,12 +136,12 @@ struct Inner {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// What most functions here return.
+/// The result type of most functions in this workspace.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// `tried` says what was being done and where ("reading gcr.io/a/b:c"), `detail` what happened. Both may hold words
-    /// from outside: they are made safe to print, and known secrets are masked in `detail`.
+    /// Creates an error. `tried` names operation and location ("reading gcr.io/a/b:c"), `detail` the failure. Both may
+    /// contain external text: they are made safe to print, and known secrets are masked in `detail`.
     pub fn new(class: Class, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
         Error(Box::new(Inner {
             class,
@@ -163,47 +162,47 @@ impl Error {
         }))
     }
 
-    /// The error of something that was stopped on request.
+    /// Creates the error of a cancelled operation.
     pub fn cancelled(tried: impl AsRef<str>) -> Error {
         Error::new(Class::Cancelled, tried, "stopped on request")
     }
 
-    /// Adds what to do now.
+    /// Sets the hint: what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl AsRef<str>) -> Error {
         self.0.hint = Some(visible(hint.as_ref()).into_owned());
         self
     }
 
-    /// Adds which registry's request failed, where that is not known yet.
+    /// Sets the registry whose request failed, unless it is set.
     #[must_use]
     pub fn at(mut self, registry: &RegistryName) -> Error {
         self.0.registry.get_or_insert_with(|| registry.clone());
         self
     }
 
-    /// Adds that no connection could be made at all.
+    /// Marks the error as a failure to connect.
     #[must_use]
     pub fn unconnected(mut self) -> Error {
         self.0.unconnected = true;
         self
     }
 
-    /// Adds that the process has as many files open as it may: it passes when others are closed.
+    /// Marks the error as a lack of file descriptors: transient, for other work closes files.
     #[must_use]
     pub fn out_of_files(mut self) -> Error {
         self.0.out_of_files = true;
         self.hint("raise the limit of open files (`ulimit -n`, LimitNOFILE), or copy fewer images at a time")
     }
 
-    /// Adds that the server did not take the request at all, and said so: nothing of it was done.
+    /// Marks the request as not processed: the server said that it did not act on it.
     #[must_use]
     pub fn untaken(mut self) -> Error {
         self.0.untaken = true;
         self
     }
 
-    /// Adds the HTTP status and the registry's own error code.
+    /// Sets the HTTP status and the registry's error code.
     #[must_use]
     pub fn answered(mut self, status: u16, code: Option<String>) -> Error {
         self.0.status = Some(status);
@@ -211,28 +210,28 @@ impl Error {
         self
     }
 
-    /// Adds the digests of content that the registry says it lacks.
+    /// Sets the digests of content that the registry reports as missing.
     #[must_use]
     pub fn naming(mut self, missing: Vec<Digest>) -> Error {
         self.0.missing = missing;
         self
     }
 
-    /// Adds how long the registry asked to wait.
+    /// Sets how long the registry asked to wait.
     #[must_use]
     pub fn retry_after(mut self, wait: Option<Duration>) -> Error {
         self.0.retry_after = wait;
         self
     }
 
-    /// Adds the error below.
+    /// Sets the underlying error.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
-    /// Adds how often it was tried, over how long.
+    /// Sets the number of attempts and their total duration.
     #[must_use]
     pub fn after(mut self, attempts: u32, elapsed: Duration) -> Error {
         self.0.attempts = attempts;
@@ -240,79 +239,79 @@ impl Error {
         self
     }
 
-    /// The same error under another class.
+    /// Changes the kind.
     #[must_use]
     pub fn as_class(mut self, class: Class) -> Error {
         self.0.class = class;
         self
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind.
     pub fn class(&self) -> Class {
         self.0.class
     }
 
-    /// Which registry's request failed, where it was one.
+    /// Returns the registry whose request failed, if any.
     pub fn registry(&self) -> Option<&RegistryName> {
         self.0.registry.as_ref()
     }
 
-    /// Whether no connection could be made at all: there is no way from here, or nobody there.
+    /// Returns whether no connection could be made: no route, or nothing listening.
     pub fn is_unconnected(&self) -> bool {
         self.0.unconnected
     }
 
-    /// Whether the process had as many files open as it may.
+    /// Returns whether the process was out of file descriptors.
     pub fn is_out_of_files(&self) -> bool {
         self.0.out_of_files
     }
 
-    /// Whether the server said that it did not take the request at all.
+    /// Returns whether the server said that it did not process the request.
     pub fn is_untaken(&self) -> bool {
         self.0.untaken
     }
 
-    /// The HTTP status, where there was an answer.
+    /// Returns the HTTP status, if there was a response.
     pub fn status(&self) -> Option<u16> {
         self.0.status
     }
 
-    /// The registry's own code (`MANIFEST_UNKNOWN`), where it gave one.
+    /// Returns the registry's error code (`MANIFEST_UNKNOWN`), if any.
     pub fn code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
 
-    /// The digests of content that the registry says it lacks, where it named any.
+    /// Returns the digests of content that the registry reports as missing.
     pub fn missing(&self) -> &[Digest] {
         &self.0.missing
     }
 
-    /// How long the registry asked to wait.
+    /// Returns how long the registry asked to wait.
     pub fn wait(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// How often it was tried.
+    /// Returns the number of attempts.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// What was tried, and where.
+    /// Returns the operation and its location.
     pub fn tried(&self) -> &str {
         &self.0.tried
     }
 
-    /// What happened, without what was tried.
+    /// Returns the failure, without the operation.
     pub fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// What to do now.
+    /// Returns the hint.
     pub fn advice(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
 
-    /// Whether it was stopped on request.
+    /// Returns whether the operation was cancelled on request.
     pub fn is_cancelled(&self) -> bool {
         self.0.class == Class::Cancelled
     }

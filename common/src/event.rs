@@ -1,5 +1,5 @@
-//! What the libraries tell of their work. They never print: bars, terminal view, dashboard, metrics, logs and reports all
-//! feed on these.
+//! Events that libraries emit. Libraries never print: progress bars, terminal view, dashboard, metrics, logs and
+//! reports are built on these.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,34 +10,34 @@ use crate::batch::Ticket;
 use crate::error::Class;
 use crate::image::{Digest, RegistryName};
 
-/// How a blob came to be at the target.
+/// How a blob reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Its bytes were moved.
+    /// Its bytes were transferred.
     Copied,
-    /// The target took it from another of its repositories.
+    /// The target mounted it from another of its repositories.
     Mounted,
-    /// It was there already.
+    /// The target had it already.
     Reused,
 }
 
-/// What a request is for.
+/// Purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Errand {
-    /// To read a manifest.
+    /// Reading a manifest.
     Manifests,
-    /// To read a blob.
+    /// Reading a blob.
     Blobs,
-    /// To write: uploads, manifests, tags.
+    /// Writing: uploads, manifests, tags.
     Push,
-    /// To list, or for something else.
+    /// Listing, and other requests.
     List,
-    /// To another server: where the registry redirects to, or where its tokens are.
+    /// A request to another server: a redirect target or a token service.
     Elsewhere,
 }
 
 impl Errand {
-    /// As metrics have it.
+    /// Returns the label used in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Errand::Manifests => "manifests",
@@ -49,17 +49,17 @@ impl Errand {
     }
 }
 
-/// What a request is held back for before it is sent.
+/// Why a request is delayed before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delay {
-    /// The pace: so many requests a second, or a quota.
+    /// The rate limit or a quota.
     Pace,
-    /// A place: so many requests may be open at a time.
+    /// The limit on open requests.
     Place,
 }
 
 impl Delay {
-    /// As metrics have it.
+    /// Returns the label used in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Delay::Pace => "pace",
@@ -68,167 +68,167 @@ impl Delay {
     }
 }
 
-/// Something happened.
+/// An event of the libraries.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A request was answered, or was not.
+    /// A request ended, with or without a response.
     Answered {
-        /// The registry that it was for.
+        /// The registry.
         registry: RegistryName,
-        /// What for.
+        /// Purpose of the request.
         errand: Errand,
-        /// The status; none where no answer came.
+        /// The status; none without a response.
         status: Option<u16>,
-        /// From its sending to the head of the answer.
+        /// Time from sending to the head of the response.
         took: Duration,
     },
-    /// A request was held back.
+    /// A request was delayed.
     HeldBack {
-        /// The registry that it is for.
+        /// The registry.
         registry: RegistryName,
-        /// By what.
+        /// Reason of the delay.
         by: Delay,
-        /// How long.
+        /// Length of the delay.
         time: Duration,
     },
-    /// Tasks went back to the plan whose workers, or whose messages, were lost.
+    /// Tasks whose workers or messages were lost returned to the plan.
     PutBack {
-        /// Lost by their workers.
+        /// Tasks lost by their workers.
         leased: u64,
-        /// Lost by the queue.
+        /// Tasks lost by the queue.
         queued: u64,
     },
-    /// A blob is about to be moved or mounted. `moved` counts the bytes that went out, and is live.
+    /// A blob is about to be transferred or mounted. `moved` counts the bytes sent, and is live.
     BlobStarted {
-        /// Which blob.
+        /// The blob.
         digest: Digest,
         /// Its size in bytes.
         size: u64,
-        /// Bytes taken by the target so far.
+        /// Bytes that the target has received so far.
         moved: Arc<AtomicU64>,
     },
     /// A blob is at the target.
     BlobDone {
-        /// Which blob.
+        /// The blob.
         digest: Digest,
         /// Its size in bytes.
         size: u64,
-        /// How it came there.
+        /// How it got there.
         arrival: Arrival,
     },
-    /// A blob was given up; what follows says why.
+    /// A blob failed; the following event says why.
     BlobFailed {
-        /// Which blob.
+        /// The blob.
         digest: Digest,
     },
     /// A manifest was read, and more blobs are known to be needed.
     ManifestRead {
-        /// Which manifest.
+        /// The manifest.
         digest: Digest,
-        /// Bytes of the blobs that it names and that were not counted before.
+        /// Bytes of its blobs that were not counted before.
         blob_bytes: u64,
-        /// How many those are.
+        /// Number of those blobs.
         blobs: usize,
     },
-    /// A manifest was put at the target.
+    /// A manifest was put to the target.
     ManifestPut {
-        /// Which manifest.
+        /// The manifest.
         digest: Digest,
     },
-    /// Something failed and will be tried again.
+    /// An operation failed and will be retried.
     Retrying {
-        /// What and why, safe to print.
+        /// Operation and failure, safe to print.
         error: String,
-        /// Its class.
+        /// Kind of the error.
         class: Class,
-        /// The registry that failed, where one did.
+        /// The registry that failed, if any.
         registry: Option<RegistryName>,
-        /// Tries so far.
+        /// Attempts so far.
         attempt: u32,
-        /// How long until the next.
+        /// Delay until the next attempt.
         wait: Duration,
     },
-    /// A worker has begun a task.
+    /// A worker started a task.
     TaskStarted {
-        /// Which.
+        /// The task.
         ticket: Ticket,
         /// The source tag.
         source: String,
         /// The target tag.
         target: String,
     },
-    /// A worker has let go of a task.
+    /// A worker finished its work on a task.
     TaskEnded {
-        /// Which.
+        /// The task.
         ticket: Ticket,
-        /// How.
+        /// How it ended.
         end: TaskEnd,
     },
-    /// Something that people should know and that does not end the work.
+    /// A warning that does not end the work.
     Warning {
-        /// In words, safe to print.
+        /// The text, safe to print.
         message: String,
     },
-    /// A warning that many tasks of a process may cause at the same time: a line of each kind is shown once a minute, with
-    /// the number of those that were left out.
+    /// A warning that many tasks of a process may cause at once: one of each kind is shown a minute, with the number of
+    /// those suppressed.
     RepeatedWarning {
-        /// What warnings of one cause have in common.
+        /// Key that warnings of one cause share.
         kind: String,
-        /// In words, safe to print.
+        /// The text, safe to print.
         message: String,
     },
-    /// Something that people may want to know, and that is no trouble.
+    /// An informational message.
     Notice {
-        /// In words, safe to print.
+        /// The text, safe to print.
         message: String,
     },
 }
 
-/// How a worker let go of a task.
+/// How a worker's work on a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TaskEnd {
-    /// The target has it now.
+    /// The image was copied.
     Copied {
-        /// Bytes of blobs that were moved.
+        /// Bytes of blobs transferred.
         bytes: u64,
-        /// Bytes of blobs that were read from the source for it: fewer where another task read them for both.
+        /// Bytes of blobs read from the source for this task: fewer where another task read them for both.
         read: u64,
     },
-    /// The target had it.
+    /// The target was up to date.
     Unchanged,
-    /// It failed for good.
+    /// The task failed permanently.
     Failed {
-        /// How.
+        /// Kind of the error.
         class: Class,
-        /// In words, safe to print.
+        /// The text, safe to print.
         error: String,
     },
-    /// It was stopped with its batch.
+    /// The task was cancelled with its batch.
     Cancelled,
-    /// It failed in passing, and comes back.
+    /// The task failed with a transient error and is rescheduled.
     Later {
-        /// In words, safe to print.
+        /// The text, safe to print.
         error: String,
-        /// After how long.
+        /// Delay until the next attempt.
         wait: Duration,
     },
-    /// Another has it, or may have it.
+    /// The task went back to the queue: another worker has it, or may have it.
     GivenBack,
-    /// The ledger did not count its result: the task is another's by now, or had ended before.
+    /// The ledger discarded the result: another worker has the task by now, or it had ended before.
     Stale,
 }
 
-/// Who is told. Called from many tasks at once: it must be quick and never block.
+/// Receives events. Called from many tasks at once: it must be quick and never block.
 pub trait Observer: Send + Sync {
-    /// Something happened.
+    /// Handles an event.
     fn on(&self, event: &Event);
 }
 
-/// A handle to whoever is told; cheap to clone.
+/// A handle for emitting events; cheap to clone.
 #[derive(Clone)]
 pub struct Events(Option<Arc<dyn Observer>>);
 
-/// Tells several, one after the other.
+/// Forwards events to several observers, in order.
 struct Several(Vec<Arc<dyn Observer>>);
 
 impl Observer for Several {
@@ -240,22 +240,22 @@ impl Observer for Several {
 }
 
 impl Events {
-    /// Tells this one.
+    /// Creates a handle with one observer.
     pub fn to(observer: Arc<dyn Observer>) -> Events {
         Events(Some(observer))
     }
 
-    /// Tells all of these.
+    /// Creates a handle with several observers.
     pub fn to_all(observers: Vec<Arc<dyn Observer>>) -> Events {
         Events::to(Arc::new(Several(observers)))
     }
 
-    /// Tells nobody.
+    /// Creates a handle that discards events.
     pub fn none() -> Events {
         Events(None)
     }
 
-    /// Passes an event on.
+    /// Emits an event.
     pub fn emit(&self, event: Event) {
         if let Some(observer) = &self.0 {
             observer.on(&event);

@@ -1,12 +1,12 @@
-//! A map of a bounded size that forgets the entries that were not used for longest.
+//! A bounded map that evicts the least recently used entries.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A cache in two generations of half the capacity each. An entry that is read or written moves into the young generation;
-/// when that is full, the old one is dropped and the young one takes its place. Every map that is keyed by repositories,
-/// batches or digests and lives as long as its process is one of these, so that memory does not grow with time.
+/// A cache of two generations, each of half the capacity. An entry that is read or written moves to the young
+/// generation; when that is full, it replaces the old one. Use it for every map that is keyed by repositories, batches
+/// or digests and lives as long as the process, so that memory does not grow with time.
 #[derive(Debug)]
 pub struct GenerationalCache<K, V> {
     capacity: usize,
@@ -15,12 +15,12 @@ pub struct GenerationalCache<K, V> {
 }
 
 impl<K: Eq + Hash, V> GenerationalCache<K, V> {
-    /// An empty cache that holds at most `capacity` entries; at least the half of it that were used last are kept.
+    /// Creates an empty cache of at most `capacity` entries; at least the half used last is kept.
     pub fn new(capacity: usize) -> GenerationalCache<K, V> {
         GenerationalCache { capacity: capacity.max(2), young: HashMap::new(), old: HashMap::new() }
     }
 
-    /// Reads an entry and marks it as used.
+    /// Returns an entry and marks it as used.
     pub fn get<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
@@ -33,7 +33,7 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         self.young.get_mut(key)
     }
 
-    /// Writes an entry and returns the value that it replaces.
+    /// Inserts an entry and returns the value that it replaces.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let replaced = self.old.remove(&key);
         if self.young.len() >= self.capacity / 2 && !self.young.contains_key(&key) {
@@ -42,7 +42,7 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         self.young.insert(key, value).or(replaced)
     }
 
-    /// Reads an entry, which is made first where it is missing.
+    /// Returns an entry, inserting it first if it is missing.
     pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V
     where
         K: Clone,
@@ -62,17 +62,17 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         self.young.remove(key).or_else(|| self.old.remove(key))
     }
 
-    /// All entries, in no order. None of them is marked as used.
+    /// Iterates over all entries in no order, without marking them as used.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.young.iter().chain(&self.old)
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
 
-    /// Whether there are no entries.
+    /// Returns whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

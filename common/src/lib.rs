@@ -1,5 +1,5 @@
-//! What the programs of imgsync share: the nouns of the OCI specifications, the registry client, and the words for what
-//! goes wrong and what is going on.
+//! Code shared by the imgsync programs: OCI types, the registry client, configuration, batches, queue and store, and
+//! common errors and events.
 
 pub mod batch;
 pub(crate) mod canonical;

@@ -1,5 +1,5 @@
-//! Limits that the documentation states. A test writes the tables of `docs/security.md` and `docs/operating.md` from the
-//! constants listed here, so that a number in the documentation is the number in the code.
+//! Documented limits. A test writes the tables of `docs/security.md` and `docs/operating.md` from the constants listed
+//! here, so that the documentation has the numbers of the code.
 
 use std::time::Duration;
 
@@ -10,30 +10,30 @@ use crate::mask;
 use crate::store::{CLOCK_TOLERANCE, LONGEST_AHEAD, PROOF_TTL};
 use crate::{layout, queue, registry, repeated, retry};
 
-/// The page of the documentation that lists a limit.
+/// Documentation page that lists a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Page {
-    /// `docs/security.md`: limits on what others send.
+    /// `docs/security.md`: limits on external input.
     Security,
-    /// `docs/operating.md`: times and sizes that an operator meets.
+    /// `docs/operating.md`: times and sizes that operators meet.
     Operating,
 }
 
-/// One row of a table of limits.
+/// A row of a table of limits.
 #[derive(Clone, Debug)]
 pub struct Limit {
-    /// The page that lists it.
+    /// The page with the table.
     pub page: Page,
-    /// What is limited.
+    /// The limited quantity.
     pub what: &'static str,
-    /// The number with its unit.
+    /// The value with its unit.
     pub value: String,
-    /// What happens when the limit is met.
+    /// The effect of reaching the limit.
     pub effect: &'static str,
 }
 
 impl Limit {
-    /// A limit in bytes, written in the largest binary unit that divides it.
+    /// Creates a limit in bytes, written in the largest binary unit that divides it.
     pub fn bytes(page: Page, what: &'static str, bytes: u64, effect: &'static str) -> Limit {
         let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
             .into_iter()
@@ -42,7 +42,7 @@ impl Limit {
         Limit { page, what, value: format!("{} {name}", bytes / unit), effect }
     }
 
-    /// A limit in time, written in the largest unit that divides it.
+    /// Creates a limit in time, written in the largest unit that divides it.
     pub fn time(page: Page, what: &'static str, time: Duration, effect: &'static str) -> Limit {
         let millis = time.as_millis();
         let (unit, name) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")]
@@ -52,7 +52,7 @@ impl Limit {
         Limit { page, what, value: format!("{} {name}", millis / unit), effect }
     }
 
-    /// A limit that is a number of things, written with commas between groups of three digits.
+    /// Creates a numeric limit, written with thousands separators.
     pub fn count(page: Page, what: &'static str, count: u64, effect: &'static str) -> Limit {
         let digits = count.to_string();
         let mut value = String::new();
@@ -92,7 +92,7 @@ fn of_configurations() -> Vec<Limit> {
     ]
 }
 
-/// The limits of this crate, in the order of the tables.
+/// Returns the limits of this crate, in the order of the tables.
 pub fn limits() -> Vec<Limit> {
     let mut limits = registry::limits();
     limits.extend(of_configurations());

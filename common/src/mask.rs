@@ -1,9 +1,9 @@
-//! Known secrets in text from outside, replaced by `***`.
+//! Masks known secrets in external text as `***`.
 //!
-//! A registry can send back what it was sent: in an error's body, a redirect, a header that is quoted. So every [`Secret`]
-//! that lives is watched for, and the tokens of lately for some time longer, in whatever is made printable: as it is, in
-//! another case, percent-encoded, escaped for JSON or HTML (once or twice), within base64, and cut off. What a registry
-//! enciphers is not recognised.
+//! A registry can send back what it received: in an error body, a redirect or a quoted header. So each [`Secret`] is
+//! masked while it is alive, and a replaced token for some time longer, in all text that is made printable: verbatim,
+//! in another case, percent-encoded, escaped for JSON or HTML (once or twice), inside base64, and truncated. Text that
+//! a registry encrypts is not recognised.
 //!
 //! [`Secret`]: crate::secret::Secret
 
@@ -12,29 +12,29 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// What stands wherever a secret would have been shown.
+/// Replacement for a secret.
 pub(crate) const MASK: &str = "***";
-/// Shorter ones are words like any other, in bytes.
+/// Minimum length of a masked secret, in bytes: shorter ones are ordinary words.
 pub(crate) const MIN_BYTES: usize = 4;
-/// Shorter ones are masked where they stand alone, and not within a word, in bytes.
+/// Minimum length of a secret that is masked inside a word, in bytes. Shorter ones are masked as whole words only.
 pub(crate) const STANDS_ALONE: usize = 8;
-/// The beginning of a secret counts from this many bytes on: texts are cut off.
+/// Minimum length of a truncated secret that is masked, in bytes.
 const BEGINNING: usize = 12;
-/// Encodings within encodings that are looked through.
+/// Maximum depth of nested encodings that is searched.
 const LEVELS: usize = 3;
-/// Shorter runs hold no base64 of a secret, in characters.
+/// Minimum length of a run of base64 that is searched, in characters.
 const MIN_BASE64: usize = 6;
-/// Tokens of lately that are watched for though nobody uses them any more: how many, and of how many bytes together.
+/// Maximum number of retired tokens that stay masked, and of their bytes.
 pub(crate) const KEPT: usize = 1024;
 const KEPT_BYTES: usize = 4 << 20;
-/// Among so many of the latest is looked whether a secret is kept already.
+/// Number of latest retired secrets that are checked for duplicates.
 const SAME: usize = 64;
 
 static WATCHED: Mutex<Option<Watched>> = Mutex::new(None);
 
 #[derive(Default)]
 struct Watched {
-    /// Those that live, by their first two bytes in lower case.
+    /// Live secrets, by their first two bytes in lower case.
     live: HashMap<[u8; 2], Vec<Weak<str>>>,
     kept: VecDeque<Arc<str>>,
     kept_bytes: usize,
@@ -44,21 +44,21 @@ fn watched() -> MutexGuard<'static, Option<Watched>> {
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Watches for a secret for as long as it lives.
+/// Masks a secret for as long as it is alive.
 pub(crate) fn watch(secret: &Arc<str>) {
     let Some(key) = key(secret.as_bytes()).filter(|_| secret.len() >= MIN_BYTES) else { return };
     let mut watched = watched();
     let bucket = watched.get_or_insert_default().live.entry(key).or_default();
-    // Those that are gone are of no more use.
+    // Drops the secrets that are gone.
     bucket.retain(|other| other.strong_count() > 0);
     bucket.push(Arc::downgrade(secret));
 }
 
-/// Watches for a secret for some time after nobody uses it any more: a token that was replaced can still be good.
+/// Keeps masking a secret for some time after its last use: a replaced token may still be valid.
 pub(crate) fn keep(secret: &Arc<str>) {
     let mut watched = watched();
     let watched = watched.get_or_insert_default();
-    // One that is used again and again is kept once.
+    // A secret that is used repeatedly is kept once.
     if watched.kept.iter().rev().take(SAME).any(|other| other == secret) {
         return;
     }
@@ -74,7 +74,7 @@ fn key(bytes: &[u8]) -> Option<[u8; 2]> {
     Some([bytes.first()?.to_ascii_lowercase(), bytes.get(1)?.to_ascii_lowercase()])
 }
 
-/// `text` with all secrets that are watched for replaced by `***`. Borrowed when there are none in it.
+/// Replaces all known secrets in `text` by `***`. Borrows if there are none.
 pub fn mask(text: &str) -> Cow<'_, str> {
     let watched = watched();
     let Some(watched) = watched.as_ref().filter(|watched| !watched.live.is_empty()) else { return Cow::Borrowed(text) };
@@ -112,7 +112,7 @@ pub fn mask(text: &str) -> Cow<'_, str> {
     Cow::Owned(masked)
 }
 
-/// A byte of a text, perhaps decoded, and where it stands in the text.
+/// A byte of a text, decoded or not, with its position in the text.
 #[derive(Clone, Copy)]
 struct Unit {
     byte: u8,
@@ -121,7 +121,7 @@ struct Unit {
 }
 
 impl Watched {
-    /// Finds secrets in a text.
+    /// Appends the ranges of secrets in a text.
     fn search(&self, units: &[Unit], found: &mut Vec<Range<usize>>) {
         let mut at = 0;
         while at < units.len() {
@@ -135,7 +135,7 @@ impl Watched {
         }
     }
 
-    /// How many units from here on are a secret, or its beginning.
+    /// Returns the length of the secret, or of its prefix, that starts at a position; 0 if there is none.
     fn longest_at(&self, units: &[Unit], at: usize) -> usize {
         let bytes = &units[at..];
         let Some([first, second]) = bytes.get(..2).map(|two| [two[0].byte, two[1].byte]) else { return 0 };
@@ -162,7 +162,7 @@ impl Watched {
             .unwrap_or(0)
     }
 
-    /// Finds runs of base64 that hold a secret, whatever stands before it.
+    /// Appends the ranges of base64 runs that contain a secret at any offset.
     fn search_base64(&self, units: &[Unit], found: &mut Vec<Range<usize>>) {
         let mut at = 0;
         while at < units.len() {
@@ -188,7 +188,7 @@ fn is_same(found: u8, wanted: u8) -> bool {
     found.eq_ignore_ascii_case(&wanted) || (found == b'+' && wanted == b' ')
 }
 
-/// What a character of base64 stands for, in either alphabet.
+/// Returns the value of a base64 character, in either alphabet.
 fn value(byte: u8) -> Option<u32> {
     Some(match byte {
         b'A'..=b'Z' => u32::from(byte - b'A'),
@@ -215,7 +215,7 @@ fn from_base64(run: &[Unit]) -> Vec<u8> {
     bytes
 }
 
-/// The text with its escapes decoded; `None` where there are none.
+/// Decodes the escapes of a text; `None` if it has none.
 fn decoded(units: &[Unit]) -> Option<Vec<Unit>> {
     let mut all = Vec::with_capacity(units.len());
     let (mut at, mut any) = (0, false);
@@ -258,13 +258,13 @@ fn hex(units: &[Unit]) -> Option<u32> {
     units.iter().try_fold(0_u32, |value, unit| Some(value.checked_mul(16)? + char::from(unit.byte).to_digit(16)?))
 }
 
-/// `%2F` (RFC 3986).
+/// Decodes `%2F` (RFC 3986).
 fn percent(units: &[Unit]) -> Option<(Decoded, usize)> {
     let byte = hex(units.get(1..3)?)?;
     Some((Decoded::Byte(u8::try_from(byte).ok()?), 3))
 }
 
-/// `\"`, `\\`, `\/`, `\u0026` (RFC 8259).
+/// Decodes `\"`, `\\`, `\/`, `\u0026` (RFC 8259).
 fn backslash(units: &[Unit]) -> Option<(Decoded, usize)> {
     match units.get(1)?.byte {
         byte @ (b'"' | b'\\' | b'/') => Some((Decoded::Byte(byte), 2)),
@@ -273,7 +273,7 @@ fn backslash(units: &[Unit]) -> Option<(Decoded, usize)> {
     }
 }
 
-/// `&amp;`, `&#39;`, `&#x27;` (HTML).
+/// Decodes `&amp;`, `&#39;`, `&#x27;` (HTML).
 fn entity(units: &[Unit]) -> Option<(Decoded, usize)> {
     const LONGEST: usize = 10;
     let length = units.iter().take(LONGEST).position(|unit| unit.byte == b';')?;

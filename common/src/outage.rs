@@ -1,7 +1,7 @@
 //! Outages of the servers that a process depends on: the broker and the store.
 //!
-//! Many calls meet the same outage, from all slots and connections of a process. [`ServerHealth`] turns them into one
-//! beginning and one end, which logs, metrics and `/readyz` are made of.
+//! Many calls, from all slots and connections of a process, meet the same outage. [`ServerHealth`] reports it once when
+//! it begins and once when it ends; logs, metrics and `/readyz` are built on that.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,61 +15,61 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::printable::printable;
 use crate::retry::seconds;
 
-/// Events that a slow receiver may be behind before it misses some.
+/// Number of events that a slow receiver may lag behind before it misses some.
 const MAX_BEHIND: usize = 64;
 
-/// What a server in an outage does not do.
+/// How a server fails in an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutageKind {
-    /// It does not answer.
+    /// It does not respond.
     Away,
-    /// The store answers, and takes no writes.
+    /// The store responds, but refuses writes.
     RefusesWrites,
-    /// The broker answers, and takes no messages: it is short of memory or disk.
+    /// The broker responds, but blocks publishers: it is low on memory or disk.
     Blocked,
 }
 
-/// A server's outage.
+/// An outage of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outage {
     /// The server, such as `the store redis://10.0.0.7:6379`.
     pub server: Arc<str>,
-    /// What it does not do.
+    /// How it fails.
     pub kind: OutageKind,
-    /// When it was first noticed.
+    /// Time of the first failure.
     pub since: Timestamp,
-    /// What the first call that failed was told.
+    /// Error of the first failed call.
     pub reason: String,
     /// What to do.
     pub hint: Option<String>,
-    /// Calls that failed so far.
+    /// Number of failed calls so far.
     pub failures: u64,
 }
 
-/// An outage began, or ended.
+/// Begin or end of an outage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutageEvent {
-    /// It began.
+    /// The outage began.
     Began(Outage),
-    /// It ended, after so long.
+    /// The outage ended, with its length.
     Ended(Outage, Duration),
 }
 
-/// How one server stands, as all calls of this process find it. Cheap to clone; clones are the same.
+/// Health of a server, as the calls of this process find it. Cheap to clone; clones share it.
 #[derive(Debug, Clone)]
 pub struct ServerHealth(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     server: Arc<str>,
-    /// How many outages there are: asked by each call that succeeds.
+    /// Number of outages, read by each call that succeeds.
     count: AtomicUsize,
     outages: Mutex<Vec<(Outage, Instant)>>,
     events: broadcast::Sender<OutageEvent>,
 }
 
 impl ServerHealth {
-    /// Creates the health of a server that is well; `server` names it in words.
+    /// Creates the health of a server without outages; `server` names it in messages.
     pub fn new(server: impl Into<Arc<str>>) -> ServerHealth {
         let events = broadcast::Sender::new(MAX_BEHIND);
         ServerHealth(Arc::new(Inner {
@@ -80,7 +80,7 @@ impl ServerHealth {
         }))
     }
 
-    /// Records that a call failed. Returns whether an outage of this kind begins with it.
+    /// Records a failed call. Returns whether an outage of this kind begins with it.
     pub fn fail(&self, kind: OutageKind, reason: &str, hint: Option<&str>) -> bool {
         let mut outages = self.outages();
         if let Some((outage, _)) = outages.iter_mut().find(|(outage, _)| outage.kind == kind) {
@@ -97,12 +97,12 @@ impl ServerHealth {
         };
         outages.push((outage.clone(), Instant::now()));
         self.0.count.store(outages.len(), Ordering::Relaxed);
-        // While the lock is held: events come in the order in which things happened.
+        // Sent under the lock, so that events come in order.
         let _ = self.0.events.send(OutageEvent::Began(outage));
         true
     }
 
-    /// Records that an outage of this kind is over, if there is one.
+    /// Ends the outage of this kind, if there is one.
     pub fn recover(&self, kind: OutageKind) {
         if self.0.count.load(Ordering::Relaxed) == 0 {
             return;
@@ -115,17 +115,17 @@ impl ServerHealth {
         }
     }
 
-    /// Returns the outage of this kind, if there is one now.
+    /// Returns the current outage of this kind, if any.
     pub fn outage(&self, kind: OutageKind) -> Option<Outage> {
         self.outages().iter().find(|(outage, _)| outage.kind == kind).map(|(outage, _)| outage.clone())
     }
 
-    /// Receives each outage's beginning and end from now on.
+    /// Subscribes to the begin and end of outages from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<OutageEvent> {
         self.0.events.subscribe()
     }
 
-    /// Whether anybody receives its outages.
+    /// Returns whether there are subscribers.
     pub fn is_followed(&self) -> bool {
         self.0.events.receiver_count() > 0
     }
@@ -135,7 +135,7 @@ impl ServerHealth {
     }
 }
 
-/// Passes on the beginnings and ends of outages of these servers, until dropped.
+/// Forwards the outage events of these servers until it is dropped.
 pub async fn follow(servers: &[ServerHealth], tell: impl Fn(&OutageEvent)) {
     let each = servers.iter().map(|server| {
         let (mut events, tell) = (server.subscribe(), &tell);

@@ -1,27 +1,26 @@
-//! Text from outside, made safe for a terminal, a log line or a report.
+//! Makes external text safe for a terminal, a log line or a report.
 //!
-//! What a server or another program says is quoted in messages. It must not move the cursor, forge a second log line,
-//! turn the direction of the text, hide characters in it, or show a secret that we have sent.
+//! Messages quote what a server or another program says. Such text must not move the cursor, forge a log line, change
+//! the direction of the text, hide characters, or show a secret that was sent.
 
 use std::{borrow::Cow, fmt::Write as _};
 
 use crate::mask::mask;
 
-/// How many characters [`printable`] lets through.
+/// Maximum length of the output of [`printable`], in characters.
 pub const LIMIT: usize = 1000;
 
-/// [`printable_within`] of [`LIMIT`] characters.
+/// Sanitizes text to at most [`LIMIT`] characters: see [`printable_within`].
 pub fn printable(text: &str) -> Cow<'_, str> {
     printable_within(text, LIMIT)
 }
 
-/// The same for our own words, which may name what others have named: nothing is masked in them.
+/// Escapes hidden characters in our own text, which may contain external names. It masks nothing.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     visible_within(text, LIMIT)
 }
 
-/// Makes text printable, with known secrets masked before anything is cut off: a registry can send back what it was
-/// sent.
+/// Sanitizes text: masks known secrets, which a registry can send back, then escapes and truncates it.
 pub fn printable_within(text: &str, limit: usize) -> Cow<'_, str> {
     match mask(text) {
         Cow::Borrowed(text) => visible_within(text, limit),
@@ -29,15 +28,15 @@ pub fn printable_within(text: &str, limit: usize) -> Cow<'_, str> {
     }
 }
 
-/// `text` with all that is not plainly visible written as an escape (`\n`, `\u{1b}`), and cut to at most `limit`
-/// characters, the last of them then `…`. A `limit` of 0 counts as 1. Borrowed when nothing changes.
+/// Writes characters that are not plainly visible as escapes (`\n`, `\u{1b}`), and truncates to at most `limit`
+/// characters, the last of them then `…`. A `limit` of 0 counts as 1. Borrows if nothing changes.
 ///
 /// Escaped are: control characters (C0, DEL, C1), line and paragraph separators, direction marks and overrides,
-/// zero-width and other format characters, and the fillers, tags and variation selectors that show as nothing. A
-/// backslash stays as it is, so that the result does not change if it passes here again.
+/// zero-width and other format characters, and the fillers, tags and variation selectors that render as nothing.
+/// Backslashes stay, so that sanitizing twice changes nothing.
 fn visible_within(text: &str, limit: usize) -> Cow<'_, str> {
     let limit = limit.max(1);
-    // A char is a byte at least, so that most texts need not be counted.
+    // A char takes at least one byte, so most texts need not be counted.
     let fits = text.len() <= limit || text.chars().nth(limit).is_none();
     if fits && !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
@@ -45,7 +44,7 @@ fn visible_within(text: &str, limit: usize) -> Cow<'_, str> {
 
     let mut out = String::with_capacity(text.len().min(limit * 4));
     let mut length = 0;
-    // Where to cut, should what follows not fit: the last place that leaves room for the `…`.
+    // Where to cut if the rest does not fit: the last position that leaves room for the `…`.
     let mut cut = 0;
     let mut escape = String::new();
     for c in text.chars() {
@@ -76,7 +75,7 @@ fn visible_within(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character does something other than to show itself.
+/// Returns whether a character is anything but plainly visible.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -88,7 +87,7 @@ fn is_hidden(c: char) -> bool {
             | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
             | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
             | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-            // Tags and variation selectors, in which whole texts have been hidden.
+            // Tags and variation selectors, which can hide whole texts.
             | '\u{e0000}'..='\u{e0fff}')
 }
 

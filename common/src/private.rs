@@ -1,12 +1,12 @@
-//! Files and folders that are readable by their owner alone, whatever the umask: the state of imgsync, its secrets and its
-//! reports name private repositories and accounts.
+//! Creates files and folders that only their owner can read, whatever the umask: imgsync's state, secrets and reports
+//! name private repositories and accounts.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-/// Creates a folder and those above it that are missing, each for its owner alone. A folder that was there stays as it is:
-/// it may be shared on purpose.
+/// Creates a folder and its missing parents, each for its owner only. An existing folder keeps its mode: it may be
+/// shared on purpose.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
     if folder.as_os_str().is_empty() || folder.is_dir() {
         return Ok(());
@@ -22,12 +22,12 @@ pub fn create_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file for writing, its content gone. A new file is for its owner alone; one that was there keeps its mode.
+/// Creates or truncates a file for writing. A new file is for its owner only; an existing one keeps its mode.
 pub fn replace(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().write(true).truncate(true))
 }
 
-/// Opens a file with these options; where it is missing, creates it for its owner alone.
+/// Opens a file with these options; creates it for its owner only if it is missing.
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -39,7 +39,7 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut new, FILE_MODE);
     match new.open(path) {
         Ok(file) => {
-            // A umask can only take away: here the owner's own rights.
+            // A umask can only remove rights: here the owner's own.
             restrict(path, FILE_MODE)?;
             Ok(file)
         }
@@ -49,7 +49,7 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Takes the rights of others to a file away, if it is there.
+/// Removes the rights of group and others to a file, if it exists.
 pub fn tighten(path: &Path) -> io::Result<()> {
     match restrict(path, FILE_MODE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -57,9 +57,9 @@ pub fn tighten(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The mode of a folder: its owner reads, writes and enters it.
+/// Mode of a folder: its owner reads, writes and enters it.
 const FOLDER_MODE: u32 = 0o700;
-/// The mode of a file: its owner reads and writes it.
+/// Mode of a file: its owner reads and writes it.
 const FILE_MODE: u32 = 0o600;
 
 #[cfg(unix)]

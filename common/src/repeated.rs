@@ -1,24 +1,24 @@
-//! Lines of the log that repeat: one of each kind a minute, with the number of those that were left out.
+//! Throttles repeated log messages: one of each kind a minute, with the number of those suppressed.
 //!
-//! A line that others can cause without end (a message that is refused, a server that is away) is written through here,
-//! so that the log does not grow with their number.
+//! Messages that others can cause without limit (a refused message, an unreachable server) are written through here, so
+//! that the log does not grow with their number.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::generational::GenerationalCache;
 
-/// Between two lines of one kind.
+/// Minimum interval between two messages of a kind.
 pub const INTERVAL: Duration = Duration::from_secs(60);
-/// Kinds that are remembered. One that is forgotten is written once more.
+/// Maximum number of kinds remembered. A forgotten kind is written once more.
 const MAX_KINDS: usize = 1000;
 
 static LINES: LazyLock<RepeatedLines> = LazyLock::new(|| RepeatedLines::new(INTERVAL));
 
-/// Writes a line somewhere.
+/// Writes a message to its destination.
 type Write = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// The lines of one kind.
+/// Throttling state of one kind of message.
 struct Kind {
     write: Write,
     written_at: Instant,
@@ -26,23 +26,23 @@ struct Kind {
     last: String,
 }
 
-/// Writes a warning, unless one of its kind was written less than a minute ago; then it is counted, and a line with the
-/// number follows. `kind` is what lines of one cause have in common.
+/// Writes a warning, unless one of its kind was written less than a minute ago; then it is counted, and a message with
+/// the number follows. `kind` is the key that messages of one cause share.
 pub fn warn(kind: &str, line: &str) {
     write(kind, line, |line| tracing::warn!("{line}"));
 }
 
-/// Writes a line of information as [`warn`] does.
+/// Writes an informational message as [`warn`] does.
 pub fn info(kind: &str, line: &str) {
     write(kind, line, |line| tracing::info!("{line}"));
 }
 
-/// Writes a line elsewhere than to the log, as [`warn`] does.
+/// Writes a message elsewhere than to the log, as [`warn`] does.
 pub fn write(kind: &str, line: &str, write: impl Fn(&str) + Send + Sync + 'static) {
     LINES.write(kind, &(Arc::new(write) as Write), line);
 }
 
-/// Writes the numbers of all lines that were left out and not told yet: before the process ends.
+/// Writes the counts of all suppressed messages. Call it before the process ends.
 pub fn flush() {
     LINES.flush();
 }
@@ -77,7 +77,7 @@ impl RepeatedLines {
         }
     }
 
-    /// The line to be written now, if any; and whether it is the first that is left out.
+    /// Records a message. Returns the message to write now, if any, and whether it is the first one suppressed.
     fn count(&self, kind: &str, write: &Write, line: &str) -> (Option<String>, bool) {
         let mut kinds = self.kinds();
         let Some(known) = kinds.get(kind) else {
@@ -95,7 +95,7 @@ impl RepeatedLines {
         (None, known.left_out == 1)
     }
 
-    /// The last line of a kind with the number of those that were left out.
+    /// Returns the last message of a kind with the number of suppressed ones, and resets the count.
     fn sum_up(&self, kind: &str) -> Option<(Write, String)> {
         let mut kinds = self.kinds();
         let known = kinds.get(kind).filter(|known| known.left_out > 0)?;

@@ -1,6 +1,6 @@
-//! What is tried again, how often, and after how long: the only place that decides it (field notes, "What to retry").
+//! Retry policy: which errors are retried, how often, and after which delay. Nothing else decides this.
 //!
-//! The arithmetic is apart from the sleeping: [`Retry::next_delay`] can be tested without a clock.
+//! [`Retry::next_delay`] computes without sleeping, so it can be tested without a clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Class, Error};
 
-/// Whether an error may be gone when the same is tried again. All else is final.
+/// Returns whether an error is transient: a retry may succeed. All others are permanent.
 pub fn is_passing(error: &Error) -> bool {
     match error.class() {
         _ if error.is_out_of_files() => true,
@@ -35,13 +35,13 @@ pub fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// Whether the system refused because too many files are open: in this process (EMFILE) or on the machine (ENFILE).
+/// Returns whether the system ran out of file descriptors: in this process (EMFILE) or on the machine (ENFILE).
 pub fn is_out_of_files(error: &std::io::Error) -> bool {
     let codes = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-/// Which class an HTTP status is of, before anything else about the answer is known.
+/// Returns the error kind of an HTTP status, before anything else about the response is known.
 pub fn class_of_status(status: u16) -> Class {
     match status {
         401 | 403 => Class::Denied,
@@ -54,22 +54,22 @@ pub fn class_of_status(status: u16) -> Class {
     }
 }
 
-/// How long is waited for other work of this process to close files.
+/// How long to wait for other work of this process to close files.
 pub const OUT_OF_FILES_PATIENCE: Duration = Duration::from_secs(5 * 60);
 
-/// How often, and with which pauses.
+/// Number and delays of retries.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// Tries of one request without any progress, the first included.
+    /// Maximum attempts of a request without progress, the first included.
     pub attempts: u32,
-    /// The upper bound of the first pause.
+    /// Upper bound of the first delay.
     pub first_delay: Duration,
-    /// The upper bound of every pause; `Retry-After` may ask for more.
+    /// Upper bound of every delay; `Retry-After` may ask for more.
     pub max_delay: Duration,
-    /// The longest `Retry-After` that is waited out; a longer one ends the task with "rate limited".
+    /// Maximum `Retry-After` that is waited for; a longer one ends the task with "rate limited".
     pub max_wait: Duration,
-    /// For how long a registry that refuses requests for being too many (429) is waited for. No try is counted meanwhile:
-    /// it is the registry's wait. Nothing: they are counted as all others.
+    /// How long to keep waiting for a registry that rejects requests with 429. Such waits count as no attempt, for they
+    /// are the registry's. Zero counts them like other errors.
     pub patience: Duration,
 }
 
@@ -85,13 +85,14 @@ impl Default for Policy {
     }
 }
 
-/// The retries that a whole task may still spend, shared by all its requests so that nested retries do not multiply. It
-/// bounds what goes wrong without end, not what an image of many blobs may need. A retry takes one; when what was retried succeeds, its retries are given back.
+/// Retry budget of a whole task, shared by all its requests so that nested retries do not multiply. It bounds endless
+/// failures, not the needs of an image with many blobs. A retry takes one; an operation that succeeds returns its
+/// retries.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<AtomicU32>);
 
 impl Budget {
-    /// A budget of so many retries.
+    /// Creates a budget of so many retries.
     pub fn new(retries: u32) -> Budget {
         Budget(Arc::new(AtomicU32::new(retries)))
     }
@@ -111,31 +112,32 @@ impl Default for Budget {
     }
 }
 
-/// The state of trying one thing.
+/// Retry state of one operation.
 #[derive(Debug)]
 pub struct Retry {
     policy: Policy,
     budget: Budget,
     started: Instant,
     attempts: u32,
-    /// With those that do not count.
+    /// Including attempts that do not count.
     tries: u32,
     limited_since: Option<Instant>,
     out_of_files_since: Option<Instant>,
-    /// Requests in a row that the server did not take.
+    /// Consecutive requests that the server did not process.
     untaken: u32,
     spent: u32,
     delays: backon::ExponentialBackoff,
 }
 
-/// Requests that a server says it did not take (a refused stream or GOAWAY of HTTP/2) are repeated so often in a row before
-/// one counts as an attempt: a connection that is being closed gives a few, a server that takes nothing gives them all.
+/// Maximum consecutive retries of requests that a server did not process (HTTP/2: a refused stream or GOAWAY) before
+/// one counts as an attempt: a connection that is being closed causes a few, a server that accepts nothing causes them
+/// all.
 pub(crate) const MAX_UNTAKEN: u32 = 20;
-/// The pause before the first of them, which grows by as much each time.
+/// Delay before the first of them; it grows by as much each time.
 const UNTAKEN_DELAY: Duration = Duration::from_millis(25);
 
 impl Retry {
-    /// The first try is about to be made.
+    /// Creates the state before the first attempt.
     pub fn new(policy: Policy, budget: &Budget) -> Retry {
         Retry {
             policy,
@@ -151,7 +153,7 @@ impl Retry {
         }
     }
 
-    /// Something was achieved: what failed before it is forgotten.
+    /// Resets the state after progress.
     pub fn progressed(&mut self) {
         (self.tries, self.limited_since, self.out_of_files_since, self.untaken) = (0, None, None, 0);
         if self.attempts > 0 {
@@ -161,11 +163,10 @@ impl Retry {
         }
     }
 
-    /// A try failed. Either how long to wait before the next one, or the error to end with, which says how often it was
-    /// tried.
+    /// Records a failed attempt. Returns the delay before the next one, or the final error with the number of attempts.
     pub fn next_delay(&mut self, error: Error) -> Result<(Duration, Error), Error> {
         if error.attempts() > 1 {
-            // What was tried often enough within is not tried again around it: the times would multiply.
+            // An error that was retried inside is not retried around it: attempts would multiply.
             return Err(error);
         }
         self.tries += 1;
@@ -192,18 +193,18 @@ impl Retry {
         }
         self.spent += 1;
         let bound = self.delays.next().unwrap_or(self.policy.max_delay);
-        // Full jitter: many clients that failed together come back apart.
+        // Full jitter: clients that failed together return spread out.
         let delay = rand::rng().random_range(Duration::ZERO..=bound);
         match error.wait() {
             Some(wait) if wait > self.policy.max_wait => Err(self.too_long(error, wait)),
-            // Never before the time that the registry named, and not all at that very moment; nor sooner than without it:
-            // a date that is past or a number below zero names no time.
+            // Never before the time that the registry named, and not all at that moment; nor sooner than without it: a
+            // date in the past or a negative number names no time.
             Some(wait) => Ok(((wait + delay.min(wait / 4 + Duration::from_millis(50))).max(delay), error)),
             None => Ok((delay, error)),
         }
     }
 
-    /// There were too many requests: the registry is waited for, as long as that is borne here.
+    /// Returns the delay of a rate limit, which counts as no attempt, until the timeout.
     fn wait_out(&mut self, error: Error, wait: Duration) -> Result<(Duration, Error), Error> {
         let since = *self.limited_since.get_or_insert_with(Instant::now);
         if wait > self.policy.max_wait || since.elapsed() + wait > self.policy.patience {
@@ -213,7 +214,7 @@ impl Retry {
         Ok((wait + rand::rng().random_range(Duration::ZERO..=apart), error))
     }
 
-    /// Too many files are open: other work of this process closes some. No try is counted.
+    /// Returns the delay until other work of this process may have closed files. It counts as no attempt.
     fn wait_for_files(&mut self, error: Error) -> Result<(Duration, Error), Error> {
         let since = *self.out_of_files_since.get_or_insert_with(Instant::now);
         if since.elapsed() > OUT_OF_FILES_PATIENCE {
@@ -227,7 +228,8 @@ impl Retry {
         self.last(error).hint(hint)
     }
 
-    /// Waits as [`Retry::next_delay`] says, unless cancelled. `seen` is told of the error and the wait first.
+    /// Waits for [`Retry::next_delay`], unless cancelled. Calls `seen` with the error, the attempts and the delay
+    /// first.
     pub async fn pause(
         &mut self,
         error: Error,
@@ -249,7 +251,7 @@ impl Retry {
 
 impl Drop for Retry {
     fn drop(&mut self) {
-        // Success is the common end; where the task failed, nobody asks the budget again.
+        // Most operations succeed; where the task failed, the budget is not used again.
         self.budget.give_back(self.spent);
     }
 }
@@ -262,7 +264,7 @@ fn delays(policy: Policy) -> backon::ExponentialBackoff {
         .build()
 }
 
-/// A span of time for people: `90 s`, `0.4 s`, `5 min`.
+/// Formats a duration for people: `90 s`, `0.4 s`, `5 min`.
 pub fn seconds(span: Duration) -> String {
     match span.as_secs_f64() {
         s if s < 10.0 => format!("{s:.1} s"),
@@ -326,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_retry_after_that_names_no_time_shortens_no_pause() {
-        // Full jitter makes each pause anything below its bound: enough of them show the bound.
+        // Full jitter makes each delay anything below its bound: enough of them show the bound.
         let policy = Policy { attempts: 200, first_delay: Duration::from_secs(8), ..Policy::default() };
         let mut retry = Retry::new(policy, &Budget::default());
         let pauses = (0..100).map(|_| retry.next_delay(failure().retry_after(Some(Duration::ZERO))).unwrap().0);

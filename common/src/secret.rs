@@ -1,4 +1,4 @@
-//! A text that is never shown: passwords and tokens. See [`Secret`].
+//! Secrets that are never shown: passwords and tokens. See [`Secret`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,25 +7,25 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::mask::{self, MASK};
 
-/// A password or a token. It prints and serialises as `***`; [`expose`](Secret::expose) is the one way to the text, so
-/// that every place that needs it can be found by that name. While it lives, [`mask`](crate::mask::mask) knows it.
+/// A password or a token. It prints and serializes as `***`; only [`expose`](Secret::expose) returns the text, so that
+/// every use can be found by that name. While it is alive, [`mask`](crate::mask::mask) masks it in external text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Wraps a text, so that it is not shown from here on.
+    /// Wraps a text, which is masked from now on.
     pub fn new(text: impl Into<String>) -> Self {
         let text = text.into().into();
         mask::watch(&text);
         Self(text)
     }
 
-    /// Has the text masked for some time after nobody holds it any more, as a token that was replaced.
+    /// Keeps the text masked for some time after its last use, for example a replaced token.
     pub fn remember(&self) {
         mask::keep(&self.0);
     }
 
-    /// The text itself, for the wire only.
+    /// Returns the text, for the wire only.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -57,7 +57,7 @@ impl Serialize for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The format's own error quotes what it found (`invalid type: integer 1234`), and that is the secret.
+        // The format's own error quotes the value (`invalid type: integer 1234`), which is the secret.
         match String::deserialize(deserializer) {
             Ok(text) => Ok(Self::new(text)),
             Err(_) => Err(D::Error::custom("a secret must be a text (put it in quotes; what was found is not shown)")),

@@ -1,8 +1,8 @@
-//! Time spent waiting for another party, and how much of it is allowed.
+//! Measures and limits the time spent waiting for other parties.
 //!
-//! A deadline must not punish a copy for what imgsync does to itself: the bandwidth limit, the rate limit of a registry, or
-//! a blob that another copy is moving. [`WaitClock`] leaves such time out. [`WaitCredit`] is the deadline: waiting spends
-//! it, bytes earn it back up to where it started, so that a stream which stands still and one that drips end alike.
+//! A deadline must not count delays that imgsync imposes itself: the bandwidth limit, the rate limit of a registry, or
+//! a blob that another copy is transferring. [`WaitClock`] excludes such time. [`WaitCredit`] is the deadline: waiting
+//! spends it, and bytes earn it back up to the initial limit, so that a stalled stream and a dripping one end alike.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How soon a clock that may stand still is looked at again.
+/// How often a clock that may be paused is checked.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Measures the time that an operation waits for others. It stands still while imgsync itself holds the operation back.
-/// Clones are the same clock.
+/// Measures how long an operation waits for others. It is paused while imgsync itself delays the operation. Clones
+/// share the clock.
 #[derive(Debug, Clone, Default)]
 pub struct WaitClock(Arc<Clock>);
 
@@ -27,18 +27,18 @@ struct Clock {
 
 #[derive(Debug, Default)]
 struct Paused {
-    /// How many hold the operation back at the moment.
+    /// Number of current pauses.
     holders: usize,
     since: Option<Instant>,
     before: Duration,
 }
 
-/// Keeps a [`WaitClock`] from running until it is dropped.
+/// Pauses a [`WaitClock`] until it is dropped.
 #[derive(Debug)]
 pub struct ClockPause(WaitClock);
 
 impl WaitClock {
-    /// Stops the clock until the guard is dropped.
+    /// Pauses the clock until the guard is dropped.
     pub fn pause(&self) -> ClockPause {
         let mut paused = self.lock();
         if paused.holders == 0 {
@@ -49,13 +49,13 @@ impl WaitClock {
         ClockPause(self.clone())
     }
 
-    /// Returns how long the clock has stood still in all.
+    /// Returns the total time that the clock was paused.
     pub fn paused(&self) -> Duration {
         let paused = self.lock();
         paused.before + paused.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Returns when the clock has run for so long from now on.
+    /// Waits until the clock has run for this long, not counting pauses.
     pub async fn reaches(&self, time: Duration) {
         let (began, paused) = (Instant::now(), self.paused());
         loop {
@@ -67,22 +67,22 @@ impl WaitClock {
         }
     }
 
-    /// Leaves out time that was spent in a pause of another clock.
+    /// Excludes time that was spent in a pause of another clock.
     pub fn leave_out(&self, time: Duration) {
         self.lock().before += time;
     }
 
-    /// Records bytes of a blob that came.
+    /// Records bytes of a blob that were received.
     pub fn received(&self, bytes: u64) {
         self.0.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Records bytes of a blob that the other side took.
+    /// Records bytes of a blob that the other side accepted.
     pub fn sent(&self, bytes: u64) {
         self.0.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the bytes that really flowed so far, in the busier direction.
+    /// Returns the bytes transferred so far, in the busier direction.
     pub fn flowed(&self) -> u64 {
         self.0.received.load(Ordering::Relaxed).max(self.0.sent.load(Ordering::Relaxed))
     }
@@ -104,7 +104,7 @@ impl Drop for ClockPause {
     }
 }
 
-/// Allowed waiting time: waiting spends it and bytes earn it back, never above the limit that it starts with.
+/// Waiting-time budget: waiting spends it and bytes earn it back, never above its limit.
 #[derive(Debug, Clone)]
 pub struct WaitCredit {
     limit: Duration,
@@ -119,25 +119,25 @@ impl WaitCredit {
         WaitCredit { limit, left: limit, rate: rate.max(1) }
     }
 
-    /// Returns how long may still be waited without a byte.
+    /// Returns how long to wait at most for the next byte.
     pub fn left(&self) -> Duration {
         self.left
     }
 
-    /// Records a wait and the bytes that it brought.
+    /// Records a wait and the bytes that arrived.
     pub fn record(&mut self, waited: Duration, bytes: u64) {
         // More than this many seconds fill any credit.
         let earned = Duration::from_secs_f64((bytes as f64 / self.rate as f64).min(self.limit.as_secs_f64()));
         self.left = (self.left + earned).saturating_sub(waited).min(self.limit);
     }
 
-    /// Raises the limit, and what is left.
+    /// Raises the limit and the remaining credit.
     pub fn raise(&mut self, by: Duration) {
         self.limit = self.limit.saturating_add(by);
         self.left = self.left.saturating_add(by);
     }
 
-    /// Whether it is used up.
+    /// Returns whether the credit is used up.
     pub fn is_spent(&self) -> bool {
         self.left.is_zero()
     }

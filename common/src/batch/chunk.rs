@@ -1,9 +1,9 @@
-//! How stores keep the plan: chunks of tasks, packed.
+//! Packed chunks of tasks: the format in which stores keep the plan.
 //!
-//! Tasks of a repository differ in their tags and digests only. A chunk is: a version byte; the length of the packed part
-//! as a varint; the packed part, deflated (RFC 1951); the digests' own bytes, which do not pack. The packed part is:
-//! when it was listed, the repositories, then for each task rule, source, target and a byte for the kind of digest and what
-//! the listing showed of companions, then the tags.
+//! Tasks of a repository differ in their tags and digests only. A chunk consists of: a version byte; the length of the
+//! packed part as a varint; the packed part, deflated (RFC 1951); the raw digests, which do not compress. The packed
+//! part holds the time of the listing, the repositories, for each task its rule, source, target and a byte for the
+//! digest kind and the digest tag hints, and then the tags.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -16,35 +16,35 @@ use jiff::Timestamp;
 use super::{Home, Place, Planned};
 use crate::image::{Algorithm, Company, Digest, Tag};
 
-/// The most tasks in a chunk.
+/// Maximum number of tasks in a chunk.
 pub const MAX_TASKS: usize = 500;
 
 const VERSION: u8 = 1;
-/// Of a task's byte, those that say what kind of digest there is.
+/// Bits of a task's byte that hold the digest kind.
 const KIND_BITS: u32 = 2;
-/// More than any chunk unpacks to.
+/// Upper bound of the unpacked size of a chunk.
 const MAX_UNPACKED: u64 = 8 << 20;
 
-/// Some tasks of one repository.
+/// Tasks of one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// When they were listed, to the second.
+    /// Time of the listing, to the second.
     pub listed_at: Timestamp,
     /// The tasks, in the order of their indexes.
     pub tasks: Vec<Planned>,
 }
 
-/// A chunk's bytes cannot be read.
+/// Error of decoding a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a part of the plan cannot be read: {0}")]
 pub struct ChunkError(&'static str);
 
-/// Packs tasks that were listed at one time. Digests are kept where `keeps_digest` says so for a position; those of
-/// settled tasks stand in the digest cache.
+/// Packs tasks of one listing. Keeps the digests at positions where `keeps_digest` returns true; those of settled tasks
+/// are in the digest cache.
 pub fn encode_chunk(listed_at: Timestamp, tasks: &[Planned], keeps_digest: impl Fn(usize) -> bool) -> Vec<u8> {
     let mut homes: Vec<&Home> = Vec::new();
     let mut number_of = |home| {
-        // Few, and the last ones are the likeliest.
+        // There are few, and the last ones are the likeliest.
         let found = homes.iter().rposition(|known| *known == home);
         found.unwrap_or_else(|| {
             homes.push(home);
@@ -64,11 +64,11 @@ pub fn encode_chunk(listed_at: Timestamp, tasks: &[Planned], keeps_digest: impl 
         };
         rows.push(kind | task.company.bits() << KIND_BITS);
         if let Some(digest) = digest {
-            // A digest's digits are hexadecimal: it was checked when it was made.
+            // A digest is valid hexadecimal: it was checked when it was created.
             digests.extend(hex::decode(digest.hex()).unwrap_or_default());
         }
         put_text(&mut tags, task.source.tag.as_str());
-        // No tag is empty: an empty one says that it is the same.
+        // Tags are never empty: an empty one means the same tag.
         put_text(&mut tags, if task.target.tag == task.source.tag { "" } else { task.target.tag.as_str() });
     }
 
@@ -91,7 +91,7 @@ pub fn encode_chunk(listed_at: Timestamp, tasks: &[Planned], keeps_digest: impl 
     bytes
 }
 
-/// Reads what [`encode_chunk`] wrote.
+/// Decodes a chunk written by [`encode_chunk`].
 pub fn decode_chunk(bytes: &[u8]) -> Result<Chunk, ChunkError> {
     let mut bytes = Bytes(bytes);
     if bytes.take(1)? != [VERSION] {
@@ -156,7 +156,7 @@ fn inflate(bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
     Ok(unpacked)
 }
 
-/// LEB128.
+/// Writes a number as LEB128.
 fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push((number as u8) | 0x80);
@@ -170,7 +170,7 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// What is left to be read.
+/// Reads values from the rest of a byte slice.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

@@ -1,30 +1,30 @@
-//! What is added up over a batch, as `run --json` prints it.
+//! Totals of a batch, as `run --json` prints them.
 
 use serde::{Deserialize, Serialize};
 
 use super::TaskState;
 
-/// How many tasks stand where. `total` is always the sum of all that follow it.
+/// Number of tasks by state. `total` is always the sum of all other fields.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// All tasks; final once the batch is sealed.
     pub total: u64,
-    /// Not begun, or waiting to be tried again.
+    /// Not started, or waiting for a retry.
     pub waiting: u64,
-    /// With a worker.
+    /// Running on a worker.
     pub running: u64,
     /// Copied.
     pub copied: u64,
-    /// Found the same at the target.
+    /// Up to date at the target.
     pub unchanged: u64,
-    /// Failed for good.
+    /// Failed permanently.
     pub failed: u64,
-    /// Stopped on request.
+    /// Cancelled on request.
     pub cancelled: u64,
 }
 
 impl Counts {
-    /// From how many tasks are in each state.
+    /// Sums the number of tasks in each state.
     pub fn of(in_state: impl Fn(TaskState) -> u64) -> Counts {
         let mut counts = Counts::default();
         for state in TaskState::ALL {
@@ -42,34 +42,34 @@ impl Counts {
         counts
     }
 
-    /// How many have ended, in whichever way.
+    /// Returns the number of tasks that have ended.
     pub fn ended(&self) -> u64 {
         self.copied + self.unchanged + self.failed + self.cancelled
     }
 
-    /// How many have not.
+    /// Returns the number of tasks that have not ended.
     pub fn open(&self) -> u64 {
         self.waiting + self.running
     }
 }
 
-/// Bytes of blobs, by how they came to be at the target.
+/// Bytes of blobs, by how they reached the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes {
-    /// Moved from source to target.
+    /// Transferred from source to target.
     pub copied: u64,
-    /// Taken by the target from another of its repositories.
+    /// Mounted by the target from another of its repositories.
     pub mounted: u64,
-    /// There already.
+    /// Already at the target.
     pub reused: u64,
 }
 
-/// Requests that were sent.
+/// Number of requests sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
-    /// To sources.
+    /// Requests to sources.
     pub source: u64,
-    /// To targets.
+    /// Requests to targets.
     pub target: u64,
 }
 

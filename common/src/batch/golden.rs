@@ -1,7 +1,8 @@
-//! What an earlier release left in broker and store is read by every later one: files with the very bytes of version 1.
+//! Golden tests: later releases read what an earlier one left in broker and store. The files hold the exact bytes of
+//! version 1.
 //!
-//! They were written by a program of its own from the formats' descriptions, not by this code. They never change: a new
-//! version adds files of its own beside them.
+//! Another program wrote them from the descriptions of the formats, not this code. They never change: a new version
+//! adds its own files.
 
 use jiff::Timestamp;
 
@@ -65,7 +66,7 @@ fn messages_of_version_1_are_read_and_written_and_their_signatures_hold() {
         [(MESSAGE, MESSAGE_SIGNATURE, message()), (REQUEUED, REQUEUED_SIGNATURE, requeued())]
     {
         assert_eq!(Message::decode(bytes), Decoded::Message(message.clone()));
-        // A worker of the release before may be the one to read what is written now.
+        // A worker of the previous release may read what is written now.
         assert_eq!(String::from_utf8_lossy(&message.encode()), String::from_utf8_lossy(bytes));
         assert_eq!(key.sign(bytes), signature);
         assert!(key.verifies(bytes, signature));
@@ -88,7 +89,7 @@ fn a_plan_of_version_1_is_read() {
     ];
     let listed_at = at(1_767_225_600);
     assert_eq!(decode_chunk(CHUNK).unwrap(), Chunk { listed_at, tasks: tasks.clone() });
-    // Another deflate may pack it otherwise; the version is told by the first byte.
+    // Another deflate may pack it differently; the first byte tells the version.
     assert_eq!(encode_chunk(listed_at, &tasks, |_| true)[0], 1);
     let mut newer = CHUNK.to_vec();
     newer[0] = 2;

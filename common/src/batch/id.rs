@@ -1,4 +1,4 @@
-//! The name of a batch. See [`BatchId`].
+//! Batch ids. See [`BatchId`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use crate::printable::printable;
 
-/// Names a batch: a UUIDv7 (RFC 9562, section 5.7), so that ids sort by when batches were made.
+/// Id of a batch: a UUIDv7 (RFC 9562, section 5.7), so that ids sort by creation time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(Uuid);
 
-/// Why a text is not a [`BatchId`].
+/// Error of parsing a [`BatchId`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not the id of a batch: those look like 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub struct ParseBatchIdError {
@@ -20,12 +20,12 @@ pub struct ParseBatchIdError {
 }
 
 impl BatchId {
-    /// A new one, later than all that this process made before.
+    /// Generates an id, greater than all earlier ones of this process.
     pub fn generate() -> BatchId {
         BatchId(Uuid::now_v7())
     }
 
-    /// A new one, later than `newest`, whatever the clock says.
+    /// Generates an id greater than `newest`, whatever the clock says.
     pub fn generate_after(newest: Option<BatchId>) -> BatchId {
         let id = BatchId::generate();
         match newest {
@@ -39,12 +39,12 @@ impl BatchId {
         }
     }
 
-    /// From its 16 bytes, as stores keep it.
+    /// Creates an id from its 16 bytes, as stores keep it.
     pub fn from_bytes(bytes: [u8; 16]) -> BatchId {
         BatchId(Uuid::from_bytes(bytes))
     }
 
-    /// Its 16 bytes; they sort as the ids do.
+    /// Returns the 16 bytes, which sort like the ids.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
@@ -55,7 +55,7 @@ impl FromStr for BatchId {
 
     fn from_str(text: &str) -> Result<BatchId, ParseBatchIdError> {
         let refuse = || ParseBatchIdError { text: printable(text).into_owned() };
-        // Only the one form that is printed: an id is compared as text in other places.
+        // Accepts only the printed form: ids are compared as text elsewhere.
         if text.len() != 36 {
             return Err(refuse());
         }

@@ -1,7 +1,7 @@
-//! The envelope in which a task goes to a worker, version 1.
+//! The message that carries a task to a worker, version 1.
 //!
-//! One message for one source tag, with every target tag that it goes to in one lane: the source is read once for all.
-//! It holds no secrets, and no options: these stand with the batch, by the number of the rule.
+//! A message names one source tag and all its target tags on one route, so that the source is read once for all. It
+//! contains no secrets and no options: the batch has the options, by rule number.
 
 use std::sync::Arc;
 
@@ -11,52 +11,52 @@ use serde::{Deserialize, Serialize};
 use super::{BatchId, End, Home, Lane, Place, Planned, Priority, Task, Ticket};
 use crate::image::{Company, Digest, Tag};
 
-/// The version that is written.
+/// Version that is written.
 pub const VERSION: u32 = 1;
 
-/// The most bytes that a message has; a usual one has about 400.
+/// Maximum size of a message in bytes; a typical one has about 400.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
-/// What to copy, and where to.
+/// The copies of one source tag on one route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Of which batch.
+    /// The batch.
     pub batch: BatchId,
-    /// 0, and one more for each time that its tasks were requeued.
+    /// Number of times that its tasks were requeued.
     pub run: u32,
-    /// Which rule wants it, by its place in the batch's rules.
+    /// Index of the rule in the batch's rules.
     pub rule: u32,
     /// The tag to copy.
     pub source: Place,
-    /// What the tag was when it was listed, if the listing said so.
+    /// The digest of the source tag when it was listed, if the listing contained it.
     pub digest: Option<Digest>,
-    /// When that was, to the second.
+    /// Time of the listing, to the second.
     pub listed_at: Timestamp,
-    /// What the listing showed of tags that belong to the image.
+    /// What the listing showed of digest tags.
     pub company: Company,
-    /// How urgent it is.
+    /// The priority.
     pub priority: Priority,
-    /// Where to: one at least.
+    /// The target tags: at least one.
     pub targets: Vec<MessageTarget>,
 }
 
-/// One task of a message.
+/// A task of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageTarget {
-    /// The task's index in the batch.
+    /// Index of the task in the batch.
     pub index: u32,
-    /// The tag to write.
+    /// The target tag.
     pub place: Place,
 }
 
-/// What some bytes are.
+/// Result of decoding a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     /// A message.
     Message(Message),
-    /// A message of this version, which a newer worker understands: it is to be left for one.
+    /// A message of this version, which needs a newer worker.
     NewerVersion(u64),
-    /// No message, and why.
+    /// Not a message, with the reason.
     Garbage(String),
 }
 
@@ -98,8 +98,8 @@ struct AnyVersion {
 }
 
 impl Message {
-    /// The messages of normal priority for these tasks of one batch, each with its run, which were listed at this time: neighbours with one
-    /// source tag, rule, run and lane go together.
+    /// Groups tasks of one batch, each with its run, from a listing of this time into messages of normal priority:
+    /// neighbours with the same source tag, rule, run and route share a message.
     pub fn for_tasks(
         batch: BatchId,
         listed_at: Timestamp,
@@ -107,7 +107,7 @@ impl Message {
         lane_of: impl Fn(&Task) -> Lane,
     ) -> Vec<(Lane, Message)> {
         let mut messages: Vec<(Lane, Message)> = Vec::new();
-        // Neighbours alternate between lanes where a rule has several targets: look back over this source tag's own.
+        // Neighbours alternate between routes where a rule has several targets: look back over this source tag's own.
         let mut of_this_source = 0;
         for (run, task) in tasks {
             let lane = lane_of(&task);
@@ -135,12 +135,12 @@ impl Message {
         messages
     }
 
-    /// The tasks that it asks for.
+    /// Iterates over the tasks of the message.
     pub fn tickets(&self) -> impl Iterator<Item = Ticket> + '_ {
         self.targets.iter().map(|target| Ticket { batch: self.batch, run: self.run, index: target.index })
     }
 
-    /// Its bytes, in the version that is written.
+    /// Encodes the message in the current version.
     pub fn encode(&self) -> Vec<u8> {
         let target = |target: &MessageTarget| Target1 {
             index: target.index,
@@ -167,7 +167,7 @@ impl Message {
         serde_json::to_vec(&message).expect("a message is plain JSON")
     }
 
-    /// Reads bytes from outside.
+    /// Decodes external bytes.
     pub fn decode(body: &[u8]) -> Decoded {
         if body.len() > MAX_MESSAGE_BYTES {
             return Decoded::Garbage(format!("{} bytes, {MAX_MESSAGE_BYTES} are allowed", body.len()));

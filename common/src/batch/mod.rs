@@ -1,7 +1,7 @@
-//! What a run is made of: batches, their tasks and how these end, and the message that carries a task to a worker.
+//! Batches, tasks and results, and the message that carries a task to a worker.
 //!
-//! A *batch* is one run of rules: a list of *tasks*, each one source tag to one target tag, with an index in the batch.
-//! Everything here is pure: no I/O, no async, no clock.
+//! A *batch* is one run of rules: a list of *tasks*. Each task copies one source tag to one target tag and has an index
+//! in the batch. This module is pure: no I/O, no async, no clock.
 
 mod chunk;
 mod count;

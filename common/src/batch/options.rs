@@ -1,8 +1,8 @@
-//! What workers need to know of a batch beside its tasks: the rules' options, by the rules' numbers. Kept with the batch,
-//! never in messages, and without secrets.
+//! Options of a batch that workers need: the options of its rules, by rule number. They are kept with the batch, never
+//! in messages, and contain no secrets.
 //!
-//! Options protect target tags (`immutable`, `backup`, …): what cannot be read, or has a key that this version does not
-//! know, is an error, never the default.
+//! Options protect target tags (`immutable`, `backup`, …): a value that cannot be parsed, or a key that this version
+//! does not know, is an error, never the default.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -17,110 +17,110 @@ use crate::image::Platform;
 use crate::printable::printable;
 use crate::select::TagPattern;
 
-/// What is hashed for the digest cache, and the version of its form: raised where a field's meaning changes. Then every
-/// target tag that was made with options is asked for once more.
+/// Domain and version of the hash for the digest cache. Raise the version when the meaning of a field changes: then
+/// every target tag made with options is checked once more.
 const FINGERPRINT: &str = "imgsync options 1";
 
-/// The version of [`Options::encode`]: raised when what a key means changes.
+/// Version of [`Options::encode`]: raised when the meaning of a key changes.
 pub const OPTIONS_VERSION: u64 = 1;
 
-/// The options of a batch.
+/// Options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// What is copied, in a few words, for reports.
+    /// Short description of the batch, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
-    /// By the rules' numbers.
+    /// Options by rule number.
     pub rules: Vec<RuleOptions>,
-    /// Ask everything, and push what is there already.
+    /// Check every tag, and push even what is up to date.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
-    /// Compare the ends and remember what is equal; copy nothing.
+    /// Compare source and target and record what is equal, without copying.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prime: bool,
-    /// Compare the ends, and copy nothing; how thoroughly.
+    /// Compare source and target without copying; how thoroughly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
-    /// The part of the sorted whole that it is.
+    /// The slice of the sorted plan that the batch covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<PlanSlice>,
-    /// What an image is given at the least, in seconds.
+    /// Minimum timeout of an image, in seconds.
     pub timeout_seconds: u64,
-    /// Whether that is all it gets, however large it is.
+    /// Whether the timeout is exact, however large the image is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timeout_is_exact: bool,
-    /// The names of the credentials that are used, by registry; those that are not named are anonymous, or left to who
-    /// runs the task.
+    /// Names of the credentials in use, by registry. Registries that are not named are anonymous, or left to the worker
+    /// that runs the task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub accounts: BTreeMap<String, String>,
 }
 
-/// A part of the sorted list of all images.
+/// A slice of the sorted list of all images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanSlice {
-    /// How many images are in each.
+    /// Number of images in a slice.
     pub size: NonZeroUsize,
-    /// Which one, from 1.
+    /// Number of the slice, from 1.
     pub number: NonZeroUsize,
 }
 
-/// How the ends of a batch are compared (`imgsync verify`).
+/// How source and target are compared (`imgsync verify`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verify {
-    /// Read all bytes of the target, in place of asking whether they are there.
+    /// Read all bytes of the target, instead of checking that they exist.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deep: bool,
-    /// Which referrers must be there, by the rules' numbers: all, where it says nothing; none of an empty list; else those
-    /// of these artifact types.
+    /// Required referrers, by rule number: all if `None`, none if the list is empty, else those of these artifact
+    /// types.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub referrers: Vec<Option<Vec<String>>>,
 }
 
-/// The options of one rule.
+/// Options of a rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleOptions {
-    /// What readers know the rule by, for reports and metrics (`Rule::title`).
+    /// Title of the rule, for reports and metrics (`Rule::title`).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// What it copies, for reports.
+    /// Its source, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub from: String,
-    /// Where to, for reports.
+    /// Its targets, for reports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<String>,
-    /// These platforms alone; all, where there are none.
+    /// Platforms to copy; all if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<Platform>,
     /// Source tags that never move: globs, or regular expressions between slashes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub immutable: Vec<String>,
-    /// A template of the tags under which is kept what others pointed to.
+    /// Template of the tags that keep what an overwritten tag pointed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
-    /// Of an index only these platforms are copied, and the index itself as it is.
+    /// Copy only these platforms of an index, and the index unchanged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sparse: bool,
-    /// What comes along with an image.
+    /// Referrers to copy.
     #[serde(default, skip_serializing_if = "Referrers::are_all")]
     pub referrers: Referrers,
-    /// How urgent its tasks are.
+    /// Priority of its tasks.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
-    /// Whether layers that live elsewhere are copied.
+    /// Whether foreign layers are copied.
     #[serde(default, skip_serializing_if = "ForeignLayers::are_kept")]
     pub foreign_layers: ForeignLayers,
-    /// How long a target tag is believed in, in seconds.
+    /// How long a cached target tag is trusted, in seconds.
     pub verify_every_seconds: u64,
-    /// How often an unchanged image is asked for new referrers, in seconds.
+    /// How often an unchanged image is checked for new referrers, in seconds.
     #[serde(default)]
     pub referrers_every_seconds: u64,
 }
 
-/// Which referrers come along with an image: signatures, SBOMs, attestations and whatever else refers to it.
+/// Which referrers are copied with an image: signatures, SBOMs, attestations and others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "WrittenReferrers", into = "WrittenReferrers")]
 pub enum Referrers {
@@ -134,7 +134,7 @@ pub enum Referrers {
 }
 
 impl Referrers {
-    /// What is wrong with an artifact type (image-spec v1.1, "artifactType"): it is a media type, and not a word such as `sbom`.
+    /// Checks an artifact type (image-spec v1.1, "artifactType"): it is a media type, not a word such as `sbom`.
     pub fn check_type(text: &str) -> Result<(), String> {
         match text.split_once('/') {
             Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok(()),
@@ -175,20 +175,20 @@ impl Referrers {
         *self == Referrers::All
     }
 
-    /// Whether any come along.
+    /// Returns whether any referrers are copied.
     pub fn are_wanted(&self) -> bool {
         *self != Referrers::None
     }
 }
 
-/// What becomes of layers that live at URLs and that registries need not hold ("foreign", "non-distributable").
+/// How to treat layers at URLs that registries need not store ("foreign", "non-distributable").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ForeignLayers {
-    /// They stay where they are: whoever pulls the image gets them there.
+    /// Keep the reference: clients fetch the layer from its URL.
     #[default]
     Keep,
-    /// They are copied like all others.
+    /// Copy them like other layers.
     Copy,
 }
 
@@ -209,10 +209,10 @@ impl Options {
         value.to_string()
     }
 
-    /// Reads what [`Options::encode`] wrote. `what` names it in the error.
+    /// Decodes options written by [`Options::encode`]. `what` names them in the error.
     ///
     /// # Errors
-    /// `Invalid` where the text is of another version, has a key that this version does not know, or is no JSON.
+    /// `Invalid` if the text is of another version, has an unknown key, or is not JSON.
     pub fn decode(text: &str, what: &str) -> ErrorResult<Options> {
         let invalid = |detail: String| Error::new(Class::Invalid, format!("reading the options of {what}"), detail);
         if text.is_empty() {
@@ -234,10 +234,10 @@ impl Options {
         })
     }
 
-    /// The options of a rule, by its number.
+    /// Returns the options of a rule by its number.
     ///
     /// # Errors
-    /// `Invalid` where there is no such rule: nothing is copied by options that are not known.
+    /// `Invalid` if there is no such rule: nothing is copied with unknown options.
     pub fn rule(&self, number: u32) -> ErrorResult<&RuleOptions> {
         self.rules.get(number as usize).ok_or_else(|| {
             let detail = format!("the batch has {} rules, and none with the number {number}", self.rules.len());
@@ -245,12 +245,12 @@ impl Options {
         })
     }
 
-    /// The priority of the batch: the highest that any of its rules has.
+    /// Returns the priority of the batch: the highest of its rules.
     pub fn priority(&self) -> Priority {
         self.rules.iter().map(|rule| rule.priority).min().unwrap_or_default()
     }
 
-    /// The lane of a task from one end to another.
+    /// Returns the route from one endpoint to another.
     pub fn lane(&self, source: &End, target: &End) -> Lane {
         let account = |end: &End| {
             let name = end.registry().and_then(|registry| self.accounts.get(registry.as_str()));
@@ -266,7 +266,8 @@ impl Options {
 }
 
 impl RuleOptions {
-    /// What tells target tags that were made with these options from others, in the digest cache; empty for the usual.
+    /// Returns a fingerprint that distinguishes target tags made with these options in the digest cache; empty for the
+    /// defaults.
     pub fn fingerprint(&self) -> String {
         let types = match &self.referrers {
             Referrers::Types(types) => Some(Canonical::default().set(1, types)),
@@ -283,32 +284,32 @@ impl RuleOptions {
         }
     }
 
-    /// Whether a tag may point at less than all of an image of its digest.
+    /// Returns whether a target tag may lack parts of the image of its digest.
     pub fn leaves_out(&self) -> bool {
         self.sparse && !self.platforms.is_empty()
     }
 
-    /// Whether the target's digests are not the source's.
+    /// Returns whether target digests differ from source digests.
     pub fn cuts(&self) -> bool {
         !self.sparse && !self.platforms.is_empty()
     }
 
-    /// Whether an unchanged image that was asked for referrers so long ago need not be asked again.
+    /// Returns whether an unchanged image that was checked for referrers this long ago need not be checked again.
     pub fn knows_referrers(&self, tag: &str, asked_ago: Duration) -> bool {
         asked_ago.as_secs_f64() < self.referrers_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
     }
 
-    /// How long before now an image is said to have been asked for referrers that was found at the target without ever
-    /// having been asked: a part of the time, another for each tag, so that no run pays for all.
+    /// Returns the age to record for the referrer check of an image that is at the target but was never checked: a
+    /// fraction of the interval that differs by tag, so that no run checks all images.
     pub fn referrers_head_start(&self, tag: &str) -> Duration {
-        // So that it is due after between a twentieth and the whole of the time.
+        // The check is then due after between a twentieth and the whole of the interval.
         Duration::from_secs((self.referrers_every_seconds as f64 * (0.7 - 0.45 * spread(tag))) as u64)
     }
 
-    /// The patterns of tags that never move.
+    /// Parses the patterns of immutable tags.
     ///
     /// # Errors
-    /// `Invalid` where one of them is no pattern: without it a tag that must not move would.
+    /// `Invalid` if a pattern cannot be parsed: without it a tag that must not move would.
     pub fn immutable(&self) -> ErrorResult<Vec<TagPattern>> {
         let parse = |pattern: &String| {
             pattern.parse().map_err(|error: <TagPattern as std::str::FromStr>::Err| {
@@ -318,14 +319,14 @@ impl RuleOptions {
         self.immutable.iter().map(parse).collect()
     }
 
-    /// Whether a target tag that was last seen so long ago is still believed in. When each is asked again differs from tag
-    /// to tag, between three quarters and five quarters of the time, so that no run pays for all.
+    /// Returns whether a target tag that was seen this long ago is still trusted. The limit differs by tag, between
+    /// three quarters and five quarters of the interval, so that no run checks all tags.
     pub fn believes(&self, tag: &str, seen_ago: Duration) -> bool {
         seen_ago.as_secs_f64() < self.verify_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
     }
 }
 
-/// A number from 0 to 1, always the same for a tag.
+/// Returns a number from 0 to 1 that is always the same for a tag.
 fn spread(tag: &str) -> f64 {
     // FNV-1a: any hash that is the same on every machine.
     let hash = tag
@@ -356,7 +357,7 @@ mod tests {
         };
         assert_eq!(of(&["linux/arm64", "linux/amd64"]), of(&["linux/x86_64", "linux/arm64", "linux/aarch64"]));
         assert_ne!(of(&["linux/arm64"]), of(&["linux/amd64"]));
-        // A wish without a variant takes any.
+        // A platform without a variant matches any.
         assert_ne!(of(&["linux/arm"]), of(&["linux/arm/v7"]));
         assert_eq!(of(&[]), "");
         let platforms = vec!["linux/amd64".parse().unwrap()];
@@ -374,7 +375,7 @@ mod tests {
         };
         assert_eq!(typed(&["a", "b"]), typed(&["b", "a"]));
         assert_ne!(typed(&["a"]), typed(&["b"]));
-        // As caches hold them: a change asks for every tag that was made with options once more.
+        // The hashes that caches hold: a change checks every tag made with options once more.
         let golden = [of(&["linux/amd64"]), sparse.fingerprint(), foreign.fingerprint(), typed(&["a", "b"])];
         assert_eq!(golden, ["bbb96fec663e", "26caac605a79", "a45451cd8e1b", "7aae9b1c1a8b"]);
     }

@@ -1,5 +1,5 @@
-//! Where tags are: the two kinds of [`End`], a repository there ([`Home`]), a tag there ([`Place`]), and the [`Lane`]
-//! from one end to another.
+//! Locations of tags: an [`End`], a repository there ([`Home`]), a tag in it ([`Place`]), and the [`Lane`] from one
+//! endpoint to another.
 
 use std::fmt;
 use std::path::Path;
@@ -11,62 +11,62 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::image::{Reference, RegistryName, RepositoryName, Tag};
 use crate::printable::printable;
 
-/// How a layout's folder is told from a registry. No registry's name holds a slash.
+/// Prefix that distinguishes a layout folder from a registry. Registry names contain no slash.
 const LAYOUT: &str = "oci:/";
 
-/// One end of a copy.
+/// Source or target of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum End {
     /// A registry.
     Registry(RegistryName),
-    /// An image layout in a folder of this machine: its absolute path. Works in one process only.
+    /// The absolute path of an image layout on this machine. Works in one process only.
     Layout(Box<str>),
 }
 
-/// A repository at an end.
+/// A repository at an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Home {
     end: End,
     path: Box<str>,
 }
 
-/// A tag in a repository at an end. Places of one repository share it: cloning is cheap.
+/// A tag in a repository. Tags of one repository share it, so cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The repository.
     pub home: Arc<Home>,
-    /// The tag there.
+    /// The tag.
     pub tag: Tag,
 }
 
-/// What is queued, slowed down and parked together: two ends, and the names of the credentials that are used there.
+/// Unit of queueing, rate limiting and pausing: two endpoints, and the names of the credentials used there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lane {
-    /// Where is read.
+    /// Source endpoint.
     pub source: End,
-    /// The name of the credential there; none is anonymous. Never a secret.
+    /// Name of the source credential; `None` is anonymous. Never a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_credential: Option<Box<str>>,
-    /// Where is written.
+    /// Target endpoint.
     pub target: End,
-    /// The name of the credential there.
+    /// Name of the target credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_credential: Option<Box<str>>,
 }
 
-/// Why a text is not an [`End`] or a [`Home`].
+/// Error of parsing an [`End`] or a [`Home`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParsePlaceError(String);
 
 impl End {
-    /// The layout in a folder; none if the path is not absolute, or is not text.
+    /// Creates the endpoint of a layout folder; `None` if the path is not absolute or not UTF-8.
     pub fn layout(folder: &Path) -> Option<End> {
         let text = folder.to_str().filter(|text| folder.is_absolute() && text.starts_with('/'))?;
         Some(End::Layout(text.into()))
     }
 
-    /// The registry, if it is one.
+    /// Returns the registry, if it is one.
     pub fn registry(&self) -> Option<&RegistryName> {
         match self {
             End::Registry(registry) => Some(registry),
@@ -112,13 +112,13 @@ impl<'de> Deserialize<'de> for End {
 }
 
 impl Home {
-    /// A repository of a registry.
+    /// Creates a repository of a registry.
     pub fn in_registry(registry: RegistryName, repository: &RepositoryName) -> Home {
         Home { end: End::Registry(registry), path: repository.as_str().into() }
     }
 
-    /// A repository by the name that it has at an end: in a registry its path; in a layout the full name in its
-    /// annotations, or nothing for images that have a tag alone.
+    /// Creates a repository from its name at an endpoint: the path in a registry; in a layout the full name in its
+    /// annotations, or the empty name for images that have only a tag.
     pub fn new(end: End, path: &str) -> Result<Home, ParsePlaceError> {
         match end {
             End::Registry(_) => {
@@ -133,17 +133,17 @@ impl Home {
         Ok(Home { end, path: path.into() })
     }
 
-    /// At which end.
+    /// Returns the endpoint.
     pub fn end(&self) -> &End {
         &self.end
     }
 
-    /// Its name there; may be empty in a layout.
+    /// Returns the name at the endpoint; may be empty in a layout.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Registry and path, if it is in a registry.
+    /// Returns registry and path, if it is in a registry.
     pub fn registry(&self) -> Option<(&RegistryName, RepositoryName)> {
         match &self.end {
             End::Registry(registry) => self.path.parse().ok().map(|path| (registry, path)),
@@ -153,7 +153,7 @@ impl Home {
 }
 
 impl fmt::Display for Home {
-    /// `gcr.io/a/b`; `oci:/folder:gcr.io/a/b`.
+    /// Writes `gcr.io/a/b` or `oci:/folder:gcr.io/a/b`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.end {
             End::Registry(registry) => write!(f, "{registry}/{}", self.path),
@@ -164,7 +164,7 @@ impl fmt::Display for Home {
 }
 
 impl Place {
-    /// The reference to it, if it is in a registry.
+    /// Returns the image reference, if it is in a registry.
     pub fn reference(&self) -> Option<Reference> {
         let (registry, repository) = self.home.registry()?;
         Some(Reference { registry: registry.clone(), repository, tag: Some(self.tag.clone()), digest: None })
@@ -178,14 +178,14 @@ impl fmt::Display for Place {
 }
 
 impl Lane {
-    /// From one end to another, with no credentials at either.
+    /// Creates a route without credentials.
     pub fn anonymous(source: End, target: End) -> Lane {
         Lane { source, source_credential: None, target, target_credential: None }
     }
 }
 
 impl fmt::Display for Lane {
-    /// `gcr.io>docker.io`, `robot@gcr.io>gcrxio@docker.io`.
+    /// Writes `gcr.io>docker.io` or `robot@gcr.io>gcrxio@docker.io`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(credential) = &self.source_credential {
             write!(f, "{credential}@")?;

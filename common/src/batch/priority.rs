@@ -1,33 +1,33 @@
-//! How urgent a task is.
+//! Priority of tasks.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How urgent the tasks of a rule are, compared with those of other batches.
+/// Priority of a rule's tasks, relative to other batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
-    /// Has a queue of its own on each route, which workers ask first, and a slot of its own.
+    /// Has its own queue on each route, which workers poll first, and a slot of its own.
     High,
     /// Shares the queue of a route evenly with others.
     #[default]
     Normal,
-    /// Has the fourth part of a normal batch's share.
+    /// Has a quarter of a normal batch's share.
     Low,
 }
 
 impl Priority {
-    /// All of them, most urgent first.
+    /// All priorities, highest first.
     pub const ALL: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
 
-    /// Whether it goes through the urgent queues.
+    /// Returns whether messages go through the urgent queues.
     pub fn is_urgent(self) -> bool {
         self == Priority::High
     }
 
-    /// The weight of a batch among those that share a queue.
+    /// Returns the weight of a batch among those that share a queue.
     pub fn weight(self) -> u64 {
         match self {
             Priority::High | Priority::Normal => 4,
@@ -35,7 +35,7 @@ impl Priority {
         }
     }
 
-    /// The word in configurations, JSON and reports.
+    /// Returns the word used in configurations, JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Priority::High => "high",
@@ -44,7 +44,7 @@ impl Priority {
         }
     }
 
-    /// Whether it is the usual one, which messages and options need not name.
+    /// Returns whether it is the default, which messages and options omit.
     #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
     pub fn is_normal(&self) -> bool {
         *self == Priority::Normal

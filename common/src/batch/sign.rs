@@ -1,4 +1,4 @@
-//! Signatures of messages: HMAC-SHA256 (RFC 2104) over the body. See [`SigningKey`].
+//! Message signatures: HMAC-SHA256 (RFC 2104) of the body. See [`SigningKey`].
 
 use std::fmt;
 
@@ -7,47 +7,47 @@ use sha2::Sha256;
 
 use crate::secret::Secret;
 
-/// Bytes of a tag ([`SigningKey::tag`]).
+/// Size of a MAC in bytes ([`SigningKey::tag`]).
 pub const TAG_BYTES: usize = 32;
-/// Bytes of a tag that was cut short: as many as nobody guesses, where one is kept for each of millions of records.
+/// Size of a truncated MAC in bytes: long enough against guessing, and short where each of millions of records has one.
 pub const SHORT_TAG_BYTES: usize = 16;
 
-/// Signs messages and tells whether one was signed with the same key.
+/// Signs messages and verifies signatures.
 #[derive(Clone)]
 pub struct SigningKey(Hmac<Sha256>);
 
 impl SigningKey {
-    /// From the configuration's `cluster.key`.
+    /// Creates a key from the configuration's `cluster.key`.
     pub fn new(key: &Secret) -> SigningKey {
         let mac = Hmac::new_from_slice(key.expose().as_bytes());
-        // HMAC takes keys of every length.
+        // HMAC accepts keys of any length.
         #[allow(clippy::expect_used)]
         SigningKey(mac.expect("a key of any length"))
     }
 
-    /// The signature of a body: 64 lowercase hexadecimal digits.
+    /// Signs a body: 64 lowercase hexadecimal digits.
     pub fn sign(&self, body: &[u8]) -> String {
         hex::encode(self.0.clone().chain_update(body).finalize().into_bytes())
     }
 
-    /// The signature of a body, as bytes: 32 of them.
+    /// Signs a body: 32 raw bytes.
     pub fn sign_raw(&self, body: &[u8]) -> Vec<u8> {
         self.0.clone().chain_update(body).finalize().into_bytes().to_vec()
     }
 
-    /// Authenticates what stands in a store: `kind` says what it is, and `parts` what it is bound to. Each part goes in with
-    /// its length, so that no two lists of parts are alike, and the kind keeps tags apart from signatures of messages, which
-    /// begin with `{`.
+    /// Computes the MAC of a stored record: `kind` names its type, and `parts` its content and context. Each part is
+    /// hashed with its length, so that no two lists of parts are alike. The kind separates these MACs from message
+    /// signatures, whose bodies begin with `{`.
     pub fn tag(&self, kind: &str, parts: &[&[u8]]) -> Vec<u8> {
         self.tagging(kind, parts).finalize().into_bytes().to_vec()
     }
 
-    /// Whether it is the tag of these parts with this key. Takes as long for wrong ones, wherever they differ.
+    /// Verifies the MAC of these parts, in constant time.
     pub fn tags(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
         self.tagging(kind, parts).verify_slice(tag).is_ok()
     }
 
-    /// Whether it is the beginning of the tag of these parts with this key, [`SHORT_TAG_BYTES`] long.
+    /// Verifies a truncated MAC of these parts, [`SHORT_TAG_BYTES`] long.
     pub fn tags_in_short(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
         tag.len() == SHORT_TAG_BYTES && self.tagging(kind, parts).verify_truncated_left(tag).is_ok()
     }
@@ -61,7 +61,7 @@ impl SigningKey {
         mac
     }
 
-    /// Whether it is this body's signature with this key. Takes as long for wrong ones, wherever they differ.
+    /// Verifies the signature of a body, in constant time.
     pub fn verifies(&self, body: &[u8], signature: &str) -> bool {
         let Ok(signature) = hex::decode(signature) else { return false };
         self.0.clone().chain_update(body).verify_slice(&signature).is_ok()

@@ -1,4 +1,4 @@
-//! One task, and how it stands.
+//! Tasks, their states and results.
 
 use std::fmt;
 
@@ -8,63 +8,63 @@ use super::{BatchId, Place};
 use crate::error::{Class, Error};
 use crate::image::{Company, Digest};
 
-/// The most bytes that the words of a [`Failure`] have.
+/// Maximum length of the message of a [`Failure`], in bytes.
 pub const MAX_ERROR_BYTES: usize = 350;
 
-/// A task in the making: one source tag to one target tag.
+/// A task before it has an index: one source tag to one target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
-    /// Which rule wants it, by its place in the configuration.
+    /// Index of the rule in the configuration.
     pub rule: u32,
     /// The tag to copy.
     pub source: Place,
-    /// What the tag was at the source, if the listing said so.
+    /// Digest of the source tag, if the listing contained it.
     pub digest: Option<Digest>,
     /// The tag to write.
     pub target: Place,
-    /// What the listing showed of tags that belong to the image.
+    /// What the listing showed of digest tags.
     pub company: Company,
 }
 
 /// A task of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// Its place in the batch, from 0, without gaps.
+    /// Its index in the batch, from 0, without gaps.
     pub index: u32,
-    /// What it is.
+    /// What to copy.
     pub planned: Planned,
 }
 
-/// A task in one run of its batch: what a message asks for, and what a lease is for.
+/// A task in one run of its batch: referenced by messages and leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
-    /// Of which batch.
+    /// The batch.
     pub batch: BatchId,
-    /// 0, and one more for each time that the task was requeued with others.
+    /// Number of times that the task was requeued.
     pub run: u32,
-    /// The task's index.
+    /// The index of the task.
     pub index: u32,
 }
 
-/// Where a task stands. Only a ledger moves it.
+/// State of a task. Only a ledger changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
-    /// In the plan, and to be given to the queue.
+    /// Planned, not yet queued.
     New,
-    /// With the queue.
+    /// In the queue.
     Queued,
     /// Leased by a worker.
     Running,
-    /// Failed in passing; with the queue, for later.
+    /// Failed with a transient error; in the queue, delayed.
     Retry,
     /// Ended: copied.
     Copied,
-    /// Ended: the target had it.
+    /// Ended: the target was up to date.
     Unchanged,
-    /// Ended: failed for good.
+    /// Ended: failed permanently.
     Failed,
-    /// Ended: stopped on request.
+    /// Ended: cancelled on request.
     Cancelled,
 }
 
@@ -72,42 +72,42 @@ pub enum TaskState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The target has it now.
+    /// The image was copied.
     Copied,
-    /// The target had it.
+    /// The target was up to date.
     Unchanged,
-    /// It could not be done.
+    /// The task failed.
     Failed,
-    /// It was stopped on request.
+    /// The task was cancelled on request.
     Cancelled,
 }
 
-/// How a task ended, and why if it failed.
+/// Result of a task: its outcome, with the failure if it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The target has it now.
+    /// The image was copied.
     Copied,
-    /// The target had it.
+    /// The target was up to date.
     Unchanged,
-    /// It could not be done.
+    /// The task failed.
     Failed(Failure),
-    /// It was stopped on request.
+    /// The task was cancelled on request.
     Cancelled,
 }
 
 /// Why a task failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What kind of failure it was.
+    /// Kind of the error.
     pub class: Class,
-    /// In words, safe to print, at most [`MAX_ERROR_BYTES`] bytes.
+    /// The message, safe to print, at most [`MAX_ERROR_BYTES`] bytes.
     pub error: String,
-    /// How often the task was tried.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
 impl TaskState {
-    /// All of them, in the order of their codes.
+    /// All states, in the order of their codes.
     pub const ALL: [TaskState; 8] = [
         TaskState::New,
         TaskState::Queued,
@@ -119,12 +119,12 @@ impl TaskState {
         TaskState::Cancelled,
     ];
 
-    /// Whether the task has ended.
+    /// Returns whether the task has ended.
     pub fn is_terminal(self) -> bool {
         self.outcome().is_some()
     }
 
-    /// How the task ended, if it has.
+    /// Returns how the task ended, if it has.
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => None,
@@ -135,7 +135,7 @@ impl TaskState {
         }
     }
 
-    /// As it is written in JSON and reports.
+    /// Returns the word used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             TaskState::New => "new",
@@ -149,19 +149,19 @@ impl TaskState {
         }
     }
 
-    /// As stores keep it, in four bits. Part of their formats: never renumbered.
+    /// Returns the code that stores use, in four bits. Part of their formats: never renumbered.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// From [`TaskState::code`].
+    /// Returns the state of a [`TaskState::code`].
     pub fn from_code(code: u8) -> Option<TaskState> {
         TaskState::ALL.get(usize::from(code)).copied()
     }
 }
 
 impl Outcome {
-    /// As it is written in JSON and reports.
+    /// Returns the word used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Copied => "copied",
@@ -171,7 +171,7 @@ impl Outcome {
         }
     }
 
-    /// The state of a task that ended so.
+    /// Returns the state of a task with this outcome.
     pub fn state(self) -> TaskState {
         match self {
             Outcome::Copied => TaskState::Copied,
@@ -183,7 +183,7 @@ impl Outcome {
 }
 
 impl Verdict {
-    /// How it ended.
+    /// Returns the outcome.
     pub fn outcome(&self) -> Outcome {
         match self {
             Verdict::Copied => Outcome::Copied,
@@ -201,7 +201,7 @@ impl fmt::Display for Outcome {
 }
 
 impl Failure {
-    /// Of an error that a task ended with after so many tries. What to do about it is kept where both do not fit.
+    /// Creates the failure of a task's final error. Prefers the hint where message and hint do not both fit.
     pub fn of(error: &Error, attempts: u32) -> Failure {
         let words = error.to_string();
         let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
@@ -210,13 +210,13 @@ impl Failure {
         Failure { class: error.class(), error: words + &advice, attempts }
     }
 
-    /// With these words, cut to what is kept. They must be safe to print.
+    /// Creates a failure from a message, which is truncated and must be safe to print.
     pub fn new(class: Class, words: &str, attempts: u32) -> Failure {
         Failure { class, error: cut(words, MAX_ERROR_BYTES), attempts }
     }
 }
 
-/// A text of so many bytes at the most, the last of them then `…`.
+/// Truncates a text to at most `most` bytes, the end of them then `…`.
 fn cut(text: &str, most: usize) -> String {
     const CUT: &str = "…";
     if text.len() <= most {

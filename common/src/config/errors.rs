@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: all of it at once, each with its place.
+//! Errors in a configuration: all at once, each with its location.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,35 +6,35 @@ use std::ops::Range;
 use super::keys::secret_names;
 use crate::printable::printable_within;
 
-/// One thing that is wrong.
+/// A problem in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub message: String,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// What to do, where that is known.
+    /// What to do, if known.
     pub hint: Option<String>,
     snippet: String,
-    /// Characters before the carets.
+    /// Text before the carets.
     indent: String,
     carets: usize,
 }
 
-/// Everything that is wrong with a configuration, in the order of the file. Its text shows each with file, line, column
-/// and carets; secrets in the lines shown are masked.
+/// All problems of a configuration, in the order of the file. Displays each with file, line, column and carets; secrets
+/// in the lines shown are masked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: String,
     problems: Vec<Problem>,
-    /// Problems beside these.
+    /// Number of problems beside these.
     omitted: usize,
 }
 
 impl ConfigErrors {
-    /// The first of them, at most `MAX_SHOWN`.
+    /// Returns the first problems, at most `MAX_SHOWN`.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -52,16 +52,16 @@ impl ConfigErrors {
     }
 }
 
-/// Problems that are kept while a configuration is read: those that are shown are chosen from these.
+/// Maximum number of problems collected while reading; those shown are chosen from these.
 const MAX_FOUND: usize = 1000;
-/// Problems that are shown; the others are counted.
+/// Maximum number of problems shown; the rest are counted.
 pub(crate) const MAX_SHOWN: usize = 50;
-/// The longest message or hint that is shown, in characters: keys and values stand in them.
+/// Maximum length of a message or hint in characters: keys and values are quoted in them.
 const MAX_SHOWN_MESSAGE: usize = 2000;
-/// The longest line of a configuration that is shown, in bytes.
+/// Maximum length in bytes of a configuration line that is shown.
 const MAX_SHOWN_LINE: usize = 4096;
 
-/// Everything that was found while a configuration is read, in memory that does not grow with the number.
+/// Problems found while reading a configuration, in bounded memory.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     list: Vec<Found>,
@@ -81,7 +81,7 @@ impl Problems {
         others.list.into_iter().for_each(|found| self.push(found));
     }
 
-    /// Whether further problems are only counted.
+    /// Returns whether further problems are only counted.
     pub(super) fn is_full(&self) -> bool {
         self.list.len() >= MAX_FOUND
     }
@@ -95,7 +95,7 @@ impl Problems {
     }
 }
 
-/// A problem and the bytes that it is about.
+/// A problem with its byte range.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) at: Range<usize>,
@@ -118,7 +118,7 @@ impl Found {
                 let indent = snippet.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
                 (snippet, indent, text[start..end].chars().count().max(1))
             }
-            // What is masked in a part of it cannot be told.
+            // Masking a part of a long line is unreliable.
             false => (format!("(a line of {} bytes)", written.len()), String::new(), 1),
         };
         Problem {
@@ -133,7 +133,7 @@ impl Found {
     }
 }
 
-/// Line and column, from 1, and where the line begins.
+/// Returns line and column, from 1, and the offset where the line begins.
 pub(super) fn place(text: &str, offset: usize) -> (usize, usize, usize) {
     let before = &text[..floor(text, offset)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -148,7 +148,7 @@ fn floor(text: &str, offset: usize) -> usize {
     offset
 }
 
-/// A line with stars in place of the bytes of secrets, and of passwords in URLs.
+/// Replaces the bytes of secrets, and of passwords in URLs, in a line by stars.
 fn mask(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
     let mut hidden: Vec<Range<usize>> =
         secrets.iter().filter(|secret| secret.start < line.end && secret.end > line.start).cloned().collect();
@@ -174,7 +174,7 @@ fn mask(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
     masked
 }
 
-/// Hides what follows a key of a secret, for a text that could not be read as YAML: to the end of the line, and of a block
+/// Returns the ranges after keys of secrets in a text that is not valid YAML: to the end of the line, and for a block
 /// (`|`) all lines.
 pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
     let mut secrets = Vec::new();
@@ -192,7 +192,7 @@ pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
     secrets
 }
 
-/// What follows a key at `index`.
+/// Returns the range of the value after a key at `index`.
 fn guess_secret(text: &str, index: usize, key: &str) -> Option<Range<usize>> {
     let rest = text[index + key.len()..].trim_start_matches(['"', '\'', ' ']);
     let value = rest.strip_prefix(':')?;
@@ -210,7 +210,7 @@ fn guess_secret(text: &str, index: usize, key: &str) -> Option<Range<usize>> {
     Some(start.min(end)..end)
 }
 
-/// Where the lines end that are indented further than the key at `index`, whose line ends at `end`.
+/// Returns the end of the lines that are indented further than the key at `index`, whose line ends at `end`.
 fn end_of_block(text: &str, index: usize, end: usize) -> usize {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let (_, _, line_start) = place(text, index);

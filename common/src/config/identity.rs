@@ -1,7 +1,7 @@
-//! What tells rules, and batches of rules, from others: a hash of what they mean.
+//! Identity of rules and batches: a hash of their meaning.
 //!
-//! Schedules are remembered by it, and batches of the same rules wait for each other. How a rule is written, what it is
-//! called and when it is run are no part of it; what changes what is done is.
+//! Schedules are stored by it, and batches of the same rules wait for each other. The notation, name and schedule of a
+//! rule are not part of it; everything that changes the result is.
 
 use std::path::{Component, Path};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::image::{Digest, Platform};
 use crate::naming::{Base, Style};
 use crate::select::{NewestBy, RepositoryPattern, Selection, TagPattern};
 
-/// What is hashed, and the version of its form: raised where a field's meaning changes. Then every rule is another.
+/// Domain and version of each hash. Raise the version when the meaning of a field changes: then every rule gets a new
+/// identity.
 const RULE: &str = "imgsync rule 1";
 const BATCH: &str = "imgsync batch 1";
 const VERIFICATION: &str = "imgsync verification 1";
@@ -21,16 +22,16 @@ const VERIFICATION: &str = "imgsync verification 1";
 /// What a batch does with its rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Purpose {
-    /// Only the slice of this number, of so many tasks each.
+    /// Only the slice with this number, of so many tasks each.
     pub slice: Option<(usize, usize)>,
-    /// Compares, and copies nothing; whether it reads all bytes.
+    /// Compares without copying; whether it reads all bytes.
     pub verify: Option<bool>,
 }
 
 impl Rule {
-    /// The identity of the rule.
+    /// Returns the identity of the rule.
     pub fn identity(&self) -> Digest {
-        // A field that is added must be thought of here.
+        // Exhaustive, so that a new field is not forgotten here.
         let Rule {
             line: _,
             name: _,
@@ -67,7 +68,7 @@ impl Rule {
     }
 }
 
-/// The identity of a batch of rules. The order of the rules counts: of two that want one target, the first has it.
+/// Returns the identity of a batch of rules. Their order counts: of two that write one target, the first one wins.
 pub fn batch_identity(rules: &[Rule], purpose: Purpose) -> Digest {
     let slice =
         purpose.slice.map(|(number, size)| Canonical::default().number(1, number as u64).number(2, size as u64));
@@ -79,7 +80,7 @@ pub fn batch_identity(rules: &[Rule], purpose: Purpose) -> Digest {
         .digest(BATCH)
 }
 
-/// The identity of a batch that compares what another has copied.
+/// Returns the identity of a batch that verifies another one.
 pub fn verification_identity(of: BatchId) -> Digest {
     Canonical::default().field(1, of.as_bytes()).digest(VERIFICATION)
 }
@@ -115,14 +116,14 @@ fn of_destination(to: &Destination, style: &Style) -> Canonical {
     }
 }
 
-/// The steps of a path, without those that stay where they are.
+/// Returns the components of a path, without `.`.
 fn path(path: &Path) -> Vec<Vec<u8>> {
     let steps = path.components().filter(|step| !matches!(step, Component::CurDir));
     steps.map(|step| step.as_os_str().as_encoded_bytes().to_vec()).collect()
 }
 
 fn of_selection(selection: &Selection) -> Canonical {
-    // One that matches all is as good as none.
+    // A pattern that matches all equals none.
     let all = selection.include.iter().any(|pattern| pattern.matches_all());
     let include = selection.include.iter().filter(|_| !all).map(|pattern| pattern.as_str());
     let range = selection.range.as_ref().map(|range| Canonical::default().set(1, range.canonical()));

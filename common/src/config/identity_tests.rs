@@ -12,7 +12,7 @@ fn rule(yaml: &str) -> Rule {
     rules(yaml).remove(0)
 }
 
-/// A rule from gcr.io/a to r.example/m that says this, too.
+/// Identity of a rule from gcr.io/a to r.example/m with these keys in addition.
 fn with(more: &str) -> Digest {
     rule(&format!("rules:\n- from: gcr.io/a\n  to: r.example/m\n  {more}\n")).identity()
 }
@@ -204,7 +204,7 @@ fn what_changes_what_is_done_is_another_rule() {
     assert_ne!(batch_identity(&both[..1], Purpose::default()), one.identity());
 }
 
-/// A rule by what it means, to be written in many ways.
+/// A rule by its meaning, which can be written in many ways.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Meaning {
     include: std::collections::BTreeSet<u8>,
@@ -229,14 +229,14 @@ fn meaning() -> impl Strategy<Value = Meaning> {
             verify_hours,
             newest,
             since_days,
-            // Written out, `true` is what it is anyway.
+            // An explicit `true` equals the default.
             referrers: referrers.filter(|all| !all),
         }
     })
 }
 
 impl Meaning {
-    /// The rule, in one of many ways to write it.
+    /// Writes the rule in one of many ways.
     fn written(&self, way: u64) -> String {
         let bit = |at: u32| way >> at & 1 == 1;
         let list = |items: Vec<String>, at: u32| match (items.as_slice(), bit(at)) {

@@ -1,4 +1,4 @@
-//! What of a rule's targets is kept, and what is removed: `prune`, `immutable`, `backup`.
+//! Retention of target tags: `prune`, `immutable`, `backup`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +9,12 @@ use super::keys::PRUNE;
 use super::reader::Reader;
 use super::yaml::{Node, Value};
 
-/// `prune:`: tags that the rule made are removed when the source has them no more.
+/// `prune:`: removes tags that the rule created and that are gone from the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prune {
-    /// For how long the source must have been without a tag; 30 days.
+    /// How long a tag must be gone from the source; 30 days.
     pub keep: Duration,
-    /// The most that is removed at a time; 10 %.
+    /// Maximum to remove at a time; 10 %.
     pub limit: PruneLimit,
 }
 
@@ -24,17 +24,17 @@ impl Default for Prune {
     }
 }
 
-/// The most tags that a rule removes in one run. Where there would be more, none is.
+/// Maximum number of tags that a rule removes in one run. If there are more, none is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PruneLimit {
-    /// So many tags.
+    /// A number of tags.
     Count(u64),
-    /// A part of the tags that the rule has made, in percent, up to 100.
+    /// A percentage of the tags that the rule has created, up to 100.
     Percent(u8),
 }
 
 impl PruneLimit {
-    /// Whether so many of the tags that were made may go.
+    /// Returns whether so many of the created tags may be removed.
     pub fn allows(self, gone: u64, made: u64) -> bool {
         match self {
             PruneLimit::Count(count) => gone <= count,
@@ -64,7 +64,7 @@ impl fmt::Display for PruneLimit {
     }
 }
 
-/// `prune: true`, or a mapping; `false` is as if it were not written.
+/// Reads `prune: true`, or a mapping; `false` equals leaving it out.
 pub(super) fn prune(reader: &Reader, node: &Node) -> Option<Prune> {
     if let Value::Scalar(_) = node.value {
         return reader.flag(node)?.then(Prune::default);

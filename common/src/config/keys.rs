@@ -1,10 +1,10 @@
-//! The vocabulary: every key of a configuration, what it takes and what it is for. Readers, messages and the JSON
-//! Schema all go by these tables, so a key is in all of them or in none.
+//! Table of all configuration keys, their types and descriptions. Reader, messages and JSON Schema use it, so a key is
+//! in all of them or in none.
 
 /// A mapping with known keys.
 #[derive(Debug)]
 pub(super) struct Section {
-    /// As messages call it.
+    /// Name in messages.
     pub(super) title: &'static str,
     pub(super) keys: &'static [Key],
 }
@@ -16,7 +16,7 @@ pub(super) struct Key {
     pub(super) about: &'static str,
 }
 
-/// What a value looks like.
+/// Type of a value.
 #[derive(Debug)]
 pub(super) enum Kind {
     Text,
@@ -25,16 +25,16 @@ pub(super) enum Kind {
     Whole,
     Number,
     Duration,
-    /// A day, a moment or a time ago.
+    /// A date, a timestamp or an age.
     Since,
     Size,
     Url,
     Secret,
     Section(&'static Section),
     List(&'static Kind),
-    /// One of these, or a list of them.
+    /// One value, or a list of them.
     Several(&'static Kind),
-    /// A mapping with keys of the user's own.
+    /// A mapping with user-defined keys.
     Map(&'static Kind),
     Either(&'static [Kind]),
 }
@@ -106,7 +106,7 @@ pub(super) static CLUSTER: Section = Section {
     ],
 };
 
-/// Where a server is, and who is asking.
+/// URL and credential of a server.
 pub(super) static ADDRESS: Section = Section {
     title: "an address",
     keys: &[
@@ -468,7 +468,7 @@ pub(super) static SERVE: Section = Section {
     ],
 };
 
-/// All sections, to say where a misplaced key belongs.
+/// All sections, for naming the one of a misplaced key.
 pub(super) static SECTIONS: [&Section; 21] = [
     &RULE,
     &REGISTRY,
@@ -493,16 +493,16 @@ pub(super) static SECTIONS: [&Section; 21] = [
     &SERVE,
 ];
 
-/// Keys whose values are no secrets, but stand beside one or are mistaken for one: messages show nothing of them.
+/// Keys whose values are not secret, but stand beside a secret or are mistaken for one: messages do not show them.
 const NEAR_SECRETS: [&str; 8] = ["username", "broker", "store", "proxy", "url", "ca", "client_cert", "client_key"];
 
-/// Whether the value of a key of this name, in whichever section, is a secret or may be one by mistake.
+/// Returns whether the value of a key of this name, in any section, is a secret or may be one by mistake.
 pub(super) fn may_hold_secret(name: &str) -> bool {
     let is_secret = |key: &Key| key.name == name && matches!(key.kind, Kind::Secret | Kind::Several(Kind::Secret));
     NEAR_SECRETS.contains(&name) || SECTIONS.iter().any(|section| section.keys.iter().any(is_secret))
 }
 
-/// The names of all keys whose values are secrets, or may be by mistake.
+/// Returns the names of all keys whose values are secrets, or may be by mistake.
 pub(super) fn secret_names() -> Vec<&'static str> {
     let keys = SECTIONS.iter().flat_map(|section| section.keys);
     let mut names: Vec<&'static str> = keys.map(|key| key.name).filter(|name| may_hold_secret(name)).collect();
@@ -512,9 +512,9 @@ pub(super) fn secret_names() -> Vec<&'static str> {
 }
 
 impl Section {
-    /// What was probably meant.
+    /// Suggests the key that was probably meant.
     pub(super) fn suggest(&self, written: &str) -> Option<&'static str> {
-        // Comparing takes memory and time that grow with its length, and no key is half as long.
+        // Comparing takes memory and time that grow with the length, and no key is half as long.
         if written.len() > 64 {
             return None;
         }

@@ -1,12 +1,12 @@
-//! The configuration: what was written, and what it means.
+//! Configuration: from the text of a file to its meaning.
 //!
-//! [`Config::read`] takes the text of a file and gives either a [`Config`] in which nothing is left to be parsed, or
-//! [`ConfigErrors`] that show everything that is wrong at once, each with file, line and carets. It reads neither the
-//! file system nor the environment: both are handed in, so it is pure.
+//! [`Config::read`] parses the text of a file into a [`Config`] in which nothing is left to parse, or into
+//! [`ConfigErrors`] that show all problems at once, each with file, line and carets. It is pure: the caller passes in
+//! files and environment.
 //!
-//! The way there: `yaml` (a tree in which each node knows its place, `variables` filled in) → `reader` (values) →
-//! `registry` and `rule` (meaning). `keys` is the vocabulary; unknown keys and the JSON Schema both follow from it.
-//! `show` goes the other way, from the meaning to YAML.
+//! Stages: `yaml` (a tree with source positions, `variables` expanded) → `reader` (values) → `registry` and `rule`
+//! (meaning). `keys` is the table of all keys, from which unknown keys and the JSON Schema follow. `show` converts the
+//! meaning back to YAML.
 
 mod errors;
 mod identity;
@@ -62,68 +62,68 @@ use reader::{Fields, Reader};
 use yaml::{Node, Value};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// What the URL of a broker begins with.
+/// URL schemes of a broker.
 pub const BROKER_SCHEMES: [&str; 2] = ["amqp", "amqps"];
-/// What the URL of a store begins with.
+/// URL schemes of a store.
 pub const STORE_SCHEMES: [&str; 2] = ["redis", "rediss"];
 
-/// A configuration file, and what it is read against.
+/// A configuration file and its context.
 pub struct File<'a> {
-    /// Its name, for messages.
+    /// File name, for messages.
     pub name: &'a str,
-    /// What it holds.
+    /// Content of the file.
     pub text: &'a str,
-    /// Gives the values of variables.
+    /// Looks up variables.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
-    /// The presets that there are; none if that is not to be checked.
+    /// The known presets; `None` skips their check.
     pub presets: Option<&'a [KnownPreset<'a>]>,
 }
 
-/// What a configuration means, defaults filled in.
+/// A parsed configuration, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// None: all in one process.
+    /// Cluster settings; `None` runs everything in one process.
     pub cluster: Option<Cluster>,
-    /// By registry; `index.docker.io` and the like are `docker.io` here.
+    /// Registry settings by name; aliases such as `index.docker.io` are `docker.io` here.
     pub registries: BTreeMap<RegistryName, RegistrySettings>,
-    /// In the order of the file; may be empty, for commands that need only `registries`.
+    /// Rules in the order of the file; may be empty, for commands that need only `registries`.
     pub rules: Vec<Rule>,
-    /// `defaults.to`, for commands that have no rule.
+    /// `defaults.to`, for commands without a rule.
     pub to: Vec<Destination>,
-    /// How long a target tag is believed in; 7 days.
+    /// How long a cached target tag is trusted; 7 days.
     pub verify_every: Duration,
-    /// How often an unchanged image is asked for new referrers; 7 days.
+    /// How often an unchanged image is checked for new referrers; 7 days.
     pub referrers_every: Duration,
-    /// How long finished batches are kept; 90 days.
+    /// Retention of finished batches; 90 days.
     pub keep: Duration,
-    /// How many images are copied at a time; 20.
+    /// Number of images copied concurrently; 20.
     pub concurrency: usize,
     /// What a run does while a batch of the same rules is running.
     pub if_running: IfRunning,
-    /// Bytes of blobs a second, in and out each, of one process.
+    /// Bandwidth limit of a process in bytes per second, for each direction.
     pub bandwidth: Option<u64>,
-    /// Bytes of blobs a month, in and out together, that a worker's machine may move.
+    /// Monthly transfer quota of a worker's machine in bytes, in and out together.
     pub traffic: Option<u64>,
-    /// How long one image may take at least; 10 minutes.
+    /// Minimum timeout of an image; 10 minutes.
     pub timeout: Duration,
-    /// Where a run's report goes.
+    /// Report of a run.
     pub report: Option<Report>,
-    /// Who is told when a batch has ended.
+    /// Notification targets.
     pub notify: Notify,
-    /// How `imgsync serve` answers.
+    /// HTTP settings of `imgsync serve`.
     pub serve: Serve,
     defaults: rule::Defaults,
     inline_secrets: bool,
 }
 
-/// `cluster:`. What is missing can come from flags or the environment.
+/// `cluster:`. Flags or the environment may provide missing values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cluster {
     /// RabbitMQ; amqp or amqps.
     pub broker: Option<SecretUrl>,
     /// Redis or Valkey; redis or rediss.
     pub store: Option<SecretUrl>,
-    /// Messages are signed with it.
+    /// Key that signs messages.
     pub key: Option<Secret>,
     /// Certificates to trust besides the system's, for both.
     pub ca: Vec<Pem>,
@@ -154,7 +154,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads and checks a configuration.
+    /// Parses and checks a configuration.
     pub fn read(file: &File<'_>) -> Result<Self, ConfigErrors> {
         // Editors on Windows begin files with a byte-order mark.
         let text = file.text.strip_prefix('\u{feff}').unwrap_or(file.text);
@@ -174,27 +174,27 @@ impl Config {
         }
     }
 
-    /// A rule that says nothing but what it reads, for commands that have a source of their own: all else is as
-    /// `defaults` say. Nobody may have said where to; then `to` is empty.
+    /// Creates a rule with this source and the values of `defaults`, for commands with a source of their own. `to` is
+    /// empty if there is no default target.
     pub fn rule_for(&self, source: Source) -> Rule {
         self.defaults.rule(source, home(&self.registries), (self.verify_every, self.referrers_every))
     }
 
-    /// The user at Docker Hub that is written in `registries`, with or without a password.
+    /// Returns the Docker Hub user in `registries`, with or without a password.
     pub fn hub_user(&self) -> Option<&str> {
         let (_, settings) = self.registries.iter().find(|(registry, _)| registry.is_docker_hub())?;
         settings.username.as_deref()
     }
 
-    /// Whether a password or a token stands in the file itself, and not in a variable: then others should not be able
-    /// to read it.
+    /// Returns whether the file itself contains a password or a token, rather than a variable: then others should not
+    /// be able to read it.
     pub fn has_secrets_inline(&self) -> bool {
         self.inline_secrets
     }
 }
 
-/// Any YAML or JSON as a tree, for files that are not ours: single values are texts as they are written, variables in
-/// them too. An error says where it is wrong, and shows nothing of the file.
+/// Parses any YAML or JSON into a tree, for files in other formats: scalars, also those with variables, stay as
+/// written. An error names the line, and shows nothing of the file.
 pub fn yaml_tree(text: &str) -> Result<serde_json::Value, String> {
     let parsed = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text), &|_| Some(String::new()));
     if let Some(found) = parsed.found.first() {
@@ -269,7 +269,7 @@ fn read(reader: &Reader, root: &Node, text: &str, presets: Option<&[KnownPreset<
     config
 }
 
-/// `docker.io/<user>`, where that user is known.
+/// Returns `docker.io/<user>`, if that user is known.
 fn home(registries: &BTreeMap<RegistryName, RegistrySettings>) -> Option<Base> {
     let (registry, settings) = registries.iter().find(|(registry, _)| registry.is_docker_hub())?;
     let prefix = settings.username.as_deref()?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! `name:` of a rule, and what rules without one are known by.
+//! `name:` of a rule, and titles of rules without one.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use super::reader::Reader;
 use super::rule::Rule;
 use super::yaml::Node;
 
-/// The most characters of a rule's name: it stands in lines of logs, labels of metrics and columns of tables.
+/// Maximum length of a rule's name in characters: it appears in log lines, metric labels and table columns.
 pub(crate) const MAX_CHARACTERS: usize = 64;
 
-/// What `naming` takes, and a name cannot be: who writes it means that.
+/// Values of `naming`, which names cannot have: the user meant `naming`.
 const STYLES: [&str; 5] = ["flat", "keep", "basename", "full", "original"];
 
-/// A name that can stand in a URL, a label and a command line as it is.
+/// Reads a name that is valid as it is in a URL, a label and a command line.
 pub(super) fn read(reader: &Reader, node: &Node) -> Option<String> {
     let text = reader.text(node)?;
     if STYLES.contains(&text) || text.contains("{{") || text.contains("{%") {
@@ -42,7 +42,7 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// Reports names that are given twice.
+/// Reports duplicate names.
 pub(super) fn check_unique(reader: &Reader, rules: &[(Rule, &Node)]) {
     let mut named: BTreeMap<&str, usize> = BTreeMap::new();
     for (rule, node) in rules {
@@ -58,8 +58,8 @@ pub(super) fn check_unique(reader: &Reader, rules: &[(Rule, &Node)]) {
     }
 }
 
-/// Gives each rule what readers know it by: its name, else what it reads; where that is the same for several, also where
-/// they write to, and else their numbers.
+/// Sets the title of each rule: its name, else its source; if several share it, also their targets, and else their
+/// numbers.
 pub(super) fn set_titles(rules: &mut [Rule]) {
     let forms: [fn(&Rule, usize) -> String; 3] = [
         |rule, _| rule.reads(),

@@ -1,4 +1,4 @@
-//! `notify:`: who is told when a batch has ended.
+//! `notify:`: notification targets.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,20 +14,20 @@ use super::registry::{Pem, certificates};
 use super::yaml::{Node, Value};
 use crate::secret::Secret;
 
-/// What the configuration says about notifications.
+/// Notification settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notify {
-    /// A group of Telegram. What is missing can come from flags or the environment.
+    /// A Telegram group. Flags or the environment may provide missing values.
     pub telegram: Option<Telegram>,
-    /// Each is told of every batch that it wants to hear of.
+    /// Webhooks.
     pub webhooks: Vec<Webhook>,
-    /// Groups that have a robot.
+    /// Group chats with a bot.
     pub chats: Vec<Chat>,
-    /// Mails.
+    /// Email targets.
     pub emails: Vec<Email>,
-    /// Asked after each batch in which all was done.
+    /// URLs to request after each successful batch.
     pub pings: Vec<WebhookUrl>,
-    /// How long a registry may leave a batch waiting before all are told; an hour.
+    /// How long a registry may throttle a batch before targets are notified; an hour.
     pub throttled: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Default for Notify {
     }
 }
 
-/// Whose group a chat is.
+/// Chat service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChatKind {
     /// Slack's incoming webhooks (api.slack.com/messaging/webhooks).
@@ -58,10 +58,10 @@ pub enum ChatKind {
 }
 
 impl ChatKind {
-    /// All of them, in the order in which they are told.
+    /// All services, in the order of notification.
     pub const ALL: [ChatKind; 4] = [ChatKind::Slack, ChatKind::WeCom, ChatKind::Feishu, ChatKind::DingTalk];
 
-    /// Its key.
+    /// Returns the configuration key.
     pub fn key(self) -> &'static str {
         match self {
             ChatKind::Slack => "slack",
@@ -71,7 +71,7 @@ impl ChatKind {
         }
     }
 
-    /// As people call it.
+    /// Returns the display name.
     pub fn name(self) -> &'static str {
         match self {
             ChatKind::Slack => "Slack",
@@ -92,38 +92,38 @@ impl ChatKind {
 /// An entry of `slack:`, `wecom:`, `feishu:` or `dingtalk:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chat {
-    /// Whose.
+    /// The service.
     pub kind: ChatKind,
-    /// The robot's URL.
+    /// The bot's URL.
     pub url: WebhookUrl,
-    /// Signs messages.
+    /// Secret that signs messages.
     pub secret: Option<Secret>,
-    /// A template of the message; a relative path begins where the configuration file is.
+    /// Template of the message; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
-    /// Which batches.
+    /// Which batches to report.
     pub on: When,
 }
 
 /// An entry of `email:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Email {
-    /// The server's host.
+    /// Host of the server.
     pub host: String,
-    /// Its port.
+    /// Port of the server.
     pub port: u16,
-    /// TLS from the first byte on; else the connection turns to it before anything is said.
+    /// Implicit TLS; otherwise STARTTLS is required.
     pub wrapped: bool,
-    /// User and password there.
+    /// User and password.
     pub login: Option<(String, Secret)>,
     /// Certificates to trust besides the system's.
     pub ca: Vec<Pem>,
-    /// Whom it is from.
+    /// Sender.
     pub from: String,
-    /// Whom it is for; one at least.
+    /// Recipients; at least one.
     pub to: Vec<String>,
-    /// A template of the text; a relative path begins where the configuration file is.
+    /// Template of the text; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
-    /// Which batches.
+    /// Which batches to report.
     pub on: When,
 }
 
@@ -134,45 +134,45 @@ pub struct Telegram {
     pub token: Option<Secret>,
     /// The chat: a number, or `@name`.
     pub group: Option<String>,
-    /// Where the Bot API is; Telegram's own where this is none. http or https.
+    /// URL of the Bot API; `None` uses Telegram's own. http or https.
     pub api: Option<Url>,
-    /// Which batches.
+    /// Which batches to report.
     pub on: When,
 }
 
 /// An entry of `webhook:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Webhook {
-    /// Where to.
+    /// The URL.
     pub url: WebhookUrl,
-    /// Sent with it; the names are lowercase and valid, and so are the values.
+    /// Additional headers; names are lowercase, and names and values are valid.
     pub headers: BTreeMap<String, Secret>,
-    /// A template of the body; a relative path begins where the configuration file is.
+    /// Template of the body; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
-    /// Signs the body.
+    /// Secret that signs the body.
     pub secret: Option<Secret>,
-    /// Which batches.
+    /// Which batches to report.
     pub on: When,
 }
 
-/// A webhook's URL, of which only scheme and host are shown: paths and queries of such hold tokens.
+/// A webhook's URL, which shows only scheme and host: paths and queries of webhooks contain tokens.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebhookUrl(Url);
 
-/// Which batches somebody is told of.
+/// Which batches to report to a target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum When {
-    /// All.
+    /// All batches.
     #[default]
     Always,
-    /// Those in which something was copied, or not all was done.
+    /// Batches that copied something, or did not succeed.
     Changes,
-    /// Those in which not all was done.
+    /// Batches that did not succeed.
     Failure,
 }
 
 impl When {
-    /// As it is written.
+    /// Returns the word in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             When::Always => "always",
@@ -181,7 +181,7 @@ impl When {
         }
     }
 
-    /// Whether a batch is one of these.
+    /// Returns whether to report a batch.
     pub fn is_met(self, copied: bool, failed: bool) -> bool {
         match self {
             When::Always => true,
@@ -192,7 +192,7 @@ impl When {
 }
 
 impl WebhookUrl {
-    /// The URL, for whoever connects there.
+    /// Returns the URL, for connecting.
     pub fn expose(&self) -> &Url {
         &self.0
     }
@@ -290,7 +290,7 @@ fn email(reader: &Reader, node: &Node) -> Option<Email> {
     })
 }
 
-/// `name@host`, or `words <name@host>`.
+/// Reads `name@host`, or `words <name@host>`.
 fn address(reader: &Reader, node: &Node) -> Option<String> {
     let text = reader.text(node)?.trim();
     let bare = text.strip_suffix('>').and_then(|text| text.rsplit_once('<')).map_or(text, |(_, bare)| bare);
@@ -303,7 +303,7 @@ fn address(reader: &Reader, node: &Node) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A URL that is not shown, for it holds a token.
+/// Reads a URL that is not shown, because it contains a token.
 fn hidden_url(reader: &Reader, node: &Node) -> Option<WebhookUrl> {
     reader.hidden_url(node, &["https", "http"]).map(WebhookUrl)
 }
@@ -330,7 +330,7 @@ fn telegram(reader: &Reader, node: &Node) -> Telegram {
     }
 }
 
-/// Whether this can be a chat of Telegram.
+/// Returns whether a text can be a Telegram chat.
 pub(super) fn is_group(text: &str) -> bool {
     text.strip_prefix('@').is_some_and(|name| !name.is_empty()) || text.parse::<i64>().is_ok_and(|number| number != 0)
 }
@@ -388,7 +388,7 @@ fn when(reader: &Reader, fields: &Fields<'_>) -> When {
 }
 
 impl Telegram {
-    /// Whether a text can name a chat: a number that is not 0, or `@name`.
+    /// Returns whether a text can name a chat: a number other than 0, or `@name`.
     pub fn is_group(text: &str) -> bool {
         is_group(text)
     }

@@ -6,22 +6,22 @@ use std::str::FromStr;
 /// What a run does while a batch of the same rules is running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IfRunning {
-    /// Waits for its end, then lists afresh and runs. A run that finds another one waiting joins that one's batch.
+    /// Waits for its end, then lists and runs anew. A run that finds another one waiting joins that one's batch.
     #[default]
     Wait,
-    /// Follows the running batch, and ends as it does.
+    /// Follows the running batch, and ends with its result.
     Join,
-    /// Stops the running batch, and runs in its place.
+    /// Stops the running batch and replaces it.
     Supersede,
-    /// Ends with an error.
+    /// Fails with an error.
     Fail,
 }
 
 impl IfRunning {
-    /// All of them.
+    /// All modes.
     pub const ALL: [IfRunning; 4] = [IfRunning::Wait, IfRunning::Join, IfRunning::Supersede, IfRunning::Fail];
 
-    /// As it is written.
+    /// Returns the word in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             IfRunning::Wait => "wait",

@@ -1,4 +1,4 @@
-//! `preset:`: a known source by name, and which versions of it. Which presets there are, is handed in.
+//! `preset:`: a known source by name, with its versions. The caller passes in the known presets.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,30 +8,30 @@ use super::reader::Reader;
 use super::yaml::{Node, Value};
 use crate::select::{RepositoryPattern, VersionRange};
 
-/// A known source, as it is asked for: `kubeadm`, or `kubeadm >=1.30` for what these versions need.
+/// A reference to a preset: `kubeadm`, or `kubeadm >=1.30` for the images of these versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preset {
-    /// Its name.
+    /// Name of the preset.
     pub name: String,
-    /// Only what these versions need; all there is if none are named.
+    /// Version range; `None` for all.
     pub versions: Option<VersionRange>,
 }
 
-/// A preset that there is, as far as a configuration must know it.
+/// Facts about a known preset that the configuration needs.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownPreset<'a> {
-    /// Its name.
+    /// Name of the preset.
     pub name: &'a str,
-    /// Whether it can be cut down to versions.
+    /// Whether it supports versions.
     pub has_versions: bool,
-    /// What it reads.
+    /// Repositories that it reads.
     pub reads: &'a [RepositoryPattern],
 }
 
 impl FromStr for Preset {
     type Err = String;
 
-    /// `kubeadm`, `kubeadm >=1.30`, `kubeadm ~1.31 || ~1.32`.
+    /// Parses `kubeadm`, `kubeadm >=1.30`, `kubeadm ~1.31 || ~1.32`.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')).unwrap_or(text.len());
@@ -61,7 +61,7 @@ impl fmt::Display for Preset {
 }
 
 impl Preset {
-    /// The preset of this name among those that there are; else what is wrong, and what to do.
+    /// Finds the preset among the known ones, or returns an error message and a hint.
     pub fn find<'k, 'a>(&self, known: &'k [KnownPreset<'a>]) -> Result<&'k KnownPreset<'a>, (String, String)> {
         let name = &self.name;
         let Some(found) = known.iter().find(|preset| preset.name == name) else {
@@ -83,7 +83,7 @@ impl Preset {
     }
 }
 
-/// What stands after `preset:`: a name, or a name with settings.
+/// Reads the value of `preset:`: a name, or a name with settings.
 pub(super) fn read(reader: &Reader, node: &Node, known: Option<&[KnownPreset<'_>]>) -> Option<Preset> {
     let preset = match &node.value {
         Value::Map(entries) => {

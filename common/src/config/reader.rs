@@ -1,5 +1,4 @@
-//! Reads values out of the tree. Each function reports what is wrong and gives `None`, so that its caller can go on to
-//! the next.
+//! Reads values from the tree. Each function reports problems and returns `None`, so that its caller can continue.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -19,13 +18,13 @@ use crate::secret::Secret;
 #[derive(Default)]
 pub(super) struct Reader {
     pub(super) found: RefCell<Problems>,
-    /// Where secrets stand, not to be shown.
+    /// Byte ranges of secrets, which are not shown.
     pub(super) secrets: RefCell<Vec<Range<usize>>>,
-    /// Whether a secret stands in the file itself, not in a variable.
+    /// Whether the file itself contains a secret, rather than a variable.
     pub(super) inline_secrets: Cell<bool>,
 }
 
-/// A mapping whose keys are known to be of its section.
+/// A mapping whose keys were checked against its section.
 pub(super) struct Fields<'n> {
     pub(super) at: Range<usize>,
     section: &'static Section,
@@ -52,7 +51,7 @@ impl Reader {
         self.found.borrow_mut().push(Found { at: at.clone(), message: message.into(), hint: Some(hint.into()) });
     }
 
-    /// Reports an error about a value, without what a variable in it holds.
+    /// Reports an error about a value, without the content of its variables.
     pub(super) fn refuse(&self, node: &Node, error: impl Display, hint: Option<String>) {
         let (message, hint) = match &node.value {
             Value::Scalar(scalar) if scalar.filled => match scalar.without_value(&error.to_string()) {
@@ -64,11 +63,11 @@ impl Reader {
         self.found.borrow_mut().push(Found { at: node.at.clone(), message, hint });
     }
 
-    /// The mapping, its unknown keys reported.
+    /// Returns the mapping, and reports unknown keys.
     pub(super) fn fields<'n>(&self, node: &'n Node, section: &'static Section) -> Option<Fields<'n>> {
         let entries: &[Entry] = match &node.value {
             Value::Map(entries) => entries,
-            // All of it commented out.
+            // All of it is commented out.
             Value::Null => &[],
             Value::Broken => return None,
             _ => {
@@ -124,7 +123,7 @@ impl Reader {
         }
     }
 
-    /// A text that is not empty.
+    /// Returns a text that is not empty.
     pub(super) fn text<'n>(&self, node: &'n Node) -> Option<&'n str> {
         let scalar = self.scalar(node)?;
         if scalar.text.trim().is_empty() {
@@ -189,7 +188,7 @@ impl Reader {
         }
     }
 
-    /// `1h30m`, `7d`, `2w`; a day has 24 hours.
+    /// Reads `1h30m`, `7d`, `2w`; a day has 24 hours.
     pub(super) fn duration(&self, node: &Node) -> Option<Duration> {
         let text = self.text(node)?;
         let duration = text
@@ -204,7 +203,7 @@ impl Reader {
         duration
     }
 
-    /// A URL without user and password.
+    /// Reads a URL without user and password.
     pub(super) fn url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
         let url = self.any_url(node, schemes)?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -224,7 +223,7 @@ impl Reader {
         Some(url)
     }
 
-    /// A URL that may hold a password, or a mapping of a URL with `username` and `password`.
+    /// Reads a URL that may contain a password, or a mapping of a URL with `username` and `password`.
     pub(super) fn address(&self, node: &Node, schemes: &[&str], is_user_wanted: bool) -> Option<SecretUrl> {
         if !matches!(node.value, Value::Map(_)) {
             return self.secret_url(node, schemes);
@@ -264,7 +263,7 @@ impl Reader {
         Some(url.with_login(username.as_deref(), Some(&password)))
     }
 
-    /// The name of a user. It is not shown: it stands beside a password, and the two are easily mixed up.
+    /// Reads a user name. It is not shown: it stands beside a password, and the two are easily swapped.
     pub(super) fn username(&self, node: &Node) -> Option<String> {
         self.hide(node);
         self.text(node).map(str::to_owned)
@@ -273,7 +272,7 @@ impl Reader {
     fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
         self.hide(node);
         let url = SecretUrl::new(self.any_url(node, schemes)?);
-        // As it was written: `amqp://user:${PASSWORD}@host` holds no secret, `amqp://user:secret@${HOST}` does.
+        // As written: `amqp://user:${PASSWORD}@host` contains no secret, `amqp://user:secret@${HOST}` does.
         if url.login().1
             && let Value::Scalar(scalar) = &node.value
             && let Some((_, rest)) = scalar.written.split_once("://")
@@ -291,7 +290,7 @@ impl Reader {
         let text = encode_variables(&scalar.text, &scalar.variables);
         match parse(&text, schemes) {
             Ok(url) => Some(url),
-            // What is refused is not shown: it could hold a password.
+            // A rejected URL is not shown: it could contain a password.
             Err(error) => {
                 if text.contains('@') {
                     self.hide(node);
@@ -303,7 +302,7 @@ impl Reader {
         }
     }
 
-    /// A URL that is a secret as a whole.
+    /// Reads a URL that is a secret as a whole.
     pub(super) fn hidden_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
         self.secret(node)?;
         self.any_url(node, schemes)
@@ -319,7 +318,7 @@ impl Reader {
         Some(Secret::new(scalar.text.clone()))
     }
 
-    /// Remembers that what stands here is a secret: not to be shown, and better kept in a variable.
+    /// Marks the value as a secret: not to be shown, and better kept in a variable.
     pub(super) fn note_secret(&self, node: &Node) {
         self.hide(node);
         self.note_inline(node);
@@ -327,7 +326,7 @@ impl Reader {
 
     fn note_inline(&self, node: &Node) {
         match &node.value {
-            // What stands around a variable is a word such as Bearer, or a part of a URL.
+            // Text around a variable is a word such as Bearer, or a part of a URL.
             Value::Scalar(scalar) if !scalar.is_variable() && !scalar.has_variable() => self.inline_secrets.set(true),
             Value::List(items) => items.iter().for_each(|item| self.note_inline(item)),
             Value::Map(entries) => entries.iter().for_each(|entry| self.note_inline(&entry.value)),
@@ -335,10 +334,10 @@ impl Reader {
         }
     }
 
-    /// Remembers that what stands here is not to be shown.
+    /// Marks the value as not to be shown.
     pub(super) fn hide(&self, node: &Node) {
         match &node.value {
-            // A variable's name is no secret, and shows what to look at.
+            // A variable's name is no secret, and helps to find the problem.
             Value::Scalar(scalar) if scalar.is_variable() => {}
             Value::Scalar(_) => self.secrets.borrow_mut().push(node.at.clone()),
             Value::List(items) => items.iter().for_each(|item| self.hide(item)),
@@ -347,7 +346,7 @@ impl Reader {
         }
     }
 
-    /// The items of a list.
+    /// Returns the items of a list.
     pub(super) fn list<'n>(&self, node: &'n Node) -> &'n [Node] {
         match &node.value {
             Value::List(items) => items,
@@ -359,7 +358,7 @@ impl Reader {
         }
     }
 
-    /// One value or a list of them, which must not be empty.
+    /// Returns one value or a list of them, which must not be empty.
     pub(super) fn several<'n>(&self, node: &'n Node) -> &'n [Node] {
         match &node.value {
             Value::List(items) if items.is_empty() => {
@@ -371,7 +370,7 @@ impl Reader {
         }
     }
 
-    /// Each item of a list (or the one value) that can be parsed.
+    /// Parses each item of a list (or the one value), and skips those that fail.
     pub(super) fn parse_several<T: FromStr<Err: Display>>(&self, node: &Node) -> Vec<T> {
         self.several(node).iter().filter_map(|item| self.parse(item)).collect()
     }

@@ -1,14 +1,14 @@
-//! The tables of `docs/configuration.md`, from the same vocabulary that the reader goes by. A test keeps them current.
+//! Tables of `docs/configuration.md`, from the table of keys that the reader uses. A test keeps them current.
 
 use std::fmt::Write as _;
 
 use super::keys::{CONFIG, Kind, Section};
 
-/// What stands before and behind the tables, where the rest of the page is written by hand.
+/// Markers around the tables; the rest of the page is written by hand.
 const BEGIN: &str = "<!-- The tables are written by a test: UPDATE_DOCS=1 cargo nextest run reference -->";
 const END: &str = "<!-- The end of the tables -->";
 
-/// A heading and a table for each section, from the top down.
+/// Writes a heading and a table for each section, from the top down.
 fn tables() -> String {
     let mut text = String::new();
     let mut known: Vec<*const Section> = vec![&raw const CONFIG];
@@ -32,7 +32,7 @@ fn table(heading: &str, section: &'static Section, known: &mut Vec<*const Sectio
     }
 }
 
-/// The sections that a value can be, each with how it is come to from the key.
+/// Returns the sections that a value can be, each with the path from the key.
 fn sections(kind: &Kind) -> Vec<(&'static Section, &'static str)> {
     match kind {
         Kind::Section(section) => vec![(*section, "")],
@@ -74,7 +74,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// `UPDATE_DOCS=1 cargo nextest run reference` writes them anew.
+    /// `UPDATE_DOCS=1 cargo nextest run reference` rewrites them.
     #[test]
     fn the_reference_of_the_configuration_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");

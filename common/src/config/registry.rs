@@ -1,4 +1,4 @@
-//! `registries:`: how registries are reached, and who is asking.
+//! `registries:`: connection settings, credentials and limits of registries.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,56 +15,56 @@ use crate::image::RegistryName;
 use crate::secret::Secret;
 use crate::vendor::{self, ListingBy};
 
-/// What the configuration says about a registry. All of it is optional.
+/// Settings of a registry. All are optional.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RegistrySettings {
-    /// The user, with or without a password.
+    /// User, with or without a password.
     pub username: Option<String>,
-    /// Who is asking, for pulling and pushing.
+    /// Credential for pulling and pushing.
     pub credential: Option<Credential>,
-    /// More accounts, for pulling only.
+    /// Additional accounts, for pulling only.
     pub pull_credentials: Vec<Credential>,
-    /// Where the registry really is; its vendor's API is off then, unless `api` is set. http or https.
+    /// URL to use instead of the registry's own; disables its vendor's API, unless `api` is set. http or https.
     pub endpoint: Option<Url>,
-    /// Tried first and in this order, for pulling. http or https.
+    /// Mirrors to pull from first, in this order. http or https.
     pub mirrors: Vec<Url>,
-    /// Whose API lists repositories and tags.
+    /// API for listing repositories and tags.
     pub listing: ListingBy,
-    /// Where the vendor's own API is. http or https.
+    /// URL of the vendor's API. http or https.
     pub api: Option<Url>,
     /// http, https, socks5 or socks5h.
     pub proxy: Option<SecretUrl>,
-    /// `tls: off` is true, `tls: on` is false; none leaves it to the address (loopback is plain).
+    /// `tls: off` is true, `tls: on` is false; `None` depends on the address (loopback is plain).
     pub plain_http: Option<bool>,
     /// Certificates to trust besides the system's.
     pub ca: Vec<Pem>,
-    /// Certificate and key to show.
+    /// Client certificate and key.
     pub client_identity: Option<ClientIdentity>,
-    /// Any certificate is trusted.
+    /// Trusts any certificate.
     pub insecure: bool,
-    /// HTTP/2 is not used.
+    /// Disables HTTP/2.
     pub http1: bool,
-    /// Private addresses are followed to.
+    /// Follows redirects and tokens to private addresses.
     pub allow_private: bool,
-    /// Addresses of a cloud's metadata service that it may have or lead to.
+    /// Cloud metadata addresses that the registry may resolve or redirect to.
     pub allow_metadata: Vec<IpAddr>,
-    /// The pace that it accepts.
+    /// Rate limit.
     pub requests_per_second: Option<f64>,
-    /// How many requests may be open at a time.
+    /// Limit on open requests.
     pub concurrency: Option<usize>,
-    /// How much of its quota of pulls is left to others.
+    /// Part of the pull quota to leave unused.
     pub pull_reserve: Option<PullReserve>,
-    /// Bytes of blobs a second, to it and from it each.
+    /// Bandwidth limit in bytes per second, for each direction.
     pub bandwidth: Option<u64>,
-    /// A name for the address that limits of anonymous users are counted by.
+    /// Name of the egress IP address that anonymous limits are counted by.
     pub egress: Option<String>,
-    /// What a push needs is made: repositories of ECR, projects of Harbor.
+    /// Creates missing ECR repositories and Harbor projects on push.
     pub create: bool,
-    /// Uploads go in pieces of so many bytes.
+    /// Chunk size of uploads in bytes.
     pub chunk: Option<u64>,
 }
 
-/// Who is asking.
+/// A credential in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
     /// User and password.
@@ -74,16 +74,16 @@ pub enum Credential {
         /// The password or access token.
         password: Secret,
     },
-    /// A refresh token, for registries that give such.
+    /// A refresh token, for registries that issue them.
     IdentityToken(Secret),
 }
 
-/// How much of a quota is left to others.
+/// Part of a pull quota to leave unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullReserve {
-    /// So many pulls.
+    /// A number of pulls.
     Count(u64),
-    /// A part of the quota, in percent, up to 100.
+    /// A percentage of the quota, up to 100.
     Percent(u8),
 }
 
@@ -108,16 +108,17 @@ impl fmt::Display for PullReserve {
     }
 }
 
-/// Something that OpenSSL would print between dashes.
+/// PEM-encoded certificates or a key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
-    /// To be read from this file; a relative path begins where the configuration file is.
+    /// A file; a relative path is relative to the configuration file.
     File(PathBuf),
-    /// As it stands in the configuration. (A secret, since it may be a key.)
+    /// Inline in the configuration. (A secret, since it may be a key.)
     Inline(Secret),
 }
 
-/// The file's name where it plainly is one; else stars: a key without its first line looks like a file's name, too.
+/// Displays the file name only if it clearly is one, else stars: a key without its first line looks like a file name,
+/// too.
 impl fmt::Display for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -134,7 +135,7 @@ impl fmt::Debug for Pem {
     }
 }
 
-/// Whether a text can only be the name of a file: it has an ending of such files, or begins as paths do, and no part of it
+/// Returns whether a text can only be a file name: it has a typical extension or starts like a path, and no segment
 /// could be a line of PEM.
 fn is_plainly_a_path(text: &str) -> bool {
     let ending = text.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
@@ -156,12 +157,12 @@ pub struct ClientIdentity {
 
 const HTTP: [&str; 2] = ["https", "http"];
 const PROXY_SCHEMES: [&str; 4] = ["http", "https", "socks5", "socks5h"];
-/// What files of certificates and keys are called.
+/// Extensions of certificate and key files.
 const PEM_ENDINGS: [&str; 8] = ["pem", "crt", "cer", "cert", "key", "p8", "chain", "bundle"];
-/// The longest part of a path without a dot that is shown: a line of PEM has 64 characters.
+/// Maximum length of a path segment without a dot that is shown: a line of PEM has 64 characters.
 const LONGEST_SHOWN: usize = 48;
 
-/// `name` is the registry's, if it has a valid one.
+/// Reads the settings of a registry. `name` is the registry's, if it is valid.
 pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) -> RegistrySettings {
     let Some(fields) = reader.fields(node, &REGISTRY) else { return RegistrySettings::default() };
     let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP));
@@ -241,7 +242,7 @@ fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySetti
     }
 }
 
-/// User and password, or a token. A user alone is valid where `user_alone`.
+/// Reads user and password, or a token. A user alone is valid if `user_alone` is set.
 fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<Credential> {
     let username = fields.get("username").and_then(|node| reader.username(node));
     let password = fields.get("password").map(|node| reader.secret(node));
@@ -294,7 +295,7 @@ fn client_identity(reader: &Reader, fields: &Fields<'_>) -> Option<ClientIdentit
     }
 }
 
-/// Certificates to trust.
+/// Reads certificates to trust.
 pub(super) fn certificates(reader: &Reader, node: &Node) -> Vec<Pem> {
     reader.several(node).iter().filter_map(|node| pem(reader, node, "CERTIFICATE")).collect()
 }
@@ -317,7 +318,7 @@ fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {
         reader.note_secret(node);
     }
     let text = reader.text(node)?;
-    // RSA and EC keys say so before `PRIVATE KEY`.
+    // RSA and EC keys name their type before `PRIVATE KEY`.
     if !text.contains(&format!("{label}-----")) {
         reader.report(&node.at, format!("there is no {label} in this PEM"));
         return None;

@@ -1,4 +1,4 @@
-//! `report:`: where a run's report goes, and how it is written.
+//! `report:`: file, level and template of a run's report.
 
 use std::path::PathBuf;
 
@@ -6,14 +6,14 @@ use super::keys::REPORT;
 use super::reader::Reader;
 use super::yaml::{Node, Value};
 
-/// What the configuration says about reports.
+/// Settings of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// .txt, .json, .md or .html; a relative path begins where the program runs, as on the command line.
+    /// .txt, .json, .md or .html; a relative path is relative to the working directory, as on the command line.
     pub file: PathBuf,
-    /// 1 totals, 2 what failed, 3 everything; none leaves it to the form of the report.
+    /// 1 totals, 2 failures, 3 everything; `None` leaves it to the format.
     pub level: Option<u8>,
-    /// A template of the user's own; a relative path begins where the configuration file is.
+    /// User-defined template; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
 }
 

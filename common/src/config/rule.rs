@@ -1,4 +1,4 @@
-//! `rules:`: what is copied where.
+//! `rules:`: what to copy, and where to.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -22,52 +22,52 @@ use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selectio
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// The line where it begins, for messages; 0 if it stands in no file.
+    /// Line where the rule begins, for messages; 0 if it is in no file.
     pub line: usize,
-    /// What it is called, if that is written. See [`Rule::title`].
+    /// Name, if one is set. See [`Rule::title`].
     pub name: Option<String>,
-    /// What readers know it by; empty for its name or what it reads. See [`Rule::title`].
+    /// Display name; empty for its name or its source. See [`Rule::title`].
     pub(super) title: String,
-    /// What is read.
+    /// Source.
     pub source: Source,
-    /// Which tags.
+    /// Tag filter.
     pub selection: Selection,
-    /// Only these platforms; all of them if empty.
+    /// Platforms to copy; all if empty.
     pub platforms: Vec<Platform>,
-    /// Of an index only these platforms are copied, and the index itself as it is.
+    /// Copy only these platforms of an index, and the index unchanged.
     pub sparse: bool,
-    /// What becomes of layers that live elsewhere.
+    /// How to treat foreign layers.
     pub foreign_layers: ForeignLayers,
-    /// Where to; at least one.
+    /// Targets; at least one.
     pub to: Vec<Destination>,
-    /// What targets are called; none written leaves it to the preset and the kind of target, see [`Rule::style_at`].
+    /// Naming of target repositories; `None` leaves it to the preset and the kind of target, see [`Rule::style_at`].
     pub naming: Option<Style>,
-    /// What comes along.
+    /// Referrers to copy.
     pub referrers: Referrers,
-    /// Source tags that never move: once copied they are not asked for again, and never overwritten.
+    /// Source tags that never move: once copied, they are neither checked again nor overwritten.
     pub immutable: Vec<TagPattern>,
-    /// Under which tag is kept what an overwritten one pointed to.
+    /// Name of the tag that keeps what an overwritten one pointed to.
     pub backup: Option<BackupName>,
-    /// Whether, and when, target tags are removed whose source is gone.
+    /// Whether, and when, to remove target tags whose source is gone.
     pub prune: Option<Prune>,
-    /// When it is run by itself.
+    /// Schedule for `imgsync serve`.
     pub schedule: Option<Schedule>,
-    /// How urgent its tasks are, compared with those of other batches.
+    /// Priority of its tasks, relative to other batches.
     pub priority: Priority,
-    /// How long a target tag is believed in.
+    /// How long a cached target tag is trusted.
     pub verify_every: Duration,
-    /// How often an unchanged image is asked for new referrers.
+    /// How often an unchanged image is checked for new referrers.
     pub referrers_every: Duration,
 }
 
-/// What a rule reads.
+/// Source of a rule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// A known source by name.
+    /// A preset by name.
     Preset(Preset),
     /// Repositories of a registry.
     Repositories(RepositoryPattern),
-    /// All of an image layout; a relative path begins where the configuration file is.
+    /// A whole image layout; a relative path is relative to the configuration file.
     Layout(PathBuf),
 }
 
@@ -81,12 +81,12 @@ impl fmt::Display for Source {
     }
 }
 
-/// Where a rule writes.
+/// Target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
     /// A registry, and a path there.
     Registry(Base),
-    /// An image layout; a relative path begins where the configuration file is.
+    /// An image layout; a relative path is relative to the configuration file.
     Layout(PathBuf),
 }
 
@@ -100,7 +100,7 @@ impl fmt::Display for Destination {
 }
 
 impl Rule {
-    /// The naming style at a destination: what was written, else `full` in a layout and `flat` in a registry.
+    /// Returns the naming style at a target: the configured one, else `full` in a layout and `flat` in a registry.
     pub fn style_at(&self, destination: &Destination) -> Style {
         match (&self.naming, destination) {
             (Some(style), _) => style.clone(),
@@ -109,7 +109,7 @@ impl Rule {
         }
     }
 
-    /// What it reads, as readers know it.
+    /// Returns the source for display.
     pub fn reads(&self) -> String {
         match &self.source {
             Source::Repositories(pattern) => pattern.to_string(),
@@ -118,13 +118,13 @@ impl Rule {
         }
     }
 
-    /// Where it writes, as readers know it.
+    /// Returns the targets for display.
     pub fn writes(&self) -> Vec<String> {
         self.to.iter().map(ToString::to_string).collect()
     }
 
-    /// What readers know the rule by, in the API, the dashboard, reports and metrics: its `name`, else what it reads. No
-    /// two rules of a configuration have the same: where rules without a name read the same, it says more of them.
+    /// Returns the display name of the rule in the API, the dashboard, reports and metrics: its `name`, else its
+    /// source. It is unique in a configuration: rules without a name that share a source get a longer one.
     pub fn title(&self) -> String {
         match self.title.as_str() {
             "" => self.name.clone().unwrap_or_else(|| self.reads()),
@@ -132,7 +132,7 @@ impl Rule {
         }
     }
 
-    /// How messages name it: by its name, else by its line, else by what it reads.
+    /// Returns the reference to the rule in messages: its name, else its line, else its source.
     pub fn place(&self) -> String {
         match (&self.name, self.line) {
             (Some(name), _) => format!("rule {name}"),
@@ -141,8 +141,8 @@ impl Rule {
         }
     }
 
-    /// What the shortest name that a pattern means is called at each registry that the rule writes to. If a target does
-    /// not take that, it takes none.
+    /// Names the shortest repository that a pattern can match at each registry that the rule writes to. A target that
+    /// rejects that name rejects all.
     pub fn sample_names(&self, pattern: &RepositoryPattern) -> Vec<Result<TargetName, NameError>> {
         let Some(sample) = pattern.shortest() else { return Vec::new() };
         let tag = Tag::latest();
@@ -155,7 +155,7 @@ impl Rule {
     }
 }
 
-/// What `defaults` says and a rule can say itself.
+/// Values of `defaults` that a rule can override.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Defaults {
     pub(super) to: Option<Vec<Destination>>,
@@ -171,12 +171,12 @@ pub(super) struct Defaults {
     priority: Option<Priority>,
 }
 
-/// What the rest of the configuration means for rules.
+/// Context of rules: the rest of the configuration.
 pub(super) struct Surroundings<'a> {
     pub(super) reader: &'a Reader,
     pub(super) presets: Option<&'a [KnownPreset<'a>]>,
     pub(super) defaults: Defaults,
-    /// Where to if nobody says so.
+    /// Target of rules without one.
     pub(super) home: Option<Base>,
     pub(super) verify_every: Duration,
     pub(super) referrers_every: Duration,
@@ -237,7 +237,7 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
 }
 
 impl Defaults {
-    /// What is said here, else there.
+    /// Returns these values, falling back to the others.
     fn or(self, other: &Defaults) -> Defaults {
         Defaults {
             to: self.to.or_else(|| other.to.clone()),
@@ -254,10 +254,10 @@ impl Defaults {
         }
     }
 
-    /// A rule that says nothing itself.
+    /// Creates a rule from these values alone.
     pub(super) fn rule(&self, source: Source, home: Option<Base>, every: (Duration, Duration)) -> Rule {
         let home = || home.map(|home| vec![Destination::Registry(home)]);
-        // Of `defaults` it is for presets alone; others have no names of once.
+        // `original` in `defaults` applies to presets only; other sources have no former names.
         let has_original = matches!(source, Source::Preset(_));
         let naming = self.naming.clone().filter(|naming| *naming != Style::Original || has_original);
         Rule {
@@ -283,7 +283,7 @@ impl Defaults {
     }
 }
 
-/// A rule, if enough of it could be read to check it against others.
+/// Reads a rule; `None` if not enough of it is valid to check it against others.
 pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) -> Option<Rule> {
     let reader = surroundings.reader;
     let fields = reader.fields(node, &RULE)?;
@@ -347,7 +347,7 @@ pub(super) fn read_selection(reader: &Reader, node: &Node) -> Selection {
             Contradiction::MinAboveNewest { .. } => ("min", None),
         };
         let Some(node) = fields.get(key) else { continue };
-        // The index is right as long as all patterns could be read.
+        // The index is right only if all patterns could be parsed.
         let item = match (&node.value, index) {
             (Value::List(items), Some(index)) if items.len() == selection.include.len() => items.get(index),
             _ => None,
@@ -380,7 +380,7 @@ fn newest(reader: &Reader, node: &Node) -> Option<Newest> {
     reader.whole(count, 1..=usize::MAX).map(|count| Newest { count, by })
 }
 
-/// What can be said about a rule before anything is listed.
+/// Checks a rule as far as possible before anything is listed.
 fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
     let reader = surroundings.reader;
     let place = |name: &str| fields.entry(name).map_or(&fields.at, |entry| &entry.value.at).clone();
@@ -434,7 +434,7 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
                         &place(if fields.get("naming").is_some() { "naming" } else { "to" }),
                         error.to_string(),
                     );
-                    // That of another repository of the same preset would say nothing more.
+                    // The error of another repository of the same preset would add nothing.
                     return;
                 }
                 Ok(target) => {
@@ -449,14 +449,14 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
     }
 }
 
-/// The platforms that a rule wants, in whatever order and by whatever names they are written.
+/// Returns the platforms of a rule, independent of order and spelling.
 fn wanted(rule: &Rule) -> BTreeSet<String> {
     rule.platforms.iter().map(Platform::canonical).collect()
 }
 
-/// Reports rules that would write different images under one name whatever the registries hold.
+/// Reports rules that would write different images under one name, whatever the registries contain.
 pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
-    // Rules that read one repository, by where they write it, so that only those that meet are compared.
+    // Rules that read one repository, by target, so that only rules that meet are compared.
     let mut writers: HashMap<String, Vec<(usize, RepositoryName, &Base, Style)>> = HashMap::new();
     for (index, (rule, node)) in rules.iter().enumerate() {
         let Source::Repositories(pattern) = &rule.source else { continue };
@@ -486,7 +486,7 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                     style: &style,
                 };
                 let other_rule = &rules[*other].0;
-                // One source for both: then the images differ only if the platforms do.
+                // With the same source, the images differ only if the platforms do.
                 let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
                 must_collide(&theirs, &this).is_some()
                     || (same_source

@@ -1,4 +1,4 @@
-//! `schedule:`: when a rule is run by itself.
+//! `schedule:`: when `imgsync serve` runs a rule.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::yaml::{Node, Value};
 use crate::schedule::{PatternError, Schedule, Times};
 
-/// More often is a mistake: a batch takes some seconds by itself.
+/// Minimum interval: a batch alone takes some seconds, so less is a mistake.
 const LEAST: Duration = Duration::from_secs(5);
 
 pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {

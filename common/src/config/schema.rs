@@ -1,4 +1,4 @@
-//! The JSON Schema of a configuration, for editors; from the same table that the reader goes by.
+//! JSON Schema of the configuration, for editors, from the same table that the reader uses.
 
 use serde_json::{Value, json};
 
@@ -6,8 +6,8 @@ use super::Config;
 use super::keys::{CONFIG, Key, Kind, Section};
 
 impl Config {
-    /// The schema (draft 2020-12). It is kept as `schema/imgsync.schema.json` beside this crate's sources, and a test
-    /// keeps that current.
+    /// Returns the schema (draft 2020-12). The repository has it as `schema/imgsync.schema.json`, which a test keeps
+    /// current.
     pub fn json_schema() -> Value {
         let mut schema = section(&CONFIG);
         schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -23,7 +23,7 @@ impl Config {
                     {"$ref": "#/$defs/variable"},
                 ],
             },
-            // YAML reads an unquoted 1.20 as a number; imgsync takes it as it was written.
+            // YAML reads an unquoted 1.20 as a number; imgsync keeps the text.
             "text": {"type": ["string", "number", "boolean"]},
             "duration": {"type": "string", "examples": ["90s", "1h30m", "7d"]},
             "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["10MiB"]},
@@ -70,7 +70,7 @@ fn kind(what: &Kind) -> Value {
 mod tests {
     use super::*;
 
-    /// `UPDATE_SCHEMA=1 cargo test` writes it anew.
+    /// `UPDATE_SCHEMA=1 cargo test` rewrites the file.
     #[test]
     fn the_schema_in_the_repository_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/imgsync.schema.json");

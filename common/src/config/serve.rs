@@ -1,4 +1,4 @@
-//! `serve:`: how `imgsync serve` answers.
+//! `serve:`: HTTP settings of `imgsync serve`.
 
 use std::net::SocketAddr;
 
@@ -7,22 +7,22 @@ use super::reader::Reader;
 use super::yaml::Node;
 use crate::secret::Secret;
 
-/// The fewest characters of a token: it is all that stands between others and the registries.
+/// Minimum length of a token in characters: it alone protects the registries from others.
 const SHORTEST_TOKEN: usize = 16;
 
-/// What the configuration says about serving.
+/// HTTP settings of `imgsync serve`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Serve {
-    /// Where it listens.
+    /// Listen address.
     pub listen: Option<SocketAddr>,
-    /// What changes need, and reading off loopback.
+    /// Token required for changes, and for reading from other hosts.
     pub token: Option<Secret>,
-    /// Names that it may be asked under besides its own address; lowercase, with a port or without.
+    /// Additional host names that requests may use; lowercase, with a port or without.
     pub hosts: Vec<String>,
 }
 
 impl Serve {
-    /// Why a text is too weak to be a token; none where it is not.
+    /// Returns why a text is too weak for a token; `None` if it is not.
     pub fn why_no_token(text: &str) -> Option<String> {
         if text.chars().any(|c| !c.is_ascii_graphic()) {
             return Some("a token is of visible ASCII characters, without spaces".to_owned());

@@ -1,4 +1,4 @@
-//! A configuration as YAML again: what it means, defaults filled in, secrets hidden.
+//! Converts a configuration back to YAML: its meaning, with defaults filled in and secrets hidden.
 
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::schedule::Times;
 use crate::select::{Newest, NewestBy, Selection};
 use crate::vendor::ListingBy;
 
-/// What stands in place of a secret, and of what is easily mixed up with one.
+/// Replacement for a secret, and for values that are easily mistaken for one.
 const MASK: &str = "***";
 
 impl Config {
-    /// The configuration as it is understood, in YAML that can be read again; secrets are `***`.
+    /// Returns the configuration as YAML that can be read again; secrets are `***`.
     pub fn to_yaml_redacted(&self) -> String {
         let mut yaml = Yaml::default();
         if let Some(cluster) = &self.cluster {
@@ -206,7 +206,7 @@ fn credential(yaml: &mut Yaml, credential: &Credential) {
     }
 }
 
-/// Where a server is; that somebody logs in there is shown, and not who: user and password are easily mixed up.
+/// Writes a server's address; shows that there is a login, but not the user: user and password are easily swapped.
 fn address(yaml: &mut Yaml, key: &str, url: Option<&SecretUrl>) {
     let Some(url) = url else { return };
     let (has_username, has_password) = url.login();
@@ -245,7 +245,7 @@ fn rule(yaml: &mut Yaml, rule: &Rule) {
     yaml.option("sparse", rule.sparse.then_some(true));
     yaml.option("foreign_layers", (rule.foreign_layers == ForeignLayers::Copy).then_some("copy"));
     yaml.list("to", rule.to.iter().map(destination));
-    // Left out where it depends on the destination, or on the preset.
+    // Omitted where it depends on the target or on the preset.
     let styles: Vec<String> = rule.to.iter().map(|to| rule.style_at(to).to_string()).collect();
     let preset = matches!(rule.source, Source::Preset(_));
     if rule.naming.is_some() || (!preset && styles.windows(2).all(|pair| pair[0] == pair[1])) {
@@ -310,7 +310,7 @@ fn duration(duration: Duration) -> String {
 struct Yaml {
     text: String,
     depth: usize,
-    /// The next line begins an item of a list.
+    /// Whether the next line begins a list item.
     item: bool,
 }
 
@@ -320,7 +320,7 @@ impl Yaml {
         if std::mem::take(&mut self.item) {
             indent.replace_range(indent.len().saturating_sub(2).., "- ");
         }
-        // A String takes all that is written.
+        // Writing to a String does not fail.
         _ = writeln!(self.text, "{indent}{line}");
     }
 
@@ -334,7 +334,7 @@ impl Yaml {
         self.depth += 1;
     }
 
-    /// Ends what `open` or `item` began. What holds nothing is written as `{}`.
+    /// Ends the last `open` or `item`. An empty one is written as `{}`.
     fn close(&mut self) {
         self.depth -= 1;
         if let Some(last) = self.text.lines().last()
@@ -368,8 +368,8 @@ impl Yaml {
     }
 }
 
-/// A value that is read back as it is: quoted unless it is a plain word, its dollars doubled where they would begin a
-/// variable.
+/// Quotes a value so that it is read back unchanged: plain words stay, and dollars that would begin a variable are
+/// doubled.
 pub fn yaml_scalar(value: impl Display) -> String {
     let value = value.to_string();
     let value = value.replace("$$", "$$$$").replace("${", "$${");

@@ -1,4 +1,4 @@
-//! `from` and `preset` of a rule: what it reads.
+//! `from` and `preset` of a rule: its source.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::yaml::{Node, Value};
 use crate::image::Tag;
 use crate::select::RepositoryPattern;
 
-/// What a rule reads; what is wrong with it is reported.
+/// Reads the source of a rule, and reports problems.
 pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source> {
     let reader = surroundings.reader;
     match (fields.get("preset"), fields.get("from")) {
@@ -43,7 +43,7 @@ pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Op
     }
 }
 
-/// `from: {repositories: …, exclude: […]}`.
+/// Reads `from: {repositories: …, exclude: […]}`.
 fn some_of(reader: &Reader, node: &Node) -> Option<RepositoryPattern> {
     let fields = reader.fields(node, &FROM)?;
     let Some(repositories) = fields.get("repositories") else {
@@ -80,7 +80,7 @@ fn some_of(reader: &Reader, node: &Node) -> Option<RepositoryPattern> {
     Some(pattern.without(excluded))
 }
 
-/// The folder of a layout that is read or written as a whole.
+/// Reads the folder of a whole layout.
 pub(super) fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<PathBuf> {
     if text.is_empty() {
         reader.report(&node.at, "`oci:` needs the name of a folder");

@@ -36,7 +36,7 @@ fn bad(text: &str) -> String {
     }
 }
 
-/// The messages alone.
+/// Returns the messages alone.
 fn messages(text: &str) -> Vec<String> {
     match read(text) {
         Ok(config) => panic!("{text}\nis taken as\n{}", config.to_yaml_redacted()),

@@ -1,4 +1,4 @@
-//! URLs that may hold a password: parsed so that no part of it is taken for a host, and shown without it.
+//! URLs that may contain a password: parsed so that no part of it is taken for a host, and displayed without it.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,14 +7,14 @@ use url::Url;
 
 use crate::secret::Secret;
 
-/// What to do about a URL in which it cannot be told where the password ends.
+/// Hint for a URL in which the end of the password is ambiguous.
 pub(super) const ENCODE: &str = "percent-encode the password, or use `username`/`password`";
 
 /// A URL whose user and password are not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(Url);
 
-/// Why a text is not a URL that can be used. It quotes nothing of the text, which may hold a password.
+/// Error of parsing a URL. It quotes nothing of the text, which may contain a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct UrlError {
@@ -23,7 +23,7 @@ pub struct UrlError {
 }
 
 impl UrlError {
-    /// What to do, where that is known.
+    /// Returns what to do, if known.
     pub fn hint(&self) -> Option<&'static str> {
         self.hint
     }
@@ -40,26 +40,26 @@ impl SecretUrl {
         parse(text, schemes).map(SecretUrl)
     }
 
-    /// Sets user and password, whatever characters they have. Without a user, there is only a password (Redis).
+    /// Sets user and password, which may contain any characters. Without a user, there is only a password (Redis).
     #[must_use]
     pub fn with_login(mut self, username: Option<&str>, password: Option<&Secret>) -> SecretUrl {
-        // Both only fail where there is no host, which `parse` demands. A `%` is not encoded by them.
+        // Both fail only without a host, which `parse` requires. They do not encode a `%`.
         _ = self.0.set_username(&encode(username.unwrap_or_default(), &[]));
         _ = self.0.set_password(password.map(|password| encode(password.expose(), &[])).as_deref());
         self
     }
 
-    /// The URL with user and password, for whoever connects there.
+    /// Returns the URL with user and password, for connecting.
     pub fn expose(&self) -> &Url {
         &self.0
     }
 
-    /// Whether it holds a user or a password.
+    /// Returns whether the URL contains a user or a password.
     pub fn has_login(&self) -> bool {
         !self.0.username().is_empty() || self.0.password().is_some()
     }
 
-    /// Whether it holds a user, and a password.
+    /// Returns whether the URL contains a user, and whether a password.
     pub(super) fn login(&self) -> (bool, bool) {
         (!self.0.username().is_empty(), self.0.password().is_some())
     }
@@ -67,7 +67,7 @@ impl SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A query can hold a password, too (`redis://host?password=…`).
+        // A query can contain a password, too (`redis://host?password=…`).
         if !self.has_login() && self.0.query().is_none() && self.0.fragment().is_none() {
             return f.write_str(self.0.as_str());
         }
@@ -82,8 +82,8 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
-/// Parses a URL with one of these schemes and a host. One in which it cannot be told where user and password end is
-/// refused: what follows would be looked up as a host.
+/// Parses a URL with one of these schemes and a host. Rejects a URL in which the end of user and password is ambiguous:
+/// the rest would be looked up as a host.
 pub(crate) fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {
     let wanted = || schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
     let refuse = |message: String, hint| Err(UrlError { message, hint });
@@ -102,7 +102,7 @@ pub(crate) fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {
     }
 }
 
-/// Why it cannot be told where user and password of a URL end (RFC 3986, section 3.2); none where it can.
+/// Returns why the end of user and password in a URL is ambiguous (RFC 3986, section 3.2); `None` if it is not.
 pub(crate) fn why_ambiguous(text: &str) -> Option<&'static str> {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
@@ -129,13 +129,13 @@ pub(crate) fn why_ambiguous(text: &str) -> Option<&'static str> {
     odd.then_some("user or password in this URL have a character that cannot stand in a URL")
 }
 
-/// The text of a URL, what its variables hold encoded for the places where they stand: a password may contain anything.
-/// A variable that is the whole URL is left as it is, and so is one that stands for a scheme, host or port.
+/// Percent-encodes the values of variables in a URL for their positions: a password may contain anything. A variable
+/// that is the whole URL stays, and so does one that is a scheme, host or port.
 pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String {
     if variables.contains(&(0..text.len())) {
         return text.to_owned();
     }
-    // Where each variable stands is told by what stands around it in the file alone.
+    // Only the literal text of the file determines the position of a variable.
     let is_literal = |at: usize| !variables.iter().any(|variable| variable.contains(&at));
     let find = |from: usize, wanted: &[char]| {
         let mut found = text[from..].char_indices().map(|(at, c)| (from + at, c));

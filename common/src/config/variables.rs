@@ -1,27 +1,27 @@
-//! `${VAR}`, `${VAR:-default}` and `${VAR:?why}` in values.
+//! Expands `${VAR}`, `${VAR:-default}` and `${VAR:?why}` in values.
 //!
-//! Only `${` is special, and `$$` is one dollar; any other `$` is itself, so that Harbor's `robot$name` works as it
-//! stands. It happens after the YAML was read, in single values: whatever a variable holds, it cannot become a key or
-//! break the file. What a variable holds is not looked at again.
+//! Only `${` is special, and `$$` is one dollar; any other `$` is literal, so that Harbor's `robot$name` works as it
+//! is. Expansion follows YAML parsing, in single values: the content of a variable can neither become a key nor break
+//! the file. It is not expanded again.
 
-/// A value with its variables filled in.
+/// A value with its variables expanded.
 #[derive(Debug, PartialEq)]
 pub(super) struct Filled {
     pub(super) text: String,
-    /// Whether any variable was there.
+    /// Whether there were any variables.
     pub(super) used: bool,
-    /// Where what the variables hold stands in the text, in order.
+    /// Ranges of the variables' content in the text, in order.
     pub(super) variables: Vec<std::ops::Range<usize>>,
 }
 
-/// What is wrong, and where in the value (in bytes).
+/// An error with its byte range in the value.
 #[derive(Debug, PartialEq)]
 pub(super) struct VariableError {
     pub(super) message: String,
     pub(super) at: std::ops::Range<usize>,
 }
 
-/// Fills in the variables of a value.
+/// Expands the variables of a value.
 pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Filled, VariableError> {
     let mut filled = Filled { text: String::with_capacity(value.len()), used: false, variables: Vec::new() };
     let mut position = 0;

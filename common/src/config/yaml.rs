@@ -1,7 +1,6 @@
-//! YAML as a tree in which every node knows its place, so that all that is wrong can be shown at once.
+//! YAML as a tree in which every node has its location, so that all problems can be shown at once.
 //!
-//! Texts stay as they were written (`1.20` is "1.20"); what they mean is decided by who reads them. Anchors and aliases
-//! work, and so does `<<`.
+//! Scalars stay text (`1.20` is "1.20"); the reader decides on their meaning. Anchors, aliases and `<<` are supported.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,13 +11,13 @@ use super::errors::{Found, Problems};
 use super::variables::fill;
 use crate::printable::printable;
 
-/// The longest configuration, in bytes. A rule takes some 200.
+/// Maximum size of a configuration in bytes. A rule takes some 200.
 pub(crate) const MAX_FILE_BYTES: usize = 16 << 20;
-/// Values in a configuration, those that aliases add included.
+/// Maximum number of values in a configuration, including those that aliases add.
 pub(crate) const MAX_VALUES: usize = 500_000;
-/// Values that aliases may add to a file.
+/// Maximum number of values that aliases may add to a file.
 const MAX_COPIES: usize = 20_000;
-/// Bytes that aliases and variables may add to a file.
+/// Maximum number of bytes that aliases and variables may add to a file.
 pub(crate) const MAX_ADDED_BYTES: usize = 8 << 20;
 /// Memory of a value beside its text, in bytes.
 const VALUE_BYTES: usize = 128;
@@ -33,7 +32,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
-    /// A value whose variables are wrong, which was reported.
+    /// A value with invalid variables, which were reported.
     Broken,
     Scalar(Scalar),
     List(Vec<Node>),
@@ -42,30 +41,30 @@ pub(super) enum Value {
 
 #[derive(Clone, Debug)]
 pub(super) struct Scalar {
-    /// With variables filled in.
+    /// With variables expanded.
     pub(super) text: String,
-    /// Without; all that messages may show.
+    /// As written; messages show only this.
     pub(super) written: String,
-    /// Whether a variable was filled in.
+    /// Whether a variable was expanded.
     pub(super) filled: bool,
-    /// Where what variables hold stands in the text.
+    /// Ranges of the variables' content in the text.
     pub(super) variables: Vec<Range<usize>>,
 }
 
 impl Scalar {
-    /// Whether it is nothing but one variable without a default, so that nothing of its value stands in the file.
+    /// Returns whether it is exactly one variable without a default, so that the file contains nothing of its value.
     pub(super) fn is_variable(&self) -> bool {
         let inside = self.written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
         self.filled && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
     }
 
-    /// Whether some of it is a variable without a default.
+    /// Returns whether it contains a variable without a default.
     pub(super) fn has_variable(&self) -> bool {
         self.filled && self.written.contains("${") && !self.written.contains(":-")
     }
 
-    /// The message with the value as it was written in place of what variables hold; none if a piece of that may remain.
-    /// Rather too few messages are left than a piece of a secret, however short, is shown.
+    /// Replaces the content of variables in a message by the value as written; returns `None` if a piece of it may
+    /// remain. It rather drops a message than shows a piece of a secret, however short.
     pub(super) fn without_value(&self, message: &str) -> Option<String> {
         let mut message = message.to_owned();
         for value in [self.text.as_str(), &printable(&self.text)] {
@@ -79,7 +78,7 @@ impl Scalar {
             words.map(str::to_owned).collect()
         };
         let (of_value, of_written) = (words(&value), words(&written));
-        // What stands in backquotes is quoted from somewhere; a longer word may be a part of one of the value's.
+        // Text in backquotes is quoted from somewhere; a longer word may be a part of one of the value's.
         let is_piece = |word: &String| of_value.contains(word) || (word.chars().count() > 2 && value.contains(&**word));
         let shown = words(&message.to_lowercase());
         let mut pieces = shown.iter().filter(|word| !of_written.contains(word)).filter(|word| is_piece(word));
@@ -107,7 +106,7 @@ impl Node {
         }
     }
 
-    /// The number of values in it, and the bytes that a copy of it takes.
+    /// Returns the number of values in it, and the bytes that a copy takes.
     fn size(&self) -> (usize, usize) {
         let add = |sum: (usize, usize), more: (usize, usize)| (sum.0 + more.0, sum.1 + more.1);
         let own = (1, VALUE_BYTES);
@@ -122,7 +121,7 @@ impl Node {
     }
 }
 
-/// Reads a text as a tree.
+/// Parses a text into a tree.
 pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let mut builder = Builder {
         text,
@@ -144,12 +143,12 @@ pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) ->
     Parsed { root, found: builder.found, secrets: builder.secrets }
 }
 
-/// What [`parse`] gives.
+/// Result of [`parse`].
 pub(super) struct Parsed {
-    /// None if the text is not YAML.
+    /// `None` if the text is not YAML.
     pub(super) root: Option<Node>,
     pub(super) found: Problems,
-    /// Values whose keys sound like secrets, wherever they stand.
+    /// Values whose keys look like secrets, wherever they are.
     pub(super) secrets: Vec<Range<usize>>,
 }
 
@@ -159,9 +158,9 @@ struct Builder<'a> {
     found: Problems,
     secrets: Vec<Range<usize>>,
     anchors: HashMap<usize, Node>,
-    /// Values so far.
+    /// Number of values so far.
     values: usize,
-    /// Values that aliases have added.
+    /// Number of values that aliases have added.
     copies: usize,
     /// Bytes that aliases, anchors and variables have added.
     added: usize,
@@ -285,7 +284,7 @@ impl<'a> Builder<'a> {
     fn map(&mut self, parser: &mut Source<'a>, depth: usize) -> Reported<Value> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut merged: Vec<Entry> = Vec::new();
-        // Where each key stands.
+        // Offset of each key.
         let mut keys: HashMap<String, usize> = HashMap::new();
         loop {
             let (event, span) = match self.next(parser)? {
@@ -359,7 +358,7 @@ impl<'a> Builder<'a> {
                 }))
             }
             Err(error) => {
-                // The place within the value is the place in the file only where nothing was escaped.
+                // The position in the value is the position in the file only if nothing was escaped.
                 let at = match self.text.get(at.clone()).and_then(|source| source.find(text)) {
                     Some(offset) => at.start + offset + error.at.start..at.start + offset + error.at.end,
                     None => at.clone(),

@@ -1,4 +1,5 @@
-//! What every [`TaskQueue`] must hold, as tests over any of them: see [`queue_contract_tests!`](crate::queue_contract_tests).
+//! Contract tests of [`TaskQueue`] for every implementation: see
+//! [`queue_contract_tests!`](crate::queue_contract_tests).
 
 #![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
 
@@ -14,15 +15,15 @@ use super::{Delivery, Lanes, TaskQueue};
 use crate::batch::{BatchId, Home, Lane, Message, MessageTarget, Place, Priority};
 use crate::retry::is_passing;
 
-/// A queue to be tested: new and empty.
+/// A queue under test: new and empty.
 pub struct Subject {
     /// The queue.
     pub queue: Arc<dyn TaskQueue>,
-    /// How many messages it takes before it refuses one.
+    /// Number of messages that it accepts before it rejects one.
     pub room: usize,
-    /// The shortest wait that it offers.
+    /// The shortest delay that it offers.
     pub shortest_wait: Duration,
-    /// What must live as long as the queue is used.
+    /// Resources that must outlive the queue.
     pub guard: Box<dyn Any + Send + Sync>,
 }
 
@@ -55,7 +56,7 @@ macro_rules! queue_contract_tests {
     };
 }
 
-/// A message in the lane from this registry to another.
+/// Creates a message on the route from this registry to another.
 pub fn message(source: &str, batch: BatchId, index: u32) -> (Lane, Message) {
     let (source, target) = (source.parse().unwrap(), "target.example".parse().unwrap());
     let lane = Lane::anonymous(source, target);
@@ -88,7 +89,7 @@ async fn take(subject: &Subject, lanes: &Lanes) -> Delivery {
     tokio::time::timeout(PATIENCE, subject.queue.take(lanes, &never)).await.expect("a delivery").unwrap().unwrap()
 }
 
-/// Whether nothing comes for a while.
+/// Returns whether no message arrives for a while.
 async fn is_silent(subject: &Subject, lanes: &Lanes) -> bool {
     let never = CancellationToken::new();
     tokio::time::timeout(Duration::from_millis(200), subject.queue.take(lanes, &never)).await.is_err()
@@ -138,7 +139,7 @@ pub async fn what_is_given_back_for_later_comes_later(subject: Subject) {
     let mut delivery = take(&subject, &Lanes::All).await;
     delivery.message.run = 7;
     delivery.give_back_after(subject.shortest_wait).await.unwrap();
-    // What waits holds up nobody.
+    // Delayed messages block no others.
     subject.queue.publish(&block[1..]).await.unwrap();
     let other = take(&subject, &Lanes::All).await;
     assert_eq!(other.message, block[1].1);
@@ -226,7 +227,7 @@ pub async fn who_takes_what_is_urgent_is_given_nothing_else(subject: Subject) {
         first.acknowledge().await.unwrap();
         (message, queue.take_urgent(&Lanes::All, &cancel).await.unwrap().is_none())
     });
-    // All that is not urgent is there, and stays.
+    // All messages of normal priority remain.
     for _ in 0..2 {
         take(&subject, &Lanes::All).await.acknowledge().await.unwrap();
     }
@@ -272,7 +273,7 @@ pub async fn a_full_queue_refuses_and_has_room_again(subject: Subject) {
     let block = messages("gcr.io", BatchId::generate(), u32::try_from(subject.room).unwrap() + 10);
     let refused = subject.queue.publish(&block).await.unwrap().refused;
     assert!(!refused.is_empty());
-    // Everything comes through in the end, by publishing again what was refused.
+    // Every message arrives in the end, if rejected ones are published again.
     let mut left: Vec<_> = refused.iter().map(|position| block[*position].clone()).collect();
     let mut seen = BTreeSet::new();
     while seen.len() < block.len() {
@@ -304,7 +305,7 @@ pub async fn many_takers_share_the_work(subject: Subject) {
                     let delivery = match queue.take(&Lanes::All, &stop).await {
                         Ok(Some(delivery)) => delivery,
                         Ok(None) => break,
-                        // A broker may need a moment for a queue of which it has just lost one of the same name.
+                        // A broker may need a moment for a queue after one of the same name was deleted.
                         Err(error) if is_passing(&error) => {
                             tokio::time::sleep(Duration::from_millis(50)).await;
                             continue;
@@ -312,14 +313,14 @@ pub async fn many_takers_share_the_work(subject: Subject) {
                         Err(error) => panic!("{error}"),
                     };
                     turn += 1;
-                    // Some are lost on the way, once each.
+                    // Drops some deliveries, once each.
                     if turn.is_multiple_of(5) && !delivery.redelivered {
                         continue;
                     }
                     let index = delivery.message.targets[0].index;
                     match delivery.acknowledge().await {
                         Ok(()) => done.push(index),
-                        // It comes again.
+                        // It is redelivered.
                         Err(error) => assert!(is_passing(&error), "{error}"),
                     }
                 }

@@ -1,4 +1,4 @@
-//! The queue of a single process. See [`MemoryQueue`].
+//! In-memory queue for a single process. See [`MemoryQueue`].
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
@@ -14,36 +14,35 @@ use super::{Delivery, Lanes, Published, Receipt, TaskQueue, URGENT_TURNS};
 use crate::batch::{BatchId, Lane, Message, Priority};
 use crate::error::Result;
 
-/// How many messages of one batch and priority may wait in one lane, unless told otherwise.
+/// Default limit of ready messages per batch, priority and route.
 pub const WINDOW: usize = 2_000;
 
-/// A [`TaskQueue`] in memory. Batches of a priority are served in turn, and within a batch its lanes; of normal ones four
-/// messages come for one of low priority. Waits are exact. Cheap to clone;
-/// clones are the same queue.
+/// A [`TaskQueue`] in memory. It serves batches of a priority in turn, and the routes of a batch in turn; four messages
+/// of normal priority for one of low. Delays are exact. Cheap to clone; clones share the queue.
 #[derive(Clone)]
 pub struct MemoryQueue(Arc<Shared>);
 
 struct Shared {
     window: usize,
     state: Mutex<State>,
-    /// Something can be taken, or will be able to earlier than was thought.
+    /// Signals that a message is ready, or is due earlier than expected.
     arrived: Notify,
-    /// Something was taken.
+    /// Signals that a message was received.
     left: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// Batches that have messages ready, the next to be served first, for each of [`Priority::ALL`].
+    /// Batches with ready messages for each of [`Priority::ALL`], the next one first.
     batches: [VecDeque<(BatchId, OfBatch)>; 3],
-    /// Counts messages that were taken, and those of them that were not urgent.
+    /// Counts of all messages received, and of those that were not urgent.
     turns: [usize; 2],
     later: BinaryHeap<Later>,
-    /// Tells two that are due at one moment apart.
+    /// Orders messages that are due at the same time.
     sequence: u64,
 }
 
-/// What a batch has ready: its lanes, the next to be served first; none is empty.
+/// Ready messages of a batch by route, the next route first; none is empty.
 #[derive(Default)]
 struct OfBatch(VecDeque<(Lane, VecDeque<Waiting>)>);
 
@@ -60,12 +59,12 @@ struct Later {
 }
 
 impl MemoryQueue {
-    /// An empty queue in which [`WINDOW`] messages of each batch may wait in each lane.
+    /// Creates an empty queue with a limit of [`WINDOW`] ready messages per batch and route.
     pub fn new() -> MemoryQueue {
         MemoryQueue::with_window(WINDOW)
     }
 
-    /// An empty queue in which so many messages of each batch may wait in each lane; one at least.
+    /// Creates an empty queue with this limit of ready messages per batch and route; at least one.
     pub fn with_window(window: usize) -> MemoryQueue {
         MemoryQueue(Arc::new(Shared {
             window: window.max(1),
@@ -82,7 +81,7 @@ impl MemoryQueue {
             if cancel.is_cancelled() {
                 return None;
             }
-            // Listening begins before looking, so that nothing arrives unheard in between.
+            // Listen before looking, so that no arrival in between is missed.
             let arrived = self.0.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
@@ -124,20 +123,20 @@ impl fmt::Debug for MemoryQueue {
 }
 
 impl Shared {
-    /// A panic elsewhere leaves the state whole: nothing panics between two changes that belong together.
+    /// A panic elsewhere leaves the state consistent: nothing panics between two changes that belong together.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put_back(&self, lane: Lane, waiting: Waiting, after: Duration) {
         self.state().put(lane, waiting, after);
-        // The one that is woken may not serve this lane.
+        // A single woken consumer may not serve this route.
         self.arrived.notify_waiters();
     }
 }
 
 impl State {
-    /// Adds without regard to the window: what was taken before has a right to come back.
+    /// Enqueues regardless of the limit: messages that were received before may always return.
     fn put(&mut self, lane: Lane, waiting: Waiting, after: Duration) {
         if after.is_zero() {
             self.row(&waiting.message, &lane).push_back(waiting);
@@ -147,7 +146,7 @@ impl State {
         }
     }
 
-    /// Where a message waits.
+    /// Returns the queue of a message's batch, priority and route.
     fn row(&mut self, message: &Message, lane: &Lane) -> &mut VecDeque<Waiting> {
         let batches = &mut self.batches[message.priority as usize];
         let at = batches.iter().position(|(id, _)| *id == message.batch).unwrap_or_else(|| {
@@ -171,7 +170,7 @@ impl State {
         }
     }
 
-    /// The next message of these lanes: of which priority, the turn says.
+    /// Pops the next message of these routes; the turn decides which priority goes first.
     fn take(&mut self, lanes: &Lanes, only_urgent: bool) -> Option<(Lane, Waiting)> {
         self.wake_those_due();
         let [turn, plain_turn] = self.turns.map(|turns| turns % URGENT_TURNS);
@@ -190,7 +189,7 @@ impl State {
         Some(taken)
     }
 
-    /// The next message of a priority; its batch, and its lane within that, go to the end of their rows.
+    /// Pops the next message of a priority; its batch, and its route within that, move to the end.
     fn take_of(&mut self, priority: Priority, lanes: &Lanes) -> Option<(Lane, Waiting)> {
         let batches = &mut self.batches[priority as usize];
         let serves = |(lane, _): &(Lane, VecDeque<Waiting>)| lanes.contains(lane);
@@ -239,7 +238,7 @@ impl TaskQueue for MemoryQueue {
     }
 
     async fn room(&self) {
-        // Half a second, in case what was taken left before this began to wait.
+        // Half a second, in case a message was received before this began to wait.
         _ = tokio::time::timeout(Duration::from_millis(500), self.0.left.notified()).await;
     }
 
@@ -292,7 +291,7 @@ impl Drop for MemoryReceipt {
 
 impl Ord for Later {
     fn cmp(&self, other: &Later) -> std::cmp::Ordering {
-        // The heap gives the greatest first: the soonest is the greatest.
+        // The heap pops the greatest first: the soonest is the greatest.
         (other.due, other.sequence).cmp(&(self.due, self.sequence))
     }
 }

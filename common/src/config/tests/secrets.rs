@@ -1,11 +1,11 @@
-//! Secrets in the right keys and in wrong ones: what is shown of them, which is nothing.
+//! Secrets in the right keys and in wrong ones: messages show nothing of them.
 
 use super::super::keys::REGISTRY;
 use super::*;
 
 #[test]
 fn no_piece_of_a_secret_in_the_wrong_key_is_shown() {
-    // Words of three letters and fewer, one word, a base64 body, and what a URL would be cut at.
+    // Words of three letters and fewer, one word, a base64 body, and characters that would split a URL.
     for secret in [
         "ab-cd-ef",
         "x.y.z",
@@ -51,7 +51,7 @@ fn no_piece_of_a_secret_in_the_wrong_key_is_shown() {
                 assert!(!is_shown(&errors.to_string()), "{text}: {secret}\n{errors}");
             }
         }
-        // As it stands in the file, in the keys that are filled with secrets or stand beside one.
+        // As written in the file, in keys that hold secrets or stand beside one.
         for key in ["username", "ca", "client_cert", "client_key", "proxy", "password", "identity_token"] {
             for more in [", tsl: off", ", client_cert: c.pem, client_key: k.pem", ", password: [], endpoint: 1"] {
                 let text = registry(&format!("{key}: '{secret}'{more}"));

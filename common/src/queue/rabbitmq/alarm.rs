@@ -1,5 +1,4 @@
-//! Alarms of the broker: short of memory or disk, it takes no messages. It says so to connections that publish, at their
-//! first message.
+//! Broker alarms: low on memory or disk, the broker blocks connections that publish, from their first message on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +13,13 @@ use crate::outage::{OutageEvent, OutageKind, ServerHealth};
 use crate::printable::printable;
 use crate::store::{BROKER_ALARM_HINT, BrokerAlarm, Roster};
 
-/// How often an alarm that lasts is noted in the roster, and how long it is known there without that.
+/// How often a lasting alarm is reported to the worker registry, and how long a report is valid.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 const NOTE_HOLDS: Duration = Duration::from_secs(20);
 
-/// Records what the broker says of a connection that publishes, for as long as the handle is kept.
+/// Records the alarms of a publishing connection for as long as the handle exists.
 pub(super) fn listen(connection: &Connection, health: &ServerHealth) -> AbortOnDropHandle<()> {
-    // A new connection is told of an alarm that lasts at its first message.
+    // A new connection learns of a lasting alarm at its first message.
     health.recover(OutageKind::Blocked);
     let (mut events, health) = (connection.events_listener(), health.clone());
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -37,14 +36,14 @@ pub(super) fn listen(connection: &Connection, health: &ServerHealth) -> AbortOnD
     }))
 }
 
-/// Notes alarms in the roster for as long as they last, so that who only looks at the store knows of them.
+/// Reports alarms to the worker registry while they last, for processes that only read the store.
 pub(super) async fn tell_roster(roster: Arc<dyn Roster>, mut events: broadcast::Receiver<OutageEvent>) {
     let mut alarm: Option<BrokerAlarm> = None;
     loop {
         let event = match &alarm {
             None => events.recv().await,
             Some(alarm) => {
-                // A store that is away is said by who uses it, and forgets the alarm by itself.
+                // Users of the store report its outages, and it drops the alarm by itself.
                 let _ = roster.note_broker_alarm(Some(alarm.clone()), NOTE_HOLDS).await;
                 match tokio::time::timeout(NOTE_INTERVAL, events.recv()).await {
                     Ok(event) => event,

@@ -1,4 +1,4 @@
-//! A connection that is made anew when it is needed and gone.
+//! Broker connections that are reopened on demand.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,22 +18,22 @@ use crate::config::SecretUrl;
 use crate::error::{Class, Error, Result};
 use crate::outage::{OutageKind, ServerHealth};
 
-/// How long a connection may take to be made.
+/// Timeout of opening a connection.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
-/// How long a peer may be silent, in seconds, before it counts as gone; named in the URL, that holds.
+/// Heartbeat timeout in seconds: a peer silent for longer counts as gone. A value in the URL takes precedence.
 const HEARTBEAT: u16 = 20;
-/// How long a queue that can be used may take to answer.
+/// How long a usable queue may take to respond.
 const ANSWER: Duration = Duration::from_secs(10);
-/// A broker that is killed moments after a queue was declared forgets the half of it, and gives it no leader ever after.
+/// A broker that is killed moments after a queue was declared may lose half of it, and never elects a leader for it.
 pub(super) const LEADERLESS: &str = "if `rabbitmq-queues quorum_status` says that the queue has no leader, and none comes back, delete the queue: what was in it is planned again";
-/// What a broker's URL looks like.
+/// Example of a broker's URL.
 const URL: &str = "amqp://user:password@host:5672/vhost";
-/// Channels that take from one queue: each waits for the answer to one question at a time.
+/// Number of channels that consume from a queue: each has one request in flight.
 const SEATS: usize = 4;
-/// The shortest and the longest pause between two attempts to connect.
+/// Backoff between attempts to connect: initial and maximum.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
 
-/// One of the two connections.
+/// One of the two connections, opened on demand.
 pub(super) struct Line {
     url: SecretUrl,
     settings: RabbitSettings,
@@ -48,11 +48,11 @@ struct State {
     failed: Option<Failed>,
 }
 
-/// Attempts to connect that failed.
+/// Consecutive failures to connect.
 struct Failed {
-    /// How many, in a row.
+    /// Number of attempts.
     times: u32,
-    /// What came of the last.
+    /// Kind of the last error.
     class: Class,
     detail: String,
     hint: Option<String>,
@@ -60,22 +60,22 @@ struct Failed {
     again: Instant,
 }
 
-/// A connection while it lives.
+/// An open connection.
 pub(super) struct Live {
     name: String,
     settings: RabbitSettings,
     connection: Connection,
-    /// The channel that declares; on a line that publishes, the one that does.
+    /// Channel for declarations; on a publishing connection also the one that publishes.
     first: tokio::sync::Mutex<Channel>,
     rows: Mutex<HashMap<String, Arc<Row>>>,
-    /// Queues that were declared on it.
+    /// Queues that were declared on this connection.
     declared: Mutex<HashSet<String>>,
-    /// Listens for alarms on a line that publishes.
+    /// Listens for alarms on a publishing connection.
     _alarms: Option<AbortOnDropHandle<()>>,
 }
 
-/// The channels that take from one queue. A channel ends with its queue, or when a delivery was held for too long, and with
-/// it all deliveries that it gave: so each queue has its own.
+/// Channels that consume from one queue. A channel ends with its queue, or when a delivery is unacknowledged for too
+/// long, and all its deliveries end with it: so each queue has its own.
 type Row = [tokio::sync::Mutex<Option<Channel>>; SEATS];
 
 impl Line {
@@ -84,13 +84,13 @@ impl Line {
         Line { url, settings, publishes, health, state: Default::default() }
     }
 
-    /// The broker's address, without the password.
+    /// Returns the broker's address, without the password.
     pub(super) fn name(&self) -> String {
         self.url.to_string()
     }
 
-    /// The connection; made anew if it is gone. Attempts that fail are not made more often than is good for a broker
-    /// that comes back.
+    /// Returns the connection; reopens it if it is gone. Failed attempts back off, so as not to overload a broker that
+    /// is recovering.
     pub(super) async fn live(&self) -> Result<Arc<Live>> {
         let tried = format!("connecting to the broker {}", self.url);
         let mut state = self.state.lock().await;
@@ -120,7 +120,7 @@ impl Line {
     }
 
     async fn connect(&self, tried: &str) -> Result<Live> {
-        // The parser's own words could hold the password.
+        // The parser's own message may contain the password.
         let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
         let uri = uri.map_err(|_| Error::new(Class::Invalid, tried, "this is no URL of a broker").hint(URL))?;
         let tls = stream::tls(self.settings.ca.as_deref())?;
@@ -152,7 +152,7 @@ impl Line {
 }
 
 impl State {
-    /// Remembers that an attempt failed, and when the next is due.
+    /// Records a failed attempt, and when to try again.
     fn note_failure(&mut self, error: Error) -> Error {
         let times = self.failed.as_ref().map_or(0, |failed| failed.times) + 1;
         let pause = (PAUSES[0] * 2_u32.saturating_pow(times.min(6) - 1)).min(PAUSES[1]);
@@ -169,35 +169,36 @@ impl State {
 }
 
 impl Live {
-    /// Whether it can be used. Channels that take are made anew by themselves.
+    /// Returns whether the connection is usable. Consuming channels are reopened as needed.
     pub(super) fn is_whole(&self) -> bool {
         let first_lives = || self.first.try_lock().map_or(true, |channel| channel.status().connected());
         self.connection.status().connected() && first_lives()
     }
 
-    /// Whether the connection stands.
+    /// Returns whether the connection is open.
     pub(super) fn is_connected(&self) -> bool {
         self.connection.status().connected()
     }
 
-    /// A channel of one's own.
+    /// Opens a new channel.
     pub(super) async fn channel(&self, tried: &str) -> Result<Channel> {
         let tried = format!("{tried} at the broker {}", self.name);
         self.connection.create_channel().await.map_err(|error| explain(&tried, &error))
     }
 
-    /// The channel that publishes, to be used by one at a time.
+    /// Locks the publishing channel.
     pub(super) async fn first(&self) -> tokio::sync::MutexGuard<'_, Channel> {
         self.first.lock().await
     }
 
-    /// The next message of a queue, if one waits. A queue that is not there is declared.
+    /// Gets the next message of a queue, if one is ready. Declares the queue if it is missing.
     pub(super) async fn get(&self, queue: &str, tried: &str) -> Result<Option<BasicGetMessage>> {
         let row = lock(&self.rows).entry(queue.to_owned()).or_default().clone();
         let mut seat = free_seat(&row).await;
         let mut again = true;
         loop {
-            // Out of its seat: should this end early, the channel ends, and what it may still be given is given back.
+            // Taken out of the pool: if this call is dropped, the channel closes, and the broker requeues what it
+            // delivers.
             let channel = match seat.take().filter(|channel| channel.status().connected()) {
                 Some(channel) => Ok(channel),
                 None => self.connection.create_channel().await,
@@ -212,7 +213,7 @@ impl Live {
                     *seat = Some(channel);
                     return Ok(got);
                 }
-                // Deleted since it was declared; or the channel ended meanwhile.
+                // The queue was deleted since it was declared, or the channel ended meanwhile.
                 Ok(Err(error)) if again && self.connection.status().connected() => {
                     tracing::debug!("taking from {queue}: {error}");
                     self.note_declared(queue, false);
@@ -224,13 +225,13 @@ impl Live {
         }
     }
 
-    /// Whether the broker answers at all.
+    /// Returns whether the broker responds at all.
     pub(super) async fn answers(&self) -> bool {
         let channel = tokio::time::timeout(ANSWER, self.connection.create_channel()).await;
         matches!(channel, Ok(Ok(_)))
     }
 
-    /// Declares a queue, if that was not done on this connection.
+    /// Declares a queue, unless it was declared on this connection.
     pub(super) async fn declare_once(&self, channel: &Channel, queue: &str) -> lapin::Result<()> {
         if lock(&self.declared).contains(queue) {
             return Ok(());
@@ -243,12 +244,12 @@ impl Live {
         Ok(())
     }
 
-    /// Whether the broker has told us to wait: it is out of memory or disk.
+    /// Returns whether the broker blocks publishing: it is low on memory or disk.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 
-    /// Whether a queue is known to be there.
+    /// Records whether a queue exists.
     pub(super) fn note_declared(&self, queue: &str, is_there: bool) {
         let mut declared = lock(&self.declared);
         match is_there {
@@ -258,7 +259,7 @@ impl Live {
     }
 }
 
-/// A place in a row that nobody uses, else the next to be free of one of them.
+/// Locks an idle channel of a pool, or waits for a random one.
 async fn free_seat(row: &Row) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
     for seat in row {
         if let Ok(seat) = seat.try_lock() {
@@ -269,12 +270,12 @@ async fn free_seat(row: &Row) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
     row[any].lock().await
 }
 
-/// A panic elsewhere leaves these whole: each change is one step.
+/// A panic elsewhere leaves these consistent: each change is one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether it says that a queue or an exchange is not there.
+/// Returns whether the error means that a queue or an exchange does not exist.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::NOTFOUND)
 }
@@ -283,7 +284,7 @@ fn is_soft(error: &lapin::Error, wanted: &AMQPSoftError) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(soft) if soft == wanted))
 }
 
-/// An error of the client or the broker, for people.
+/// Converts an error of the client or the broker, with a hint.
 pub(super) fn explain(tried: &str, error: &lapin::Error) -> Error {
     let text: String = error.to_string().chars().take(300).collect();
     match error.kind() {

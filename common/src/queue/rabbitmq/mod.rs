@@ -1,11 +1,11 @@
-//! The queue of a cluster: RabbitMQ (3.10 and later).
+//! Cluster queue: RabbitMQ (3.10 and later).
 //!
-//! A quorum queue for each lane, another beside it for what is urgent, once there was something, four for messages that wait, one for those that the broker gave up on, one for those that
-//! were refused. All are declared by whoever needs them; their arguments never change, for a broker refuses to declare a
-//! queue again with others.
+//! Queues: a quorum queue for each route; another one beside it for high priority, once it was used; four for delayed
+//! messages; one for dead letters; one for refused messages. Any process that needs a queue declares it; the arguments
+//! never change, because a broker refuses to declare a queue again with others.
 //!
-//! Two connections: one publishes, one takes and acknowledges, for a broker that runs out of memory stops connections that
-//! publish. Whatever breaks, a connection, a channel, a queue, is made anew by the next call that needs it.
+//! Two connections: one publishes, one consumes and acknowledges, because a broker that is low on memory blocks
+//! connections that publish. A broken connection, channel or queue is reopened by the next call that needs it.
 
 mod alarm;
 mod line;
@@ -36,42 +36,42 @@ use crate::error::{Class, Error, Result};
 use crate::outage::ServerHealth;
 use crate::store::Roster;
 
-/// How long the lanes that the roster has are good for.
+/// How long the routes read from the worker registry are cached.
 const LANES_HOLD: Duration = Duration::from_secs(1);
-/// How long a broker may take to confirm.
+/// Default timeout of publisher confirms.
 const CONFIRM: Duration = Duration::from_secs(30);
-/// How long a queue that fails is left alone: at first, and at the most.
+/// Backoff of a queue that fails: initial and maximum.
 const RESTS: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
-/// The same for a queue whose leader moves: each question closes the connection meanwhile, and it is over in a second.
+/// Backoff of a queue whose leader moves: each request closes the connection meanwhile, and it is over in a second.
 const LEADER_RESTS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
-/// How often a look at all queues connects anew before it gives up.
+/// Maximum number of reconnects while polling all queues.
 const RECONNECTS: usize = 2;
-/// How long a taker that is told to stop waits for the broker's answer.
+/// How long a cancelled receive waits for the broker's response.
 const STOPS: Duration = Duration::from_secs(2);
-/// How long a queue in which nothing waits is not asked again: at first, and at the most.
+/// Delay before an empty queue is polled again: initial and maximum.
 const IDLE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
-/// The same at the most, where nothing was published for some time. Many workers that ask about many lanes of which few
-/// have anything would keep the broker busy with that alone.
+/// Maximum of that delay for a queue without recent publishing. Many workers that poll many routes, of which few have
+/// messages, would keep the broker busy with that alone.
 const QUIET_IDLE: Duration = Duration::from_secs(10);
-/// How long after something was published a lane may have more soon: what waits to be tried again is not told of.
+/// How long after publishing a route may have more messages soon: delayed retries are not announced.
 const LIVELY: Duration = Duration::from_secs(2 * 60);
-/// How long to wait for room in a queue that is full.
+/// How long to wait for capacity in a full queue.
 const ROOM: Duration = Duration::from_millis(500);
 
-/// How a queue is used.
+/// Settings of a RabbitMQ queue.
 #[derive(Clone)]
 pub struct RabbitSettings {
-    /// Who connects, for those who look at the broker.
+    /// Connection name, shown in the broker's management UI.
     pub name: String,
-    /// Messages are signed with it, and others refused.
+    /// Key that signs messages; unsigned ones are refused.
     pub key: Option<SigningKey>,
-    /// A certificate to trust besides the system's, as PEM.
+    /// An additional CA certificate to trust, as PEM.
     pub ca: Option<String>,
-    /// The waits that are offered, shortest first.
+    /// The delays that are offered, shortest first.
     pub retry_delays: [Duration; 4],
-    /// The most messages in a lane. Must be the same for all that use a broker.
+    /// Maximum number of messages of a route. Must be the same for all users of a broker.
     pub lane_length: u32,
-    /// How long a broker may take to confirm what is published. One that is short of memory takes as long as it is.
+    /// Timeout of publisher confirms. A broker that is low on memory does not confirm until it recovers.
     pub confirm_within: Duration,
 }
 
@@ -88,7 +88,7 @@ impl Default for RabbitSettings {
     }
 }
 
-/// A [`TaskQueue`] in RabbitMQ. Cheap to clone; clones are the same.
+/// A [`TaskQueue`] in RabbitMQ. Cheap to clone; clones share it.
 #[derive(Clone)]
 pub struct RabbitQueue(Arc<Shared>);
 
@@ -103,59 +103,59 @@ struct Shared {
     _alarms: AbortOnDropHandle<()>,
 }
 
-/// A lane's queue, and when it was last said that messages are published in it.
+/// The queue of a route, and when publishing to it was last announced.
 struct KnownLane {
     lane: Lane,
-    /// Whether it is the one for what is urgent.
+    /// Whether it is the queue for high priority.
     is_urgent: bool,
     noted_at: Option<Instant>,
 }
 
-/// A queue in which nothing waited.
+/// A queue that was empty when polled.
 struct Idle {
     since: Instant,
-    /// How long not to ask again, unless it is told of meanwhile.
+    /// Delay before it is polled again, unless it is announced meanwhile.
     pause: Duration,
-    /// What part of that, so that many that wait do not ask at the same moment.
+    /// Fraction of the delay, so that many workers do not poll at the same moment.
     part: f64,
 }
 
-/// Lanes that are looked at, and whether only for what is urgent.
+/// Routes that are polled, and whether only for high priority.
 type Looked = (Lanes, bool);
 
-/// The lanes by the names of their queues.
+/// Routes by queue name.
 #[derive(Default)]
 struct Known {
     lanes: BTreeMap<String, KnownLane>,
     read_at: Option<Instant>,
-    /// Where to begin the next turn.
+    /// Where the next turn starts.
     turn: usize,
-    /// Queues that this process has noted, and when.
+    /// Queues that this process has announced, and when.
     noted: HashMap<String, Instant>,
-    /// Held by those who look for all who wait for the same lanes, for all of these or for what is urgent.
+    /// Locks held by the one consumer that polls for all that wait for the same routes and priorities.
     watches: Vec<(Looked, Weak<tokio::sync::Mutex<()>>)>,
-    /// Queues that failed: how often in a row, and when they may be asked again.
+    /// Queues that failed: consecutive failures, and when to poll again.
     resting: HashMap<String, (u32, Instant)>,
-    /// Queues in which nothing waited when they were last asked.
+    /// Queues that were empty when last polled.
     idle: HashMap<String, Idle>,
-    /// The version of messages that was last left for a newer worker.
+    /// The latest message version that was delayed for a newer worker.
     newer: Option<u64>,
 }
 
 impl Known {
-    /// Whether a queue has failed too recently to be asked again.
+    /// Returns whether a queue has failed too recently to be polled.
     fn rests(&self, queue: &str) -> bool {
         self.resting.get(queue).is_some_and(|(_, until)| *until > Instant::now())
     }
 
-    /// A queue has failed: it rests for the first of these at first, and for the second at the most.
+    /// Backs off from a queue that failed, with an initial and a maximum delay.
     fn let_rest(&mut self, queue: &str, [first, most]: [Duration; 2]) {
         let (times, until) = self.resting.entry(queue.to_owned()).or_insert((0, Instant::now()));
         *until = Instant::now() + (first * 2_u32.saturating_pow(*times)).min(most);
         *times = (*times + 1).min(10);
     }
 
-    /// A queue has answered, and whether there was a message.
+    /// Records a response of a queue, and whether it was empty.
     fn note_answer(&mut self, queue: &str, is_empty: bool) {
         self.resting.remove(queue);
         if !is_empty {
@@ -167,7 +167,7 @@ impl Known {
         self.idle.insert(queue.to_owned(), Idle { since: Instant::now(), pause, part });
     }
 
-    /// When a queue is to be asked again in which nothing waited; now, where that is not known.
+    /// Returns when to poll an empty queue again; `None` if it is not known to be empty.
     fn ask_again(&self, queue: &str, known: &KnownLane) -> Option<Instant> {
         let idle = self.idle.get(queue)?;
         let is_lively = known.noted_at.is_some_and(|at| at.elapsed() < LIVELY);
@@ -177,7 +177,7 @@ impl Known {
 }
 
 impl RabbitQueue {
-    /// Connects. An error says what is wrong with the address, the user or the virtual host.
+    /// Connects to the broker. An error names what is wrong with the address, the user or the virtual host.
     pub async fn connect(url: &SecretUrl, roster: Arc<dyn Roster>, settings: RabbitSettings) -> Result<RabbitQueue> {
         crate::registry::install_tls_provider();
         let health = ServerHealth::new(format!("the broker {url}"));
@@ -197,17 +197,17 @@ impl RabbitQueue {
         Ok(queue)
     }
 
-    /// Whether the broker answers now.
+    /// Returns whether the broker responds now.
     pub async fn is_alive(&self) -> bool {
         self.0.taking.live().await.is_ok()
     }
 
-    /// Returns how the broker stands, as the connections of this process find it.
+    /// Returns the health of the broker, as the connections of this process find it.
     pub fn health(&self) -> &ServerHealth {
         &self.0.health
     }
 
-    /// How many messages were refused, and why the last was: not signed with our key, or not to be understood.
+    /// Returns the number of refused messages, and why the last one was: no valid signature, or not decodable.
     pub fn refused(&self) -> (u64, Option<String>) {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -216,7 +216,7 @@ impl RabbitQueue {
         self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lanes that there are.
+    /// Refreshes the route table from the worker registry.
     async fn read_lanes(&self) -> Result<()> {
         let is_fresh = self.known().read_at.is_some_and(|at| at.elapsed() < LANES_HOLD);
         if is_fresh {
@@ -238,7 +238,8 @@ impl RabbitQueue {
 }
 
 impl RabbitQueue {
-    /// Takes in a task of its own: who drops this call does not drop what the broker is about to give. It is given back then.
+    /// Receives in a task of its own, so that dropping this call does not drop a message that the broker is about to
+    /// deliver; that message is requeued.
     async fn take_apart(
         &self,
         lanes: &Lanes,
@@ -257,7 +258,7 @@ impl RabbitQueue {
             taken = &mut taking => {
                 taken.unwrap_or_else(|error| Err(Error::new(Class::Local, "taking a task", error.to_string())))
             }
-            // The broker does not answer: what it may still give is given back.
+            // The broker does not respond: a message that it still delivers is requeued.
             () = stopped => Ok(None),
         }
     }
@@ -293,7 +294,7 @@ impl TaskQueue for RabbitQueue {
 
     async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
         self.read_lanes().await?;
-        // A queue for what is urgent is there for few.
+        // Only few routes have a queue for high priority.
         let queues: Vec<(usize, &Lane, bool)> = {
             let known = self.known();
             let urgent = |lane: &Lane| known.lanes.contains_key(&topology::queue_of(lane, true));
@@ -319,7 +320,7 @@ impl TaskQueue for RabbitQueue {
                     }
                     channel = Some(here);
                 }
-                // The broker closes a channel that asks for a queue that is not there.
+                // The broker closes a channel that declares a missing queue passively.
                 Err(error) if line::is_missing(&error) => {}
                 Err(error) => return Err(line::explain(&tried, &error)),
             }
@@ -327,7 +328,7 @@ impl TaskQueue for RabbitQueue {
         if let Some(channel) = channel {
             let _ = channel.close(200, "done".into()).await;
         }
-        // Should the store have lost a lane that is not empty, nobody would take from it.
+        // If the store lost a route that is not empty, nobody would consume from it.
         self.note(busy).await?;
         Ok(waiting)
     }

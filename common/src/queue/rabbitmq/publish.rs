@@ -1,4 +1,4 @@
-//! Handing messages over, and knowing that they were.
+//! Publishing with confirms.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,25 +15,25 @@ use crate::batch::{Lane, Message};
 use crate::error::{Error, Result};
 use crate::queue::Published;
 
-/// Messages whose confirmations are waited for at a time. A queue that is full is known to be so only then.
+/// Messages published before their confirms are awaited. A full queue is detected only then.
 const WINDOW: usize = 250;
-/// How often those who take are told that there are messages in a lane: the store that knows it may lose it.
+/// How often the queues of a route are announced: the store may lose the announcement.
 const NOTED: Duration = Duration::from_secs(20);
-/// The header with a message's signature.
+/// Header with a message's signature.
 pub(super) const SIGNATURE: &str = "signature";
 
-/// Where a message goes.
+/// Destination of a message.
 pub(super) enum Address {
-    /// To a lane, named by its queue.
+    /// A route, by the name of its queue.
     Lane(String),
-    /// To a queue where messages wait for their time, and on to the lane then.
+    /// A delay queue, and the route's queue after that.
     Retry { queue: String, lane: String },
-    /// To those that people should look at.
+    /// The queue of refused messages, for manual inspection.
     Refused,
 }
 
 impl Address {
-    /// The exchange and the routing key.
+    /// Returns the exchange and the routing key.
     fn route(&self) -> (&str, &str) {
         match self {
             Address::Lane(lane) => (WORK, lane),
@@ -42,7 +42,7 @@ impl Address {
         }
     }
 
-    /// The queue that it ends in.
+    /// Returns the queue that the exchange routes to.
     fn queue(&self) -> &str {
         match self {
             Address::Lane(lane) => lane,
@@ -75,7 +75,8 @@ impl RabbitQueue {
         Ok(published)
     }
 
-    /// Publishes some messages and says which there was no room for, and meanwhile, which is waited for.
+    /// Publishes a window of messages and returns the positions that were rejected. Stores the position that is being
+    /// confirmed in `waits_for`.
     async fn publish_window(
         &self,
         live: &Live,
@@ -86,7 +87,7 @@ impl RabbitQueue {
         let channel = live.first().await;
         let mut left: Vec<usize> = (0..window.len()).collect();
         let mut refused = Vec::new();
-        // Once more for queues that turn out to be gone, and once again should that happen meanwhile.
+        // A second attempt for missing queues, and a third if another one goes missing meanwhile.
         for _ in 0..3 {
             let mut confirms = Vec::with_capacity(left.len());
             for at in &left {
@@ -102,7 +103,7 @@ impl RabbitQueue {
                 waits_for.store(at, Ordering::Relaxed);
                 match confirm.await.map_err(|error| explain(tried, &error))? {
                     Confirmation::Ack(None) => {}
-                    // Nobody has that queue any more.
+                    // No queue is bound to that key any more.
                     Confirmation::Ack(Some(_)) => {
                         live.note_declared(&queue_for(&window[at]), false);
                         left.push(at);
@@ -122,11 +123,11 @@ impl RabbitQueue {
     /// Publishes one message, and returns when it is confirmed.
     pub(super) async fn publish_one(&self, address: &Address, body: &[u8], reason: Option<&str>) -> Result<()> {
         let tried = format!("publishing to {} at the broker {}", address.queue(), self.0.publishing.name());
-        // Once more for a queue that turns out to be gone.
+        // A second attempt for a missing queue.
         for _ in 0..2 {
             let live = self.0.publishing.live().await?;
             let sent = async {
-                // The channel is not held while the confirmation is waited for.
+                // The channel is not held while the confirm is awaited.
                 let confirm = {
                     let channel = live.first().await;
                     live.declare_once(&channel, address.queue()).await?;
@@ -153,7 +154,7 @@ impl RabbitQueue {
         reason: Option<&str>,
     ) -> lapin::Result<lapin::PublisherConfirm> {
         let mut headers = FieldTable::default();
-        // What is refused is not ours: a signature would make it so for whoever puts it back.
+        // Refused messages are not signed: a signature would make them valid for whoever requeues them.
         if let Some(key) = self.0.settings.key.as_ref().filter(|_| reason.is_none()) {
             headers.insert(SIGNATURE.into(), AMQPValue::LongString(key.sign(body).into()));
         }
@@ -169,7 +170,7 @@ impl RabbitQueue {
         channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
-    /// Lets those who take know of the queues of these lanes: of the lane's own, or of the one for what is urgent.
+    /// Announces the queues of these routes to consumers: the route's own, or the one for high priority.
     pub(super) async fn note(&self, lanes: impl IntoIterator<Item = (&Lane, bool)>) -> Result<()> {
         let new: Vec<(String, Lane, bool)> = {
             let known = self.known();
@@ -198,7 +199,7 @@ impl RabbitQueue {
     }
 }
 
-/// The queue that a message goes to.
+/// Returns the queue that a message is published to.
 fn queue_for((lane, message): &(Lane, Message)) -> String {
     topology::queue_of(lane, message.priority.is_urgent())
 }

@@ -1,7 +1,7 @@
-//! The bytes below AMQP: TCP, and TLS by the same rustls as everywhere else.
+//! Transport below AMQP: TCP, and TLS by the same rustls as everywhere else.
 //!
-//! lapin's own TLS brings readers of PKCS #12 with ciphers of the nineties. Built without it, lapin speaks plain TCP to
-//! `amqps://` as well, and says nothing: so connections are made here, and never by lapin's `connect`.
+//! lapin's own TLS pulls in PKCS #12 readers with obsolete ciphers. Built without it, lapin silently speaks plain TCP
+//! to `amqps://`: so connections are opened here, and never by lapin's `connect`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,10 +27,10 @@ use super::line::CONNECT;
 use crate::error::Result;
 use crate::registry::tls_trusting;
 
-/// A connection's bytes, plain or by TLS.
+/// Byte stream of a connection, plain or TLS.
 type Bytes = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
 
-/// Opens a connection. `tls` is how TLS is spoken where the URL's scheme is `amqps`.
+/// Opens a connection. `tls` is used if the URL's scheme is `amqps`.
 pub(super) async fn open(
     uri: AMQPUri,
     options: ConnectionProperties,
@@ -45,7 +45,7 @@ pub(super) async fn open(
     Connection::connector(uri, Runtime::new(kit), connect, options).await
 }
 
-/// How TLS is spoken: a certificate that is named besides the system's authorities is trusted too. `ca` is PEM.
+/// Builds the TLS configuration: trusts `ca` (PEM) in addition to the system's authorities.
 pub(super) fn tls(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
     let own: Vec<Vec<u8>> = ca.iter().map(|pem| pem.as_bytes().to_vec()).collect();
     let mut config = tls_trusting(&own)?;
@@ -54,7 +54,7 @@ pub(super) fn tls(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
 }
 
 async fn connect(uri: &AMQPUri, tls: Arc<ClientConfig>) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
-    // An IPv6 address stands in brackets in a URL.
+    // URLs write IPv6 addresses in brackets.
     let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((host, uri.authority.port)).await?;
     stream.set_nodelay(true)?;
@@ -67,7 +67,7 @@ async fn connect(uri: &AMQPUri, tls: Arc<ClientConfig>) -> io::Result<Either<Tcp
     }
 }
 
-/// Tokio's sockets, below TLS or not.
+/// Tokio's sockets, with or without TLS.
 #[derive(Debug, Clone)]
 struct Sockets(Tokio);
 
@@ -79,7 +79,7 @@ impl Reactor for Sockets {
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        // Nothing here is made from a handle of one's own.
+        // Nothing here registers handles of its own.
         Err::<Bytes, _>(io::ErrorKind::Unsupported.into())
     }
 

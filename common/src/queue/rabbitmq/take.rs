@@ -1,4 +1,4 @@
-//! Taking messages, one by one, and letting go of them.
+//! Receiving, acknowledging and requeueing messages.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,22 +21,22 @@ use crate::printable::printable;
 use crate::queue::{Dead, Delivery, Lanes, Receipt, URGENT_TURNS};
 use crate::repeated;
 
-/// When a message of a version that is not known here is offered again.
+/// Delay before a message of an unknown, newer version is offered again.
 const NEWER: Duration = Duration::from_secs(60);
 
-/// What a message turned out to be.
+/// Result of validating a received message.
 enum Opened {
-    /// A task's.
+    /// A task's message.
     Message(Box<Message>),
-    /// To be left for a newer worker.
+    /// A message for a newer worker.
     Newer(u64),
-    /// To be refused: the kind of refusal, and the reason.
+    /// A message to refuse: kind of refusal, and reason.
     Refused(&'static str, String),
 }
 
 impl RabbitQueue {
-    /// Waits for a message of these lanes. Never to be dropped before it ends: the broker would believe that we have what
-    /// it was about to give.
+    /// Waits for a message of these routes. Never drop it before it ends: the broker would assume that we have what it
+    /// is about to deliver.
     pub(super) async fn take_one(
         &self,
         wanted: &Lanes,
@@ -46,7 +46,7 @@ impl RabbitQueue {
         if let Some(delivery) = self.look(wanted, only_urgent, cancel).await? {
             return Ok(Some(delivery));
         }
-        // While there is nothing, one of those who wait for the same looks for all.
+        // While there is no message, one consumer of the same routes polls for all.
         let watch = self.watch(wanted, only_urgent);
         let _watches = tokio::select! {
             watches = watch.lock() => watches,
@@ -63,7 +63,7 @@ impl RabbitQueue {
         }
     }
 
-    /// The next message of these lanes, if any waits. A lane whose queue fails holds up no other.
+    /// Polls the queues of these routes once. A queue that fails does not block the others.
     async fn look(&self, wanted: &Lanes, only_urgent: bool, cancel: &CancellationToken) -> Result<Option<Delivery>> {
         self.read_lanes().await?;
         let mut live = self.0.taking.live().await?;
@@ -78,8 +78,8 @@ impl RabbitQueue {
                     self.known().note_answer(&queue, false);
                     return Ok(delivery);
                 }
-                // The leader of the queue moves: the broker closes the connection of whoever asks (541). That costs a
-                // connection, and nothing else: what runs was acknowledged.
+                // The queue's leader moves: the broker closes the connection of whoever requests a message (541). That
+                // costs only the connection: running tasks were acknowledged.
                 Err(error) if !live.is_connected() && reconnects < RECONNECTS => {
                     reconnects += 1;
                     self.known().let_rest(&queue, LEADER_RESTS);
@@ -98,7 +98,7 @@ impl RabbitQueue {
         trouble.map_or(Ok(None), Err)
     }
 
-    /// What those hold who look for messages of these lanes while there is none.
+    /// Returns the lock of the consumer that polls for all that wait for these routes.
     fn watch(&self, wanted: &Lanes, only_urgent: bool) -> Arc<tokio::sync::Mutex<()>> {
         let mut known = self.known();
         known.watches.retain(|(_, watch)| watch.strong_count() > 0);
@@ -111,8 +111,8 @@ impl RabbitQueue {
         watch
     }
 
-    /// When to look again where nothing was found: when the first of the lanes is to be asked again, and soon in any case,
-    /// for there may be new ones.
+    /// Returns when to poll again after finding nothing: when the first queue is due, and soon in any case, for there
+    /// may be new queues.
     fn look_again(&self, wanted: &Lanes, only_urgent: bool) -> Instant {
         let known = self.known();
         let lanes = known.lanes.iter().filter(|(queue, its)| {
@@ -123,7 +123,7 @@ impl RabbitQueue {
         first.map_or(most, |first| first.clamp(now + IDLE[0] / 4, most))
     }
 
-    /// The queues of lanes that are wanted and may have something, beginning with another one each time: with what is urgent
+    /// Returns the queues to poll of the selected routes, starting with another one each time, and with high priority
     /// in most turns.
     fn lanes_in_turn(&self, wanted: &Lanes, only_urgent: bool) -> Vec<(String, Lane)> {
         let mut known = self.known();
@@ -140,7 +140,7 @@ impl RabbitQueue {
         }
         known.turn = known.turn.wrapping_add(1);
         let begins_plain = known.turn.is_multiple_of(URGENT_TURNS);
-        // Each row goes on from where it was when it began the last time.
+        // Each list continues from where it was when it last went first.
         let turn = if begins_plain { known.turn / URGENT_TURNS } else { known.turn };
         for row in [&mut urgent, &mut plain] {
             let first = turn.checked_rem(row.len()).unwrap_or(0);
@@ -153,7 +153,7 @@ impl RabbitQueue {
         }
     }
 
-    /// The next message of a lane that is a task's, if any waits.
+    /// Gets the next task message of a route, if one is ready.
     async fn get(&self, live: &Live, queue: &str, lane: &Lane) -> Result<Option<Delivery>> {
         let tried = format!("taking from {queue} at the broker {}", self.0.taking.name());
         while let Some(got) = live.get(queue, &tried).await? {
@@ -166,12 +166,12 @@ impl RabbitQueue {
         Ok(None)
     }
 
-    /// The next message that the broker gave up on.
+    /// Gets the next dead letter.
     pub(super) async fn next_dead(&self) -> Result<Option<Dead>> {
         let tried = format!("taking from {DEAD} at the broker {}", self.0.taking.name());
         let live = self.0.taking.live().await?;
         while let Some(got) = live.get(DEAD, &tried).await? {
-            // The key under which it was published is kept: its lane's queue.
+            // A dead letter keeps its routing key: the queue of its route.
             let name = got.routing_key.to_string();
             let why = format!("{} in {name}", death(&got, &name));
             let receipt = RabbitReceipt { queue: self.clone(), name: name.clone(), acker: Some(got.acker.clone()) };
@@ -188,7 +188,7 @@ impl RabbitQueue {
         Ok(None)
     }
 
-    /// Gives the message, if it is a task's. Any other is put where it belongs.
+    /// Returns the message if it is a task's; moves any other one to the queue where it belongs.
     async fn sort_out(
         &self,
         got: &BasicGetMessage,
@@ -245,7 +245,7 @@ impl RabbitQueue {
         *refused = (refused.0 + 1, Some(what));
     }
 
-    /// Says once of each version that it is not known here.
+    /// Warns once about each unknown version.
     fn note_newer(&self, version: u64) {
         let is_new = self.known().newer.replace(version) != Some(version);
         if is_new {
@@ -253,7 +253,7 @@ impl RabbitQueue {
         }
     }
 
-    /// Where a message of a queue goes that is to wait for at least so long, as far as that is offered.
+    /// Returns the address for a delay of at least `wait`, as far as one is offered.
     pub(super) fn address(&self, queue: String, wait: Duration) -> Address {
         if wait.is_zero() {
             return Address::Lane(queue);
@@ -264,7 +264,7 @@ impl RabbitQueue {
     }
 }
 
-/// What is kept of a message that is larger than any of ours: its size, its digest and the reason.
+/// Builds the stub kept instead of an oversized message: its size, its digest and the reason.
 fn stub_of(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     (body.len() > MAX_MESSAGE_BYTES).then(|| {
         let digest = Digest::sha256(body).to_string();
@@ -273,7 +273,7 @@ fn stub_of(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// Why a message died in a queue: `delivery_limit`, `rejected`. It may have been in others before, where its time was over.
+/// Returns why a message was dead-lettered: `delivery_limit`, `rejected`. It may have expired in delay queues before.
 fn death(got: &BasicGetMessage, queue: &str) -> String {
     let headers = got.properties.headers().as_ref();
     let deaths = match headers.and_then(|headers| headers.inner().get("x-death")) {
@@ -298,15 +298,14 @@ fn as_text(value: &AMQPValue) -> Option<String> {
 
 struct RabbitReceipt {
     queue: RabbitQueue,
-    /// The lane's queue.
+    /// The route's queue.
     name: String,
-    /// None once it was used.
+    /// `None` once it was used.
     acker: Option<Acker>,
 }
 
 impl RabbitReceipt {
-    /// Acknowledges. A channel that is gone is no failure: the message is delivered again, and the ledger knows what was
-    /// done.
+    /// Acknowledges. A closed channel is no error: the message is redelivered, and the ledger knows the result.
     async fn ack(&mut self) {
         if let Some(acker) = self.acker.take()
             && let Err(error) = acker.ack(BasicAckOptions::default()).await
@@ -316,7 +315,7 @@ impl RabbitReceipt {
         }
     }
 
-    /// Puts the message elsewhere, and is done with it here.
+    /// Publishes the message elsewhere, then acknowledges it here.
     async fn move_to(mut self, address: &Address, body: &[u8], reason: Option<&str>) -> Result<()> {
         self.queue.publish_one(address, body, reason).await?;
         self.ack().await;
@@ -331,7 +330,7 @@ impl Receipt for RabbitReceipt {
         Ok(())
     }
 
-    /// Published anew rather than given back, which would count as a delivery that failed.
+    /// Publishes anew instead of rejecting, which would count as a failed delivery.
     async fn give_back(self: Box<Self>, message: Message, after: Duration) -> Result<()> {
         let address = self.queue.address(self.name.clone(), after);
         (*self).move_to(&address, &message.encode(), None).await

@@ -1,4 +1,4 @@
-//! Exchanges and queues, and their arguments, which are the same for ever.
+//! Exchanges and queues, and their arguments, which never change.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use super::RabbitSettings;
 use crate::batch::Lane;
 use crate::image::Digest;
 
-/// Messages go in here, each with the name of its lane's queue.
+/// Exchange for all task messages; the routing key is the queue of the route.
 pub(super) const WORK: &str = "sync.work";
-/// What the broker gave up on.
+/// Exchange and queue of dead letters.
 pub(super) const DEAD: &str = "sync.dead";
-/// What workers refused, for people to look at.
+/// Queue of refused messages, for manual inspection.
 pub(super) const REFUSED: &str = "sync.refused";
 
-/// How often a message is delivered without being acknowledged before the broker gives up on it.
+/// Deliveries without an acknowledgement before the broker dead-letters a message.
 const DELIVERIES: i32 = 20;
-/// The most messages that wait for their time, of each wait.
+/// Maximum number of messages in each delay queue.
 const RETRIES: i32 = 1_000_000;
-/// The most messages that wait for a coordinator to see to them.
+/// Maximum number of dead letters that wait for a coordinator.
 const DEATHS: i32 = 100_000;
-/// The most messages that are kept for people to look at.
+/// Maximum number of refused messages that are kept.
 pub(crate) const KEPT: i32 = 10_000;
-/// The most bytes of them: as many as 256 of the largest messages have.
+/// Maximum size of all of them in bytes: 256 of the largest messages.
 pub(crate) const KEPT_BYTES: i32 = 64 << 20;
-/// A broker takes names of up to 255 bytes.
+/// Brokers accept names of up to 255 bytes.
 const LONGEST: usize = 200;
 
-/// The name of a lane's queue, or of the one beside it for what is urgent.
+/// Returns the name of a route's queue, or of the one beside it for high priority.
 pub(super) fn queue_of(lane: &Lane, is_urgent: bool) -> String {
     let (beginning, name) = (if is_urgent { "w.!" } else { "w." }, lane.to_string());
     match beginning.len() + name.len() <= LONGEST {
@@ -39,12 +39,12 @@ pub(super) fn queue_of(lane: &Lane, is_urgent: bool) -> String {
     }
 }
 
-/// Whether a queue is a lane's.
+/// Returns whether a queue belongs to a route.
 pub(super) fn is_of_lane(queue: &str) -> bool {
     queue.starts_with("w.")
 }
 
-/// The name of the queue of messages that wait for so long: `sync.retry.10s`, `sync.retry.5m`.
+/// Returns the name of the queue for a delay: `sync.retry.10s`, `sync.retry.5m`.
 pub(super) fn retry_queue(wait: Duration) -> String {
     match (wait.as_millis(), wait.as_secs()) {
         (millis, _) if millis % 1000 != 0 => format!("sync.retry.{millis}ms"),
@@ -66,13 +66,13 @@ fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// The queues that are not a lane's.
+/// Returns the queues that belong to no route.
 pub(super) fn standing(settings: &RabbitSettings) -> Vec<String> {
     let retries = settings.retry_delays.map(retry_queue);
     [DEAD.to_owned(), REFUSED.to_owned()].into_iter().chain(retries).collect()
 }
 
-/// Declares all that is not a lane's.
+/// Declares everything that belongs to no route.
 pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lapin::Result<()> {
     let exchange = |name: &str, kind| {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
@@ -80,7 +80,7 @@ pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lap
     };
     exchange(WORK, ExchangeKind::Direct).await?;
     exchange(DEAD, ExchangeKind::Fanout).await?;
-    // Full, it leaves what died where it was.
+    // When full, it rejects dead letters, which stay where they are.
     let dead = [("x-max-length", AMQPValue::LongInt(DEATHS)), ("x-overflow", text("reject-publish"))];
     declare_queue(channel, DEAD, quorum(&dead)).await?;
     bind(channel, DEAD, DEAD, "").await?;
@@ -107,7 +107,7 @@ pub(super) async fn declare(channel: &Channel, settings: &RabbitSettings) -> lap
     Ok(())
 }
 
-/// Declares a lane's queue.
+/// Declares a route's queue.
 pub(super) async fn declare_lane(channel: &Channel, name: &str, settings: &RabbitSettings) -> lapin::Result<()> {
     let length = i32::try_from(settings.lane_length).unwrap_or(i32::MAX);
     let arguments = quorum(&[
