@@ -1,6 +1,5 @@
-//! What an image is called at the target. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the
-//! reason why the target would not take it. Two images under one name are found by [`Names`] while listing, and by
-//! [`must_collide`] before.
+//! Target names of images. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the reason why the
+//! target rejects it. [`Names`] finds collisions while listing, and [`must_collide`] before.
 
 mod backup;
 mod collision;
@@ -15,27 +14,26 @@ pub use backup::BackupName;
 pub use collision::{Claim, Collision, FixedRule, Names, must_collide};
 pub use template::{Template, TemplateError};
 
-/// How targets are named; `gcr.io/istio-release/pilot` copied to `registry.example.com/mirror` as an example.
+/// Naming style of targets, by the example of `gcr.io/istio-release/pilot` copied to `registry.example.com/mirror`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Style {
-    /// `mirror/gcr.io_istio-release_pilot`: fits every registry, and nothing of the origin is lost.
+    /// `mirror/gcr.io_istio-release_pilot`: accepted by every registry, and keeps the whole source name.
     #[default]
     Flat,
     /// `mirror/istio-release/pilot`.
     Keep,
     /// `mirror/pilot`.
     Basename,
-    /// `mirror/gcr.io/istio-release/pilot`; in a layout the name stays exactly the source's.
+    /// `mirror/gcr.io/istio-release/pilot`; in a layout, exactly the source's name.
     Full,
-    /// [`Flat`](Style::Flat) over the name that the image had in the original imgsync's days, for presets:
+    /// [`Flat`](Style::Flat) of the name that the image had in imgsync 2.1, for presets:
     /// `mirror/quay.io_coreos_flannel`.
     Original,
-    /// Whatever the template makes, below the base: `{{namespace}}/{{basename}}`, or with a tag,
-    /// `{{basename}}:{{tag}}-mirror`.
+    /// A template below the base: `{{namespace}}/{{basename}}`, or with a tag, `{{basename}}:{{tag}}-mirror`.
     Template(Template),
 }
 
-/// Where an image comes from.
+/// Source of an image, as input of a naming style.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
     /// The source registry.
@@ -44,45 +42,45 @@ pub struct Origin<'a> {
     pub repository: &'a RepositoryName,
     /// The source tag.
     pub tag: &'a Tag,
-    /// For [`Style::Original`]: registry and repository as they once were, `quay.io/coreos/flannel`.
+    /// For [`Style::Original`]: the former registry and repository, `quay.io/coreos/flannel`.
     pub original: Option<&'a str>,
 }
 
-/// What `to` says: a registry, and a path in it that all targets begin with.
+/// Target registry and path prefix, `to` in a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Base {
     /// The target registry.
     pub registry: RegistryName,
-    /// What comes before each name; none puts names at the top.
+    /// Path prefix of all names; `None` puts them at the top level.
     pub prefix: Option<RepositoryName>,
 }
 
-/// A name that the target takes.
+/// A valid target name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetName {
     /// The target registry.
     pub registry: RegistryName,
-    /// The whole path there.
+    /// The full path in the registry.
     pub repository: RepositoryName,
-    /// The tag, which only a template can make different from the source's.
+    /// The tag; only a template can change it.
     pub tag: Tag,
 }
 
-/// Why an image cannot be named so.
+/// Reason why a target name is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` cannot be a target: {reason}")]
 pub struct NameError {
-    /// The name as it would have been.
+    /// The invalid name.
     pub name: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
 impl Style {
-    /// The name at a registry, checked.
+    /// Returns the validated name in a registry.
     pub fn name(&self, base: &Base, origin: &Origin<'_>) -> Result<TargetName, NameError> {
         let (path, tag) = self.in_layout(origin)?;
-        // The colon of a port is the one character of a host that paths do not take, besides the brackets of IPv6.
+        // A port's colon and an IPv6 address's brackets are the only characters of a host that paths do not allow.
         let path = match self {
             Style::Full => path.replace(':', "_").replace(['[', ']'], ""),
             _ => path,
@@ -108,7 +106,7 @@ impl Style {
         Ok(TargetName { registry: base.registry.clone(), repository, tag })
     }
 
-    /// The name in an image layout, which takes any.
+    /// Returns the name in an image layout, which accepts any.
     pub fn in_layout(&self, origin: &Origin<'_>) -> Result<(String, Tag), NameError> {
         let path = match self {
             Style::Flat => flat(&format!("{}/{}", origin.registry, origin.repository)),
@@ -124,13 +122,13 @@ impl Style {
         Ok((path, origin.tag.clone()))
     }
 
-    /// Whether the tag can decide on the repository or be changed.
+    /// Whether the tag can affect the repository's name or be changed.
     pub fn depends_on_tag(&self) -> bool {
         matches!(self, Style::Template(template) if template.depends_on_tag())
     }
 }
 
-/// What is wrong, without the path again, which is a part of the name that the message begins with.
+/// Returns the reason without the path, which the message already begins with.
 fn reason_of(error: &ParseReferenceError) -> String {
     let text = error.to_string();
     match text.split_once("is not a repository: ") {
@@ -139,7 +137,7 @@ fn reason_of(error: &ParseReferenceError) -> String {
     }
 }
 
-/// `gcr.io/istio-release/pilot` → `gcr.io_istio-release_pilot`; `host:5000/a` → `host_5000_a`.
+/// Flattens a name: `gcr.io/istio-release/pilot` → `gcr.io_istio-release_pilot`; `host:5000/a` → `host_5000_a`.
 pub fn flat(name: &str) -> String {
     name.chars()
         .filter_map(|c| match c {
@@ -178,19 +176,19 @@ impl fmt::Display for Style {
     }
 }
 
-/// Why a text is not a [`Base`].
+/// Error of parsing a [`Base`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
-    /// `gcrxio` could be a host or a namespace of Docker Hub.
+    /// Ambiguous: `gcrxio` could be a host or a namespace of Docker Hub.
     #[error("`{0}` names no registry; for Docker Hub write `docker.io/{0}`")]
     NoRegistry(String),
-    /// A tag, a digest or a star: things that only a source has.
+    /// It has a tag, a digest or a star, which only a source has.
     #[error("`{0}` is more than a place; write a registry and a path, without a tag, a digest or stars")]
     NotAPlace(String),
-    /// Not a registry, or not a path.
+    /// An invalid registry or path.
     #[error(transparent)]
     Malformed(#[from] ParseReferenceError),
-    /// Two levels are all there is, and the second is for the name.
+    /// Docker Hub has two levels, and the second is the image's name.
     #[error("`{0}` is too deep: Docker Hub takes NAMESPACE/NAME, so `to` is `docker.io/NAMESPACE`")]
     TooDeep(String),
 }
@@ -204,7 +202,7 @@ impl FromStr for Base {
             None => (text, None),
         };
         if text.contains("://") {
-            // The registry's own message says what to write.
+            // The registry's own error says what to write.
             return Err(text
                 .parse::<RegistryName>()
                 .err()

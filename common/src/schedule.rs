@@ -1,5 +1,5 @@
-//! When a rule is run by itself: at times of a cron pattern in a time zone, or every so often; a little later where that is
-//! wanted. Pure: the time is handed in.
+//! Schedules of rules: a cron expression in a time zone or a fixed interval, with optional jitter. Pure: callers pass
+//! the time.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -13,50 +13,50 @@ use jiff::{SignedDuration, Timestamp, ZonedDateTime};
 
 use crate::canonical::Canonical;
 
-/// What is hashed for the delay of a run, and the version of its form.
+/// Domain of the hash that gives a run's jitter, with its version.
 const JITTER: &str = "imgsync jitter 1";
-/// No pattern is looked for beyond this many times that do not count.
+/// Upper limit for cron occurrences skipped in search of one after the last run.
 const MOST_LOOKED_AT: usize = 1_000;
 
-/// Of so many of the next times the longest interval is taken: those of three months of workdays.
+/// Number of next runs in which the longest interval is searched: three months of workdays.
 const INTERVALS_LOOKED_AT: usize = 64;
 
-/// When a rule is run.
+/// Schedule of a rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// At which times.
+    /// When the rule runs.
     pub times: Times,
-    /// Each time up to so much later, by a hash of its name and the time: many rules are not begun at once, and all who
-    /// look know when.
+    /// Maximum delay of a run, derived from a hash of the rule's name and the time: rules do not all start at once, and
+    /// every process computes the same time.
     pub jitter: Duration,
-    /// By whose clocks.
+    /// Time zone of a cron expression.
     pub zone: TimeZone,
 }
 
-/// At which times a rule is run.
+/// Times of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Times {
-    /// Those of a pattern: minute, hour, day of month, month, day of week.
+    /// At the times of a cron expression: minute, hour, day of month, month, day of week.
     Cron(Pattern),
-    /// So long after each other; at first, at once.
+    /// At this interval; the first run is immediate.
     Every(Duration),
 }
 
-/// A cron pattern that can be met.
+/// A cron expression that has an occurrence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
-/// Why a text is not a [`Pattern`].
+/// Error of parsing a [`Pattern`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PatternError(String);
 
-/// A time to begin at.
+/// A scheduled run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// As the schedule says, without jitter.
+    /// The time without jitter.
     pub nominal: Timestamp,
-    /// With it.
+    /// The time with jitter.
     pub at: Timestamp,
 }
 
@@ -88,13 +88,13 @@ impl fmt::Display for Pattern {
 }
 
 impl Schedule {
-    /// A schedule by UTC, to the minute.
+    /// Creates a schedule in UTC without jitter.
     pub fn new(times: Times) -> Schedule {
         Schedule { times, jitter: Duration::ZERO, zone: TimeZone::UTC }
     }
 
-    /// The first time after `last`, at which the rule of this name was begun or first seen. None where there is none
-    /// before the end of time.
+    /// Returns the next run after `last`, the time at which the named rule was last started or first seen. `None` if
+    /// there is none before the end of time.
     pub fn after(&self, last: Timestamp, name: &str) -> Option<Due> {
         let nominal = match &self.times {
             Times::Every(time) => last.checked_add(*time).ok()?,
@@ -104,8 +104,8 @@ impl Schedule {
         Some(Due { nominal, at })
     }
 
-    /// The longest time between two of the next runs of the rule of this name: over a weekend, where it runs on workdays.
-    /// None where there are not two before the end of time.
+    /// Returns the longest interval between the next runs of the named rule: over a weekend, for a rule that runs on
+    /// workdays. `None` if there are not two runs before the end of time.
     pub fn longest_interval(&self, now: Timestamp, name: &str) -> Option<Duration> {
         if let Times::Every(time) = &self.times {
             return Some(time.saturating_add(self.jitter));
@@ -116,8 +116,8 @@ impl Schedule {
         Some(Duration::try_from(longest).ok()?.saturating_add(self.jitter))
     }
 
-    /// What is to be remembered as the last time, where one that was due is begun now: of those that were missed one is
-    /// caught up, and what is regular stays so.
+    /// Returns the time to record as the last run when a due run is started now: missed runs are caught up once, and a
+    /// fixed interval stays regular.
     pub fn begun(&self, due: Due, now: Timestamp) -> Timestamp {
         match &self.times {
             Times::Every(time) if due.nominal.checked_add(*time).is_ok_and(|next| next > now) => due.nominal,
@@ -125,7 +125,7 @@ impl Schedule {
         }
     }
 
-    /// Whether it is begun at once when it is seen for the first time.
+    /// Whether the rule runs immediately when first seen.
     pub fn begins_at_once(&self) -> bool {
         matches!(self.times, Times::Every(_))
     }
@@ -166,7 +166,7 @@ impl fmt::Display for Schedule {
     }
 }
 
-/// A time as the library of cron patterns wants it.
+/// Adapts a time to the cron library.
 #[derive(Debug, Clone)]
 struct Moment(ZonedDateTime);
 

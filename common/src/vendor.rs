@@ -1,5 +1,5 @@
-//! Whose API lists a registry's repositories and tags: the registry's own, or its vendor's. Pure: what follows from a name
-//! and from what is configured.
+//! Selects the API that lists a registry's repositories and tags: the registry's own or its vendor's. Pure: derived
+//! from names and configuration.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,58 +8,58 @@ use url::Url;
 
 use crate::image::RegistryName;
 
-/// Where Docker Hub's own API is; its registry is elsewhere.
+/// Address of Docker Hub's API, which is not on its registry's host.
 const HUB: &str = "https://hub.docker.com/";
-/// Where GitHub's is.
+/// Address of GitHub's API.
 const GITHUB: &str = "https://api.github.com/";
 
-/// Who has an API that lists repositories, and tags with digests and dates.
+/// A vendor with an API that lists repositories, and tags with digests and dates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Vendor {
-    /// Quay, be it quay.io or one's own (`/api/v1`).
+    /// Quay: quay.io or self-hosted (`/api/v1`).
     Quay,
     /// Docker Hub (`/v2` at hub.docker.com).
     Hub,
     /// Harbor (`/api/v2.0`).
     Harbor,
-    /// GitHub's packages, of ghcr.io or of one's own GitHub.
+    /// GitHub packages: ghcr.io or GitHub Enterprise.
     GitHub,
 }
 
-/// `listing:` of a registry.
+/// Listing method of a registry, `listing:` in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ListingBy {
-    /// As the registry's name says.
+    /// By the registry's name.
     #[default]
     Auto,
-    /// By the distribution API alone: `tags/list` and `_catalog`.
+    /// The distribution API only: `tags/list` and `_catalog`.
     Registry,
-    /// By this vendor's API.
+    /// This vendor's API.
     Vendor(Vendor),
 }
 
-/// A vendor's API, and where it is.
+/// A vendor's API and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// Whose.
+    /// The vendor.
     pub vendor: Vendor,
-    /// Its address as it was written or is known; none: at the registry itself. See [`Vendor::base`].
+    /// Address as configured or well known; `None` means the registry's own. See [`Vendor::base`].
     pub at: Option<Url>,
 }
 
-/// A registry of Amazon's (ECR), as its name tells: whose it is, and where.
+/// An Amazon registry (ECR) with its account and region, parsed from its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcrHost {
-    /// The account's number; none: ECR Public, where the first part of a repository stands for the account.
+    /// Account number; `None` for ECR Public, where the first component of a repository is the account's alias.
     pub account: Option<String>,
     /// The region, such as `eu-west-1`.
     pub region: String,
-    /// Where its own API is.
+    /// Host of the ECR API.
     api: String,
 }
 
 impl EcrHost {
-    /// From `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), or `public.ecr.aws`.
+    /// Parses `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), or `public.ecr.aws`.
     pub fn of(registry: &RegistryName) -> Option<EcrHost> {
         if registry.port().is_some() {
             return None;
@@ -86,14 +86,14 @@ impl EcrHost {
         })
     }
 
-    /// Where its own API is.
+    /// Returns the address of the ECR API.
     pub fn api(&self) -> Url {
-        // Made of letters, digits, dots and hyphens.
+        // It consists of letters, digits, dots and hyphens.
         #[allow(clippy::expect_used)]
         Url::parse(&format!("https://{}/", self.api)).expect("a checked host makes a URL")
     }
 
-    /// What the API calls a repository.
+    /// Returns a repository's name in the API.
     pub fn repository<'a>(&self, path: &'a str) -> &'a str {
         match self.account {
             Some(_) => path,
@@ -103,7 +103,7 @@ impl EcrHost {
 }
 
 impl Vendor {
-    /// In sentences: "Quay's API".
+    /// Returns the name for messages: "Quay's API".
     pub fn name(self) -> &'static str {
         match self {
             Vendor::Quay => "Quay",
@@ -113,7 +113,7 @@ impl Vendor {
         }
     }
 
-    /// Who runs a registry of this name, where the name tells.
+    /// Returns the vendor of a registry, if its name tells.
     fn of(registry: &RegistryName) -> Option<Vendor> {
         match registry.as_str() {
             _ if registry.is_docker_hub() => Some(Vendor::Hub),
@@ -123,7 +123,7 @@ impl Vendor {
         }
     }
 
-    /// Whose API an address is, where that can be told.
+    /// Returns the vendor of an API, if its address tells.
     fn at(api: &Url) -> Option<Vendor> {
         let path = api.path().trim_end_matches('/');
         match api.host_str() {
@@ -145,7 +145,7 @@ impl Vendor {
         }
     }
 
-    /// Where requests begin, with a slash at its end: `at` may have been written with the API's own path or without.
+    /// Returns the base URL of requests, with a trailing slash. `at` may be written with the API's own path or without.
     pub fn base(self, at: &Url) -> Url {
         let mut base = at.clone();
         let mut path = format!("{}/", at.path().trim_end_matches('/'));
@@ -187,8 +187,8 @@ impl fmt::Display for ListingBy {
     }
 }
 
-/// Which vendor's API lists a registry; none: the registry's own does. An `endpoint` is another server than the name
-/// says, and so turns the vendor's API off unless `api` says where that is. An error says what is missing.
+/// Selects the vendor's API that lists a registry; `None` for the registry's own. An `endpoint` is a server other than
+/// the named one, and so disables the vendor's API unless `api` gives its address. An error says what is missing.
 pub fn listing(
     registry: &RegistryName,
     by: ListingBy,
@@ -203,7 +203,7 @@ pub fn listing(
             (Some(_), None) if endpoint.is_some() => return Ok(None),
             (Some(vendor), _) => vendor,
             (None, None) => return Ok(None),
-            // It lists nothing, but makes repositories.
+            // ECR's API does not list, but creates repositories.
             (None, Some(_)) if EcrHost::of(registry).is_some() => return Ok(None),
             (None, Some(api)) => Vendor::at(api).ok_or(
                 "whose API this is cannot be told from its address: add `listing:` with quay, hub, harbor or github",

@@ -1,9 +1,9 @@
-//! Tags that belong to an image and are none of its own: cosign's signatures, attestations and SBOMs, and the index of
-//! referrers of registries without the API (OCI distribution-spec v1.1, "Referrers tag schema").
+//! Digest tags: cosign's signature, attestation and SBOM tags, and the referrers tag of registries without the
+//! referrers API (OCI distribution-spec v1.1, "Referrers tag schema").
 
 use super::{Digest, Tag};
 
-/// What stands under a companion's tag.
+/// Kind of a digest tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Companion {
     /// `sha256-….sig`
@@ -17,7 +17,7 @@ pub enum Companion {
 }
 
 impl Companion {
-    /// Those that cosign writes.
+    /// The kinds that cosign writes.
     pub const COSIGN: [Companion; 3] = [Companion::Signature, Companion::Attestation, Companion::Sbom];
 
     fn suffix(self) -> &'static str {
@@ -29,13 +29,13 @@ impl Companion {
         }
     }
 
-    /// The tag of this kind that belongs to a manifest.
+    /// Returns the tag of this kind for a manifest.
     pub fn tag_of(self, subject: &Digest) -> Tag {
         Tag::of_checked(format!("{}{}", subject.fallback_tag(), self.suffix()))
     }
 
-    /// Reads a tag: which one it is, and the beginning that it has in common with all tags of the same manifest. `None`
-    /// for a tag of an image of its own.
+    /// Parses a tag into the stem that all digest tags of one manifest share, and its kind. Returns `None` for any
+    /// other tag.
     pub fn read(tag: &str) -> Option<(&str, Companion)> {
         let (stem, kind) = match tag.split_once('.') {
             None => (tag, Companion::Referrers),
@@ -59,48 +59,48 @@ impl Companion {
     }
 }
 
-/// What the listing of a source's repository shows of companions: nothing is known by default.
+/// Digest tags seen in the listing of a source repository. By default nothing is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Company(u8);
 
 /// The repository was listed.
 const LISTED: u8 = 1;
-/// There is something new.
+/// The image has new digest tags.
 const NEWS: u8 = 2;
 
 impl Company {
-    /// A listing that shows these kinds, whatever image they belong to.
+    /// Builds hints from a listing that contains these kinds, for any image of the repository.
     pub fn listed(kinds: impl IntoIterator<Item = Companion>) -> Company {
         Company(kinds.into_iter().fold(LISTED, |bits, kind| bits | kind.bit()))
     }
 
-    /// The same, and the image has companions that it had not when it was looked at last.
+    /// Marks the image as having digest tags that it did not have at the last check.
     #[must_use]
     pub fn with_news(self) -> Company {
         Company(self.0 | NEWS)
     }
 
-    /// Whether the image is known to have new companions.
+    /// Whether the image is known to have new digest tags.
     pub fn has_news(self) -> bool {
         self.0 & NEWS != 0
     }
 
-    /// Whether the repository was listed, so that what was not seen is not there.
+    /// Whether the repository was listed: a kind that was not seen is then absent.
     pub fn is_listed(self) -> bool {
         self.0 & LISTED != 0
     }
 
-    /// Whether images of the repository may have such companions.
+    /// Whether images of the repository may have digest tags of this kind.
     pub fn may_have(self, kind: Companion) -> bool {
         !self.is_listed() || self.0 & kind.bit() != 0
     }
 
-    /// As six bits; 0 where nothing is known.
+    /// Encodes the hints as six bits; 0 if nothing is known.
     pub fn bits(self) -> u8 {
         self.0
     }
 
-    /// Reads what [`Company::bits`] gave; bits that mean nothing are left out.
+    /// Decodes [`Company::bits`], ignoring unknown bits.
     pub fn from_bits(bits: u8) -> Company {
         Company(bits & 0x3f)
     }

@@ -1,4 +1,4 @@
-//! Descriptors (OCI image-spec, "Content Descriptors"): what points from one piece of content to another.
+//! Descriptors (OCI image-spec, "Content Descriptors"): references from one piece of content to another.
 
 use std::collections::BTreeMap;
 
@@ -10,37 +10,37 @@ use serde_json::Value;
 
 use super::{Digest, MediaType, Platform};
 
-/// A pointer to content: its type, digest and size in bytes.
+/// A reference to content by media type, digest and size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What kind of content it is.
+    /// Media type of the content.
     #[serde(default, deserialize_with = "null_as_default")]
     pub media_type: MediaType,
-    /// What the content hashes to.
+    /// Digest of the content.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size of the content in bytes.
     #[serde(deserialize_with = "size")]
     pub size: u64,
-    /// What an index's child is for.
+    /// Platform of an index's child.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// Where a foreign layer lives.
+    /// URLs of a foreign layer.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
-    /// Of a referrer: what it is.
+    /// Artifact type of a referrer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// Free text by key.
+    /// Annotations: free text by key.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The content itself in base64, as it is written: [`Descriptor::inline`] says whether it is what the digest names.
+    /// Embedded content in base64, as written; [`Descriptor::inline`] decodes and verifies it.
     #[serde(default, deserialize_with = "text_or_nothing", skip_serializing)]
     pub data: Option<Box<str>>,
 }
 
 impl Descriptor {
-    /// A descriptor with nothing but the three fields that all have.
+    /// Creates a descriptor with the three required fields only.
     pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
         Descriptor {
             media_type,
@@ -54,10 +54,11 @@ impl Descriptor {
         }
     }
 
-    /// The content, where the descriptor carries it and it has the size and the digest that the descriptor names.
+    /// Decodes the embedded content. Returns `None` if there is none, or if its size or digest differs from the
+    /// descriptor's.
     pub fn inline(&self) -> Option<Bytes> {
         let written = self.data.as_deref()?;
-        // Four characters for three bytes: what is longer or shorter need not be decoded.
+        // Base64 has four characters for three bytes: a length that does not fit needs no decoding.
         if written.len() as u64 / 4 > self.size / 3 + 1 {
             return None;
         }
@@ -66,7 +67,7 @@ impl Descriptor {
     }
 }
 
-/// No content is larger than this, in bytes; sums of sizes that lie cannot overflow.
+/// Upper limit for a size, in bytes: sums of claimed sizes cannot overflow.
 const MAX_SIZE: u64 = 1 << 50;
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -76,7 +77,7 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     }
 }
 
-/// What is no text carries no content, and is no reason to refuse the manifest.
+/// A value that is not text carries no content, and is no reason to reject the manifest.
 fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<str>>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => Some(text.into()),
@@ -84,7 +85,7 @@ fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     })
 }
 
-/// Some tools write `null` for a list or a map that they leave empty.
+/// Some tools write `null` for an empty list or map.
 fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Content digests (OCI image-spec, "Digests"): `algorithm:hex`, and the hashing that makes them.
+//! Content digests (OCI image-spec, "Digests"): `algorithm:hex`, and hashing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,17 +6,17 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
 
-/// The hash algorithms that the OCI image-spec registers.
+/// Hash algorithms registered by the OCI image-spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
-    /// SHA-256, what nearly all content uses.
+    /// SHA-256, used by nearly all content.
     Sha256,
     /// SHA-512.
     Sha512,
 }
 
 impl Algorithm {
-    /// As it stands before the colon.
+    /// Returns the algorithm as written before the colon.
     pub fn as_str(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",
@@ -24,7 +24,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hexadecimal digits its digests have.
+    /// Returns the number of hexadecimal digits of a digest.
     pub fn hex_len(self) -> usize {
         match self {
             Algorithm::Sha256 => 64,
@@ -33,14 +33,14 @@ impl Algorithm {
     }
 }
 
-/// A digest, checked: a known algorithm and the right number of lowercase hexadecimal digits.
+/// A validated digest: a known algorithm and the right number of lowercase hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
     algorithm: Algorithm,
     hex: Box<str>,
 }
 
-/// Why a text is not a [`Digest`].
+/// Error of parsing a [`Digest`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a digest: {reason}")]
 pub struct ParseDigestError {
@@ -49,29 +49,29 @@ pub struct ParseDigestError {
 }
 
 impl Digest {
-    /// The digest of some bytes.
+    /// Hashes bytes with an algorithm.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// The SHA-256 of some bytes.
+    /// Hashes bytes with SHA-256.
     pub fn sha256(bytes: &[u8]) -> Digest {
         Digest::of(Algorithm::Sha256, bytes)
     }
 
-    /// Which hash made it.
+    /// Returns the hash algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The hexadecimal digits alone.
+    /// Returns the hexadecimal digits.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The first twelve digits: enough for people to tell one from another.
+    /// Returns the first twelve digits, for display.
     pub fn short(&self) -> &str {
         &self.hex[..12]
     }
@@ -81,7 +81,7 @@ impl Digest {
         Digest::of(self.algorithm, bytes) == *self
     }
 
-    /// The tag under which a registry without the referrers API keeps the index of this digest's referrers:
+    /// Returns the tag under which a registry without the referrers API keeps the index of this digest's referrers:
     /// `alg[:32]-hex[:64]` (OCI distribution-spec v1.1, "Referrers tag schema").
     pub fn fallback_tag(&self) -> String {
         let hex = &self.hex[..self.hex.len().min(64)];
@@ -138,7 +138,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A hash in the making. Cloning it keeps its state, so that a stream can go back to where it was.
+/// An incremental hash. A clone keeps the state, so a stream can be rewound to that point.
 #[derive(Clone)]
 pub struct Hasher(State);
 
@@ -149,7 +149,7 @@ enum State {
 }
 
 impl Hasher {
-    /// A hash over nothing yet.
+    /// Creates a hasher without input.
     pub fn new(algorithm: Algorithm) -> Hasher {
         Hasher(match algorithm {
             Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
@@ -157,7 +157,7 @@ impl Hasher {
         })
     }
 
-    /// Takes in more bytes.
+    /// Adds bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Sha256(hash) => hash.update(bytes),
@@ -165,7 +165,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all that was taken in.
+    /// Returns the digest of all bytes added.
     pub fn finish(self) -> Digest {
         match self.0 {
             State::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()).into() },

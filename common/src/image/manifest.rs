@@ -1,4 +1,4 @@
-//! Manifests: the raw bytes, which are passed on as they came, beside a parsed view that says what they point at.
+//! Manifests: the raw bytes, which are passed on unchanged, and a parsed view of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::{Descriptor, Digest, MediaType};
 
-/// The most that a manifest may hold, in bytes. Registries take 4 MiB on a push and give up to 8 MiB.
+/// Upper limit for a manifest, in bytes. Registries accept 4 MiB on a push and serve up to 8 MiB.
 const MAX_BYTES: usize = 8 << 20;
 
-/// A manifest or an index: its bytes and what they mean. Cheap to clone.
+/// A manifest or an index: raw bytes and parsed content. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Manifest {
     bytes: Bytes,
@@ -20,16 +20,16 @@ pub struct Manifest {
     parsed: Arc<Parsed>,
 }
 
-/// What a manifest says.
+/// Parsed content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
-    /// What it points at.
+    /// Descriptors it contains.
     pub kind: Kind,
     /// The manifest that this one refers to (a signature's image), if any.
     pub subject: Option<Descriptor>,
-    /// What an artifact is.
+    /// Artifact type as written in `artifactType`.
     pub artifact_type: Option<String>,
-    /// Free text by key.
+    /// Annotations: free text by key.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -38,33 +38,33 @@ pub struct Parsed {
 pub enum Kind {
     /// OCI index or Docker manifest list.
     Index {
-        /// Its children in order, repeated ones included.
+        /// Children in order, repeated ones included.
         manifests: Vec<Descriptor>,
     },
     /// OCI or Docker manifest.
     Image {
         /// The config; some artifacts have none.
         config: Option<Box<Descriptor>>,
-        /// The layers in order, repeated ones included.
+        /// Layers in order, repeated ones included.
         layers: Vec<Descriptor>,
     },
 }
 
-/// Why bytes are not a manifest that can be copied.
+/// Reason for rejecting a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Larger than any registry takes.
+    /// Larger than any registry accepts.
     #[error("the manifest has more than {} MiB", MAX_BYTES >> 20)]
     TooLarge,
     /// Not JSON, or fields of the wrong type.
     #[error("the manifest cannot be parsed: {0}")]
     Unparsable(String),
-    /// Docker's schema 1, which today's registries refuse.
+    /// Docker schema 1, which current registries reject.
     #[error(
         "the manifest is of Docker's schema 1, which today's registries refuse; it has to be built again or converted"
     )]
     Schema1,
-    /// JSON, but no manifest.
+    /// JSON, but not a manifest.
     #[error("the manifest is of an unknown kind ({0})")]
     Unknown(String),
 }
@@ -82,7 +82,7 @@ struct Raw {
     config: Option<Box<Descriptor>>,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
-    /// The short-lived OCI artifact manifest had these in place of layers.
+    /// The short-lived OCI artifact manifest had these instead of layers.
     #[serde(default)]
     blobs: Option<Vec<Descriptor>>,
     #[serde(default)]
@@ -96,16 +96,16 @@ struct Raw {
 }
 
 impl Manifest {
-    /// The most bytes that a manifest may have.
+    /// Upper limit for a manifest, in bytes.
     pub const MAX_BYTES: usize = MAX_BYTES;
 
-    /// Parses a manifest. `content_type` is what the registry's answer said; the body's own `mediaType` wins over it.
+    /// Parses a manifest. `content_type` is the response's Content-Type; the body's own `mediaType` overrides it.
     pub fn parse(bytes: Bytes, content_type: &MediaType) -> Result<Manifest, ManifestError> {
         let digest = Digest::sha256(&bytes);
         Manifest::parse_as(bytes, digest, content_type)
     }
 
-    /// Like [`Manifest::parse`], for bytes whose digest is known and was verified by the caller.
+    /// Like [`Manifest::parse`], for bytes whose digest the caller has verified.
     pub fn parse_as(bytes: Bytes, digest: Digest, content_type: &MediaType) -> Result<Manifest, ManifestError> {
         if bytes.len() > MAX_BYTES {
             return Err(ManifestError::TooLarge);
@@ -113,7 +113,7 @@ impl Manifest {
         if *content_type == MediaType::DockerSchema1 {
             return Err(ManifestError::Schema1);
         }
-        // serde would take a list for a struct; no manifest is one.
+        // serde would accept an array for a struct; no manifest is one.
         if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
             return Err(ManifestError::Unparsable("it is not a JSON object".to_owned()));
         }
@@ -151,37 +151,37 @@ impl Manifest {
         })
     }
 
-    /// The bytes as they came.
+    /// Returns the raw bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// What the bytes hash to.
+    /// Returns the digest of the raw bytes.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// What it is, and the Content-Type that it is pushed with.
+    /// Returns the media type, which is also the Content-Type of a push.
     pub fn media_type(&self) -> &MediaType {
         &self.media_type
     }
 
-    /// What it says.
+    /// Returns the parsed content.
     pub fn parsed(&self) -> &Parsed {
         &self.parsed
     }
 
-    /// What it points at.
+    /// Returns the descriptors: an index's children, or an image's config and layers.
     pub fn kind(&self) -> &Kind {
         &self.parsed.kind
     }
 
-    /// A descriptor of it.
+    /// Creates a descriptor of this manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.media_type.clone(), self.digest.clone(), self.bytes.len() as u64)
     }
 
-    /// What kind of artifact it is, as registries list it among referrers: its `artifactType`, else its config's type.
+    /// Returns the artifact type as registries list it among referrers: `artifactType`, else the config's media type.
     pub fn artifact_type(&self) -> Option<&str> {
         self.parsed.artifact_type.as_deref().or_else(|| match &self.parsed.kind {
             Kind::Image { config: Some(config), .. } => Some(config.media_type.as_str()),
@@ -189,13 +189,13 @@ impl Manifest {
         })
     }
 
-    /// The blobs that it needs to be whole, each once: config first, then the layers that registries must hold.
-    /// Foreign layers live at their `urls` and are left as references.
+    /// Returns the blobs that a complete copy needs, each once: the config first, then the layers that registries must
+    /// hold. Foreign layers stay at their `urls` and are left as references.
     pub fn blobs(&self) -> Vec<&Descriptor> {
         self.blobs_with(false)
     }
 
-    /// The same, with foreign layers or without.
+    /// Like [`Manifest::blobs`], optionally with foreign layers.
     pub fn blobs_with(&self, foreign_layers: bool) -> Vec<&Descriptor> {
         let mut seen = std::collections::HashSet::new();
         let (config, layers) = match &self.parsed.kind {
@@ -210,7 +210,7 @@ impl Manifest {
         config.iter().map(|config| &**config).chain(wanted).filter(|blob| seen.insert(&blob.digest)).collect()
     }
 
-    /// The manifests that an index lists, each once; not the blobs that some list beside them.
+    /// Returns the manifests that an index lists, each once, without the blobs that some indexes list too.
     pub fn children(&self) -> Vec<&Descriptor> {
         let Kind::Index { manifests } = &self.parsed.kind else { return Vec::new() };
         let mut seen = std::collections::HashSet::new();

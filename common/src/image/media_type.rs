@@ -1,10 +1,10 @@
-//! Media types: the ones that a copy must understand, and all others as they came.
+//! Media types: the ones that a copy must understand, and all others as written.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A media type. What a copy treats alike whatever its name (configs, layers, anything new) is [`MediaType::Other`].
+/// A media type. Types that a copy treats alike (configs, layers, anything new) are [`MediaType::Other`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum MediaType {
     /// `application/vnd.oci.image.index.v1+json`
@@ -19,17 +19,17 @@ pub enum MediaType {
     DockerSchema1,
     /// Any other, as written, without parameters.
     Other(Box<str>),
-    /// None was given.
+    /// No media type was given.
     #[default]
     Missing,
 }
 
-/// Types of manifests that were in use before version 1.1 of the image specification replaced them.
+/// Manifest types that were in use before version 1.1 of the image specification replaced them.
 const MORE_MANIFESTS: [&str; 2] =
     ["application/vnd.oci.artifact.manifest.v1+json", "application/vnd.cncf.oras.artifact.manifest.v1+json"];
 
 impl MediaType {
-    /// Reads a media type, leaving out parameters (`; charset=utf-8`). Never fails.
+    /// Parses a media type and drops parameters (`; charset=utf-8`). Never fails.
     pub fn new(text: &str) -> MediaType {
         let bare = text.split(';').next().unwrap_or_default().trim();
         let lower = bare.to_ascii_lowercase();
@@ -45,7 +45,7 @@ impl MediaType {
         }
     }
 
-    /// As it is written in headers and manifests; empty where none was given.
+    /// Returns the type as written in headers and manifests; empty if none was given.
     pub fn as_str(&self) -> &str {
         match self {
             MediaType::OciIndex => "application/vnd.oci.image.index.v1+json",
@@ -58,18 +58,17 @@ impl MediaType {
         }
     }
 
-    /// Whether it lists other manifests.
+    /// Whether this is an index or a manifest list.
     pub fn is_index(&self) -> bool {
         matches!(self, MediaType::OciIndex | MediaType::DockerList)
     }
 
-    /// Whether it is an image's or an artifact's own manifest.
+    /// Whether this is the manifest of an image or artifact.
     pub fn is_manifest(&self) -> bool {
         matches!(self, MediaType::OciManifest | MediaType::DockerManifest)
     }
 
-    /// Whether content of this type certainly is a manifest, of whatever kind. What an index lists under any other type may
-    /// be anything.
+    /// Whether content of this type is certainly a manifest or an index. An index may list anything under other types.
     pub fn names_a_manifest(&self) -> bool {
         match self {
             MediaType::DockerSchema1 => true,
@@ -78,14 +77,15 @@ impl MediaType {
         }
     }
 
-    /// Whether it is certainly no manifest although an index lists it: caches of builds are such indexes (BuildKit,
+    /// Whether content of this type is a blob although an index lists it: build caches are such indexes (BuildKit,
     /// `type=registry` without `image-manifest=true`).
     pub fn is_blob_in_index(&self) -> bool {
         matches!(self, MediaType::Other(text)
             if text.contains(".image.layer.") || text.contains(".image.rootfs.") || text.starts_with("application/vnd.buildkit.cacheconfig"))
     }
 
-    /// A layer that lives at its `urls` and that registries need not hold ("foreign", "non-distributable").
+    /// Whether this is a foreign ("non-distributable") layer, which is served from its `urls` and which registries need
+    /// not hold.
     pub fn is_foreign_layer(&self) -> bool {
         matches!(self, MediaType::Other(text)
             if text.contains("layer.nondistributable") || text.starts_with("application/vnd.docker.image.rootfs.foreign"))

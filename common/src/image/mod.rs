@@ -1,4 +1,4 @@
-//! The nouns of the OCI and Docker specifications: what an image is made of and how people write where it lives.
+//! Types of the OCI and Docker specifications: what an image consists of, and references to it.
 //!
 //! Everything here is pure: no I/O, no async, no HTTP.
 

@@ -5,32 +5,32 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a manifest of an index is for.
+/// Platform of a manifest in an index.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`, `windows` …
     #[serde(default)]
     pub os: String,
-    /// As GOARCH has it: `amd64`, `arm64`, `arm` …
+    /// As in GOARCH: `amd64`, `arm64`, `arm` …
     #[serde(default)]
     pub architecture: String,
     /// `v7`, `v8` …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// Of Windows mostly.
+    /// OS version, mostly of Windows.
     #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
 }
 
-/// Why a text is not a [`Platform`].
+/// Error of parsing a [`Platform`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a platform: write os/arch or os/arch/variant, as in linux/amd64 or linux/arm/v7")]
 pub struct ParsePlatformError(String);
 
 impl Platform {
-    /// Whether an image for `self` is what someone who asked for `wanted` means. Names are compared after
-    /// normalisation (`x86_64` is `amd64`, `aarch64` is `arm64`); arm64 without a variant is v8, arm without one v7;
-    /// a wish without a variant takes any.
+    /// Whether an image for this platform satisfies a request for `wanted`. Names are compared after normalization
+    /// (`x86_64` is `amd64`, `aarch64` is `arm64`); arm64 without a variant is v8, arm without one v7; a request
+    /// without a variant accepts any.
     pub fn serves(&self, wanted: &Platform) -> bool {
         let (have, want) = (self.normalized(), wanted.normalized());
         have.os == want.os
@@ -39,8 +39,8 @@ impl Platform {
             && (wanted.os_version.is_none() || have.os_version == want.os_version)
     }
 
-    /// A wish under its usual name, to compare and to hash: of two that are the same, both are served by the same
-    /// platforms. One without a variant takes any, and stays without.
+    /// Returns the normalized text of a requested platform, for comparing and hashing: requests with equal text accept
+    /// the same platforms. A request without a variant accepts any, and stays without.
     pub fn canonical(&self) -> String {
         let usual = self.normalized();
         let variant = self.variant.as_ref().map(|_| format!("/{}", usual.variant.unwrap_or_default()));
@@ -48,7 +48,7 @@ impl Platform {
         format!("{}/{}{}{}", usual.os, usual.architecture, variant.unwrap_or_default(), version.unwrap_or_default())
     }
 
-    /// The same platform under its usual name.
+    /// Returns the platform with its usual names.
     pub fn normalized(&self) -> Platform {
         let os = match self.os.to_ascii_lowercase().as_str() {
             "macos" => "darwin".to_owned(),

@@ -1,6 +1,6 @@
-//! References as Docker and OCI users write them: `alpine`, `host:5000/a/b:tag`, `x@sha256:…`, `[::1]:5000/x`.
+//! Image references as written by Docker and OCI users: `alpine`, `host:5000/a/b:tag`, `x@sha256:…`, `[::1]:5000/x`.
 //!
-//! The grammar is that of github.com/distribution/reference; the short forms of Docker Hub are filled in.
+//! The grammar is that of github.com/distribution/reference; Docker Hub's short forms are expanded.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,15 @@ use std::str::FromStr;
 use super::Digest;
 use crate::printable::printable;
 
-/// The longest name that registries take, host and path together.
+/// Upper limit for host and path together, in characters.
 const MAX_NAME: usize = 255;
 const DOCKER_HUB: &str = "docker.io";
 
-/// A registry as people name it: a host, with a port where it is not the usual one. Docker Hub is `docker.io`.
+/// Name of a registry: a host, with a port unless it is the default one. Docker Hub is `docker.io`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegistryName(Box<str>);
 
-/// The path of a repository within its registry, `library/alpine`.
+/// Path of a repository within its registry, `library/alpine`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RepositoryName(Box<str>);
 
@@ -24,20 +24,20 @@ pub struct RepositoryName(Box<str>);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(Box<str>);
 
-/// Where an image is, or shall be: registry, repository, and a tag, a digest, both or neither.
+/// Reference to an image: registry, repository, and a tag, a digest, both or neither.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     /// The registry.
     pub registry: RegistryName,
-    /// The repository within it.
+    /// The repository within the registry.
     pub repository: RepositoryName,
-    /// The tag, if one was written.
+    /// The tag, if written.
     pub tag: Option<Tag>,
-    /// The digest, if one was written; where both stand, the digest says what is meant.
+    /// The digest, if written; it takes precedence over the tag.
     pub digest: Option<Digest>,
 }
 
-/// Why a text is not a [`Reference`] or a part of one.
+/// Error of parsing a [`Reference`] or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {what}: {reason}")]
 pub struct ParseReferenceError {
@@ -51,27 +51,27 @@ fn refuse(text: &str, what: &'static str, reason: impl Into<String>) -> ParseRef
 }
 
 impl RegistryName {
-    /// As it is written in references.
+    /// Returns the name as written in references.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The host without the port; an IPv6 address without its brackets.
+    /// Returns the host without the port; an IPv6 address without its brackets.
     pub fn host(&self) -> &str {
         split_port(&self.0).0.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The port, if one was written.
+    /// Returns the port, if written.
     pub fn port(&self) -> Option<u16> {
         split_port(&self.0).1.and_then(|port| port.parse().ok())
     }
 
-    /// Whether it is Docker Hub, which has rules of its own.
+    /// Whether this is Docker Hub.
     pub fn is_docker_hub(&self) -> bool {
         &*self.0 == DOCKER_HUB
     }
 
-    /// Whether it is this machine: `localhost`, names below it, 127.0.0.0/8 or `::1`.
+    /// Whether this is the local machine: `localhost`, names below it, 127.0.0.0/8 or `::1`.
     pub fn is_loopback(&self) -> bool {
         let host = self.host();
         host == "localhost"
@@ -80,7 +80,7 @@ impl RegistryName {
     }
 }
 
-/// Splits `host:port`, minding the colons within an IPv6 address's brackets.
+/// Splits `host:port`, skipping the colons within an IPv6 address's brackets.
 fn split_port(text: &str) -> (&str, Option<&str>) {
     let after_brackets = text.rfind(']').unwrap_or(0);
     match text[after_brackets..].rfind(':') {
@@ -121,7 +121,7 @@ impl FromStr for RegistryName {
                 return Err(refuse(text, WHAT, "a host has letters, digits, dots and dashes"));
             }
         }
-        // Docker Hub answers under several names; all mean the same registry.
+        // Docker Hub has several host names; all mean the same registry.
         Ok(match lower.as_str() {
             "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => RegistryName(DOCKER_HUB.into()),
             _ => RegistryName(lower.into()),
@@ -130,12 +130,12 @@ impl FromStr for RegistryName {
 }
 
 impl RepositoryName {
-    /// As it is written in references.
+    /// Returns the path as written in references.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The last part of the path.
+    /// Returns the last component of the path.
     pub fn basename(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
@@ -178,17 +178,17 @@ fn is_path_component(part: &str) -> bool {
 }
 
 impl Tag {
-    /// As it is written in references.
+    /// Returns the tag as written in references.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// `latest`, what is meant where no tag is written.
+    /// Returns `latest`, the default where no tag is written.
     pub fn latest() -> Tag {
         Tag("latest".into())
     }
 
-    /// One that was made of parts that are known to fit.
+    /// Creates a tag from parts that are known to form a valid one.
     pub(super) fn of_checked(text: String) -> Tag {
         Tag(text.into())
     }
@@ -215,7 +215,7 @@ impl FromStr for Tag {
 }
 
 impl Reference {
-    /// The tag that was written; `latest` where neither tag nor digest was.
+    /// Returns the tag; `latest` if neither tag nor digest is written.
     pub fn tag_or_latest(&self) -> Option<Tag> {
         match (&self.tag, &self.digest) {
             (Some(tag), _) => Some(tag.clone()),
@@ -224,12 +224,12 @@ impl Reference {
         }
     }
 
-    /// The same repository with another tag, and no digest.
+    /// Returns a reference to another tag of the same repository, without a digest.
     pub fn with_tag(&self, tag: Tag) -> Reference {
         Reference { tag: Some(tag), digest: None, ..self.clone() }
     }
 
-    /// `registry/repository`, without tag and digest.
+    /// Returns `registry/repository`, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
@@ -247,7 +247,7 @@ impl FromStr for Reference {
         if text.trim() != text || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(fail("it holds white space or control characters".into()));
         }
-        // What skopeo and others put in front of a reference.
+        // The transport prefix of skopeo and others.
         let rest = text.strip_prefix("docker://").unwrap_or(text);
         if let Some((scheme, after)) = rest.split_once("://") {
             return Err(fail(format!("write it without `{scheme}://`, as in `{}`", printable(after))));
@@ -278,7 +278,7 @@ impl FromStr for Reference {
     }
 }
 
-/// A tag follows the last colon, unless a slash comes after it (then it was a port).
+/// Splits at the last colon, unless a slash follows it: then it belongs to a port.
 fn split_tag(text: &str) -> (&str, Option<&str>) {
     match text.rfind(':') {
         Some(colon) if !text[colon..].contains(['/', ']']) => (&text[..colon], Some(&text[colon + 1..])),
@@ -286,8 +286,8 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The first part is a registry if it could not be a part of a path on Docker Hub: it has a dot, a colon or a bracket,
-/// or is `localhost`.
+/// Splits off the registry: the first component, if it cannot be part of a Docker Hub path (it has a dot, a colon or a
+/// bracket, or is `localhost`).
 fn split_registry(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
         Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (Some(first), path),

@@ -1,4 +1,4 @@
-//! Reading blobs. Their bytes are not hashed here: whoever copies them does so as they pass.
+//! Reads blobs. Bytes are not hashed here: the copy hashes them as they stream.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -12,10 +12,10 @@ use super::{BLOBS, Layout, Shared, blocking};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest};
 
-/// Bytes of one chunk.
+/// Size of a chunk in bytes.
 const CHUNK: u64 = 256 << 10;
 
-/// A blob's bytes as they are read.
+/// Contents of a blob, read in chunks.
 #[derive(Debug)]
 pub struct BlobStream {
     file: Arc<File>,
@@ -24,17 +24,18 @@ pub struct BlobStream {
     tried: String,
 }
 
-/// A stream, and where in the blob it begins.
+/// A blob stream and its start offset.
 #[derive(Debug)]
 pub struct Opened {
-    /// The bytes.
+    /// The stream.
     pub stream: BlobStream,
-    /// What the first of them is the offset of: what was asked for.
+    /// Offset of the first byte, as requested.
     pub offset: u64,
 }
 
 impl BlobStream {
-    /// The next bytes, at most 256 KiB; `None` at the end. A file that became shorter is [`Class::Corrupt`].
+    /// Reads the next chunk of at most 256 KiB; `None` at the end. A file that became shorter fails with
+    /// [`Class::Corrupt`].
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         if self.at == self.size {
             return Ok(None);
@@ -57,7 +58,7 @@ impl BlobStream {
         Ok(Some(chunk))
     }
 
-    /// The same as a stream, which ends after an error.
+    /// Converts into a stream, which ends after an error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes>> + Send {
         futures_util::stream::try_unfold(self, |mut stream| async move {
             Ok(stream.chunk().await?.map(|chunk| (chunk, stream)))
@@ -66,14 +67,14 @@ impl BlobStream {
 }
 
 impl Shared {
-    /// A blob's file and its size in bytes; `None` where it is not there.
+    /// Opens a blob's file and returns its size in bytes; `None` if it does not exist.
     pub(super) fn blob_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, Trouble> {
         let Some(blobs) = self.root.folder(BLOBS)? else { return Ok(None) };
         let Some(folder) = blobs.folder(digest.algorithm().as_str())? else { return Ok(None) };
         folder.file(digest.hex())
     }
 
-    /// A blob's file, which must have the size that is wanted of it.
+    /// Opens a blob's file and checks its size.
     pub(super) fn sized_blob_file(&self, digest: &Digest, size: u64) -> Result<File, Trouble> {
         match self.blob_file(digest)? {
             Some((file, found)) if found == size => Ok(file),
@@ -88,18 +89,18 @@ impl Shared {
 }
 
 impl Layout {
-    /// What reading a blob is called in messages.
+    /// Returns the description of a blob read, for messages.
     pub fn reading(&self, digest: &Digest) -> String {
         format!("reading blob {}@{digest}", self.0.label)
     }
 
-    /// Whether a blob is there with the right bytes: see [`Hashing`](super::Hashing) for when they are read.
+    /// Whether the layout has a blob with the right content. [`Hashing`](super::Hashing) says when files are hashed.
     pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
         let tried = format!("asking for blob {}@{}", self.0.label, blob.digest);
         self.is_intact(blob, &tried).await
     }
 
-    /// Opens a blob at an offset. Fails at once where the file has another size than the descriptor says.
+    /// Opens a blob at an offset. Fails immediately if the file's size differs from the descriptor's.
     pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
         let tried = self.reading(&blob.digest);
         let (digest, size, shared) = (blob.digest.clone(), blob.size, self.0.clone());

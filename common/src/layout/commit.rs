@@ -1,5 +1,5 @@
-//! Reading and changing `index.json`. Changes that are wanted at the same time are made together: a run of thousands of
-//! tags would otherwise write the growing file once for each.
+//! Reads and changes `index.json`. Concurrent changes are committed together: a run of thousands of tags would
+//! otherwise rewrite the growing file once per tag.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -19,16 +19,17 @@ use crate::error::{Class, Error, Result};
 use crate::image::Algorithm;
 
 const INDEX: &str = "index.json";
-/// Under the lock there is one of these at the most.
+/// At most one exists at a time, under the lock.
 pub(super) const NEW_INDEX: &str = ".imgsync-index.json";
-/// Two hundred thousand tags.
+/// Upper limit for `index.json`: about 200,000 tags.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// A file that others changed so recently may change again without another time stamp: a tick of the kernel's clock.
+/// Granularity of file timestamps, a tick of the kernel's clock: a file modified this recently may change again without
+/// a new timestamp.
 const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 pub(super) struct IndexFile {
-    /// What was read or written last.
+    /// The index last read or written.
     known: Mutex<Option<Known>>,
     wanted: Mutex<Vec<Wanted>>,
     turn: tokio::sync::Mutex<()>,
@@ -46,11 +47,11 @@ struct Wanted {
 struct Known {
     stamp: Stamp,
     index: Arc<Index>,
-    /// Open, so that no other file gets its inode's number.
+    /// Kept open so that its inode number is not reused.
     _file: Arc<File>,
 }
 
-/// Tells one state of a file from another.
+/// Identifies a version of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -66,7 +67,7 @@ impl Stamp {
 }
 
 impl Shared {
-    /// What the layout lists now.
+    /// Reads the current index.
     pub(super) fn read_index(&self) -> Result<Arc<Index>, Trouble> {
         self.read_index_or_none()?.ok_or_else(|| Trouble::bad(Class::BadAnswer, format!("it has no {INDEX}")))
     }
@@ -105,14 +106,14 @@ impl Shared {
         Index::parse(&bytes)
     }
 
-    /// Puts a new `index.json` in the place of the old. To be called under the lock.
+    /// Replaces `index.json`. The caller holds the lock.
     pub(super) fn write_index(&self, index: Index) -> Result<(), Trouble> {
         let bytes = index.to_bytes()?;
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             let detail = format!("its {INDEX} would have more than {} MiB", MAX_INDEX_BYTES >> 20);
             return Err(Trouble::bad(Class::Refused, detail).hint("spread the images over several layouts"));
         }
-        // What it points at must not be lost where it is not.
+        // What the index references must be durable before the index is.
         if let Some(blobs) = self.root.folder(BLOBS)? {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 blobs.folder(algorithm.as_str())?.as_ref().map_or(Ok(()), Folder::sync)?;
@@ -134,7 +135,7 @@ impl Shared {
     }
 
     fn commit(&self, changes: &[&Change]) -> Result<(), Trouble> {
-        // Another program may have taken the layout away.
+        // Another process may have removed the layout.
         let missing = || Trouble::bad(Class::BadAnswer, format!("its file `{OCI_LAYOUT}` is gone"));
         self.root.file(OCI_LAYOUT)?.ok_or_else(missing)?;
         let marker = self.root.file_or_new(OCI_LAYOUT)?;
@@ -150,12 +151,12 @@ impl Shared {
 }
 
 impl Layout {
-    /// Enters an image into the index, with whatever else is wanted at the moment.
+    /// Adds an image to the index, together with all pending changes.
     pub(super) async fn enter(&self, change: Change, tried: &str) -> Result<()> {
         let file = &self.0.index;
         let (done, mut entered) = oneshot::channel();
         file.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(Wanted { change, done });
-        // Whoever has the turn takes along all that is wanted by then.
+        // The task that gets the lock commits all pending changes.
         let turn = tokio::select! {
             biased;
             result = &mut entered => return given(result, tried),
@@ -171,7 +172,7 @@ impl Layout {
                     let _ = done.send(result.clone());
                 }
             });
-            // If it failed, its senders are gone, and whoever waits is told.
+            // After a panic the senders are dropped, and the waiting tasks get an error.
             let _ = made.await;
         }
         drop(turn);

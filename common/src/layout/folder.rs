@@ -1,5 +1,5 @@
-//! An open folder, and what is in it by name: never by a path of several parts, never through a symbolic link, and never
-//! anything but regular files and folders. So nothing within a layout leads out of it, and nothing in it blocks.
+//! A folder handle that opens entries by a single name: never by a path of several components, never through a symbolic
+//! link, and only regular files and folders. So nothing in a layout leads out of it, and nothing in it blocks.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -19,11 +19,11 @@ pub(super) struct Folder {
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Opening a FIFO for reading would otherwise wait for a writer.
+/// Without NONBLOCK, opening a FIFO for reading would wait for a writer.
 const SAFE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 impl Folder {
-    /// A folder that the user named: links on the way to it are their own choice. `None`: it is not there.
+    /// Opens a folder that the user named; links on the way to it are followed. Returns `None` if it does not exist.
     pub(super) fn open(path: &Path) -> Result<Option<Folder>> {
         match rustix::fs::open(path, FOLDER, Mode::empty()) {
             Ok(fd) => Ok(Some(Folder { fd, path: path.to_owned() })),
@@ -36,12 +36,12 @@ impl Folder {
         }
     }
 
-    /// Where it is, for messages.
+    /// Returns the path, for messages.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file, to be read, and its size in bytes. `None`: it is not there.
+    /// Opens a file for reading and returns its size in bytes; `None` if it does not exist.
     pub(super) fn file(&self, name: &str) -> Result<Option<(File, u64)>> {
         if !self.is(name, FileType::RegularFile, "a file")? {
             return Ok(None);
@@ -53,7 +53,7 @@ impl Folder {
         }
     }
 
-    /// A file, to be read and written; made, empty, if it is not there.
+    /// Opens a file for reading and writing, creating it if it does not exist.
     pub(super) fn file_or_new(&self, name: &str) -> Result<File> {
         self.is(name, FileType::RegularFile, "a file")?;
         let flags = OFlags::RDWR | OFlags::CREATE | SAFE;
@@ -63,7 +63,7 @@ impl Folder {
         }
     }
 
-    /// A new file, to be read and written.
+    /// Creates a new file for reading and writing.
     pub(super) fn new_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | SAFE;
         match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
@@ -72,7 +72,7 @@ impl Folder {
         }
     }
 
-    /// A folder in this one. `None`: it is not there.
+    /// Opens a subfolder; `None` if it does not exist.
     pub(super) fn folder(&self, name: &str) -> Result<Option<Folder>> {
         if !self.is(name, FileType::Directory, "a folder")? {
             return Ok(None);
@@ -84,7 +84,7 @@ impl Folder {
         }
     }
 
-    /// A folder in this one, made if it is not there.
+    /// Opens a subfolder, creating it if it does not exist.
     pub(super) fn folder_or_new(&self, name: &str) -> Result<Folder> {
         if let Some(folder) = self.folder(name)? {
             return Ok(folder);
@@ -96,12 +96,12 @@ impl Folder {
         self.folder(name)?.ok_or_else(|| self.failed(name, "opening", Errno::NOENT))
     }
 
-    /// Moves a file of this folder into another, over what is there.
+    /// Moves a file of this folder into another, replacing an existing one.
     pub(super) fn rename(&self, name: &str, to: &Folder, new_name: &str) -> Result<()> {
         rustix::fs::renameat(&self.fd, name, &to.fd, new_name).map_err(|error| to.failed(new_name, "writing", error))
     }
 
-    /// Removes a file; that it is not there is fine.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -109,7 +109,7 @@ impl Folder {
         }
     }
 
-    /// Whether an open file is still what has this name.
+    /// Whether an open file is still the one with this name.
     pub(super) fn holds(&self, name: &str, file: &File) -> Result<bool> {
         let open = rustix::fs::fstat(file).map_err(|error| self.failed(name, "reading", error))?;
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -119,7 +119,7 @@ impl Folder {
         }
     }
 
-    /// The names of all that is in it, as far as they are text.
+    /// Lists the names of all entries that are valid UTF-8.
     pub(super) fn names(&self) -> Result<Vec<String>> {
         let entries =
             rustix::fs::Dir::read_from(&self.fd).map_err(|error| Trouble::io(&self.path, "reading", error))?;
@@ -135,7 +135,7 @@ impl Folder {
         Ok(names)
     }
 
-    /// Makes sure that what was renamed into it stays there when the power fails. Some file systems cannot.
+    /// Makes renames into this folder durable. Some file systems cannot.
     pub(super) fn sync(&self) -> Result<()> {
         match rustix::fs::fsync(&self.fd) {
             Ok(()) | Err(Errno::INVAL | Errno::NOTSUP | Errno::BADF) => Ok(()),
@@ -143,12 +143,12 @@ impl Folder {
         }
     }
 
-    /// What went wrong with a file of this folder.
+    /// Creates an I/O error for a file of this folder.
     pub(super) fn failed(&self, name: &str, doing: &'static str, error: impl Into<std::io::Error>) -> Trouble {
         Trouble::io(&self.path.join(name), doing, error)
     }
 
-    /// Whether something of this name is there; that it is of another kind is an error.
+    /// Whether an entry exists; an entry of another file type is an error.
     fn is(&self, name: &str, wanted: FileType, words: &'static str) -> Result<bool> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => self.expect(name, FileType::from_raw_mode(stat.st_mode), wanted, words).map(|()| true),
@@ -164,7 +164,7 @@ impl Folder {
         }
     }
 
-    /// Looked at once more when it is open: it may have been exchanged since.
+    /// Checks the open file again: it may have been replaced since.
     fn checked(&self, name: &str, fd: OwnedFd) -> Result<(File, u64)> {
         let stat = rustix::fs::fstat(&fd).map_err(|error| self.failed(name, "reading", error))?;
         self.expect(name, FileType::from_raw_mode(stat.st_mode), FileType::RegularFile, "a file")?;

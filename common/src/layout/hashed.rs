@@ -1,5 +1,5 @@
-//! Whether a blob's file holds what its name says. Files that others wrote, or that a disk has changed, have the right
-//! size and wrong bytes: one is hashed before it is relied on, once for each version of it.
+//! Verifies blob files against their digests. A file from another program or a failing disk can have the right size and
+//! wrong content: it is hashed before it is relied on, once for each version of the file.
 
 use std::fmt;
 use std::fs::File;
@@ -14,25 +14,25 @@ use super::{Layout, Shared};
 use crate::error::Result;
 use crate::image::{Descriptor, Digest, Hasher};
 
-/// Remembers which files were hashed and are right. What it does not know is hashed again.
+/// Cache of verified files. Files that are not in it are hashed again.
 #[async_trait]
 pub trait HashMemory: Send + Sync {
-    /// Whether a blob's file in a layout's folder was found to be right in just this version of it.
+    /// Whether this version of a blob's file in a layout folder was verified.
     async fn knows(&self, folder: &str, digest: &Digest, version: &str) -> bool;
 
-    /// It was.
+    /// Records this version of a blob's file as verified.
     async fn learn(&self, folder: &str, digest: &Digest, version: &str);
 }
 
-/// When a file is hashed that is to be relied on.
+/// When to hash an existing file before relying on it.
 #[derive(Clone, Default)]
 pub enum Hashing {
-    /// Once for each version of it that this opened layout meets.
+    /// Once for each file version, per open layout.
     #[default]
     Once,
-    /// Once for each version of it that anybody meets who shares this memory.
+    /// Once for each file version, across all users of this cache.
     Shared(Arc<dyn HashMemory>),
-    /// Each time.
+    /// On each use.
     Always,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Debug for Hashing {
     }
 }
 
-/// What tells a state of a file from all others: whoever changes its bytes changes one of these.
+/// Returns a key of a file's version: any change to its content changes one of these values.
 pub(super) fn version(file: &File) -> std::io::Result<String> {
     let data = file.metadata()?;
     let (modified, changed) = ((data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec()));
@@ -62,13 +62,13 @@ pub(super) fn version(file: &File) -> std::io::Result<String> {
     ))
 }
 
-/// One name for a folder, however it was written.
+/// Returns the canonical path of a folder, so that it has one name.
 pub(super) fn folder_name(dir: &Path) -> String {
     std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned()).to_string_lossy().into_owned()
 }
 
 impl Layout {
-    /// Whether a blob's file is there with the right size and the right bytes.
+    /// Whether a blob's file exists with the right size and content.
     pub(super) fn is_intact<'a>(&'a self, blob: &'a Descriptor, tried: &'a str) -> BoxFuture<'a, Result<bool>> {
         Box::pin(self.look_into(blob, tried))
     }
@@ -113,7 +113,7 @@ impl Shared {
         }
     }
 
-    /// A file's bytes were found to be right, or were written by us.
+    /// Records a file as verified, after hashing or writing it.
     pub(super) async fn learn(&self, digest: &Digest, version: &str) {
         self.hashed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), version.to_owned());
         if let Hashing::Shared(memory) = &self.hashing {

@@ -1,5 +1,5 @@
-//! `index.json`: which images a layout holds, and under which names. What is not ours to change is written back as it
-//! was read, byte by byte.
+//! `index.json`: the images of a layout and their names. Fields and entries of other tools are written back byte for
+//! byte.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use crate::image::{Descriptor, Digest, MediaType, Reference, Tag};
 use crate::printable::printable;
 use crate::registry::ManifestRef;
 
-/// The name of an image: a tag, or a full reference.
+/// Annotation with an image's name: a tag or a full reference.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Where containerd and BuildKit write the full reference, beside a bare tag in the one above.
+/// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const MANIFESTS: &str = "manifests";
 
-/// An image that a layout holds.
+/// An image in a layout's index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name as it is written; images need not have one.
+    /// Name as written, if any.
     pub name: Option<String>,
-    /// The repository, where the name is a full one.
+    /// Repository, if the name is a full one.
     pub repository: Option<FullName>,
-    /// The tag; of a full name without tag and digest it is `latest`. `None`: it can be had by its digest only.
+    /// Tag; `latest` for a full name without tag and digest. `None`: available by digest only.
     pub tag: Option<Tag>,
-    /// What the name points at.
+    /// Descriptor that the name points at.
     pub descriptor: Descriptor,
 }
 
-/// All that stands in an `index.json`. Cheap to clone.
+/// Contents of an `index.json`. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Index {
     fields: BTreeMap<String, Box<RawValue>>,
@@ -43,11 +43,11 @@ pub(super) struct Index {
 #[derive(Debug)]
 struct Item {
     raw: Box<RawValue>,
-    /// Or what is wrong with it.
+    /// The parsed entry, or why it is invalid.
     entry: Result<Entry, String>,
 }
 
-/// An image to be entered, over one that has the same name.
+/// An image to add, replacing one with the same name.
 #[derive(Debug, Clone)]
 pub(super) struct Change {
     pub(super) repository: Option<FullName>,
@@ -56,7 +56,7 @@ pub(super) struct Change {
 }
 
 impl Index {
-    /// That of a layout that holds nothing.
+    /// Creates the index of an empty layout.
     pub(super) fn empty() -> Index {
         let raw = |json: &str| RawValue::from_string(json.to_owned()).ok();
         let media_type = format!("\"{}\"", MediaType::OciIndex.as_str());
@@ -75,25 +75,25 @@ impl Index {
             return Err(bad(format!("has the schemaVersion {}; only 2 is known", printable(version.get()))));
         }
         let manifests = fields.remove(MANIFESTS);
-        // Some tools write `null` for a list that is empty.
+        // Some tools write `null` for an empty list.
         let manifests: Option<Vec<Box<RawValue>>> =
             manifests.map_or(Ok(None), |raw| serde_json::from_str(raw.get())).map_err(unparsable)?;
         let items = manifests.unwrap_or_default().into_iter();
         Ok(Index { fields, items: items.map(|raw| Arc::new(Item { entry: read_entry(&raw), raw })).collect() })
     }
 
-    /// The images that can be understood.
+    /// Iterates over the valid entries.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.items.iter().filter_map(|item| item.entry.as_ref().ok())
     }
 
-    /// Every image, or what is wrong with the first that cannot be understood.
+    /// Returns all entries, or an error for the first invalid one.
     pub(super) fn all_entries(&self) -> Result<Vec<Entry>, Trouble> {
         self.faults()?;
         Ok(self.entries().cloned().collect())
     }
 
-    /// An error where an entry cannot be understood: it may be the one that is asked for.
+    /// Fails if an entry is invalid: it may be the one requested.
     pub(super) fn faults(&self) -> Result<(), Trouble> {
         for (at, item) in self.items.iter().enumerate() {
             if let Err(reason) = &item.entry {
@@ -104,8 +104,8 @@ impl Index {
         Ok(())
     }
 
-    /// Enters an image. `false`: it was there already and nothing changed. Where several entries have its name, the first
-    /// takes it and the others go.
+    /// Adds an image. Returns `false` if it was there already and nothing changed. If several entries have its name,
+    /// the first is replaced and the others are removed.
     pub(super) fn apply(&mut self, change: &Change) -> Result<bool, Trouble> {
         let same = |item: &Arc<Item>| item.entry.as_ref().is_ok_and(|entry| change.is_for(entry));
         let first = self.items.iter().position(same);
@@ -118,7 +118,7 @@ impl Index {
             return Ok(false);
         }
         let mut descriptor = change.descriptor.clone();
-        // A manifest's own annotations may speak of names too.
+        // A manifest's own annotations may contain names too.
         descriptor.annotations.retain(|key, _| ![REF_NAME, CONTAINERD_NAME].contains(&key.as_str()));
         if let Some(name) = change.name() {
             descriptor.annotations.insert(REF_NAME.to_owned(), name);
@@ -144,7 +144,7 @@ impl Index {
         Ok(true)
     }
 
-    /// As it is to be written, an image on each line.
+    /// Serializes the index, one image per line.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, Trouble> {
         let mut out = String::from("{");
         for (key, value) in &self.fields {
@@ -165,8 +165,8 @@ fn unwritable(error: serde_json::Error) -> Trouble {
 }
 
 impl Change {
-    /// Under a tag: what has this tag in the same repository, or as a bare one. Under a digest: what has the digest and
-    /// no tag.
+    /// Whether the change replaces an entry: for a tag, the entry with this tag in the same repository or as a bare
+    /// tag; for a digest, the entry with this digest and no tag.
     fn is_for(&self, entry: &Entry) -> bool {
         match &self.reference {
             ManifestRef::Tag(tag) => entry.repository == self.repository && entry.tag.as_ref() == Some(tag),
@@ -187,7 +187,7 @@ impl Change {
 }
 
 fn read_entry(raw: &RawValue) -> Result<Entry, String> {
-    // The digest alone first: what is wrong with it is worth better words than serde's.
+    // The digest is parsed first, for a better error than serde's.
     #[derive(Deserialize)]
     struct Pointer {
         digest: String,
@@ -201,7 +201,7 @@ fn read_entry(raw: &RawValue) -> Result<Entry, String> {
     let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));
     let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
     let (name, repository, tag) = match (ref_name, containerd) {
-        // Whatever else stands there that is no full name.
+        // `ref.name` may be anything that is not a full name.
         (ref_name, Some(name))
             if full(&name).is_some() && (bare.is_some() || ref_name.as_deref().and_then(full).is_none()) =>
         {

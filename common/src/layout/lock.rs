@@ -1,4 +1,4 @@
-//! Waiting for the lock of a layout: not silently, not for ever, and not after a cancellation.
+//! Waits for a layout's lock, with warnings, a timeout and cancellation.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -18,13 +18,13 @@ use crate::printable::printable;
 use crate::registry::Context;
 use crate::retry::seconds;
 
-/// How long the lock is waited for. A program that works properly holds it for milliseconds.
+/// Timeout of a wait for the lock. A working process holds it for milliseconds.
 pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
 const LOCK_POLL: Duration = Duration::from_millis(4);
-/// How long is waited before a warning says so, and between two warnings.
+/// Time before the first warning of a wait, and between warnings.
 const WARN_EVERY: Duration = Duration::from_secs(5);
 
-/// On whose behalf the lock is waited for.
+/// Cancellation and events of a wait for the lock.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LockWait {
     pub(super) cancel: CancellationToken,
@@ -37,7 +37,7 @@ impl From<&Context> for LockWait {
     }
 }
 
-/// A lock that somebody else holds, as all in this process who wait for it see it.
+/// A lock held by another process, shared by all tasks of this process that wait for it.
 #[derive(Debug, Clone, Copy)]
 struct Busy {
     since: Instant,
@@ -45,15 +45,14 @@ struct Busy {
     warned: Option<Instant>,
 }
 
-/// The locks of layouts that are waited for: many images that go to one layout wait together, warn once and give up at the
-/// same time.
+/// Contended layout locks by path: the images for one layout wait together, warn once and time out at the same time.
 static BUSY: Mutex<Option<HashMap<PathBuf, Busy>>> = Mutex::new(None);
 
 fn with_busy<T>(work: impl FnOnce(&mut HashMap<PathBuf, Busy>) -> T) -> T {
     work(BUSY.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
 }
 
-/// Notes that a lock is held by somebody else. Returns for how long that has been so, and whether it is time for a warning.
+/// Records contention of a lock. Returns how long it has lasted, and whether to warn now.
 fn is_busy(path: &Path, limit: Duration) -> (Duration, bool) {
     let now = Instant::now();
     with_busy(|busy| {
@@ -69,7 +68,8 @@ fn is_busy(path: &Path, limit: Duration) -> (Duration, bool) {
     })
 }
 
-/// Locks a file until it is closed. A file system that has no locks is one that no two programs should write to.
+/// Locks a file until it is closed. File systems without locks are not safe for concurrent writers, and are used
+/// unlocked.
 pub(super) fn lock(root: &Folder, file: &File, wait: &LockWait) -> Result<(), Trouble> {
     lock_within(root, file, wait, LOCK_LIMIT)
 }
@@ -108,7 +108,7 @@ pub(super) fn lock_within(root: &Folder, file: &File, wait: &LockWait, limit: Du
     }
 }
 
-/// Who holds a lock, as far as this machine knows: proc_locks(5) lists the locks of all its processes.
+/// Describes a lock's holder as far as this machine knows: proc_locks(5) lists the locks of all its processes.
 fn holder(file: &File) -> String {
     let unknown = || "another program, perhaps on another machine,".to_owned();
     let (Ok(data), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else { return unknown() };
@@ -119,7 +119,7 @@ fn holder(file: &File) -> String {
     }
 }
 
-/// The process that holds the lock of a whole file, by the file's inode. Those that wait stand behind an arrow.
+/// Finds the process that holds a lock on a whole file, by inode. Waiting processes are marked with an arrow.
 fn process_in(locks: &str, inode: u64) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
@@ -169,7 +169,7 @@ mod tests {
         assert!(detail.contains(&process), "{detail}");
         let heard = heard.0.lock().unwrap();
         assert!(heard.len() == 1 && heard[0].contains(&process) && heard[0].contains("oci:"), "{heard:?}");
-        // Another image that goes there does not wait as long once more.
+        // Another image for this layout does not wait for the full timeout again.
         let began = Instant::now();
         assert!(lock_within(&root, &ours, &wait, limit).is_err());
         assert!(began.elapsed() < limit, "{:?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! The images of one repository of a layout, with the operations that a registry's repository has.
+//! Images of one repository of a layout, with the operations of a registry repository.
 
 use std::io::{Read as _, Seek as _};
 
@@ -14,10 +14,10 @@ use crate::image::{Companion, Descriptor, Digest, Manifest, ManifestError, Media
 use crate::printable::printable;
 use crate::registry::{Head, ManifestPut, ManifestRef};
 
-/// How many names a message lists.
+/// Upper limit for the names listed in a message.
 const NAMES_TOLD: usize = 5;
 
-/// One repository of a layout, or all images that have a bare tag. Cheap to clone.
+/// A repository of a layout, or all images with a bare tag. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LayoutRepository {
     pub(super) layout: Layout,
@@ -29,17 +29,17 @@ impl LayoutRepository {
         LayoutRepository { layout, name }
     }
 
-    /// The layout that it is in, which has the blobs of all.
+    /// Returns the layout, which holds the blobs of all its repositories.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Its full name, if it has one.
+    /// Returns the repository's full name, if any.
     pub fn name(&self) -> Option<&FullName> {
         self.name.as_ref()
     }
 
-    /// How people write where a manifest is, `oci:DIR:gcr.io/a/b:tag`.
+    /// Returns a manifest's location as users write it, `oci:DIR:gcr.io/a/b:tag`.
     pub fn place(&self, reference: Option<&ManifestRef>) -> String {
         let mut place = self.layout.0.label.clone();
         if let Some(name) = &self.name {
@@ -53,17 +53,17 @@ impl LayoutRepository {
         place
     }
 
-    /// What a tag or a digest means here. Without a repository's name, a tag means the image with that bare tag, or else
-    /// the only one that has it in any repository; nothing at all means the only image of the layout, or of the
-    /// repository. [`Class::NotFound`] where there is none, [`Class::Invalid`] where there are several.
+    /// Resolves a tag or digest. Without a repository name, a tag selects the image with that bare tag, or else the
+    /// only image with it in any repository; without a reference, the only image of the layout or repository. Fails
+    /// with [`Class::NotFound`] if none matches, and with [`Class::Invalid`] if several do.
     pub async fn resolve(&self, reference: Option<&ManifestRef>) -> Result<Descriptor> {
         let tried = format!("looking for {}", self.place(reference));
         let (name, reference) = (self.name.clone(), reference.cloned());
         self.layout.blocking(&tried, move |shared| shared.resolve(name.as_ref(), reference.as_ref())).await
     }
 
-    /// The digest of a manifest; `None` where it is not there. What is listed, but has lost its file or a part of it, is
-    /// not there.
+    /// Returns the digest of a manifest; `None` if it does not exist. A listed manifest whose file is missing or
+    /// truncated does not exist.
     pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
         let tried = format!("asking for {}", self.place(Some(reference)));
         let (name, reference) = (self.name.clone(), reference.clone());
@@ -78,8 +78,8 @@ impl LayoutRepository {
         }
     }
 
-    /// The digest of a manifest that is to be relied on; `None` too where its bytes are wrong, or where it is not clear which
-    /// one is meant: then it has to be written anew.
+    /// Returns the digest of a manifest whose content was verified. `None` also if its content is wrong or the
+    /// reference is ambiguous: then it must be written again.
     pub async fn manifest_head_intact(&self, reference: &ManifestRef) -> Result<Option<Head>> {
         let head = match self.manifest_head(reference).await {
             Err(error) if error.class() == Class::Invalid => return Ok(None),
@@ -89,13 +89,13 @@ impl LayoutRepository {
         match self.manifest_get(&ManifestRef::Digest(head.digest.clone())).await {
             Ok(_) => Ok(Some(head)),
             Err(error) if matches!(error.class(), Class::Corrupt | Class::NotFound) => Ok(None),
-            // What it holds is for whoever reads it.
+            // Content errors are for the reader of the manifest.
             Err(error) if error.class() != Class::Local => Ok(Some(head)),
             Err(error) => Err(error),
         }
     }
 
-    /// A manifest, verified by its digest.
+    /// Reads a manifest and verifies its digest.
     pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
         let tried = format!("reading {}", self.place(Some(reference)));
         let (name, reference) = (self.name.clone(), reference.clone());
@@ -107,8 +107,8 @@ impl LayoutRepository {
             .await
     }
 
-    /// Writes a manifest, and enters it into the index: under a tag, or, if it refers to another one, as one of its
-    /// referrers. Writing it again changes nothing. [`Class::Incomplete`] where what it points at is not there yet.
+    /// Writes a manifest and adds it to the index: under a tag, or as a referrer if it has a subject. Writing it again
+    /// changes nothing. Fails with [`Class::Incomplete`] if content that it references is missing.
     pub async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
         let refers = manifest.parsed().subject.is_some();
         match reference {
@@ -119,8 +119,8 @@ impl LayoutRepository {
         Ok(ManifestPut { subject_kept: refers, refused: None })
     }
 
-    /// Like [`LayoutRepository::manifest_put`], for an image that was asked for by its digest: it is entered into the
-    /// index under that, so that it can be found.
+    /// Like [`LayoutRepository::manifest_put`], for an image requested by digest: the index lists it under the digest,
+    /// so that it can be found.
     pub async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
         let reference = ManifestRef::Digest(manifest.digest().clone());
         self.put(self.name.clone(), Some(&reference), manifest).await?;
@@ -189,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Entries without those that belong to another image, unless there are only such.
+    /// Drops entries of digest tags and referrers, unless there are no others.
     fn own_images<'a>(&self, entries: Vec<&'a Entry>) -> Vec<&'a Entry> {
         if entries.len() < 2 {
             return entries;
@@ -202,7 +202,7 @@ impl Shared {
         if own.is_empty() { entries } else { own }
     }
 
-    /// A manifest that is a part of another one.
+    /// Finds a manifest that only other manifests reference.
     fn unlisted(&self, digest: &Digest, index: &Index) -> Result<Descriptor, Trouble> {
         match self.blob_file(digest)? {
             Some((_, size)) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), size)),
@@ -213,7 +213,7 @@ impl Shared {
         }
     }
 
-    /// The manifest that a descriptor points at.
+    /// Reads the manifest of a descriptor.
     pub(super) fn manifest(&self, found: &Descriptor) -> Result<Manifest, Trouble> {
         let unfit = |error: ManifestError| {
             let class = match error {
@@ -235,7 +235,7 @@ impl Shared {
         Manifest::parse_as(bytes, found.digest.clone(), &found.media_type).map_err(unfit)
     }
 
-    /// Writes the bytes of a manifest if all that it points at is there.
+    /// Writes a manifest's bytes, if all content that it references exists.
     fn keep(self: &std::sync::Arc<Shared>, manifest: &Manifest) -> Result<(), Trouble> {
         for part in manifest.children().into_iter().chain(manifest.blobs()) {
             match self.blob_file(&part.digest)? {
@@ -267,7 +267,7 @@ fn read_all(file: &mut std::fs::File, size: u64) -> Result<Bytes, Trouble> {
     Ok(bytes.into())
 }
 
-/// Some names of images, for a message.
+/// Joins the first names of images, for a message.
 fn told<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
     let names: Vec<String> =
         entries.map(|entry| entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string())).collect();

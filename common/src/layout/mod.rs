@@ -1,16 +1,16 @@
-//! An OCI image layout (OCI image-spec v1.1, "Image Layout") as an end of a copy: a folder with `oci-layout`,
-//! `index.json` and `blobs/<algorithm>/<hex>`, which carries images between machines that no network joins.
+//! OCI image layouts (OCI image-spec v1.1, "Image Layout") as a source or target of a copy: a folder with `oci-layout`,
+//! `index.json` and `blobs/<algorithm>/<hex>`, which carries images between machines without a network between them.
 //!
-//! One layout holds images of several repositories, under full names (`gcr.io/distroless/static:nonroot`) or bare tags, as
-//! skopeo writes them. What is there is never believed: content is checked against its digest, links are not followed.
-//! What is written appears whole or not at all, whoever else writes at the same time and whatever is killed when:
+//! A layout holds images of several repositories, under full names (`gcr.io/distroless/static:nonroot`) or bare tags,
+//! as skopeo writes them. Nothing in a layout is trusted: content is checked against its digest, and links are not
+//! followed. Writes are atomic, with concurrent writers and after a kill at any point:
 //!
-//! - A blob is hashed as it comes into a hidden file, and gets its name when it is on the disk and right.
-//! - `index.json` changes under a lock on `oci-layout` (which always is there and is never replaced), by a new file in its
-//!   place. It never points at an image that is not complete.
-//! - A blob's file that is there already is hashed before it is relied on, once for each version of the file.
-//! - Hidden files of programs that were killed are known by nobody holding a lock on them. A large one is continued, the
-//!   rest goes when the layout is next opened for writing.
+//! - A blob is hashed while it is written to a hidden file, which is renamed once it is synced and verified.
+//! - `index.json` is replaced by a new file under a lock on `oci-layout` (which always exists and is never replaced).
+//!   It never references an incomplete image.
+//! - An existing blob file is hashed before it is relied on, once for each version of the file.
+//! - A hidden file on which no process holds a lock was left by a killed process. A large one is resumed; the others
+//!   are removed when the layout is next opened for writing.
 
 mod blobs;
 mod commit;
@@ -48,10 +48,10 @@ use crate::generational::GenerationalCache;
 use crate::image::{Descriptor, Digest};
 use crate::registry::Context;
 
-/// Manifests whose subjects are remembered for each layout.
+/// Upper limit for the cached subjects of manifests, per layout.
 const MAX_SUBJECTS: usize = 100_000;
 const BLOBS: &str = "blobs";
-/// Of what is not finished, in the layout's own folder: the specification leaves no room for it among the blobs.
+/// Prefix of unfinished files, which are in the layout's root: the specification allows nothing else among the blobs.
 const HIDDEN_PREFIX: &str = ".imgsync-";
 const HIDDEN_SUFFIX: &str = ".partial";
 
@@ -65,42 +65,43 @@ struct Shared {
     /// `oci:DIR`, for messages.
     label: String,
     index: IndexFile,
-    /// What manifests without a tag refer to; read once.
+    /// Subjects of manifests without a tag, each read once.
     subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
-    /// How its lock is waited for.
+    /// Cancellation and events of a wait for the lock.
     wait: LockWait,
-    /// The folder by its one name.
+    /// Canonical path of the folder.
     folder: String,
     hashing: Hashing,
-    /// Files that were hashed and are right, by their versions.
+    /// Versions of files whose hash was verified, by digest.
     hashed: Mutex<HashMap<Digest, String>>,
 }
 
 impl Layout {
-    /// Opens a layout. [`Class::NotFound`] where the folder is missing, [`Class::BadAnswer`] where it is no layout,
-    /// [`Class::Unsupported`] where it is of another version.
+    /// Opens a layout. Fails with [`Class::NotFound`] if the folder is missing, with [`Class::BadAnswer`] if it is not
+    /// a layout, and with [`Class::Unsupported`] for another layout version.
     pub async fn open(dir: impl AsRef<Path>) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {}", label(&dir));
         blocking(&tried, move || open::open(&dir)).await
     }
 
-    /// Says when files that are found in it are hashed; to be called before it is used.
+    /// Sets when existing files are hashed. Call it before the layout is used.
     pub fn hashing(self, hashing: Hashing) -> Layout {
         match Arc::try_unwrap(self.0) {
             Ok(shared) => Layout(Arc::new(Shared { hashing, ..shared })),
-            // It is in use: as it was.
+            // A layout in use keeps its policy.
             Err(shared) => Layout(shared),
         }
     }
 
-    /// Opens a layout to write to it, and makes it where the folder is missing or empty. Tidies up behind programs that
-    /// were killed. A folder that holds something else is left alone: [`Class::BadAnswer`].
+    /// Opens a layout for writing, creating it if the folder is missing or empty, and removes files left by killed
+    /// processes. A folder with other content is left alone: [`Class::BadAnswer`].
     pub async fn open_or_create(dir: impl AsRef<Path>) -> Result<Layout> {
         Layout::open_or_create_in(dir, &Context::default()).await
     }
 
-    /// The same on behalf of a context: waiting for the lock of another program ends with it, and its events tell of that.
+    /// Like [`Layout::open_or_create`], with a context: its cancellation ends a wait for the lock, and its events
+    /// report the wait.
     pub async fn open_or_create_in(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {} for writing", label(&dir));
@@ -108,31 +109,30 @@ impl Layout {
         blocking(&tried, move || open::open_or_create(&dir, wait)).await
     }
 
-    /// Its folder, as it was given.
+    /// Returns the folder, as given.
     pub fn dir(&self) -> &Path {
         self.0.root.path()
     }
 
-    /// All its images, in the order in which they are listed. One that cannot be understood is an error: it is not left
-    /// out silently.
+    /// Lists all images in index order. Fails on an invalid entry: none is skipped silently.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
         let tried = format!("listing {}", self.0.label);
         self.blocking(&tried, |shared| shared.read_index()?.all_entries()).await
     }
 
-    /// A repository of this layout; `None` stands for the images with a bare tag.
+    /// Returns a repository of this layout; `None` selects the images with a bare tag.
     pub fn repository(&self, name: Option<FullName>) -> LayoutRepository {
         LayoutRepository::new(self.clone(), name)
     }
 
-    /// What is meant by a reference to this layout: the repository, and the image in it.
+    /// Resolves a reference to this layout into the repository and the image's descriptor.
     pub async fn find(&self, image: &LayoutRef) -> Result<(LayoutRepository, Descriptor)> {
         let repository = self.repository(image.repository());
         let found = repository.resolve(image.manifest().as_ref()).await?;
         Ok((repository, found))
     }
 
-    /// Runs what may wait for the disk on a thread that may wait.
+    /// Runs blocking file operations on a blocking thread.
     async fn blocking<T: Send + 'static>(
         &self,
         tried: &str,

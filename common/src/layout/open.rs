@@ -1,4 +1,4 @@
-//! Opening and making a layout, and tidying up in it.
+//! Opens and creates layouts, and removes leftovers.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -23,9 +23,9 @@ use crate::printable::printable;
 
 pub(super) const OCI_LAYOUT: &str = "oci-layout";
 const VERSION: &str = "1.0.0";
-/// It has thirty bytes.
+/// Upper limit for `oci-layout`, which has thirty bytes.
 const MAX_OCI_LAYOUT_BYTES: u64 = 64 << 10;
-/// What was begun and left is kept this long, to be continued.
+/// Unfinished blobs are kept this long, to be resumed.
 const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn open(dir: &Path) -> Result<Layout, Trouble> {
@@ -36,7 +36,7 @@ pub(super) fn open(dir: &Path) -> Result<Layout, Trouble> {
         Some((mut file, _)) => check_version(&root, &mut file)?,
         None => return Err(no_layout(&root)),
     }
-    // Read now, so that what is wrong with it is said at once.
+    // The index is read now, so that its errors are reported immediately.
     let layout = layout(root, dir, LockWait::default());
     layout.0.read_index()?;
     Ok(layout)
@@ -54,7 +54,7 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Troub
     lock(&root, &marker, &wait)?;
     let size = marker.metadata().map_err(|error| root.failed(OCI_LAYOUT, "reading", error))?.len();
     match size {
-        // New, or made by a program that was killed right then.
+        // New, or left by a process killed while creating it.
         0 => {
             let text = format!("{{\"imageLayoutVersion\":\"{VERSION}\"}}");
             let written = marker.write_all(text.as_bytes()).and_then(|()| marker.sync_all());
@@ -111,8 +111,7 @@ fn check_version(root: &Folder, file: &mut File) -> Result<(), Trouble> {
     }
 }
 
-/// Removes what killed programs left. To be called under the lock; whoever is still at work on a blob holds a lock on its
-/// file.
+/// Removes leftovers of killed processes. The caller holds the lock; a writer holds a lock on its unfinished file.
 fn sweep(shared: &Shared) -> Result<(), Trouble> {
     let root = &shared.root;
     root.remove(NEW_INDEX)?;
@@ -124,7 +123,7 @@ fn sweep(shared: &Shared) -> Result<(), Trouble> {
         if file.try_lock().is_err() {
             continue;
         }
-        // Only what is named by its digest alone can be continued; a second writer's name has more to it.
+        // Only a file named by its digest alone can be resumed; a second writer's name has a suffix.
         let digest = what.replacen('-', ":", 1).parse::<Digest>().ok();
         let age = file.metadata().and_then(|data| data.modified()).ok();
         let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! How people name a layout and an image in it: `oci:DIR`, `oci:DIR:TAG`, `oci:DIR:gcr.io/distroless/static:nonroot`,
-//! `oci:DIR:org/name:tag` (of Docker Hub), `oci:DIR@sha256:…`; as containers-transports(5) has it for skopeo and podman.
+//! References to layouts and images in them: `oci:DIR`, `oci:DIR:TAG`, `oci:DIR:gcr.io/distroless/static:nonroot`,
+//! `oci:DIR:org/name:tag` (of Docker Hub), `oci:DIR@sha256:…`; as in containers-transports(5) of skopeo and podman.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,36 +11,36 @@ use crate::registry::ManifestRef;
 
 const SCHEME: &str = "oci:";
 
-/// The folder of a layout, and the image that is meant where one is named.
+/// A layout's folder, and an image in it, if one is named.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayoutRef {
     /// The folder, as written.
     pub dir: PathBuf,
-    /// Which image in it.
+    /// The image.
     pub image: Option<ImageName>,
 }
 
-/// An image within a layout.
+/// Name of an image within a layout.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageName {
     /// A tag alone.
     Tag(Tag),
     /// A digest alone.
     Digest(Digest),
-    /// A full name; without a registry it is one of Docker Hub.
+    /// A full name; without a registry it is of Docker Hub.
     Full(Reference),
 }
 
-/// A repository's full name, `gcr.io/distroless/static`.
+/// Full name of a repository, `gcr.io/distroless/static`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FullName {
-    /// The registry that it is named after.
+    /// Registry of the name.
     pub registry: RegistryName,
-    /// Its path there.
+    /// Path within the registry.
     pub repository: RepositoryName,
 }
 
-/// Why a text is not a [`LayoutRef`].
+/// Error of parsing a [`LayoutRef`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` does not name an image layout: {reason}")]
 pub struct ParseLayoutRefError {
@@ -49,12 +49,12 @@ pub struct ParseLayoutRefError {
 }
 
 impl LayoutRef {
-    /// Whether a text is meant to be one: it begins with `oci:`.
+    /// Whether a text begins with `oci:`.
     pub fn is_meant_by(text: &str) -> bool {
         text.starts_with(SCHEME)
     }
 
-    /// The repository that is named, if any.
+    /// Returns the repository of a full name.
     pub fn repository(&self) -> Option<FullName> {
         match &self.image {
             Some(ImageName::Full(reference)) => Some(FullName::of(reference)),
@@ -62,7 +62,7 @@ impl LayoutRef {
         }
     }
 
-    /// The tag or digest that is named, if any: of a full name without either it is `latest`.
+    /// Returns the tag or digest, if any; `latest` for a full name without either.
     pub fn manifest(&self) -> Option<ManifestRef> {
         match self.image.as_ref()? {
             ImageName::Tag(tag) => Some(ManifestRef::Tag(tag.clone())),
@@ -78,8 +78,8 @@ impl LayoutRef {
 impl FromStr for LayoutRef {
     type Err = ParseLayoutRefError;
 
-    /// The folder ends at the first colon that a tag or a full name follows. A folder whose own name would be taken for
-    /// that is written with a slash at its end.
+    /// The folder ends at the first colon followed by a tag or a full name. A folder whose own name looks like that is
+    /// written with a slash at its end.
     fn from_str(text: &str) -> Result<LayoutRef, ParseLayoutRefError> {
         let fail = |reason: &str| {
             Err(ParseLayoutRefError { text: printable(text).into_owned(), reason: printable(reason).into_owned() })
@@ -93,7 +93,7 @@ impl FromStr for LayoutRef {
             Some((&rest[..at], Some(image)))
         });
         let (dir, image) = match (split, rest.rsplit_once('@')) {
-            // The colon was the digest's own.
+            // The colon belongs to the digest.
             (Some((_, Some(ImageName::Tag(_)))), Some((before, digest)))
                 if digest.starts_with("sha256:") || digest.starts_with("sha512:") =>
             {
@@ -118,8 +118,8 @@ impl FromStr for LayoutRef {
     }
 }
 
-/// A tag, a digest behind a tag (which says less than it), a reference that begins with a registry, or one of Docker Hub
-/// with its tag.
+/// Parses a tag, a tag with a digest (the digest counts), a reference that begins with a registry, or one of Docker Hub
+/// with a tag.
 fn image_name(text: &str) -> Option<ImageName> {
     if let Ok(tag) = text.parse::<Tag>() {
         return Some(ImageName::Tag(tag));
@@ -172,7 +172,7 @@ impl<'de> serde::Deserialize<'de> for LayoutRef {
 }
 
 impl FullName {
-    /// The repository of a reference.
+    /// Takes the repository of a reference.
     pub fn of(reference: &Reference) -> FullName {
         FullName { registry: reference.registry.clone(), repository: reference.repository.clone() }
     }

@@ -1,4 +1,4 @@
-//! Referrers: signatures, SBOMs and attestations stand in the index without a name, as ORAS writes them.
+//! Referrers: signatures, SBOMs and attestations are in the index without a name, as ORAS writes them.
 
 use std::sync::PoisonError;
 
@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::image::{Descriptor, Digest};
 
 impl LayoutRepository {
-    /// What refers to a manifest, by the index; empty where there is nothing. Cosign's signatures have tags, and are found
-    /// by those.
+    /// Lists the referrers of a manifest from the index; empty if there are none. Cosign's digest tags are not among
+    /// them: they are found by tag.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         let tried = format!("listing the referrers of {}", self.place(None));
         let subject = subject.clone();
@@ -34,7 +34,7 @@ impl Shared {
         Ok(found)
     }
 
-    /// What a listed manifest refers to. One that cannot be read refers to nothing: it is an error when it is wanted.
+    /// Reads the subject of a listed manifest. An unreadable manifest has none here; reading it for a copy is an error.
     pub(super) fn subject_of(&self, descriptor: &Descriptor) -> Option<Digest> {
         let known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&descriptor.digest).cloned();
         if let Some(known) = known {

@@ -1,4 +1,4 @@
-//! What can be wrong with a folder and the files in it, before it is said what they were wanted for.
+//! Errors of a layout's folder and files, before the operation is known.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use rustix::fs::FileType;
 use crate::error::{Class, Error};
 use crate::retry;
 
-/// Cheap to clone, as one write of the index may fail for several who wait for it.
+/// Cheap to clone: one failed index write is reported to all tasks that wait for it.
 #[derive(Debug, Clone)]
 pub(super) enum Trouble {
-    /// The operating system refused.
+    /// An operating system error.
     Io { path: PathBuf, doing: &'static str, error: Arc<io::Error> },
-    /// A link, a folder, a FIFO… where something else belongs.
+    /// A link, a folder, a FIFO… instead of the expected type.
     WrongKind { path: PathBuf, is: FileType, wanted: &'static str },
-    /// All else, in words.
+    /// Any other error.
     Bad { class: Class, detail: String, hint: Option<&'static str> },
 }
 
@@ -36,7 +36,7 @@ impl Trouble {
         }
     }
 
-    /// The error that it is of what was tried.
+    /// Converts into an error of an operation.
     pub(super) fn error(self, tried: &str) -> Error {
         match self {
             Trouble::Io { path, doing, error } => {

@@ -1,4 +1,4 @@
-//! Writing blobs: into a hidden file of the layout's folder, hashed as they come, under their own name when they are right.
+//! Writes blobs to a hidden file in the layout's folder, hashed while written, and renames them once verified.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -13,11 +13,11 @@ use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, blocking};
 use crate::error::{Class, Error, Result};
 use crate::image::{Descriptor, Digest, Hasher};
 
-/// What is smaller is sooner read again than continued, in bytes.
+/// Smallest unfinished file that is worth resuming, in bytes.
 pub(super) const WORTH_KEEPING: u64 = 1 << 20;
 
-/// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large part is kept hidden, to be
-/// continued by the next one who writes the same.
+/// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large unfinished file stays hidden
+/// and is resumed by the next writer of the same blob.
 #[derive(Debug)]
 pub struct BlobWriter {
     part: Option<Part>,
@@ -30,7 +30,7 @@ pub(super) struct Part {
     shared: Arc<Shared>,
     digest: Digest,
     size: u64,
-    /// Locked as long as it is open.
+    /// Locked while open.
     file: File,
     name: String,
     hasher: Hasher,
@@ -38,31 +38,31 @@ pub(super) struct Part {
     fate: Fate,
 }
 
-/// What becomes of the hidden file when it is closed.
+/// What to do with the hidden file on drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It stays if it is large enough to be worth it.
+    /// Keep it if it is large enough to resume.
     Continue,
-    /// It goes: it is wrong, or nobody could find it by its name.
+    /// Remove it: its content is wrong, or no writer could find it by its name.
     Remove,
-    /// It has its own name now, and the hidden one may be another's.
+    /// Renamed already; another writer may own the hidden name now.
     Committed,
 }
 
 impl Layout {
-    /// What writing a blob is called in messages.
+    /// Returns the description of a blob write, for messages.
     pub fn writing(&self, digest: &Digest) -> String {
         format!("writing blob {}@{digest}", self.0.label)
     }
 
-    /// Begins to write a blob; `None` where it is there already. Goes on with what a former writer left:
-    /// [`BlobWriter::offset`] says from where.
+    /// Starts writing a blob; `None` if it exists. Resumes an unfinished file of an earlier writer:
+    /// [`BlobWriter::offset`] is where to continue.
     pub async fn blob_start(&self, blob: &Descriptor) -> Result<Option<BlobWriter>> {
         self.begin(blob, true).await
     }
 
-    /// Writes a whole blob, and nothing where it is there already. Content that is not what the descriptor says is
-    /// [`Class::Corrupt`], and leaves nothing behind.
+    /// Writes a whole blob, unless it exists. Content that differs from the descriptor fails with [`Class::Corrupt`]
+    /// and leaves nothing behind.
     pub async fn blob_write(&self, blob: &Descriptor, stream: impl Stream<Item = Result<Bytes>>) -> Result<()> {
         let Some(mut writer) = self.begin(blob, false).await? else { return Ok(()) };
         let mut stream = std::pin::pin!(stream);
@@ -74,7 +74,7 @@ impl Layout {
 
     async fn begin(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
         let tried = self.writing(&blob.digest);
-        // What is there and damaged is replaced.
+        // A damaged blob is replaced.
         if self.is_intact(blob, &tried).await? {
             return Ok(None);
         }
@@ -85,12 +85,12 @@ impl Layout {
 }
 
 impl BlobWriter {
-    /// How many bytes are there: the offset of the next one to be written.
+    /// Returns the bytes written so far: the offset of the next one.
     pub fn offset(&self) -> u64 {
         self.written
     }
 
-    /// Writes the next bytes. More than the descriptor says is [`Class::Corrupt`].
+    /// Writes the next bytes. More bytes than in the descriptor fail with [`Class::Corrupt`].
     pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let mut part = self.take()?;
         let part = blocking(&self.tried, move || {
@@ -103,8 +103,8 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Ends it: the blob is there afterwards, on the disk and right. Fewer bytes than the descriptor says are
-    /// [`Class::Unreachable`] (whoever sent them stopped too early), others [`Class::Corrupt`].
+    /// Finishes the blob: it is synced and verified afterwards. Fewer bytes than in the descriptor fail with
+    /// [`Class::Unreachable`] (the sender stopped early), other content with [`Class::Corrupt`].
     pub async fn commit(mut self) -> Result<()> {
         let part = self.take()?;
         let (shared, digest) = (part.shared.clone(), part.digest.clone());
@@ -138,7 +138,7 @@ impl Part {
         loop {
             let file = shared.root.file_or_new(&name)?;
             match file.try_lock() {
-                // Its former writer may have ended between the opening and the lock.
+                // Its former writer may have finished between open and lock.
                 Ok(()) if !shared.root.holds(&name, &file)? => {}
                 Ok(()) => {
                     let mut part = part(file, name, Fate::Continue);
@@ -146,14 +146,14 @@ impl Part {
                     return Ok(part);
                 }
                 Err(TryLockError::WouldBlock) => break,
-                // No locks here: nothing can be shared.
+                // Without file locks nothing can be shared.
                 Err(TryLockError::Error(_)) => {
                     shared.root.remove(&name)?;
                     break;
                 }
             }
         }
-        // Somebody else is writing the same: beside that one, so that nobody waits for one that is slow.
+        // Another writer is active: write to a separate file, so that no writer waits for a slow one.
         loop {
             let name = format!("{base}.{:016x}{HIDDEN_SUFFIX}", rand::random::<u64>());
             let file = shared.root.new_file(&name)?;
@@ -164,7 +164,7 @@ impl Part {
         }
     }
 
-    /// Takes over what is in the file already, or empties it.
+    /// Hashes and keeps the existing content, or truncates the file.
     fn go_on(&mut self, go_on: bool) -> Result<(), Trouble> {
         let found = self.file.metadata().map_err(|error| self.failed(error))?.len();
         if !go_on || found > self.size {
@@ -196,7 +196,7 @@ impl Part {
         Ok(())
     }
 
-    /// The version of the file that it has become, where that can be told.
+    /// Renames the file and returns the key of its version, if available.
     pub(super) fn commit(mut self) -> Result<Option<String>, Trouble> {
         if self.written < self.size {
             let detail = format!("the stream ended after {} of {} bytes", self.written, self.size);
@@ -215,7 +215,7 @@ impl Part {
         Ok(version(&self.file).ok())
     }
 
-    /// A part that could not be written fills the disk for nothing.
+    /// Marks the file for removal: one that cannot be written only fills the disk.
     fn failed(&mut self, error: std::io::Error) -> Trouble {
         self.fate = Fate::Remove;
         self.shared.root.failed(&self.name, "writing", error)

@@ -1,4 +1,4 @@
-//! Under which tag is kept what an overwritten tag pointed to.
+//! Tags for backups of overwritten tags.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,11 @@ use minijinja::{Environment, UndefinedBehavior, Value};
 use super::template::describe;
 use crate::image::{Digest, Tag};
 
-/// What a template may name.
+/// Variables of a template.
 const VARIABLES: [&str; 4] = ["tag", "date", "time", "digest"];
 
-/// A template of tags such as `{{tag}}-before-{{date}}`. For latest, overwritten on the 25th of November: `tag` latest,
-/// `date` 2026-11-25, `time` 152000 (UTC), `digest` the first 12 digits of that of what is kept.
+/// A tag template such as `{{tag}}-before-{{date}}`. For latest, overwritten on the 25th of November: `tag` latest,
+/// `date` 2026-11-25, `time` 152000 (UTC), `digest` the first 12 digits of the backed-up digest.
 #[derive(Clone, Debug)]
 pub struct BackupName {
     text: String,
@@ -22,7 +22,7 @@ pub struct BackupName {
 }
 
 impl BackupName {
-    /// The tag. An error says, in words, why it is none: too long, mostly.
+    /// Renders the tag. Fails if the result is not a valid tag, mostly because it is too long.
     pub fn tag(&self, tag: &Tag, kept: &Digest, now: Timestamp) -> Result<Tag, String> {
         let (date, time) = (now.strftime("%Y-%m-%d").to_string(), now.strftime("%H%M%S").to_string());
         let values = [tag.as_str(), &date, &time, &kept.hex()[..12]];

@@ -1,4 +1,4 @@
-//! Two images under one name.
+//! Collisions: two images with one target name.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -7,9 +7,9 @@ use super::{Base, Origin, Style, TargetName};
 use crate::image::{RegistryName, RepositoryName, Tag};
 use crate::select::Selection;
 
-/// A register of who writes where. Fed with repositories as they are found, then with tags as they are listed; it
-/// remembers each pair of repositories once, and tags (16 bytes each) only of targets that more than one source writes
-/// to. So its memory grows with the number of repositories.
+/// Register of target names and their sources. Takes repositories as they are discovered, then tags as they are listed.
+/// It stores each pair of repositories once, and tags (16 bytes each) only for targets with several sources, so its
+/// memory grows with the number of repositories.
 #[derive(Debug, Default)]
 pub struct Names {
     sources: HashMap<String, u32>,
@@ -21,43 +21,42 @@ pub struct Names {
 #[derive(Debug)]
 struct Target {
     claimants: Vec<u32>,
-    /// Whether a tag passed while there was one claimant, and so was not remembered.
+    /// Whether a tag was claimed while there was one source, and so was not stored.
     passed: bool,
     tags: HashMap<u64, u32>,
 }
 
-/// What a claim to a target repository met with.
+/// Result of claiming a target repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Nobody else writes there.
+    /// No other source writes to it.
     Alone,
-    /// So does this other source; tags are compared from here on.
+    /// This other source writes to it too; tags are compared from now on.
     Shared(String),
-    /// So does this other source, and tags of it have passed that were not remembered: ask the plan whether it holds
-    /// the target tag already.
+    /// This other source writes to it too, and earlier tags were not stored: check the plan for the target tag.
     Late(String),
 }
 
-/// A target tag that two sources want. The first one has it, the second fails.
+/// Two sources with one target tag. The first keeps it, the second fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{target} is already the target of {first}")]
 pub struct Collision {
-    /// The target, repository and tag.
+    /// The target repository and tag.
     pub target: String,
-    /// The source repository that has it.
+    /// The source repository that claimed it first.
     pub first: String,
-    /// The source repository that wants it too.
+    /// The source repository that claimed it second.
     pub second: String,
 }
 
 impl Names {
-    /// An empty register.
+    /// Creates an empty register.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Says that a source repository is going to be copied to a target repository. To be called for all repositories
-    /// before their tags, as far as they are known by then; again for the same pair does no harm.
+    /// Claims a target repository for a source repository. Call it for all known repositories before their tags;
+    /// repeating it is safe.
     pub fn claim(&mut self, source: &str, target: &str) -> Claim {
         let source = self.id(source);
         let entry = self.targets.entry(target.to_owned()).or_insert_with(|| Target {
@@ -75,8 +74,8 @@ impl Names {
         }
     }
 
-    /// Takes a target tag for a source, or says who has it. Templates that put the tag into the repository's name may
-    /// take without a claim: then they are compared with others that do so too.
+    /// Claims a target tag for a source, or fails with the source that has it. Templates with the tag in the
+    /// repository's name may do so without claiming the repository: such tags are compared with each other.
     pub fn take(&mut self, source: &str, target: &str, tag: &str) -> Result<(), Collision> {
         let id = self.id(source);
         let hash = self.hasher.hash_one(tag);
@@ -99,7 +98,7 @@ impl Names {
         }
     }
 
-    /// Target repositories that several sources write to, with these, sorted.
+    /// Returns the target repositories with several sources, and these, sorted.
     pub fn shared(&self) -> Vec<(&str, Vec<&str>)> {
         let mut shared: Vec<_> = self
             .targets
@@ -132,24 +131,23 @@ impl Names {
     }
 }
 
-/// A rule that reads one repository, known before anything is listed.
+/// A rule for a single source repository, known before listing.
 #[derive(Clone, Copy, Debug)]
 pub struct FixedRule<'a> {
     /// The source registry.
     pub registry: &'a RegistryName,
     /// The source repository.
     pub repository: &'a RepositoryName,
-    /// Which tags.
+    /// Tag selection.
     pub selection: &'a Selection,
-    /// Where to.
+    /// Target.
     pub base: &'a Base,
-    /// Under which name.
+    /// Naming style.
     pub style: &'a Style,
 }
 
-/// Whether two rules write different images under one name whatever the registries hold: different sources, one target
-/// repository, and tags that are chosen alike. `None` where that depends on which tags there are; then [`Names`] finds
-/// it.
+/// Finds a collision that two rules have whatever the registries hold: different sources, one target repository, and
+/// selections that certainly overlap. Returns `None` if it depends on the tags; then [`Names`] finds it.
 pub fn must_collide(a: &FixedRule<'_>, b: &FixedRule<'_>) -> Option<TargetName> {
     if (a.registry, a.repository) == (b.registry, b.repository) || !a.selection.surely_overlaps(b.selection) {
         return None;
@@ -160,6 +158,6 @@ pub fn must_collide(a: &FixedRule<'_>, b: &FixedRule<'_>) -> Option<TargetName> 
         rule.style.name(rule.base, &origin).ok()
     };
     let met = |tag: &str| name(a, tag).filter(|target| name(b, tag).as_ref() == Some(target));
-    // Two tags, since a template may write a tag of its own.
+    // Two tags, because a template may set a fixed tag.
     met("1.0").filter(|_| met("latest").is_some()).map(|target| TargetName { tag: Tag::latest(), ..target })
 }

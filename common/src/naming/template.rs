@@ -1,4 +1,4 @@
-//! Names by a template of minijinja.
+//! Target names from minijinja templates.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use crate::image::Tag;
 
 const VARIABLES: [&str; 6] = ["registry", "repository", "namespace", "basename", "tag", "flat"];
 
-/// A compiled template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository`
+/// A compiled name template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository`
 /// istio-release/pilot, `namespace` istio-release, `basename` pilot, `tag` 1.25, `flat` gcr.io_istio-release_pilot.
-/// Filters such as `replace`, `lower` and `split` are there.
+/// Filters such as `replace`, `lower` and `split` are available.
 #[derive(Clone, Debug)]
 pub struct Template {
     text: String,
@@ -19,7 +19,7 @@ pub struct Template {
     uses_tag: bool,
 }
 
-/// Why a text is not a naming style.
+/// Error of parsing a naming style.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// Neither a style nor a template.
@@ -27,13 +27,13 @@ pub enum TemplateError {
         "`{0}` is no style: there are flat, keep, basename, full, original and templates such as {{{{namespace}}}}/{{{{basename}}}}"
     )]
     NotAStyle(String),
-    /// A variable that is not there.
+    /// Unknown variable.
     #[error("there is no `{0}` here: there are registry, repository, namespace, basename, tag and flat")]
     UnknownVariable(String),
-    /// Not a template that can be compiled, or one that fails on any name.
+    /// Does not compile, or fails to render.
     #[error("the template does not work: {0}")]
     Broken(String),
-    /// All images would have one name.
+    /// All images would have the same name.
     #[error(
         "a name must contain {{{{repository}}}}, {{{{basename}}}} or {{{{flat}}}}, or all images would be called the same"
     )]
@@ -41,7 +41,7 @@ pub enum TemplateError {
 }
 
 impl Template {
-    /// Compiles a template and tries it out.
+    /// Compiles a template and renders it once as a test.
     pub fn compile(text: &str) -> Result<Self, TemplateError> {
         if !text.contains("{{") && !text.contains("{%") {
             return Err(TemplateError::NotAStyle(text.to_owned()));
@@ -67,7 +67,7 @@ impl Template {
         Ok(template)
     }
 
-    /// The template as it was written.
+    /// Returns the template as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -109,7 +109,7 @@ fn is_global(environment: &Environment<'_>, name: &str) -> bool {
     environment.globals().any(|(global, _)| global == name)
 }
 
-/// The kind and the detail, without the template's invented file name.
+/// Returns an error's kind and detail, without the internal template name.
 pub(super) fn describe(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),

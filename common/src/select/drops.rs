@@ -1,16 +1,16 @@
-//! Why tags were dropped, counted.
+//! Counts of dropped tags by reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Reason;
 
-/// How many tags were dropped for which reason, in the order in which tags are judged. As large as there are rules of
-/// selection, however many tags there are.
+/// Number of dropped tags by reason, in the order of the filters. Its size depends on the number of filters, not on the
+/// number of tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drops(BTreeMap<(Stage, String), u64>);
 
-/// Where in the order of judging a reason stands.
+/// Filter that dropped a tag, in the order of evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Tag,
@@ -23,7 +23,7 @@ enum Stage {
 }
 
 impl Drops {
-    /// Counts a tag.
+    /// Counts a dropped tag.
     pub fn add(&mut self, reason: &Reason) {
         let stage = match reason {
             Reason::NotATag | Reason::Companion => Stage::Tag,
@@ -37,7 +37,7 @@ impl Drops {
         *self.0.entry((stage, reason.in_general())).or_default() += 1;
     }
 
-    /// All tags that were dropped.
+    /// Returns the total of dropped tags.
     pub fn total(&self) -> u64 {
         self.0.values().sum()
     }

@@ -1,8 +1,8 @@
-//! Which repositories, and which of their tags: patterns, lenient versions, ranges, the newest, the young. Pure: tags
-//! in, tags and reasons out.
+//! Selects repositories and tags by patterns, lenient versions, ranges, count and age. Pure: tags in, tags and reasons
+//! out.
 //!
-//! A [`Selection`] goes through its sieves in this order, and every tag that does not come through is told why by a
-//! [`Reason`]: a tag at all → `exclude` → `include` → `semver` → `since` → `newest`.
+//! A [`Selection`] applies its filters in this order, and gives a [`Reason`] for each tag that it drops: a valid tag →
+//! `exclude` → `include` → `semver` → `since` → `newest`.
 
 mod drops;
 mod pattern;

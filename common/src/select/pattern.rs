@@ -1,4 +1,4 @@
-//! Patterns for tags: globs, and regular expressions between slashes.
+//! Tag patterns: globs, and regular expressions between slashes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,9 +6,9 @@ use std::str::FromStr;
 use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
 
-/// Which tags: a glob (`1.*`, `*-rc?`, `{stable,latest}`, `[0-9]*`), or, if it begins and ends with `/`, a regular
-/// expression that must match the whole tag (`/v\d+\.\d+/`). Both tell upper from lower case. A tag holds no `/`, so
-/// the two cannot be mixed up.
+/// A tag pattern: a glob (`1.*`, `*-rc?`, `{stable,latest}`, `[0-9]*`), or between slashes a regular expression that
+/// must match the whole tag (`/v\d+\.\d+/`). Both are case-sensitive. A tag contains no `/`, so the two cannot be
+/// confused.
 #[derive(Clone, Debug)]
 pub struct TagPattern {
     text: String,
@@ -22,26 +22,26 @@ enum Matcher {
     Regex(Regex),
 }
 
-/// Why a pattern could not be read.
+/// Error of parsing a [`TagPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// Nothing written.
+    /// Empty text.
     #[error("a pattern must not be empty")]
     Empty,
-    /// A glob that is none.
+    /// An invalid glob.
     #[error("`{pattern}` is not a glob: {reason}")]
     Glob {
-        /// As it was written.
+        /// Pattern as written.
         pattern: String,
-        /// What the glob compiler says.
+        /// Reason given by the glob compiler.
         reason: String,
     },
-    /// A regular expression that is none.
+    /// An invalid regular expression.
     #[error("`{pattern}` is not a regular expression: {reason}")]
     Regex {
-        /// As it was written.
+        /// Pattern as written.
         pattern: String,
-        /// What the regex compiler says, in one line.
+        /// Reason given by the regex compiler, in one line.
         reason: String,
     },
     /// A glob that no tag can match.
@@ -49,16 +49,16 @@ pub enum PatternError {
         "`{0}` matches no tag: a tag has only letters, digits, `.`, `_` and `-` (regular expressions are written /…/)"
     )]
     Never(String),
-    /// A glob with what SemVer writes before build metadata.
+    /// A glob with `+`, SemVer's separator of build metadata.
     #[error("`{pattern}` matches no tag: tags cannot contain `+`; Helm writes {}", .pattern.replace('+', "_"))]
     Plus {
-        /// As it was written.
+        /// Pattern as written.
         pattern: String,
     },
 }
 
 impl TagPattern {
-    /// Whether the tag matches, as a whole.
+    /// Whether the whole tag matches.
     pub fn matches(&self, tag: &str) -> bool {
         match &self.matcher {
             Matcher::Literal => self.text == tag,
@@ -67,22 +67,22 @@ impl TagPattern {
         }
     }
 
-    /// The tag itself, if the pattern matches just one.
+    /// Returns the tag, if the pattern is a literal.
     pub fn literal(&self) -> Option<&str> {
         matches!(self.matcher, Matcher::Literal).then_some(&self.text)
     }
 
-    /// Whether it certainly matches all tags.
+    /// Whether the pattern certainly matches all tags.
     pub fn matches_all(&self) -> bool {
         matches!(self.text.as_str(), "*" | "**" | "/.*/" | "/.+/")
     }
 
-    /// The pattern as it was written.
+    /// Returns the pattern as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it certainly matches all that the other one does.
+    /// Whether the pattern certainly matches every tag that the other one matches.
     pub(super) fn covers(&self, other: &Self) -> bool {
         self.matches_all() || self.text == other.text || other.literal().is_some_and(|tag| self.matches(tag))
     }
@@ -96,7 +96,7 @@ impl FromStr for TagPattern {
             let regex = RegexBuilder::new(&format!("^(?:{regex})$"))
                 .size_limit(1 << 20)
                 .build()
-                // The compiler's message draws a caret under a text that is not what was written.
+                // The compiler's message points a caret at a text that differs from the one written.
                 .map_err(|error| PatternError::Regex {
                     pattern: text.to_owned(),
                     reason: last_line(&error.to_string()),

@@ -1,13 +1,13 @@
 //! Version ranges, `semver:` in a configuration: `>=1.20`, `^1.2 || ~2.3`, `>=1.20, <2`, `1.x`.
 //!
-//! Comparators side by side (by spaces or commas) must all hold; `||` gives alternatives. A version with fewer than
-//! three numbers stands for all below it: `=1.25` and `1.25.x` take 1.25.3, `<=1.25` takes it too and `>1.25` begins at
-//! 1.26. `^1.2` is `>=1.2 <2` (`^0.2` is `>=0.2 <0.3`), `~1.2.3` is `>=1.2.3 <1.3`.
+//! Comparators separated by spaces or commas must all match; `||` separates alternatives. A version with fewer than
+//! three numbers covers all below it: `=1.25` and `1.25.x` match 1.25.3, `<=1.25` does too, and `>1.25` starts at 1.26.
+//! `^1.2` is `>=1.2 <2` (`^0.2` is `>=0.2 <0.3`), `~1.2.3` is `>=1.2.3 <1.3`.
 //!
-//! Pre-releases are judged by the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that
-//! everybody expects: `<2` does not take 2.0-rc1. Variants and revisions are not looked at: 1.25-alpine is `>=1.20`.
+//! Pre-releases follow the order of versions (1.21-rc1 is `>=1.20`, 1.20-rc1 is not), with one exception that users
+//! expect: `<2` does not match 2.0-rc1. Variants and revisions are ignored: 1.25-alpine is `>=1.20`.
 //!
-//! A range of versions takes no dates, and one of dates (`>=2024-01-15`, `20240115`, `<2024-02`) no versions.
+//! A range of versions matches no dates, and one of dates (`>=2024-01-15`, `20240115`, `<2024-02`) no versions.
 
 use std::fmt;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
@@ -16,35 +16,35 @@ use std::str::FromStr;
 use super::version::{Core, Kind, Parts, Stage, Version};
 use crate::canonical::Canonical;
 
-/// A set of versions; read by [`FromStr`].
+/// A set of versions, parsed by [`FromStr`].
 #[derive(Clone, Debug)]
 pub struct VersionRange {
     text: String,
     intervals: Vec<Interval>,
 }
 
-/// Why a version range could not be read.
+/// Error of parsing a [`VersionRange`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
-    /// Nothing between two `||`, or nothing at all.
+    /// An empty range, or nothing between two `||`.
     #[error("a version range must not be empty")]
     Empty,
-    /// What should be a version is not one.
+    /// Not a version.
     #[error("`{0}` is not a version to compare with, such as 1.20, v1.2.3, 1.x or 2024-01-15")]
     NotAVersion(String),
-    /// With build metadata as SemVer writes it.
+    /// A version with SemVer's build metadata.
     #[error(
         "tags cannot contain `+`: Helm writes {} for `{version}`, and builds of one version are not told apart by a range",
         .version.replace('+', "_")
     )]
     Plus {
-        /// As it was written.
+        /// Version as written.
         version: String,
     },
-    /// A date and a version side by side, as in `>=2024-01-15 <2`.
+    /// A range with a date and a version, as in `>=2024-01-15 <2`.
     #[error("`{0}` compares with a date and with a version, and nothing is both")]
     Mixed(String),
-    /// No version can satisfy it, as in `>2 <1`.
+    /// A range that no version satisfies, as in `>2 <1`.
     #[error("no version can be `{0}`")]
     Contradiction(String),
 }
@@ -57,17 +57,17 @@ struct Interval {
 }
 
 impl VersionRange {
-    /// Whether the version is in the range.
+    /// Whether the range contains the version.
     pub fn contains(&self, version: &Version) -> bool {
         self.intervals.iter().any(|interval| interval.contains(version.core()))
     }
 
-    /// What the range means, whatever is written: its alternatives, which are a set.
+    /// Returns the meaning of the range, independent of its text: the set of its alternatives.
     pub(crate) fn canonical(&self) -> Vec<Canonical> {
         self.intervals.iter().map(Interval::canonical).collect()
     }
 
-    /// The range as it was written.
+    /// Returns the range as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -137,7 +137,7 @@ impl Interval {
     }
 }
 
-/// The bound that lets less through.
+/// Returns the more restrictive bound.
 fn tighter(a: Bound<Core>, b: Bound<Core>, lower: bool) -> Bound<Core> {
     let (Included(x) | Excluded(x)) = &a else {
         return b;
@@ -184,7 +184,7 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     if version.contains('+') {
         return Err(RangeError::Plus { version: version.to_owned() });
     }
-    // `1.x`, `1.25.*`: the numbers before the wildcard, taken as a whole.
+    // `1.x`, `1.25.*`: the numbers before the wildcard, matched as a whole.
     let mut stem = version;
     while let Some(shorter) = [".x", ".X", ".*"].iter().find_map(|wildcard| stem.strip_suffix(wildcard)) {
         stem = shorter;
@@ -202,12 +202,12 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     if wild && parts.stage != Stage::Release {
         return Err(unknown());
     }
-    // Of a day, the hours are below it.
+    // A date of three numbers covers its hours.
     let full = if parts.kind == Kind::Date { 4 } else { 3 };
     let whole = parts.stage == Stage::Release && (wild || parts.written < full);
     let numbers = &parts.numbers;
     let at = |stage: &Stage| Core::new(parts.kind, numbers.clone(), stage.clone());
-    // The first version after all that begin with the first `kept` numbers.
+    // Returns the first version after all that begin with the first `kept` numbers.
     let after = |kept: usize| {
         let mut next = numbers[..kept].to_vec();
         if let Some(last) = next.last_mut() {

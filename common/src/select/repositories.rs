@@ -1,4 +1,4 @@
-//! Patterns for repositories: `from:` of a rule.
+//! Repository patterns, `from:` of a rule.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::image::{RegistryName, RepositoryName};
 
-/// Which repositories of a registry: `gcr.io/istio-release/pilot` is one, `gcr.io/istio-release/*` those one level
-/// below, `gcr.io/istio-release/**` all below, at any depth, and `registry.example.com/**` all there are. Within a
-/// level, `*` stands for any part of it (`quay.io/*/etcd-*`). Without a registry, Docker Hub is meant, as everywhere:
-/// `nginx` is docker.io/library/nginx.
+/// A pattern for repositories of one registry: `gcr.io/istio-release/pilot` matches one, `gcr.io/istio-release/*` all
+/// one level below, `gcr.io/istio-release/**` all below at any depth, and `registry.example.com/**` all of the
+/// registry. Within a level, `*` matches any part (`quay.io/*/etcd-*`). Without a registry it is Docker Hub: `nginx` is
+/// docker.io/library/nginx.
 #[derive(Clone, Debug)]
 pub struct RepositoryPattern {
     registry: RegistryName,
@@ -26,38 +26,38 @@ struct Level {
     glob: Option<GlobMatcher>,
 }
 
-/// Why a text is not a [`RepositoryPattern`].
+/// Error of parsing a [`RepositoryPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct RepositoryPatternError {
     reason: String,
-    /// What to write instead, if that is known.
+    /// What to write instead, if known.
     pub hint: Option<String>,
 }
 
 impl RepositoryPattern {
-    /// The registry that is read.
+    /// Returns the registry.
     pub fn registry(&self) -> &RegistryName {
         &self.registry
     }
 
-    /// The path before the first star, for who lists what is below: `istio-release` for `gcr.io/istio-release/**`,
+    /// Returns the path before the first star, where listing begins: `istio-release` for `gcr.io/istio-release/**`,
     /// empty for `gcr.io/**`.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The same without what these mean, which are of the same registry.
+    /// Returns the pattern without the repositories that these patterns of the same registry match.
     pub fn without(self, excluded: Vec<RepositoryPattern>) -> Self {
         Self { excluded, ..self }
     }
 
-    /// What is left out of it.
+    /// Returns the excluded patterns.
     pub fn excluded(&self) -> &[RepositoryPattern] {
         &self.excluded
     }
 
-    /// Reads what is to be left out of this pattern: a pattern with this one's registry, or without any.
+    /// Parses an excluded pattern: one of this pattern's registry, or without a registry.
     pub fn read_excluded(&self, text: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
         let (first, rest) = text.split_once('/').unwrap_or((text, ""));
         let names_registry = !rest.is_empty() && (first.contains(['.', ':', '[']) || first == "localhost");
@@ -74,7 +74,7 @@ impl RepositoryPattern {
         Ok(pattern)
     }
 
-    /// The repository, if the pattern names one and no more.
+    /// Returns the repository, if the pattern names exactly one.
     pub fn repository(&self) -> Option<RepositoryName> {
         if self.deep || self.levels.iter().any(|level| level.glob.is_some()) {
             return None;
@@ -82,15 +82,15 @@ impl RepositoryPattern {
         self.prefix.parse().ok()
     }
 
-    /// One of the shortest repositories that are meant, with `a` for each star; none if it would be too long to be one.
+    /// Returns a shortest matching repository, with `a` for each star; `None` if it would be too long.
     pub fn shortest(&self) -> Option<RepositoryName> {
         let mut levels: Vec<String> = self.levels.iter().map(|level| level.text.replace('*', "a")).collect();
         levels.extend(self.deep.then(|| "a".to_owned()));
         levels.join("/").parse().ok()
     }
 
-    /// Whether a repository that is meant can be below this path, at any depth: where to go on in a tree. `a/*/c` leads
-    /// through `a` and `a/b`, and not through `b` or `a/b/c`.
+    /// Whether a repository below this path, at any depth, can match: decides where to descend in a tree. `a/*/c`
+    /// descends into `a` and `a/b`, not into `b` or `a/b/c`.
     pub fn leads_through(&self, path: &str) -> bool {
         if self.excluded.iter().any(|excluded| excluded.means_all_below(path)) {
             return false;
@@ -106,12 +106,12 @@ impl RepositoryPattern {
         self.deep || levels.next().is_some()
     }
 
-    /// Whether a repository of this registry is meant. `a/**` does not mean `a` itself.
+    /// Whether a repository matches. `a/**` does not match `a` itself.
     pub fn matches(&self, repository: &str) -> bool {
         self.fits(repository) && !self.excluded.iter().any(|excluded| excluded.matches(repository))
     }
 
-    /// Whether whatever is below this path is meant.
+    /// Whether everything below this path matches.
     fn means_all_below(&self, path: &str) -> bool {
         let mut parts = path.split('/');
         self.deep && self.levels.iter().all(|level| parts.next().is_some_and(|part| level.fits(part)))

@@ -1,4 +1,4 @@
-//! A rule's `tags:`, compiled, and what it makes of a list of tags.
+//! Tag selection: a rule's compiled `tags:`, and its evaluation of a list of tags.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeSet, HashMap};
@@ -11,72 +11,72 @@ use super::version::{Kind, behind_prefix};
 use super::{TagPattern, Version, VersionRange};
 use crate::canonical::Canonical;
 
-/// A tag of a repository, as listed.
+/// A listed tag, before selection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The tag.
     pub tag: String,
-    /// When it was pushed or built, where the listing says so.
+    /// Date of push or build, if the listing has it.
     pub created: Option<Timestamp>,
 }
 
 impl Candidate {
-    /// A tag of which no date is known.
+    /// Creates a candidate without a date.
     pub fn new(tag: impl Into<String>) -> Self {
         Self { tag: tag.into(), created: None }
     }
 }
 
-/// Which tags; all of them by default.
+/// Filters for tags; by default all are selected.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
-    /// One of these must match; if there are none, all do.
+    /// Patterns of which one must match; if empty, all tags do.
     pub include: Vec<TagPattern>,
-    /// None of these may match.
+    /// Patterns of which none may match.
     pub exclude: Vec<TagPattern>,
-    /// Only versions in this range. Tags that are no versions are dropped.
+    /// Range that versions must be in. Tags that are no versions are dropped.
     pub range: Option<VersionRange>,
-    /// Only what is younger.
+    /// Minimum date.
     pub since: Option<Since>,
-    /// Only the newest of what is left.
+    /// Limit to the newest of the remaining tags.
     pub newest: Option<Newest>,
-    /// Fewer than this is an error: better to fail than to sync nothing.
+    /// Minimum number of selected tags; fewer are an error, so that a wrong filter does not silently copy nothing.
     pub min: Option<usize>,
 }
 
-/// `newest:`. By version, each variant has its own count: 3 of `1.27`, `1.27-alpine3.20` and `1.26-alpine3.19` … keeps
-/// three plain ones and three of alpine, since the newest three of all would often be one version in three flavours.
-/// The numbers in a variant's name do not make another variant. Tags that are dates (`20250301`) are counted apart from
-/// versions. By date, all tags are counted together.
+/// Limit to the newest tags, `newest:`. By version, each variant is counted separately: a count of 3 over `1.27`,
+/// `1.27-alpine3.20`, `1.26-alpine3.19` … selects three plain versions and three of alpine, because the newest three of
+/// all would often be one version in three variants. Numbers in a variant's name do not make another variant. Date tags
+/// (`20250301`) are counted separately from versions. By date, all tags are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Newest {
-    /// How many; at least 1.
+    /// Number of tags; at least 1.
     pub count: usize,
-    /// What makes a tag newer.
+    /// Criterion for newer tags.
     pub by: NewestBy,
 }
 
-/// What makes a tag newer than another.
+/// Criterion by which a tag is newer than another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NewestBy {
-    /// The order of versions; tags that are no versions are dropped.
+    /// By version; tags that are no versions are dropped.
     #[default]
     Version,
-    /// The date; tags without one are dropped.
+    /// By creation date; tags without one are dropped.
     Date,
 }
 
-/// `since:`.
+/// Age limit, `since:`.
 #[derive(Clone, Copy, Debug)]
 pub enum Since {
-    /// A day (from midnight, UTC) or a moment.
+    /// A day (from midnight UTC) or a point in time.
     Moment(Timestamp),
-    /// So long ago, counted back from when the tags are judged; days, weeks and months by the calendar in UTC.
+    /// An age, counted back from the evaluation; days, weeks and months by the calendar in UTC.
     Ago(Span),
 }
 
 impl Since {
-    /// The moment that is meant, seen from `now`.
+    /// Returns the earliest date allowed, relative to `now`.
     pub fn cutoff(&self, now: Timestamp) -> Timestamp {
         match self {
             Since::Moment(moment) => *moment,
@@ -88,7 +88,8 @@ impl Since {
 }
 
 impl Since {
-    /// What is meant, whatever the units: a moment, or months and a time (by UTC, weeks and days have one length).
+    /// Returns the meaning, independent of units: a timestamp, or months and a duration (in UTC, weeks and days have a
+    /// fixed length).
     pub(crate) fn canonical(&self) -> Canonical {
         const SECOND: i128 = 1_000_000_000;
         match self {
@@ -116,7 +117,7 @@ impl PartialEq for Since {
 impl std::str::FromStr for Since {
     type Err = String;
 
-    /// `2025-01-01`, `2025-01-01T12:00:00Z`, `90d`, `6 months`.
+    /// Parses `2025-01-01`, `2025-01-01T12:00:00Z`, `90d`, `6 months`.
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(moment) = text.parse::<Timestamp>() {
             return Ok(Since::Moment(moment));
@@ -145,55 +146,55 @@ fn show_moment(moment: Timestamp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if civil.time() == jiff::civil::Time::midnight() { write!(f, "{}", civil.date()) } else { write!(f, "{moment:.0}") }
 }
 
-/// Why a tag was dropped. Its text follows the tag and a colon: `1.19.3: is not >=1.20`.
+/// Reason for dropping a tag. Displayed after the tag and a colon: `1.19.3: is not >=1.20`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reason {
-    /// Not what the OCI specification calls a tag.
+    /// Not a valid tag by the OCI specification.
     NotATag,
-    /// A signature, an attestation, an SBOM or an index of referrers: it goes where its image goes.
+    /// A digest tag (signature, attestation, SBOM or referrers index): it is copied with its image.
     Companion,
     /// Matched by `exclude`.
     Excluded(String),
     /// Matched by nothing in `include`.
     NotIncluded,
-    /// `semver` or `newest` was asked for, and it is no version.
+    /// Not a version, with `semver` or `newest` set.
     NotAVersion,
-    /// The same, and it ends with a version; not all such tags begin alike.
+    /// Ends with a version after a prefix, but the tags have different prefixes.
     OtherPrefixes {
-        /// What it begins with.
+        /// Prefix of this tag.
         prefix: String,
-        /// What others begin with.
+        /// Prefix of other tags.
         other: String,
     },
     /// A version outside `semver`.
     OutOfRange {
-        /// The tag again, for the text.
+        /// The tag, for the message.
         version: String,
-        /// The range as it was written.
+        /// The range as written.
         range: String,
     },
-    /// `since` or `newest: {by: date}` was asked for, and no date is known.
+    /// No known date, with `since` or `newest: {by: date}` set.
     NoDate,
     /// Before `since`.
     TooOld {
-        /// Its date.
+        /// Date of the tag.
         created: Timestamp,
-        /// What it should not be older than.
+        /// Earliest date allowed.
         cutoff: Timestamp,
     },
-    /// Another repository that the same preset reads has it under the same name.
+    /// Read from another repository of the same preset, which has the same tag under the same target name.
     Elsewhere(String),
-    /// Beaten by newer ones.
+    /// Older than the newest tags.
     NotNewest {
-        /// How many are kept.
+        /// Number of tags kept.
         count: usize,
-        /// Of which variant, empty for plain versions and by date of creation.
+        /// Variant; empty for plain versions and for `by: date`.
         variant: String,
     },
 }
 
 impl Reason {
-    /// The reason without what differs from tag to tag, for counting: `not >=1.20`.
+    /// Returns the reason without tag-specific parts, for counting: `not >=1.20`.
     pub fn in_general(&self) -> String {
         match self {
             Reason::OutOfRange { range, .. } => format!("not {range}"),
@@ -235,40 +236,40 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A tag, and what it is read as.
+/// A tag and the version it parses as.
 type Judged = (Option<Version>, Candidate);
 type Dropped = (Option<Version>, Candidate, Reason);
 
-/// What a [`Selection`] made of the tags; both lists in the order of [`compare_tags`] (versions behind a prefix in that of
-/// versions), each tag once.
+/// Result of evaluating a [`Selection`]; both lists in the order of [`compare_tags`] (versions after a prefix in
+/// version order), each tag once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// To be copied.
+    /// Selected tags.
     pub kept: Vec<Candidate>,
-    /// Not to be copied, each with the reason.
+    /// Dropped tags with reasons.
     pub dropped: Vec<(Candidate, Reason)>,
-    /// `min`, if it was set and fewer are kept.
+    /// The value of `min`, if fewer tags are kept.
     pub below_min: Option<usize>,
 }
 
 impl Evaluation {
-    /// Why how many tags were dropped, stage by stage.
+    /// Counts the dropped tags by reason, in filter order.
     pub fn drops(&self) -> Drops {
         self.dropped.iter().map(|(_, reason)| reason).collect()
     }
 }
 
-/// A selection that keeps nothing, whatever the tags.
+/// A contradiction that makes a selection empty for any list of tags.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Contradiction {
-    /// The include at this index never comes through.
+    /// An include pattern is always excluded.
     #[error("`{include}` is always excluded by `{exclude}`")]
     IncludeExcluded {
-        /// Which one of the includes.
+        /// Index of the include pattern.
         index: usize,
-        /// The include.
+        /// The include pattern.
         include: String,
-        /// The exclude.
+        /// The exclude pattern.
         exclude: String,
     },
     /// All tags are excluded.
@@ -277,23 +278,23 @@ pub enum Contradiction {
     /// `newest: 0`.
     #[error("the newest 0 are none")]
     NewestZero,
-    /// More wanted than allowed, in one variant at least.
+    /// `min` exceeds the count of `newest` by date.
     #[error("`min` is {min}, but only the newest {newest} by date are kept")]
     MinAboveNewest {
-        /// As set.
+        /// Value of `min`.
         min: usize,
-        /// As set.
+        /// Value of `newest`.
         newest: usize,
     },
 }
 
 impl Selection {
-    /// Whether dates are needed, so that where a listing gives none they must be asked for.
+    /// Whether dates are needed: they must be requested if the listing has none.
     pub fn needs_created(&self) -> bool {
         self.since.is_some() || matches!(self.newest, Some(Newest { by: NewestBy::Date, .. }))
     }
 
-    /// Whatever in it can never be satisfied.
+    /// Returns all contradictions of the selection.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();
         for (index, include) in self.include.iter().enumerate() {
@@ -320,8 +321,8 @@ impl Selection {
         found
     }
 
-    /// Whether two selections certainly have tags in common wherever they have any: what they ask of a tag is the same,
-    /// or one names a tag that the other takes.
+    /// Whether two selections certainly share tags if they select any: their filters are equal, or one names a tag that
+    /// the other selects.
     pub fn surely_overlaps(&self, other: &Self) -> bool {
         let same =
             |a: &[TagPattern], b: &[TagPattern]| a.len() == b.len() && a.iter().all(|pattern| b.contains(pattern));
@@ -341,7 +342,7 @@ impl Selection {
                     .any(|tag| takes(self, tag) && takes(other, tag)))
     }
 
-    /// Judges the tags. `now` is what `since: 90d` counts from. Takes a time of n log n.
+    /// Evaluates the tags in O(n log n). `since: 90d` counts back from `now`.
     pub fn evaluate(&self, candidates: impl IntoIterator<Item = Candidate>, now: Timestamp) -> Evaluation {
         let cutoff = self.since.map(|since| since.cutoff(now));
         let mut dropped: Vec<Dropped> = Vec::new();
@@ -381,12 +382,12 @@ impl Selection {
         }
     }
 
-    /// Whether what is no version is dropped.
+    /// Whether tags that are no versions are dropped.
     fn needs_versions(&self) -> bool {
         self.range.is_some() || matches!(self.newest, Some(Newest { by: NewestBy::Version, .. }))
     }
 
-    /// What a tag must be whatever its version and its date.
+    /// Applies the filters on the tag's text.
     fn matches(&self, tag: &str) -> Result<(), Reason> {
         if !is_tag(tag) {
             return Err(Reason::NotATag);
@@ -403,7 +404,7 @@ impl Selection {
         Ok(())
     }
 
-    /// What its version and its date must be; all but `newest`, which needs to see the others.
+    /// Applies the filters on version and date; `newest` needs all tags.
     fn sieve(&self, candidate: &Candidate, cutoff: Option<Timestamp>, version: Option<&Version>) -> Result<(), Reason> {
         let tag = &candidate.tag;
         if let Some(range) = &self.range {
@@ -423,13 +424,13 @@ impl Selection {
 }
 
 impl Newest {
-    /// Those that are beaten, by ascending index.
+    /// Returns the tags beyond the limit, by ascending index.
     fn losers(self, tags: &[Judged]) -> Vec<(usize, Reason)> {
         let mut losers = Vec::new();
         let beaten = |variant: &str| Reason::NotNewest { count: self.count, variant: variant.to_owned() };
         match self.by {
             NewestBy::Version => {
-                // The tags are sorted, so within a variant the newest stand last.
+                // The tags are sorted, so the newest of each variant come last.
                 let mut counts: HashMap<(Kind, &str), usize> = HashMap::new();
                 for (index, (version, _)) in tags.iter().enumerate().rev() {
                     let Some(version) = version else {
@@ -465,13 +466,13 @@ impl Newest {
     }
 }
 
-/// Whether the OCI specification allows it as a tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling
+/// Whether the OCI specification allows the tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling
 /// manifests").
 pub fn is_tag(text: &str) -> bool {
     text.parse::<crate::image::Tag>().is_ok()
 }
 
-/// The order of tags in lists: what is no version first, by its text, then versions, old to new.
+/// Orders tags for lists: non-versions first, by text, then versions, old to new.
 pub fn compare_tags(a: &str, b: &str) -> Ordering {
     natural((&Version::parse(a), a), (&Version::parse(b), b))
 }
@@ -480,8 +481,8 @@ fn natural(a: (&Option<Version>, &str), b: (&Option<Version>, &str)) -> Ordering
     a.0.cmp(b.0).then_with(|| a.1.cmp(b.1))
 }
 
-/// Where no tag is a version by itself: those that end with one are read behind what they all begin with. If they begin
-/// differently, it is not known which of them are meant.
+/// Parses the versions after a common prefix, if no tag is a version by itself. With different prefixes it is unknown
+/// which tags are wanted, and they are dropped.
 fn read_behind_prefix(matched: &mut Vec<Judged>, dropped: &mut Vec<Dropped>) {
     let prefixes: BTreeSet<&str> =
         matched.iter().filter_map(|(_, candidate)| Some(behind_prefix(&candidate.tag)?.0)).collect();
@@ -500,7 +501,7 @@ fn read_behind_prefix(matched: &mut Vec<Judged>, dropped: &mut Vec<Dropped>) {
     matched.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
 }
 
-/// In order, each tag once; of two with the same tag the one with the later date.
+/// Sorts the tags and keeps each once; of duplicates the one with the later date.
 fn sorted(candidates: impl IntoIterator<Item = Candidate>) -> Vec<Judged> {
     let mut tags: Vec<Judged> =
         candidates.into_iter().map(|candidate| (Version::parse(&candidate.tag), candidate)).collect();

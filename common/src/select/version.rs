@@ -1,4 +1,4 @@
-//! Versions and dates as people write them in tags, and their order.
+//! Versions and dates as they appear in tags, and their order.
 //!
 //! A tag is a version if it reads as
 //!
@@ -6,25 +6,24 @@
 //! [v | release- | release-v] NUMBERS [pre-release] [-revision] [-variant]
 //! ```
 //!
-//! - **Numbers**: one or more, by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A number without a dot has at most four
-//!   digits: longer ones are build numbers, Unix times and commits, and no versions.
-//! - **Dates** stand in the place of the numbers: `20240115`, `2024-01-15`, `2024-01`, `20240115093000`,
-//!   `2024-01-15T09-30-00Z`. They are in order among themselves, and never compared with versions. `2024.01.15`, by dots,
-//!   is a version.
-//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or glued on as in `1.2rc1`,
+//! - **Numbers**: one or more, separated by dots: `1`, `1.25`, `1.25.3`, `1.2.3.4`. A number without a dot has at most
+//!   four digits: longer ones are build numbers, Unix times and commits, and no versions.
+//! - **Dates** can replace the numbers: `20240115`, `2024-01-15`, `2024-01`, `20240115093000`, `2024-01-15T09-30-00Z`.
+//!   They are ordered among themselves and never compared with versions. `2024.01.15`, with dots, is a version.
+//! - **Pre-release**: `-rc1`, `-rc.1`, `-rc-1`, `-beta.2`, `-alpha`, `-M3`, `-SNAPSHOT`, or attached as in `1.2rc1`,
 //!   `1.2b3`.
-//! - **Revision**: a number after a dash, `1.2.3-4`, a closing `-r5`, Python's `.post2`, Java's `.SP1`, and what stands
-//!   for SemVer's build metadata, `_up0.9.1`, `_build.4`: the same version packed again, so newer.
-//! - **Variant**: everything else, `-alpine3.19`, `-debian-11`: another flavour of the same version. Numbers in it are
-//!   the flavour's age (alpine3.20 is newer than alpine3.19, and still alpine; `-eksbuild.12` than `-eksbuild.2`), except
-//!   in the names of architectures and runtimes: arm64 is not a newer arm, and who wants jdk17 has no use for jdk21.
-//!   Commits (`-g1a2b3c4`) make no variant.
+//! - **Revision**: a number after a dash, `1.2.3-4`, a trailing `-r5`, Python's `.post2`, Java's `.SP1`, and
+//!   substitutes for SemVer's build metadata, `_up0.9.1`, `_build.4`: the same version packaged again, so newer.
+//! - **Variant**: everything else, `-alpine3.19`, `-debian-11`: another flavor of the same version. Numbers in it order
+//!   the variant (alpine3.20 is newer than alpine3.19, and still alpine; `-eksbuild.12` than `-eksbuild.2`), except in
+//!   the names of architectures and runtimes: arm64 is not a newer arm, and jdk21 does not replace jdk17. Commits
+//!   (`-g1a2b3c4`) make no variant.
 //!
-//! `latest`, `stable`, `alpine3.19`, `sha-0a1b2c3` and `30517284` are no versions. Whole repositories of tags such as
-//! `app-1.2.0` are read behind what they all begin with, see [`behind_prefix`].
+//! `latest`, `stable`, `alpine3.19`, `sha-0a1b2c3` and `30517284` are no versions. In repositories where all tags have
+//! a prefix, such as `app-1.2.0`, versions are parsed after it, see [`behind_prefix`].
 //!
 //! **Order**: dates before versions; numbers (missing ones are 0), then pre-releases (development < alpha < beta <
-//! milestone and preview < release candidate < none), then revision, then the variant's name, then the variant's own
+//! milestone and preview < release candidate < none), then revision, then the variant's name, then the variant's
 //! numbers, then the text. No two different tags are equal.
 
 mod date;
@@ -35,11 +34,11 @@ use std::fmt;
 
 use crate::canonical::Canonical;
 
-/// Digits that a number without a dot has at the most: years, and builds of small projects. What is longer is a commit, a
-/// Unix time or the number of a build.
+/// Upper limit for the digits of a number without a dot: years, and builds of small projects. A longer one is a commit,
+/// a Unix time or a build number.
 const MAX_LONE_DIGITS: usize = 4;
 
-/// A tag that reads as a version, or as a date.
+/// A tag parsed as a version or a date.
 #[derive(Clone, Debug)]
 pub struct Version {
     text: String,
@@ -49,14 +48,14 @@ pub struct Version {
     flavour: Vec<u64>,
 }
 
-/// What numbers are; the two are never compared with each other.
+/// Kind of the numbers; the two are never compared with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Kind {
     Date,
     Version,
 }
 
-/// What version ranges look at: numbers without closing zeros, and the pre-release.
+/// The part that version ranges compare: numbers without trailing zeros, and the pre-release.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Core {
     pub(super) kind: Kind,
@@ -85,17 +84,17 @@ impl Core {
     }
 }
 
-/// How finished a version is; the order of the variants is the order of versions.
+/// Release stage of a version, in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// Below any pre-release: only bounds of ranges are here.
+    /// Below any pre-release; only used as a bound of ranges.
     Lowest,
     Pre(u8, Vec<u64>),
     Release,
 }
 
 impl Version {
-    /// Reads a tag as a version or a date; `None` if it is neither.
+    /// Parses a tag as a version or a date; `None` if it is neither.
     pub fn parse(tag: &str) -> Option<Self> {
         Parts::parse(tag).map(|parts| parts.version(tag))
     }
@@ -105,12 +104,12 @@ impl Version {
         self.core.kind == Kind::Date
     }
 
-    /// The tag as it was written.
+    /// Returns the tag as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The variant without its own numbers: `alpine` for `1.25-alpine3.19`, empty for `1.25`.
+    /// Returns the variant without its numbers: `alpine` for `1.25-alpine3.19`, empty for `1.25`.
     pub fn family(&self) -> &str {
         &self.family
     }
@@ -151,8 +150,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A tag taken apart. `written` is how many numbers stood there, which ranges need to know (`1.25` is short for
-/// `1.25.x`).
+/// The parts of a tag. `written` is the count of written numbers, which ranges need (`1.25` is short for `1.25.x`).
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) kind: Kind,
@@ -184,7 +182,7 @@ impl Parts {
         Some(parts)
     }
 
-    /// Of a tag that it was read from, or from the end of.
+    /// Builds the version of the whole tag; the parts may come from its end only.
     fn version(self, tag: &str) -> Version {
         let (family, flavour) = variant::split(&self.variant);
         let core = Core::new(self.kind, self.numbers, self.stage);
@@ -246,17 +244,17 @@ impl Parts {
         Some(())
     }
 
-    /// What follows the numbers without a dash.
+    /// Parses a suffix attached to the numbers without a dash.
     fn glued(&mut self, word: &str) -> Option<()> {
         match word.strip_prefix('.') {
-            // Java's way: `4.1.Final`, `2.0.RC1`.
+            // Java's suffixes: `4.1.Final`, `2.0.RC1`.
             Some("Final" | "RELEASE" | "GA") => {}
             Some(word) => match post_release(word, false) {
                 Some(revision) => self.revision = revision,
                 None => self.stage = pre_release(word, false)?,
             },
-            // Glued on, only a pre-release or a patch makes sense (`1.2rc1`, `9.6p1`), and only after a dot: `1234a5` is a
-            // commit.
+            // An attached suffix can only be a pre-release or a patch (`1.2rc1`, `9.6p1`), and only after a dot:
+            // `1234a5` is a commit.
             None if self.written < 2 => return None,
             None => match post_release(word, true) {
                 Some(revision) => self.revision = revision,
@@ -267,8 +265,8 @@ impl Parts {
     }
 }
 
-/// What stands before the version that a tag ends with, and that version: `app-` of `app-1.2.0`, `go` of `go1.22.3`. None
-/// where the tag is a version by itself, or ends with none.
+/// Splits a tag into a prefix and the version at its end: `app-` for `app-1.2.0`, `go` for `go1.22.3`. Returns `None`
+/// if the whole tag is a version, or does not end with one.
 pub(super) fn behind_prefix(tag: &str) -> Option<(&str, Version)> {
     if !tag.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         || variant::is_commit(tag)
@@ -285,14 +283,14 @@ pub(super) fn behind_prefix(tag: &str) -> Option<(&str, Version)> {
         if !begins || !(separated || (before.is_ascii_alphabetic() && here.is_ascii_digit())) {
             return None;
         }
-        // Bytes of ASCII around it, so it is a boundary.
+        // Surrounded by ASCII, so it is a character boundary.
         let parts = tag.get(at..).and_then(Parts::parse)?;
         // `arm64` and `jdk17` are words.
         (separated || parts.written > 1).then(|| (&tag[..at], parts.version(tag)))
     })
 }
 
-/// `1.25.3` and what follows it.
+/// Splits off the numbers: `1.25.3` and the rest.
 fn numbers(body: &str) -> Option<(Vec<u64>, &str)> {
     let mut numbers = Vec::new();
     let mut rest = body;
@@ -307,12 +305,12 @@ fn numbers(body: &str) -> Option<(Vec<u64>, &str)> {
     }
 }
 
-/// `4` or `4.1`, and nothing else.
+/// Parses `4` or `4.1`, and nothing else.
 fn dotted(text: &str) -> Option<Vec<u64>> {
     text.split('.').map(|part| Some(part).filter(|p| p.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()).collect()
 }
 
-/// `post2`, `.post.2`, `SP1`, and glued on `p1`: the same version mended.
+/// Parses a post-release, a patched version: `post2`, `.post.2`, `SP1`, and attached `p1`.
 fn post_release(segment: &str, glued: bool) -> Option<Vec<u64>> {
     let end = segment.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(segment.len());
     let (word, count) = segment.split_at(end);

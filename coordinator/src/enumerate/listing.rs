@@ -1,4 +1,4 @@
-//! What one repository holds, as its registry lists it: of a source, and of a target to compare with.
+//! Listing of one repository's tags by its registry, for a source or for a target to compare with.
 
 use std::collections::HashSet;
 
@@ -10,51 +10,51 @@ use jiff::Timestamp;
 
 use super::vendor;
 
-/// What is dated before is dated by a program that sets all dates alike (1970, 1980, year 1): there were no images before
-/// Docker, which was first shown on 2013-03-15. In seconds since 1970.
+/// Unix time of the earliest plausible image date. Earlier dates come from programs that set all dates alike (1970,
+/// 1980, year 1): Docker was first shown on 2013-03-15. In seconds.
 const FIRST_IMAGES: i64 = 1_363_305_600;
 
-/// A repository's tags.
+/// Listing of a repository's tags.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing {
-    /// Its registry.
+    /// The registry.
     pub registry: RegistryName,
-    /// Its path there.
+    /// The repository's path.
     pub repository: RepositoryName,
-    /// Each tag once, in the order of their bytes.
+    /// Tags in byte order, each once.
     pub tags: Vec<ListedTag>,
-    /// Repositories directly below this one, by the last part of their path, where the registry says so (Google style).
+    /// Names of the repositories directly below this one, if the registry lists them (Google style).
     pub children: Vec<String>,
-    /// Manifests that the registry listed, tagged or not; 0 where it lists tags alone.
+    /// Number of listed manifests, tagged or not; 0 if the registry lists tags only.
     pub manifests: usize,
-    /// Whether the registry lists Google style, and so answers for what does not exist too.
+    /// Whether the registry lists Google style, and so also answers for repositories that do not exist.
     pub google: bool,
-    /// Why dates are missing that there would be at another time.
+    /// Reason why dates are temporarily missing.
     pub undated: Option<String>,
-    /// The memory that it takes.
+    /// Memory share of the listing.
     pub memory: Option<ListingShare>,
 }
 
-/// A tag, and what its registry says of it without being asked.
+/// A tag with the properties that its registry lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedTag {
-    /// As it is listed: not all need be what the specification calls a tag.
+    /// Tag as listed; it may be invalid by the specification.
     pub tag: String,
-    /// What it points at. None too where the listing contradicts itself.
+    /// Digest that it points at. `None` also if the listing contradicts itself.
     pub digest: Option<Digest>,
-    /// When that was pushed, else when it was built.
+    /// Date of push, else of build.
     pub created: Option<Timestamp>,
-    /// What kind of manifest that is.
+    /// Media type of the manifest.
     pub media_type: Option<MediaType>,
 }
 
 impl Listing {
-    /// Whether there is nothing at all here. Google-style registries answer so for what does not exist.
+    /// Whether the listing is empty. Google-style registries return an empty one for repositories that do not exist.
     pub fn is_nothing(&self) -> bool {
         self.tags.is_empty() && self.children.is_empty() && self.manifests == 0
     }
 
-    /// What is wrong where tags are to be chosen by dates that are missing for now: nothing would be chosen, and look as if
+    /// Returns an error if tags are selected by dates that are temporarily missing: the selection would be empty, as if
     /// there were nothing new.
     pub fn lacks_dates_for(&self, selection: &Selection) -> Option<Error> {
         let why = self.undated.as_ref().filter(|_| selection.needs_created())?;
@@ -64,8 +64,8 @@ impl Listing {
         Some(Error::new(Class::Unreachable, tried, detail).hint(hint))
     }
 
-    /// What is wrong where a registry lists no dates that tags are to be chosen by: nothing is chosen, and looks as if there
-    /// were nothing new.
+    /// Returns the error for a selection by dates that the registry does not list: the selection would be empty, as if
+    /// there were nothing new.
     pub fn has_no_dates(&self) -> Error {
         let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
         let detail = "`since` and `newest: {by: date}` go by dates, and its list has none (one and the same for all \
@@ -79,21 +79,21 @@ impl Listing {
         self.tags.iter().all(|listed| listed.created.is_none())
     }
 
-    /// The digest of a tag, where it is listed with one.
+    /// Returns the digest of a tag, if listed.
     pub fn digest(&self, tag: &str) -> Option<&Digest> {
         self.get(tag)?.digest.as_ref()
     }
 
-    /// What is listed of a tag; none if there is no such tag.
+    /// Returns a tag's properties; `None` if it is not listed.
     pub fn get(&self, tag: &str) -> Option<&ListedTag> {
         let at = self.tags.binary_search_by(|listed| listed.tag.as_str().cmp(tag)).ok()?;
         Some(&self.tags[at])
     }
 }
 
-/// Lists a repository, one request a page: by the API of its registry's vendor, if there is one, else by the registry's
-/// own. An error is an error and never an empty list; only Google-style registries answer for repositories that do not
-/// exist, see [`Listing::is_nothing`].
+/// Lists a repository, one request a page: by its vendor's API if there is one, else by the registry's own. A failure
+/// is always an error and never an empty list; only Google-style registries answer for repositories that do not exist,
+/// see [`Listing::is_nothing`].
 pub async fn list(repository: &Repository) -> Result<Listing> {
     const OWN: &str = "its own list of tags is used, which has no digests and no dates";
     let mut undated = vendor::out_of_reach(repository, None, OWN)?;
@@ -119,7 +119,7 @@ pub async fn list(repository: &Repository) -> Result<Listing> {
     match refused {
         Some(error) => vendor::tell(repository, &error, OWN)?,
         None if undated.is_some() => {}
-        // It may have shown whose it is only while it answered.
+        // The registry's response may have revealed its vendor.
         None if !contents.google => {
             if let Some(pages) = vendor::tags_of_recognised(repository).await? {
                 match of_vendor(repository, pages, None).await {
@@ -134,8 +134,8 @@ pub async fn list(repository: &Repository) -> Result<Listing> {
     Ok(Listing { undated, ..contents.listing(repository) })
 }
 
-/// Looks for tags and their digests in a repository's list, and reads no further than it must: until all are found, and
-/// no more pages than there are tags to be found. None where lists say no digests.
+/// Finds tags and their digests in a repository's list, and stops when all are found, or after as many pages as there
+/// are tags to find. Returns `None` if the list has no digests.
 pub async fn find(repository: &Repository, wanted: &[&str]) -> Result<Option<Listing>> {
     if vendor::out_of_reach(repository, None, ONE_BY_ONE)?.is_some() {
         return Ok(None);
@@ -171,7 +171,7 @@ fn found(repository: &Repository, listing: Result<Listing>) -> Result<Option<Lis
     }
 }
 
-/// All pages, or as many as are needed to find these tags.
+/// Reads all pages, or as many as are needed to find these tags.
 async fn of_vendor(repository: &Repository, mut pages: vendor::TagPages, wanted: Option<&[&str]>) -> Result<Listing> {
     let mut contents = Contents::default();
     let mut missing: Option<HashSet<&str>> = wanted.map(|wanted| wanted.iter().copied().collect());
@@ -190,7 +190,7 @@ async fn of_vendor(repository: &Repository, mut pages: vendor::TagPages, wanted:
     Ok(contents.listing(repository))
 }
 
-/// What pages have given so far.
+/// Accumulates pages.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     tags: Vec<ListedTag>,
@@ -200,7 +200,7 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// Takes in all pages that are left.
+    /// Adds all remaining pages.
     pub(super) async fn read_on(&mut self, pages: &mut TagPages) -> Result<()> {
         while let Some(page) = pages.next_page().await? {
             self.take(page);
@@ -208,7 +208,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Takes in one page.
+    /// Adds a page.
     pub(super) fn take(&mut self, page: TagPage) {
         self.google |= page.google;
         self.children.extend(page.children);
@@ -244,12 +244,12 @@ impl Contents {
     }
 }
 
-/// Sorted, each tag once. A tag stands in the list of tags and at its manifest; one that stands at two manifests was
-/// moved while the list was made, or the list lies: then its digest must be asked for.
+/// Sorts the tags and merges duplicates. A tag can be in the list of tags and at its manifest; one at two manifests was
+/// moved during the listing, or the list is wrong: then it has no digest, and must be requested.
 fn each_once(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     tags.sort_unstable_by(|a, b| a.tag.cmp(&b.tag));
     let mut contradicted = false;
-    // In place: a list can be long.
+    // In place, because a list can be long.
     tags.dedup_by(|listed, last| {
         if listed.tag != last.tag {
             contradicted = false;
@@ -265,7 +265,7 @@ fn each_once(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     tags
 }
 
-/// The same without dates that say nothing: those before there were images, and one that all images of a repository have.
+/// Drops implausible dates: those before the first images, and one date shared by all images of a repository.
 fn with_real_dates(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     let is_constant = {
         let mut dates = tags.iter().filter_map(|listed| listed.created);
@@ -282,7 +282,7 @@ fn with_real_dates(mut tags: Vec<ListedTag>) -> Vec<ListedTag> {
     tags
 }
 
-/// When a manifest was pushed; else when it was built, which reproducible builds set to 1970: that is no date.
+/// Returns a manifest's date of push, else of build. Reproducible builds set 1970, which is no date.
 fn date(manifest: &ListedManifest) -> Option<Timestamp> {
     let real = |milliseconds: Option<i64>| milliseconds.filter(|milliseconds| *milliseconds > 0);
     let milliseconds = real(manifest.time_uploaded_ms).or(real(manifest.time_created_ms))?;

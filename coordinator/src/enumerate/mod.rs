@@ -1,12 +1,12 @@
-//! Which repositories a pattern means, and the tags of each: streamed, several at a time, in bounded memory.
+//! Discovery of the repositories that a pattern matches, and their tags: streamed, concurrent, in bounded memory.
 //!
-//! [`enumerate`] begins; [`Enumeration::next`] gives one repository after another. Who calls it slowly slows down the
-//! listing: no more requests are open, and no more listings held, than [`Options`] allows. A repository that cannot be
-//! listed is given as [`Found::Unlisted`], and the others go on.
+//! [`enumerate`] starts a discovery; [`Enumeration::next`] returns one repository after another. A slow caller slows
+//! down the listing: there are never more open requests or stored listings than [`Options`] allows. A repository that
+//! fails is returned as [`Found::Unlisted`], and the others continue.
 //!
-//! Repositories come from the pattern itself, from a Google-style tree (known by its answer, not by the host's name) or
-//! from the catalog (`roots`), or from the API of the registry's vendor (`vendor`), which lists tags with digests and dates
-//! too: Quay's, Docker Hub's, Harbor's, GitHub's.
+//! Repositories come from the pattern itself, from a Google-style tree (recognized by the response, not by the host's
+//! name), from the catalog (`roots`), or from the API of the registry's vendor (`vendor`), which lists tags with
+//! digests and dates too: Quay, Docker Hub, Harbor, GitHub.
 
 mod listing;
 mod order;
@@ -28,26 +28,26 @@ pub use order::compare_repositories;
 use order::InOrder;
 use roots::{Names, Roots};
 
-/// More repositories than this are not a tree that ends.
+/// Upper limit for repositories: a larger tree is considered endless.
 const MAX_REPOSITORIES: usize = 1_000_000;
 
-/// How it is listed.
+/// Options of a discovery.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Repositories that are listed at the same time; 20 by default.
+    /// Number of repositories listed concurrently; 20 by default.
     pub query_limit: usize,
-    /// In which order they are given.
+    /// Order in which repositories are returned.
     pub order: Order,
 }
 
-/// In which order repositories are given. They are asked for in the order of their names in both.
+/// Order in which repositories are returned. Requests are always sent in the order of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
-    /// Each as its listing ends: a slow one keeps no other back.
+    /// As listings complete: a slow one does not delay the others.
     #[default]
     AsTheyEnd,
-    /// By name ([`compare_repositories`]): those that end early are held, at most four times as many as are listed at
-    /// the same time.
+    /// By name ([`compare_repositories`]): early listings are held back, at most four times as many as are listed
+    /// concurrently.
     ByName,
 }
 
@@ -57,26 +57,26 @@ impl Default for Options {
     }
 }
 
-/// A repository, or why there is none.
+/// A discovered repository, or a failure.
 #[derive(Debug)]
 pub enum Found {
-    /// It was listed to the end.
+    /// Completely listed.
     Listed(Listing),
-    /// It was not.
+    /// Listing failed.
     Unlisted(Unlisted),
 }
 
-/// A repository that could not be listed.
+/// A repository whose listing failed.
 #[derive(Debug)]
 pub struct Unlisted {
-    /// `registry/repository`, as the registry named it.
+    /// `registry/repository`, with the name given by the registry.
     pub repository: String,
-    /// Why.
+    /// The cause.
     pub error: Error,
 }
 
-/// Begins to list what a pattern means. Nothing is asked before [`Enumeration::next`] is called; dropping it ends all
-/// requests.
+/// Creates a discovery of the repositories that a pattern matches. The first request is sent by [`Enumeration::next`];
+/// dropping the discovery cancels all requests.
 pub fn enumerate(
     client: &Client,
     pattern: &RepositoryPattern,
@@ -102,7 +102,7 @@ pub fn enumerate(
     }
 }
 
-/// Repositories as they are listed.
+/// A running discovery.
 #[derive(Debug)]
 pub struct Enumeration {
     client: Client,
@@ -113,12 +113,12 @@ pub struct Enumeration {
     stage: Stage,
     memory: ListingGroup,
     waiting: Names,
-    /// Repositories that were ever waiting.
+    /// Number of repositories queued so far.
     seen: usize,
     running: JoinSet<Result<Listing>>,
-    /// Those that are running.
+    /// Repositories of the running tasks.
     names: HashMap<Id, InOrder>,
-    /// Those that must wait for one with a lower name.
+    /// Completed listings that wait for one with a lower name.
     ended: BTreeMap<InOrder, Found>,
     is_tree: bool,
     given: usize,
@@ -132,8 +132,8 @@ enum Stage {
 }
 
 impl Enumeration {
-    /// The next repository; `None` after the last. An error ends it: the place where all repositories are known from
-    /// cannot be read, or there is no repository that the pattern means, or it was cancelled.
+    /// Returns the next repository; `None` after the last. An error ends the discovery: the list of repositories cannot
+    /// be read, no repository matches the pattern, or the discovery was cancelled.
     pub async fn next(&mut self) -> Result<Option<Found>> {
         let result = match self.stage {
             Stage::Over => return Ok(None),
@@ -202,7 +202,7 @@ impl Enumeration {
         }
     }
 
-    /// One that ended and may be given.
+    /// Returns a completed listing whose turn it is.
     fn take_ended(&mut self) -> Option<Found> {
         let first = self.ended.first_entry()?;
         let before = |name: Option<&InOrder>| name.is_some_and(|name| name < first.key());
@@ -215,7 +215,7 @@ impl Enumeration {
 
     fn start_more(&mut self) -> Result<()> {
         let limit = self.options.query_limit.max(1);
-        // The one with the lowest name is never kept from being asked for: it is what the others wait for.
+        // The repository with the lowest name is always requested: the others wait for it.
         while self.running.len() < limit && (self.running.is_empty() || self.ended.len() < 4 * limit) {
             let Some(name) = self.waiting.good.pop_first() else { break };
             let context = self.fresh_context(name.0.as_str());
@@ -231,7 +231,7 @@ impl Enumeration {
         Ok(())
     }
 
-    /// What a listing that ended is to the pattern: repositories below it wait from now on.
+    /// Handles a completed listing and queues the repositories below it.
     fn end(&mut self, name: &InOrder, result: Result<Listing>) -> Result<Option<Found>> {
         let mut listing = match result {
             Ok(listing) => listing,
@@ -253,7 +253,7 @@ impl Enumeration {
             let detail = format!("there are more than {MAX_REPOSITORIES} repositories: the tree does not seem to end");
             return Err(Error::new(Class::BadAnswer, format!("listing {}", self.pattern), detail));
         }
-        // A node of a tree that only leads to others is no repository.
+        // A tree node that only leads to others is not a repository.
         let leads_only = listing.tags.is_empty() && listing.manifests == 0 && !listing.children.is_empty();
         if leads_only || !self.pattern.matches(name.0.as_str()) {
             return Ok(None);
@@ -262,7 +262,8 @@ impl Enumeration {
         Ok(Some(Found::Listed(listing)))
     }
 
-    /// Retries and memory of its own for each repository, so that one cannot use up those of the others.
+    /// Creates a context with its own retry budget and memory share, so that one repository cannot exhaust those of the
+    /// others.
     fn fresh_context(&self, repository: &str) -> Context {
         let listing = Some(self.memory.share(repository));
         Context { budget: Budget::default(), listing, ..self.context.clone() }

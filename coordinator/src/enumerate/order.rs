@@ -1,16 +1,16 @@
-//! The order of repositories: by the parts of their paths, so that a repository stands before all that are below it and
-//! these before its next neighbour. In a tree it is the order of a walk, and so does not need the whole to be known.
+//! Order of repositories by path components: a repository comes before all below it, and these before its next sibling.
+//! In a tree this is the order of traversal, so it does not require the whole tree.
 
 use std::cmp::Ordering;
 
 use imgsync_common::image::RepositoryName;
 
-/// Compares two paths.
+/// Compares two paths by components.
 pub fn compare_repositories(a: &RepositoryName, b: &RepositoryName) -> Ordering {
     a.as_str().split('/').cmp(b.as_str().split('/'))
 }
 
-/// A repository that sorts so.
+/// A repository name with this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct InOrder(pub(crate) RepositoryName);
 

@@ -1,5 +1,5 @@
-//! Where the repositories of a pattern are known from: the pattern itself, the API of the registry's vendor, a Google-style
-//! tree, or the catalog.
+//! Sources of a pattern's repositories: the pattern itself, the API of the registry's vendor, a Google-style tree, or
+//! the catalog.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,37 +14,37 @@ use super::listing::{Contents, Listing, list};
 use super::order::InOrder;
 use super::{Unlisted, vendor};
 
-/// As many names that are none are told of.
+/// Upper limit for the invalid names reported.
 const MAX_ODD_NAMES: usize = 100;
-/// As much of one is shown, in characters.
+/// Upper limit for the characters shown of an invalid name.
 const LONGEST_NAME: usize = 300;
 
-/// What a pattern begins with.
+/// Starting point of a discovery.
 #[derive(Debug)]
 pub(super) enum Roots {
-    /// One repository, listed.
+    /// A single repository, already listed.
     One(Box<Listing>),
-    /// Repositories to be listed, each of which can have others below it.
+    /// Repositories to list, which may have others below them.
     Tree(Names),
-    /// All repositories that are meant.
+    /// All matching repositories.
     Flat(Names),
 }
 
-/// Names of repositories.
+/// Names of repositories to list.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// In order.
+    /// Valid names in order.
     pub(super) good: BTreeSet<InOrder>,
-    /// Meant, but no names of repositories.
+    /// Matching names that are invalid.
     pub(super) odd: Vec<Unlisted>,
 }
 
 impl Names {
-    /// Adds a name as a registry gave it.
+    /// Adds a name given by a registry.
     pub(super) fn add(&mut self, pattern: &RepositoryPattern, name: &str) {
         match name.parse::<RepositoryName>() {
             Ok(name) => _ = self.good.insert(InOrder(name)),
-            // Each is kept until the end: a flood of them is cut off.
+            // Each is kept until the end, so their number is limited.
             Err(_) if self.odd.len() > MAX_ODD_NAMES => {}
             Err(_) if self.odd.len() == MAX_ODD_NAMES => {
                 let repository = format!("{}/…", pattern.registry());
@@ -62,7 +62,7 @@ impl Names {
     }
 }
 
-/// Asks the registry. An error means that nothing of the pattern can be listed.
+/// Queries the registry. An error means that nothing can be listed for the pattern.
 pub(super) async fn find(
     client: &Client,
     pattern: &RepositoryPattern,
@@ -92,12 +92,12 @@ pub(super) async fn find(
     let denied = match pages.next_page().await {
         Ok(Some(page)) if page.google => return tree(pattern, page, pages).await.map(Roots::Tree),
         Ok(_) => None,
-        // What is above repositories need not be one, nor be ours to read.
+        // A path above repositories may not be one, or not be readable.
         Err(error) if error.class() == Class::Denied => Some(error),
         Err(error) if matches!(error.class(), Class::NotFound | Class::Refused | Class::BadAnswer) => None,
         Err(error) => return Err(error),
     };
-    // It may have shown whose it is only while it answered.
+    // The registry's response may have revealed its vendor.
     if let Some(api) = api()? {
         match vendor::repositories(&api, pattern).await {
             Ok(names) => return Ok(Roots::Flat(names)),
@@ -106,7 +106,7 @@ pub(super) async fn find(
         }
     }
     match (catalog(client, pattern, context, tally).await, denied) {
-        // We were shut out; that the catalog shows us nothing either is no better answer.
+        // Access was denied; an empty catalog is no better answer.
         (Ok(names), Some(denied)) if names.good.is_empty() && names.odd.is_empty() => Err(denied),
         (Ok(names), _) => Ok(Roots::Flat(names)),
         (Err(error), Some(denied)) => Err(match error.advice() {
@@ -117,7 +117,7 @@ pub(super) async fn find(
     }
 }
 
-/// What is directly below the pattern's fixed part, in a registry that lists Google style.
+/// Lists the repositories directly below the pattern's fixed prefix, in a Google-style registry.
 async fn tree(pattern: &RepositoryPattern, first: TagPage, mut pages: TagPages) -> Result<Names> {
     let prefix = pattern.prefix();
     let mut contents = Contents::default();

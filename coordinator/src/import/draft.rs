@@ -1,16 +1,16 @@
-//! A configuration in the making.
+//! Draft of an imported configuration.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use imgsync_common::config::yaml_scalar;
 
-/// A value of it.
+/// A value of the draft.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Text {
-    /// As it is, quoted where it must be.
+    /// A literal, quoted if necessary.
     Plain(String),
-    /// A variable of the environment, by its name.
+    /// Name of an environment variable.
     Variable(String),
 }
 
@@ -23,7 +23,7 @@ impl Text {
     }
 }
 
-/// A rule.
+/// A rule of the draft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DraftRule {
     pub(super) from: String,
@@ -38,11 +38,11 @@ pub(super) struct DraftRule {
     pub(super) backup: Option<String>,
 }
 
-/// A configuration in the making, and what is to be said about it.
+/// An imported configuration with notes for the user.
 #[derive(Debug, Default)]
 pub struct Draft {
     registries: BTreeMap<String, Vec<(&'static str, Text)>>,
-    /// Keys of the top, with their values as YAML.
+    /// Top-level keys with values in YAML.
     settings: BTreeMap<&'static str, String>,
     rules: Vec<DraftRule>,
     notes: Vec<String>,
@@ -51,18 +51,18 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// What has no counterpart, or means something else here; each once, in the order in which it was found.
+    /// Returns notes on settings without an equivalent or with another meaning, each once, in order of occurrence.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The variables that the configuration wants to be set, and what each is; those of the file itself are not among
-    /// them.
+    /// Returns the environment variables that must be set, with descriptions; variables that the file itself uses are
+    /// not included.
     pub fn variables(&self) -> &BTreeMap<String, String> {
         &self.variables
     }
 
-    /// How much of what was to be copied is not in the configuration, or how much that was not to be copied is.
+    /// Returns the number of omissions: images missing from the configuration, and exclusions missing from it.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
@@ -79,7 +79,7 @@ impl Draft {
         }
     }
 
-    /// A key of a registry; the first value stays.
+    /// Sets a key of a registry; the first value wins.
     pub(super) fn registry(&mut self, registry: &str, key: &'static str, value: Text) {
         let fields = self.registries.entry(hub(registry)).or_default();
         if !fields.iter().any(|(known, _)| *known == key) {
@@ -92,7 +92,8 @@ impl Draft {
         self.registries.get(&hub(registry)).is_some_and(|fields| fields.iter().any(|(known, _)| *known == key))
     }
 
-    /// A secret of a registry, as a variable. `written` is what stood in the file: a variable is taken as it is.
+    /// Sets a secret of a registry as a variable. `written` is the value in the file: a reference to a variable is
+    /// kept.
     pub(super) fn secret(&mut self, registry: &str, key: &'static str, written: &str) {
         let name = variable_of(written).unwrap_or_else(|| {
             let host: String = registry.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -104,18 +105,18 @@ impl Draft {
         self.registry(registry, key, Text::Variable(name));
     }
 
-    /// A name that is no secret, or the variable that stands for it.
+    /// Sets a user name, which is not a secret: a literal or a variable.
     pub(super) fn user(&mut self, registry: &str, written: &str) {
         let value = variable_of(written).map_or_else(|| Text::Plain(written.to_owned()), Text::Variable);
         self.registry(registry, "username", value);
     }
 
-    /// A variable that the configuration wants.
+    /// Adds a variable that must be set.
     pub(super) fn variable(&mut self, name: &str, what: &str) {
         self.variables.insert(name.to_owned(), what.to_owned());
     }
 
-    /// A key of the top, with its value as YAML.
+    /// Sets a top-level key, with its value in YAML.
     pub(super) fn setting(&mut self, key: &'static str, yaml: String) {
         self.settings.entry(key).or_insert(yaml);
     }
@@ -130,7 +131,7 @@ impl Draft {
         self.rules.is_empty()
     }
 
-    /// The configuration.
+    /// Writes the configuration as YAML.
     pub fn yaml(&self) -> String {
         let mut yaml = String::new();
         if !self.registries.is_empty() {
@@ -193,7 +194,7 @@ impl DraftRule {
     }
 }
 
-/// The names that Docker Hub goes by.
+/// Maps Docker Hub's host names to `docker.io`.
 fn hub(registry: &str) -> String {
     match registry {
         "registry-1.docker.io" | "index.docker.io" | "registry.hub.docker.com" | "hub.docker.com" => "docker.io".into(),
@@ -201,7 +202,7 @@ fn hub(registry: &str) -> String {
     }
 }
 
-/// The variable that a value is: `${NAME}`, `$NAME`, regsync's `{{env "NAME"}}`.
+/// Parses a reference to a variable: `${NAME}`, `$NAME`, regsync's `{{env "NAME"}}`.
 pub(super) fn variable_of(written: &str) -> Option<String> {
     let written = written.trim();
     let inside = written

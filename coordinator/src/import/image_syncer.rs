@@ -1,4 +1,5 @@
-//! image-syncer's files: `images`, from a source to one target or several, and `auth`; or both in one, as before 1.2.
+//! Files of image-syncer: `images`, from a source to one or more targets, and `auth`; or both in one file, as before
+//! 1.2.
 
 use imgsync_common::image::Reference;
 use serde_json::Value;
@@ -7,7 +8,7 @@ use super::draft::{Draft, DraftRule, Text};
 use super::place::{of_regex, of_tag, placed};
 use super::{Hints, is_true, leave_out, text, texts};
 
-/// The part of a source or a target that says which tags.
+/// The tags of a source or target.
 enum Tags<'a> {
     All,
     These(Vec<&'a str>),
@@ -52,7 +53,7 @@ pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mu
     }
 }
 
-/// The rules for one source and one target.
+/// Adds the rules for one source and one target.
 fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result<(), String> {
     let (repository, tags) = split(source);
     let from: Reference = repository.parse().map_err(|error| format!("{error}"))?;
@@ -99,7 +100,7 @@ fn chosen(rule: DraftRule, tags: &Tags<'_>) -> Result<DraftRule, String> {
     let include = match tags {
         Tags::All => Vec::new(),
         Tags::These(tags) => tags.iter().map(|tag| of_tag(tag)).collect::<Result<_, _>>()?,
-        // It looks for the expression anywhere in a tag.
+        // image-syncer matches the expression anywhere in a tag.
         Tags::Matching(regex) => vec![of_regex(regex)?],
         Tags::Digest(digest) => {
             return Err(format!("{digest} is no tag; `imgsync sync` copies by digest"));
@@ -108,7 +109,7 @@ fn chosen(rule: DraftRule, tags: &Tags<'_>) -> Result<DraftRule, String> {
     Ok(DraftRule { include, ..rule })
 }
 
-/// A reference without its tags, and those: `a/b:1,2`, `a/b:/v.*/`, `a/b@sha256:…`.
+/// Splits a reference from its tags: `a/b:1,2`, `a/b:/v.*/`, `a/b@sha256:…`.
 fn split(written: &str) -> (&str, Tags<'_>) {
     if let Some((repository, digest)) = written.split_once('@') {
         return (repository, Tags::Digest(digest));
@@ -129,7 +130,7 @@ fn split(written: &str) -> (&str, Tags<'_>) {
 
 fn credentials(auth: &Value, draft: &mut Draft) {
     let Some(auth) = auth.as_object() else { return };
-    // Those of a whole registry first: they are what there is a place for.
+    // Entries of a whole registry come first: only they have an equivalent.
     let mut entries: Vec<_> = auth.iter().collect();
     entries.sort_by_key(|(place, _)| place.contains('/'));
     for (place, entry) in entries {

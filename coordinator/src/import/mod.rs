@@ -1,7 +1,7 @@
-//! Configurations of other programs, turned into ours: skopeo's, regsync's and image-syncer's files, and command lines of
-//! imgsync 2.1. What has no counterpart is named, and no secret is repeated: each becomes a variable.
+//! Converts configurations of other programs: files of skopeo, regsync and image-syncer, and command lines of imgsync
+//! 2.1. Settings without an equivalent are reported, and secrets are never copied: each becomes a variable.
 //!
-//! A file is read into a tree without meaning, each format makes a [`Draft`] of it, and that is written as YAML.
+//! A file is parsed into an untyped tree, each format converts it into a [`Draft`], and that is written as YAML.
 
 mod draft;
 mod image_syncer;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub use draft::Draft;
 
-/// What wrote a file.
+/// Format of a file, by program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `skopeo sync --src yaml`.
@@ -52,18 +52,18 @@ impl fmt::Display for Format {
     }
 }
 
-/// What a file does not say itself.
+/// Values that a file does not contain.
 #[derive(Debug, Clone, Default)]
 pub struct Hints {
-    /// Where to.
+    /// Target.
     pub to: Option<String>,
-    /// How targets are named.
+    /// Naming style of targets.
     pub naming: Option<String>,
-    /// image-syncer's credentials, which are in a file of their own.
+    /// Contents of image-syncer's separate credentials file.
     pub auth: Option<String>,
 }
 
-/// Turns a file into a configuration. An error says why that cannot be; it shows nothing of the file.
+/// Converts a file into a configuration. Errors contain nothing of the file's content.
 pub fn file(text: &str, format: Option<Format>, hints: &Hints) -> Result<(Format, Draft), String> {
     let tree = yaml_tree(text)?;
     let format = match format.or_else(|| guess(&tree)) {
@@ -82,7 +82,7 @@ pub fn file(text: &str, format: Option<Format>, hints: &Hints) -> Result<(Format
     Ok((format, draft))
 }
 
-/// Whose file a text is, where it is certainly none of ours.
+/// Detects the format of a text that is certainly not an imgsync configuration.
 pub fn whose(text: &str) -> Option<Format> {
     let tree = yaml_tree(text).ok()?;
     let keys: Vec<&String> = tree.as_object()?.keys().collect();
@@ -90,17 +90,17 @@ pub fn whose(text: &str) -> Option<Format> {
     if keys.iter().any(|key| ours.contains(&key.as_str())) {
         return None;
     }
-    // What image-syncer copies is named, else any mapping of texts would be its file.
+    // Require image names, because any mapping of texts would otherwise be a file of image-syncer.
     let names_images = tree.get("images").is_some() || keys.iter().all(|key| key.contains('/'));
     guess(&tree).filter(|format| *format != Format::ImageSyncer || names_images)
 }
 
-/// Turns a command line of imgsync 2.1 into a configuration.
+/// Converts a command line of imgsync 2.1 into a configuration.
 pub fn command(line: &str) -> Result<Draft, String> {
     original::read(line)
 }
 
-/// Whose file it is, by what only that has.
+/// Guesses the format by keys that only one has.
 fn guess(tree: &Value) -> Option<Format> {
     let map = tree.as_object()?;
     if map.get("sync").is_some_and(Value::is_array) {
@@ -120,7 +120,7 @@ fn guess(tree: &Value) -> Option<Format> {
     (!map.is_empty() && map.values().all(is_place)).then_some(Format::ImageSyncer)
 }
 
-/// A value as text, however it was written; none where it is empty or no single value.
+/// Returns a value as text; `None` if it is empty or not a scalar.
 fn text(value: Option<&Value>) -> Option<&str> {
     value.and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
 }
@@ -129,7 +129,7 @@ fn is_true(value: Option<&Value>) -> bool {
     text(value).is_some_and(|text| ["true", "yes", "on"].contains(&text.to_ascii_lowercase().as_str()))
 }
 
-/// One value, or each of several.
+/// Returns a single value, or each item of a list.
 fn texts(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::Array(items)) => items.iter().filter_map(|item| text(Some(item))).collect(),
@@ -137,7 +137,7 @@ fn texts(value: Option<&Value>) -> Vec<&str> {
     }
 }
 
-/// The keys that nothing was made of.
+/// Returns the keys that are not converted.
 fn leave_out<'a>(map: &'a serde_json::Map<String, Value>, known: &[&str]) -> Vec<&'a str> {
     map.keys().map(String::as_str).filter(|key| !known.contains(key) && !key.starts_with("x-")).collect()
 }

@@ -1,4 +1,4 @@
-//! Command lines of imgsync 2.1 (`gcr`, `flannel`), as the same program understands them today.
+//! Command lines of imgsync 2.1 (`gcr`, `flannel`), parsed by the parser of today's legacy commands.
 
 use imgsync_common::config::yaml_scalar;
 
@@ -17,7 +17,7 @@ pub(super) fn read(line: &str) -> Result<Draft, String> {
     }
     rule.naming = Some(original.naming.clone().unwrap_or_else(|| "original".to_owned()));
     if rule.preset.is_none() && rule.naming.as_deref() == Some("original") {
-        // Of what is no preset the original's names are the flat ones.
+        // Without a preset, the original names are the flat ones.
         rule.naming = Some("flat".to_owned());
     }
     rule.to = original.to.clone();
@@ -59,7 +59,7 @@ pub(super) fn read(line: &str) -> Result<Draft, String> {
     Ok(draft)
 }
 
-/// The words of a command line, as a shell splits them: quotes and backslashes, no expansion.
+/// Splits a command line into words like a shell: quotes and backslashes, no expansion.
 fn words(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -69,7 +69,7 @@ fn words(line: &str) -> Result<Vec<String>, String> {
         match (quote, letter) {
             (Some(open), letter) if letter == open => quote = None,
             (Some('"') | None, '\\') => match letters.next() {
-                // A line that goes on.
+                // A line continuation.
                 Some('\n') => {}
                 Some(next) => word.get_or_insert_default().push(next),
                 None => return Err("the command ends within an escape".to_owned()),

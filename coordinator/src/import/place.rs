@@ -1,16 +1,16 @@
-//! From "this repository, under that name" to a rule's `to` and `naming`.
+//! Maps a source repository and its target name to a rule's `to` and `naming`.
 
 use imgsync_common::image::Reference;
 use imgsync_common::select::TagPattern;
 
-/// Where an image goes under a name of its own, as a rule says it.
+/// Target of an image with its own name, as written in a rule.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placed {
     pub(super) to: String,
     pub(super) naming: String,
 }
 
-/// `from` and `target` are references; a tag of the target is the tag there.
+/// Maps two references; a tag of the target is the tag there.
 pub(super) fn placed(from: &Reference, target: &Reference) -> Placed {
     let (source, wanted) = (from.repository.as_str(), target.repository.as_str());
     let registry = target.registry.as_str();
@@ -27,13 +27,13 @@ pub(super) fn placed(from: &Reference, target: &Reference) -> Placed {
             return Placed { to: base(prefix), naming: "basename".into() };
         }
     }
-    // A name must depend on the source: this one does, in form.
+    // A name must depend on the source: this one does formally.
     let tag = target.tag.as_ref().filter(|tag| from.tag.as_ref() != Some(tag));
     let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
     Placed { to: registry.to_owned(), naming: format!("{{{{ \"{wanted}\" if basename }}}}{tag}") }
 }
 
-/// A tag, or a regular expression over all of it, as a pattern of ours.
+/// Converts a tag, or a regular expression for whole tags, into a pattern.
 pub(super) fn of_anchored_regex(regex: &str) -> Result<String, String> {
     let bare = regex.strip_prefix('^').unwrap_or(regex);
     let bare = match bare.strip_suffix('$') {
@@ -42,14 +42,14 @@ pub(super) fn of_anchored_regex(regex: &str) -> Result<String, String> {
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let text = match !bare.is_empty() && bare.chars().all(is_plain) {
-        // Nobody who writes 3.9 means 3x9.
+        // A user who writes 3.9 does not mean 3x9.
         true => bare.to_owned(),
         false => format!("/{bare}/"),
     };
     checked(text)
 }
 
-/// A regular expression that may match anywhere in a tag, as a pattern of ours, which matches all of it.
+/// Converts a regular expression that matches anywhere in a tag into a pattern, which matches whole tags.
 pub(super) fn of_regex(regex: &str) -> Result<String, String> {
     let is_anchored = (regex.starts_with('^'), regex.ends_with('$') && !regex.ends_with("\\$"));
     match is_anchored {
@@ -62,7 +62,7 @@ pub(super) fn of_regex(regex: &str) -> Result<String, String> {
     }
 }
 
-/// A tag as a pattern that matches it alone.
+/// Converts a tag into a pattern that matches only it.
 pub(super) fn of_tag(tag: &str) -> Result<String, String> {
     checked(tag.to_owned())
 }

@@ -1,4 +1,4 @@
-//! regclient's regsync: `creds`, `defaults` and `sync`, each an image, a repository or a registry.
+//! Files of regclient's regsync: `creds`, `defaults` and `sync`, with entries for an image, a repository or a registry.
 
 use imgsync_common::image::Reference;
 use imgsync_common::naming::BackupName;
@@ -103,7 +103,7 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
     if insecure {
         draft.registry(registry, "insecure", Text::Plain("true".into()));
     }
-    // What contradicts that here is of no use there either.
+    // Settings that contradict this here have no effect in regsync either.
     let mut useless: Vec<(&str, &str)> = Vec::new();
     match (plain, insecure) {
         (true, _) => {
@@ -164,7 +164,7 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
     }
 }
 
-/// One entry of `sync`.
+/// Converts one entry of `sync`.
 fn sync(
     entry: &Map<String, Value>,
     defaults: &Map<String, Value>,
@@ -256,7 +256,7 @@ fn put(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
     }
 }
 
-/// `ratelimit.min` is what is left of a quota of pulls.
+/// `ratelimit.min` is the remaining pull quota to keep.
 fn limit(draft: &mut Draft, from: &Reference, reserve: Option<&str>) {
     if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
         draft.registry(from.registry.as_str(), "pull_reserve", Text::Plain(count.to_owned()));
@@ -274,7 +274,7 @@ fn platforms(entry: &Map<String, Value>, defaults: &Map<String, Value>) -> Vec<S
     wanted.into_iter().map(str::to_owned).collect()
 }
 
-/// `tags`: regular expressions over all of a tag, and ranges of versions.
+/// Converts `tags`: regular expressions for whole tags, and version ranges.
 fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &mut Draft) -> Result<(), String> {
     let Some(tags) = entry.get("tags").and_then(Value::as_object) else { return Ok(()) };
     let patterns = |key: &str, draft: &mut Draft| -> Vec<String> {
@@ -289,7 +289,7 @@ fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &m
     };
     rule.include = patterns("allow", draft);
     rule.exclude = patterns("deny", draft);
-    // What was to be chosen and cannot be is not everything.
+    // If none of the patterns can be converted, the rule must not select everything.
     if rule.include.is_empty() && !texts(tags.get("allow")).is_empty() {
         return Err("none of its `allow` can be taken".to_owned());
     }
@@ -305,7 +305,7 @@ fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &m
     Ok(())
 }
 
-/// `repos`, as far as patterns of ours can say it.
+/// Converts `repos`, as far as repository patterns can express it.
 fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> Vec<String> {
     let Some(repos) = entry.get("repos").and_then(Value::as_object) else { return vec!["**".to_owned()] };
     for regex in texts(repos.get("deny")) {
@@ -334,7 +334,7 @@ fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> V
     found
 }
 
-/// A template of regsync's for backups as one of ours.
+/// Converts a regsync backup template.
 fn of_template(written: &str) -> Result<String, String> {
     let mut text = String::new();
     let mut rest = written;

@@ -1,5 +1,5 @@
-//! `skopeo sync --src yaml` (skopeo-sync(1), "YAML file content"): registries with images, their tags, and who is asking. It
-//! does not say where to.
+//! Files of `skopeo sync --src yaml` (skopeo-sync(1), "YAML file content"): registries with images, tags and
+//! credentials, without a target.
 
 use imgsync_common::select::VersionRange;
 use serde_json::Value;
@@ -89,7 +89,7 @@ fn of(images: Option<&Value>) -> impl Iterator<Item = (&str, &Value)> {
     images.and_then(Value::as_object).into_iter().flatten().map(|(image, value)| (image.as_str(), value))
 }
 
-/// `1.2 - 2.3` is said in two comparisons here.
+/// Converts the hyphen range `1.2 - 2.3` into two comparators.
 fn hyphens(range: &str) -> String {
     let one = |part: &str| match part.split_once(" - ") {
         Some((from, to)) => format!(">={} <={}", from.trim(), to.trim()),

@@ -7,7 +7,7 @@ fn made(text: &str, hints: &Hints) -> (String, Draft) {
     (checked(&draft), draft)
 }
 
-/// What is written must be a configuration.
+/// Returns the YAML, after checking that it is a valid configuration.
 fn checked(draft: &Draft) -> String {
     let yaml = draft.yaml();
     let presets = crate::presets::known();
@@ -92,7 +92,7 @@ rules:
     assert!(file(SKOPEO, None, &Hints::default()).unwrap_err().contains("--to"));
 }
 
-/// Rules in an order of their own: a tree's keys have none.
+/// Returns the rules sorted: the tree's keys have no order.
 fn sorted(yaml: &str) -> Vec<String> {
     let mut rules: Vec<String> = yaml.split("  - ").map(|part| part.trim().to_owned()).collect();
     rules.sort();
@@ -265,7 +265,7 @@ fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_i
         let text = format!(
             "creds: [{{registry: \"r.example.com:5000\", {creds}}}]\nsync: [{{source: \"r.example.com:5000/a\", target: \"t.example.com/a\", type: repository}}]\n"
         );
-        // `made` holds it against what is a configuration.
+        // `made` checks that the result is a valid configuration.
         let (yaml, draft) = made(&text, &Hints::default());
         assert!(yaml.contains(has) && !yaml.contains(lacks), "{creds}: {yaml}");
         assert!(note.is_empty() || has_note(&draft, note), "{creds}: {:?}", draft.notes());

@@ -1,4 +1,4 @@
-//! What `presets.toml` says.
+//! Contents of `presets.toml`.
 
 use std::sync::LazyLock;
 
@@ -30,9 +30,9 @@ struct Catalog {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Known {
-    /// Its name.
+    /// Name of the preset.
     pub name: String,
-    /// What it is, in a few words.
+    /// Short description.
     pub about: String,
     #[serde(rename = "home")]
     pub(super) homes: Vec<Home>,
@@ -42,20 +42,20 @@ pub struct Known {
     reads: Vec<RepositoryPattern>,
 }
 
-/// Where images of a preset are, and were.
+/// Current and former locations of a preset's images.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Home {
-    /// Registry and path.
+    /// Current registry and path.
     at: String,
-    /// Below that: names, or `**` for all.
+    /// Repositories below it: names, or `**` for all.
     repositories: Vec<String>,
-    /// Earlier homes, newest first.
+    /// Former locations, newest first.
     #[serde(default)]
     was: Vec<String>,
-    /// What the original imgsync read.
+    /// Location read by imgsync 2.1.
     original: Option<String>,
-    /// Only these were there, if there are any here.
+    /// Repositories that 2.1 had there; empty means all.
     #[serde(default)]
     originals: Vec<String>,
 }
@@ -66,7 +66,7 @@ impl Home {
         self.repositories.iter().map(pattern)
     }
 
-    /// What a name here was called in the original imgsync.
+    /// Returns the name that a repository had in imgsync 2.1.
     pub(super) fn original_of(&self, name: &str) -> Option<String> {
         let below = self.below(name)?;
         if !self.originals.is_empty() && !self.originals.iter().any(|had| had == below) {
@@ -75,7 +75,7 @@ impl Home {
         Some(format!("{}/{below}", self.original.as_ref()?))
     }
 
-    /// What a name here was called in earlier homes, newest first.
+    /// Returns the names that a repository had at former locations, newest first.
     pub(super) fn was_of(&self, name: &str) -> Vec<String> {
         let Some(below) = self.below(name) else { return Vec::new() };
         let had = |home: &&String| {
@@ -92,28 +92,28 @@ impl Home {
 }
 
 impl Known {
-    /// What it reads.
+    /// Returns the patterns that the preset reads.
     pub fn reads(&self) -> &[RepositoryPattern] {
         &self.reads
     }
 
-    /// Its homes, today's first, as registry and path.
+    /// Returns current and former locations as registry and path, current ones first.
     pub fn homes(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.homes.iter().map(|home| (home.at.as_str(), home.was.as_slice()))
     }
 
-    /// Whether it can be cut down to versions.
+    /// Whether the preset supports `versions`.
     pub fn has_versions(&self) -> bool {
         self.versions.is_some()
     }
 }
 
-/// All presets.
+/// Returns all presets.
 pub fn all() -> &'static [Known] {
     &CATALOG.presets
 }
 
-/// All presets, as far as a configuration must know them.
+/// Returns all presets in the form that the configuration needs.
 pub fn known() -> Vec<KnownPreset<'static>> {
     let known = |known: &'static Known| KnownPreset {
         name: &known.name,
@@ -123,7 +123,7 @@ pub fn known() -> Vec<KnownPreset<'static>> {
     all().iter().map(known).collect()
 }
 
-/// The preset that is meant.
+/// Finds a preset by name.
 pub fn find(preset: &Preset) -> Result<&'static Known> {
     let wrong = |(message, hint): (String, String)| {
         Error::new(Class::Invalid, format!("taking the preset {preset}"), message).hint(hint)
@@ -133,12 +133,12 @@ pub fn find(preset: &Preset) -> Result<&'static Known> {
     found.ok_or_else(|| Error::new(Class::Invalid, format!("taking the preset {preset}"), "there is no such preset"))
 }
 
-/// The preset that reads what the original imgsync read at this home, such as `gcr.io/istio-release`.
+/// Finds the preset that replaces a location read by imgsync 2.1, such as `gcr.io/istio-release`.
 pub fn of_original(home: &str) -> Option<&'static Known> {
     all().iter().find(|known| known.homes.iter().any(|here| here.original.as_deref() == Some(home)))
 }
 
-/// What a repository, as `registry/path`, was called when the original imgsync read it; none if no preset says so.
+/// Returns the name that a repository (`registry/path`) had in imgsync 2.1; `None` if no preset has it.
 pub fn original_of(name: &str) -> Option<String> {
     all().iter().flat_map(|known| &known.homes).find_map(|home| home.original_of(name))
 }

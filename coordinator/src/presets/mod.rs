@@ -1,5 +1,5 @@
-//! The known sources, as data (`presets.toml`), and what a rule reads: a preset's repositories with the tags that it asks
-//! for, or the one pattern that was written. [`parts`] makes one of the other; nobody else looks at what a preset holds.
+//! Presets: well-known sources as data (`presets.toml`), and the repositories and tags that a rule reads: those of a
+//! preset, or the rule's pattern. Only [`parts`] looks into a preset.
 
 mod catalog;
 mod part;

@@ -1,4 +1,4 @@
-//! A part of what a rule reads: repositories of one place, and which of their tags.
+//! Source selectors: repositories of one location, and a selection of their tags.
 
 use imgsync_common::config::Source;
 use imgsync_common::error::Result;
@@ -11,37 +11,37 @@ use super::catalog::{Home, find};
 use super::versions::triple;
 use crate::enumerate::Listing;
 
-/// Repositories, and what is chosen of them besides what the rule chooses.
+/// A repository pattern with a tag selection, applied before the rule's own.
 #[derive(Debug, Clone)]
 pub struct Part {
     /// The repositories.
     pub pattern: RepositoryPattern,
-    /// Which of their tags; the rule's own selection sees only these.
+    /// Selection of tags; the rule's own selection sees only these.
     pub selection: Selection,
     pub(super) watch: Option<Watch>,
     pub(super) home: Option<Home>,
 }
 
-/// What targets are called, with `…` for what a star stands for.
+/// Patterns of target names, with `…` for each star.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// By the home that is read.
+    /// By the current location.
     pub target: String,
     /// With `naming: original`.
     pub original: String,
 }
 
-/// What is looked for in a listing, to say so if it is odd.
+/// Expectation about a listing, reported if it is not met.
 #[derive(Debug, Clone)]
 pub(super) enum Watch {
-    /// Each tag that the selection names must be there.
+    /// All tags named by the selection are listed.
     Tags {
-        /// Who needs it.
+        /// Product that needs them.
         of: String,
     },
-    /// Versions that the table does not know: major and minor.
+    /// All versions, by major and minor, are in the table.
     Versions {
-        /// Whose versions.
+        /// Product of the versions.
         of: String,
         oldest: (u64, u64),
         newest: (u64, u64),
@@ -49,17 +49,17 @@ pub(super) enum Watch {
 }
 
 impl Part {
-    /// All of a pattern, as a rule without a preset reads it.
+    /// Selects all tags of a pattern, as a rule without a preset does.
     pub fn plain(pattern: RepositoryPattern) -> Part {
         Part { pattern, selection: Selection::default(), watch: None, home: None }
     }
 
-    /// The name that a repository had in the original imgsync, as `registry/repository`; none if it had no other.
+    /// Returns a repository's name in imgsync 2.1, as `registry/repository`; `None` if it was not read there.
     pub fn original(&self, registry: &RegistryName, repository: &RepositoryName) -> Option<String> {
         self.home.as_ref()?.original_of(&format!("{registry}/{repository}"))
     }
 
-    /// What its targets are called.
+    /// Returns the patterns of target names.
     pub fn names(&self) -> Names {
         let pattern = self.pattern.to_string();
         let open = |name: &str| flat(&name.replace("**", "…").replace('*', "…"));
@@ -67,12 +67,12 @@ impl Part {
         Names { target: open(&pattern), original: open(original.as_deref().unwrap_or(&pattern)) }
     }
 
-    /// The earlier homes, newest first, each with what of it is read.
+    /// Returns the former locations of these repositories, newest first.
     pub fn was(&self) -> Vec<String> {
         self.home.as_ref().map(|home| home.was_of(&self.pattern.to_string())).unwrap_or_default()
     }
 
-    /// Judges tags: by what this part asks for, then by the rule's own selection.
+    /// Evaluates tags by this selection, then by the rule's own.
     pub fn evaluate(&self, own: &Selection, tags: impl Iterator<Item = Candidate>, now: Timestamp) -> Evaluation {
         if self.selection == Selection::default() {
             return own.evaluate(tags, now);
@@ -84,7 +84,7 @@ impl Part {
         evaluation
     }
 
-    /// What whoever reads this should know of a listing.
+    /// Returns warnings about a listing that does not meet the expectation.
     pub fn remarks(&self, listing: &Listing) -> Vec<String> {
         let name = format!("{}/{}", listing.registry, listing.repository);
         match &self.watch {
@@ -127,7 +127,7 @@ impl Part {
     }
 }
 
-/// What a source reads: the parts of a preset, or the one pattern that was written. A layout is read as a whole, and has
+/// Returns the selectors of a source: those of a preset, or one for the pattern. A layout is read as a whole and has
 /// none.
 pub fn parts(source: &Source) -> Result<Vec<Part>> {
     match source {
@@ -149,14 +149,14 @@ pub fn parts(source: &Source) -> Result<Vec<Part>> {
     }
 }
 
-/// Whether a repository is one of those that a preset reads: two of its homes may have a tag under one name.
+/// Whether a preset reads this repository: two of its locations may have the same tag under one target name.
 pub fn is_of_preset(source: &Source, registry: &RegistryName, repository: &str) -> bool {
     let Source::Preset(preset) = source else { return false };
     let reads = find(preset).map(|known| known.reads()).unwrap_or_default();
     reads.iter().any(|pattern| pattern.registry() == registry && pattern.matches(repository))
 }
 
-/// Whether all that the second means is meant by the first.
+/// Whether the first pattern matches everything that the second one does.
 fn covers(pattern: &RepositoryPattern, part: &RepositoryPattern) -> bool {
     let within = |repository: RepositoryName| pattern.matches(repository.as_str());
     pattern.registry() == part.registry() && (pattern == part || part.repository().is_some_and(within))

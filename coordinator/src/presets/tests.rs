@@ -8,7 +8,7 @@ fn read(preset: &str) -> Vec<Part> {
     parts(&Source::Preset(preset.parse().unwrap())).unwrap_or_else(|error| panic!("{preset}: {error}"))
 }
 
-/// What is read, with the tags that are named.
+/// Lists the patterns of a preset with their tags.
 fn images(preset: &str) -> Vec<String> {
     let tags = |part: &Part| match part.selection.include.is_empty() {
         true => part.selection.range.as_ref().map_or("*".to_owned(), ToString::to_string),
@@ -41,11 +41,11 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
         let home = original.rsplit_once('/').unwrap().0.trim_end_matches("/coredns");
         assert_eq!(of_original(home).map(|known| known.name.as_str()), Some(preset));
     }
-    // What the original did not read had no name there.
+    // Repositories that 2.1 did not read have no original name.
     let plugin = &read("flannel")[1];
     assert_eq!(plugin.original(plugin.pattern.registry(), &plugin.pattern.repository().unwrap()), None);
     assert_eq!(read("helm")[0].was(), ["gcr.io/kubernetes-helm/tiller"]);
-    // Two homes at a time, where versions stayed behind.
+    // Two locations at a time, where old versions were not moved.
     let homes = |preset: &str, name: &str| -> Vec<String> {
         let parts = read(preset).into_iter().map(|part| part.pattern.to_string());
         parts.filter(|pattern| pattern.ends_with(name)).collect()
@@ -77,7 +77,7 @@ fn versions_of_kubernetes_bring_what_kubeadm_needs_for_them() {
         (">=1.30.5, <1.31.1", ["coredns/coredns:v1.11.3 v1.11.1", "etcd:3.5.15-0", "pause:3.9 3.10"]),
         ("~1.20.3", ["coredns:1.7.0", "etcd:3.4.13-0", "pause:3.2"]),
         (">=1.37", ["coredns/coredns:v1.14.6", "etcd:3.7.0-0", "pause:3.10.2"]),
-        // Not known yet: the newest that is.
+        // Newer than the table: the newest known release applies.
         (">=1.45", ["coredns/coredns:v1.14.6", "etcd:3.7.0-0", "pause:3.10.2"]),
         ("=1.45.3", ["coredns/coredns:v1.14.6", "etcd:3.7.0-0", "pause:3.10.2"]),
     ] {
@@ -111,7 +111,7 @@ fn what_is_no_preset_or_takes_no_versions_is_refused_with_what_there_is() {
     assert!(refused("flannel >=0.20").to_string().contains("`flannel` is not cut down to versions"));
 }
 
-/// `docs/presets.md` holds what the data says; `UPDATE_DOCS=1` writes it anew.
+/// Checks that `docs/presets.md` matches the data; `UPDATE_DOCS=1` regenerates it.
 #[test]
 fn the_tables_of_the_documentation_are_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/presets.md");

@@ -1,4 +1,4 @@
-//! What a version of something needs: images that have the version as their tag, and images that it was made for.
+//! Images needed by a product's versions: images tagged with the version, and images that it depends on.
 
 use std::collections::BTreeMap;
 
@@ -7,26 +7,26 @@ use serde::Deserialize;
 
 use super::part::{Part, Watch};
 
-/// Patch releases of one minor version: more than there will ever be.
+/// Upper limit for the patch releases of a minor version.
 const PATCHES: u64 = 100;
-/// How far beyond the newest minor version that is known a range is still asked.
+/// Number of minor versions after the newest known one that a range is checked for.
 const NEWER: u64 = 100;
-/// A range that names none of these means releases.
+/// Pre-release labels; a range without any of these selects releases.
 const STAGES: [&str; 3] = ["alpha", "beta", "rc"];
 
-/// The table.
+/// Table of a product's versions.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Versions {
-    /// The preset that it belongs to.
+    /// Preset that the table belongs to.
     pub(super) preset: String,
-    /// Whose versions they are.
+    /// Product of the versions.
     of: String,
     /// Registry and path.
     at: String,
-    /// Have the version as their tag.
+    /// Repositories with the version as their tag.
     components: Vec<String>,
-    /// From old to new.
+    /// Releases in ascending order.
     #[serde(rename = "release")]
     pub(super) releases: Vec<Release>,
 }
@@ -42,7 +42,7 @@ pub(super) struct Release {
 /// Major, minor, patch.
 type Triple = (u64, u64, u64);
 
-/// The numbers of `v1.30.5` or `1.30.5-rc.1`; a patch that is not there is 0.
+/// Parses the numbers of `v1.30.5` or `1.30.5-rc.1`; a missing patch is 0.
 pub(super) fn triple(text: &str) -> Option<Triple> {
     let plain = text.trim_start_matches('v');
     let plain = plain.split_once(['-', '+']).map_or(plain, |(plain, _)| plain);
@@ -52,7 +52,7 @@ pub(super) fn triple(text: &str) -> Option<Triple> {
 }
 
 impl Versions {
-    /// What these versions need.
+    /// Returns the selectors for the images that a range of versions needs.
     pub(super) fn parts(&self, range: &VersionRange) -> Vec<Part> {
         let glob = |text: &str| text.parse::<TagPattern>().ok();
         let plain = !STAGES.iter().any(|stage| range.as_str().contains(stage));
@@ -62,7 +62,7 @@ impl Versions {
         let known = known.and_then(|(first, last)| Some((triple(&first.from)?, triple(&last.from)?)));
         let components = self.components.iter().enumerate().filter_map(|(index, component)| {
             let pattern = format!("{}/{component}", self.at).parse().ok()?;
-            // They all have the same versions: one says what is odd about them.
+            // All components have the same versions: one of them reports unexpected ones.
             let watch = known.filter(|_| index == 0).map(|(oldest, newest)| Watch::Versions {
                 of: self.of.clone(),
                 oldest: (oldest.0, oldest.1),
@@ -89,7 +89,7 @@ impl Versions {
         components.chain(images).collect()
     }
 
-    /// The releases of the table that a range touches. The last one stands for newer versions, too.
+    /// Returns the releases of the table that a range matches. The last one also covers newer versions.
     fn needed(&self, range: &VersionRange) -> Vec<&Release> {
         let within = |version: Triple| {
             Version::parse(&format!("v{}.{}.{}", version.0, version.1, version.2)).is_some_and(|v| range.contains(&v))

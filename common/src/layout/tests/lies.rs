@@ -1,4 +1,4 @@
-//! Layouts that lie: each gives an error that says so, without a panic, a hang, or anything half made.
+//! Corrupt layouts: each fails with a clear error, without a panic, a hang, or partial writes.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn path_of(dir: &TempDir, content: &[u8]) -> PathBuf {
     dir.path().join("blobs/sha256").join(Digest::sha256(content).hex())
 }
 
-/// The error, which must come soon.
+/// Returns the error of an operation, which must not take long.
 async fn refused<T: std::fmt::Debug>(work: impl Future<Output = Result<T>>) -> (Class, String) {
     let result = tokio::time::timeout(Duration::from_secs(10), work).await.expect("it hangs");
     let error = result.unwrap_err();
@@ -53,7 +53,7 @@ async fn a_layout_of_another_version_is_refused() {
     }
     std::fs::write(dir.path().join("oci-layout"), "").unwrap();
     assert_eq!(refused(Layout::open(dir.path())).await.0, Class::BadAnswer);
-    // That is what a program leaves that is killed while it makes a layout.
+    // A process killed while creating a layout leaves an empty file.
     Layout::open_or_create(dir.path()).await.unwrap();
     Layout::open(dir.path()).await.unwrap();
 }
@@ -174,7 +174,7 @@ async fn content_of_another_size_or_digest_is_corrupt() {
     assert_eq!(refused(layout.repository(None).manifest_get(&tag("1"))).await.0, Class::Corrupt);
     std::fs::write(path_of(&dir, image.bytes()), "short").unwrap();
     assert_eq!(refused(layout.repository(None).manifest_get(&tag("1"))).await.0, Class::Corrupt);
-    // It has to be copied anew, and then all is well.
+    // It must be copied again, and is then intact.
     assert!(layout.repository(None).manifest_head(&tag("1")).await.unwrap().is_none());
     put(&layout, None, "1", b"one").await;
     assert_eq!(layout.repository(None).manifest_get(&tag("1")).await.unwrap().bytes(), image.bytes());

@@ -1,4 +1,4 @@
-//! Layouts on a real disk: what is written and read back, what lies, and who gets in whose way.
+//! Layouts on a real disk: round trips, corrupt layouts, and concurrent writers.
 
 mod lies;
 mod skopeo;
@@ -64,7 +64,7 @@ async fn read(layout: &Layout, blob: &Descriptor, offset: u64) -> Result<Vec<u8>
     Ok(all)
 }
 
-/// Copies an image with all that belongs to it, as a worker does.
+/// Copies an image with its children and blobs, as a worker does.
 async fn copy(from: &LayoutRepository, to: &LayoutRepository, reference: &ManifestRef) -> Result<()> {
     let root = from.manifest_get(reference).await?;
     let mut images = vec![root.clone()];

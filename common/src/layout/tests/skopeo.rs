@@ -1,4 +1,4 @@
-//! The same layouts as skopeo (Debian's package `skopeo`) reads and writes them.
+//! Interoperability with skopeo (Debian's package `skopeo`), reading and writing.
 
 use std::process::Command;
 
@@ -33,7 +33,7 @@ async fn skopeo_reads_what_we_wrote_and_we_read_what_skopeo_wrote() {
         let found = theirs.repository(repository).manifest_get(&tag(reference)).await.unwrap();
         assert_eq!(found.digest(), source.manifest_get(&tag(reference)).await.unwrap().digest());
     }
-    // And beside what skopeo wrote, which stays as it is.
+    // Beside skopeo's image, which stays unchanged.
     let theirs = Layout::open_or_create(path("theirs")).await.unwrap();
     copy(&source, &theirs.repository(None), &tag("latest")).await.unwrap();
     skopeo(&["inspect", &format!("oci:{}:example.com/hello:1.1", path("theirs"))]);

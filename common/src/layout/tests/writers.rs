@@ -1,4 +1,4 @@
-//! Several writers at once, writers that are stopped in the middle, and what they leave.
+//! Concurrent writers, writers stopped midway, and what they leave.
 
 use std::time::{Duration, SystemTime};
 
@@ -52,7 +52,7 @@ async fn a_large_blob_goes_on_where_a_stopped_writer_was() {
     assert!(!layout.has_blob(&wanted).await.unwrap());
     assert_eq!(hidden(dir.path()), 1);
 
-    // Opening it again does not throw away what is of use.
+    // Opening it again keeps a file worth resuming.
     let layout = Layout::open_or_create(dir.path()).await.unwrap();
     let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
     assert_eq!(writer.offset(), 2 << 20);
@@ -76,7 +76,7 @@ async fn what_was_left_wrong_is_noticed_and_thrown_away() {
     // Longer than the blob: it cannot be a part of it.
     std::fs::write(&left, vec![0; 4 << 20]).unwrap();
     assert_eq!(layout.blob_start(&wanted).await.unwrap().unwrap().offset(), 0);
-    // A whole stream begins at the beginning, whatever is there.
+    // A whole stream starts at offset 0, whatever exists.
     std::fs::write(&left, vec![0; 2 << 20]).unwrap();
     layout.blob_write(&wanted, pieces(&content)).await.unwrap();
     assert_eq!(hidden(dir.path()), 0);
@@ -94,7 +94,7 @@ async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
             }
             layout.repository(None).manifest_put(&tag("1"), &image).await
         };
-        // Polled so many times, then dropped.
+        // Polled this many times, then dropped.
         let mut work = Box::pin(work);
         let mut polls = 0;
         let done = std::future::poll_fn(|context| {
@@ -115,7 +115,7 @@ async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
             assert_eq!(hidden(dir.path()), 0);
             return;
         }
-        // So that the next one begins anew and not where this one ended.
+        // The next round starts from scratch.
         for (path, _) in files(&dir.path().join("blobs")) {
             std::fs::remove_file(path).unwrap();
         }
@@ -176,7 +176,7 @@ async fn two_who_write_the_same_blob_do_not_wait_for_each_other() {
     assert_eq!(hidden(dir.path()), 0);
 }
 
-/// Layouts that are opened apart share nothing but the files, as if each were in a process of its own.
+/// Layouts opened separately share only the files, like separate processes.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tag_is_lost_when_many_write_at_once() {
     let dir = TempDir::new().unwrap();
@@ -211,7 +211,7 @@ async fn no_tag_is_lost_when_many_write_at_once() {
 
 const TOLD_WHERE: &str = "IMGSYNC_TEST_LAYOUT";
 
-/// What the processes of the next test run: twenty tags, each of a large blob that is continued where it was left.
+/// Body of the processes of the next test: twenty tags, each with a large blob that is resumed.
 #[tokio::test]
 #[ignore = "run by the next test"]
 async fn a_process_that_writes() {
@@ -248,7 +248,7 @@ async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it(
             let _ = process.kill();
             process.wait().unwrap();
         }
-        // The first may have been killed before it made anything.
+        // The first process may have been killed before it created anything.
         let Ok(layout) = Layout::open(dir.path()).await else { continue };
         for entry in layout.entries().await.unwrap() {
             let image = layout.repository(entry.repository).manifest_get(&ManifestRef::Tag(entry.tag.unwrap())).await;

@@ -200,9 +200,9 @@ fn versions_are_read_behind_what_all_tags_begin_with() {
     assert_eq!(kept(&newest(1, NewestBy::Version), "go1.9 go1.22.3 go1.22.10"), "go1.22.10");
     let minio = "RELEASE.2025-03-01T10-30-00Z RELEASE.2025-02-28T23-00-00Z";
     assert_eq!(kept(&newest(1, NewestBy::Version), minio), "RELEASE.2025-03-01T10-30-00Z");
-    // What is a version by itself is what is meant.
+    // Tags that are versions without a prefix take precedence.
     assert_eq!(kept(&newest(1, NewestBy::Version), "1.2 pr-7 pr-8 1.3"), "1.3");
-    // Nobody knows which of the two.
+    // It is unknown which of the two prefixes is wanted.
     let two = newest(1, NewestBy::Version).evaluate(tags("app-1.2 app-1.3 web-1.1 edge"), now());
     assert_eq!(two.kept, []);
     assert_eq!(

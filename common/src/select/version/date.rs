@@ -1,12 +1,12 @@
-//! Dates as they stand in tags: `20250301`, `2025-03-01`, `20250301103000`, `2025-03-01T10-30-00Z`.
+//! Dates in tags: `20250301`, `2025-03-01`, `20250301103000`, `2025-03-01T10-30-00Z`.
 
 use super::numbers;
 
-/// Years that tags are plausibly dated with.
+/// Plausible years of a date tag.
 const YEARS: std::ops::RangeInclusive<u64> = 1970..=2199;
 
-/// The numbers of the date that a text begins with (year, month, day, and what says more), and what follows it. Dots
-/// make no date: `2024.01.15` and `2025.0` are versions.
+/// Parses the date that a text begins with into numbers (year, month, day, and more precise ones), and returns the
+/// rest. Dots do not make a date: `2024.01.15` and `2025.0` are versions.
 pub(super) fn read(body: &str) -> Option<(Vec<u64>, &str)> {
     let end = body.find(|c: char| !c.is_ascii_digit()).unwrap_or(body.len());
     let (digits, rest) = body.split_at(end);
@@ -16,7 +16,7 @@ pub(super) fn read(body: &str) -> Option<(Vec<u64>, &str)> {
             let (year, month, day) = (number(&digits[..4])?, number(&digits[4..6])?, number(&digits[6..8])?);
             let mut date = calendar(year, month, Some(day))?;
             match digits.len() {
-                // `2025030102`, as serial numbers of DNS zones have it.
+                // `2025030102`, like serial numbers of DNS zones.
                 10 => date.extend(number(&digits[8..])),
                 12 => date.extend(clock(&[&digits[8..10], &digits[10..]])?),
                 14 => date.extend(clock(&[&digits[8..10], &digits[10..12], &digits[12..]])?),
@@ -62,7 +62,7 @@ fn calendar(year: u64, month: u64, day: Option<u64>) -> Option<Vec<u64>> {
     (date.is_ok() && YEARS.contains(&year)).then(|| [Some(year), Some(month), day].into_iter().flatten().collect())
 }
 
-/// Hours, minutes and seconds.
+/// Parses hours, minutes and seconds.
 fn clock(parts: &[&str]) -> Option<Vec<u64>> {
     let numbers: Vec<u64> = parts.iter().map(|part| part.parse().ok()).collect::<Option<_>>()?;
     numbers.iter().zip([24, 60, 61]).all(|(number, limit)| *number < limit).then_some(numbers)

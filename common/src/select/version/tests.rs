@@ -225,7 +225,7 @@ proptest! {
     }
 }
 
-/// What docs/configuration.md says of tags, row by row.
+/// The table of tags in docs/configuration.md, row by row.
 #[test]
 fn the_table_of_the_documentation_is_true() {
     let text = include_str!("../../../../docs/configuration.md");

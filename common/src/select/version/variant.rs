@@ -1,6 +1,6 @@
-//! What follows the numbers of a version: words that make a variant, and numbers that say how new it is.
+//! Suffix of a version's numbers: words that name a variant, and numbers that order it.
 
-/// Names whose numbers say what it is, and not how new it is.
+/// Names whose numbers are part of the name and not an order.
 const WHOLE: [&str; 33] = [
     "amd", "arm", "arm32v", "arm64v", "armv", "i", "mips", "ppc", "riscv", "x", "x86_", "s", "cuda", "cudnn", "go",
     "golang", "java", "jdk", "jre", "ltsc", "node", "openjdk", "php", "py", "python", "pg", "postgres", "mysql",
@@ -8,11 +8,11 @@ const WHOLE: [&str; 33] = [
 ];
 
 /// Words of build metadata, which Helm and others write with `_` for SemVer's `+`: `1.4.0_up0.9.1` is another build of
-/// 1.4.0, and no variant of it.
+/// 1.4.0, not a variant.
 const BUILDS: [&str; 5] = ["b", "build", "ci", "rev", "up"];
 
 /// Splits `alpine3.19` into `alpine` and 3, 19; `debian-11-slim` into `debian-slim` and 11; `eksbuild.12` into
-/// `eksbuild` and 12. A commit is neither.
+/// `eksbuild` and 12. Commits are dropped.
 pub(super) fn split(variant: &str) -> (String, Vec<u64>) {
     let mut names = Vec::new();
     let mut order = Vec::new();
@@ -41,24 +41,24 @@ pub(super) fn split(variant: &str) -> (String, Vec<u64>) {
     (names.join("-"), order)
 }
 
-/// The numbers of build metadata: `up0.9.1`, `build.4`.
+/// Parses build metadata into its numbers: `up0.9.1`, `build.4`.
 pub(super) fn build(segment: &str) -> Option<Vec<u64>> {
     let word = segment.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
     let known = BUILDS.contains(&word.to_ascii_lowercase().as_str());
     super::dotted(segment[word.len()..].trim_start_matches('.')).filter(|_| known)
 }
 
-/// `1a2b3c4`, or `g1a2b3c4` as `git describe` has it.
+/// Whether a segment is a commit: `1a2b3c4`, or `g1a2b3c4` as in `git describe`.
 pub(super) fn is_commit(segment: &str) -> bool {
     let marked = segment.strip_prefix('g').filter(|hash| hash.len() >= 7);
     let hash = marked.unwrap_or(segment);
     (7..=40).contains(&hash.len())
         && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        // A word may be made of these letters, a number of these digits.
+        // Letters alone may form a word, and digits alone a number.
         && (marked.is_some() || hash.bytes().any(|b| b.is_ascii_digit()) && hash.bytes().any(|b| b.is_ascii_lowercase()))
 }
 
-/// `20250301T103000Z` as a number.
+/// Parses `20250301T103000Z` into a number.
 fn moment(part: &str) -> Option<u64> {
     let (date, time) = part.trim_end_matches(['Z', 'z']).split_once(['T', 't'])?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

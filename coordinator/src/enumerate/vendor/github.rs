@@ -1,5 +1,5 @@
-//! GitHub's packages: <https://docs.github.com/rest/packages/packages>. A version of a container is a manifest, and its name
-//! the digest. Organizations and users are asked at different addresses, and the name does not tell which it is.
+//! GitHub packages: <https://docs.github.com/rest/packages/packages>. A version of a container is a manifest, and its
+//! name is the digest. Organizations and users have different URLs, and the name does not tell which it is.
 
 use imgsync_common::error::{Class, Result};
 use imgsync_common::image::RepositoryName;
@@ -20,14 +20,14 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Owned<Versions> {
     Owned::new(api, owner, &parts, &[("per_page", PAGE_SIZE)], tags_of(api, name))
 }
 
-/// The pages of a list of someone's: of an organization, or of a user if there is none of that name.
+/// Pages of an owner's list: of an organization, or of a user if there is no organization of that name.
 #[derive(Debug)]
 pub(super) struct Owned<P> {
     api: Api,
     owner: String,
     what: String,
     pages: Pages<P>,
-    /// Where it is if this is no organization's.
+    /// URL for a user, until the kind of owner is known.
     otherwise: Option<Url>,
 }
 
@@ -80,7 +80,7 @@ struct Version {
     name: String,
     #[serde(default)]
     created_at: Option<String>,
-    /// When it was pushed, or given a tag, last.
+    /// Last pushed or tagged.
     #[serde(default)]
     updated_at: Option<String>,
     #[serde(default)]

@@ -1,5 +1,6 @@
-//! Harbor's API 2.0: listRepositories, listAllRepositories and listArtifacts of its swagger.yaml. A repository's name within
-//! its project is escaped twice, since a proxy before it undoes it once. What is tagged is asked for alone.
+//! Harbor's API 2.0: listRepositories, listAllRepositories and listArtifacts of its swagger.yaml. A repository's name
+//! within its project is escaped twice, because a proxy in front of Harbor decodes it once. Only tagged artifacts are
+//! requested.
 
 use imgsync_common::image::{MediaType, RepositoryName};
 use imgsync_common::registry::{Api, Entries, Entry, Page, Pages};
@@ -29,7 +30,7 @@ pub(super) struct Repositories(Entries<Named>);
 
 #[derive(Debug, Deserialize)]
 struct Named {
-    /// With the project.
+    /// Includes the project.
     name: String,
 }
 
@@ -39,7 +40,7 @@ pub(super) struct Artifacts(Entries<Artifact>);
 #[derive(Debug, Deserialize)]
 struct Artifact {
     digest: String,
-    /// Its `media_type` is that of the config.
+    /// `media_type` is the config's.
     #[serde(default)]
     manifest_media_type: Option<String>,
     #[serde(default)]

@@ -1,5 +1,5 @@
-//! Docker Hub's API: <https://docs.docker.com/reference/api/hub/latest/>, "List repositories" and "List repository tags".
-//! 180 requests a minute for who is not logged in; far pages of a long list are not given to everyone.
+//! Docker Hub's API: <https://docs.docker.com/reference/api/hub/latest/>, "List repositories" and "List repository
+//! tags". 180 requests a minute without a login; high page numbers of a long list are not available to everyone.
 
 use imgsync_common::image::{MediaType, RepositoryName};
 use imgsync_common::registry::{Api, Entries, Entry, Next, Page, Pages};
@@ -22,7 +22,7 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Pages<Tags> {
 #[serde(bound(deserialize = "T: Deserialize<'de> + Entry"))]
 pub(super) struct List<T> {
     results: Entries<T>,
-    /// The whole address of the next page.
+    /// Full URL of the next page.
     #[serde(default)]
     next: Option<String>,
 }
@@ -38,8 +38,8 @@ pub(super) struct Named {
 #[derive(Debug, Deserialize)]
 pub(super) struct Tag {
     name: String,
-    /// Of the manifest or the index that the tag points at. Old tags have none, and those of their images will not do: an
-    /// index of one image is not that image.
+    /// Digest of the manifest or index that the tag points at. Old tags have none, and the digests of their images do
+    /// not replace it: an index with one image is not that image.
     #[serde(default)]
     digest: Option<String>,
     #[serde(default)]
@@ -50,7 +50,7 @@ pub(super) struct Tag {
     last_updated: Option<String>,
 }
 
-/// What tells an entry from others.
+/// An entry with a name.
 pub(super) trait Listed {
     fn name(&self) -> &str;
 }

@@ -1,5 +1,5 @@
-//! What the APIs of vendors list: the repositories of a namespace, and tags with digests and dates. One file each says
-//! where its lists are and what their pages look like; how they are asked is [`imgsync_common::registry::Api`].
+//! Vendor APIs: the repositories of a namespace, and tags with digests and dates. Each vendor has a file with its URLs
+//! and page formats; requests are made by [`imgsync_common::registry::Api`].
 
 mod github;
 mod harbor;
@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use super::listing::ListedTag;
 use super::roots::Names;
 
-/// Entries of a page that are asked for: the most that any of them gives.
+/// Requested entries a page: the maximum of all vendors.
 const PAGE_SIZE: &str = "100";
 
 /// A page of a repository's tags.
@@ -29,11 +29,11 @@ trait TagPage: Page {
 
 /// A page of a namespace's repositories.
 trait RepositoryPage: Page {
-    /// Their paths, from the registry on.
+    /// Returns the repositories' paths within the registry.
     fn names(&self, namespace: &str) -> Vec<String>;
 }
 
-/// The tags of a repository, by pages.
+/// Tags of a repository, page by page.
 #[derive(Debug)]
 pub(super) struct TagPages(TagsOf);
 
@@ -55,7 +55,7 @@ impl TagPages {
         })
     }
 
-    /// The next page; `None` after the last.
+    /// Reads the next page; `None` after the last.
     pub(super) async fn next_page(&mut self) -> Result<Option<Vec<ListedTag>>> {
         Ok(match &mut self.0 {
             TagsOf::Quay(pages) => pages.next_page().await?.map(TagPage::tags),
@@ -66,7 +66,7 @@ impl TagPages {
     }
 }
 
-/// The repositories of a namespace, by pages.
+/// Repositories of a namespace, page by page.
 enum RepositoryPages {
     Quay(Pages<quay::Repositories>),
     Hub(Pages<hub::Repositories>),
@@ -94,10 +94,10 @@ impl RepositoryPages {
     }
 }
 
-/// The tags of a repository as its registry's vendor lists them; none where no vendor does, or not to us.
+/// Lists a repository's tags by its vendor's API; `None` if there is none, or it is not available to this user.
 pub(super) async fn tags(repository: &Repository) -> Result<Option<TagPages>> {
     let Some(api) = repository.vendor_api()? else { return Ok(None) };
-    // GitHub's says nothing to who has no token; nobody is asked in vain.
+    // GitHub's API requires a token: without one no request is made.
     if api.vendor() == Vendor::GitHub && !api.takes_our_credentials().await? {
         return Ok(None);
     }
@@ -107,7 +107,7 @@ pub(super) async fn tags(repository: &Repository) -> Result<Option<TagPages>> {
     Ok(Some(TagPages::of(&api, repository.name())))
 }
 
-/// The same, where nobody said whose API it is and the registry's answers did.
+/// Like [`tags`], if the vendor was recognized by the registry's responses and not configured.
 pub(super) async fn tags_of_recognised(repository: &Repository) -> Result<Option<TagPages>> {
     match repository.vendor_api()?.is_some_and(|api| api.is_recognised()) {
         true => tags(repository).await,
@@ -115,8 +115,8 @@ pub(super) async fn tags_of_recognised(repository: &Repository) -> Result<Option
     }
 }
 
-/// Whether an error of a vendor's API leaves the registry's own list to be tried. What passes is no such error: a list
-/// without dates would be chosen from otherwise, for a moment's trouble. Nor is one that tells of danger.
+/// Whether an error of a vendor's API permits a fallback to the registry's own list. Transient errors do not: a
+/// temporary problem would otherwise lead to a selection from a list without dates. Neither do security errors.
 pub(super) fn is_unavailable(error: &Error) -> bool {
     match error.class() {
         Class::Denied | Class::NotFound | Class::Refused | Class::BadAnswer | Class::Unsupported => true,
@@ -138,8 +138,8 @@ pub(super) fn is_unavailable(error: &Error) -> bool {
     }
 }
 
-/// Tells, once for each registry, that a vendor's API did not list a repository, and what is done without it. Where nobody
-/// asked for that API, nobody is told, and it is left alone for this namespace.
+/// Warns, once per registry, that a vendor's API did not list a repository, and what is used instead. If the API was
+/// not configured, nothing is shown, and the API is not used again for this namespace.
 pub(super) fn tell(repository: &Repository, error: &Error, instead: &str) -> Result<()> {
     let Some(api) = repository.vendor_api()? else { return Ok(()) };
     if api.is_recognised() {
@@ -156,12 +156,12 @@ pub(super) fn tell(repository: &Repository, error: &Error, instead: &str) -> Res
     Ok(())
 }
 
-/// How long an API that could not be connected to is left alone.
+/// Time without requests to an API after a failed connection.
 const OUT_OF_REACH: Duration = Duration::from_secs(10 * 60);
 const REACH: &str = "out of reach";
 
-/// Why a vendor's API is not asked for now: it could not be connected to a while ago, or `error` says so. It is told once
-/// for each registry.
+/// Returns why a vendor's API is not used now: a connection failed a while ago, or `error` is such a failure. Warns
+/// once per registry.
 pub(super) fn out_of_reach(repository: &Repository, error: Option<&Error>, instead: &str) -> Result<Option<String>> {
     let Some(api) = repository.vendor_api()? else { return Ok(None) };
     match error {
@@ -183,7 +183,7 @@ fn withheld(repository: &Repository) -> String {
     format!("withheld {}", split(repository.name().as_str()).0)
 }
 
-/// The repositories that a pattern means.
+/// Lists the repositories that a pattern matches.
 pub(super) async fn repositories(api: &Api, pattern: &RepositoryPattern) -> Result<Names> {
     let namespace = pattern.prefix().split('/').next().unwrap_or_default();
     let vendor = api.vendor();
@@ -216,7 +216,7 @@ pub(super) async fn repositories(api: &Api, pattern: &RepositoryPattern) -> Resu
     Ok(names)
 }
 
-/// Adds to an error that names can be written out: what no list is needed for.
+/// Adds to an error's hint that repositories can be named explicitly, which needs no list.
 fn one_by_one(api: &Api, error: Error) -> Error {
     if !is_unavailable(&error) {
         return error;
@@ -231,17 +231,17 @@ fn one_by_one(api: &Api, error: Error) -> Error {
     error.hint(format!("{advice}name the repositories one by one, without a star"))
 }
 
-/// A repository's namespace, and what is left of its path.
+/// Splits a repository's path into the namespace and the rest.
 fn split(name: &str) -> (&str, &str) {
     name.split_once('/').unwrap_or((name, ""))
 }
 
-/// What is listed, for errors.
+/// Describes a list of tags, for errors.
 fn tags_of(api: &Api, name: &RepositoryName) -> String {
     format!("the tags of {}/{name}", api.registry())
 }
 
-/// What is listed, for errors.
+/// Describes a list of repositories, for errors.
 fn repositories_of(api: &Api, namespace: &str) -> String {
     match namespace {
         "" => format!("the repositories of {}", api.registry()),
@@ -249,7 +249,7 @@ fn repositories_of(api: &Api, namespace: &str) -> String {
     }
 }
 
-/// A date as JSON has them. What cannot be read, and the beginning of 1970 or of the year 1, is none.
+/// Parses a date from JSON. Invalid dates, and the start of 1970 or of the year 1, are `None`.
 fn date(text: Option<&str>) -> Option<Timestamp> {
     let text = text?;
     let read = text.parse().ok().or_else(|| Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp()));

@@ -1,5 +1,5 @@
-//! Quay's API: <https://docs.quay.io/api/swagger/>, operations listRepos and listRepoTags. Who has no OAuth token sees what
-//! is public. A namespace that does not exist is an empty list.
+//! Quay's API: <https://docs.quay.io/api/swagger/>, operations listRepos and listRepoTags. Without an OAuth token only
+//! public repositories are listed. A namespace that does not exist gives an empty list.
 
 use imgsync_common::image::RepositoryName;
 use imgsync_common::registry::{Api, Entries, Entry, Next, Page, Pages};
@@ -25,7 +25,7 @@ pub(super) fn tags(api: &Api, name: &RepositoryName) -> Pages<Tags> {
 pub(super) struct Repositories {
     #[serde(default)]
     repositories: Option<Entries<Named>>,
-    /// Opaque.
+    /// Opaque token.
     #[serde(default)]
     next_page: Option<String>,
 }
@@ -50,7 +50,7 @@ struct Tag {
     name: String,
     #[serde(default)]
     manifest_digest: Option<String>,
-    /// When it was set to that digest, in seconds since 1970.
+    /// Time at which the tag was set to this digest, in Unix seconds.
     #[serde(default)]
     start_ts: Option<i64>,
     #[serde(default)]
@@ -118,7 +118,7 @@ impl TagPage for Tags {
                 .filter(|seconds| *seconds > 0)
                 .and_then(|seconds| Timestamp::from_second(seconds).ok())
                 .or_else(|| date(tag.last_modified.as_deref())),
-            // It says whether it is an index, and not of which of the two kinds.
+            // The API tells an index from a manifest, but not OCI from Docker.
             media_type: None,
             tag: tag.name,
         };
