@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command-line arguments of `imgsync-worker`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,18 +63,18 @@ pub struct Arguments {
     pub log_format: LogFormat,
 }
 
-/// The program's command line, for manual pages, completions and the reference.
+/// Returns the command-line definition, for manual pages, completions and the reference.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// A number of bytes, as people write it.
+/// Parses a size in bytes.
 fn size(text: &str) -> std::result::Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()).filter(|size| *size > 0);
     size.ok_or_else(|| format!("`{text}` is not a size such as 20MiB"))
 }
 
-/// A span of time as people write it: `90s`, `1h30m`, `7d`.
+/// Parses a duration: `90s`, `1h30m`, `7d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let help = "write a time such as 90s, 10m or 1h30m";
     let span: jiff::Span = text.parse().map_err(|_| help.to_owned())?;
@@ -86,7 +86,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The same; a number alone is one of seconds.
+/// Parses a duration; a bare number is in seconds.
 fn time(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(seconds) => duration(&format!("{seconds}s")),

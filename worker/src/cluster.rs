@@ -1,4 +1,4 @@
-//! The way into a cluster: broker and store, from the configuration, flags and the environment.
+//! Connects to a cluster: broker and store, from the configuration, flags and the environment.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,56 +15,56 @@ use imgsync_common::store::{RedisOptions, RedisStore};
 
 use crate::settings;
 
-/// How long the first try may take, whatever is said of waiting.
+/// Minimum timeout of the first attempt, whatever the wait.
 const FIRST_TRY: Duration = Duration::from_secs(6);
-/// Between two tries to connect.
+/// Delay between connection attempts.
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
-/// Who reads messages could guess a shorter one.
+/// Minimum length of a signing key, in characters: readers of messages could guess a shorter one.
 const SHORTEST_KEY: usize = 16;
 
-/// What was given beside the configuration, which it goes before.
+/// Settings that override the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
-    /// The broker's URL.
+    /// URL of the broker.
     pub broker: Option<String>,
-    /// The store's URL.
+    /// URL of the store.
     pub store: Option<String>,
-    /// What messages are signed with.
+    /// Key that signs messages.
     pub key: Option<Secret>,
 }
 
-/// Where a cluster is.
+/// Addresses of a cluster.
 #[derive(Debug, Clone)]
 pub struct Addresses {
-    /// RabbitMQ.
+    /// URL of RabbitMQ.
     pub broker: SecretUrl,
-    /// Redis.
+    /// URL of Redis.
     pub store: SecretUrl,
-    /// What messages are signed with, and what stands in the store.
+    /// Key that signs messages and the data in the store.
     pub key: Option<Secret>,
-    /// Certificates to trust besides the system's, as PEM.
+    /// CA certificates to trust in addition to the system's, as PEM.
     pub ca: Option<Vec<u8>>,
 }
 
 impl Cluster {
-    /// Returns how broker and store stand.
+    /// Returns the health of broker and store.
     pub fn health(&self) -> [ServerHealth; 2] {
         [self.queue.health().clone(), self.store.health().clone()]
     }
 }
 
-/// Broker and store, connected.
+/// Connections to broker and store.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// The queue.
+    /// Queue.
     pub queue: RabbitQueue,
-    /// The store.
+    /// Store.
     pub store: RedisStore,
 }
 
 impl Addresses {
-    /// Puts together what was written and what was given; none where neither names a cluster. Relative paths begin in
+    /// Merges configuration and overrides; `None` if neither names a cluster. Relative paths are resolved against
     /// `folder`.
     pub fn resolve(written: Option<&config::Cluster>, given: &Given, folder: &Path) -> Result<Option<Addresses>> {
         let written_url =
@@ -113,7 +113,7 @@ impl Addresses {
         Ok(Some(Addresses { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
     }
 
-    /// Connects to the store alone.
+    /// Connects to the store only.
     pub async fn store(&self, options: RedisOptions) -> Result<RedisStore> {
         RedisStore::connect(
             &self.store,
@@ -122,8 +122,8 @@ impl Addresses {
         .await
     }
 
-    /// Connects to both, and tries again for `wait` while they fail with an error of `waited_for`. `say` is told what is waited
-    /// for, whenever that is another reason.
+    /// Connects to both; retries for `wait` while the errors satisfy `waited_for`. Calls `say` with each new reason for
+    /// the wait.
     pub async fn connect_within(
         &self,
         name: &str,
@@ -136,7 +136,7 @@ impl Addresses {
         let mut last: Option<Error> = None;
         loop {
             let left = wait.saturating_sub(started.elapsed());
-            // What does not answer at all is given the time of one try.
+            // A server that does not respond at all gets one full attempt.
             let limit = if last.is_none() { left.max(FIRST_TRY) } else { left };
             let error = match tokio::time::timeout(limit, self.connect(name)).await {
                 Ok(Ok(cluster)) => return Ok(cluster),
@@ -161,7 +161,7 @@ impl Addresses {
         }
     }
 
-    /// Connects to both. `name` is shown to those who look at the broker.
+    /// Connects to both. `name` is shown in the broker's list of connections.
     pub async fn connect(&self, name: &str) -> Result<Cluster> {
         let store = self.store(RedisOptions::patient()).await?;
         let settings = RabbitSettings {
@@ -175,7 +175,7 @@ impl Addresses {
     }
 }
 
-/// What is refused is not shown: it could hold a password.
+/// Parses a URL. Errors do not show it: it could contain a password.
 fn url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
     SecretUrl::parse(text, schemes).map_err(|error| {
         let invalid = Error::new(Class::Invalid, format!("reading the URL of {what}"), error.to_string());

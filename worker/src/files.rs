@@ -1,17 +1,17 @@
-//! How many files and connections the process may have open.
+//! Limit of open files and connections.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Files of a blob that is being copied: a connection to the source, one to the target or a file there, and a folder.
+/// Files per blob in flight: a connection to the source, a connection to the target or a file there, and a folder.
 const FILES_PER_BLOB: u64 = 3;
-/// Files for everything else: connections for manifests and lists, the state, the log, the port.
+/// Files for everything else: connections for manifests and listings, state, log, port.
 const OTHER_FILES: u64 = 256;
-/// Blobs that are copied at a time, whatever the limit.
+/// Range of concurrent blobs, whatever the file limit.
 const MIN_BLOBS: u64 = 8;
 const MAX_BLOBS: u64 = 10_000;
 
-/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard one, as programs in Go do: the usual soft limit of
-/// 1,024 is for programs that use `select`. Where that is not allowed, the limit stays as it is.
+/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit, as Go programs do: the usual soft limit of
+/// 1,024 exists for programs that use `select`. If that is not allowed, the limit stays unchanged.
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -20,7 +20,7 @@ pub fn raise_limit() {
     }
 }
 
-/// The number of blobs that may be copied at a time, so that the process does not run out of files.
+/// Returns the maximum of concurrent blobs, so that the process does not run out of files.
 pub(crate) fn max_blobs() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let blobs = files.saturating_sub(OTHER_FILES) / FILES_PER_BLOB;

@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for those who watch over processes; and asking for them, where there is no tool for that.
+//! `/healthz` and `/readyz` for supervisors, and a client for images without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{host, server};
 
-/// Says whether the process is ready for work; if not, why. A process that is ready may have something to complain of.
+/// Checks readiness: `Err` with the reason if the process is not ready, else a list of warnings.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<Vec<String>, String>> + Send + Sync>;
 
-/// How long a process that is asked may take to answer: it asks broker and store first.
+/// Timeout of a readiness request; the process checks broker and store before it responds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// More than any answer has.
+/// Maximum response size in bytes; no response is that long.
 const LONGEST_ANSWER: u64 = 16 * 1024;
 
-/// A listener, so that an address that is taken is known at the start.
+/// Binds a listener, so that an address in use is reported at startup.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = "choose another address with --listen";
@@ -33,7 +33,8 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Answers until stopped: `/healthz` while the process lives, `/readyz` as `ready` says (503 and why), and what `more` has.
+/// Serves `/healthz` while the process lives, `/readyz` according to `ready` (503 with the reason), and `more`, until
+/// stopped.
 pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: CancellationToken) {
     let router = routes(ready).merge(more);
     let router = match listener.local_addr() {
@@ -43,7 +44,7 @@ pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: Can
     server::serve(listener, router, &stop).await;
 }
 
-/// `/healthz` and `/readyz`, for a server that answers more.
+/// Returns a router with `/healthz` and `/readyz`, for a larger server.
 pub fn routes(ready: Ready) -> Router {
     Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(is_ready)).with_state(ready)
 }
@@ -57,10 +58,11 @@ async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
     }
 }
 
-/// Asks the process that listens on an address whether it is ready; on loopback, if it listens on all addresses.
+/// Checks whether the process listening on an address is ready; an unspecified address means loopback.
 ///
 /// # Errors
-/// `Unreachable` where nothing answers, or what answers is not ready: with its reason.
+///
+/// `Unreachable` if nothing responds, or with the reason if the process is not ready.
 pub async fn ask(address: SocketAddr) -> Result<()> {
     let address = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),

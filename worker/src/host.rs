@@ -1,5 +1,5 @@
-//! The names under which a server on loopback may be asked. A page that somebody visits can let its own name lead to
-//! 127.0.0.1 (DNS rebinding): what it asks for then names that host, and is refused.
+//! Host check for servers on loopback. A web page can point its own host name at 127.0.0.1 (DNS rebinding): its
+//! requests carry that name and are rejected.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 
-/// The host of an authority, without port and brackets.
+/// Returns the host of an authority, without port and brackets.
 pub fn host_of(authority: &str) -> &str {
     if let Some(rest) = authority.strip_prefix('[') {
         return rest.split_once(']').map_or(rest, |(host, _)| host);
@@ -18,21 +18,22 @@ pub fn host_of(authority: &str) -> &str {
     authority.rsplit_once(':').map_or(authority, |(host, _)| host)
 }
 
-/// Whether an authority names this machine as no foreign page can: `localhost`, or an address of loopback.
+/// Whether an authority names this machine in a way no foreign page can: `localhost`, or a loopback address.
 pub fn is_loopback_name(authority: &str) -> bool {
     let host = host_of(authority).to_ascii_lowercase();
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// All authorities that a request names: in its target, and in every Host header. What is no text names nothing that is known.
+/// Returns all authorities of a request: from its target and from every Host header. A header that is no text becomes
+/// an unknown host.
 pub fn authorities(uri: &Uri, headers: &HeaderMap) -> Vec<String> {
     let target = uri.authority().map(ToString::to_string);
     let named = headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned());
     target.into_iter().chain(named).filter(|authority| !authority.is_empty()).collect()
 }
 
-/// Refuses requests that name another host (421), where a server listens on loopback alone. Elsewhere probes come by the
-/// addresses of pods and the names of services. A request that names no host comes from no browser.
+/// Rejects requests for another host (421) if the server listens on loopback only. On other addresses, probes use pod
+/// addresses and service names. Requests without a host do not come from a browser.
 pub fn guard(router: Router, listens_on: IpAddr) -> Router {
     match listens_on.is_loopback() {
         true => router.layer(from_fn(refuse_foreign_names)),

@@ -1,6 +1,6 @@
-//! The worker of imgsync: moves manifests and blobs from registry to registry.
+//! Worker of imgsync: copies manifests and blobs between registries.
 
-// A copy is a deep nest of futures, which the compiler works out.
+// The compiler needs a higher limit for the deeply nested futures of a copy.
 #![recursion_limit = "256"]
 
 pub mod arguments;
@@ -21,19 +21,20 @@ pub mod settings;
 mod traces;
 pub mod traffic;
 
-/// The name of the machine; `localhost` where it has none that is text.
+/// Returns the host name, or `localhost` if it is empty or not UTF-8.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("localhost").to_owned()
 }
 
-/// This process, for people and for leases: no other has its name, were it on the same machine under the same number.
+/// Returns a name for this process, for display and for leases. It contains random bits, so a process that reuses the
+/// host and process id gets another name.
 pub fn process_name() -> String {
     let random: u32 = rand::random();
     format!("{}-{}-{random:08x}", host_name(), std::process::id())
 }
 
-/// The requests to stop that a process gets: Ctrl-C and SIGTERM. Listens from its creation on, so that none is lost between
-/// two calls.
+/// Listener for the stop signals, Ctrl-C and SIGTERM. It listens from creation on, so no signal is lost between two
+/// calls.
 #[derive(Debug)]
 pub struct StopSignals {
     #[cfg(unix)]
@@ -41,7 +42,7 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Listens. From now on neither signal ends the process by itself.
+    /// Starts listening. From then on neither signal terminates the process.
     #[must_use]
     pub fn new() -> StopSignals {
         StopSignals {
@@ -53,7 +54,7 @@ impl StopSignals {
         }
     }
 
-    /// Returns at the next request to stop.
+    /// Waits for the next stop signal.
     pub async fn next(&mut self) {
         #[cfg(unix)]
         match &mut self.both {

@@ -1,11 +1,11 @@
-//! The limits of a worker that the documentation states.
+//! Limits of a worker, as documented.
 
 use imgsync_common::limits::{Limit, Page};
 
 use crate::copy::{CONSISTENCY_WAIT, MAX_MOVES, MIN_COPY_RATE};
 use crate::{server, service, settings};
 
-/// The rows of this crate.
+/// Returns the rows of this crate.
 pub fn limits() -> Vec<Limit> {
     use Page::{Operating, Security};
     let connections = "the connection that was without a request for longest is closed";

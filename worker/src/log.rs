@@ -1,4 +1,4 @@
-//! What a worker does, as lines of its log.
+//! Log lines of a worker's tasks.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,14 +9,14 @@ use imgsync_common::event::{Event, Observer, TaskEnd};
 use imgsync_common::repeated;
 use imgsync_common::retry::seconds;
 
-/// Writes a line for each task that ended, and for what is tried again.
+/// Logs each finished task and each retry.
 #[derive(Debug, Default)]
 pub struct Log {
     running: Mutex<HashMap<Ticket, (String, Instant)>>,
 }
 
 impl Log {
-    /// One that has written nothing yet.
+    /// Creates an observer that has logged nothing.
     pub fn new() -> Arc<Log> {
         Arc::default()
     }
@@ -26,9 +26,9 @@ impl Log {
     }
 }
 
-/// What lines about a task are about.
+/// Creates the span of a task's log lines.
 pub(crate) fn about(ticket: &Ticket) -> tracing::Span {
-    // At the level of errors, so that no filter of levels leaves its fields out.
+    // Level ERROR, so that no level filter drops the span's fields.
     tracing::error_span!("task", batch = %ticket.batch, task = ticket.index)
 }
 
@@ -42,7 +42,7 @@ impl Observer for Log {
             Event::TaskEnded { ticket, end } => {
                 let Some((what, began)) = self.running().remove(ticket) else { return };
                 let time = seconds(began.elapsed());
-                // Who does the task is in a span of it already.
+                // The worker that runs the task has entered its span already.
                 let span = tracing::Span::current();
                 let _about = if span.is_none() { about(ticket) } else { span }.entered();
                 match end {
@@ -59,7 +59,7 @@ impl Observer for Log {
                     }
                 }
             }
-            // All slots meet a registry that fails.
+            // Many slots hit the same failing registry.
             Event::Retrying { error, class, registry, wait, .. } => {
                 let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
                 let kind = format!("trying again: {class} {registry}");

@@ -1,7 +1,7 @@
-//! The log of a process, on stderr: as text for people, or a JSON object a line for programs.
+//! Log of the process on stderr, as text or as one JSON object per line.
 //!
-//! Each JSON line has `timestamp`, `level`, `target` and `message`, what names the process (`program`, `worker`), the fields of
-//! the line itself, and those of what it is about: `batch` and `task`.
+//! Each JSON line has `timestamp`, `level`, `target` and `message`, the process fields (`program`, `worker`), the
+//! fields of the event, and those of its spans: `batch` and `task`.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-/// How lines of the log are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -29,12 +29,12 @@ pub enum LogFormat {
 
 static IS_JSON: AtomicBool = AtomicBool::new(false);
 
-/// Whether lines are for programs: then all that is said on stderr goes by the log.
+/// Whether the log is JSON; then everything on stderr goes through the log.
 pub fn is_json() -> bool {
     IS_JSON.load(Ordering::Relaxed)
 }
 
-/// The log goes on while it is kept.
+/// Keeps the log, and the export of traces, running until dropped.
 #[derive(Debug)]
 #[must_use = "traces are sent while it is kept"]
 pub struct Logging {
@@ -42,7 +42,8 @@ pub struct Logging {
     _traces: Option<crate::traces::Traces>,
 }
 
-/// Begins the log. `RUST_LOG` goes before `default`; `process` names the process in each JSON line. Not from within a runtime.
+/// Initializes the log. `RUST_LOG` overrides `default`; `process` adds fields to each JSON line. Must not be called
+/// inside a runtime.
 pub fn begin(format: LogFormat, default: &str, process: &[(&'static str, &str)]) -> Logging {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
@@ -76,7 +77,7 @@ pub fn begin(format: LogFormat, default: &str, process: &[(&'static str, &str)])
     }
 }
 
-/// Writes an event and all that is known about it as one flat object.
+/// Formats an event, its spans and the process fields as one flat JSON object.
 struct JsonLines {
     process: Map<String, Value>,
 }
@@ -105,7 +106,7 @@ where
     }
 }
 
-/// The fields of an event.
+/// Collects the fields of an event.
 struct Fields<'a>(&'a mut Map<String, Value>);
 
 impl Fields<'_> {

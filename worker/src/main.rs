@@ -1,6 +1,6 @@
-//! The program `imgsync-worker`: a worker of the cluster.
+//! Program `imgsync-worker`: a worker of the cluster.
 
-// A copy is a deep nest of futures, which the compiler works out.
+// The compiler needs a higher limit for the deeply nested futures of a copy.
 #![recursion_limit = "256"]
 
 mod program;

@@ -1,4 +1,4 @@
-//! What was typed, what it means, and signals.
+//! Runs the program: resolves arguments and configuration, handles signals.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -28,11 +28,11 @@ use imgsync_worker::traffic::Traffic;
 use imgsync_worker::{StopSignals, files, health, logging, process_name, settings};
 use tokio_util::sync::CancellationToken;
 
-/// The file that is read where none was named.
+/// Configuration file read if none is given.
 const DEFAULT_FILE: &str = "imgsync.yaml";
-/// How long tasks are given back after a drain that took too long. Nobody presses keys then.
+/// Time to requeue tasks after a drain timeout, when nobody is there to press keys.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(8);
-/// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
+/// Stack size of each thread in bytes: debug builds overflow the default 2 MiB with the nested futures of a copy.
 const STACK_BYTES: usize = 8 << 20;
 
 /// Runs the program.
@@ -54,7 +54,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let ended = runtime.block_on(run(cli, name));
-    // What was left behind (a name look-up in a thread of its own) does not keep us.
+    // Do not wait for blocking threads such as a name lookup.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,11 +71,11 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Help and the version on stdout, or what was typed wrong on stderr.
+/// Prints help and version to stdout, and usage errors to stderr.
 fn said_by_clap(error: &clap::Error) -> ExitCode {
     match error.print() {
         _ if error.use_stderr() => ExitCode::from(2),
-        // Who closed our stdout does not want it.
+        // A closed stdout is no error.
         Err(unwritten) if unwritten.kind() != std::io::ErrorKind::BrokenPipe => {
             say(&format!("error: writing to stdout: {unwritten}"));
             ExitCode::from(3)
@@ -90,7 +90,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     }
     let (config, folder) = read_config(cli.config.as_deref())?;
     let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-    // A variable that is set to nothing names nothing.
+    // An empty variable counts as unset.
     let named = |url: Option<String>| url.filter(|url| !url.is_empty());
     let given = Given { broker: named(cli.broker), store: named(cli.store), key };
     let Some(addresses) = Addresses::resolve(config.cluster.as_ref(), &given, &folder)? else {
@@ -150,7 +150,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     Ok(())
 }
 
-/// Says that broker or store are away, or back.
+/// Logs that broker or store are unavailable, or available again.
 fn log_outage(event: &OutageEvent) {
     match event {
         OutageEvent::Began(_) => tracing::warn!("{event}"),
@@ -158,7 +158,7 @@ fn log_outage(event: &OutageEvent) {
     }
 }
 
-/// The configuration and its folder.
+/// Reads the configuration; also returns its folder.
 fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
     let path = named.unwrap_or(Path::new(DEFAULT_FILE));
     let name = path.display().to_string();
@@ -183,7 +183,7 @@ fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
     Ok((config, path.parent().unwrap_or(Path::new("")).to_owned()))
 }
 
-/// The targets that a configuration names.
+/// Returns the targets named in a configuration.
 fn targets(config: &Config) -> Vec<Base> {
     let named = config.to.iter().chain(config.rules.iter().flat_map(|rule| &rule.to));
     let mut targets: Vec<Base> = Vec::new();
@@ -197,7 +197,7 @@ fn targets(config: &Config) -> Vec<Base> {
     targets
 }
 
-/// The first signal drains, up to a limit; the second aborts.
+/// Drains on the first signal, with a time limit; aborts on the second.
 fn end_on_signal(stop: Stop, hurry: CancellationToken) {
     let mut signals = StopSignals::new();
     tokio::spawn(async move {
@@ -214,7 +214,7 @@ fn end_on_signal(stop: Stop, hurry: CancellationToken) {
     });
 }
 
-/// When nothing is waited for any more.
+/// Returns when an aborted program has had its time to clean up.
 async fn after_all(stop: &Stop, hurry: &CancellationToken) {
     stop.abort.cancelled().await;
     let hurried = async {
@@ -227,20 +227,20 @@ async fn after_all(stop: &Stop, hurry: &CancellationToken) {
     }
 }
 
-/// What is logged unless RUST_LOG says otherwise.
+/// Returns the log filter used unless RUST_LOG is set.
 fn default_log(debug: bool) -> &'static str {
     match debug {
-        // What the broker's client says of errors we say in other words.
+        // The broker client's own messages repeat errors that imgsync reports.
         true => "imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
         false => "imgsync_common=info,imgsync_worker=info,lapin=off,warn",
     }
 }
 
-/// The one place where this program speaks, beside its log.
+/// Prints a line to stderr, or logs it in JSON mode: the program's only output beside its log.
 fn say(line: &str) {
     match logging::is_json() {
         true => tracing::info!("{line}"),
-        // Where nobody reads any more, the work goes on.
+        // A closed stderr does not stop the worker.
         false => _ = writeln!(std::io::stderr(), "{line}"),
     }
 }

@@ -1,5 +1,5 @@
-//! Takes tasks from the queue, copies, and tells the ledger: take → start → copy → finish; a message is
-//! acknowledged a second after its last task has begun, or at the end of a shorter one.
+//! Takes tasks from the queue, copies images and records results in the ledger: take → start → copy → finish. A message
+//! is acknowledged a second after its last task has started, or when a shorter task ends.
 
 mod delivered;
 mod gate;
@@ -30,47 +30,48 @@ pub use self::lanes::{Allowed, Holds, Serving, moment, store_holds};
 
 use crate::copy::Copier;
 
-/// How many ask the queue at the same time: over a long line an answer takes as long as a small task.
+/// Concurrent consumer loops: over a slow connection a queue request takes as long as a small task.
 const TAKERS: usize = 4;
-/// From so many slots on, a worker has one more, for tasks of high priority alone.
+/// Slot count from which a worker has one extra slot, for high-priority tasks only.
 pub const URGENT_SLOT_FROM: usize = 4;
-/// How long to wait before asking a queue again that failed.
+/// Delay before a failed queue is asked again.
 const QUEUE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a delivery is held whose tasks have not all begun: those of one message run one after another. Brokers end the
-/// channel of who holds one for too long (30 minutes is common): before that the message goes back for later.
+/// Longest time a delivery stays unacknowledged; the tasks of one message run one after another. Brokers close the
+/// channel of a consumer that exceeds their limit (commonly 30 minutes), so the message is requeued before that.
 const LONGEST_HELD: Duration = Duration::from_secs(10 * 60);
-/// When such a message comes back, should its worker have died meanwhile.
+/// Delay until such a message is redelivered, in case its worker has died meanwhile.
 const COMES_BACK: Duration = Duration::from_secs(5 * 60);
-/// How long a message waits that its worker has no way for: another may have one.
+/// Delay of a message whose route this worker cannot serve: another worker may.
 const OUT_OF_REACH_WAIT: Duration = Duration::from_secs(1);
 
-/// Batches whose options are remembered: of those of a year a worker needs the last few.
+/// Batches whose options are cached: a worker needs the last few, whatever its uptime.
 const MAX_BATCHES: usize = 64;
 
-/// What a worker is.
+/// Configuration of a runner.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Its name, of this process alone.
+    /// Name of the worker, unique to this process.
     pub name: String,
-    /// Tasks at once.
+    /// Maximum concurrent tasks.
     pub slots: usize,
-    /// Tries of a task that fails in passing, those within it counted.
+    /// Maximum attempts of a task with transient errors, including retries within an attempt.
     pub attempts: u32,
-    /// Whether others may reach a registry that this worker cannot: then its tasks go back, and no attempt is spent.
+    /// Whether other workers may reach a registry that this one cannot: then its tasks are requeued without counting an
+    /// attempt.
     pub others_may_reach: bool,
 }
 
-/// When a worker ends.
+/// Shutdown of a worker.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// Takes no more; what runs may end.
+    /// Stops taking tasks; running tasks may finish.
     pub drain: CancellationToken,
-    /// What runs is stopped too, and given back.
+    /// Also stops running tasks, and requeues them.
     pub abort: CancellationToken,
 }
 
-/// A worker.
+/// Runs tasks from the queue.
 #[derive(Clone)]
 pub struct Runner {
     queue: Arc<dyn TaskQueue>,
@@ -79,20 +80,20 @@ pub struct Runner {
     client: Client,
     copier: Copier,
     settings: Settings,
-    /// How long a task is held without word from its worker.
+    /// Time until the lease of a task expires unless renewed.
     lease: Duration,
     events: Events,
     serving: Serving,
     options: Arc<Mutex<GenerationalCache<BatchId, Arc<Options>>>>,
     running: Arc<Mutex<HashMap<Ticket, Doing>>>,
-    /// Held by all tasks that run, and alone by one that ended its workers before.
+    /// Read-locked by every running task, write-locked by a task that runs exclusively because its workers died before.
     alone: Arc<RwLock<()>>,
-    /// Held by the one that is to run alone.
+    /// Held by the one task that may run exclusively.
     suspect: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Runner {
-    /// A worker that has not begun.
+    /// Creates a runner that is not started.
     pub fn new(
         queue: Arc<dyn TaskQueue>,
         store: Arc<dyn Store>,
@@ -119,13 +120,13 @@ impl Runner {
         }
     }
 
-    /// Holds tasks for so long without word from it, in place of [`LEASE`].
+    /// Sets the lease time of tasks, in place of [`LEASE`].
     #[must_use]
     pub fn with_lease(self, lease: Duration) -> Runner {
         Runner { lease, ..self }
     }
 
-    /// Works until told to stop. Returns when nothing runs any more.
+    /// Runs tasks until shutdown. Returns when no task is running.
     pub async fn run(&self, stop: &Stop) {
         let slots = Arc::new(Semaphore::new(self.settings.slots.max(1)));
         let tasks = TaskTracker::new();
@@ -142,10 +143,10 @@ impl Runner {
         tasks.wait().await;
     }
 
-    /// Takes until told to stop, one at a time: what comes, or what is urgent.
+    /// Takes deliveries until shutdown: any, or only high-priority ones.
     async fn take(&self, slots: &Arc<Semaphore>, tasks: &TaskTracker, only_urgent: bool, stop: &Stop) {
         let mut changes = self.serving.changes();
-        // A slot first, then a delivery: nothing is taken that has to wait.
+        // Acquire the slot first, so that no delivery waits for one.
         while let Some(slot) = free_slot(slots, stop).await {
             changes.mark_unchanged();
             let (lanes, until) = self.serving.lanes();
@@ -164,7 +165,7 @@ impl Runner {
             };
             let taken = tokio::select! {
                 taken = taking => taken,
-                // There are other lanes to take from.
+                // The routes to take from have changed.
                 _ = changes.changed() => continue,
                 () = tokio::time::sleep_until(until.into()) => continue,
             };
@@ -177,7 +178,7 @@ impl Runner {
                             Ok(())
                         };
                         if let Err(panic) = caught("taking a delivery", delivered).await {
-                            // Its tasks are another's once their leases have expired.
+                            // Its tasks go to other workers when their leases expire.
                             runner.warn(&panic.to_string());
                         }
                         drop(slot);
@@ -195,21 +196,21 @@ impl Runner {
         }
     }
 
-    /// What it is doing.
+    /// Returns the running tasks.
     pub fn doing(&self) -> Vec<Doing> {
         let mut doing: Vec<Doing> = self.running().values().cloned().collect();
         doing.sort_by_key(|doing| (doing.since, doing.index));
         doing
     }
 
-    /// Does what a message asks for, and lets go of it.
+    /// Runs the tasks of a delivery, then acknowledges or requeues it.
     async fn deliver(&self, delivery: Delivery, stop: &Stop) {
         if self.settings.others_may_reach && !self.serving.may_serve(&delivery.lane, &self.client).await {
             return self.give_back(delivery, OUT_OF_REACH_WAIT).await;
         }
         if let Some((registry, hold)) = lanes::own_hold(&delivery.lane, &self.client) {
             self.park(&delivery.lane, hold.wait, &format!("{registry} {}", hold.why));
-            // For whoever may begin it first: nobody takes it from a lane that is left alone.
+            // Requeue for another worker: nobody takes from a held route.
             return self.give_back(delivery, OUT_OF_REACH_WAIT).await;
         }
         let delivered = Delivered::new(delivery);
@@ -219,7 +220,7 @@ impl Runner {
             () = tokio::time::sleep(LONGEST_HELD) => match delivered.take() {
                 Some(delivery) => {
                     self.give_back(delivery, COMES_BACK).await;
-                    // What is left comes back with the message.
+                    // The remaining tasks are redelivered with the message.
                     work.await;
                     return;
                 }
@@ -229,7 +230,7 @@ impl Runner {
         match delivered.take() {
             Some(delivery) if left.is_empty() => {
                 if let Err(error) = delivery.acknowledge().await {
-                    // It will be delivered again, and the ledger knows what was done.
+                    // It is redelivered, and the ledger knows the results.
                     self.warn_of("the queue does not answer", &error);
                 }
             }
@@ -238,7 +239,7 @@ impl Runner {
                 self.give_back(delivery, wait).await;
             }
             None if left.is_empty() => {}
-            // Without an answer of the queue its lease runs out, and a sweep puts it back.
+            // If the queue fails, the leases expire and the tasks are reclaimed.
             None => {
                 let message = Message { targets: left, ..delivered.message.clone() };
                 if let Err(error) = self.queue.publish_later(&delivered.lane, &message, wait).await {
@@ -248,14 +249,14 @@ impl Runner {
         }
     }
 
-    /// Does the tasks of a message. Says which are to come back with it, and after how long: those that could not be begun,
-    /// and those of which nothing is known. What was begun and put off has a message of its own.
+    /// Runs the tasks of a message. Returns the targets to redeliver and the delay: tasks that could not start, and
+    /// tasks whose state is unknown. A rescheduled task has its own message.
     async fn work(&self, delivered: &Delivered, stop: &Stop) -> (Vec<MessageTarget>, Duration) {
         let Delivered { lane, message, .. } = delivered;
         let mut left = Vec::new();
         let mut wait = Duration::ZERO;
         for (at, (ticket, target)) in message.tickets().zip(&message.targets).enumerate() {
-            // With its last task under way the message has done its work, unless some of it is to come back.
+            // When its last task runs, the message can be acknowledged, unless some tasks are to be redelivered.
             let is_last = left.is_empty() && at + 1 == message.targets.len();
             let time = match self.task(delivered, ticket, &target.place, is_last, stop).await {
                 Ok(task::Ended::Done) => continue,
@@ -271,7 +272,7 @@ impl Runner {
                     self.serving.lost_reach(&registry, lane, &why);
                     continue;
                 }
-                // The ledger does not answer: the message comes back, and nothing was counted twice.
+                // The ledger is unavailable: redeliver the message; nothing is counted twice.
                 Err(error) => {
                     self.warn_of("the ledger does not answer", &error);
                     QUEUE_PAUSE
@@ -283,7 +284,7 @@ impl Runner {
         (left, wait)
     }
 
-    /// Leaves a lane alone, and says so where that is new.
+    /// Holds a route, and warns if that is new.
     fn park(&self, lane: &Lane, wait: Duration, why: &str) {
         if self.serving.park(lane, wait, why) {
             self.warn(&format!("{why}: nothing of {lane} is begun before {} ({})", lanes::moment(wait), seconds(wait)));
@@ -294,7 +295,7 @@ impl Runner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The options of a batch, read once.
+    /// Returns the options of a batch, cached.
     async fn options(&self, batch: BatchId) -> Result<Arc<Options>> {
         if let Some(options) = self.options.lock().unwrap_or_else(PoisonError::into_inner).get(&batch) {
             return Ok(options.clone());
@@ -308,7 +309,7 @@ impl Runner {
         Ok(options)
     }
 
-    /// Warns of an error of the queue or the store, which all tasks meet at the same time.
+    /// Warns about an error of the queue or store; all tasks hit the same one, so repetitions are merged.
     fn warn_of(&self, what: &str, error: &Error) {
         let (kind, message) = (format!("{what}: {}", error.class()), format!("{what}: {error}"));
         self.events.emit(Event::RepeatedWarning { kind, message });
@@ -319,8 +320,8 @@ impl Runner {
     }
 }
 
-/// How long a message waits of a lane that is left alone for so long: queues that know a few delays only are not to keep it
-/// beyond that, and one that is back sooner is not taken.
+/// Returns the longest delay of the queue that does not exceed `wait`: a message must not stay queued after its route
+/// is released, and one that returns early is not taken.
 fn not_after(wait: Duration) -> Duration {
     RETRY_DELAYS.into_iter().rfind(|delay| *delay <= wait).unwrap_or(wait)
 }

@@ -1,6 +1,6 @@
-//! An HTTP server for ports that anybody may connect to: requests are answered while others hold as many connections as
-//! they like. The head of a request has a deadline, silence ends a connection, and of too many connections the one that
-//! has been without a request for longest gives way.
+//! HTTP server for ports that anyone may connect to: it serves requests however many connections a client holds open.
+//! Request headers have a deadline, idle connections are closed, and beyond the maximum of connections the one longest
+//! without a request is closed.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -24,20 +24,20 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections that are open at a time: well below the 1,024 files that a process has at least.
+/// Maximum open connections: well below 1,024, the minimum of open files of a process.
 pub const MAX_CONNECTIONS: usize = 512;
-/// How long the head of a request may take, and how long a connection may be without a request.
+/// Timeout of request headers, and of a connection without a request.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may go without a byte in either direction. The event stream writes more often.
+/// Timeout of a connection without traffic in either direction. The event stream writes more often.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// The largest head of a request, in bytes.
+/// Maximum size of request headers, in bytes.
 pub const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How long connections may take to end when the server is told to stop: those that are kept open have nothing to say.
+/// Time connections get to close at shutdown: idle keep-alive connections have nothing left to send.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
-/// How long no connection is accepted after that failed: the process may have too many files open.
+/// Delay after a failed accept: the process may have too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers until told to stop.
+/// Serves until stopped.
 pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationToken) {
     let connections = Arc::new(Connections::default());
     let tasks = TaskTracker::new();
@@ -50,7 +50,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationTok
             Ok((stream, _)) => stream,
             Err(error) => {
                 repeated::warn("accept", &format!("accepting a connection failed: {error}"));
-                // A file may be all that is missing.
+                // Closing a connection may free the missing file descriptor.
                 connections.close_oldest_without_request();
                 tokio::select! {
                     () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
@@ -71,14 +71,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationTok
     connections.close_all();
 }
 
-/// Answers the requests of one connection.
+/// Serves the requests of one connection.
 async fn converse(stream: TcpStream, router: Router, open: &OpenConnection, stop: &CancellationToken) {
     let _ = stream.set_nodelay(true);
     let state = open.state.clone();
     let io = TokioIo::new(Watched { stream, state: state.clone() });
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request: Request<Incoming>| {
-        // Counted until the whole answer is sent.
+        // Counted until the whole response is sent.
         let in_progress = InProgress::begin(&state);
         let answer = router.call(request.map(Body::new));
         async move { answer.await.map(|answer| counted(answer, in_progress)) }
@@ -102,20 +102,20 @@ async fn converse(stream: TcpStream, router: Router, open: &OpenConnection, stop
     }
 }
 
-/// All connections, by their age.
+/// Open connections, by age.
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<(u64, BTreeMap<u64, Arc<State>>)>,
     ended: Notify,
 }
 
-/// What is known of a connection.
+/// Activity of a connection.
 #[derive(Debug)]
 struct State {
     began: Instant,
-    /// When the last byte came or went, in milliseconds after it began.
+    /// Time of the last byte in either direction, in milliseconds since the start.
     last_byte: AtomicU64,
-    /// Requests whose answers are not sent yet.
+    /// Requests whose responses are not fully sent.
     in_progress: AtomicUsize,
     close: CancellationToken,
 }
@@ -139,7 +139,7 @@ impl Connections {
         OpenConnection { id, state, connections: self.clone() }
     }
 
-    /// Waits until there are fewer connections than may be open.
+    /// Waits until another connection may be opened.
     async fn make_room(&self) {
         loop {
             let ended = self.ended.notified();
@@ -150,7 +150,7 @@ impl Connections {
         }
     }
 
-    /// Closes the connection that has been open for longest, of those without a request in progress.
+    /// Closes the oldest connection without a request in progress.
     fn close_oldest_without_request(&self) -> bool {
         let mut open = self.lock();
         let oldest = open.1.iter().find(|(_, state)| state.in_progress.load(Ordering::Relaxed) == 0);
@@ -172,7 +172,7 @@ impl State {
         self.last_byte.store(passed, Ordering::Relaxed);
     }
 
-    /// Returns once no byte came or went for too long.
+    /// Returns once the connection has been idle for [`IDLE_TIMEOUT`].
     async fn is_silent(&self) {
         loop {
             let last = self.began + Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
@@ -184,7 +184,7 @@ impl State {
     }
 }
 
-/// A connection that counts as open until this is dropped.
+/// Counts a connection as open until dropped.
 struct OpenConnection {
     id: u64,
     state: Arc<State>,
@@ -198,7 +198,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A request in progress until this is dropped.
+/// Counts a request as in progress until dropped.
 struct InProgress(Arc<State>);
 
 impl InProgress {
@@ -218,7 +218,7 @@ fn counted(answer: Response<Body>, in_progress: InProgress) -> Response<Counted>
     answer.map(|body| Counted { body, _in_progress: in_progress })
 }
 
-/// A body whose request is in progress until it is sent.
+/// Response body that keeps its request in progress until it is sent.
 struct Counted {
     body: Body,
     _in_progress: InProgress,
@@ -244,7 +244,7 @@ impl hyper::body::Body for Counted {
     }
 }
 
-/// A stream of which is known when the last byte came or went.
+/// TCP stream that records the time of the last byte.
 struct Watched {
     stream: TcpStream,
     state: Arc<State>,

@@ -1,4 +1,4 @@
-//! A worker of a cluster: takes tasks, says that it lives and what it does, and ends in an orderly way.
+//! Worker of a cluster: takes tasks, sends heartbeats, and shuts down in order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::health::Ready;
 use crate::runner::{Allowed, Runner, Serving, Settings, Stop};
 use crate::traffic::Traffic;
 
-/// How often a worker says that it lives.
+/// Interval of heartbeats.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 
-/// And no more often, when the lanes change that it serves.
+/// Minimum interval of heartbeats, when the served routes change.
 const BEAT_APART: Duration = Duration::from_millis(300);
 
-/// How long `/readyz` waits for the store, and for the broker: who asks waits for ten seconds.
+/// Time `/readyz` waits for the store, and for the broker: its client waits ten seconds.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// What a worker is.
+/// A worker of a cluster.
 pub struct Worker {
     cluster: Cluster,
     client: Client,
@@ -42,7 +42,7 @@ pub struct Worker {
     figures: Figures,
 }
 
-/// What a worker says of itself, in numbers.
+/// Metrics of a worker.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
     slots: Gauge,
@@ -52,7 +52,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Names them.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("slots", "Tasks at once, at the most", self.slots.clone());
         registry.register("unserved_lanes", "Lanes that this worker leaves alone", self.unserved.clone());
@@ -73,7 +73,7 @@ impl Figures {
 }
 
 impl Worker {
-    /// A worker that has not begun. `name` is of this process alone.
+    /// Creates a worker that is not started. `name` must be unique to this process.
     pub fn new(
         name: &str,
         cluster: &Cluster,
@@ -112,31 +112,31 @@ impl Worker {
         }
     }
 
-    /// Holds tasks for so long without word from it, in place of the usual half minute.
+    /// Sets the lease time of tasks, in place of the default of 30 seconds.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Worker {
         self.runner = self.runner.with_lease(lease);
         self
     }
 
-    /// Keeps these figures up to date.
+    /// Sets the metrics to update.
     #[must_use]
     pub fn with_figures(mut self, figures: Figures) -> Worker {
         self.figures = figures;
         self
     }
 
-    /// Takes no more in a month than this machine may move.
+    /// Sets the monthly traffic quota of this machine.
     #[must_use]
     pub fn with_traffic(mut self, traffic: Option<Traffic>) -> Worker {
         self.traffic = traffic;
         self
     }
 
-    /// Works until told to stop. Returns when nothing runs any more.
+    /// Runs until shutdown. Returns when no task is running.
     pub async fn run(&self, stop: &Stop) {
         self.note_traffic().await;
-        // Which lanes cannot be served is known before the first is taken from.
+        // Routes that cannot be served must be known before the first task is taken.
         let keep = self.serving.keep(&self.cluster.store, &self.client);
         tokio::select! {
             () = self.runner.run(stop) => {}
@@ -145,9 +145,9 @@ impl Worker {
             () = self.keep_traffic() => unreachable!("it goes on until dropped"),
         }
         self.note_traffic().await;
-        // What it held of what all share is for others now.
+        // Release the shared rate limits and permits for other workers.
         self.client.let_go().await;
-        // A store that is away forgets by itself.
+        // A store that is unavailable expires the worker by itself.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.cluster.store.leave(&self.name)).await;
     }
 
@@ -161,7 +161,7 @@ impl Worker {
     async fn note_traffic(&self) {
         if let Some(traffic) = &self.traffic {
             let note = traffic.note(&self.cluster.store, &self.client, &self.serving, &self.events);
-            // A store that is away does not keep it from its work, or from its end.
+            // An unavailable store delays neither start nor exit.
             let _ = tokio::time::timeout(Duration::from_secs(2), note).await;
         }
     }
@@ -197,8 +197,8 @@ impl Worker {
     }
 }
 
-/// Whether the store takes writes, the broker answers, and the process is not about to end. An alarm of the broker leaves
-/// it ready: what was taken goes on.
+/// Checks that the store accepts writes, the broker responds, and the worker is not draining. A broker alarm is only a
+/// warning: tasks taken before continue.
 pub fn ready(cluster: &Cluster, drain: &CancellationToken) -> Ready {
     let (cluster, drain) = (cluster.clone(), drain.clone());
     Arc::new(move || {
@@ -216,7 +216,7 @@ pub fn ready(cluster: &Cluster, drain: &CancellationToken) -> Ready {
             let told = cluster.queue.health().outage(OutageKind::Blocked).map(|outage| outage.to_string());
             match told {
                 Some(complaint) => Ok(vec![complaint]),
-                // Of others that publish.
+                // Alarms observed by other publishers.
                 None => {
                     let alarm = tokio::time::timeout(CHECK_TIMEOUT, cluster.store.broker_alarm()).await;
                     Ok(alarm.ok().and_then(Result::ok).flatten().iter().map(BrokerAlarm::complaint).collect())
@@ -226,10 +226,11 @@ pub fn ready(cluster: &Cluster, drain: &CancellationToken) -> Ready {
     })
 }
 
-/// Whether a store takes writes now; if not, why and what to do.
+/// Checks that a store accepts writes.
 ///
 /// # Errors
-/// In words.
+///
+/// The reason and what to do, as text.
 pub async fn takes_writes(store: &dyn Roster) -> Result<(), String> {
     match tokio::time::timeout(CHECK_TIMEOUT, store.check_writes()).await {
         Ok(Ok(())) => Ok(()),

@@ -1,4 +1,4 @@
-//! From what the configuration says to how registries are spoken to.
+//! Converts the configuration to client settings.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use imgsync_common::registry::credentials::Credential;
 use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve, certificates_as_pem};
 use imgsync_common::secret::Secret;
 
-/// A longer Retry-After is not slept out with a slot held: the task is given back.
+/// Longest Retry-After that is waited out while holding a slot; for a longer one the task is requeued.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// A draining program waits this long for the copies in progress, then aborts them.
+/// Time a draining program gives copies in progress, before it aborts them.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-/// An aborted program cleans up for this long (uploads are cancelled at the target, tasks are given back), then it ends.
+/// Time an aborted program has to clean up (cancel uploads, requeue tasks) before it exits.
 pub const ABORT_LIMIT: Duration = Duration::from_secs(1);
-/// How long refusals (429) are waited out with a slot held, in waits that are each no longer than that.
+/// Total time rate limits (429) are waited out while holding a slot, in waits no longer than [`LONGEST_SLEEP`].
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How registries are spoken to. Relative paths begin in `folder`, where the configuration is.
+/// Creates the client settings. Relative paths are resolved against `folder`, the folder of the configuration.
 pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings> {
     let mut client = ClientSettings::default();
     for (name, written) in &config.registries {
@@ -28,7 +28,7 @@ pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings>
     Ok(client)
 }
 
-/// What to say of a configuration file with secrets in it that others than its owner can read.
+/// Returns a warning if a configuration file contains secrets and is readable by others.
 #[must_use]
 pub fn exposed(config: &Config, file: &Path) -> Option<String> {
     let name = file.display();
@@ -90,8 +90,8 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
     })
 }
 
-/// Certificates as PEM, also of a file in DER; a relative path begins where the configuration is. The error names the file and
-/// what it holds instead.
+/// Loads certificates as PEM, also from a DER file; a relative path is resolved against `folder`. The error names the
+/// file and what it contains instead.
 pub fn certificates(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
     certificates_as_pem(read(pem, folder)?).map_err(|why| {
         let tried = match pem {
@@ -102,14 +102,14 @@ pub fn certificates(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// The text of a certificate or key; a relative path begins where the configuration is.
+/// Reads the text of a certificate or key; a relative path is resolved against `folder`.
 fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
     match pem {
         Pem::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
         Pem::File(path) => {
             let path = folder.join(path);
             std::fs::read(&path).map_err(|error| {
-                // What is not plainly a file's name may be a key or a password in the wrong place.
+                // A value that is clearly no file name may be a misplaced key or password.
                 let shown = match pem.to_string().as_str() {
                     "***" => "a certificate or key: what is written there (***) is neither PEM nor the name of a file"
                         .to_owned(),

@@ -1,5 +1,5 @@
-//! Traces by OTLP over HTTP (the feature `otel`): a span for each task, and one for each of its requests below it. They go to where
-//! `OTEL_EXPORTER_OTLP_ENDPOINT` says, and nowhere where it is not set.
+//! Trace export by OTLP over HTTP (feature `otel`): a span per task, with a child span per request. Disabled unless
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 
 use imgsync_common::registry::install_tls_provider;
 use opentelemetry::KeyValue;
@@ -12,25 +12,25 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sends what is left when it is dropped.
+/// Exports the remaining spans when dropped.
 #[derive(Debug)]
 pub(crate) struct Traces(SdkTracerProvider);
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        // Who does not listen is not waited for longer than the library does.
+        // An unresponsive collector delays the exit only by the library's timeout.
         let _ = self.0.shutdown();
     }
 }
 
-/// Where traces go, as the environment says (opentelemetry.io/docs/specs/otel/protocol/exporter).
+/// Returns the endpoint set in the environment (opentelemetry.io/docs/specs/otel/protocol/exporter).
 pub(crate) fn endpoint() -> Option<String> {
     let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         .or_else(|| Some(format!("{}/v1/traces", named("OTEL_EXPORTER_OTLP_ENDPOINT")?.trim_end_matches('/'))))
 }
 
-/// Begins to send traces there. Not from within a runtime: the sender has a thread of its own, and waits there.
+/// Starts the export to an endpoint. Must not be called inside a runtime: the exporter blocks in its own thread.
 pub(crate) fn begin<S>(
     endpoint: &str,
     process: &[(&'static str, &str)],
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes one request, and says its first line and body.
+    /// Accepts one request, and returns its first line and body.
     fn collect(listener: TcpListener) -> (String, Vec<u8>) {
         let (stream, _) = listener.accept().unwrap();
         let mut reader = BufReader::new(stream);

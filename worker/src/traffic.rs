@@ -1,4 +1,4 @@
-//! How much a machine may move in a month: what it has moved is kept in the store, and at the limit it takes no more.
+//! Monthly traffic quota of a machine: usage is kept in the store; at the limit the worker takes no more tasks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use jiff::Timestamp;
 
 use crate::runner::Serving;
 
-/// How often what was moved is noted.
+/// Interval at which usage is reported to the store.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
-/// A budget of bytes for each month (UTC).
+/// Quota of bytes per calendar month (UTC).
 #[derive(Debug)]
 pub struct Traffic {
     limit: u64,
@@ -22,16 +22,16 @@ pub struct Traffic {
     noted: Mutex<Noted>,
 }
 
-/// What the store knows.
+/// Usage known to the store.
 #[derive(Debug, Default)]
 struct Noted {
-    /// What it was told of.
+    /// Bytes reported.
     moved: u64,
-    /// What it was told and did not answer: it may know that, and is told again in the same words.
+    /// Report without a response: the store may have counted it, so it is repeated unchanged.
     unanswered: Option<Note>,
 }
 
-/// An addition to what was moved in a month.
+/// An addition to the usage of a month.
 #[derive(Debug, Clone)]
 struct Note {
     request: RequestId,
@@ -40,12 +40,12 @@ struct Note {
 }
 
 impl Traffic {
-    /// So many bytes a month, for this machine.
+    /// Creates a quota of `limit` bytes per month for this machine.
     pub fn new(limit: u64) -> Traffic {
         Traffic { limit, machine: crate::host_name(), noted: Mutex::default() }
     }
 
-    /// Notes what is moved until dropped, and lets nothing be taken while the month's budget is used up. What runs goes on.
+    /// Reports usage until dropped, and stops taking tasks while the quota is used up. Running tasks continue.
     pub async fn keep(&self, store: &dyn Store, client: &Client, serving: &Serving, events: &Events) {
         loop {
             tokio::time::sleep(NOTE_EVERY).await;
@@ -53,7 +53,7 @@ impl Traffic {
         }
     }
 
-    /// Notes what was moved since the last time: once before anything is taken, and once when all has ended.
+    /// Reports the usage since the last report: called before the first task is taken and after the last one ended.
     pub async fn note(&self, store: &dyn Store, client: &Client, serving: &Serving, events: &Events) {
         loop {
             let (note, is_repeated) = self.next_note(client.moved());
@@ -71,7 +71,8 @@ impl Traffic {
         }
     }
 
-    /// What to tell the store: what it did not answer, as it was, else what came since. And whether it is the former.
+    /// Returns the next report: a pending one unchanged, else the usage since. The flag tells whether it is a
+    /// repetition.
     fn next_note(&self, moved: u64) -> (Note, bool) {
         let mut noted = self.noted();
         if let Some(unanswered) = &noted.unanswered {
@@ -83,7 +84,7 @@ impl Traffic {
         (note, false)
     }
 
-    /// Lets nothing be taken once the limit is reached, and says so.
+    /// Stops taking tasks when the limit is reached, with a warning.
     fn compare(&self, total: u64, month: &str, serving: &Serving, events: &Events) {
         let why = (total >= self.limit).then(|| {
             let (machine, limit) = (&self.machine, ByteSize(self.limit));

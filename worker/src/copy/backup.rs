@@ -1,4 +1,4 @@
-//! What an overwritten tag pointed to, kept under another tag: one PUT of the old manifest, right before the tag moves.
+//! Backs up overwritten tags: puts the old manifest under another tag right before the tag moves.
 
 use futures_util::future::BoxFuture;
 use imgsync_common::error::{Class, Error, Result};
@@ -10,21 +10,21 @@ use jiff::Timestamp;
 use super::ends::Ends;
 use super::{Gate, Job, Overwrite};
 
-/// How many tags of one name are tried, `…-2` and so on, before it is given up.
+/// Maximum tags of one name (`…-2` and so on) before the backup fails.
 const MOST_OF_ONE_NAME: usize = 100;
 
-/// A gate that keeps what the tag points to, once the tag may be put.
+/// Gate that backs up the current manifest of a tag after the inner gate has passed.
 pub(super) struct Backup<'a> {
     gate: &'a dyn Gate,
     name: &'a BackupName,
     target: &'a Repository,
     tag: &'a Tag,
-    /// What the tag is about to point to.
+    /// New digest of the tag.
     root: &'a Digest,
 }
 
 impl<'a> Backup<'a> {
-    /// Of a job that wants it, at a registry.
+    /// Creates the backup of a request that asks for one, at a registry.
     pub(super) fn of(job: &'a Job, ends: &'a Ends, root: &'a Digest, gate: &'a dyn Gate) -> Option<Backup<'a>> {
         match (&job.overwrite, &ends.target_ref, ends.target.repository()) {
             (Overwrite::Keeping(name), Some(ManifestRef::Tag(tag)), Some(target)) => {
@@ -38,7 +38,7 @@ impl<'a> Backup<'a> {
         let old = match self.target.manifest_get(&ManifestRef::Tag(self.tag.clone())).await {
             Ok(old) if old.digest() == self.root => return Ok(()),
             Ok(old) => old,
-            // Nothing is there to be kept.
+            // There is nothing to back up.
             Err(error) if error.class() == Class::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
@@ -53,7 +53,7 @@ impl<'a> Backup<'a> {
             let place = ManifestRef::Tag(tag);
             match self.target.manifest_head(&place).await? {
                 Some(there) if there.digest == *old.digest() => return Ok(()),
-                // What was kept before stays.
+                // Earlier backups are kept.
                 Some(_) => {}
                 None => {
                     self.gate.before_put().await?;

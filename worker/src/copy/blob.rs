@@ -1,5 +1,5 @@
-//! One blob: known, mounted, or moved. Small ones are held in memory and simply tried again; large ones go through a
-//! [`Feed`], which resumes at both ends.
+//! Transfer of one blob: cached, mounted, or uploaded. Small blobs are held in memory and simply resent; large ones go
+//! through a [`Feed`], which resumes at both endpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -18,25 +18,26 @@ use super::ends::Target;
 use super::feed::Feed;
 use super::walk::Walk;
 
-/// How long the answer to a request for a session is waited for after the image was given up.
+/// Time to wait for a pending upload session after the image is aborted.
 const LATE_SESSION: Duration = Duration::from_millis(200);
-/// Blobs up to this size are held in memory, in bytes.
+/// Largest blob held in memory, in bytes.
 const SMALL: u64 = 1 << 20;
 
-/// Whether a blob is worth a question more to save sending it.
+/// Whether an extra request that may save the upload of a blob is worth its cost.
 pub(super) fn is_large(blob: &Descriptor) -> bool {
     blob.size > SMALL
 }
 
 impl Walk {
-    /// Brings a blob to the target, by the cheapest way that works.
+    /// Transfers a blob to the target in the cheapest way that works.
     pub(super) async fn bring_blob(&self, blob: &Descriptor) -> Result<Arrival> {
         let Some(target) = self.target.repository() else { return self.bring_to_layout(blob).await };
         let (registry, name) = (target.registry(), target.name());
         if self.known.has_blob(registry, name, &blob.digest) {
             return Ok(self.reuse(blob));
         }
-        // Whoever else wants it waits here, holding nothing, and then finds it known. Who moves it has a deadline.
+        // Concurrent copies of the blob wait here without holding a slot, then find it in the cache. The copy that
+        // transfers it has a deadline.
         let waiting = self.context.clock.pause();
         let _flight = tokio::select! {
             flight = self.known.flight(registry, &blob.digest) => flight,
@@ -45,7 +46,7 @@ impl Walk {
         if self.known.has_blob(registry, name, &blob.digest) {
             return Ok(self.reuse(blob));
         }
-        // Nor by another worker, if it is worth waiting for. It is let go when the others can know of it.
+        // Excludes other workers too, for a large blob. Released only when the others can know of the blob.
         let _lease = match is_large(blob) {
             true => self.known.lease_blob(registry, &blob.digest, &self.context.cancel).await,
             false => None,
@@ -57,14 +58,14 @@ impl Walk {
         Ok(arrival)
     }
 
-    /// Takes a blob for present at the target without asking, because of what is known of it.
+    /// Assumes that a blob is at the target because the cache says so.
     fn reuse(&self, blob: &Descriptor) -> Arrival {
         let _ = self.present.set(blob.digest.clone());
         self.brought.believed(&blob.digest);
         self.arrived(blob, Arrival::Reused)
     }
 
-    /// Does it when there is room for one more blob in flight, and tells of it.
+    /// Runs a transfer when a blob slot is free, and emits its events.
     pub(super) async fn with_slot<F>(
         &self,
         blob: &Descriptor,
@@ -117,9 +118,9 @@ impl Walk {
         }
     }
 
-    /// Asks for a session in the way that may make one unnecessary: by mounting from where the blob is known to be, from
-    /// the source where that is the same registry, or else from the target repository itself, which tells whether the
-    /// blob is there. A registry whose mounts tell nothing is asked with a HEAD.
+    /// Opens an upload session in a way that may make the upload unnecessary: mounts from a repository known to have
+    /// the blob, from the source in the same registry, or else from the target repository itself, which tells whether
+    /// the blob is there. A registry whose mounts tell nothing gets a HEAD.
     async fn start(&self, target: &Repository, blob: &Descriptor) -> Result<Begun> {
         let (registry, name, digest) = (target.registry(), target.name(), &blob.digest);
         if self.brought.is_unmountable(digest) {
@@ -133,18 +134,18 @@ impl Walk {
         let mounts = self.known.mounts(registry);
         let tells = match is_large(blob) {
             true => self.mounts_tell().await?,
-            // A small one is sent sooner than that is found out.
+            // Uploading a small blob is cheaper than finding out.
             false => target.takes_mounts() && mounts.get() != Some(&false),
         };
         if !tells {
-            // Of an image that is new here, a small one is sent as soon as it is asked for.
+            // For a new image, an upload of a small blob costs no more than the check.
             if (is_large(blob) || self.may_be_there()) && target.blob_head(digest).await? {
                 return Ok(Begun::Done(Arrival::Reused));
             }
         }
         let home = self.known.home_of(registry, digest).await.filter(|home| home != name && target.takes_mounts());
-        // What another source has brought is not this one's: it has to show that it holds it. A mount from its own
-        // repository shows that by itself.
+        // Content copied from another source needs a proof from this one. A mount from the source's own repository is a
+        // proof in itself.
         let is_usable =
             home.is_some() && (self.is_proved(blob).await || (next_door.is_none() && self.is_shown(blob).await?));
         let home = home.filter(|_| is_usable);
@@ -174,8 +175,8 @@ impl Walk {
         }
     }
 
-    /// Asks for a session. Where the image is given up meanwhile, the answer is waited for a moment longer: a session that
-    /// nobody knows of could not be cancelled.
+    /// Opens an upload session. If the image is aborted meanwhile, waits a moment longer for the response: an unknown
+    /// session could not be cancelled.
     async fn ask_for_session(
         &self,
         target: &Repository,
@@ -196,14 +197,13 @@ impl Walk {
         Err(Error::cancelled(self.writing(blob)))
     }
 
-    /// Whether the registry answers a mount of what it has with 201, as it should: some open a session whatever they
-    /// have, and would be sent all of it with every tag.
+    /// Whether the registry answers a mount of a blob it has with 201, as it should. Some open a session whatever they
+    /// have, and would receive the whole blob with every tag.
     ///
-    /// One that has answered a mount with 201 is known to. Of any other this is found out once, when the first large blob
-    /// is to be sent to it: by mounting a blob that has just come to the repository. So a fresh image of small blobs costs
-    /// no request for it, and of all images with large ones the first to a registry costs one. Until there is a blob to
-    /// ask with, the registry is given the benefit of the doubt; and so it is for small images, where one request more
-    /// would be one in twenty.
+    /// A registry that has answered a mount with 201 passes. Any other is tested once, before its first large upload,
+    /// by mounting a blob just transferred to the repository. So a new image of small blobs costs no extra request, and
+    /// the first image with a large blob at a registry costs one. Until there is a blob to test with, mounts are
+    /// assumed to work; the same holds for small images, where the extra request would be one in twenty.
     pub(super) async fn mounts_tell(&self) -> Result<bool> {
         let Some(target) = self.target.repository() else { return Ok(true) };
         if !target.takes_mounts() {
@@ -268,7 +268,7 @@ impl Walk {
         }
     }
 
-    /// The whole of a small blob, verified.
+    /// Reads and verifies a small blob.
     pub(super) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
         match self.read_already(blob) {
             Some(bytes) => Ok(bytes),
@@ -308,13 +308,13 @@ impl Walk {
             };
             match self.mend(target, error, &feed, blob, upload, &mut state).await? {
                 Begun::Session(session) => upload = session,
-                // The target had it all, and only the answer was lost.
+                // The target has the whole blob; only the response was lost.
                 Begun::Done(_) => return Ok(Arrival::Copied),
             }
         }
     }
 
-    /// Sends what is left, in one PUT or in PATCHes of the size that the registry wants and an empty PUT.
+    /// Sends the remaining bytes: in one PUT, or in PATCHes of the registry's chunk size and an empty PUT.
     async fn send_from_here(
         &self,
         target: &Repository,
@@ -363,7 +363,7 @@ impl Walk {
         result
     }
 
-    /// After a failure: goes on with the session from what it holds, or begins another, or gives up.
+    /// Recovers from a failed upload: resumes the session at the offset it holds, restarts it, or gives up.
     async fn mend(
         &self,
         target: &Repository,
@@ -378,7 +378,7 @@ impl Walk {
             Err(error)
         };
         if let Some(cause) = feed.take_failure().await {
-            // The line may have changed a byte: once more from the start, then it is believed.
+            // The connection may have corrupted it: restart once, then trust the mismatch.
             if cause.class() == Class::Corrupt && !state.read_again {
                 state.read_again = true;
                 self.source.distrust();
@@ -395,12 +395,12 @@ impl Walk {
         }
         let mut error = session_lost(error, &mut state.sessions_lost);
         if error.status() == Some(416) && state.out_of_step < 2 {
-            // The session holds more or less than was thought: it is asked.
+            // The session's offset differs from ours: query it.
             state.out_of_step += 1;
             error = error.as_class(Class::ServerError);
         }
         if state.resumed && !state.sent_again && matches!(error.class(), Class::Refused | Class::Corrupt) {
-            // It may be the going on that the registry got wrong, and not the blob.
+            // The resume may have gone wrong at the registry, not the blob.
             state.sent_again = true;
             return self.begin_again(target, feed, blob, upload, state).await;
         }
@@ -423,7 +423,7 @@ impl Walk {
         }
     }
 
-    /// From the first byte, in another session.
+    /// Restarts from the first byte, in a new session.
     async fn begin_again(
         &self,
         target: &Repository,
@@ -439,20 +439,20 @@ impl Walk {
     }
 }
 
-/// What is remembered between the tries of one large blob.
+/// State of one large upload across retries.
 struct Sending {
     retry: Retry,
     chunk: Option<u64>,
-    /// Bytes of the body that was sent last.
+    /// Bytes of the last body.
     body: u64,
-    /// Whether a body was refused for its size.
+    /// Whether a body was rejected for its size.
     refused: bool,
-    /// Bytes that the target was last known to hold.
+    /// Offset the target was last known to hold.
     held: u64,
-    /// Whether the session went on after a break, so that what is wrong may be how.
+    /// Whether the session was resumed, which may itself be the cause of a failure.
     resumed: bool,
     sessions_lost: u32,
-    /// How often the session was found to be elsewhere than was thought.
+    /// Number of offset mismatches (416).
     out_of_step: u32,
     read_again: bool,
     sent_again: bool,
@@ -463,7 +463,7 @@ enum Begun {
     Session(Upload),
 }
 
-/// A session that is gone can be had anew; but a registry that loses every one of them has another trouble.
+/// Makes a lost session retryable; a registry that loses every session has another problem.
 fn session_lost(error: Error, lost: &mut u32) -> Error {
     match error.class() {
         Class::NotFound if *lost < 2 => {

@@ -1,4 +1,4 @@
-//! Less than all platforms of an index: the one case in which a manifest's bytes are not passed on as they came.
+//! Platform selection: the one case in which manifest bytes are not passed on unchanged.
 
 use std::collections::HashSet;
 
@@ -11,21 +11,21 @@ use serde_json::Value;
 use super::ends::Ends;
 use super::{Job, Platforms};
 
-/// Of an attestation in an index: the child that it is about (BuildKit).
+/// Annotation of a BuildKit attestation in an index: the digest of its subject.
 const ABOUT: &str = "vnd.docker.reference.digest";
 
-/// How many entries a message names.
+/// Maximum entries named in a message.
 const TOLD: usize = 3;
 
-/// What of an image is wanted.
+/// An image after platform selection.
 pub(super) struct Chosen {
-    /// What the target's tag is to point at.
+    /// Manifest to put under the target tag.
     pub(super) root: Manifest,
-    /// Of its children these alone, where it is an index that stays as it is.
+    /// Children to copy, for a sparse index.
     pub(super) only: Option<HashSet<Digest>>,
-    /// Whether it was made here, so that nothing at the source refers to it.
+    /// Whether the root was filtered here, so that the source has no referrers of it.
     pub(super) is_cut: bool,
-    /// What is left out because it names no platform, in words.
+    /// Descriptions of skipped entries without a platform.
     unnamed: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ impl Chosen {
         Chosen { root, only: None, is_cut: false, unnamed: Vec::new() }
     }
 
-    /// Says which entries of the index no choice of platforms can name.
+    /// Warns about skipped index entries that no platform selection can match.
     pub(super) fn warn_of_unnamed(&self, job: &Job, context: &Context) {
         if !self.unnamed.is_empty() {
             let (count, named) = (self.unnamed.len(), some(&self.unnamed));
@@ -43,7 +43,7 @@ impl Chosen {
     }
 }
 
-/// What of the root is wanted.
+/// Applies the platform selection to a root manifest.
 pub(super) async fn choose(root: Manifest, job: &Job, ends: &Ends) -> Result<Chosen> {
     let Kind::Index { manifests } = root.kind() else { return Ok(Chosen::whole(root)) };
     match &job.platforms {
@@ -85,7 +85,7 @@ fn find<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descri
     manifests.iter().find(|child| child.platform.as_ref().is_some_and(|platform| platform.serves(wanted)))
 }
 
-/// Whether an entry says nothing of what it runs on. Attestations do not: they belong to what they are about.
+/// Whether an entry has no platform. Attestations are excluded: they belong to their subject.
 fn is_unnamed(child: &Descriptor) -> bool {
     let names_none = |platform: &Platform| {
         [&platform.os, &platform.architecture].iter().all(|part| part.is_empty() || part.as_str() == "unknown")
@@ -93,7 +93,7 @@ fn is_unnamed(child: &Descriptor) -> bool {
     child.platform.as_ref().is_none_or(names_none) && !child.annotations.contains_key(ABOUT)
 }
 
-/// An entry of an index that has no platform to be called by.
+/// Describes an index entry without a platform.
 fn described(child: &Descriptor) -> String {
     match child.media_type.as_str() {
         "" => format!("{} without a type", child.digest),
@@ -101,7 +101,7 @@ fn described(child: &Descriptor) -> String {
     }
 }
 
-/// A few of many.
+/// Joins the first few items and counts the rest.
 fn some(all: &[String]) -> String {
     let more = all.len().saturating_sub(TOLD);
     let told = all[..all.len() - more].join(", ");
@@ -142,7 +142,7 @@ fn lacks(manifests: &[Descriptor], wanted: &Platform, job: &Job) -> Error {
     }
 }
 
-/// The index with some of its children alone; everything else in it stays.
+/// Removes children from an index; everything else in it stays.
 fn smaller(root: &Manifest, is_kept: &[bool], job: &Job) -> Result<Manifest> {
     let invalid = |error: String| Error::new(Class::BadAnswer, format!("choosing platforms of {}", job.source), error);
     let mut index: Value = serde_json::from_slice(root.bytes()).map_err(|error| invalid(error.to_string()))?;

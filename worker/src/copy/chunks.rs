@@ -1,21 +1,21 @@
-//! The size of request bodies at a target, or a proxy before it, that refuses large ones (413).
+//! Chunk sizes for a target, or a proxy in front of it, that rejects large request bodies (413).
 
 use imgsync_common::error::{Class, Error};
 use imgsync_common::registry::Repository;
 
-/// The sizes of PATCHes, in bytes, that are tried in turn at a registry that refuses larger bodies (413).
+/// PATCH sizes in bytes, tried in turn after a 413.
 const CHUNKS: [u64; 4] = [16 << 20, 8 << 20, 4 << 20, 1 << 20];
 
-/// The size of chunks to try after a body of so many bytes was refused; `None` where all were. `least`: what the registry wants of
-/// a chunk (`OCI-Chunk-Min-Length`).
+/// Returns the next chunk size after a rejected body of `refused` bytes; `None` if all were rejected. `least` is the
+/// registry's minimum (`OCI-Chunk-Min-Length`).
 pub(super) fn smaller_chunk(target: &Repository, refused: u64, least: u64) -> Option<u64> {
-    // Another blob may have found out by now.
+    // Another blob may have found a smaller size already.
     let known = target.chunk().filter(|chunk| *chunk < refused);
     let smaller = known.or_else(|| CHUNKS.into_iter().find(|chunk| *chunk < refused));
     smaller.filter(|chunk| *chunk >= least.max(1))
 }
 
-/// The error of a target that refuses a body of so many bytes, and smaller ones cannot be sent.
+/// Creates the error for a target that rejects a request body of this size when smaller chunks are impossible.
 pub(super) fn too_large(error: Error, target: &Repository, body: u64, least: u64) -> Error {
     let registry = target.registry();
     let size = bytesize::ByteSize(body);

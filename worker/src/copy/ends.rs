@@ -1,4 +1,4 @@
-//! The two ends of a copy: repositories of registries, or of image layouts on this machine.
+//! Endpoints of a copy: repositories in registries, or in image layouts on this machine.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ use tokio_util::sync::CancellationToken;
 use super::Job;
 use super::together::Share;
 
-/// Where an image is, or shall be.
+/// Location of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// In a registry.
     Registry(Reference),
-    /// In an image layout, on this machine.
+    /// In an image layout on this machine.
     Layout(LayoutRef),
 }
 
 impl Location {
-    /// The tag that is named; `latest` where neither tag nor digest is and it is a registry's.
+    /// Returns the tag; `latest` for a registry reference without tag and digest.
     pub fn tag(&self) -> Option<Tag> {
         match self {
             Location::Registry(reference) => reference.tag_or_latest(),
@@ -40,7 +40,7 @@ impl Location {
         }
     }
 
-    /// The digest that is named.
+    /// Returns the digest, if the location has one.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Location::Registry(reference) => reference.digest.as_ref(),
@@ -52,7 +52,7 @@ impl Location {
         }
     }
 
-    /// Tag or digest; where both stand, the digest says what is meant.
+    /// Returns the manifest reference; the digest takes precedence over the tag.
     fn manifest(&self) -> Option<ManifestRef> {
         self.digest().cloned().map(ManifestRef::Digest).or_else(|| self.tag().map(ManifestRef::Tag))
     }
@@ -97,34 +97,34 @@ impl From<Reference> for Location {
     }
 }
 
-/// Where is read from.
+/// Endpoint to read from.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
     Registry(Repository),
     Layout(LayoutRepository),
 }
 
-/// Where is written to.
+/// Endpoint to write to.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
     Registry(Repository),
     Layout(LayoutRepository),
 }
 
-/// A blob's bytes from either kind of source.
+/// Stream of a blob's content.
 pub(crate) enum BlobStream {
     Registry(Box<registry::BlobStream>),
     Layout(layout::BlobStream, Arc<Tally>),
-    /// What another copy reads, who counts it.
+    /// Chunks from a reader shared with other copies; that reader counts the traffic.
     Shared(Share),
-    /// What was there without being read.
+    /// Content that needs no read.
     Held(Option<Bytes>),
-    /// What a registry gives, or, where it gives nothing, what the descriptor carries.
+    /// Content from a registry or, if that is empty, the descriptor's inline data.
     OrInline(Box<registry::BlobStream>, Option<Bytes>),
 }
 
 impl BlobStream {
-    /// Whether anybody could read it. What another copy reads is not known to be.
+    /// Whether the blob is known to be public; false for a shared reader, where that is unknown.
     pub(crate) fn is_public(&self) -> bool {
         matches!(self, BlobStream::Registry(stream) if stream.is_public())
     }
@@ -152,10 +152,10 @@ impl BlobStream {
     }
 }
 
-/// Both ends of one copy, opened.
+/// Both endpoints of one copy.
 pub(crate) struct Ends {
     pub(crate) source: Source,
-    /// What is asked for; none is the only image of a layout.
+    /// Manifest to read; `None` selects the only image of a layout.
     pub(crate) source_ref: Option<ManifestRef>,
     pub(crate) target: Target,
     pub(crate) target_ref: Option<ManifestRef>,
@@ -176,7 +176,7 @@ impl Ends {
         let target_end = match target {
             Location::Registry(reference) => Target::Registry(open(reference, Access::Push, target_tally)?),
             Location::Layout(image) => {
-                // A layout as a whole takes images under the full names that they have at their source.
+                // A target that is a whole layout stores images under their full source names.
                 let name = image.repository().or_else(|| match (&image.image, source) {
                     (None, Location::Registry(reference)) => Some(layout::FullName::of(reference)),
                     (None, Location::Layout(source)) => source.repository(),
@@ -207,7 +207,7 @@ impl Ends {
 }
 
 impl Source {
-    /// The registry, where it is one.
+    /// Returns the repository, for a registry.
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {
             Source::Registry(repository) => Some(repository),
@@ -222,7 +222,7 @@ impl Source {
         }
     }
 
-    /// The same source, read on behalf of several: until this token is cancelled, and by this clock.
+    /// Returns the same source for a shared reader, with its own cancellation token and clock.
     pub(crate) fn on_behalf_of(&self, cancel: &CancellationToken, clock: &WaitClock) -> Source {
         match self {
             Source::Registry(repository) => {
@@ -240,7 +240,7 @@ impl Source {
         }
     }
 
-    /// `None` is the only image that a layout has.
+    /// Reads a manifest; `None` selects the only image of a layout.
     pub(crate) async fn manifest_get(&self, reference: Option<&ManifestRef>) -> Result<Manifest> {
         match (self, reference) {
             (Source::Registry(repository), Some(reference)) => repository.manifest_get(reference).await,
@@ -257,7 +257,7 @@ impl Source {
         self.manifest_get(Some(&ManifestRef::Digest(digest.clone()))).await
     }
 
-    /// What a descriptor names; where the source does not have it, what the descriptor carries.
+    /// Reads the manifest of a descriptor; falls back to its inline data if the source lacks it.
     pub(crate) async fn child(&self, child: &Descriptor) -> Result<Manifest> {
         match self.by_digest(&child.digest).await {
             Err(error) if error.class() == Class::NotFound => {
@@ -277,7 +277,7 @@ impl Source {
         }
     }
 
-    /// What refers to a manifest, and the index of it where one was read.
+    /// Lists the referrers of a manifest. Also returns the digest of the fallback index, if one was read.
     pub(crate) async fn referrers(
         &self,
         subject: &Digest,
@@ -291,7 +291,7 @@ impl Source {
                 if fallback == FallbackTag::Absent || repository.manifest_head(&tag).await?.is_none() {
                     return Ok((found, None));
                 }
-                // Some programs keep an index in layouts too.
+                // Some tools also write a fallback index to layouts.
                 let index = repository.manifest_get(&tag).await?;
                 for other in index.children() {
                     if !found.iter().any(|known| known.digest == other.digest) {
@@ -310,8 +310,8 @@ impl Source {
         }
     }
 
-    /// A blob from an offset on, or from earlier: the second value says from where. What a descriptor carries of it is used
-    /// where the source does not have the blob, or has nothing under its digest.
+    /// Opens a blob at an offset or earlier; also returns the actual offset. Falls back to the descriptor's inline data
+    /// if the source lacks the blob or returns no content.
     pub(crate) async fn blob_open(
         &self,
         blob: &Descriptor,
@@ -338,7 +338,7 @@ impl Source {
         }
     }
 
-    /// Whether it shows that it holds a blob, without the blob being read.
+    /// Whether the source proves that it has a blob, without reading the blob.
     pub(crate) async fn shows_blob(&self, blob: &Descriptor) -> Result<bool> {
         match self {
             Source::Registry(repository) => repository.shows_blob(&blob.digest).await,
@@ -346,12 +346,12 @@ impl Source {
         }
     }
 
-    /// Its repository, under the name by which proofs are remembered. What a layout holds is seen sooner than remembered.
+    /// Returns the repository under which proofs are stored. `None` for a layout: a look at its files is cheaper.
     pub(crate) fn home(&self) -> Option<Home> {
         self.repository().map(|repository| Home::in_registry(repository.registry().clone(), repository.name()))
     }
 
-    /// What came from here was wrong: if it came from a mirror, the registry itself is asked from now on.
+    /// Stops using mirrors of the registry, after one of them returned wrong content.
     pub(crate) fn distrust(&self) {
         if let Source::Registry(repository) = self {
             repository.distrust_mirrors();
@@ -368,7 +368,7 @@ impl Source {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             Source::Registry(repository) => repository.retry(),
-            // A file that cannot be read now cannot be read in a second.
+            // A read error of a local file is permanent.
             Source::Layout(_) => Retry::new(Policy { attempts: 1, ..Policy::default() }, &Budget::default()),
         }
     }
@@ -382,7 +382,7 @@ impl Source {
 }
 
 impl Target {
-    /// The registry, where it is one.
+    /// Returns the repository, for a registry.
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {
             Target::Registry(repository) => Some(repository),
@@ -418,18 +418,18 @@ impl Target {
         }
     }
 
-    /// Puts the root of an image that has no tag.
+    /// Puts the root manifest of an untagged image.
     pub(crate) async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
         match self {
             Target::Registry(repository) => {
                 repository.manifest_put(&ManifestRef::Digest(manifest.digest().clone()), manifest).await
             }
-            // By digest alone nobody would find it in the layout's index.
+            // A layout lists it in its index, or nobody would find it.
             Target::Layout(repository) => repository.manifest_put_untagged(manifest).await,
         }
     }
 
-    /// What refers to a manifest here.
+    /// Lists the referrers of a manifest at the target.
     pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
         match self {
             Target::Registry(repository) => repository.referrers(subject).await,

@@ -1,8 +1,8 @@
-//! The pipe of one large blob: bytes come from the source, are hashed, and go out as the body of an upload.
+//! Pipe of one large blob: bytes are read from the source, hashed, and sent as an upload body.
 //!
-//! A source that breaks is opened again at the offset that was reached, while the upload waits. A target that breaks
-//! makes the feed go back to what the target holds: the state of the hash was kept at intervals, so that all bytes that
-//! are sent are hashed, and none twice. The last bytes are held back until the hash of the whole is right.
+//! A broken source is reopened at the current offset while the upload waits. After a broken upload the pipe rewinds to
+//! the offset that the target holds: snapshots of the hash state ensure that every byte sent is hashed exactly once.
+//! The last bytes are held back until the hash of the whole blob is verified.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -20,34 +20,34 @@ use tokio_util::sync::CancellationToken;
 use super::ends::{BlobStream, Source};
 use super::together::Share;
 
-/// Pieces are handed out in this size, so that a slow target is seen to take them one by one.
+/// Chunk size, small enough to observe the progress of a slow target.
 const PIECE: usize = 64 << 10;
-/// Kept states of the hash: at the most this many, at multiples of at least [`SNAPSHOT_INTERVAL`].
+/// Maximum snapshots of the hash state, taken at multiples of at least [`SNAPSHOT_INTERVAL`].
 const SNAPSHOTS: u64 = 1024;
 const SNAPSHOT_INTERVAL: u64 = 1 << 20;
 
-/// A blob being read, to be sent once or several times.
+/// Blob content that can be sent repeatedly, from any offset.
 #[derive(Clone)]
 pub(crate) struct Feed {
     state: Arc<Mutex<State>>,
     gauge: Arc<Gauge>,
     clock: WaitClock,
-    /// Ends the body that was made last.
+    /// Aborts the current body.
     abort: Arc<std::sync::Mutex<CancellationToken>>,
 }
 
-/// What can be seen of a feed from outside while a body is being sent.
+/// Progress of a body while it is sent.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge {
-    /// Bytes that were handed out, those that were handed out again included.
+    /// Bytes handed to the HTTP client, including repeated ones.
     taken: AtomicU64,
-    /// Whether it is the source that is waited for.
+    /// Whether the source is being waited for.
     waiting_for_source: AtomicBool,
-    /// How many bodies wait for the bandwidth limit.
+    /// Number of bodies waiting for the bandwidth limit.
     throttled: AtomicUsize,
-    /// The offset after the last byte that was handed out.
+    /// Offset after the last byte handed out.
     handed: Arc<AtomicU64>,
-    /// Whether a part of it came from where not everybody can read it.
+    /// Whether part of the content is not known to be public.
     not_public: AtomicBool,
 }
 
@@ -57,30 +57,30 @@ struct State {
     blob: Descriptor,
     stream: Option<BlobStream>,
     retry: Retry,
-    /// Came from the source and was hashed, but was not handed out yet.
+    /// Read and hashed, but not handed out yet.
     pending: Bytes,
-    /// The offset of the first byte of `pending`.
+    /// Offset of the first byte of `pending`.
     handed: u64,
     hashed: u64,
     hasher: Hasher,
     snapshots: Vec<(u64, Hasher)>,
-    /// Bytes below this offset are read again for the hash only.
+    /// Bytes below this offset are read only for the hash.
     send_from: u64,
-    /// Bytes still to be left out of the stream, which began earlier than it was asked to.
+    /// Bytes to skip in a stream that started before the requested offset.
     skip: u64,
-    /// How far it was when it last failed: what comes after that is progress.
+    /// Offset at the last failure; anything beyond is progress.
     hashed_at_failure: u64,
     failure: Option<Error>,
     gauge: Arc<Gauge>,
     abort: Arc<std::sync::Mutex<CancellationToken>>,
 }
 
-/// Why a body ended early: the source failed, which the feed knows more of, or nobody wants the body any more.
+/// Error that ends a body early: the source failed (see [`State::failure`]), or the body was aborted.
 #[derive(Debug, thiserror::Error)]
 #[error("the source of the blob ended")]
 struct Ended;
 
-/// Says that it is the source that is waited for, for as long as it is: also where whoever waits is dropped.
+/// Marks the source as waited for until dropped, even if the waiting future is cancelled.
 struct Waiting(Arc<Gauge>);
 
 impl Waiting {
@@ -96,7 +96,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Says that a body waits for the bandwidth limit, for as long as it does.
+/// Marks a body as waiting for the bandwidth limit until dropped.
 struct Throttled(Arc<Gauge>, #[expect(dead_code, reason = "held until dropped")] ClockPause);
 
 impl Throttled {
@@ -113,7 +113,7 @@ impl Drop for Throttled {
 }
 
 impl Feed {
-    /// A feed at the beginning of a blob. `handed` shows how far it is.
+    /// Creates a body at the start of a blob. `handed` receives the offset.
     pub(crate) fn new(
         source: &Source,
         tally: &Arc<Tally>,
@@ -149,7 +149,7 @@ impl Feed {
         }
     }
 
-    /// The same, which begins with what another reads.
+    /// Starts with the content of a shared reader.
     pub(crate) async fn sharing(self, share: Option<Share>) -> Feed {
         if let Some(share) = share {
             self.gauge.not_public.store(true, Ordering::Relaxed);
@@ -158,8 +158,8 @@ impl Feed {
         self
     }
 
-    /// A body with the bytes from where the feed stands to before `end`. It ends with an error once the feed has been
-    /// rewound, or a later body made: a connection that stands still can hold on to a body for long.
+    /// Returns a body from the current offset to `end`, exclusive. It fails once the content is rewound or a later body
+    /// is created: a stalled connection can hold on to its body for long.
     pub(crate) async fn body(&self, end: u64, meter: Meter) -> reqwest::Body {
         reqwest::Body::wrap_stream(self.pieces(end, meter).await)
     }
@@ -187,7 +187,7 @@ impl Feed {
                 () = abort.cancelled() => return Err(Ended),
                 state = shared.clone().lock_owned() => state,
             };
-            // What is given up here is given up between two chunks: nothing that was read is lost.
+            // Cancellation happens between two chunks, so nothing that was read is lost.
             let next = tokio::select! {
                 biased;
                 () = abort.cancelled() => return Err(Ended),
@@ -208,36 +208,36 @@ impl Feed {
         })
     }
 
-    /// Lets go of the source until bytes are wanted again, which it is then asked for from there on. A stream that nobody
-    /// reads holds back others on the same connection.
+    /// Closes the source stream until more bytes are needed; then it is reopened at the current offset. An idle stream
+    /// blocks others on the same connection.
     pub(crate) async fn let_go(&self) {
         self.locked().await.stream = None;
     }
 
-    /// Goes back, or not, to an offset that was handed out already.
+    /// Rewinds to an offset that was handed out before.
     pub(crate) async fn rewind(&self, offset: u64) {
         self.locked().await.rewind(offset);
     }
 
-    /// Ends the last body, and gives the source's error, if it was the source that ended it.
+    /// Aborts the current body; returns the source's error if that ended it.
     pub(crate) async fn take_failure(&self) -> Option<Error> {
         let mut state = self.locked().await;
         state.renew();
         state.failure.take()
     }
 
-    /// The state, for which the last body must let go.
+    /// Locks the state, after aborting the body that holds it.
     async fn locked(&self) -> OwnedMutexGuard<State> {
         self.abort.lock().unwrap_or_else(PoisonError::into_inner).cancel();
         self.state.clone().lock_owned().await
     }
 
-    /// What can be seen while a body is being sent.
+    /// Returns the progress of the current body.
     pub(crate) fn gauge(&self) -> &Gauge {
         &self.gauge
     }
 
-    /// Tells how far a body that ends before `end` is on its way.
+    /// Returns a function that reports the progress of a body ending at `end`.
     pub(crate) fn progress(&self, end: u64) -> impl Fn() -> Sent + Send + Sync + use<> {
         let gauge = self.gauge.clone();
         move || Sent {
@@ -249,31 +249,31 @@ impl Feed {
 }
 
 impl Gauge {
-    /// Whether it is the source that is waited for.
+    /// Whether the source is being waited for.
     fn waiting_for_source(&self) -> bool {
         self.waiting_for_source.load(Ordering::Relaxed)
     }
 
-    /// Whether all that was read could have been read by anybody.
+    /// Whether all content is known to be public.
     pub(crate) fn is_public(&self) -> bool {
         !self.not_public.load(Ordering::Relaxed)
     }
 
-    /// The offset after the last byte that was handed out.
+    /// Returns the offset after the last byte handed out.
     pub(crate) fn handed(&self) -> u64 {
         self.handed.load(Ordering::Relaxed)
     }
 }
 
 impl State {
-    /// The token of the next body.
+    /// Creates the abort token of the next body.
     fn renew(&self) -> CancellationToken {
         let next = CancellationToken::new();
         *self.abort.lock().unwrap_or_else(PoisonError::into_inner) = next.clone();
         next
     }
 
-    /// The next piece before `end`; `None` when all were handed out.
+    /// Returns the next chunk before `end`; `None` at `end`.
     async fn next(&mut self, end: u64) -> Result<Option<Bytes>> {
         if self.handed >= end {
             return Ok(None);
@@ -290,12 +290,12 @@ impl State {
         Ok(Some(piece))
     }
 
-    /// Reads on until there is something to hand out, through whatever breaks of the source can be mended.
+    /// Reads until there is something to hand out, and retries transient errors of the source.
     async fn fill(&mut self) -> Result<()> {
         loop {
             match self.read().await {
                 Ok(()) => {
-                    // At once: other blobs are waiting for what this one has spent of the budget.
+                    // Immediately: other blobs wait for the retries this one has spent.
                     if self.hashed > self.hashed_at_failure {
                         self.retry.progressed();
                     }
@@ -313,8 +313,8 @@ impl State {
         }
     }
 
-    /// Takes one chunk from the source, opening it where needed. What was asked for is in `pending`, which stays empty
-    /// where the chunk was of bytes that the target has already.
+    /// Reads one chunk from the source, opening it if needed. New bytes go to `pending`; it stays empty if the target
+    /// already has the whole chunk.
     async fn read(&mut self) -> Result<()> {
         if self.stream.is_none() {
             let (stream, begins) = self.source.blob_open(&self.blob, self.hashed, &self.tally).await?;
@@ -326,7 +326,7 @@ impl State {
         let is_shared = matches!(stream, BlobStream::Shared(_));
         let Some(mut chunk) = stream.chunk().await? else {
             if is_shared {
-                // It goes on without us, or was given up: from here we read ourselves.
+                // The shared reader continues without us or gave up: read by ourselves.
                 self.stream = None;
                 return Ok(());
             }
@@ -362,7 +362,7 @@ impl State {
         self.source.reading(&self.blob.digest)
     }
 
-    /// Hashes what comes next, and keeps the state at each multiple of the interval.
+    /// Hashes a chunk, and takes a snapshot at each multiple of the interval.
     fn hash(&mut self, mut chunk: &[u8]) {
         let interval = self.interval();
         while !chunk.is_empty() {
@@ -382,7 +382,7 @@ impl State {
     }
 
     fn rewind(&mut self, offset: u64) {
-        // Unless more was hashed than can be handed out: of what proved to be wrong in the end, all is read again.
+        // Unless more was hashed than can be handed out: after a digest mismatch everything is read again.
         if offset == self.handed && self.hashed <= self.handed + self.pending.len() as u64 {
             return;
         }
@@ -417,7 +417,7 @@ mod tests {
 
     const SIZE: u64 = 3 << 20;
 
-    /// A feed from a registry that is played by hand.
+    /// Creates a body on a registry whose answers the test writes.
     async fn feed(budget: &Budget) -> (Feed, TcpListener, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let registry = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -431,7 +431,7 @@ mod tests {
         (Feed::new(&Source::Registry(source), &tally, &blob, Arc::default(), &context.clock), listener, bytes)
     }
 
-    /// Takes a request, and answers with these bytes of the blob from `from` on.
+    /// Accepts a request, and responds with these bytes of the blob, starting at `from`.
     async fn answer(listener: &TcpListener, bytes: &[u8], from: u64) -> TcpStream {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = [0; 4096];

@@ -1,4 +1,4 @@
-//! What the two ends have, found out with as few requests as can be.
+//! Compares source and target with as few requests as possible.
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::Digest;
@@ -9,29 +9,29 @@ use super::ends::Ends;
 use super::moves::Moves;
 use super::{Job, Overwrite, Platforms, TargetTag};
 
-/// What the two ends have.
+/// Result of comparing source and target.
 pub(super) struct Found {
     pub(super) root: Root,
-    /// What the source's tag is, where that is not the root: where platforms were chosen.
+    /// Digest of the source tag, if it is not the root: when platforms are selected.
     pub(super) source_digest: Option<Digest>,
-    /// What a HEAD says that the source's tag is, where its bytes are something else.
+    /// Digest from a HEAD of the source tag, if it differs from the content.
     pub(super) said: Option<Digest>,
-    /// Whether the target tag exists, so that part of the image may be there.
+    /// Whether the target tag exists, so that part of the image may be present.
     pub(super) target_has_tag: bool,
 }
 
 pub(super) enum Root {
-    /// The digest that the target has; and the manifest, where it was read.
+    /// Digest of the target, and the manifest if it was read.
     Unchanged(Digest, Option<Chosen>),
     Changed(Chosen),
 }
 
-/// Finds what to copy with as few requests as can be: the target's tag is asked for first, so that an image that is not
-/// there yet costs the source no HEAD. Where platforms are chosen, what the source's tag is says nothing of what the
-/// target's should be: the source's manifest is read, and what is chosen of it compared.
+/// Compares source and target with as few requests as possible. It asks for the target tag first, so an image that is
+/// missing there costs no HEAD at the source. With a platform selection the source digest says nothing about the
+/// target: the manifest is read and filtered before the comparison.
 ///
-/// A HEAD is believed where it says what the target has. What it says beyond that is found out by reading the tag: a cache in
-/// front of a registry may answer HEADs with what the tag was long ago, and only bytes can be trusted.
+/// A HEAD of the source is trusted only if it equals the target. Otherwise the tag is read: a cache in front of a
+/// registry may answer HEAD with an old digest, and only content can be verified.
 pub(super) async fn find(job: &Job, ends: &Ends, moves: &mut Moves) -> Result<Found> {
     let there = match &ends.target_ref {
         Some(reference) if job.target_tag == TargetTag::Unknown => ends.target.manifest_head(reference).await?,
@@ -62,7 +62,7 @@ pub(super) async fn find(job: &Job, ends: &Ends, moves: &mut Moves) -> Result<Fo
                 return unchanged(known);
             }
             match ends.source.by_digest(known).await {
-                // What was listed is gone already: the tag has moved on.
+                // The listed digest is gone: the tag has moved.
                 Err(error) if error.class() == Class::NotFound && job.listed.is_some() => {
                     ends.source.manifest_get(ends.source_ref.as_ref()).await?
                 }

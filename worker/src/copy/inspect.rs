@@ -1,4 +1,4 @@
-//! What an image is made of: its manifests, configs, layers and referrers, read from one end.
+//! Inspects an image: its manifests, configs, layers and referrers.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -16,70 +16,70 @@ use super::ends::Source;
 use super::listed::Listed;
 use super::verify::source_referrers;
 
-/// Indexes within indexes, referrers of referrers.
+/// Maximum depth of nested indexes and referrers.
 const MAX_DEPTH: usize = 16;
-/// Configs beyond this are not read for what they say of the platform.
+/// Largest config, in bytes, that is read for its platform.
 const MAX_CONFIG: u64 = 4 << 20;
-/// Of an attestation in an index: the child that it is about (BuildKit).
+/// Annotation of a BuildKit attestation in an index: the digest of its subject.
 const ABOUT: &str = "vnd.docker.reference.digest";
 
-/// A manifest, and what hangs below it.
+/// A manifest and everything below it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspected {
-    /// Its digest.
+    /// Digest of the manifest.
     pub digest: Digest,
-    /// Its media type.
+    /// Media type.
     pub media_type: String,
-    /// Its own bytes.
+    /// Size of the manifest in bytes.
     pub size: u64,
-    /// What it runs on, as its index or its config says.
+    /// Platform, from the index or the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
-    /// What kind of artifact it is, where it is one.
+    /// Artifact type, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The other manifest of its index that it is about.
+    /// Digest of the manifest in the same index that this attestation is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
-    /// Whether it is listed and not there.
+    /// Whether it is listed but missing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub missing: bool,
-    /// The tag of cosign's by which it belongs to what it refers to.
+    /// Cosign tag that links it to its subject.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// Free text by key.
+    /// Annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The config.
+    /// Config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<InspectedBlob>,
-    /// The layers, in order; of an index, the blobs that it lists.
+    /// Layers, in order; for an index, the blobs it lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<InspectedBlob>,
-    /// Of an index, what it lists.
+    /// Children of an index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub manifests: Vec<Inspected>,
-    /// What refers to it.
+    /// Referrers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub referrers: Vec<Inspected>,
 }
 
-/// A blob that a manifest names.
+/// A blob named by a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InspectedBlob {
-    /// Its digest.
+    /// Digest.
     pub digest: Digest,
-    /// Its media type.
+    /// Media type.
     pub media_type: String,
-    /// Its bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Where it lives, if not at the registry.
+    /// URLs of a foreign layer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
 }
 
 impl Inspected {
-    /// Distinct blobs of it and all below, and their bytes; those of referrers are not counted.
+    /// Counts the distinct blobs of this manifest and its children, and their bytes; referrers are not included.
     pub fn blobs(&self) -> (usize, u64) {
         let mut seen: HashSet<&Digest> = HashSet::new();
         let mut bytes = 0;
@@ -96,7 +96,7 @@ impl Inspected {
     }
 }
 
-/// Reads what an image is made of.
+/// Reads the manifest tree of an image.
 pub async fn inspect(client: &Client, location: &Location, context: &Context) -> Result<Inspected> {
     let source = match location {
         Location::Registry(reference) => Source::Registry(client.repository(
@@ -172,7 +172,7 @@ impl Reader {
         })
     }
 
-    /// Adds what cosign keeps under tags that are named by a manifest, which no list of referrers has.
+    /// Adds cosign's digest tags, which referrers listings do not contain.
     fn signed<'a>(&'a self, image: &'a mut Inspected) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             for kind in Companion::COSIGN {
@@ -189,7 +189,7 @@ impl Reader {
         })
     }
 
-    /// One that another lists; it may not be there. `None` where it is a blob.
+    /// Reads an index entry or referrer, which may be missing. `None` for a blob.
     async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Option<Inspected>> {
         match self.source.listed(named, &Tally::new()).await {
             Ok(Listed::Manifest(manifest)) => self.manifest(manifest, Some(named), depth + 1).await.map(Some),
@@ -202,7 +202,7 @@ impl Reader {
         }
     }
 
-    /// What an image's config says of where it runs; none where it is no image's.
+    /// Reads the platform from an image's config; `None` for other artifacts.
     async fn platform(&self, image: &Inspected) -> Result<Option<String>> {
         let Some(config) = image.config.as_ref().filter(|config| config.size <= MAX_CONFIG) else { return Ok(None) };
         let named = Descriptor::new(
@@ -223,7 +223,7 @@ impl Reader {
     }
 }
 
-/// What is known of a manifest by who names it.
+/// Creates a tree node from a descriptor alone.
 fn unread(named: Option<&Descriptor>, digest: &Digest) -> Inspected {
     Inspected {
         digest: digest.clone(),

@@ -1,4 +1,4 @@
-//! What is asked of a copy.
+//! Parameters of a copy.
 
 use std::sync::Arc;
 
@@ -9,55 +9,55 @@ use imgsync_common::registry::Tally;
 
 use super::{Location, Member};
 
-/// One image to be copied.
+/// One image to copy.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// From where; a registry's without tag and digest is `latest`.
+    /// Source; `latest` for a registry reference without tag and digest.
     pub source: Location,
-    /// To where; without a tag it is pushed under the source's tag, or by digest where that has none.
+    /// Target; without a tag the image is pushed under the source tag, or by digest if that has none.
     pub target: Location,
-    /// Of an index, less than all of it.
+    /// Platforms to copy from an index.
     pub platforms: Platforms,
-    /// Which of its referrers come along.
+    /// Referrers to copy.
     pub referrers: Referrers,
-    /// Whether an image that is there already is asked for new referrers.
+    /// Referrers to look for if the target is up to date.
     pub ask_unchanged: Ask,
-    /// What a listing of the source showed of tags that belong to the image.
+    /// Digest tags of the image, as found in a listing of the source.
     pub company: Company,
-    /// Whether layers that live elsewhere are copied.
+    /// Whether foreign layers are copied.
     pub foreign_layers: ForeignLayers,
-    /// Push even what is there already.
+    /// Pushes even content that is already present.
     pub force: bool,
-    /// What the source's tag pointed at when it was listed, shortly ago.
+    /// Digest of the source tag from a recent listing.
     pub listed: Option<Digest>,
-    /// What a HEAD said a moment ago that the source's tag points at.
+    /// Digest of the source tag from a recent HEAD.
     pub said: Option<Digest>,
-    /// What is known of the target's tag.
+    /// What is known of the target tag.
     pub target_tag: TargetTag,
-    /// What becomes of a target tag that points at something else.
+    /// Whether a target tag with another digest is overwritten.
     pub overwrite: Overwrite,
-    /// Its place among copies of the same image to other registries.
+    /// Membership among copies of the same image to other registries.
     pub together: Option<Arc<Member>>,
-    /// What counts the requests to source and target, of a copy that fails too.
+    /// Traffic counters of source and target; they also count for a copy that fails.
     pub tallies: (Arc<Tally>, Arc<Tally>),
 }
 
-/// Which platforms of an index are wanted.
+/// Platforms to copy from an index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Platforms {
-    /// All: the index as it is.
+    /// All: the index unchanged.
     #[default]
     All,
-    /// One child in place of the index.
+    /// One child, in place of the index.
     One(Platform),
-    /// An index of these alone, which has a digest of its own.
+    /// A new index with these platforms only, which has another digest.
     Some(Vec<Platform>),
-    /// The index as it is, and these of its children alone; not every target takes that.
+    /// The index unchanged, with these children only; not every target accepts that.
     Sparse(Vec<Platform>),
 }
 
 impl Platforms {
-    /// What rules say: these, in an index that is cut to them or left as it is; all, where there are none.
+    /// Creates the selection of a rule: these platforms, in a filtered index or a sparse one; all, if there are none.
     pub fn of_rule(platforms: &[Platform], sparse: bool) -> Platforms {
         match (platforms.is_empty(), sparse) {
             (true, _) => Platforms::All,
@@ -67,42 +67,42 @@ impl Platforms {
     }
 }
 
-/// What of an image that is at the target already is asked for new referrers.
+/// Referrers to look for if the target is up to date.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ask {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// The image itself; what it lists too, where the image has any.
+    /// Referrers of the image; those of its children only if the image has any.
     #[default]
     Root,
-    /// The image and all that it lists.
+    /// Referrers of the image and of all its children.
     All,
 }
 
-/// What is known of a target's tag before it is asked for.
+/// What is known of a target tag before the copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum TargetTag {
-    /// Nothing: ask.
+    /// Nothing: ask the target.
     #[default]
     Unknown,
-    /// It points at this, as was seen not long ago.
+    /// The tag was recently seen with this digest.
     Believed(Digest),
 }
 
-/// What becomes of a target tag that points at something else.
+/// Whether a target tag with another digest is overwritten.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Overwrite {
-    /// It is moved.
+    /// Overwrites the tag.
     #[default]
     Allowed,
-    /// It stays as it is, and the copy fails.
+    /// Fails the copy and leaves the tag unchanged.
     Never,
-    /// It is moved, and what it pointed to is kept under another tag.
+    /// Overwrites the tag and keeps its old manifest under another tag.
     Keeping(BackupName),
 }
 
 impl Job {
-    /// A job of which nothing is known yet.
+    /// Creates a request with the default options.
     pub fn new(source: impl Into<Location>, target: impl Into<Location>) -> Job {
         Job {
             source: source.into(),

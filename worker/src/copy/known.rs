@@ -1,5 +1,5 @@
-//! What is known to be at the targets, learnt by this process: which repository has a blob, and which manifests are
-//! whole where. It saves requests and bytes; it is never needed for the result to be right.
+//! Cache of the targets' content, as learned by this process: which repository has a blob, and which manifests are
+//! complete in which repository. It saves requests and bytes; results are correct without it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,37 +15,37 @@ use rand::Rng as _;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-/// How often the lease of a blob that another worker is moving is asked for again: a random time between these.
+/// Range of the random interval at which a worker polls the lease of a blob that another worker uploads.
 const POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(800));
-/// Entries of each kind that are kept, so that memory does not grow with the number of tags.
+/// Capacity of each cache, which bounds memory whatever the number of tags.
 const CAPACITY: usize = 100_000;
 
 type BlobKey = (RegistryName, Digest);
 type PlaceKey = (RegistryName, RepositoryName, Digest);
 
-/// See the module.
+/// Cache of the targets' content.
 #[derive(Default)]
 pub(crate) struct Known {
     state: Mutex<State>,
-    /// What other processes, and earlier ones, have learnt of blobs.
+    /// Blob locations learned by other and earlier processes.
     index: Option<Arc<dyn BlobIndex>>,
-    /// Who moves what, and under which name this process does.
+    /// Lease store, and the holder name of this process.
     leases: Option<(Arc<dyn Leases>, Arc<str>)>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// For a blob of a registry, a repository that has it.
+    /// A repository with the blob, by registry and blob.
     homes: GenerationalCache<BlobKey, RepositoryName>,
-    /// Blobs that are in a repository.
+    /// Blobs by repository.
     blobs: GenerationalCache<PlaceKey, ()>,
-    /// Manifests that are in a repository, with all that they need, and the source that brought them.
+    /// Manifests complete in a repository, with the source they were copied from.
     manifests: GenerationalCache<PlaceKey, Option<Home>>,
-    /// Which source repositories have shown that they hold a blob, and which blobs anybody can read; and when.
+    /// Proofs that a source repository has a blob, or that a blob is public, and when they were recorded.
     proofs: GenerationalCache<Proof, Instant>,
     /// Whether a registry answers a mount of a blob that it has with 201.
     mounts: HashMap<RegistryName, Arc<OnceCell<bool>>>,
-    /// Blobs that are on their way to a registry.
+    /// Blobs being transferred to a registry.
     flights: HashMap<BlobKey, Arc<tokio::sync::Mutex<()>>>,
 }
 
@@ -63,12 +63,12 @@ impl Default for State {
 }
 
 impl Known {
-    /// What is known to this process, and to others through an index.
+    /// Creates a cache that shares blob locations with other processes.
     pub(crate) fn shared(index: Arc<dyn BlobIndex>) -> Known {
         Known { index: Some(index), ..Known::default() }
     }
 
-    /// The same, where others work at the same time: what is moved by one is waited for by all.
+    /// Creates a cache that also coordinates with other workers: one worker transfers a blob, the others wait.
     pub(crate) fn among_workers(index: Arc<dyn BlobIndex>, leases: Arc<dyn Leases>, holder: &str) -> Known {
         Known { index: Some(index), leases: Some((leases, holder.into())), ..Known::default() }
     }
@@ -81,18 +81,18 @@ impl Known {
         self.state().blobs.get(&(registry.clone(), repository.clone(), digest.clone())).is_some()
     }
 
-    /// A repository of the registry that has the blob.
+    /// Returns a repository of the registry that has the blob.
     pub(crate) async fn home_of(&self, registry: &RegistryName, digest: &Digest) -> Option<RepositoryName> {
         if let Some(home) = self.state().homes.get(&(registry.clone(), digest.clone())) {
             return Some(home.clone());
         }
-        // A hint that cannot be had is done without.
+        // Only a hint: errors are ignored.
         let end = End::Registry(registry.clone());
         let found = self.index.as_ref()?.blob_homes(&end, std::slice::from_ref(digest)).await.ok()?;
         found.into_iter().next().flatten().and_then(|home| home.path().parse().ok())
     }
 
-    /// The blob is in the repository, for this process and others to know.
+    /// Records that the repository has the blob, in this process and in the index.
     pub(crate) async fn learn_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
         self.add_blob(registry, repository, digest);
         if let Some(index) = &self.index {
@@ -107,7 +107,7 @@ impl Known {
         state.blobs.insert((registry.clone(), repository.clone(), digest.clone()), ());
     }
 
-    /// What was believed of a blob was wrong.
+    /// Removes a wrong entry, in this process and in the index.
     pub(crate) async fn forget_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
         self.drop_blob(registry, repository, digest);
         if let Some(index) = &self.index {
@@ -124,7 +124,7 @@ impl Known {
         }
     }
 
-    /// Whether a source repository is known to hold a blob, or anybody to be able to read it.
+    /// Whether the source repository is known to have a blob, or the blob is known to be public.
     pub(crate) async fn is_proved(&self, source: &Home, digest: &Digest) -> bool {
         let proofs = [Proof::held_by(source, digest), Proof::public(digest)];
         {
@@ -133,13 +133,13 @@ impl Known {
                 return true;
             }
         }
-        // What the store does not say is asked for at the source.
+        // If the store has no answer, the source is asked.
         let Some(index) = &self.index else { return false };
         index.proofs(&proofs).await.is_ok_and(|found| found.contains(&true))
     }
 
-    /// A source repository has shown that it holds a blob; `is_public`: by giving its bytes to somebody without credentials,
-    /// from a public address.
+    /// Records the proof that a source repository has a blob. `is_public`: the blob was read without credentials from a
+    /// public address.
     pub(crate) fn learn_proof(&self, source: &Home, digest: &Digest, is_public: bool) -> Proof {
         let proof = match is_public {
             true => Proof::public(digest),
@@ -149,20 +149,21 @@ impl Known {
         proof
     }
 
-    /// Has other processes, and later ones, know of proofs too.
+    /// Shares proofs with other and later processes.
     pub(crate) async fn share_proofs(&self, proofs: &[Proof]) {
         if let Some(index) = &self.index {
-            // One that is lost is asked for again.
+            // A lost proof is requested again.
             let _ = index.learn_proofs(proofs).await;
         }
     }
 
-    /// Whether mounts tell what the registry has: filled by whoever finds out first, and never changed.
+    /// Whether mounts tell what the registry has: determined once, by the first caller.
     pub(crate) fn mounts(&self, registry: &RegistryName) -> Arc<OnceCell<bool>> {
         self.state().mounts.entry(registry.clone()).or_default().clone()
     }
 
-    /// Whether a manifest is there as a whole, as this source has it. Another source has to show what it has.
+    /// Whether a manifest copied from this source is complete in the repository. Another source has to prove its
+    /// content.
     pub(crate) fn has_manifest(
         &self,
         registry: &RegistryName,
@@ -188,8 +189,8 @@ impl Known {
         self.state().manifests.remove(&(registry.clone(), repository.clone(), digest.clone()));
     }
 
-    /// Waits until no other worker is moving the blob to the registry, or one has done so: then it need not be leased. The
-    /// lease tells the others to wait. A store that does not answer stops nobody: to move a blob twice does no harm.
+    /// Acquires the lease of a blob transfer to the registry, waiting for other workers. Returns `None` if another
+    /// worker has transferred the blob, or if the store fails: transferring a blob twice is harmless.
     pub(crate) async fn lease_blob(
         &self,
         registry: &RegistryName,
@@ -217,8 +218,8 @@ impl Known {
         }
     }
 
-    /// Acquires the lease of a tag that several images share. None where there are no other workers. A store that does not
-    /// answer is an error: what two write at once is lost for one.
+    /// Acquires the lease of a tag shared by several images. Returns `None` without other workers. A store failure is
+    /// an error: concurrent writes would lose updates.
     pub(crate) async fn lease_tag(
         &self,
         registry: &RegistryName,
@@ -228,7 +229,7 @@ impl Known {
     ) -> Result<Option<LeaseGuard>> {
         let Some((leases, holder)) = self.leases.as_ref() else { return Ok(None) };
         let place = format!("{registry}/{repository}:{tag}");
-        // Sooner than for a blob: it is a matter of a few requests.
+        // Shorter than for a blob: the lease covers only a few requests.
         let poll_interval = random_between(POLL_INTERVAL) / 4;
         let (name, holder) = (format!("tag:{place}"), use_of(holder));
         let terms = (LEASE, poll_interval);
@@ -236,12 +237,12 @@ impl Known {
         LeaseGuard::acquire(leases.clone(), (&name, &holder), terms, cancel, &tried).await.map(Some)
     }
 
-    /// Waits until nobody else in this process is moving the blob to the registry, and keeps others waiting until the
-    /// guard is dropped. Never take a second one while holding one.
+    /// Waits until no other task of this process is transferring the blob to the registry; others wait until the guard
+    /// is dropped. Never acquire a second guard while holding one.
     pub(crate) async fn flight(&self, registry: &RegistryName, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut state = self.state();
-            // Those that nobody holds or waits for are of no more use.
+            // Drop locks that nobody holds or waits for.
             if state.flights.len() > 1024 {
                 state.flights.retain(|_, lock| Arc::strong_count(lock) > 1);
             }
@@ -251,7 +252,7 @@ impl Known {
     }
 }
 
-/// Each use has a holder of its own: that one is let go late ends no later one.
+/// Returns a holder name unique to each use, so a late release of one lease cannot end a later one.
 fn use_of(holder: &str) -> Arc<str> {
     static USES: AtomicU64 = AtomicU64::new(0);
     format!("{holder}#{}", USES.fetch_add(1, Ordering::Relaxed)).into()
@@ -267,17 +268,17 @@ impl std::fmt::Debug for Known {
     }
 }
 
-/// A set of digests that is filled from many places at once.
+/// Set of digests that can be filled concurrently.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(Mutex<HashSet<Digest>>);
 
 impl Seen {
-    /// Whether it was not seen before.
+    /// Inserts a digest; returns whether it is new.
     pub(crate) fn first_time(&self, digest: &Digest) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone())
     }
 
-    /// Whether it was seen.
+    /// Whether the set contains a digest.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }

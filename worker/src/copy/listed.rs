@@ -1,6 +1,6 @@
-//! What an index lists. A type that names a manifest is believed; under any other there may be a blob or a manifest: configs,
-//! SBOMs, bundles of signatures and plain files are found in indexes. Such an entry is asked for as a blob first, because
-//! registries answer requests for a manifest whose bytes are none with errors of their own (distribution: 500).
+//! Index entries. A media type of a manifest is trusted; any other may denote a blob or a manifest, because indexes
+//! list configs, SBOMs, signature bundles and plain files. Such an entry is requested as a blob first: registries fail
+//! in various ways when asked for a manifest that is none (distribution: 500).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,16 +15,16 @@ use super::blob::is_large;
 use super::ends::Source;
 use super::walk::Walk;
 
-/// What an entry of an index is.
+/// Content of an index entry.
 pub(crate) enum Listed {
     Manifest(Manifest),
-    /// A blob; its verified bytes where they had to be read.
+    /// A blob, with its verified content if it had to be read.
     Blob(Option<Bytes>),
 }
 
 impl Source {
-    /// Finds out what an entry of an index is. One that is larger than any manifest of an unknown type is a blob if the source
-    /// has it as one; a smaller one is read, because registries that keep manifests and blobs in one place give both as blobs.
+    /// Resolves an index entry. An entry of unknown type larger than any manifest is a blob if the source has it as
+    /// one. A smaller one is read, because registries with a single content store serve manifests as blobs too.
     pub(crate) async fn listed(&self, entry: &Descriptor, tally: &Arc<Tally>) -> Result<Listed> {
         if entry.media_type.names_a_manifest() {
             return self.child(entry).await.map(Listed::Manifest);
@@ -56,7 +56,7 @@ impl Source {
         }
     }
 
-    /// The manifest that a blob's bytes are, where the source has it as a manifest too.
+    /// Parses blob content as a manifest, if the source also has it as a manifest.
     async fn manifest_of(&self, entry: &Descriptor, bytes: &Bytes) -> Result<Option<Manifest>> {
         let parsed = Manifest::parse_as(bytes.clone(), entry.digest.clone(), &MediaType::Missing);
         let Ok(manifest) = parsed else { return Ok(None) };
@@ -66,7 +66,8 @@ impl Source {
                 Err(error) if error.is_cancelled() || retry::is_passing(&error) => Err(error),
                 Err(_) => Ok(None),
             },
-            // A layout does not tell manifests from blobs: one of which nothing is missing is a manifest.
+            // A layout does not distinguish manifests from blobs: a manifest with all its content present counts as
+            // one.
             Source::Layout(repository) => {
                 for part in manifest.children().into_iter().chain(manifest.blobs()) {
                     if !repository.layout().has_blob(part).await? {
@@ -78,8 +79,8 @@ impl Source {
         }
     }
 
-    /// The whole of a small blob, verified; read once more where its bytes are not what they should be.
-    /// `is_public` is set to whether it was given without credentials.
+    /// Reads and verifies a small blob; retries once on a digest mismatch. Sets `is_public` to whether it was read
+    /// without credentials.
     pub(crate) async fn blob_small(
         &self,
         blob: &Descriptor,
@@ -126,7 +127,7 @@ impl Source {
 }
 
 impl Walk {
-    /// The manifest that an entry of an index is; `None` where it is a blob, whose bytes are kept for when it is sent.
+    /// Resolves an index entry to its manifest; `None` for a blob, whose content is kept until it is uploaded.
     pub(super) async fn listed(&self, entry: &Descriptor) -> Result<Option<Manifest>> {
         if entry.media_type.names_a_manifest() {
             return self.child(entry).await.map(Some);

@@ -1,8 +1,8 @@
-//! Content that a target says it lacks when a manifest is put: sent where it is missing, waited for where it is there.
+//! Content a target reports as missing when a manifest is put: uploaded if it is missing, waited for if it is there.
 //!
-//! Three things look alike. A mount may be answered with 201 and come to nothing: the bytes are sent then. What was believed to
-//! be there may be gone: a HEAD tells, and it is sent. And a registry may deny for some seconds what it has just taken (its
-//! front ends see writes late): that passes, and nothing is sent again meanwhile.
+//! Three cases look alike. A mount may be answered with 201 without effect: the content is uploaded. Content assumed to
+//! be present may be gone: a HEAD tells, and it is uploaded. And a registry may deny for some seconds what it has just
+//! accepted (its front ends are eventually consistent): that passes without another upload.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -15,32 +15,32 @@ use imgsync_common::registry::{ManifestRef, Repository};
 
 use super::walk::Walk;
 
-/// How long a target is waited for that denies what it has just taken.
+/// Total wait for a target that denies content it has just accepted.
 pub(crate) const CONSISTENCY_WAIT: Duration = Duration::from_secs(30);
-/// The first of these waits; each is twice as long as the one before, up to [`LONGEST_WAIT`].
+/// First wait; each following wait doubles, up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
-/// What was sent in this copy is sent again only after so many waits, if a HEAD does not find it: before that it is more
-/// likely late than lost.
+/// Waits before content sent in this copy is sent again, if a HEAD does not find it: earlier it is more likely delayed
+/// than lost.
 const WAITS_BEFORE_RESENDING: u32 = 3;
-/// How often content is sent again for one manifest: a target that loses it each time has another trouble.
+/// Maximum resends for one manifest: a target that loses the content each time has another problem.
 const MAX_RESENDS: u32 = 2;
-/// What to do where a target takes no URLs of foreign layers.
+/// Hint for a target that rejects URLs of foreign layers.
 const FOREIGN_URLS: &str = "it refuses manifests whose layers are at URLs of their own: allow these URLs in the target's \
                             configuration (distribution, Harbor: `validation.manifests.urls.allow`)";
 
-/// What a copy knows of how content came to the target.
+/// How the content of one copy got to the target.
 #[derive(Debug, Default)]
 pub(super) struct Brought(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     mounted_from: HashMap<Digest, RepositoryName>,
-    /// Blobs that were taken for present without asking the target.
+    /// Blobs assumed to be present without a request.
     believed: HashSet<Digest>,
-    /// Blobs whose mount or presence the target affirmed and then denied.
+    /// Blobs whose mount or presence the target confirmed and then denied.
     unmountable: HashSet<Digest>,
-    /// Manifests that this copy has put.
+    /// Manifests put by this copy.
     put: HashSet<Digest>,
 }
 
@@ -49,28 +49,28 @@ impl Brought {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the target took a blob from another of its repositories.
+    /// Records that the target mounted a blob from another of its repositories.
     pub(super) fn mounted(&self, blob: &Digest, from: &RepositoryName) {
         self.known().mounted_from.insert(blob.clone(), from.clone());
     }
 
-    /// Notes that a blob was taken for present without asking the target.
+    /// Records that a blob was assumed to be present without a request.
     pub(super) fn believed(&self, blob: &Digest) {
         self.known().believed.insert(blob.clone());
     }
 
-    /// Notes that this copy has put a manifest.
+    /// Records that this copy put a manifest.
     pub(super) fn put(&self, manifest: &Digest) {
         self.known().put.insert(manifest.clone());
     }
 
-    /// Whether the bytes of a blob must be sent, whatever the target says of mounts.
+    /// Whether a blob must be uploaded, whatever the target answers to a mount.
     pub(super) fn is_unmountable(&self, blob: &Digest) -> bool {
         self.known().unmountable.contains(blob)
     }
 }
 
-/// How often, and for how long, one manifest was refused for what it names.
+/// Refusals of one manifest because of missing content.
 #[derive(Debug)]
 pub(super) struct Denials {
     since: Instant,
@@ -78,7 +78,7 @@ pub(super) struct Denials {
     waits: u32,
     waited: Duration,
     last_resort: bool,
-    /// How often each blob and manifest was sent again.
+    /// Resends by blob or manifest.
     resends: HashMap<Digest, u32>,
 }
 
@@ -94,7 +94,7 @@ impl Denials {
         }
     }
 
-    /// The next wait; `None` after the last.
+    /// Returns the next wait; `None` after the last.
     fn next_wait(&mut self) -> Option<Duration> {
         let left = CONSISTENCY_WAIT.saturating_sub(self.waited);
         let wait = FIRST_WAIT.saturating_mul(1 << self.waits.min(16)).min(LONGEST_WAIT).min(left);
@@ -105,8 +105,8 @@ impl Denials {
 }
 
 impl Walk {
-    /// Does what may help a manifest that was refused because of content that it names: afterwards it is to be put once more.
-    /// The error, where nothing helps.
+    /// Handles a manifest PUT refused for missing content; after `Ok` the caller retries the PUT. Returns the error if
+    /// nothing more can be done.
     pub(super) async fn bring_missing(&self, manifest: &Manifest, error: Error, denials: &mut Denials) -> Result<()> {
         denials.refusals += 1;
         let (refusals, since) = (denials.refusals, denials.since);
@@ -144,7 +144,7 @@ impl Walk {
         again.retain(|digest| denials.resends.get(*digest).is_none_or(|resends| *resends < MAX_RESENDS));
         if again.is_empty() {
             let Err(error) = self.wait_out(error, denials).await else { return Ok(()) };
-            // It affirms and denies what others have sent: the bytes may help.
+            // The target may be wrong about content that others sent: an upload may help.
             again.extend(
                 blobs.iter().map(|blob| &blob.digest).filter(|blob| self.arrival(blob) != Some(Arrival::Copied)),
             );
@@ -160,7 +160,7 @@ impl Walk {
         self.bring_children_and_blobs(manifest, 0).await
     }
 
-    /// Waits until a target may have seen what it has just taken. The error, after the last wait.
+    /// Waits for the target to become consistent. Returns the error after the last wait.
     pub(super) async fn wait_out(&self, error: Error, denials: &mut Denials) -> Result<()> {
         let attempt = denials.refusals.max(denials.waits + 1);
         let Some(wait) = denials.next_wait() else { return Err(error.after(attempt, denials.since.elapsed())) };
@@ -174,7 +174,8 @@ impl Walk {
         }
     }
 
-    /// Whether a blob that the target denies is to be sent: at once where it was mounted, else where a HEAD does not find it.
+    /// Whether to upload a blob that the target denies: at once if it was mounted, otherwise if a HEAD does not find
+    /// it.
     async fn is_to_be_sent(&self, target: &Repository, blob: &Descriptor, denials: &Denials) -> Result<bool> {
         match self.arrival(&blob.digest) {
             Some(Arrival::Mounted) => Ok(true),
@@ -183,12 +184,12 @@ impl Walk {
         }
     }
 
-    /// Drops what was believed of content that the target does not have: here, in the process, and in the store.
+    /// Removes content that the target lacks from the caches of this copy, the process and the store.
     async fn disown(&self, target: &Repository, digest: &Digest) {
         let (registry, name) = (target.registry(), target.name());
         let from = {
             let mut known = self.brought.known();
-            // What the target never affirmed may be mounted from where it is now.
+            // Content the target never confirmed can be mounted from where it is now.
             if !known.believed.remove(digest) {
                 known.unmountable.insert(digest.clone());
             }
@@ -201,8 +202,8 @@ impl Walk {
         self.forget_arrival(digest);
     }
 
-    /// Whether the target refuses a manifest for the URLs of its foreign layers: it then says that it lacks these, which it need
-    /// not have (distribution answers so, with 500).
+    /// Whether the target rejects a manifest for the URLs of its foreign layers: it then reports those as missing,
+    /// although it need not have them (distribution answers 500).
     fn refuses_urls(&self, manifest: &Manifest, error: &Error) -> bool {
         let Kind::Image { layers, .. } = manifest.kind() else { return false };
         let is_foreign = |digest: &Digest| {
@@ -216,7 +217,7 @@ impl Walk {
             && (self.leaves_layers(manifest) || error.status() == Some(500))
     }
 
-    /// Whether some layers are left at their URLs.
+    /// Whether some layers stay at their foreign URLs.
     fn leaves_layers(&self, manifest: &Manifest) -> bool {
         self.blobs_of(manifest).len() < manifest.blobs_with(true).len()
     }

@@ -1,4 +1,4 @@
-//! Copying one image: from a reference to a reference, byte for byte, children before parents, the tag last.
+//! Copies one image from a reference to a reference: bytes unchanged, children before parents, the tag last.
 
 mod backup;
 mod blob;
@@ -56,27 +56,27 @@ use self::together::Together;
 use self::walk::Walk;
 use crate::files;
 
-/// The slowest line on which an image has more time than its limit, in bytes a second. The images that are being copied
-/// share it. Only bytes that really flow count, whatever a manifest claims.
+/// Minimum transfer rate, in bytes per second, that extends an image's time limit. All images in flight share it. Only
+/// bytes that are actually transferred count, whatever a manifest claims.
 pub(crate) const MIN_COPY_RATE: u64 = 64 << 10;
-/// A target may be silent while it checks what it was sent, for one second for so many bytes.
+/// Rate, in bytes per second, at which a target may verify an upload in silence: one second per this many bytes.
 const MIN_COMMIT_RATE: u64 = 20 << 20;
-/// How often the deadline of an image looks at the bytes that flowed.
+/// Interval at which the deadline of an image accounts for transferred bytes.
 const DEADLINE_TICK: Duration = Duration::from_secs(1);
-/// How long uploads are cancelled at the target after the image was given up.
+/// Time to cancel uploads at the target after an image is aborted.
 pub const CLEAN_UP: Duration = Duration::from_millis(800);
 
-/// The retries that a context has of itself; more blobs in flight than half of them have two each.
+/// Retry budget of a default context. More than half as many blobs in flight get two retries each.
 const RETRIES: u32 = 20;
 
-/// How much is done at once, and how long it may take.
+/// Concurrency and time limits of a copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Blobs of one image in flight at once.
+    /// Maximum blobs of one image in flight.
     pub blobs: usize,
-    /// How long registries may be waited for; longer while bytes flow.
+    /// Time limit for waiting on registries; extended while bytes flow.
     pub time: Duration,
-    /// Whether `time` is all it gets, whatever flows.
+    /// Makes `time` a hard limit, even while bytes flow.
     pub time_is_exact: bool,
 }
 
@@ -86,16 +86,17 @@ impl Default for Limits {
     }
 }
 
-/// Decides whether a tag may be put: an error leaves the tag as it was.
+/// Check that runs before a tag is put. An error leaves the tag unchanged.
 pub trait Gate: Send + Sync {
-    /// Asked once, when all that the tag will need is at the target. `source` is what the source's tag was found to be.
+    /// Runs once, when everything the tag needs is at the target. `source` is the digest to which the source tag was
+    /// resolved.
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>>;
 
-    /// Asked after that, directly before each request that puts the tag.
+    /// Runs after [`Gate::before_tag`], directly before each request that puts the tag.
     fn before_put(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// Lets every tag pass.
+/// Gate that allows every tag.
 #[derive(Debug)]
 pub struct Open;
 
@@ -109,84 +110,84 @@ impl Gate for Open {
     }
 }
 
-/// How a copy went.
+/// Outcome of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The target was changed.
     Copied,
-    /// The target had it already.
+    /// The target was already up to date.
     Unchanged,
 }
 
-/// What was seen at both ends of a copy.
+/// Digests of source and target, as observed by a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// What the source's tag is.
+    /// Digest of the source tag.
     pub source: Digest,
-    /// What the target's is for it: another digest where platforms were chosen.
+    /// Digest of the target tag; differs from the source when platforms are selected.
     pub target: Digest,
 }
 
-/// Blobs and bytes by how they came to the target.
+/// Counts, or bytes, of blobs by how they got to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Moved {
-    /// Moved through this process.
+    /// Transferred through this process.
     pub copied: u64,
-    /// Taken by the target from another of its repositories.
+    /// Mounted from another repository of the target.
     pub mounted: u64,
-    /// There already.
+    /// Already present.
     pub reused: u64,
 }
 
-/// What a copy came to.
+/// Report of a finished copy.
 #[derive(Debug, Clone)]
 pub struct Done {
-    /// What happened.
+    /// Whether the target was changed.
     pub outcome: Outcome,
-    /// The digest that the target now has.
+    /// Digest of the target.
     pub digest: Digest,
-    /// The digest that the source has; another where platforms were chosen.
+    /// Digest of the source; differs from `digest` when platforms are selected.
     pub source_digest: Digest,
-    /// What the source says to a HEAD, where its bytes are something else.
+    /// Digest from a HEAD of the source tag, if it differs from the content.
     pub source_said: Option<Digest>,
     /// Bytes of blobs.
     pub bytes: Moved,
-    /// Numbers of blobs.
+    /// Number of blobs.
     pub blobs: Moved,
-    /// Manifests that were put.
+    /// Number of manifests pushed.
     pub manifests: u64,
-    /// Referrers that were put: signatures, SBOMs, attestations.
+    /// Number of referrers pushed: signatures, SBOMs, attestations.
     pub referrers: u64,
-    /// Whether the source was asked for all referrers of the image and of what it lists.
+    /// Whether the source was asked for the referrers of the image and of all its children.
     pub referrers_asked: bool,
-    /// Whether the target's tag was put; not where only what belongs to the image was brought.
+    /// Whether the target tag was put; false if only referrers were copied.
     pub tag_put: bool,
-    /// Tags that belong to the image, as the source has them.
+    /// Digest tags of the image, with their digests at the source.
     pub companions: Vec<(Tag, Digest)>,
-    /// What went over the line to the source.
+    /// Requests and bytes of the source.
     pub source: Traffic,
-    /// What went over the line to the target.
+    /// Requests and bytes of the target.
     pub target: Traffic,
-    /// How long it took.
+    /// Duration of the copy.
     pub elapsed: Duration,
 }
 
-/// Copies images. One for a process: what it learns about the targets saves requests and bytes.
+/// Copies images. Use one per process: what it learns about the targets saves requests and bytes.
 #[derive(Debug, Clone)]
 pub struct Copier {
     client: Client,
     limits: Limits,
     known: Arc<Known>,
     together: Arc<Together>,
-    /// How many images are being copied, which share the line.
+    /// Number of images being copied; they share the bandwidth.
     in_flight: Arc<AtomicU64>,
-    /// Permits for blobs, of all images together: each blob has files open.
+    /// Permits for blobs of all images, because each blob holds open files.
     open_blobs: Arc<Semaphore>,
     hashing: Hashing,
 }
 
-/// Files of layouts that were hashed, as the store remembers them. Without its answer they are hashed again.
+/// Verified layout files, as recorded in the store. If the store fails, files are hashed again.
 struct Remembered(Arc<dyn BlobIndex>);
 
 #[async_trait]
@@ -200,7 +201,7 @@ impl HashMemory for Remembered {
     }
 }
 
-/// What is counted while an image is copied.
+/// Counters of one copy.
 #[derive(Debug, Default)]
 pub(crate) struct Sums {
     bytes: [AtomicU64; 3],
@@ -224,43 +225,43 @@ impl Sums {
 }
 
 impl Copier {
-    /// A copier that knows nothing yet.
+    /// Creates a copier with an empty cache.
     pub fn new(client: Client, limits: Limits) -> Copier {
         let open_blobs = Arc::new(Semaphore::new(files::max_blobs()));
         let (known, together, in_flight) = Default::default();
         Copier { client, limits, known, together, in_flight, open_blobs, hashing: Hashing::default() }
     }
 
-    /// The same, which shares with other processes what is known of blobs at the targets.
+    /// Shares the blob locations of the targets with other processes.
     pub fn with_index(self, index: Arc<dyn BlobIndex>) -> Copier {
         let hashing = Hashing::Shared(Arc::new(Remembered(index.clone())));
         Copier { known: Arc::new(Known::shared(index)), hashing, ..self }
     }
 
-    /// When files of a layout that is written to are hashed: a forced copy relies on nothing.
+    /// Returns when the files of a target layout are hashed. A forced copy always hashes them.
     fn hashing(&self, job: &Job) -> Hashing {
         if job.force { Hashing::Always } else { self.hashing.clone() }
     }
 
-    /// The same, among other workers under this name, of this process alone: a large blob that several want is moved by
-    /// one, and mounted by the others.
+    /// Coordinates with other workers by leases under `name`, which must be unique to this process: one worker uploads
+    /// a large blob, the others mount it.
     pub fn among_workers(self, index: Arc<dyn BlobIndex>, leases: Arc<dyn Leases>, name: &str) -> Copier {
         Copier { known: Arc::new(Known::among_workers(index, leases, name)), ..self }
     }
 
-    /// The same, which gives images another time.
+    /// Returns a copier with another time limit.
     pub fn within(&self, time: Duration, time_is_exact: bool) -> Copier {
         Copier { limits: Limits { time, time_is_exact, ..self.limits }, ..self.clone() }
     }
 
-    /// Becomes one of so many copies of one image to different registries: what they want at the same time is read once.
-    /// `None` where one to the same registry is under way: blobs are mounted from that.
+    /// Joins the copies of one image to different registries, which share one read of the source. Returns `None` if
+    /// another copy to the same registry is in progress: its blobs are mounted.
     pub fn join(&self, image: &str, target: &RegistryName, expected: usize) -> Option<Arc<Member>> {
         self.together.join(image, target, expected)
     }
 
-    /// Copies an image. Stops within a second when the context is cancelled: the tag is then as it was, and uploads that
-    /// were under way are cancelled at the target.
+    /// Copies an image. Stops within a second when the context is cancelled: the tag is left unchanged and open uploads
+    /// are cancelled at the target.
     pub async fn copy(&self, job: &Job, gate: &dyn Gate, context: &Context) -> Result<Done> {
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
@@ -269,13 +270,13 @@ impl Copier {
         self.done(job, &ends, &sums, &inner, work).await
     }
 
-    /// Brings new referrers of an image that is known to be at the target, and nothing else: without asking for its tag.
+    /// Copies new referrers of an image that is known to be at the target, without a request for its tag.
     pub async fn accompany(&self, job: &Job, image: &Seen, context: &Context) -> Result<Done> {
         let sums = Arc::new(Sums::default());
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
         let work = Box::pin(async {
-            // The source of what was not cut is the same, whatever a HEAD may say of its tag.
+            // Without a platform selection the source has the same digest, whatever a HEAD says of its tag.
             let source = match job.platforms {
                 Platforms::All | Platforms::Sparse(_) => &image.target,
                 Platforms::One(_) | Platforms::Some(_) => &image.source,
@@ -316,7 +317,7 @@ impl Copier {
         })
     }
 
-    /// What copying an image would do, found out by reading alone, within the time that a copy has.
+    /// Reports what a copy would do, by reading only. The time limit of a copy applies.
     pub async fn survey(&self, job: &Job, context: &Context) -> Result<Survey> {
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
@@ -333,7 +334,7 @@ impl Copier {
         self.in_time(&inner, what, work).await
     }
 
-    /// Whether the target has what the source has, found out by reading alone, within the time that a copy has.
+    /// Compares target and source by reading only. The time limit of a copy applies.
     pub async fn verify(&self, job: &Job, check: &Check, context: &Context) -> Result<Verified> {
         let inner = self.inner(context);
         let ends = Ends::open(&self.client, job, self.hashing(job), &inner).await?;
@@ -350,8 +351,8 @@ impl Copier {
         self.in_time(&inner, what, work).await
     }
 
-    /// The context of one image: it ends with the given one, and its retries suffice for a break of the line that all
-    /// blobs in flight have in common.
+    /// Creates the context of one image: cancelled with its parent, with enough retries for a connection failure that
+    /// hits all blobs in flight.
     fn inner(&self, context: &Context) -> Context {
         let at_once = u32::try_from(self.limits.blobs).unwrap_or(u32::MAX);
         let budget = match at_once.saturating_mul(2) {
@@ -361,7 +362,7 @@ impl Copier {
         Context { budget, clock: WaitClock::default(), ..context.child() }
     }
 
-    /// Does it, unless it takes longer than it may. Once it is cancelled, it has a moment to clean up.
+    /// Runs `work` with the time limit. After cancellation it has [`CLEAN_UP`] to clean up.
     async fn in_time<T>(
         &self,
         context: &Context,
@@ -381,7 +382,7 @@ impl Copier {
             () = self.deadline(context, &late) => Err(Error::cancelled(what())),
             () = abandoned => Err(Error::cancelled(what())),
         };
-        // What still runs on behalf of this image ends too.
+        // Stops what still runs for this image.
         context.cancel.cancel();
         match result {
             Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
@@ -392,8 +393,8 @@ impl Copier {
         }
     }
 
-    /// Copies what the source's tag points at. What the tag pointed at before may go while it is read: then what it points
-    /// at now is copied, as a whole.
+    /// Copies what the source tag points to. If its old manifest disappears during the copy, resolves the tag again and
+    /// starts over.
     async fn run(&self, job: &Job, ends: &Ends, sums: &Arc<Sums>, gate: &dyn Gate, context: &Context) -> Result<End> {
         let mut moves = Moves::default();
         loop {
@@ -446,8 +447,8 @@ impl Copier {
         Ok(End { outcome, digest, source_digest, source_said, referrers_asked, tag_put })
     }
 
-    /// What is to be done for an image that the target has: nothing, or its new referrers. `chosen` is the image, where it
-    /// was read.
+    /// Copies new referrers of an image that is already at the target, if requested. `chosen` is the image, if it was
+    /// read.
     async fn unchanged(
         &self,
         job: &Job,
@@ -491,7 +492,7 @@ impl Copier {
         Ok(End { outcome, digest, source_digest, source_said: None, referrers_asked: everything, tag_put: false })
     }
 
-    /// What both ends have, if it is the same; found out with as few requests as can be.
+    /// Returns the digests of both endpoints if they are equal, with as few requests as possible.
     pub async fn compare(&self, job: &Job, context: &Context) -> Result<Option<Seen>> {
         let ends = Ends::open(&self.client, job, self.hashing(job), context).await?;
         let found = find(job, &ends, &mut Moves::default()).await?;
@@ -504,8 +505,8 @@ impl Copier {
         })
     }
 
-    /// Cancels the copy when registries were waited for too long, and returns when it had its time to clean up. Bytes that
-    /// flow give it more time; what a manifest claims does not, nor does time count in which imgsync holds itself back.
+    /// Cancels the copy when the time limit is used up, then returns after the clean-up time. Transferred bytes extend
+    /// the limit; sizes claimed by a manifest do not. Time in which imgsync itself holds requests back does not count.
     async fn deadline(&self, context: &Context, late: &AtomicBool) {
         let clock = &context.clock;
         let mut credit = WaitCredit::new(self.limits.time, MIN_COPY_RATE);
@@ -527,7 +528,7 @@ impl Copier {
     }
 }
 
-/// Counts an image that is being copied, until it is dropped.
+/// Counts an image as in flight until dropped.
 struct InFlight<'a>(&'a AtomicU64);
 
 impl InFlight<'_> {
@@ -543,7 +544,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// How a copy ended.
+/// Outcome of a copy, before its counters are added.
 struct End {
     outcome: Outcome,
     digest: Digest,

@@ -1,5 +1,4 @@
-//! A tag that moves while its image is read: what it pointed to before may be gone from the source, and the tag is resolved
-//! again.
+//! Source tags that move during a copy: the old manifest may be gone, so the tag is resolved again.
 
 use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::image::{Digest, Manifest};
@@ -8,22 +7,22 @@ use imgsync_common::registry::{Context, ManifestRef};
 use super::Job;
 use super::ends::Ends;
 
-/// How often a tag is resolved again; one that moves more often keeps changing.
+/// Maximum times a tag is resolved again.
 pub(crate) const MAX_MOVES: u32 = 3;
 
-/// What was seen of the source's tag while its image was read.
+/// Movements of the source tag during one copy.
 #[derive(Default)]
 pub(super) struct Moves {
-    /// What the tag is now, read when it was found to have moved.
+    /// Manifest of the tag, read when it was found to have moved.
     pub(super) root: Option<Manifest>,
-    /// What is being read.
+    /// Digest being copied.
     pub(super) seen: Option<Digest>,
     rounds: u32,
 }
 
 impl Moves {
-    /// After an error: whether to begin again, because content is missing and the tag has moved on from what was read. The
-    /// error to end with where it has not, is no tag, or is gone, too.
+    /// Decides after an error whether to start over: content is missing and the tag has moved. Otherwise returns the
+    /// error; also if the source is a digest or the tag is gone too.
     pub(super) async fn again(&mut self, error: Error, job: &Job, ends: &Ends, context: &Context) -> Result<()> {
         let names_one = !matches!(ends.source_ref, Some(ManifestRef::Digest(_)));
         let Some(seen) = self.seen.take().filter(|_| error.class() == Class::NotFound && names_one) else {

@@ -1,8 +1,8 @@
-//! Whether the source holds what its manifests name.
+//! Proofs that the source has the content its manifests name.
 //!
-//! A digest is no secret: whoever knows one could name a private layer that another source has brought to the target, and
-//! have it mounted into a repository of its own. So a blob that does not come from the source's own bytes is used only
-//! where the source has shown that it holds it, by a HEAD at the least, or where anybody can read it.
+//! A digest is no secret: anyone who knows one could name a private layer, copied to the target from another source,
+//! and have it mounted into their own repository. So a blob that is not copied from the source's own bytes is used only
+//! if the source has proved that it has it (at least by a HEAD), or if the blob is public.
 
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
@@ -14,7 +14,7 @@ use super::blob::is_large;
 use super::walk::Walk;
 
 impl Walk {
-    /// Whether it is known, without a request, that the source holds a blob.
+    /// Whether a proof for a blob is already recorded.
     pub(super) async fn is_proved(&self, blob: &Descriptor) -> bool {
         match &self.source_home {
             Some(source) => self.known.is_proved(source, &blob.digest).await,
@@ -22,7 +22,7 @@ impl Walk {
         }
     }
 
-    /// Asks the source whether it holds a blob.
+    /// Asks the source whether it has a blob.
     pub(super) async fn is_shown(&self, blob: &Descriptor) -> Result<bool> {
         let is_shown = self.source.shows_blob(blob).await?;
         if is_shown {
@@ -31,7 +31,7 @@ impl Walk {
         Ok(is_shown)
     }
 
-    /// The source has shown that it holds a blob.
+    /// Records that the source has proved a blob.
     pub(super) fn learn_proof(&self, blob: &Descriptor, is_public: bool) {
         if let Some(source) = &self.source_home {
             let proof = self.known.learn_proof(source, &blob.digest, is_public);
@@ -39,19 +39,19 @@ impl Walk {
         }
     }
 
-    /// Has others know of what the source has shown: once for an image, as each time costs the store a request.
+    /// Shares the recorded proofs with other processes: once per image, because each call is a store request.
     pub(super) async fn share_proofs(&self) {
         let proofs = std::mem::take(&mut *self.proofs.lock().unwrap_or_else(PoisonError::into_inner));
         self.known.share_proofs(&proofs).await;
     }
 
-    /// Has the source show that it holds a blob which is at the target already. One that answers no HEAD has to give the
-    /// bytes; that it cannot is the error.
+    /// Requires the source to prove that it has a blob which is already at the target. If it does not answer HEAD, the
+    /// blob is read; a failed read is the error.
     pub(super) async fn prove(&self, blob: &Descriptor) -> Result<()> {
         if self.is_proved(blob).await {
             return Ok(());
         }
-        // Others of this process that want the same wait here, and find it proved.
+        // Concurrent copies of the same blob wait here, then find it proved.
         let _flight = match self.target.repository() {
             Some(target) => Some(tokio::select! {
                 flight = self.known.flight(target.registry(), &blob.digest) => flight,
@@ -70,7 +70,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Reads a blob for nothing but its digest.
+    /// Reads a blob only to verify its digest.
     async fn read_through(&self, blob: &Descriptor) -> Result<()> {
         let mut retry = self.source.retry();
         loop {

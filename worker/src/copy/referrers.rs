@@ -1,7 +1,7 @@
-//! What belongs to an image without being part of it: what refers to it (signatures, SBOMs, attestations), what refers to
-//! that in turn, and the tags that cosign names by its digest.
+//! Copies what belongs to an image: its referrers (signatures, SBOMs, attestations), their referrers in turn, and the
+//! cosign tags named by its digest.
 //!
-//! It comes before the tag, so that whoever sees the tag finds the signature too.
+//! They are copied before the tag, so that whoever sees the tag also finds the signature.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -18,42 +18,42 @@ use super::known::Seen;
 use super::listed::Listed;
 use super::walk::{At, Walk};
 
-/// Manifests that are asked about at the same time, and referrers of one that are copied at the same time.
+/// Maximum manifests queried, and referrers of one manifest copied, concurrently.
 const AT_ONCE: usize = 4;
-/// Referrers of referrers; real ones have two.
+/// Maximum depth of referrers; real images have two levels.
 const MAX_LEVELS: usize = 16;
-/// More than any image has.
+/// Maximum referrers of one image; more than any has.
 const MAX_REFERRERS: usize = 10_000;
 
-/// A manifest whose referrers are asked for.
+/// A manifest whose referrers are copied.
 struct Subject {
     digest: Digest,
-    /// Whether cosign's tags are asked for as well.
+    /// Whether to look for cosign's tags as well.
     tags: bool,
 }
 
-/// What was found for one manifest.
+/// Referrers of one manifest.
 #[derive(Default)]
 struct Found {
-    /// Whether there was anything, wanted or not.
+    /// Whether there are any, selected or not.
     anything: bool,
-    /// What came along, or was there: it may have referrers of its own.
+    /// Referrers now at the target; they may have referrers themselves.
     referrers: Vec<Digest>,
-    /// How many were not at the target.
+    /// Number of referrers that were missing at the target.
     brought: u64,
 }
 
-/// What all subjects of one image share.
+/// State shared by all manifests of one image.
 struct Company<'a> {
     seen: Seen,
-    /// Is put by its digest before anything that refers to it, where its tag comes later.
+    /// Put by digest before its referrers, if its tag is put later.
     root: Option<&'a Manifest>,
     root_is_put: tokio::sync::OnceCell<()>,
 }
 
 impl Walk {
-    /// Brings what belongs to an image of which nothing was read, as far as the image itself is asked for. What an index
-    /// lists is asked about if the index has anything itself.
+    /// Copies the referrers of an image that was not read yet. Looks at the children of an index only if the index
+    /// itself has any.
     pub(super) async fn bring_referrers_of_root<F>(&self, root: &Digest, read: impl FnOnce() -> F) -> Result<u64>
     where
         F: Future<Output = Result<Chosen>>,
@@ -72,8 +72,8 @@ impl Walk {
         Ok(found.brought + self.bring_levels(next, &company).await?)
     }
 
-    /// Brings what belongs to an image and to all that it lists. `is_at_source`: whether the source has the image itself,
-    /// and not only what it lists. `put_first`: whether the image is still to be put. Says how many were brought.
+    /// Copies the referrers of an image and of all its children, and returns the number copied. `is_at_source`: the
+    /// source has the image itself, not only its children. `put_first`: the image is not at the target yet.
     pub(super) async fn bring_referrers(&self, root: &Manifest, is_at_source: bool, put_first: bool) -> Result<u64> {
         if !self.referrers.are_wanted() {
             return Ok(0);
@@ -91,12 +91,12 @@ impl Walk {
         Ok(found.brought + self.bring_levels(next, &company).await?)
     }
 
-    /// Cosign's tags are asked for where a listing showed some in the repository, or where there is reason to.
+    /// Looks for cosign's tags if a listing showed some in the repository, or if `tags` is set.
     fn subject(&self, digest: Digest, tags: bool) -> Subject {
         Subject { digest, tags: tags || self.company.is_listed() }
     }
 
-    /// All manifests below one.
+    /// Lists all manifests below one.
     async fn listed_by(&self, root: &Manifest) -> Result<Vec<Digest>> {
         let mut found: Vec<Digest> = Vec::new();
         let mut seen: HashSet<Digest> = HashSet::new();
@@ -140,7 +140,7 @@ impl Walk {
             .hint("`referrers: false` copies the image alone"))
     }
 
-    /// Brings what belongs to one manifest.
+    /// Copies the referrers and cosign tags of one manifest.
     async fn company_of(&self, subject: Subject, company: &Company<'_>) -> Result<Found> {
         let Subject { digest: subject, tags } = subject;
         let by_tag = async {
@@ -157,7 +157,7 @@ impl Walk {
         Ok(found)
     }
 
-    /// What refers to a manifest by its `subject`.
+    /// Copies the referrers found by `subject`.
     async fn referring(&self, subject: &Digest, company: &Company<'_>) -> Result<Found> {
         let fallback = match (self.company.is_listed(), self.company.may_have(Companion::Referrers)) {
             (false, _) => FallbackTag::Unknown,
@@ -214,7 +214,7 @@ impl Walk {
         Ok(found)
     }
 
-    /// A referrer from the source, if it is wanted.
+    /// Reads a referrer from the source, if it is selected.
     async fn referrer(&self, referrer: &Descriptor) -> Result<Option<Manifest>> {
         match self.source.listed(referrer, &self.source_tally).await {
             Ok(Listed::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
@@ -224,7 +224,7 @@ impl Walk {
                     .warn(format!("{digest} is listed as a referrer and is a blob, which refers to nothing: left out"));
                 Ok(None)
             }
-            // An index under a fallback tag is kept by those who push: it can list what was deleted long ago.
+            // Pushing clients maintain the fallback index: it can list deleted manifests.
             Err(error) if error.class() == Class::NotFound => {
                 self.context.warn(format!("{error}; it is listed as a referrer all the same, and left out"));
                 Ok(None)
@@ -233,7 +233,7 @@ impl Walk {
         }
     }
 
-    /// What cosign keeps under tags that are named by a manifest.
+    /// Copies cosign's digest tags of a manifest.
     async fn cosign_tags(&self, subject: &Digest, company: &Company<'_>) -> Result<Found> {
         let kinds = Companion::COSIGN.into_iter().filter(|kind| self.company.may_have(*kind));
         let work = futures_util::stream::iter(kinds)
@@ -260,7 +260,7 @@ impl Walk {
             return Ok(found);
         }
         let manifest = match self.source.by_digest(&at_source.digest).await {
-            // The tag has moved on meanwhile.
+            // The tag has moved meanwhile.
             Err(error) if error.class() == Class::NotFound => {
                 self.source.manifest_get(Some(&ManifestRef::Tag(tag.clone()))).await?
             }
@@ -278,7 +278,7 @@ impl Walk {
         Ok(found)
     }
 
-    /// What is referred to is there before what refers to it: some registries want it so.
+    /// Puts the subject before its referrers: some registries require it.
     async fn put_root(&self, company: &Company<'_>) -> Result<()> {
         let Some(root) = company.root else { return Ok(()) };
         let put = || async {
@@ -305,7 +305,7 @@ impl Walk {
         }
     }
 
-    /// Whether it is of a type that is wanted. What cosign keeps under tags has no type of its own: its layers have.
+    /// Whether the referrer's type is selected. Cosign's tags have no artifact type; their layers' media types count.
     fn wants(&self, manifest: &Manifest) -> bool {
         let of_layers = || match manifest.kind() {
             Kind::Image { layers, .. } => layers.iter().any(|layer| self.wants_type(layer.media_type.as_str())),
@@ -315,7 +315,7 @@ impl Walk {
     }
 }
 
-/// What to do where a target takes images and nothing else.
+/// Adds a hint for a target that accepts only images.
 fn with_advice(error: Error) -> Error {
     match error.class() {
         Class::Refused => error.hint("it belongs to the image, which `referrers: false` copies alone"),

@@ -1,4 +1,4 @@
-//! What a copy would do, found out without writing: for `--dry-run`.
+//! Previews a copy without writing, for `--dry-run`.
 
 use std::collections::HashSet;
 
@@ -13,20 +13,20 @@ use imgsync_common::error::{Error, Result};
 use imgsync_common::image::{Descriptor, Digest, Manifest};
 use imgsync_common::registry::Context;
 
-/// What a copy would do.
+/// Preview of a copy.
 #[derive(Debug, Clone)]
 pub struct Survey {
-    /// What would happen.
+    /// Whether the target would change.
     pub outcome: Outcome,
-    /// The digest that the target would have.
+    /// Digest the target would have.
     pub digest: Digest,
-    /// Manifests that would be put.
+    /// Number of manifests to push.
     pub manifests: usize,
-    /// Blobs that the target repository does not have.
+    /// Number of blobs missing in the target repository.
     pub blobs: usize,
-    /// Their bytes.
+    /// Bytes of the missing blobs.
     pub bytes: u64,
-    /// Bytes of the image's blobs that the target repository has already.
+    /// Bytes of the image's blobs already present in the target repository.
     pub bytes_there: u64,
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn survey(job: &Job, ends: &Ends, moves: &mut Moves, context: &
     let mut seen: HashSet<Digest> = HashSet::new();
     let mut waiting: Vec<Manifest> = vec![root];
     while let Some(manifest) = waiting.pop() {
-        // Layouts do not look.
+        // Layouts do not check for cancellation.
         if context.cancel.is_cancelled() {
             return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
         }

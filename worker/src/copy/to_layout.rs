@@ -1,4 +1,4 @@
-//! One blob into an image layout: read from the source until it is whole, from where an earlier try left it.
+//! Writes one blob into an image layout; resumes from what an earlier attempt left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ impl Walk {
         let mut read_again = false;
         loop {
             let Some(writer) = layout.blob_start(blob).await? else { return Ok(Arrival::Reused) };
-            // What an earlier try left can be another source's.
+            // A leftover of an earlier attempt may come from another source.
             let (is_public, is_whole) = (AtomicBool::new(writer.offset() == 0), writer.offset() == blob.size);
             match self.fill(writer, blob, &moved, &is_public).await {
                 Ok(()) if is_whole => return Ok(Arrival::Reused),
@@ -33,7 +33,7 @@ impl Walk {
                     self.learn_proof(blob, is_public.into_inner());
                     return Ok(Arrival::Copied);
                 }
-                // The line, or what an earlier try had left, may be to blame: once more from the start.
+                // The connection or the leftover may have corrupted it: retry once from the start.
                 Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
                 Err(error) => return Err(error),
             }

@@ -1,10 +1,9 @@
-//! One image to several targets at once: what several copies in this process want of a source is read once, and handed to
-//! all of them.
+//! Fan-out: several copies of one image in this process share one read of the source.
 //!
-//! Copies of one source tag that run at the same time make a group. One that is about to read a blob waits a moment for
-//! the others to want it too, or to say that they do not; then one reader feeds them all, through channels of a few
-//! hundred KiB. Who does not come in time reads for itself, and so does one whose target is so slow that the others would
-//! stand still for it: it goes on from where it is.
+//! Concurrent copies of one source tag form a group. A member about to read a blob waits briefly for the others to
+//! reach the same blob or to skip it; then one reader feeds them all through channels of a few hundred KiB. A member
+//! that comes too late reads by itself. So does one whose target is so slow that it would stall the others: it
+//! continues from its current offset.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,21 +21,21 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ends::Source;
 
-/// How long is waited for those who are to have the same image, from when the first has begun.
+/// Time after the start of a group in which expected members may join.
 const COMPANY: Duration = Duration::from_millis(300);
-/// How long those who have begun are waited for at a blob. Who is not there then is not waited for again.
+/// Time to wait for other members at a blob. A member that misses it is not waited for again.
 const AT_A_BLOB: Duration = Duration::from_secs(2);
-/// How long the others stand still for one in all, before it has to read for itself.
+/// Total time one member may stall the others before it has to read by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often is looked whether they do.
+/// Interval at which stalls are checked.
 const LOOK: Duration = Duration::from_millis(100);
-/// Bytes that are handed on at once, and how many such pieces wait for one target.
+/// Chunk size in bytes, and the number of chunks buffered for one subscriber.
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 8;
-/// Small blobs that are kept for the others of a group, in bytes.
+/// Maximum bytes of small blobs cached in a group.
 const KEPT: u64 = 4 << 20;
 
-/// All groups of a process.
+/// Fan-out groups of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Together(Mutex<HashMap<String, Weak<Group>>>);
 
@@ -45,7 +44,7 @@ struct Group {
     began: Instant,
     state: Mutex<State>,
     changed: Notify,
-    /// Ends what is read for members when all of them are gone.
+    /// Cancels shared reads when all members are gone.
     _ends: DropGuard,
     cancel: CancellationToken,
 }
@@ -53,10 +52,10 @@ struct Group {
 #[derive(Debug, Default)]
 struct State {
     members: HashMap<u64, Standing>,
-    /// How many have ever been members, which tells one from another too.
+    /// Number of members that ever joined; also the next member id.
     came: u64,
     meetings: HashMap<Digest, Meeting>,
-    /// Small blobs, and how many bytes they are together.
+    /// Cached small blobs, and their total bytes.
     kept: HashMap<Digest, Arc<OnceCell<Bytes>>>,
     kept_bytes: u64,
 }
@@ -64,39 +63,39 @@ struct State {
 #[derive(Debug)]
 struct Standing {
     registry: RegistryName,
-    /// Whether the others wait for it.
+    /// Whether the others wait for this member.
     is_waited_for: bool,
-    /// Blobs that it does not want.
+    /// Blobs this member does not need.
     passed: HashSet<Digest>,
 }
 
 #[derive(Debug, Default)]
 struct Meeting {
     here: Vec<u64>,
-    /// Once it is over: what each is handed.
+    /// Subscriptions by member, once the rendezvous is over.
     handed: Option<HashMap<u64, Share>>,
 }
 
-/// One copy of a group.
+/// Membership of one copy in a group.
 #[derive(Debug)]
 pub struct Member {
     group: Arc<Group>,
     id: u64,
-    /// How many there will be, if all come.
+    /// Number of members if all join.
     expected: usize,
 }
 
-/// A blob's bytes, as another reads them.
+/// Content of a blob, as read by the shared reader.
 #[derive(Debug)]
 pub(crate) struct Share {
     pieces: mpsc::Receiver<Bytes>,
-    /// Of the reader, which the bandwidth limit may hold back.
+    /// Clock of the reader, which the bandwidth limit may pause.
     reader: WaitClock,
     own: WaitClock,
 }
 
 impl Share {
-    /// The next bytes; `None` at the end, or where it goes on without us.
+    /// Returns the next chunk; `None` at the end, or if the reader continues without this subscriber.
     pub(crate) async fn chunk(&mut self) -> Option<Bytes> {
         let before = self.reader.paused();
         let piece = self.pieces.recv().await;
@@ -106,7 +105,8 @@ impl Share {
 }
 
 impl Together {
-    /// Becomes a member of a group of so many, at targets of different registries; within a registry blobs are mounted.
+    /// Joins a group of `expected` members with targets in different registries; within one registry, blobs are mounted
+    /// instead.
     pub(crate) fn join(&self, name: &str, target: &RegistryName, expected: usize) -> Option<Arc<Member>> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| group.strong_count() > 0);
@@ -152,7 +152,7 @@ impl Drop for Member {
 }
 
 impl Member {
-    /// The blob need not be read for this one.
+    /// Marks a blob as not needed by this member.
     pub(crate) fn pass(&self, blob: &Digest) {
         if let Some(standing) = self.group.state().members.get_mut(&self.id) {
             standing.passed.insert(blob.clone());
@@ -160,7 +160,7 @@ impl Member {
         self.group.changed.notify_waiters();
     }
 
-    /// A share of a blob that others want as well; `None`: it is to be read alone.
+    /// Subscribes to a blob that other members need too; `None` if this member must read it alone.
     pub(crate) async fn share(
         &self,
         blob: &Descriptor,
@@ -201,7 +201,7 @@ impl Member {
         }
     }
 
-    /// What this one is handed, if the meeting is over; or when to look again.
+    /// Returns this member's subscription if the rendezvous is over, else the time of the next check.
     fn look(
         &self,
         blob: &Descriptor,
@@ -237,7 +237,8 @@ impl Member {
         let mut handed = HashMap::new();
         if meeting.here.len() > 1 {
             let mut lines = Vec::new();
-            // Of the one whose source this is, the others' reading does not depend: neither on its end, nor on its time.
+            // The shared read must not depend on the member whose source it uses: neither on its cancellation nor on
+            // its deadline.
             let reader = WaitClock::default();
             for id in &meeting.here {
                 let (line, pieces) = mpsc::channel(PIECES);
@@ -254,7 +255,7 @@ impl Member {
         Ok(own)
     }
 
-    /// A small blob, read by one for all.
+    /// Reads a small blob once for all members.
     pub(crate) async fn small(&self, blob: &Descriptor, read: impl Future<Output = Result<Bytes>>) -> Result<Bytes> {
         let cell = {
             let mut state = self.group.state();
@@ -276,14 +277,14 @@ impl Member {
     }
 }
 
-/// The way to one of those who share.
+/// One receiver of a shared read.
 struct Line {
     line: mpsc::Sender<Bytes>,
-    /// How long the others had nothing to do for this one.
+    /// Time the other subscribers were idle because of this one.
     stood_still: Duration,
 }
 
-/// Reads a blob for all of them, until nobody wants it any more. Whoever is left without goes on by itself.
+/// Reads a blob for all subscribers, until none is left. A dropped subscriber continues by itself.
 async fn read_for(mut lines: Vec<Line>, source: Source, tally: Arc<Tally>, blob: Descriptor) {
     let (mut offset, mut retry) = (0, source.retry());
     while offset < blob.size {
@@ -325,7 +326,7 @@ async fn read_on(
     }
 }
 
-/// Gives a piece to each, as soon as it has room. One that keeps the others waiting for too long is left behind.
+/// Sends a chunk to each subscriber as soon as it has room. Drops a subscriber that stalls the others for too long.
 async fn hand_on(lines: &mut Vec<Line>, piece: &Bytes) {
     let mut at = 0;
     while at < lines.len() {
@@ -362,7 +363,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_keeps_the_others_waiting_for_too_long_is_left_behind() {
-        // It has kept them waiting for nearly as long as it may.
+        // It has already stalled the others for almost the limit.
         let ((slow, mut slow_share), (quick, mut quick_share)) = (line(PATIENCE - LOOK), line(Duration::ZERO));
         let mut lines = vec![slow, quick];
         let piece = Bytes::from_static(b"piece");

@@ -1,6 +1,6 @@
-//! Whether a target has what its source has: the tag, every manifest and blob below it, and what refers to them. Nothing is
-//! written. Digests tell: what hangs below equal digests is equal, so that only what is there is to be found out, and, where
-//! all bytes are read, whether they are what they are called.
+//! Verifies that a target has everything its source has: the tag, all manifests and blobs below it, and the referrers.
+//! Writes nothing. Equal digests imply equal content, so only presence has to be checked, and, for a deep check, that
+//! the content matches its digest.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -19,90 +19,90 @@ use super::listed::Listed;
 use super::moves::Moves;
 use super::{Job, Platforms};
 
-/// What cosign's tags end with.
+/// Suffixes of cosign's digest tags.
 const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
-/// What an error names of what was found; the rest is counted.
+/// Maximum findings named in an error; the rest is counted.
 const NAMED: usize = 3;
-/// Referrers of referrers, indexes within indexes.
+/// Maximum depth of nested indexes and referrers.
 const MAX_DEPTH: usize = 32;
 
-/// How thoroughly it is looked.
+/// Extent of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Check {
-    /// Reads all bytes of the target, in place of asking whether they are there.
+    /// Reads all content of the target instead of checking its presence.
     pub deep: bool,
-    /// Which referrers must be there.
+    /// Referrers that must be present.
     pub referrers: WhichReferrers,
 }
 
-/// Which referrers must be at the target.
+/// Referrers that must be at the target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum WhichReferrers {
-    /// All that the source has.
+    /// All referrers of the source.
     #[default]
     All,
     /// None.
     None,
-    /// Those of these artifact types.
+    /// Referrers of these artifact types.
     Types(Vec<String>),
 }
 
-/// What kind of difference it is.
+/// Kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// The target does not have the tag.
+    /// The target tag is missing.
     MissingTag,
-    /// The target's tag is something else.
+    /// The target tag has another digest.
     StaleTag,
-    /// A manifest of the tree is not there.
+    /// A manifest of the tree is missing.
     MissingManifest,
-    /// A manifest's bytes are not what its digest says.
+    /// A manifest's content does not match its digest.
     CorruptManifest,
-    /// A blob is not there.
+    /// A blob is missing.
     MissingBlob,
-    /// A blob's bytes are not what its digest says.
+    /// A blob's content does not match its digest.
     CorruptBlob,
-    /// Something that refers to the image is not there.
+    /// A referrer of the image is missing.
     MissingReferrer,
 }
 
-/// One difference.
+/// A difference between source and target.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// Its kind.
+    /// Kind of the difference.
     pub kind: Kind,
-    /// Which content of the source it is about.
+    /// Digest of the affected content at the source.
     pub digest: Digest,
-    /// In words, safe to print.
+    /// Description, safe to print.
     pub detail: String,
 }
 
-/// What was compared, and what was found.
+/// Report of a verification.
 #[derive(Debug, Clone)]
 pub struct Verified {
-    /// What the source's tag is.
+    /// Digest of the source tag.
     pub source_digest: Digest,
-    /// What the target's should be: another where platforms were chosen.
+    /// Digest expected at the target; differs from the source when platforms are selected.
     pub digest: Digest,
-    /// Manifests of the tree, those of referrers among them.
+    /// Number of manifests in the tree, including referrers.
     pub manifests: u64,
-    /// Blobs of it.
+    /// Number of blobs in the tree.
     pub blobs: u64,
-    /// Their bytes; read, where all bytes are.
+    /// Bytes of the blobs; read in a deep check.
     pub bytes: u64,
-    /// What refers to something in the tree.
+    /// Number of referrers in the tree.
     pub referrers: u64,
-    /// The differences.
+    /// Differences found.
     pub findings: Vec<Finding>,
-    /// What went over the line to the source.
+    /// Requests and bytes of the source.
     pub source: Traffic,
-    /// What went over the line to the target.
+    /// Requests and bytes of the target.
     pub target: Traffic,
 }
 
 impl Verified {
-    /// The differences as an error; none where there are none.
+    /// Returns the findings as one error; `None` without findings.
     pub fn error(&self, job: &Job) -> Option<Error> {
         let first = self.findings.first()?;
         let is_corrupt = |kind| matches!(kind, Kind::CorruptBlob | Kind::CorruptManifest);
@@ -126,19 +126,19 @@ impl Verified {
     }
 }
 
-/// A manifest that is to be looked at.
+/// A manifest still to be checked.
 struct Open {
     digest: Digest,
-    /// What it is to whoever names it.
+    /// Description of its role.
     what: String,
     depth: usize,
-    /// What to call it where it is not there.
+    /// Finding to record if it is missing.
     missing: Kind,
 }
 
-/// One comparison under way.
+/// State of one verification.
 struct Look<'a> {
-    /// The image, and of what it lists these alone, where not all is wanted.
+    /// Digest of the image, and its expected children if not all are expected.
     root: Digest,
     only: Option<HashSet<Digest>>,
     with_foreign_layers: bool,
@@ -209,12 +209,12 @@ pub(super) async fn verify(
     })
 }
 
-/// What the source's tag is, what the target's should be, and what of an index should be there where not all is.
+/// Source digest, expected target digest, and the expected children of a sparse index.
 struct Expected {
     source: Digest,
     digest: Digest,
     only: Option<HashSet<Digest>>,
-    /// What a HEAD says of the source's tag, where its bytes are something else.
+    /// Digest from a HEAD of the source tag, if it differs from the content.
     said: Option<Digest>,
 }
 
@@ -224,7 +224,7 @@ async fn expected(job: &Job, ends: &Ends, there: Option<&Digest>, moves: &mut Mo
         (Some(root), _) => root,
         (None, Some(reference)) if job.platforms == Platforms::All => {
             let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?.digest;
-            // Where the target has something else, it may be the HEAD that is wrong: bytes decide.
+            // If the target differs, the HEAD may be wrong: read the content.
             if there.is_none_or(|there| *there == head) {
                 moves.seen = Some(head.clone());
                 return Ok(Expected { source: head.clone(), digest: head, only: None, said: None });
@@ -246,8 +246,8 @@ impl Look<'_> {
         self.findings.push(Finding { kind, digest: digest.clone(), detail: printable(&detail).into_owned() });
     }
 
-    /// Whether the target's tag is what it should be, so that it is worth looking further. `there` is what it is, if there
-    /// is to be one.
+    /// Checks the target tag; returns whether to check the tree below it. `there` is its digest; the outer `None` means
+    /// that no tag is expected.
     fn tag(&mut self, job: &Job, there: Option<Option<Digest>>, digest: &Digest) -> bool {
         match there {
             None => return true,
@@ -262,7 +262,7 @@ impl Look<'_> {
         false
     }
 
-    /// One manifest; what hangs below it, and what refers to it, is opened.
+    /// Checks one manifest; queues its children and referrers.
     async fn manifest(&mut self, Open { digest, what, depth, missing }: Open, open: &mut Vec<Open>) -> Result<()> {
         if !self.seen.insert(digest.clone()) {
             return Ok(());
@@ -295,7 +295,7 @@ impl Look<'_> {
         self.referrers_of(&digest, &what, depth, open).await
     }
 
-    /// Whether an entry of an index is a blob at the source. What is not there may be either.
+    /// Whether an index entry is a blob at the source. A missing entry counts as a manifest.
     async fn is_blob(&self, entry: &Descriptor) -> Result<bool> {
         match self.ends.source.listed(entry, &self.ends.source_tally).await {
             Ok(Listed::Blob(_)) => Ok(true),
@@ -305,11 +305,12 @@ impl Look<'_> {
         }
     }
 
-    /// A manifest, and whether the target has it. None where neither has it: an index may list what is nowhere.
+    /// Reads a manifest and checks that the target has it. `None` if neither endpoint has it: an index may list missing
+    /// manifests.
     async fn read(&mut self, digest: &Digest, what: &str, missing: Kind) -> Result<Option<Manifest>> {
         let reference = ManifestRef::Digest(digest.clone());
         let finding = match self.check.deep {
-            // By its bytes, which the client holds against the digest.
+            // The client verifies the content against the digest.
             true => match target_manifest(&self.ends.target, &reference).await {
                 Ok(manifest) => return Ok(Some(manifest)),
                 Err(error) if error.class() == Class::NotFound => Some((missing, "is not there".to_owned())),
@@ -337,7 +338,7 @@ impl Look<'_> {
         }
     }
 
-    /// What refers to a manifest at the source, and should at the target.
+    /// Checks the referrers of a manifest.
     async fn referrers_of(&mut self, digest: &Digest, what: &str, depth: usize, open: &mut Vec<Open>) -> Result<()> {
         let wanted = match &self.check.referrers {
             WhichReferrers::None => return Ok(()),
@@ -374,7 +375,7 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Cosign's tags of an image, which are referrers of an older kind.
+    /// Checks cosign's digest tags of an image.
     async fn cosign(&mut self, digest: &Digest, open: &mut Vec<Open>) -> Result<()> {
         if self.check.referrers != WhichReferrers::All || self.ends.source.repository().is_none() {
             return Ok(());
@@ -416,7 +417,7 @@ pub(super) async fn source_referrers(source: &Source, digest: &Digest) -> Result
     }
 }
 
-/// What is wrong with a blob of the target.
+/// Checks one blob of the target.
 async fn blob_differs(
     target: &Target,
     blob: &Descriptor,
@@ -445,7 +446,7 @@ async fn blob_differs(
     }
 }
 
-/// What a blob's bytes hash to. A line that breaks is tried again from the beginning.
+/// Returns the digest of a blob's content. A broken connection is retried from the start.
 async fn read_blob(target: &Target, blob: &Descriptor, context: &Context) -> Result<Digest> {
     match target {
         Target::Layout(repository) => {

@@ -1,5 +1,5 @@
-//! The graph of one image, walked children first: an index's manifests before the index, a manifest's blobs before the
-//! manifest, what is shared once.
+//! Transfers the graph of one image, children first: the manifests of an index before the index, the blobs of a
+//! manifest before the manifest, shared content once.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,24 +22,24 @@ use super::known::{Known, Seen};
 use super::missing::{Brought, Denials};
 use super::{Copier, Gate, Job, Member, Sums};
 
-/// Children of one index that are walked at once; blobs have a limit of their own.
+/// Maximum children of one index processed concurrently; blobs have their own limit.
 const CHILDREN_AT_ONCE: usize = 4;
-/// Indexes within indexes; real ones have two.
+/// Maximum nesting of indexes; real images have two levels.
 const MAX_DEPTH: usize = 16;
-/// Requests of a child with one layer, at both ends.
+/// Estimated requests, at both endpoints, of a child with one layer.
 const CHILD_COSTS: usize = 8;
-/// A question that may turn out to be for nothing is asked of images that cost at least this many requests.
+/// Minimum estimated requests of an image that justify a request which may turn out to be useless.
 const WORTH_A_QUESTION: usize = 20;
-/// Every artifact without a config of its own has this one: that it is there says nothing.
+/// Config shared by all artifacts without one: its presence proves nothing.
 const EMPTY_CONFIG: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
-/// One image on its way.
+/// Transfer of one image.
 pub(crate) struct Walk {
     pub(super) source: Source,
     pub(super) source_tally: Arc<Tally>,
-    /// The source's repository, for which proofs are remembered.
+    /// Repository of the source, under which proofs are stored.
     pub(super) source_home: Option<Home>,
-    /// What the source has shown and others do not know yet.
+    /// Proofs not yet shared with other processes.
     pub(super) proofs: Mutex<Vec<Proof>>,
     pub(super) target: Target,
     pub(super) known: Arc<Known>,
@@ -48,49 +48,49 @@ pub(crate) struct Walk {
     /// Permits for blobs of all images.
     pub(super) open_blobs: Arc<Semaphore>,
     pub(super) context: Context,
-    /// Manifests that are whole at the target, each by whoever came first.
+    /// Manifests complete at the target; each is transferred once.
     manifests: Memo<()>,
     blobs: Memo<Arrival>,
     pub(super) brought: Brought,
-    /// Read while looking for what is there, and not to be read again.
+    /// Manifests read ahead of their turn.
     read: Mutex<HashMap<Digest, Manifest>>,
-    /// Entries of indexes that turned out to be blobs, and the bytes of those that were read to find that out and that are not
-    /// sent yet.
+    /// Index entries that turned out to be blobs. `blobs_read` holds the content read to find that out, until it is
+    /// uploaded.
     listed_blobs: Seen,
     blobs_read: Mutex<HashMap<Digest, Bytes>>,
     counted: Seen,
-    /// Requests that the image is known to cost by now, at the least.
+    /// Lower bound of the requests this image costs.
     cost: AtomicUsize,
-    /// Whether part of the image may be at the target, so that asking can pay.
+    /// Whether part of the image may be at the target, so that checks can save requests.
     may_be_there: bool,
-    /// Of the children of this index these alone.
+    /// Root and selected children, for a sparse index.
     only: Option<(Digest, HashSet<Digest>)>,
-    /// What indexes that were read list.
+    /// Children of the indexes read so far.
     indexes: Mutex<HashMap<Digest, Vec<Descriptor>>>,
     pub(super) referrers: Referrers,
     pub(super) company: Company,
     foreign_layers: bool,
     pub(super) together: Option<Arc<Member>>,
-    /// A blob that the target repository is known to have.
+    /// A blob known to be in the target repository.
     pub(super) present: OnceLock<Digest>,
     blobs_at_once: usize,
     pub(super) force: bool,
 }
 
-/// Where a manifest is put.
+/// Destination of a manifest PUT.
 #[derive(Clone, Copy)]
 pub(super) enum At<'a> {
-    /// Under the tag of the copy, which its gate has to let pass each time.
+    /// The tag of the copy; the gate runs before each attempt.
     Tag(&'a ManifestRef, &'a dyn Gate),
-    /// Under a tag or its digest.
+    /// A tag or digest.
     Reference(&'a ManifestRef),
-    /// Where an image is found that has no tag.
+    /// An untagged image.
     Untagged,
-    /// Under a tag that is named by another manifest.
+    /// A digest tag.
     Companion(&'a Tag),
 }
 
-/// Results by digest, each made once however many want it.
+/// Results by digest; concurrent callers share one computation.
 struct Memo<T>(Mutex<HashMap<Digest, Arc<OnceCell<T>>>>);
 
 impl<T: Clone> Memo<T> {
@@ -121,7 +121,7 @@ impl Walk {
         context: &Context,
         may_be_there: bool,
     ) -> Walk {
-        // A token of its own, so that the first error stops what else is under way for this image.
+        // Its own token: the first error cancels everything in flight for this image.
         let context = context.child();
         let blobs_at_once = copier.limits.blobs.max(1);
         Walk {
@@ -156,13 +156,13 @@ impl Walk {
         }
     }
 
-    /// The same, for an index of which only some children are wanted.
+    /// Restricts the transfer to some children of an index.
     pub(super) fn only(mut self, root: &Manifest, children: Option<HashSet<Digest>>) -> Walk {
         self.only = children.map(|children| (root.digest().clone(), children));
         self
     }
 
-    /// What of an index is wanted.
+    /// Returns the selected children of an index.
     pub(super) fn children_of<'m>(&self, index: &'m Manifest) -> Vec<&'m Descriptor> {
         let only = self.only.as_ref().filter(|(root, _)| root == index.digest()).map(|(_, only)| only);
         let children = index.children().into_iter();
@@ -173,13 +173,13 @@ impl Walk {
         manifest.blobs_with(self.foreign_layers)
     }
 
-    /// What an index lists that was read before.
+    /// Returns the children of an index that was read before.
     pub(super) fn noted_index(&self, digest: &Digest) -> Option<Vec<Descriptor>> {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    /// Brings the whole image to the target, its root last. Returns whether its tag was written; not where the target refuses
-    /// to write it and has it already.
+    /// Transfers the whole image, its root last. Returns whether the tag was written; false if the target denies the
+    /// write and already has the image.
     pub(super) async fn push(
         &self,
         root: Manifest,
@@ -189,7 +189,7 @@ impl Walk {
         is_at_source: bool,
     ) -> Result<bool> {
         self.note(&root);
-        // In a layout nothing is saved by guessing: each file is looked at.
+        // A layout target checks each file, so a shortcut saves nothing.
         if self.force || self.target.repository().is_none() || !self.is_there_already(&root).await? {
             self.bring_children_and_blobs(&root, 0).await?;
         }
@@ -201,7 +201,7 @@ impl Walk {
         self.bring_referrers(&root, is_at_source, true).await?;
         let refers = root.parsed().subject.is_some() && self.target.repository().is_some();
         if refers {
-            // A tag says that all is done: what refers to another manifest is listed under that first.
+            // The tag marks the image as complete, so the referrer is listed under its subject first.
             self.put(&root, &ManifestRef::Digest(root.digest().clone())).await?;
             gate.before_tag(source_digest).await?;
             return self.is_written(self.put_patiently(&root, At::Tag(&place, gate)).await?);
@@ -210,7 +210,7 @@ impl Walk {
         self.is_written(self.put_at(&root, At::Tag(&place, gate)).await?)
     }
 
-    /// Whether a tag was written. Who insists on writing it hears that this was denied.
+    /// Returns whether the tag was written. With `force` a denied write is an error.
     fn is_written(&self, put: ManifestPut) -> Result<bool> {
         let is_denied = put.is_denied();
         match put.refused {
@@ -219,8 +219,8 @@ impl Walk {
         }
     }
 
-    /// Whether the target has the root under another tag. Asked for only where something hints at it, so that a fresh
-    /// image costs no request more: the config of its first image is at the target already.
+    /// Whether the target has the root under another tag. Asks only if the first image's config is already at the
+    /// target, so a new image costs no extra request.
     async fn is_there_already(&self, root: &Manifest) -> Result<bool> {
         if self.knows_manifest(root.digest()) {
             return Ok(true);
@@ -235,12 +235,12 @@ impl Walk {
         let Some(tell_tale) = self.tell_tale(&leaf) else { return Ok(false) };
         match self.bring(tell_tale).await? {
             Arrival::Reused => self.has_manifest(root.digest()).await,
-            // It was sent, but that says nothing at a registry that takes what it has already. Asking pays where there
-            // is much to be sent.
+            // An upload proves nothing at a registry that accepts content it already has. A request pays off if there
+            // is much to upload.
             Arrival::Copied if self.blobs_of(&leaf).into_iter().any(is_large) => {
                 Ok(!self.mounts_tell().await? && self.has_manifest(root.digest()).await?)
             }
-            // The blob came from the source's own repository, next door: nothing is known of the rest.
+            // Mounted from the source repository in the same registry: says nothing about the rest.
             Arrival::Mounted | Arrival::Copied => Ok(false),
         }
     }
@@ -249,7 +249,7 @@ impl Walk {
         Ok(self.target.manifest_head(&ManifestRef::Digest(digest.clone())).await?.is_some())
     }
 
-    /// What a manifest needs, brought to the target.
+    /// Transfers the children and blobs of a manifest.
     pub(super) fn bring_children_and_blobs<'a>(
         &'a self,
         manifest: &'a Manifest,
@@ -289,7 +289,7 @@ impl Walk {
             self.blobs_read().remove(&child.digest);
             return brought;
         };
-        // Of an image of which an older one is there, this child may be the same.
+        // An older version of the image is there, and this child may be unchanged.
         if self.may_be_there
             && !self.force
             && self.target.repository().is_some()
@@ -301,21 +301,21 @@ impl Walk {
                 self.learn_manifest(&child.digest);
                 return Ok(());
             }
-            // Whether its subject lists it is told by putting it once more.
+            // A repeated PUT tells whether the registry lists it under its subject.
             return self.put(&manifest, &ManifestRef::Digest(child.digest)).await;
         }
         self.bring_children_and_blobs(&manifest, depth + 1).await?;
         self.put(&manifest, &ManifestRef::Digest(child.digest)).await
     }
 
-    /// A child from the source, read once.
+    /// Reads a child from the source, once.
     pub(super) async fn child(&self, child: &Descriptor) -> Result<Manifest> {
         if let Some(manifest) = self.read.lock().unwrap_or_else(PoisonError::into_inner).remove(&child.digest) {
             return Ok(manifest);
         }
         let manifest = self.source.child(child).await?;
         self.note(&manifest);
-        // What is looked at before its turn comes is few: one path from the root to a leaf.
+        // Bounded: only one path from the root to a leaf is read ahead.
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.len() < MAX_DEPTH {
             read.insert(child.digest.clone(), manifest.clone());
@@ -323,7 +323,7 @@ impl Walk {
         Ok(manifest)
     }
 
-    /// Counts an entry of an index that turned out to be a blob, and keeps its bytes for when it is sent.
+    /// Records an index entry that turned out to be a blob, and keeps its content until it is uploaded.
     pub(super) fn note_blob(&self, blob: &Descriptor, bytes: Option<Bytes>) {
         self.listed_blobs.first_time(&blob.digest);
         self.counted.first_time(&blob.digest);
@@ -333,12 +333,12 @@ impl Walk {
         }
     }
 
-    /// Whether an entry of an index turned out to be a blob.
+    /// Whether an index entry turned out to be a blob.
     pub(super) fn is_listed_blob(&self, digest: &Digest) -> bool {
         self.listed_blobs.has(digest)
     }
 
-    /// The bytes of a blob that were read already.
+    /// Returns the content of a blob that was already read.
     pub(super) fn read_already(&self, blob: &Descriptor) -> Option<Bytes> {
         self.blobs_read().get(&blob.digest).cloned()
     }
@@ -347,7 +347,7 @@ impl Walk {
         self.blobs_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells of a manifest that was read, and counts what it adds to the image.
+    /// Emits an event for a manifest that was read, and adds its requests to the estimate.
     pub(super) fn note(&self, manifest: &Manifest) {
         if let Kind::Index { manifests } = manifest.kind() {
             let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -359,8 +359,8 @@ impl Walk {
             blobs += 1;
             blob_bytes += blob.size;
         }
-        // A blob is read, and written in two requests; a manifest is read and put. Of children that are not read yet the
-        // least is reckoned: a config and a layer.
+        // A blob takes a read and two requests to write; a manifest a read and a PUT. An unread child counts as a
+        // config and one layer.
         let itself = match manifest.kind() {
             Kind::Index { .. } => 2 + CHILD_COSTS * self.children_of(manifest).len(),
             Kind::Image { .. } => 2 + 3 * blobs,
@@ -370,12 +370,12 @@ impl Walk {
         self.context.events.emit(Event::ManifestRead { digest: manifest.digest().clone(), blobs, blob_bytes });
     }
 
-    /// Whether a request more that may be for nothing hardly matters for this image, or may save much.
+    /// Whether an extra request, which may be useless, costs this image little or may save much.
     pub(super) fn is_worth_a_question(&self) -> bool {
         self.may_be_there || self.cost.load(Ordering::Relaxed) >= WORTH_A_QUESTION
     }
 
-    /// Whether an older image is there under the tag, so that much of this one may be there too.
+    /// Whether the tag holds an older image, which may share content with this one.
     pub(super) fn may_be_there(&self) -> bool {
         self.may_be_there
     }
@@ -387,8 +387,8 @@ impl Walk {
         self.all(blobs).await
     }
 
-    /// A blob, brought to the target once for the whole image. One that was in the target repository already may be
-    /// another source's: this source has to show that it holds it.
+    /// Ensures that a blob is at the target, once per image. If the target repository already had it, perhaps from
+    /// another source, the source must prove that it has it too.
     async fn blob(&self, blob: &Descriptor) -> Result<()> {
         match self.bring(blob).await? {
             Arrival::Reused => self.prove(blob).await,
@@ -396,8 +396,8 @@ impl Walk {
         }
     }
 
-    /// The same without that proof, for a blob by which it is found out whether the target has the image as a whole. An image
-    /// that is taken as a whole was shown by its manifest, and who reads the repository can read it already.
+    /// Ensures that a blob is at the target, without the proof. Used to probe whether the target has the whole image:
+    /// then the manifest is the proof, and readers of the repository can read the blob anyway.
     async fn bring(&self, blob: &Descriptor) -> Result<Arrival> {
         self.blobs.get(&blob.digest, Box::pin(self.bring_blob(blob))).await
     }
@@ -406,8 +406,8 @@ impl Walk {
         self.gather(work).await.map(drop)
     }
 
-    /// Waits for all of them, even after one has failed, so that each can tidy up behind itself. The first real error is
-    /// the one that counts.
+    /// Runs all futures to completion, even after an error, so that each can clean up. Returns the first error that is
+    /// not a cancellation.
     pub(super) async fn gather<T>(
         &self,
         mut work: impl futures_util::Stream<Item = Result<T>> + Unpin,
@@ -428,8 +428,8 @@ impl Walk {
         failure.map_or(Ok(done), Err)
     }
 
-    /// Puts a manifest whose children and blobs are at the target, and lists it under its subject where the registry does
-    /// not do that by itself. Where the target misses what it needs after all, see [`super::missing`].
+    /// Puts a manifest whose children and blobs are at the target, and lists it under its subject if the registry does
+    /// not. See [`super::missing`] for content the target then reports as missing.
     pub(super) async fn put(&self, manifest: &Manifest, place: &ManifestRef) -> Result<()> {
         self.put_at(manifest, At::Reference(place)).await.map(drop)
     }
@@ -444,11 +444,11 @@ impl Walk {
         Ok(put)
     }
 
-    /// Lists manifests under their subject, at a registry that does not do so by itself.
+    /// Adds manifests to the fallback index of their subject, if the registry does not list them itself.
     pub(super) async fn list_under(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
         let Some(target) = self.target.repository() else { return Ok(()) };
         let tag = Companion::Referrers.tag_of(subject);
-        // Others read and write the same index: one after the other, or what one has added is lost.
+        // A lease serializes the read-modify-write of the index; otherwise concurrent additions get lost.
         let lease = self.known.lease_tag(target.registry(), target.name(), &tag, &self.context.cancel).await?;
         let list = async {
             let mut denials = Denials::new();
@@ -466,7 +466,7 @@ impl Walk {
         })
     }
 
-    /// The same without listing it.
+    /// Puts a manifest without listing it under its subject.
     pub(super) async fn put_manifest(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
         let put = self.put_patiently(manifest, at).await?;
         self.brought.put(manifest.digest());
@@ -476,7 +476,7 @@ impl Walk {
         Ok(put)
     }
 
-    /// Puts a manifest, and brings what the target then says that it lacks.
+    /// Puts a manifest; sends content the target reports as missing, then retries.
     async fn put_patiently(&self, manifest: &Manifest, at: At<'_>) -> Result<ManifestPut> {
         let put = async || match at {
             At::Tag(place, gate) => {
@@ -491,7 +491,7 @@ impl Walk {
         let mut is_second = false;
         loop {
             match put().await {
-                // Of an index of which a part is left out it is most likely that part.
+                // For a sparse index, the missing content is most likely the omitted part.
                 Err(error) if error.class() == Class::Incomplete && is_second && self.is_sparse(manifest) => {
                     return Err(error
                         .as_class(Class::Refused)
@@ -518,7 +518,7 @@ impl Walk {
     }
 
     fn learn_manifest(&self, digest: &Digest) {
-        // Of what is there in part it is not known that it is whole.
+        // A sparse index is incomplete.
         if self.only.as_ref().is_some_and(|(root, _)| root == digest) {
             return;
         }
@@ -527,18 +527,18 @@ impl Walk {
         }
     }
 
-    /// How a blob came to the target in this copy.
+    /// Returns how a blob got to the target in this copy.
     pub(super) fn arrival(&self, blob: &Digest) -> Option<Arrival> {
         self.blobs.peek(blob)
     }
 
-    /// Forgets that a blob or a manifest was brought.
+    /// Forgets that a blob or manifest was transferred.
     pub(super) fn forget_arrival(&self, digest: &Digest) {
         self.blobs.forget(digest);
         self.manifests.forget(digest);
     }
 
-    /// The blob that is least likely to be at the target unless its image is.
+    /// Returns the blob least likely to be at the target unless its whole image is.
     fn tell_tale<'m>(&self, leaf: &'m Manifest) -> Option<&'m Descriptor> {
         self.blobs_of(leaf).into_iter().find(|blob| blob.digest.to_string() != EMPTY_CONFIG)
     }

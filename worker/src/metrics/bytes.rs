@@ -1,4 +1,4 @@
-//! Bytes of blobs, those of blobs that are under way included: a large blob is no leap at its end.
+//! Counts the bytes of blobs, including blobs in flight, so that a large blob does not show as a jump at its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use imgsync_common::image::Digest;
 
 use super::{Counters, Label};
 
-/// Blobs that are under way.
+/// Blobs in flight.
 #[derive(Default)]
 pub(super) struct Live(HashMap<Digest, UnderWay>);
 
@@ -19,7 +19,8 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    /// Counts what came since. What a feed takes back was moved all the same, and stays counted.
+    /// Counts the bytes since the last call. Bytes that are sent again after a rewind stay counted: they were
+    /// transferred.
     fn move_on(&mut self, bytes: &Counters<1>) {
         let moved = self.moved.load(Ordering::Relaxed);
         if moved > self.counted {
@@ -54,7 +55,7 @@ impl Live {
         }
     }
 
-    /// Counts what came of all.
+    /// Counts the new bytes of all blobs in flight.
     pub(super) fn move_on(&mut self, bytes: &Counters<1>) {
         self.0.values_mut().for_each(|blob| blob.move_on(bytes));
     }

@@ -1,6 +1,6 @@
-//! What a process did, in numbers for Prometheus: fed by events, read at `/metrics`. `docs/operating.md` has all names.
+//! Prometheus metrics of the process: updated by events, exposed at `/metrics`. `docs/operating.md` lists all names.
 //!
-//! Labels are bounded: outcomes, classes and statuses by their kind, registries by [`MAX_REGISTRIES`].
+//! Labels are bounded: outcomes, error kinds and statuses by their sets, registries by [`MAX_REGISTRIES`].
 
 mod bytes;
 mod page;
@@ -27,23 +27,23 @@ pub use self::page::{Refresh, router};
 
 use self::bytes::Live;
 
-/// Registries that are told apart; all further ones are `other`.
+/// Maximum registries with a label value of their own; all others are `other`.
 pub const MAX_REGISTRIES: usize = 50;
 
 /// A label and its value.
 pub type Label = (&'static str, String);
-/// Numbers that only grow, by labels.
+/// Labeled counters.
 pub type Counters<const N: usize> = Family<[Label; N], Counter>;
-/// Seconds that only grow, by labels.
+/// Labeled counters of seconds.
 type Seconds<const N: usize> = Family<[Label; N], Counter<f64, AtomicU64>>;
 type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
 
-/// From one answer of a near cache to a registry that is about to be given up on, in seconds.
+/// From a response of a near cache to a registry about to time out, in seconds.
 const REQUEST_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
-/// From a tag that is unchanged to an image of many gigabytes, in seconds.
+/// From an unchanged tag to an image of many gigabytes, in seconds.
 const TASK_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0];
 
-/// Counts what it is told of.
+/// Counts events.
 pub struct Metrics {
     registry: Registry,
     tasks: Counters<1>,
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl Metrics {
-    /// Nothing is counted yet. `program` is its name; `more` adds figures of another kind.
+    /// Creates the metrics. `program` is the program's name; `more` registers further metrics.
     pub fn new(program: &'static str, more: impl FnOnce(&mut Registry)) -> Arc<Metrics> {
         let mut all = Registry::default();
         let registry = all.sub_registry_with_prefix("imgsync");
@@ -162,7 +162,7 @@ impl Metrics {
         Arc::new(Metrics { registry: all, ..metrics })
     }
 
-    /// What is there from the start can be watched from the first time that it happens.
+    /// Creates all label values with 0, so that even the first increase is visible.
     fn begin_at_zero(&self) {
         for outcome in ["copied", "unchanged", "failed", "cancelled"] {
             let _ = self.tasks.get_or_create(&[("outcome", outcome.to_owned())]);
@@ -180,7 +180,7 @@ impl Metrics {
         }
     }
 
-    /// All figures, as OpenMetrics.
+    /// Renders all metrics as OpenMetrics text.
     pub fn render(&self) -> String {
         self.state().live.move_on(&self.blob_bytes);
         let mut text = String::new();
@@ -193,7 +193,7 @@ impl Metrics {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A registry's name as a label.
+    /// Returns the label of a registry.
     fn named(&self, registry: &RegistryName) -> Label {
         let known = &mut self.state().registries;
         if !known.contains(registry) {
@@ -222,7 +222,7 @@ impl Metrics {
                 self.put_off.inc();
                 return;
             }
-            // Of one that has ended already nothing more is counted.
+            // A task that has already ended is not counted again.
             TaskEnd::GivenBack => {
                 self.given_back.inc_by(began.is_some().into());
                 return;
@@ -288,8 +288,8 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// A status as a label: those that registries are known to give, all others by their hundred. A server can answer what it
-/// likes, and is not to fill our memory with it.
+/// Returns the label of a status: known ones by code, all others by class. A server can respond with anything and must
+/// not fill our memory.
 fn status_label(status: Option<u16>) -> String {
     const KNOWN: [u16; 32] = [
         200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 412,

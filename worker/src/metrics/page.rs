@@ -1,4 +1,4 @@
-//! `/metrics`: as OpenMetrics for who asks for that, else in Prometheus' older text format.
+//! `/metrics`: OpenMetrics if the client accepts it, else Prometheus's older text format.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::Metrics;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const OLDER: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Brings figures up to date before they are read.
+/// Updates metrics before they are rendered.
 pub type Refresh = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Answers `/metrics`.
+/// Returns a router for `/metrics`.
 pub fn router(metrics: Arc<Metrics>, refresh: Option<Refresh>) -> Router {
     let answer = move |headers: HeaderMap| {
         let (metrics, refresh) = (metrics.clone(), refresh.clone());
@@ -35,7 +35,8 @@ pub fn router(metrics: Arc<Metrics>, refresh: Option<Refresh>) -> Router {
     Router::new().route("/metrics", get(answer))
 }
 
-/// The same in the older format: counters and infos are called as their samples are, and there are neither units nor an end.
+/// Converts to the older text format: counters and infos are named like their samples; units and the EOF line are
+/// dropped.
 fn older(text: &str) -> String {
     let mut names: Vec<(&str, &str)> = Vec::new();
     for line in text.lines() {

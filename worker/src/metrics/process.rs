@@ -1,4 +1,4 @@
-//! Figures of the process itself, by their usual names, where `/proc` has them.
+//! Process metrics under their usual names, where `/proc` provides them.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads them when it is asked.
+/// Reads the process metrics on collection.
 #[derive(Debug)]
 pub(super) struct Process;
 
@@ -44,7 +44,7 @@ fn resident_bytes() -> Option<u64> {
 
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name in parentheses may hold anything; what follows it is plain: state, then utime and stime as 12th and 13th.
+    // The name in parentheses may contain anything; the state follows it, then utime and stime as 12th and 13th field.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
     Some((ticks(11)? + ticks(12)?) as f64 / rustix::param::clock_ticks_per_second() as f64)

@@ -1,5 +1,5 @@
-//! A message at work, and its delivery until that is acknowledged: a second after the ledger has granted the lease of its
-//! last task, or at the end of a shorter one. From then on the lease brings a lost task back, and not the broker.
+//! A message being processed, and its delivery until acknowledgement: a second after the ledger has granted the lease
+//! of the last task, or when a shorter task ends. From then on the lease, not the broker, recovers a lost task.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use imgsync_common::queue::Delivery;
 
 use super::Runner;
 
-/// A message at work.
+/// A message being processed.
 pub(super) struct Delivered {
     pub(super) lane: Lane,
     pub(super) message: Message,
-    /// None once it was acknowledged or given back.
+    /// `None` once acknowledged or requeued.
     delivery: Mutex<Option<Delivery>>,
 }
 
@@ -23,14 +23,14 @@ impl Delivered {
         Delivered { lane, message, delivery: Mutex::new(Some(delivery)) }
     }
 
-    /// The delivery, to acknowledge it or to give it back; none if either was done.
+    /// Takes the delivery, to acknowledge or requeue it; `None` if that has happened.
     pub(super) fn take(&self) -> Option<Delivery> {
         self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Runner {
-    /// Acknowledges a delivery. After an error it is delivered again, and the ledger knows what was done.
+    /// Acknowledges a delivery. After an error the broker redelivers it, and the ledger knows the results.
     pub(super) async fn acknowledge(&self, delivered: &Delivered) {
         if let Some(delivery) = delivered.take()
             && let Err(error) = delivery.acknowledge().await
@@ -39,7 +39,7 @@ impl Runner {
         }
     }
 
-    /// Gives a delivery back. After an error it is delivered again as it was.
+    /// Requeues a delivery. After an error the broker redelivers it unchanged.
     pub(super) async fn give_back(&self, delivery: Delivery, wait: Duration) {
         if let Err(error) = delivery.give_back_after(wait).await {
             self.warn_of("the queue does not answer", &error);

@@ -1,5 +1,5 @@
-//! What is asked right before a tag is put: whether the task still is ours, whether somebody else is writing that tag, and
-//! whether an old plan still says what the source has.
+//! Checks right before a tag is put: that this worker still holds the task's lease, that no other task is writing the
+//! tag, and that the source still matches an old plan.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -18,7 +18,7 @@ use super::Runner;
 use super::task::Held;
 use crate::copy::Gate;
 
-/// How often the lease of a tag that another task writes is asked for again.
+/// Interval at which the lease of a tag that another task is writing is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(super) struct TaskGate<'a> {
@@ -26,9 +26,9 @@ pub(super) struct TaskGate<'a> {
     held: &'a Held<'a>,
     plan_is_old: bool,
     moved: AtomicBool,
-    /// The lease of the target tag, once it was asked for.
+    /// Lease of the target tag, once acquired.
     tag: Mutex<Option<LeaseGuard>>,
-    /// Is cancelled when the lease of the target tag is lost.
+    /// Cancelled when the lease of the target tag is lost.
     lost: CancellationToken,
 }
 
@@ -44,17 +44,17 @@ impl<'a> TaskGate<'a> {
         }
     }
 
-    /// Whether the tag was not put because the source's had moved. Asking forgets it.
+    /// Returns whether the tag was not put because the source tag had moved, and resets the flag.
     pub(super) fn moved(&self) -> bool {
         self.moved.swap(false, Ordering::Relaxed)
     }
 
-    /// Runs a copy, and stops it when the lease of its target tag is lost: another may be writing the tag. A process that
-    /// was paused for longer than the term of the lease goes no step further.
+    /// Runs a copy, and stops it when the lease of its target tag is lost: another task may be writing the tag. After a
+    /// process pause longer than the lease, the copy does not continue.
     pub(super) async fn guard<T>(&self, copy: impl Future<Output = Result<T>>) -> Result<T> {
         let (mut copy, mut lost) = (pin!(copy), pin!(self.lost.cancelled()));
         poll_fn(|context| {
-            // Locked by the copy itself, where it waits for the lease.
+            // The copy itself holds the lock while it acquires the lease.
             let has_expired = || self.tag.try_lock().is_ok_and(|tag| tag.as_ref().is_some_and(|tag| !tag.is_held()));
             if lost.as_mut().poll(context).is_ready() || has_expired() {
                 return Poll::Ready(Err(self.lease_lost()));
@@ -73,8 +73,8 @@ impl<'a> TaskGate<'a> {
         Error::new(Class::ServerError, self.tried(), detail)
     }
 
-    /// Acquires the lease of the target tag, or confirms it. One task writes a tag at a time, so that a later batch never
-    /// loses to an earlier one; each task and run of it is a holder of its own.
+    /// Acquires the lease of the target tag, or confirms it. Only one task writes a tag at a time, so an earlier batch
+    /// never overwrites a later one; each run of a task is a separate holder.
     async fn lease_tag(&self) -> Result<()> {
         let mut tag = self.tag.lock().await;
         if let Some(guard) = &*tag {
@@ -116,12 +116,12 @@ impl<'a> TaskGate<'a> {
         Ok(())
     }
 
-    /// Gives the lease of the tag away, to be held until what was written is recorded; none where no tag was written.
+    /// Returns the lease of the tag, to hold until the result is recorded; `None` if no tag was written.
     pub(super) fn into_lease(self) -> Option<LeaseGuard> {
         self.tag.into_inner()
     }
 
-    /// Releases the lease of the tag, before the copy begins again.
+    /// Releases the lease of the tag before the copy restarts.
     pub(super) async fn release(&self) {
         if let Some(guard) = self.tag.lock().await.take() {
             guard.release().await;

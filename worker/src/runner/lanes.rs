@@ -1,4 +1,4 @@
-//! Which lanes a worker takes from: those that it is allowed and able to serve, and that no registry asked to leave alone.
+//! Routes a worker takes tasks from: those it is allowed and able to serve, and that no registry's rate limit holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,25 +14,25 @@ use imgsync_common::store::{Account, AccountPart, Store, Unserved};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-/// How often the lanes that there are, and what registries asked for, are looked at.
+/// Interval at which routes and registry limits are refreshed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a registry that cannot be reached is left alone at first; doubled each time it still cannot, up to the last.
+/// Backoff for an unreachable registry: first and maximum; doubles after each failed probe.
 const OUT_OF_REACH: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(120)];
-/// Ends of waits that are no farther apart are the same.
+/// Deadlines closer than this count as equal.
 const SAME: Duration = Duration::from_millis(500);
-/// Where nothing says when to look again.
+/// Time until the next evaluation when there is no deadline.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// What a worker may do.
+/// Limits the routes and targets of a worker.
 #[derive(Debug, Clone, Default)]
 pub struct Allowed {
-    /// Lanes with one of these at either end only; all lanes where there is none.
+    /// Only routes with one of these as source or target; all routes if empty.
     pub registries: BTreeSet<RegistryName>,
-    /// Targets below one of these only; all targets where there is none.
+    /// Only targets below one of these; all targets if empty.
     pub targets: Vec<Base>,
 }
 
-/// Which lanes a worker serves. Cheap to clone; clones are the same.
+/// Selects the routes a worker serves. Clones share their state.
 #[derive(Clone)]
 pub struct Serving(Arc<Inner>);
 
@@ -45,15 +45,15 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    /// Lanes of registries that asked to be left alone: until when, and why.
+    /// Routes held by a registry's rate limit: until when, and why.
     parked: HashMap<Lane, (Instant, String)>,
-    /// Registries to which no connection could be made.
+    /// Registries to which connections fail.
     out_of_reach: HashMap<RegistryName, OutOfReach>,
-    /// Lanes that this worker may not, or cannot, serve, and why.
+    /// Routes this worker may not or cannot serve, and why.
     unserved: BTreeMap<Lane, String>,
-    /// Lanes that were looked at and may be served.
+    /// Routes evaluated as servable.
     served: BTreeSet<Lane>,
-    /// Why nothing is taken at all.
+    /// Why the worker takes no tasks at all.
     full: Option<String>,
 }
 
@@ -64,12 +64,12 @@ struct OutOfReach {
 }
 
 impl Serving {
-    /// What may be served, as far as it can be.
+    /// Creates a selector that serves every route in scope.
     pub fn new(allowed: Allowed) -> Serving {
         Serving(Arc::new(Inner { allowed, state: Mutex::default(), changed: watch::Sender::new(0) }))
     }
 
-    /// The lanes to take from now, none where nothing may be taken, and until when that holds.
+    /// Returns the routes to take from, and until when that is valid; `None` if nothing may be taken.
     pub(super) fn lanes(&self) -> (Option<Lanes>, Instant) {
         let mut state = self.state();
         let now = Instant::now();
@@ -85,12 +85,12 @@ impl Serving {
         }
     }
 
-    /// Told when the lanes have changed.
+    /// Subscribes to changes of the routes.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 
-    /// Takes nothing at all for this reason, or, without one, takes again. Says whether that is new.
+    /// Stops taking tasks for the given reason, or resumes with `None`. Returns whether that is a change.
     pub(crate) fn set_full(&self, why: Option<String>) -> bool {
         let mut state = self.state();
         let is_new = state.full != why;
@@ -102,15 +102,15 @@ impl Serving {
         is_new
     }
 
-    /// Leaves a lane alone for so long. Says whether it was not left alone before.
+    /// Holds a route for this long. Returns whether it was not held before.
     pub(super) fn park(&self, lane: &Lane, wait: Duration, why: &str) -> bool {
         let now = Instant::now();
         let until = now + wait.min(FAR * 24);
         let mut state = self.state();
         let before = state.parked.get(lane).map(|(until, _)| *until).filter(|until| *until > now);
-        // The same said again a moment later is nothing new.
+        // A repetition moments later is no change.
         if before.is_none_or(|before| before + SAME < until) {
-            // The moment is worked out once: what is said of a lane stays the same.
+            // Format the deadline once, so that the text of a route does not change.
             let why = format!("{why}; left alone until {}", moment(wait));
             state.parked.insert(lane.clone(), (until, why));
             drop(state);
@@ -119,7 +119,7 @@ impl Serving {
         before.is_none()
     }
 
-    /// No connection to a registry could be made: its lanes are left alone until one can be.
+    /// Records that a registry is unreachable: its routes are not served until a probe succeeds.
     pub(super) fn lost_reach(&self, registry: &RegistryName, lane: &Lane, why: &str) {
         let why = format!("{registry} cannot be reached from here: {why}");
         let mut state = self.state();
@@ -134,7 +134,7 @@ impl Serving {
         self.tell();
     }
 
-    /// The lanes that are left alone, and why.
+    /// Returns the routes not served, and why.
     pub fn unserved(&self) -> Vec<Unserved> {
         let state = self.state();
         let now = Instant::now();
@@ -143,7 +143,7 @@ impl Serving {
             .iter()
             .filter(|(_, (until, _))| *until > now)
             .map(|(lane, (_, why))| Unserved { lane: lane.clone(), reason: why.clone() });
-        // It serves these, but not now.
+        // These are served in principle, but not now.
         let full = state.full.iter().flat_map(|why| {
             let served = state.served.iter().filter(|lane| !state.unserved.contains_key(lane));
             served.map(|lane| Unserved { lane: lane.clone(), reason: why.clone() })
@@ -155,7 +155,7 @@ impl Serving {
         all
     }
 
-    /// Whether a target tag may be written by this worker.
+    /// Checks that this worker may write the target tag.
     pub(super) fn check_target(&self, target: &Place) -> Result<()> {
         let targets = &self.0.allowed.targets;
         if targets.is_empty() || targets.iter().any(|base| is_below(target, base)) {
@@ -167,10 +167,10 @@ impl Serving {
             .hint("add the target to the worker's configuration (`defaults: {to: …}`), or leave all targets out of it"))
     }
 
-    /// Keeps what is known of the lanes up to date until dropped.
+    /// Refreshes the state of the routes until dropped.
     pub async fn keep(&self, store: &dyn Store, client: &Client) {
         loop {
-            // A store that does not answer changes nothing.
+            // On a store error nothing changes.
             if let Ok(lanes) = store.lanes().await {
                 let unserved = self.look(&lanes, client).await;
                 self.follow_pace(&lanes, store, client).await;
@@ -186,7 +186,7 @@ impl Serving {
         }
     }
 
-    /// Which of the lanes are not to be served, and why.
+    /// Returns the routes that cannot be served, and why.
     async fn look(&self, lanes: &[Lane], client: &Client) -> BTreeMap<Lane, String> {
         let mut users: HashMap<RegistryName, Option<String>> = HashMap::new();
         let mut unserved = BTreeMap::new();
@@ -199,7 +199,7 @@ impl Serving {
         unserved
     }
 
-    /// Whether what came from a lane may be done here: it may be a new one, which was not looked at yet.
+    /// Whether tasks of a route can run here. The route may be new and not evaluated yet.
     pub(super) async fn may_serve(&self, lane: &Lane, client: &Client) -> bool {
         if self.state().served.contains(lane) {
             return true;
@@ -214,7 +214,7 @@ impl Serving {
         is_served
     }
 
-    /// Why a lane is not to be served; none where it may be.
+    /// Returns why a route cannot be served; `None` if it can.
     async fn why_not(
         &self,
         lane: &Lane,
@@ -259,7 +259,7 @@ impl Serving {
         ends.into_iter().flatten().find_map(|end| state.out_of_reach.get(end)).map(|out| out.why.clone())
     }
 
-    /// Asks registries that could not be reached whether they can be now, those whose time has come.
+    /// Probes the unreachable registries whose backoff has passed.
     async fn ask_those_out_of_reach(&self, client: &Client) {
         let now = Instant::now();
         let due: Vec<RegistryName> = {
@@ -283,12 +283,12 @@ impl Serving {
         }
     }
 
-    /// Parks the lanes of registries that asked others to be left alone, or whose quota others have used up.
+    /// Holds the routes of registries whose rate limit or used-up quota other workers have reported.
     async fn follow_pace(&self, lanes: &[Lane], store: &dyn Store, client: &Client) {
-        // Without an answer nothing changes.
+        // On a store error nothing changes.
         let Ok(holds) = store_holds(lanes, store, client).await else { return };
         for lane in lanes {
-            // A short wait is slept out by who holds a task.
+            // A short wait is spent while holding a slot.
             if let Some((registry, Hold { wait, why })) =
                 of_lane(&holds, lane).filter(|(_, hold)| hold.wait > LOOK_EVERY)
             {
@@ -306,18 +306,18 @@ impl Serving {
     }
 }
 
-/// Which end of a lane is to be left alone, as far as this process knows.
+/// Returns the longest hold on either endpoint of a route, as known to this process.
 pub(super) fn own_hold(lane: &Lane, client: &Client) -> Option<(RegistryName, Hold)> {
     let ends = [(lane.source.registry(), true), (lane.target.registry(), false)];
     let holds = ends.into_iter().filter_map(|(end, pulls)| Some((end?.clone(), client.hold(end?, pulls)?)));
     holds.max_by_key(|(_, hold)| hold.wait).filter(|(_, hold)| hold.wait > LOOK_EVERY)
 }
 
-/// Registries that are to be left alone, as the sources of lanes (true) or as their targets.
+/// Holds by registry and role: source (true) or target (false).
 pub type Holds = BTreeMap<(RegistryName, bool), Hold>;
 
-/// Which ends of lanes are to be left alone, as the store knows: asked to by the registry, or its quota is used up, of all
-/// for whom this process pulls there.
+/// Loads the holds on the endpoints of routes from the store: rate limits, and used-up quotas of all accounts with
+/// which this process pulls.
 pub async fn store_holds(lanes: &[Lane], store: &dyn Store, client: &Client) -> Result<Holds> {
     let ends = lanes.iter().flat_map(|lane| [(lane.source.registry(), true), (lane.target.registry(), false)]);
     let ends: BTreeSet<(RegistryName, bool)> = ends.filter_map(|(end, pulls)| Some((end?.clone(), pulls))).collect();
@@ -336,7 +336,7 @@ pub async fn store_holds(lanes: &[Lane], store: &dyn Store, client: &Client) -> 
     let mut pairs = until.chunks_exact(2).map(|pair| (wait(&pair[0]), wait(&pair[1])));
     let mut holds = Holds::new();
     for (end, accounts) in ends.into_iter().zip(of) {
-        // While one of them may go on, all is well.
+        // One usable account suffices.
         let Some((all, part)) = pairs.by_ref().take(accounts).min_by_key(|(all, part)| *all.max(part)) else {
             continue;
         };
@@ -349,14 +349,14 @@ pub async fn store_holds(lanes: &[Lane], store: &dyn Store, client: &Client) -> 
     Ok(holds)
 }
 
-/// The end of a lane that is to be left alone for longest.
+/// Returns the longest hold on either endpoint of a route.
 fn of_lane<'a>(holds: &'a Holds, lane: &Lane) -> Option<(&'a RegistryName, &'a Hold)> {
     let ends = [(lane.source.registry(), true), (lane.target.registry(), false)];
     let found = ends.into_iter().filter_map(|(end, pulls)| holds.get_key_value(&(end?.clone(), pulls)));
     found.map(|((registry, _), hold)| (registry, hold)).max_by_key(|(_, hold)| hold.wait)
 }
 
-/// When that is, to the second and not before it.
+/// Formats the end of a wait in UTC, rounded up to the second.
 pub fn moment(wait: Duration) -> String {
     let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
     let at = at.checked_add(Duration::from_millis(999)).unwrap_or(at);

@@ -1,4 +1,4 @@
-//! One task: held by a lease that is renewed while it runs, copied, and told to the ledger.
+//! Runs one task: leased, with the lease renewed while it runs, copied, and recorded in the ledger.
 
 mod attempt;
 mod verify;
@@ -29,60 +29,60 @@ use super::{Runner, Stop, not_after};
 use crate::copy::{Done, Moved, Outcome, Seen};
 use crate::log::about;
 
-/// How often a lease is renewed, which also is how soon a cancelled batch stops.
+/// Interval at which a lease is renewed; also the delay until a cancelled batch stops.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// How long after its last task has begun a message is acknowledged.
+/// Time after the start of its last task when a message is acknowledged.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
-/// How long a message waits whose task another is at: not until the lease must have ended, but so that whoever has it
-/// next is there soon after.
+/// Longest delay of a message whose task another worker holds: not until the lease must have expired, but so that the
+/// next holder is soon there.
 const HELD_WAIT: Duration = Duration::from_secs(10);
-/// How long a task waits whose registry cannot be reached from here.
+/// Delay of a task whose registry is unreachable from here.
 const OUT_OF_REACH: Duration = Duration::from_secs(1);
-/// A task that was lost so often runs alone: it may be what ended its workers, or one that ran beside that.
+/// Losses after which a task runs exclusively: it, or a task that ran beside it, may have killed its workers.
 const LOSSES_ALONE: u32 = 3;
-/// A task that was lost so often is what ended its workers.
+/// Losses after which the task itself is blamed, and fails.
 const LOSSES_FAIL: u32 = 6;
 
-/// What became of a task.
+/// What happens to the message of a task.
 pub(super) enum Ended {
-    /// The ledger has it, or the queue a message of its own.
+    /// Finished: recorded in the ledger, or rescheduled with its own message.
     Done,
-    /// It was not begun, and is to come back after this wait.
+    /// Not started; redeliver after this delay.
     Later(Duration),
-    /// It was put off, and so is all of its lane: a registry asked to be left alone for so long.
+    /// Rescheduled together with its whole route: a registry's rate limit holds it for this long.
     Throttled { registry: Option<RegistryName>, wait: Duration },
-    /// It was put off: no connection to this registry can be made from here.
+    /// Rescheduled: this registry is unreachable from here.
     OutOfReach { registry: RegistryName, why: String },
 }
 
-/// What a task came to.
+/// Outcome of one attempt.
 enum Came {
     Copied(Box<Copied>),
-    /// The ends are equal, and nothing was written. What was seen of both is worth remembering, or was known.
+    /// Source and target are equal; nothing was written. The observed digests, if they are to be cached.
     Equal(Option<Seen>),
     Failed(Error),
 }
 
-/// A copy that was made.
+/// A finished copy.
 struct Copied {
     done: Done,
     before: Before,
-    /// The lease of its target tag, where the tag was written or could have been: it is held until that is recorded.
+    /// Lease of the target tag, if the tag was or could have been written: held until that is recorded.
     lease: Option<LeaseGuard>,
-    /// Whether the tag, which may have pointed at less than all of its image, does not any more.
+    /// Whether the tag, which may have been partial, is complete now.
     is_whole: bool,
 }
 
-/// What was known of a target tag before it was copied.
+/// State of a target tag before the copy.
 #[derive(Default)]
 struct Before {
-    /// When it was last seen at the target, where it was not asked for now.
+    /// When it was last seen at the target, if the target was not asked now.
     seen_at: Option<Timestamp>,
-    /// When its referrers were asked for.
+    /// When its referrers were last checked.
     referrers_at: Option<Timestamp>,
 }
 
-/// A task's line among those that this worker says it runs, until it is dropped.
+/// Lists a task as running until dropped.
 struct Listed<'a> {
     runner: &'a Runner,
     ticket: Ticket,
@@ -101,7 +101,7 @@ impl Drop for Listed<'_> {
     }
 }
 
-/// A task that this worker holds.
+/// A task leased by this worker.
 pub(super) struct Held<'a> {
     lane: &'a Lane,
     pub(super) message: &'a Message,
@@ -112,23 +112,23 @@ pub(super) struct Held<'a> {
     options: &'a Options,
     rule: RuleOptions,
     pub(super) context: Context,
-    /// What counts the requests to source and target.
+    /// Traffic counters of source and target.
     pub(super) tallies: (Arc<Tally>, Arc<Tally>),
     started: Instant,
 }
 
 impl Held<'_> {
-    /// The digest cache's name for the target tag.
+    /// Returns the scope of the target tag in the digest cache.
     fn scope(&self) -> CacheScope {
         CacheScope { home: (*self.target.home).clone(), options: self.rule.fingerprint().into() }
     }
 
-    /// What tells its options from others, in a mark.
+    /// Returns the digest of the rule options, as stored in a partial mark.
     fn fingerprint(&self) -> Digest {
         Digest::sha256(self.rule.fingerprint().as_bytes())
     }
 
-    /// What was spent on it, whatever it came to.
+    /// Returns what the attempt has cost, whatever its outcome.
     fn spent(&self, bytes: Bytes) -> Spent {
         let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
         Spent { bytes, requests, time: self.started.elapsed() }
@@ -136,8 +136,8 @@ impl Held<'_> {
 }
 
 impl Runner {
-    /// Does one task of a message, which is acknowledged soon after its last one is granted. An error is the ledger's, of which
-    /// nothing is known then.
+    /// Runs one task of a message, which is acknowledged soon after its last task is leased. An error comes from the
+    /// ledger and leaves the task's state unknown.
     pub(super) async fn task(
         &self,
         delivered: &Delivered,
@@ -147,7 +147,7 @@ impl Runner {
         stop: &Stop,
     ) -> Result<Ended> {
         let message = &delivered.message;
-        // Waited for before the task is ours: what ends the one that runs alone must not count as a loss of those that wait.
+        // Acquired before the lease: if the exclusive task kills the process, waiting tasks must not count as lost.
         let beside = tokio::select! {
             guard = self.alone.read() => guard,
             () = stop.abort.cancelled() => return Ok(Ended::Later(Duration::ZERO)),
@@ -155,7 +155,7 @@ impl Runner {
         let started = self.store.start(ticket, &self.settings.name, self.lease).await?;
         let (epoch, attempts, losses) = match started {
             Start::Go { epoch, attempts, losses } => (epoch, attempts, losses),
-            // Delivered again while it runs here: the broker thought that it was lost.
+            // Redelivered while it runs here: the broker considered it lost.
             Start::Own { .. } if self.running().contains_key(&ticket) => return Ok(Ended::Later(HELD_WAIT)),
             Start::Own { epoch, attempts } => (epoch, attempts, 0),
             Start::AlreadyDone | Start::Cancelled | Start::StaleRun | Start::Paused => return Ok(Ended::Done),
@@ -179,16 +179,16 @@ impl Runner {
         };
         let tried = format!("copying {}", message.source);
         let mut held = std::pin::pin!(caught(&tried, held.instrument(about(&ticket))));
-        // A task that ends sooner is acknowledged then, along with the question for the next: a step less for the broker.
+        // A shorter task is acknowledged when it ends, along with the next take: saves the broker a step.
         let ended = tokio::select! {
             ended = &mut held => ended,
-            // At the same time: no copy waits for the broker.
+            // Concurrently: no copy waits for the broker.
             () = tokio::time::sleep(ACKNOWLEDGE_AFTER), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
         };
         match ended {
             Ok(Ok(ended)) => Ok(ended),
             Ok(Err(error)) => {
-                // The ledger has no result of it: whoever has it next brings one.
+                // The ledger has no result; the next holder of the task provides one.
                 self.emit_end(ticket, TaskEnd::GivenBack);
                 Err(error)
             }
@@ -196,18 +196,18 @@ impl Runner {
         }
     }
 
-    /// Tells the ledger that the program failed at a task, outside of the copy.
+    /// Records a panic outside of the copy.
     async fn settle_panic(&self, ticket: Ticket, token: u64, attempts: u32, panic: &Error) -> Result<Ended> {
         let (class, failure) = (panic.class(), Failure::of(panic, attempts + 1));
         let error = failure.error.clone();
         let holder = TaskHolder { worker: &self.settings.name, token };
         let finished = self.store.finish(ticket, holder, Verdict::Failed(failure), Spent::default()).await?;
-        // It may have panicked after it was counted.
+        // It may have panicked after its result was counted.
         self.emit_finished(ticket, finished, TaskEnd::Failed { class, error });
         Ok(Ended::Done)
     }
 
-    /// Does a task of which the ledger says that it is ours.
+    /// Runs a leased task.
     async fn hold(
         &self,
         delivered: &Delivered,
@@ -220,9 +220,9 @@ impl Runner {
         let Delivered { lane, message, .. } = delivered;
         let (options, rule, unreadable) = match self.read_options(ticket.batch, message.rule).await {
             Ok((options, rule)) => (options, rule, None),
-            // Of a store that does not answer nothing is known.
+            // If the store is unavailable, the state is unknown.
             Err(error) if retry::is_passing(&error) || error.class() == Class::NotFound => return Err(error),
-            // What protects the target is not known: nothing is written there.
+            // The protections of the target are unknown: write nothing.
             Err(error) => (Arc::default(), RuleOptions::default(), Some(error)),
         };
         let held = Held {
@@ -251,7 +251,7 @@ impl Runner {
         let _suspect = match losses >= LOSSES_ALONE {
             true => match self.suspect.try_lock() {
                 Ok(guard) => Some(guard),
-                // Another waits to run alone, or does. Waiting with it would be dying with it.
+                // Another task is waiting to run exclusively, or does. Waiting beside it would mean dying with it.
                 Err(_) => {
                     self.put_off(&held, HELD_WAIT, false, held.spent(Bytes::default())).await?;
                     self.emit_end(ticket, TaskEnd::GivenBack);
@@ -262,7 +262,7 @@ impl Runner {
         };
         let lost = AtomicBool::new(false);
         let came = {
-            // Boxed, here and below: a copy is a deep nest of futures, and a thread's stack is small.
+            // Boxed, here and below: a copy is a deep nest of futures, and thread stacks are small.
             let work: BoxFuture<'_, Result<Came>> = Box::pin(self.in_company(&held, losses, beside));
             let tried = format!("copying {}", message.source);
             tokio::select! {
@@ -271,21 +271,21 @@ impl Runner {
             }
         };
         if lost.load(Ordering::Relaxed) {
-            // Another has it, or it has ended: nothing is ours to say.
+            // Another worker holds it, or it has finished: there is nothing to record.
             self.emit_end(ticket, TaskEnd::GivenBack);
             return Ok(Ended::Done);
         }
         self.settle(&held, stop, came).await
     }
 
-    /// The options of a batch, and those of one of its rules.
+    /// Reads the options of a batch and of one of its rules.
     async fn read_options(&self, batch: BatchId, rule: u32) -> Result<(Arc<Options>, RuleOptions)> {
         let options = self.options(batch).await?;
         let rule = options.rule(rule)?.clone();
         Ok((options, rule))
     }
 
-    /// Copies beside others; or with nothing else in this process, what was lost too often.
+    /// Copies alongside other tasks, or exclusively after too many losses.
     async fn in_company(&self, held: &Held<'_>, losses: u32, beside: RwLockReadGuard<'_, ()>) -> Result<Came> {
         if losses < LOSSES_ALONE {
             let came = self.copy(held).await;
@@ -303,7 +303,7 @@ impl Runner {
         self.copy(held).await
     }
 
-    /// Renews the lease until dropped. Stops the work where the task is another's by now, or its batch was stopped.
+    /// Renews the lease until dropped. Cancels the work if the lease is lost or the batch was stopped.
     async fn keep(&self, held: &Held<'_>, lost: &AtomicBool) {
         let cancel = &held.context.cancel;
         loop {
@@ -315,13 +315,13 @@ impl Runner {
                     cancel.cancel();
                 }
                 Ok(Standing::Stop) => cancel.cancel(),
-                // The lease may run out; then the tag will not be put, for that asks once more.
+                // The lease may expire; then the gate prevents the tag from being put.
                 Err(error) => self.warn_of("a lease could not be renewed", &error),
             }
         }
     }
 
-    /// Tells the ledger how a task ended.
+    /// Records the outcome of a task in the ledger.
     async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
         let now = self.clock.now();
         let (verdict, bytes, tags, written) = match came {
@@ -342,13 +342,13 @@ impl Runner {
                 let Moved { copied, mounted, reused } = done.bytes;
                 let put = done.tag_put.then(|| done.digest.clone());
                 let known = Known {
-                    // What the source says is what the next run compares with: bytes are read where it says otherwise.
+                    // The next run compares with the HEAD digest; the content is read if it differs.
                     source: done.source_said.unwrap_or(done.source_digest),
                     target: done.digest,
                     seen_at: before.seen_at.unwrap_or(now),
                     referrers_at: if done.referrers_asked { Some(now) } else { before.referrers_at },
                 };
-                // As the source has them: that they have changed is told by its next listing.
+                // With their digests at the source: the next listing shows changes.
                 let companions = done.companions.into_iter().map(|(tag, source)| {
                     (tag, Known { target: source.clone(), source, seen_at: now, referrers_at: None })
                 });
@@ -368,7 +368,7 @@ impl Runner {
             let whole = is_whole.then_some(&target.tag);
             let record = TagRecord { origin, scope: &held.scope(), tags, whole };
             if !self.store.record_tag(lease.fence(), record).await? {
-                // Another may have written the tag since: what it points to is not ours to say.
+                // Another task may have written the tag since.
                 tracing::info!("{target} is not recorded: its lease was lost");
             }
             Ok(())
@@ -377,13 +377,13 @@ impl Runner {
             Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied, read: held.tallies.0.read().received },
             _ => TaskEnd::Unchanged,
         };
-        // At the same time: the store may be far away.
+        // Concurrently: the store may be far away.
         let finish = self.store.finish(held.ticket, held.holder, verdict, held.spent(bytes));
         let (recorded, finished) = tokio::join!(record, finish);
         drop(written);
         let finished = finished?;
         self.emit_finished(held.ticket, finished, end);
-        // It has ended all the same: delivered again, it is known to have.
+        // The task has finished all the same: on redelivery the ledger knows.
         recorded.map(|()| Ended::Done)
     }
 
@@ -391,7 +391,7 @@ impl Runner {
         let Held { ticket, holder, attempts, .. } = *held;
         let spent = held.spent(Bytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
-            // We are leaving, the task is not: anyone may have it.
+            // This worker shuts down, the task does not: any worker may take it.
             self.put_off(held, Duration::ZERO, false, spent).await?;
             self.emit_end(ticket, TaskEnd::GivenBack);
             return Ok(Ended::Done);
@@ -405,7 +405,7 @@ impl Runner {
         if error.class() == Class::RateLimited
             && let Some(wait) = error.wait()
         {
-            // Asked to wait longer than a slot should be held for: no attempt is spent on it.
+            // The wait is longer than a slot may be held: no attempt is counted.
             self.hold_off(held, error.registry(), wait).await?;
             let retried = self.put_off_until(held, (wait, not_after(wait)), false, spent).await?;
             self.emit_retried(ticket, retried, &error, wait);
@@ -415,7 +415,7 @@ impl Runner {
             && error.is_unconnected()
             && let Some(registry) = error.registry()
         {
-            // What this machine cannot reach, another may: no attempt is spent on it.
+            // Another machine may reach the registry: no attempt is counted.
             let (registry, why) = (registry.clone(), error.detail().to_owned());
             let retried = self.put_off(held, OUT_OF_REACH, false, spent).await?;
             self.emit_retried(ticket, retried, &error, OUT_OF_REACH);
@@ -434,13 +434,13 @@ impl Runner {
         Ok(Ended::Done)
     }
 
-    /// Puts a task off: its message waits with the queue, then the ledger says so. Without a wait, or where the queue does not
-    /// answer, the task goes back to the plan, and who leads the batch publishes it.
+    /// Reschedules a task: publishes its message with a delay, then tells the ledger. Without a delay, or if the queue
+    /// fails, the task returns to the plan and the batch leader publishes it.
     async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
         self.put_off_until(held, (wait, wait), counts, spent).await
     }
 
-    /// The same, with a message that comes back earlier than the ledger's wait is over.
+    /// Reschedules a task with a message that returns before the ledger's delay is over.
     async fn put_off_until(
         &self,
         held: &Held<'_>,
@@ -459,16 +459,15 @@ impl Runner {
         self.store.retry_later(held.ticket, held.holder, wait, counts, spent).await
     }
 
-    /// Remembers that a registry wants to be left alone, for this worker and others. An error that does not say which it
-    /// was holds for both ends.
+    /// Shares a registry's rate limit with other workers. An error that names no registry holds both endpoints.
     async fn hold_off(&self, held: &Held<'_>, registry: Option<&RegistryName>, wait: Duration) -> Result<()> {
         let lane = held.options.lane(held.message.source.home.end(), held.target.home.end());
         for (end, pulls) in [(lane.source, true), (lane.target, false)] {
             let Some(end) = end.registry().filter(|end| registry.is_none_or(|registry| registry == *end)) else {
                 continue;
             };
-            // A quota was told to the store when it was heard of, and holds for less than all; several who pull are each
-            // for themselves.
+            // A quota was reported to the store when it was observed, and covers less than the whole registry; pull
+            // accounts are limited individually.
             if registry.is_some() && pulls && self.client.hold(end, false).is_none() {
                 continue;
             }
@@ -480,12 +479,12 @@ impl Runner {
         Ok(())
     }
 
-    /// Tells of a result, as far as the ledger has counted it.
+    /// Emits a result if the ledger counted it.
     fn emit_finished(&self, ticket: Ticket, finished: Finished, end: TaskEnd) {
         self.emit_end(ticket, if finished == Finished::Counted { end } else { TaskEnd::Stale });
     }
 
-    /// Tells of a task that is tried again, as far as the ledger lets it wait.
+    /// Emits the rescheduling of a task if the ledger accepted it.
     fn emit_retried(&self, ticket: Ticket, retried: Retried, error: &Error, wait: Duration) {
         let end = match retried {
             Retried::Waits { .. } => TaskEnd::Later { error: error.to_string(), wait },

@@ -1,4 +1,4 @@
-//! A runner on a queue and a store in memory: tasks at which the program fails, and leases that expire meanwhile.
+//! Runner tests with an in-memory queue and store: panicking tasks, and leases that expire during a copy.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +37,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A batch of these tags of a layout, to another; and a runner with one slot.
+    /// Creates a batch that copies these tags from one layout to another, and a runner with one slot.
     async fn new(
         clock: &Arc<ManualClock>,
         folder: &Path,
@@ -114,7 +114,7 @@ impl Scene {
     }
 }
 
-/// An image without layers, in a layout.
+/// Writes an image without layers to a layout.
 fn write_layout(folder: &Path, tag: &str) -> Digest {
     let blobs = folder.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
@@ -140,7 +140,8 @@ fn write_layout(folder: &Path, tag: &str) -> Digest {
 async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot_and_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::at(Timestamp::now()));
-    // There is no source: each fails by itself, but for one that panics before it is copied and one that does after.
+    // The source is missing: every task fails by itself, except one that panics before its copy and one that panics
+    // after.
     let on = |event: &Event| match event {
         Event::TaskStarted { ticket, .. } if ticket.index == 1 => panic!("the first {} is odd", "panic"),
         Event::TaskEnded { ticket, .. } if ticket.index == 2 => panic!("the second panic"),
@@ -158,7 +159,7 @@ async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot_and_its_line(
     let (class, error, attempts) = &words[&1];
     assert_eq!((*class, *attempts), (Class::Local, 1));
     assert!(error.contains("the program failed at it: the first panic is odd"), "{error}");
-    // What panics once it is counted stays counted, as it was.
+    // A panic after the result was counted does not change it.
     assert_eq!((words[&2].0, words[&3].0), (Class::NotFound, Class::NotFound), "{words:?}");
 }
 
@@ -171,7 +172,7 @@ async fn a_tag_whose_lease_expires_before_it_is_recorded_is_not_recorded() {
         let (clock, ends) = (Arc::new(ManualClock::at(now)), Arc::new(Mutex::new(Vec::new())));
         let (its_clock, its_ends) = (clock.clone(), ends.clone());
         let on = move |event: &Event| match event {
-            // The tag is written: for the store, whose time it is, a pause follows in which the lease expires.
+            // The tag is written; for the store, whose clock counts, the lease then expires.
             Event::ManifestPut { .. } if expires => its_clock.advance(LEASE + Duration::from_secs(1)),
             Event::TaskEnded { end, .. } => its_ends.lock().unwrap().push(end.clone()),
             _ => {}

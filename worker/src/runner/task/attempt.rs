@@ -1,4 +1,4 @@
-//! What a task asks for, done once: what is remembered, what the source says, a copy.
+//! One attempt of a task: digest cache, source check, copy.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use super::super::gate::TaskGate;
 use super::{Before, Came, Copied, Held};
 use crate::copy::{Ask, Copier, Done, Job, Location, Member, Overwrite, Platforms, Seen, TargetTag};
 
-/// A digest that a listing gave is good for so long; then the source is asked once more.
+/// Age up to which a listed digest is trusted; then the source is asked again.
 const PLAN_IS_OLD: Duration = Duration::from_secs(600);
-/// A tag that moves again and again while it is copied is tried again later.
+/// Maximum restarts for a source tag that moves during the copy; then the task is retried later.
 const MOVES: usize = 3;
 
 impl Runner {
-    /// Does it, unless what is remembered and what the source says show that there is nothing to do.
+    /// Copies the image, unless the digest cache and the source show that it is unchanged.
     pub(super) async fn copy(&self, held: &Held<'_>) -> Result<Came> {
         let Held { message, target, options, rule, context, .. } = held;
         self.serving.check_target(target)?;
@@ -31,7 +31,7 @@ impl Runner {
         }
         let known = match options.force {
             true => None,
-            // A hint that cannot be had is done without.
+            // The cache is only a hint: errors are ignored.
             false => self.known(held).await.unwrap_or_default(),
         };
         let never_moves = rule.immutable()?.iter().any(|pattern| pattern.matches(message.source.tag.as_str()));
@@ -42,7 +42,7 @@ impl Runner {
         {
             return Ok(Came::Equal(None));
         }
-        // What was made with other options may have the right digest and lack a part.
+        // A copy made with other options may have the right digest and lack content.
         let in_part = !options.force && known.is_none() && self.may_be_in_part(held).await?;
         let now = self.clock.now();
         let asked = known.as_ref().and_then(|known| known.referrers_at);
@@ -52,11 +52,11 @@ impl Runner {
             _ if message.company.has_news() => Ask::All,
             Some(asked) if rule.knows_referrers(tag, age(asked, now)) => Ask::Nothing,
             Some(_) => Ask::All,
-            // What it lists is asked about at a time of its own, so that no run pays for all.
+            // The first check of the children is spread over time, so that no run pays for all.
             None => Ask::Root,
         };
         let asked = asked.or_else(|| now.checked_sub(rule.referrers_head_start(tag)).ok());
-        // What the target has under a tag that never moves decides, and not what is believed of it.
+        // For an immutable tag the target itself decides, not the cache.
         let known = known.filter(|_| !never_moves);
         let believed = known.filter(|known| rule.believes(target.tag.as_str(), age(known.seen_at, now)));
         let is_old = held.ticket.run > 0 || age(message.listed_at, now) > PLAN_IS_OLD;
@@ -73,7 +73,7 @@ impl Runner {
                 let job = self.job(held, Some(believed.source.clone()), ask)?;
                 let image = Seen { source: believed.source.clone(), target: believed.target.clone() };
                 match Box::pin(self.copier_of(options).accompany(&job, &image, context)).await {
-                    // What is believed of the source is gone there: the tag is read.
+                    // The cached source digest is gone: read the tag.
                     Err(error) if error.class() == Class::NotFound => {}
                     done => {
                         let before = Before { seen_at: Some(believed.seen_at), referrers_at: asked };
@@ -96,12 +96,12 @@ impl Runner {
         let gate = TaskGate::new(self, held, is_old);
         let copier = self.copier_of(options);
         if rule.leaves_out() {
-            // Before it is so: a mark too many costs a look, one too few would hide that something is missing.
+            // Mark it beforehand: a superfluous mark costs a check, a missing one would hide missing content.
             self.mark_in_part(held, message.digest.as_ref()).await?;
         }
         for _ in 0..MOVES {
             match gate.guard(Box::pin(copier.copy(&job, &gate, context))).await {
-                // What is copied is not what the tag is any more: once more, with what it is now.
+                // The source tag moved: copy what it points to now.
                 Err(_) if gate.moved() => {
                     gate.release().await;
                     (job.listed, job.said) = (None, None);
@@ -118,7 +118,7 @@ impl Runner {
         Err(Error::new(Class::ServerError, format!("copying {}", message.source), detail))
     }
 
-    /// What is to be copied, as far as the message and the rule say.
+    /// Builds the copy request from the message and the rule.
     fn job(&self, held: &Held<'_>, listed: Option<Digest>, ask_unchanged: Ask) -> Result<Job> {
         let Held { message, target, rule, tallies, .. } = held;
         Ok(Job {
@@ -134,8 +134,8 @@ impl Runner {
         })
     }
 
-    /// Its place among the tasks of the same source tag that go to other registries, where a rule has several targets. In
-    /// one process they run side by side; in a cluster those that happen to.
+    /// Joins the copies of the same source tag to other registries, for a rule with several targets. In one process
+    /// they run side by side; in a cluster, those that happen to.
     fn company(&self, held: &Held<'_>) -> Option<Arc<Member>> {
         let registry = held.target.home.end().registry()?;
         let registries: HashSet<&str> =
@@ -147,7 +147,7 @@ impl Runner {
         self.copier.join(&format!("{} {}", held.ticket.batch, held.message.source), registry, expected)
     }
 
-    /// The copier with a batch's time limit.
+    /// Returns the copier with the batch's time limit.
     pub(super) fn copier_of(&self, options: &Options) -> Copier {
         match options.timeout_seconds {
             0 => self.copier.clone(),
@@ -155,7 +155,7 @@ impl Runner {
         }
     }
 
-    /// Whether the target's tag may point at less than all that this rule wants, although the digest is right.
+    /// Whether the target tag may be partial for this rule although its digest is right.
     async fn may_be_in_part(&self, held: &Held<'_>) -> Result<bool> {
         if held.rule.cuts() {
             return Ok(false);
@@ -167,7 +167,7 @@ impl Runner {
         Ok(marks.into_iter().flatten().next().is_some_and(|mark| mark.target != held.fingerprint()))
     }
 
-    /// Notes that the target's tag may point at less than all of an image from now on.
+    /// Records that the target tag may be partial from now on.
     async fn mark_in_part(&self, held: &Held<'_>, listed: Option<&Digest>) -> Result<()> {
         let target = held.fingerprint();
         let source = listed.unwrap_or(&target).clone();
@@ -175,12 +175,12 @@ impl Runner {
         self.store.learn(&held.scope().parts(), vec![(held.target.tag.clone(), mark)]).await
     }
 
-    /// What is known of the target tag.
+    /// Returns the cache entry of the target tag.
     async fn known(&self, held: &Held<'_>) -> Result<Option<Known>> {
         Ok(self.store.known(&held.scope(), std::slice::from_ref(&held.target.tag)).await?.pop().flatten())
     }
 
-    /// Whether both ends are equal, without copying: what is equal need not be copied later.
+    /// Compares source and target without copying, so that later runs can skip what is equal.
     async fn compare(&self, job: Job, context: &Context) -> Result<Came> {
         let seen = self.copier.compare(&job, context).await?.ok_or_else(|| {
             let tried = format!("comparing {} with {}", job.source, job.target);
@@ -190,7 +190,7 @@ impl Runner {
         Ok(Came::Equal(Some(seen)))
     }
 
-    /// What the source says that its tag is now; none where it is in a layout, which nobody moves.
+    /// Returns the current source digest from a HEAD; `None` for a layout, whose tags do not move.
     pub(in crate::runner) async fn ask_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
         let Some((repository, reference)) = self.source_tag(held)? else { return Ok(None) };
         match repository.manifest_head(&reference).await? {
@@ -199,7 +199,7 @@ impl Runner {
         }
     }
 
-    /// What the source's tag is now by its bytes, which a HEAD may get wrong; none where it is in a layout.
+    /// Returns the current source digest from the content, because a HEAD may be stale; `None` for a layout.
     pub(in crate::runner) async fn read_source(&self, held: &Held<'_>) -> Result<Option<Digest>> {
         let Some((repository, reference)) = self.source_tag(held)? else { return Ok(None) };
         Ok(Some(repository.manifest_get(&reference).await?.digest().clone()))
@@ -214,7 +214,7 @@ impl Runner {
     }
 }
 
-/// What becomes of a target tag that points at something else.
+/// Returns whether a target tag with another digest may be overwritten.
 fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
     match &rule.backup {
         _ if never_moves => Ok(Overwrite::Never),
@@ -226,7 +226,7 @@ fn overwrite(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> {
     }
 }
 
-/// Where a place is, for a copy.
+/// Converts a locator to an image location.
 pub(super) fn location(place: &Place) -> Result<Location> {
     let invalid = |error: String| Error::new(Class::Invalid, format!("reading the name {place}"), error);
     match place.home.end() {
@@ -243,7 +243,7 @@ pub(super) fn location(place: &Place) -> Result<Location> {
     }
 }
 
-/// An image's name in a layout: a full one, or a bare tag where there is no repository.
+/// Returns the image name in a layout: a full name, or a bare tag without a repository.
 fn in_layout(path: &str, tag: &Tag) -> std::result::Result<ImageName, String> {
     if path.is_empty() {
         return Ok(ImageName::Tag(tag.clone()));

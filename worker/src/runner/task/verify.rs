@@ -1,4 +1,4 @@
-//! A task that compares, in place of one that copies.
+//! Runs a verify task.
 
 use imgsync_common::batch::Verify;
 use imgsync_common::error::Result;
@@ -8,7 +8,7 @@ use super::{Came, Held, Runner};
 use crate::copy::{Check, Job, Platforms, Seen, WhichReferrers};
 
 impl Runner {
-    /// Whether the target has all that the source has. What it was believed to have is asked for again if not.
+    /// Verifies that the target has everything the source has. If not, removes the target tag from the digest cache.
     pub(super) async fn verify(&self, held: &Held<'_>, verify: &Verify) -> Result<Came> {
         let Held { message, target, options, rule, context, tallies, .. } = held;
         let referrers = match verify.referrers.get(message.rule as usize) {
