@@ -1,5 +1,5 @@
-//! CPU time that a byte costs on its way from registry to registry, against a bare relay in the same run: two std
-//! sockets, a buffer of 64 KiB, the same hash. Prints a ratio; the aim is at most 1.25.
+//! CPU time per byte from registry to registry, compared with a bare relay in the same run: two std sockets, a buffer
+//! of 64 KiB, the same hash. Prints the ratio; the aim is at most 1.25.
 //!
 //! `cargo bench --bench pipe [-- MIB]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and fails where it cannot go on")]
@@ -33,7 +33,7 @@ async fn compare(size: u64) {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &image);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    // What the program costs without bytes (start, TLS roots, a small image) is not the pipe's.
+    // Cost of the program without bytes: start, TLS roots, a small image.
     let small = Image::single("small").layer(Layer::Synthetic(1000)).build();
     source.push("small", "1", &small);
     let start = sync(&source, "small").await;
@@ -66,7 +66,7 @@ async fn sync(source: &FaultRegistry, repository: &str) -> f64 {
     program.run().await.assert_code(0).cpu_seconds
 }
 
-/// Reads a blob from one registry and writes it to another, with nothing around it.
+/// Reads a blob from one registry and writes it to another.
 fn relay(source: &str, target: &str, digest: &str, size: u64) {
     let (_, location) = request(target, "POST /v2/b/blobs/uploads/", "Content-Length: 0\r\n");
     let path = location.split_once(target).map_or(location.as_str(), |(_, path)| path).to_owned();
@@ -79,7 +79,7 @@ fn relay(source: &str, target: &str, digest: &str, size: u64) {
     );
     to.write_all(head.as_bytes()).unwrap();
     let (mut buffer, mut hash, mut left) = (vec![0; 64 << 10], Sha256::new(), size);
-    // What the reader of the head had read ahead.
+    // Bytes buffered while reading the response head.
     let ahead = from.buffer().to_vec();
     hash.update(&ahead);
     to.write_all(&ahead).unwrap();
@@ -99,7 +99,7 @@ fn relay(source: &str, target: &str, digest: &str, size: u64) {
     assert!(status.contains(" 201 "), "{status}");
 }
 
-/// Sends a request and reads the head of its answer; gives the `Location` too.
+/// Sends a request and reads the response head; returns the `Location` too.
 fn request(host: &str, line: &str, headers: &str) -> (BufReader<TcpStream>, String) {
     let mut stream = TcpStream::connect(host).unwrap();
     stream.write_all(format!("{line} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n").as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Requests that an image costs, against the floor that is computed from it. Exact, the same on every machine.
+//! Requests per image, compared with the computed minimum. Exact, the same on every machine.
 //!
 //! `cargo bench --bench requests`
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]

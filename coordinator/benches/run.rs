@@ -1,4 +1,4 @@
-//! Runs over tags of which nothing has changed, and a cold one: seconds, CPU, memory, requests, bytes of store.
+//! A run of unchanged tags and a cold one: seconds, CPU, memory, requests, bytes of the store.
 //!
 //! `cargo bench --bench run`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and fails where it cannot go on")]
@@ -21,14 +21,14 @@ async fn main() {
     cold().await;
 }
 
-/// 1,000 repositories × 100 tags, and a target that holds them all.
+/// 1,000 repositories × 100 tags, all at the target already.
 async fn unchanged(google: bool) {
     let start = || async {
         let builder = FaultRegistry::builder();
         if google { builder.google().start().await } else { builder.start().await }
     };
     let (source, target) = tokio::join!(start(), start());
-    // What is compared is digests: one small image under many tags would share them, so each repository has its own.
+    // Digests are compared, so each repository has an image of its own.
     for repository in 0..REPOSITORIES {
         let image = images::single(&format!("bench-{repository}"));
         for (registry, name) in [(&source, format!("p/r{repository}")), (&target, format!("m/p/r{repository}"))] {
@@ -53,7 +53,7 @@ async fn unchanged(google: bool) {
     println!("  {:.1} bytes of store per tag after two runs", bytes as f64 / (REPOSITORIES * TAGS) as f64);
 }
 
-/// 400 tags of small images between two docker-registry servers, against the floor.
+/// 400 tags of small images between two docker-registry servers, compared with the minimum of requests.
 async fn cold() {
     let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
     let mut rules = String::new();

@@ -1,5 +1,5 @@
-//! What those who watch cost: a batch of 100,000 tasks by `imgsync serve`, with nobody and with 50 clients at its live events, in
-//! turn. Prints seconds and memory of each run, and the medians.
+//! Cost of event streams: `imgsync serve` runs a batch of 100,000 tasks, alternately without clients and with 50 on its
+//! event stream. Prints seconds and memory of each run, and the medians.
 //!
 //! `cargo bench --bench serve`; `BENCH_TASKS` and `BENCH_PAIRS` make it smaller.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and fails where it cannot go on")]
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const TAGS: usize = 100;
 const WATCHERS: usize = 50;
 
-/// A run: how long the batch took, and the memory of who served it.
+/// Duration of a batch, and memory of the coordinator.
 struct Ran {
     seconds: f64,
     mib: f64,

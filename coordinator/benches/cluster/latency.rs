@@ -1,4 +1,4 @@
-//! What more workers give where time is spent waiting: registries that are 100 ms away.
+//! Speedup by more workers when latency dominates: registries that are 100 ms away.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::scene::{self, count};
 
 const WORKERS: [usize; 4] = [1, 2, 4, 8];
 const SLOTS: usize = 4;
-/// There and back.
+/// Round-trip time to a registry.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(tasks_each: usize) {
@@ -47,7 +47,7 @@ impl Rate {
     }
 }
 
-/// Images of their own for each step, so that none is known, and servers of their own.
+/// Images and servers are new for each step, so that none is cached.
 async fn step(workers: usize, tasks_each: usize, all_far: bool) -> Rate {
     let cluster = scene::cluster();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
@@ -77,7 +77,7 @@ async fn step(workers: usize, tasks_each: usize, all_far: bool) -> Rate {
         worker.wait_for_line(|line| line.starts_with("worker "), Duration::from_secs(60)).await;
     }
     let run: Imgsync = cluster.imgsync(&config).args(["run", "--json", "--quiet"]).limit(Duration::from_secs(1800));
-    // What is measured is the middle: the start of a batch and the last images of it are not what scales.
+    // Measures the middle: the start of a batch and its last images do not scale.
     let (first, last) = (total / 10, total * 9 / 10);
     let marks: Arc<Mutex<Vec<(usize, Instant, Processors)>>> = Arc::default();
     let watch = async {

@@ -1,11 +1,11 @@
-//! The cluster at scale, with the real programs, RabbitMQ and Redis: what docs/performance.md shows of it.
+//! Benchmarks of a cluster with the real programs, RabbitMQ and Redis, as shown in docs/performance.md.
 //!
 //! `cargo build --release --bins && cargo bench --bench cluster [-- PART[=SIZE] …]`; all parts where none is named:
-//! - `queue=100000`: tasks a second through seal → feed → take → finish with nothing to copy;
-//! - `memory=1000000`: the coordinator's memory, and the store's and the broker's for a task, up to so many tasks;
-//! - `latency=60`: what more workers give where each answer takes 100 ms; tasks for each worker;
-//! - `unchanged=100000`: tags of which nothing has changed;
-//! - `traffic=1000`: requests and bytes for so many tags.
+//! - `queue=100000`: tasks per second through plan → dispatch → consume → finish with nothing to copy;
+//! - `memory=1000000`: memory of the coordinator, and of store and broker per task, for up to so many tasks;
+//! - `latency=60`: speedup by more workers with 100 ms latency; tasks per worker;
+//! - `unchanged=100000`: unchanged tags;
+//! - `traffic=1000`: requests and bytes for this number of tags.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and fails where it cannot go on")]
 
 mod latency;
@@ -20,7 +20,7 @@ const PARTS: [(&str, usize); 5] =
 
 #[tokio::main]
 async fn main() {
-    // Cargo adds one that begins with dashes.
+    // Cargo adds an argument that starts with dashes.
     let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let size_of = |name: &str, usual: usize| {
         if asked.is_empty() {

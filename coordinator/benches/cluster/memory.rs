@@ -1,5 +1,5 @@
-//! What planned tasks and known tags take: of the coordinator nothing more the more there are, of the store some bytes
-//! each, of the broker a window.
+//! Memory of planned tasks and cached tags: constant in the coordinator, some bytes each in the store, a window in the
+//! broker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use jiff::Timestamp;
 
 use crate::scene::{self, MIB, SOURCE, TARGET, home, place};
 
-/// Tags of a repository.
+/// Tags per repository.
 const TAGS: usize = 1000;
-/// Tasks of a shape whose bytes are counted.
+/// Tasks of which the bytes are measured.
 const SAMPLE: usize = 20_000;
 
 pub(crate) async fn run(most: usize) {
@@ -81,13 +81,13 @@ async fn planned(size: usize) {
     };
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(batch.counts.total, size as u64);
-    // The broker counts what it has every few seconds.
+    // The broker updates its statistics every few seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let bytes = cluster.store.bytes_of("imgsync:{*");
     let waiting: u64 = cluster.broker.messages().values().sum();
     let broker = cluster.broker.memory_bytes();
     let peak = run.peak_rss_bytes();
-    // One step of the store, in which it does nothing else.
+    // One step of the store, which blocks it.
     let cancel = Instant::now();
     store.cancel(batch.id).await.unwrap();
     let cancel = cancel.elapsed();

@@ -1,5 +1,5 @@
-//! Tasks through the plan, the queue and the ledger, where the listing gave the digest that the target is known to have:
-//! workers do all that they always do, and ask no registry.
+//! Tasks through plan, queue and ledger, for targets that are known to be up to date: workers take all their usual
+//! steps, and send no request to a registry.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::scene::{self, MIB, SOURCE, TARGET, count, home, place};
 
-/// Tasks of a repository.
+/// Tasks per repository.
 const TAGS: usize = 1000;
 const SLOTS: usize = 20;
 

@@ -1,4 +1,4 @@
-//! What the parts have in common.
+//! Setup shared by the benchmarks.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use imgsync_tests::servers::RedisOptions;
 use imgsync_worker::cluster::{Addresses, Given};
 
 pub(crate) const MIB: u64 = 1 << 20;
-/// Registries that nobody asks.
+/// Registries that receive no requests.
 pub(crate) const SOURCE: &str = "source.test";
 pub(crate) const TARGET: &str = "target.test";
 
-/// On what the figures were made.
+/// Prints the machine on which the numbers are measured.
 pub(crate) fn describe_machine() {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let of = |file: &str, name: &str| {
@@ -33,24 +33,24 @@ pub(crate) fn describe_machine() {
     }
 }
 
-/// A title and what its columns are.
+/// Prints a title.
 pub(crate) fn title(text: &str) {
     println!("\n== {text}");
 }
 
-/// Broker and store, the store as docs/cluster.md recommends it.
+/// Starts broker and store, the store as docs/cluster.md recommends it.
 pub(crate) fn cluster() -> Cluster {
     Cluster::start_with("", RedisOptions { loses_a_second: true, ..RedisOptions::default() })
 }
 
-/// The cluster's store, as programs use it.
+/// Connects to the store of the cluster.
 pub(crate) async fn store(cluster: &Cluster) -> RedisStore {
     let given = Given { broker: Some(cluster.broker.url()), store: Some(cluster.store.url()), key: None };
     let addresses = Addresses::resolve(None, &given, Path::new("")).unwrap().unwrap();
     addresses.store(StoreOptions::default()).await.unwrap()
 }
 
-/// Makes a batch of one rule.
+/// Creates a batch of one rule.
 pub(crate) async fn new_batch(store: &RedisStore) -> BatchId {
     let id = BatchId::generate();
     let rules = vec![RuleOptions {
@@ -72,7 +72,7 @@ pub(crate) fn place(home: &std::sync::Arc<Home>, tag: &str) -> Place {
     Place { home: home.clone(), tag: tag.parse().unwrap() }
 }
 
-/// The counts of a run that printed JSON.
+/// Returns a count of a run that printed JSON.
 pub(crate) fn count(output: &Output, name: &str) -> u64 {
     imgsync_tests::cluster::number(&output.json(), &format!("/counts/{name}"))
 }

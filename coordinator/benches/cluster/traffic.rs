@@ -1,4 +1,4 @@
-//! Requests and bytes that tags cost, on every line of a cluster: what a plan for more of them is made from.
+//! Requests and bytes per tag on every connection of a cluster, for capacity planning.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use imgsync_tests::relay::{Direction, Relay};
 
 use crate::scene::{self, count};
 
-/// Tags of a repository.
+/// Tags per repository.
 const TAGS: usize = 100;
 const WORKERS: usize = 2;
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(tags: usize) {
     }
 }
 
-/// A cluster whose lines are all counted.
+/// A cluster with counters on all connections.
 struct Scene {
     tags: usize,
     cluster: Cluster,
@@ -57,7 +57,7 @@ struct Lines {
 }
 
 impl Lines {
-    /// Bytes there and back so far.
+    /// Returns the bytes so far, in both directions.
     fn bytes(&self) -> [u64; 6] {
         let Lines { source, target, coordinator_store, coordinator_broker, workers_store, workers_broker } = self;
         [source, target, coordinator_store, coordinator_broker, workers_store, workers_broker]
@@ -131,7 +131,7 @@ impl Scene {
         );
     }
 
-    /// What workers cost that have nothing to do.
+    /// Measures the traffic of idle workers.
     async fn measure_idle(&self) {
         let seconds = 20;
         let (bytes, scripts) = (self.lines.bytes(), self.cluster.store.calls("evalsha"));

@@ -1,4 +1,4 @@
-//! A run by the cluster of which nothing has changed: the listings say so, and nothing is queued.
+//! A run of unchanged tags in a cluster: the listings show that, and nothing is queued.
 
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::program::Output;
@@ -6,7 +6,7 @@ use imgsync_tests::{Cluster, images};
 
 use crate::scene::{self, MIB, count};
 
-/// Tags of a repository.
+/// Tags per repository.
 const TAGS: usize = 100;
 
 pub(crate) async fn run(tags: usize) {
@@ -40,7 +40,7 @@ pub(crate) async fn run(tags: usize) {
         target.clear_requests();
         let output = go(&cluster, config).await;
         assert_eq!(count(&output, "unchanged"), (repositories * TAGS) as u64, "{}", output.stdout);
-        // A lane has a queue as soon as something was ever published in it.
+        // A route has a queue once something was published in it.
         let queued = cluster.broker.messages().keys().filter(|name| name.starts_with("w.")).count();
         assert_eq!(queued, 0);
         let bytes = cluster.store.bytes_of("imgsync:*");

@@ -1,8 +1,8 @@
-//! Whether a batch may be made now. Of the same rules one batch runs at a time, and one run waits for its end.
+//! Admission of batches. Of the same rules one batch runs at a time, and one run waits for its end.
 //!
-//! A batch is made under the lease [`starting`] of its rules, so that of two runs one sees the other's. Who waits holds
-//! [`waiting`]; a later run follows the batch that the waiting one makes. In one process [`LockUse::Run`] says besides who
-//! runs with the state directory, whatever its rules are.
+//! A batch is created under the lease [`starting`] of its rules, so that concurrent runs see each other. The waiting
+//! run holds [`waiting`]; later runs follow the batch that it creates. Embedded, [`LockUse::Run`] also limits a state
+//! directory to one run, whatever its rules.
 
 use std::time::Duration;
 
@@ -19,52 +19,52 @@ use super::lead::LEADER_TERM;
 use super::owner::{resume_command, sure_owner, until_over};
 use super::plan::Slice;
 
-/// How often a lease, or the lock, is asked for again.
+/// Interval between attempts to acquire a lease or the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// The newest batches among which the one is looked for that a waiting run has made.
+/// Maximum number of batches, the newest, that are searched for the one a waiting run has created.
 const RECENT: usize = 100;
 
-/// Asks for the turn to make a batch.
+/// Requests admission of a batch.
 pub struct Admission<'a> {
     pub(super) house: &'a House,
-    /// What tells batches of these rules from others, for the whole of them and for a slice.
+    /// Returns the identity of batches of these rules, as a whole or for a slice.
     pub(super) rules: &'a (dyn Fn(Option<Slice>) -> Digest + Sync),
     pub(super) slice: Option<Slice>,
-    /// What the batch is to be made with.
+    /// Options of the batch.
     pub(super) options: &'a Options,
-    /// What to do while a batch of the same rules is running.
+    /// Action while a batch of the same rules is running.
     pub(super) if_running: IfRunning,
-    /// Names this process in leases.
+    /// Holder name of this process in leases.
     pub(super) name: String,
-    /// Whether this process has the right to run tasks with the store already.
+    /// Whether this process already holds the run lock.
     pub(super) has_lock: bool,
     pub(super) cancel: &'a CancellationToken,
-    /// Is told what is waited for.
+    /// Receives messages on what admission waits for.
     pub(super) say: &'a (dyn Fn(&str) + Sync),
 }
 
-/// The result of asking for a turn.
+/// Result of an admission.
 #[derive(Debug)]
 pub enum Admitted {
-    /// The batch may be made.
+    /// The batch may be created.
     Turn(Box<Turn>),
-    /// Another run makes, or has made, a batch that does the same: follow it, and end as it does.
+    /// Another run creates, or has created, an equal batch: follow it, and end as it does.
     Join(BatchId),
 }
 
-/// The turn to make a batch, which one has at a time of the same rules.
+/// Permit to create a batch, held by one process at a time for the same rules.
 #[derive(Debug)]
 pub struct Turn {
-    /// The right to run tasks with the store, where one process has it at a time.
+    /// Run lock of an embedded store.
     pub(super) lock: Option<RunLock>,
-    /// The lock is another's still, which releases it when its batch is superseded.
+    /// Another process still holds the lock, and releases it when its batch is superseded.
     pub(super) awaits_lock: bool,
     pub(super) supersedes: Option<BatchId>,
     leases: Vec<LeaseGuard>,
 }
 
 impl Turn {
-    /// Lets the next have its turn.
+    /// Releases the leases.
     pub(super) async fn end(&mut self) {
         for lease in self.leases.drain(..) {
             lease.release().await;
@@ -72,23 +72,23 @@ impl Turn {
     }
 }
 
-/// Why a batch cannot be made now.
+/// Obstacle to creating a batch now.
 #[derive(Debug)]
 pub(crate) enum Obstacle {
     /// A batch of the same rules is paused.
     Paused(BatchId),
-    /// A batch of the same rules is running; or, without one, another process with the same state directory.
+    /// A batch of the same rules is running, or another process with the same state directory.
     Running(Running),
-    /// Another run waits for the end of such a batch.
+    /// Another run is waiting for the end of such a batch.
     Waiting {
-        /// Who.
+        /// Holder name of the waiting run.
         by: String,
-        /// The newest batch of all that there was.
+        /// Newest batch in the store.
         newest: Option<BatchId>,
     },
 }
 
-/// What is running.
+/// A running batch, or another process with the same state directory.
 #[derive(Debug)]
 pub(crate) struct Running {
     batch: Option<Box<Batch>>,
@@ -97,7 +97,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// What runs, by whom, since when.
+    /// Describes what is running, its owner and its start.
     fn describe(&self) -> String {
         let since =
             self.since.map(|since| since.strftime(" since %Y-%m-%d %H:%M:%S UTC").to_string()).unwrap_or_default();
@@ -109,7 +109,7 @@ impl Running {
 }
 
 impl Obstacle {
-    /// What stands in the way.
+    /// Describes the obstacle.
     pub(crate) fn describe(&self) -> String {
         match self {
             Obstacle::Paused(id) => format!("batch {id} of the same rules is paused"),
@@ -118,7 +118,7 @@ impl Obstacle {
         }
     }
 
-    /// The error of a run that does not wait.
+    /// Returns the error of a run that does not wait.
     pub(crate) fn refusal(&self, tried: &str) -> Error {
         let error = Error::new(Class::Invalid, tried, self.describe());
         match self {
@@ -138,7 +138,7 @@ impl Obstacle {
 }
 
 impl Admission<'_> {
-    /// Waits for the turn to make a batch, as far as that is wanted; or says which batch to follow in its place.
+    /// Waits for a permit as far as `if_running` allows, or returns the batch to follow instead.
     pub async fn admit(&self) -> Result<Admitted> {
         let mut waits = None;
         let admitted = tokio::select! {
@@ -159,7 +159,7 @@ impl Admission<'_> {
         }
     }
 
-    /// The turn to make a batch now, or what stands in the way.
+    /// Returns a permit, or the obstacle, without waiting for its end.
     pub(crate) async fn try_turn(&self) -> Result<std::result::Result<Turn, Obstacle>> {
         let (store, name) = (self.house.store.clone(), starting(&self.rules()));
         let (ours, pace) = ((&*name, &*self.name), (LEADER_TERM, POLL_INTERVAL));
@@ -226,7 +226,7 @@ impl Admission<'_> {
             if waits.is_none() {
                 match LeaseGuard::try_acquire(store.clone(), &waiting, &self.name, LEADER_TERM).await? {
                     Leased::Acquired(guard) => *waits = Some(guard),
-                    // Another came first: join that one.
+                    // Another run came first: follow that one.
                     Leased::HeldBy(_) => continue,
                 }
             }
@@ -244,8 +244,8 @@ impl Admission<'_> {
         (self.rules)(self.slice)
     }
 
-    /// Looks what stands in the way of a new batch, under the lease that lets only one do so. `waits`: this is the run that
-    /// waits.
+    /// Looks for obstacles to a new batch, under the lease that admits one process at a time. `waits` says that this is
+    /// the waiting run.
     async fn look(&self, waits: bool) -> Result<std::result::Result<Turn, Obstacle>> {
         let (store, rules) = (&self.house.store, self.rules());
         if !waits
@@ -283,7 +283,7 @@ impl Admission<'_> {
         }
         let id = batch.id;
         let by = match &lock {
-            // Nobody else runs with this state directory.
+            // No other process runs with this state directory.
             Ok(Some(_)) => None,
             _ => sure_owner(&**store, id).await?,
         };
@@ -294,7 +294,7 @@ impl Admission<'_> {
                 ));
                 return Ok(Ok(turn(lock, Some(id))));
             }
-            // It runs another batch.
+            // The lock holder runs another batch.
             (Err(holder), None) => return Ok(Err(Obstacle::Running(of_process(&holder)))),
             (Ok(_), Some(by)) => Running { since: Some(batch.created_at), batch: Some(Box::new(batch)), by },
             (Err(holder), Some(_)) => {
@@ -309,7 +309,7 @@ impl Admission<'_> {
         Ok(Ok(Turn { awaits_lock, ..turn(None, Some(id)) }))
     }
 
-    /// Waits until what runs is over, or was left by who ran it.
+    /// Waits until what is running has ended or was abandoned.
     async fn until_over(&self, running: &Running) -> Result<()> {
         let store = &*self.house.store;
         let Some(batch) = &running.batch else {
@@ -331,8 +331,8 @@ impl Admission<'_> {
         Ok(())
     }
 
-    /// Waits until the run that waits has made its batch. None where it has gone without, or makes one that this run cannot
-    /// follow.
+    /// Waits until the waiting run has created its batch. Returns `None` if it has not, or if this run cannot follow
+    /// that batch.
     async fn follow(&self, waiting: &str, (by, newest): (&str, Option<BatchId>)) -> Result<Option<BatchId>> {
         let store = &self.house.store;
         while store.held(waiting).await?.as_deref() == Some(by) {
@@ -350,7 +350,7 @@ impl Admission<'_> {
         }
     }
 
-    /// Refuses to follow a batch that does something else.
+    /// Refuses to follow a batch with other options.
     fn check_joins(&self, batch: &Batch) -> Result<()> {
         let its = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
         let differences = differences(&its, self.options);
@@ -362,11 +362,11 @@ impl Admission<'_> {
             .hint("give the same options, or wait for its end with --if-running wait"))
     }
 
-    /// Refuses to join where another part of the same images is run.
+    /// Refuses to join while another slice of the same plan is running.
     async fn check_slices(&self) -> Result<()> {
         let store = &*self.house.store;
         for batch in store.batches(RECENT).await?.into_iter().filter(|batch| batch.ended_at.is_none()) {
-            // What cannot be read is no batch of these rules that could be joined.
+            // A batch that cannot be decoded is none of these rules.
             let Ok(options) = Options::decode(&batch.options, "a batch") else { continue };
             let slice = options.slice.map(Slice::from);
             if slice != self.slice
@@ -380,10 +380,10 @@ impl Admission<'_> {
     }
 }
 
-/// What a run that cannot begin was trying.
+/// Operation named in errors.
 const TRIED: &str = "starting a batch of these rules";
 
-/// The flags by which two batches of the same rules differ in what they do.
+/// Returns the flags by which two batches of the same rules differ.
 fn differences(one: &Options, other: &Options) -> Vec<&'static str> {
     let differs = [
         (one.force != other.force, "--force"),

@@ -1,4 +1,4 @@
-//! The lines of the log about a batch that `serve` leads: its beginning, and its end with counts and duration.
+//! Log lines of a batch that `serve` leads: its start, and its end with counts and duration.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use imgsync_common::store::{Batch, Control, Store};
 
 use crate::words::many;
 
-/// Says once that a batch begins, and once that it has ended.
+/// Logs the start and the end of a batch, each once.
 pub(super) struct BatchLog {
     id: BatchId,
-    /// What is said when this process begins to lead it.
+    /// Message logged when this process starts leading the batch.
     beginning: String,
     has_begun: AtomicBool,
     has_ended: AtomicBool,
@@ -22,10 +22,10 @@ pub(super) struct BatchLog {
 }
 
 impl BatchLog {
-    /// Creates the log of a batch that may be led; nothing is said yet.
+    /// Creates the log of a batch without writing to it.
     pub(super) fn new(batch: &Batch, events: &Events) -> BatchLog {
         let id = batch.id;
-        // What cannot be read is said by who leads the batch.
+        // Options that cannot be decoded are reported by the leader.
         let title = Options::decode(&batch.options, "").map_or_else(|_| String::new(), |options| options.title);
         let beginning = match batch.counts.ended() {
             0 => format!("batch {id} begins: {title}"),
@@ -35,20 +35,20 @@ impl BatchLog {
         BatchLog { id, beginning, has_begun, has_ended, events: events.clone() }
     }
 
-    /// Says that the batch begins, the first time that this process leads it.
+    /// Logs the start of the batch, the first time this process leads it.
     pub(super) fn begin(&self) {
         if !self.has_begun.swap(true, Ordering::Relaxed) {
             self.events.emit(Event::Notice { message: self.beginning.clone() });
         }
     }
 
-    /// Says how the batch has ended, where it has and this process led it.
+    /// Logs the end of the batch, if it has ended and this process led it.
     pub(super) async fn end(&self, store: &dyn Store) -> Result<()> {
         if !self.has_begun.load(Ordering::Relaxed) || self.has_ended.load(Ordering::Relaxed) {
             return Ok(());
         }
         let batch = match store.batch(self.id).await {
-            // What was altered cannot be read, and who led it has said so.
+            // A batch that was tampered with cannot be read; its leader has reported that.
             Err(error) if error.class() == Class::Insecure => return Ok(()),
             batch => batch?.filter(|batch| batch.ended_at.is_some()),
         };
@@ -63,7 +63,7 @@ impl BatchLog {
     }
 }
 
-/// How a batch has ended, with its counts, and after how long.
+/// Formats the end of a batch with counts and duration.
 fn ending(batch: &Batch, unlisted: u64) -> String {
     let counts = &batch.counts;
     let how = match batch.control {

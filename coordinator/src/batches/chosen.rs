@@ -1,4 +1,4 @@
-//! What a rule chose of all that it reads, to tell of one that chose nothing.
+//! Counts of selected and dropped tags, to report a rule that selects nothing.
 
 use imgsync_common::config::Rule;
 use imgsync_common::select::Drops;
@@ -8,19 +8,19 @@ use super::plan::Plan;
 use crate::enumerate::Listing;
 use crate::words::many;
 
-/// Counts of one rule, as its repositories are listed.
+/// Selection counts of one rule.
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
     repositories: u64,
     tags: u64,
     chosen: u64,
     drops: Drops,
-    /// Something of it was not listed, or refused, and is told of as such.
+    /// Something was not listed or was refused, which is reported as an error.
     is_told: bool,
 }
 
 impl Chosen {
-    /// Counts a repository.
+    /// Adds the counts of a repository.
     pub(super) fn count(&mut self, listing: &Listing, plan: &Plan) {
         self.repositories += 1;
         self.tags += listing.tags.len() as u64;
@@ -29,12 +29,12 @@ impl Chosen {
         self.is_told |= plan.refused.is_some();
     }
 
-    /// Notes that something could not be listed.
+    /// Records that something could not be listed.
     pub(super) fn missed(&mut self) {
         self.is_told = true;
     }
 
-    /// What is to be said once all is listed; none if a tag was chosen, or if it is an error already that none was.
+    /// Returns the report of a rule without selected tags, unless an error already explains that.
     pub(super) fn empty(&self, rule: &Rule, number: usize) -> Option<EmptyRule> {
         if self.chosen > 0 || self.is_told {
             return None;
@@ -55,7 +55,7 @@ impl Chosen {
     }
 }
 
-/// What is said of it at once.
+/// Returns the warning of a rule without selected tags.
 pub(super) fn warning(rule: &Rule, empty: &EmptyRule) -> String {
     format!("{} chooses no tag: {} (`imgsync tags` names what is dropped, and why)", rule.place(), empty.reason)
 }

@@ -1,5 +1,5 @@
-//! What a listing shows of tags that belong to images: cosign's, and indexes of referrers. They are none of the tags that
-//! are chosen; they tell whether an image has something new.
+//! Digest tags in a listing: cosign's, and indexes of referrers. They are never selected; they show whether an image
+//! has something new.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,14 +7,14 @@ use imgsync_common::image::{Companion, Company, Digest};
 
 use crate::enumerate::Listing;
 
-/// The companions in one listing or several, by what their tags begin with.
+/// Digest tags in one or several listings, by tag prefix.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Companions {
     by_stem: HashMap<Box<str>, Vec<(Companion, Option<Digest>)>>,
 }
 
 impl Companions {
-    /// Those that a listing shows, with their digests where it says them.
+    /// Finds the digest tags in a listing, with their digests if listed.
     pub fn of(listing: &Listing) -> Companions {
         let mut companions = Companions::default();
         for listed in &listing.tags {
@@ -25,23 +25,23 @@ impl Companions {
         companions
     }
 
-    /// What is known of any image of the repository.
+    /// Returns hints that hold for every image of the repository.
     pub fn company(&self) -> Company {
         let kinds: BTreeSet<Companion> = self.by_stem.values().flatten().map(|(kind, _)| *kind).collect();
         Company::listed(kinds)
     }
 
-    /// Those of one image.
+    /// Returns the digest tags of one image.
     pub fn of_image(&self, image: &Digest) -> &[(Companion, Option<Digest>)] {
         self.by_stem.get(image.fallback_tag().as_str()).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether there are none at all.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_stem.is_empty()
     }
 
-    /// These and others. Where two repositories have an image in common, either may have what is new.
+    /// Merges another index. If two repositories share an image, either may have what is new.
     pub fn add(&mut self, other: Companions) {
         for (stem, companions) in other.by_stem {
             let known = self.by_stem.entry(stem).or_default();

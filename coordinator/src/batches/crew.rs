@@ -1,4 +1,4 @@
-//! Who works for a batch: the living workers, and lanes that none of them serves.
+//! Worker coverage of a batch: running workers, and routes that none of them serves.
 
 use std::collections::BTreeSet;
 
@@ -9,22 +9,22 @@ use imgsync_common::registry::{Client, Hold};
 use imgsync_common::store::{Batch, BrokerAlarm, Heartbeat, Store};
 use imgsync_worker::runner::{moment, store_holds};
 
-/// Open tasks that are looked at to find the lanes that they are in, of each state.
+/// Maximum number of open tasks, per state, that are read to find their routes.
 const SAMPLE: usize = 1_000;
 
-/// The workers of a cluster, and what a batch cannot do with them.
+/// Workers of a cluster, and the routes of a batch that they do not cover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crew {
-    /// Those that live.
+    /// Running workers.
     pub workers: Vec<Heartbeat>,
-    /// Lanes that the batch has something in and no living worker serves, with what each says of it.
+    /// Routes with open tasks of the batch that no running worker serves, with each worker's reason.
     pub unserved: Vec<(Lane, Vec<String>)>,
-    /// Why the broker takes no messages.
+    /// Alarm for which the broker blocks publishers.
     pub broker_alarm: Option<BrokerAlarm>,
 }
 
 impl Crew {
-    /// Looks who works for a batch.
+    /// Loads the workers and the unserved routes of a batch.
     pub async fn of(store: &dyn Store, batch: &Batch) -> Result<Crew> {
         let workers = store.workers().await?;
         let mut unserved = Vec::new();
@@ -39,7 +39,7 @@ impl Crew {
         Ok(Crew { workers, unserved, broker_alarm })
     }
 
-    /// What they are at of a batch: worker, source, target.
+    /// Returns the tasks of a batch that workers are running, as (worker, source, target).
     pub fn at_work(&self, batch: BatchId) -> impl Iterator<Item = (&str, &str, &str)> {
         self.workers.iter().flat_map(move |worker| {
             let its = worker.running.iter().filter(move |doing| doing.batch == batch);
@@ -47,7 +47,7 @@ impl Crew {
         })
     }
 
-    /// What keeps the batch from going on, in words; nothing where all is well.
+    /// Describes what keeps the batch from making progress; empty if nothing does.
     pub fn complaints(&self) -> Vec<String> {
         let mut complaints: Vec<String> = self.broker_alarm.iter().map(BrokerAlarm::complaint).collect();
         if self.workers.is_empty() && !self.unserved.is_empty() {
@@ -65,7 +65,7 @@ impl Crew {
     }
 }
 
-/// Registries that a batch waits for, in words.
+/// Describes the registries whose rate limits hold up a batch.
 pub async fn waits(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<String>> {
     let words = |(registry, hold): &(RegistryName, Hold)| {
         format!("{registry} {}: nothing is begun there before {}", hold.why, moment(hold.wait))
@@ -73,8 +73,7 @@ pub async fn waits(store: &dyn Store, batch: &Batch, client: &Client) -> Result<
     Ok(holds(store, batch, client).await?.iter().map(words).collect())
 }
 
-/// Registries that a batch waits for: those that are left alone, as far as is known for who pulls with the settings of this
-/// process.
+/// Returns the registries whose rate limits hold up a batch, as known for the credentials of this process.
 pub async fn holds(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<(RegistryName, Hold)>> {
     if !batch.control.is_live() || batch.counts.open() == 0 {
         return Ok(Vec::new());
@@ -84,7 +83,7 @@ pub async fn holds(store: &dyn Store, batch: &Batch, client: &Client) -> Result<
     Ok(holds.into_iter().map(|((registry, _), hold)| (registry, hold)).collect())
 }
 
-/// The lanes that a batch has something waiting in.
+/// Returns the routes of a batch's waiting tasks.
 async fn open_lanes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Lane>> {
     let options = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
     let mut lanes = BTreeSet::new();
@@ -97,7 +96,7 @@ async fn open_lanes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Lane>> 
     Ok(lanes)
 }
 
-/// Why none of the workers serves a lane; none where one does.
+/// Returns each worker's reason if no worker serves a route, and `None` if one does.
 pub(super) fn whether_unserved(workers: &[Heartbeat], lane: &Lane) -> Option<Vec<String>> {
     let mut reasons = Vec::new();
     for worker in workers.iter().filter(|worker| !worker.draining) {

@@ -1,4 +1,4 @@
-//! The plan of a run, without ledger and without writing anything.
+//! Dry run: plans without a ledger and without writing anything.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,39 +18,39 @@ use super::plan::{PlannedTask, Planner, Slice, cut, settle};
 use super::prune::Pruning;
 use crate::enumerate::{self, Found, Order};
 
-/// What to plan.
+/// Plans a dry run.
 pub struct Dry<'a> {
-    /// Registries.
+    /// Registry client.
     pub client: &'a Client,
-    /// On whose behalf.
+    /// Request context.
     pub context: &'a Context,
-    /// The rules.
+    /// Rules to plan.
     pub rules: &'a [Rule],
-    /// Where relative paths begin.
+    /// Base directory of relative paths.
     pub folder: &'a Path,
-    /// A part of the sorted whole.
+    /// Slice of the sorted plan.
     pub slice: Option<Slice>,
-    /// Repositories that are listed at a time.
+    /// Maximum number of repositories listed concurrently.
     pub query_limit: usize,
-    /// What knows which target tags were made; where there is none, none are looked for whose source is gone.
+    /// Store with the provenance of target tags; without one, nothing is planned to be pruned.
     pub store: Option<&'a dyn Store>,
 }
 
-/// What would be done.
+/// Result of a dry run.
 #[derive(Debug, Default)]
 pub struct DryPlan {
     /// Tasks, sorted.
     pub tasks: Vec<PlannedTask>,
-    /// Tags that were chosen and would fail: source, target, why.
+    /// Selected tags that would fail: source, target, error.
     pub failed: Vec<(String, String, Error)>,
-    /// What could not be listed.
+    /// Repositories that could not be listed, with the error.
     pub unlisted: Vec<(String, Error)>,
-    /// What the rules may remove.
+    /// Prune plans of the rules.
     pub prunings: Vec<Pruning>,
 }
 
 impl Dry<'_> {
-    /// Lists and plans. What cannot be listed is warned of.
+    /// Lists and plans. Warns of what cannot be listed.
     pub async fn plan(&self, tally: &Arc<Tally>) -> Result<DryPlan> {
         let mut dry = DryPlan::default();
         let mut planner = Planner::new();
@@ -131,7 +131,7 @@ impl Dry<'_> {
         Ok(())
     }
 
-    /// Where a task's source is.
+    /// Returns the location of a task's source.
     pub fn source_of(&self, task: &PlannedTask) -> Location {
         let reference = Reference {
             registry: task.source.registry.clone(),

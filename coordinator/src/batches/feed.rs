@@ -1,5 +1,5 @@
-//! Gives the plan to the queues, part by part, and notes what they have confirmed: to each no more than its route drains in
-//! some seconds, so that a batch that comes later waits for no more than that, and a slow route holds up no other.
+//! Dispatches the plan to the queues block by block and records what they confirm. Each queue gets no more than its
+//! route drains in some seconds, so a later batch waits no longer than that, and a slow route holds up no other.
 
 mod depth;
 mod flow;
@@ -18,44 +18,44 @@ pub(crate) use self::depth::MAX_DEPTH;
 use self::flow::{Flow, FlowKey, LOOK_AGAIN};
 use super::house::House;
 
-/// Tasks that are read from the plan at a time, to find those that are to be published.
+/// Tasks read from the plan per query to find those to publish.
 const AT_ONCE: usize = 500;
-/// How often a batch says what it feeds, and asks what others do.
+/// Interval between exchanges of dispatch rates with other batches.
 const SHARE_EVERY: Duration = Duration::from_secs(1);
-/// How long what a batch says of that holds.
+/// How long the published dispatch rates of a batch stay valid.
 const SHARE_HOLDS: Duration = Duration::from_secs(10);
-/// How often the slots of the workers are counted.
+/// Interval between reads of the workers' slots.
 const SLOTS_EVERY: Duration = Duration::from_secs(5);
-/// How often the whole plan is looked through for tasks that were put back, and what part of the time that may take at the
-/// most.
+/// Minimum interval between scans of the whole plan for requeued tasks. After a scan the pause is at least
+/// [`RESCAN_PART`] times its duration.
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
 const RESCAN_PART: u32 = 10;
-/// How long a queue that was full is left alone.
+/// Backoff after a full queue.
 const FULL_FOR: Duration = Duration::from_millis(500);
-/// Rows of the ledger that are read at a time, to find what an earlier leader published.
+/// Rows read from the ledger per query to find what an earlier leader published.
 const ROWS: usize = 1_000;
 
-/// Feeds one batch.
+/// Dispatches one batch.
 pub(super) struct Feeder<'a> {
     house: &'a House,
     batch: BatchId,
     options: Options,
     flows: HashMap<FlowKey, Flow>,
-    /// The index up to which the plan was looked through.
+    /// Index up to which the plan has been scanned.
     scanned: u32,
-    /// When it may be looked through again.
+    /// When the plan may be scanned again.
     rescan_at: Option<Instant>,
     workers: Vec<Heartbeat>,
     counted_at: Option<Instant>,
-    /// What other batches feed.
+    /// Dispatch rates of other batches.
     others: Vec<Feeding>,
     shared_at: Option<Instant>,
-    /// Lanes that were noted, where the queue does not do that.
+    /// Routes recorded in the store, where the queue does not do that.
     noted: HashSet<Lane>,
 }
 
 impl<'a> Feeder<'a> {
-    /// One that knows what an earlier leader has published.
+    /// Creates a dispatcher that knows what an earlier leader has published.
     pub(super) async fn new(house: &'a House, found: &Batch) -> Result<Feeder<'a>> {
         let batch = found.id;
         let mut feeder = Feeder {
@@ -86,7 +86,7 @@ impl<'a> Feeder<'a> {
         Ok(feeder)
     }
 
-    /// Feeds until told to stop. `more` tells of an addition to the plan.
+    /// Dispatches until `stop` is cancelled. `more` signals new tasks in the plan.
     pub(super) async fn feed(&mut self, more: &Notify, stop: &CancellationToken) -> Result<()> {
         while !stop.is_cancelled() {
             self.follow().await?;
@@ -109,11 +109,11 @@ impl<'a> Feeder<'a> {
     }
 
     fn priority(&self, rule: u32) -> Priority {
-        // A task of a rule that is not there fails, and its worker says why.
+        // A task of a missing rule fails, and its worker says why.
         self.options.rules.get(rule as usize).map_or(Priority::Normal, |rule| rule.priority)
     }
 
-    /// Follows what was published to where it is by now.
+    /// Updates the states of the published tasks.
     async fn follow(&mut self) -> Result<()> {
         let tasks: Vec<u32> = self.flows.values().flat_map(Flow::out).collect();
         if tasks.is_empty() {
@@ -130,7 +130,7 @@ impl<'a> Feeder<'a> {
         Ok(())
     }
 
-    /// Says what the batch feeds, asks what others do, and works out its share of each queue.
+    /// Publishes this batch's dispatch rates, reads those of others, and computes the batch's share of each queue.
     async fn share(&mut self) -> Result<()> {
         let now = Instant::now();
         if self.counted_at.is_none_or(|at| now.duration_since(at) >= SLOTS_EVERY) {
@@ -172,8 +172,7 @@ impl<'a> Feeder<'a> {
         Ok(())
     }
 
-    /// Looks through the plan for tasks that are not known yet: those that were added, and, where there are none, those that
-    /// were put back.
+    /// Scans the plan for tasks that are not known yet: new ones, or, if there are none, requeued ones.
     async fn find_more(&mut self, stop: &CancellationToken) -> Result<()> {
         let new = self.house.store.publishable(self.batch).await?;
         if new <= self.flows.values().map(Flow::left).sum::<u64>() || self.scan(stop).await? || self.scanned == 0 {
@@ -184,13 +183,13 @@ impl<'a> Feeder<'a> {
             self.flows.values_mut().for_each(Flow::forget_parts);
             self.scanned = 0;
             self.scan(stop).await?;
-            // Of a long plan a small part of the time is spent on that.
+            // Limits rescans of a long plan to a small part of the time.
             self.rescan_at = Some(Instant::now() + RESCAN_EVERY.max(began.elapsed() * RESCAN_PART));
         }
         Ok(())
     }
 
-    /// Looks through the plan from where that was left to its end. Says whether there was anything.
+    /// Scans the plan from the last position to its end. Returns whether there were any blocks.
     async fn scan(&mut self, stop: &CancellationToken) -> Result<bool> {
         let mut found = false;
         while !stop.is_cancelled() {
@@ -205,7 +204,7 @@ impl<'a> Feeder<'a> {
         Ok(found)
     }
 
-    /// Gives each queue that has room what it lacks.
+    /// Publishes tasks to each queue that has room.
     async fn fill(&mut self, stop: &CancellationToken) -> Result<()> {
         let keys: Vec<FlowKey> = self.flows.keys().cloned().collect();
         for key in keys {
@@ -214,7 +213,7 @@ impl<'a> Feeder<'a> {
                 && flow.room(Instant::now()) > 0
                 && let Some(part) = flow.first_part()
             {
-                // What it has of this part is known anew by what is read.
+                // Reading the block determines anew what is left of it.
                 flow.note_left(part, 0);
                 for block in self.house.store.unpublished(self.batch, part, 1).await? {
                     if block.first == part {
@@ -226,7 +225,7 @@ impl<'a> Feeder<'a> {
         Ok(())
     }
 
-    /// Publishes what there is room for of a part of the plan, and remembers what it leaves.
+    /// Publishes the tasks of a block for which there is room, and records the rest.
     async fn offer(&mut self, block: Block) -> Result<()> {
         let part = block.first;
         let options = &self.options;
@@ -263,7 +262,8 @@ impl<'a> Feeder<'a> {
         let mut left = messages.split_off(fit);
         if !messages.is_empty() {
             if !self.house.is_cluster() && self.noted.insert(key.lane.clone()) {
-                // In a cluster the queue does, which others ask; here it is for those who look.
+                // In a cluster the queue records routes for the workers; embedded, this is for the dashboard and the
+                // API.
                 self.house.store.note_lanes(std::slice::from_ref(&key.lane)).await?;
             }
             let published = self.house.queue.publish(&messages).await?;

@@ -1,5 +1,5 @@
-//! What a coordinator says of its cluster, in numbers: asked of store and broker when somebody reads `/metrics`, and not more often
-//! than every few seconds.
+//! Metrics of a coordinator about its cluster. A scrape of `/metrics` reads them from store and broker, at most every
+//! few seconds.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -23,20 +23,20 @@ use super::house::House;
 use super::rule_figures::{Found, RuleFigures, Rules, WatchedRule, last_ended, outcomes, seconds};
 use crate::notify::notifications;
 
-/// What was asked for so lately is not asked for again.
+/// A scrape reuses metrics that are not older than this.
 const FRESH: Duration = Duration::from_secs(5);
-/// What store and broker may take to answer; then the figures stay as they were.
+/// Timeout of reading store and broker; after it the metrics keep their values.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// Of how many batches, the newest, figures are told.
+/// Maximum number of batches, the newest, that are counted.
 const BATCHES: usize = 1_000;
-/// Lanes that are told apart, the longest; the rest is `other`.
+/// Maximum number of routes with a label of their own, the longest queues first; the rest is `other`.
 const MAX_LANES: usize = 100;
-/// A lane in which nothing was published for so long is empty, or forgotten.
+/// A route in which nothing was published for this long is ignored: its queue is empty or gone.
 const QUIET: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Gauges = Family<[(&'static str, String); 1], Gauge>;
 
-/// The figures.
+/// Metrics of the cluster.
 #[derive(Clone, Default)]
 struct Figures {
     store_up: Gauge,
@@ -95,7 +95,7 @@ impl Figures {
         self.rules.register(registry);
     }
 
-    /// Asks store and broker.
+    /// Reads store and broker and updates the metrics.
     async fn look(&self, house: &House, client: &Client, rules: &[WatchedRule], found: &mut Found) -> Result<()> {
         self.store_up.set(0);
         self.broker_up.set(0);
@@ -175,8 +175,8 @@ impl Figures {
     }
 }
 
-/// What is counted by a coordinator's events, with the figures of its cluster beside; and what brings these up to date.
-/// Registries are known to be left alone as far as the settings of this client say who asks there.
+/// Creates the coordinator's metrics, with those of its cluster, and the function that refreshes the latter. Rate limit
+/// holds are those of the credentials of `client`.
 pub fn of(house: &House, client: Client, rules: Rules) -> (Arc<Metrics>, Refresh) {
     let figures = Figures::default();
     let metrics = Metrics::new("imgsync", |registry| figures.register(registry));

@@ -1,4 +1,4 @@
-//! The repositories of an image layout. What is in it and cannot be chosen by a rule is named.
+//! Lists the repositories of an image layout, and names the images that rules cannot select.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -11,13 +11,13 @@ use imgsync_common::registry::ManifestRef;
 
 use crate::enumerate::{Found, ListedTag, Listing, Unlisted};
 
-/// Indexes within indexes, referrers of referrers.
+/// Maximum nesting of indexes, and of referrers.
 const MAX_DEPTH: usize = 16;
-/// As much of a name is shown, in characters.
+/// Maximum number of characters of a name in messages.
 const LONGEST_NAME: usize = 300;
 
-/// The repositories of a layout. Images without a full name belong to none, and are said to be left out, as those whose
-/// name another image has too.
+/// Lists the repositories of a layout. Images without a full name, and those that share a name, are reported as
+/// unlisted.
 pub(super) async fn of_layout(folder: &Path) -> Result<Vec<Found>> {
     let layout = Layout::open(folder).await?;
     let (mut named, mut nameless) = (BTreeMap::<FullName, BTreeMap<String, Vec<Entry>>>::new(), Vec::new());
@@ -101,14 +101,15 @@ pub(super) async fn of_layout(folder: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// What is copied with these images: themselves, what their indexes list, and, of the nameless, what refers to that.
+/// Returns what is copied with these images: the images, what their indexes list, and the unnamed images that refer to
+/// these.
 async fn comes_along(layout: &Layout, tops: HashSet<Digest>, nameless: &[Entry]) -> HashSet<Digest> {
     let images = layout.repository(None);
     let read = async |digest: &Digest| images.manifest_get(&ManifestRef::Digest(digest.clone())).await.ok();
     let mut open: Vec<(Digest, usize)> = tops.iter().map(|digest| (digest.clone(), 0)).collect();
     let mut along = tops;
     while let Some((digest, depth)) = open.pop() {
-        // One that cannot be read is an error when it is copied.
+        // An unreadable manifest is an error when it is copied.
         let Some(manifest) = read(&digest).await else { continue };
         for child in manifest.children() {
             if along.insert(child.digest.clone()) && depth < MAX_DEPTH {

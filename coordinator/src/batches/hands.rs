@@ -1,4 +1,4 @@
-//! The one worker where all is done in this process.
+//! In-process worker of an embedded coordinator.
 
 use std::time::Duration;
 
@@ -12,31 +12,31 @@ use jiff::Timestamp;
 
 use super::house::House;
 
-/// How often it says what it does. The store of one process keeps that in memory.
+/// Interval between heartbeats. The embedded store keeps them in memory.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
-/// A worker beside its coordinator.
+/// In-process worker.
 pub struct Hands {
     /// Queue and store.
     pub house: House,
-    /// Registries.
+    /// Registry client.
     pub client: Client,
-    /// Copies.
+    /// Copies images.
     pub copier: Copier,
-    /// Of this one alone.
+    /// Worker name, unique among processes.
     pub name: String,
-    /// Tasks at a time.
+    /// Maximum number of concurrent tasks.
     pub slots: usize,
-    /// Tries of a task that fails in passing.
+    /// Maximum attempts of a task that fails with a transient error.
     pub attempts: u32,
-    /// Bytes that this machine may move in a month.
+    /// Monthly quota of this machine, in bytes.
     pub traffic: Option<u64>,
-    /// Who is told.
+    /// Receives events.
     pub events: Events,
 }
 
 impl Hands {
-    /// Works until told to stop. Returns when nothing runs any more.
+    /// Runs tasks until `stop` is cancelled and all running tasks have ended.
     pub async fn work(&self, stop: &Stop) {
         let serving = Serving::new(Allowed::default());
         let traffic = self.traffic.map(Traffic::new);

@@ -1,5 +1,5 @@
-//! What a batch needs around it: a queue, a store, a clock. Chosen here, and nowhere else: the memory queue and SQLite in
-//! one process; RabbitMQ and Redis in a cluster.
+//! Backend of a batch: queue, store and clock. Embedded, it is the memory queue and SQLite; in a cluster, RabbitMQ and
+//! Redis.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use imgsync_common::queue::{MemoryQueue, TaskQueue};
 use imgsync_common::store::{Clock, LockHolder, LockUse, RunLock, SqliteStore, Store, SystemClock};
 use imgsync_worker::cluster::Cluster;
 
-/// Queue, store and clock.
+/// Queue, store and clock, embedded or of a cluster.
 #[derive(Clone)]
 pub struct House {
-    /// Carries tasks to workers.
+    /// Task queue.
     pub queue: Arc<dyn TaskQueue>,
-    /// Remembers.
+    /// State store.
     pub store: Arc<dyn Store>,
-    /// Tells the time.
+    /// Time source.
     pub clock: Arc<dyn Clock>,
-    /// How broker and store stand; none in one process.
+    /// Connection health of broker and store; empty when embedded.
     pub health: Vec<ServerHealth>,
-    /// None in a cluster.
+    /// `None` in a cluster.
     sqlite: Option<SqliteStore>,
 }
 
 impl House {
-    /// Everything in this process, its state in this folder.
+    /// Opens an embedded backend whose state is in the directory `state`.
     pub async fn embedded(state: &Path) -> Result<House> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let sqlite = SqliteStore::open(state, clock.clone()).await?;
@@ -35,26 +35,27 @@ impl House {
         Ok(House { queue, store, clock, health: Vec::new(), sqlite: Some(sqlite) })
     }
 
-    /// Shared with workers and other coordinators.
+    /// Creates the backend of a cluster, shared with workers and other coordinators.
     pub fn of_cluster(cluster: &Cluster) -> House {
         let (queue, store) = (Arc::new(cluster.queue.clone()), Arc::new(cluster.store.clone()));
         let health = cluster.health().into();
         House { queue, store, clock: Arc::new(SystemClock), health, sqlite: None }
     }
 
-    /// Returns a new batch id that is later than all in the store, also where a clock that was wrong has made the newest
-    /// of them in the future: the newest batch is the one that was made last.
+    /// Returns a new batch id that sorts after all ids in the store, even if a wrong clock dated the newest one in the
+    /// future.
     pub async fn new_batch_id(&self) -> Result<BatchId> {
         let newest = self.store.batches(1).await?;
         Ok(BatchId::generate_after(newest.first().map(|batch| batch.id)))
     }
 
-    /// Whether others work on it too.
+    /// Returns whether other processes share this backend.
     pub fn is_cluster(&self) -> bool {
         self.sqlite.is_none()
     }
 
-    /// The right to run tasks with this store, which one process has at a time; none in a cluster, where all may.
+    /// Acquires the run lock of an embedded store, which one process holds at a time, or fails naming its holder. A
+    /// cluster has none.
     pub async fn lock(&self, used_for: LockUse) -> Result<Option<RunLock>> {
         match &self.sqlite {
             Some(store) => store.lock_for_run(used_for).await.map(Some),
@@ -62,7 +63,7 @@ impl House {
         }
     }
 
-    /// The same, or which process has it.
+    /// Acquires the run lock, or returns its holder.
     pub async fn try_lock(&self, used_for: LockUse) -> Result<std::result::Result<Option<RunLock>, LockHolder>> {
         match &self.sqlite {
             Some(store) => Ok(store.try_lock_for_run(used_for).await?.map(Some)),
@@ -70,7 +71,7 @@ impl House {
         }
     }
 
-    /// The error of a command that cannot go on while this process has the right to run tasks.
+    /// Returns the error of a command that needs the run lock while `holder` has it.
     pub fn lock_refusal(&self, holder: &LockHolder) -> Error {
         match &self.sqlite {
             Some(store) => store.lock_refusal(holder),

@@ -1,7 +1,8 @@
-//! Leading a batch: one coordinator at a time feeds it, and puts back what was lost between.
+//! Leadership of a batch: one coordinator at a time dispatches it, and requeues tasks whose lease expired or whose
+//! message was lost.
 //!
-//! Who leads holds the name [`leader`] of the batch. It may lose it at any moment: all that it does is safe to be done by
-//! two at a time for a while.
+//! The leader holds the lease [`leader`] of the batch and may lose it at any moment: everything it does is safe while
+//! two processes do it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,30 +19,30 @@ use tokio_util::sync::CancellationToken;
 use super::feed::Feeder;
 use super::house::House;
 
-/// The term of a leader's lease, which it renews for as long as it leads: another takes over this long after it was killed.
+/// TTL of the leader lease, which the leader renews. Another coordinator takes over this long after a crash.
 pub(super) const LEADER_TERM: Duration = Duration::from_secs(15);
-/// How long to wait where another leads, or the broker is away.
+/// Pause before asking for leadership again while another coordinator leads or the broker is unavailable.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How many queued tasks are looked at to find the lanes that they are in.
+/// Maximum number of queued tasks, per state, that are read to find their routes.
 const SAMPLE: usize = 1_000;
 
-/// How a batch is looked after.
+/// Intervals and grace periods for reclaiming lost tasks.
 #[derive(Debug, Clone, Copy)]
 pub struct Care {
-    /// How often leases that have run out are looked for.
+    /// Interval between scans for expired leases.
     pub leases_every: Duration,
-    /// How long after its end a lease counts as lost: its holder may renew it still.
+    /// Time after its expiry when a lease counts as lost: its holder may still renew it.
     pub leases_grace: Duration,
-    /// How often messages that the queue has lost are looked for.
+    /// Interval between scans for messages that the queue has lost.
     pub sweep_every: Duration,
-    /// How long after its time a message counts as lost.
+    /// Time after its due time when a message counts as lost.
     pub grace: Duration,
 }
 
 impl Default for Care {
     fn default() -> Care {
         Care {
-            // A lease of 30 s that was just renewed: another worker has the task within 45 s.
+            // After a crash, another worker has the task within 45 s, even if its lease of 30 s was just renewed.
             leases_every: Duration::from_secs(4),
             leases_grace: Duration::from_secs(4),
             sweep_every: Duration::from_secs(15),
@@ -50,29 +51,29 @@ impl Default for Care {
     }
 }
 
-/// Leads batches, one call a batch.
+/// Leads batches, one call per batch.
 #[derive(Clone)]
 pub struct Leader {
     house: House,
-    /// Of this process alone in a cluster.
+    /// Holder name in leases, unique to this process.
     name: Arc<str>,
     care: Care,
     events: Events,
 }
 
 impl Leader {
-    /// One who leads under this name.
+    /// Creates a leader that holds leases under `name`.
     pub fn new(house: &House, name: &str, care: Care, events: Events) -> Leader {
         Leader { house: house.clone(), name: name.into(), care, events }
     }
 
-    /// Leads a batch until it has ended or this is told to stop; while another leads it, waits. `more` tells of an addition
-    /// to the plan. An error is the store's, and no passing one.
+    /// Leads a batch until it has ended or `stop` is cancelled, waiting while another process leads it. `more` signals
+    /// new tasks in the plan. Only permanent errors of the store are returned.
     pub async fn lead(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<()> {
         self.lead_telling(id, more, stop, &|| {}).await
     }
 
-    /// Leads a batch as [`Leader::lead`] does, and calls `leads` each time that this process begins to.
+    /// Leads a batch as [`Leader::lead`] does, and calls `leads` each time this process becomes the leader.
     pub(super) async fn lead_telling(
         &self,
         id: BatchId,
@@ -90,7 +91,6 @@ impl Leader {
                         led = self.led(id, more, stop) => led,
                         () = guard.lost().cancelled() => Ok(Led::Lost),
                     };
-                    // The next leader need not wait.
                     guard.release().await;
                     match led {
                         Ok(Led::Ended | Led::Stopped) => return Ok(()),
@@ -115,7 +115,7 @@ impl Leader {
         Ok(())
     }
 
-    /// Everything that leading is, at the same time, until the first of it ends.
+    /// Dispatches and reclaims concurrently until the first of these ends.
     async fn led(&self, id: BatchId, more: &Notify, stop: &CancellationToken) -> Result<Led> {
         let Some(batch) = self.house.store.batch(id).await? else { return Ok(Led::Ended) };
         let mut feeder = Feeder::new(&self.house, &batch).await?;
@@ -126,16 +126,16 @@ impl Leader {
         }
     }
 
-    /// Puts back what was lost with its worker: its message was acknowledged when it began, so that nobody else does. Ends
-    /// when the batch is gone.
+    /// Requeues tasks with an expired lease: their messages are acknowledged, so the broker does not redeliver them.
+    /// Returns when the batch is gone.
     async fn sweep_leases(&self, id: BatchId) -> Result<Led> {
         let Care { leases_every, leases_grace: grace, .. } = self.care;
-        // Where the store was away, those who live renew their leases first.
+        // After an outage of the store, running workers renew their leases first.
         tokio::time::sleep(grace).await;
         loop {
             let before = self.house.clock.now();
             tokio::time::sleep(leases_every).await;
-            // The same where this process was frozen, or its machine asleep.
+            // Likewise after this process was suspended.
             if age(before, self.house.clock.now()) > leases_every + grace {
                 continue;
             }
@@ -147,12 +147,12 @@ impl Leader {
         }
     }
 
-    /// Puts back what the queue has lost. Ends when the batch has.
+    /// Requeues tasks whose messages the queue has lost. Returns when the batch has ended.
     async fn sweep_queue(&self, id: BatchId) -> Result<Led> {
         let grace = self.care.grace;
         loop {
             let Some(batch) = self.lives_for(id, self.care.sweep_every).await? else { return Ok(Led::Ended) };
-            // A broker that is away has lost nothing yet.
+            // An unavailable broker has lost nothing yet.
             if matches!(self.queue_is_empty(&batch).await, Ok(true)) {
                 let swept = self.house.store.sweep(id, Sweep::QueueIsEmpty { grace }).await?;
                 self.say_put_back(id, swept);
@@ -167,7 +167,7 @@ impl Leader {
         }
     }
 
-    /// Waits for so long, and returns the batch as it stands then; none as soon as it has ended.
+    /// Waits for `time` and returns the current batch, or `None` as soon as it has ended.
     async fn lives_for(&self, id: BatchId, time: Duration) -> Result<Option<Batch>> {
         let until = tokio::time::Instant::now() + time;
         loop {
@@ -180,8 +180,8 @@ impl Leader {
         }
     }
 
-    /// Whether the queue has lost what the ledger thinks it has: nothing waits in the lanes of what is queued, and still
-    /// does not after a while, in which no worker has taken any of it either.
+    /// Returns whether the queue has lost messages that the ledger counts as queued: the queues of their routes are
+    /// empty, and still are after a pause in which the batch has not moved.
     async fn queue_is_empty(&self, batch: &Batch) -> Result<bool> {
         if batch.queued + batch.retrying == 0 {
             return Ok(false);
@@ -199,7 +199,7 @@ impl Leader {
         if self.house.queue.waiting(&lanes).await?.iter().any(|waiting| *waiting > 0) {
             return Ok(false);
         }
-        // What a worker has just taken is queued until it says that it has begun.
+        // A task counts as queued until the worker that consumed it has claimed it.
         tokio::time::sleep(self.care.grace.min(Duration::from_secs(5))).await;
         let now = self.house.store.batch(batch.id).await?;
         let stands_still = now.is_some_and(|now| now.counts == batch.counts && now.control == batch.control);
@@ -207,8 +207,7 @@ impl Leader {
         Ok(stands_still && waiting.iter().all(|waiting| *waiting == 0))
     }
 
-    /// Gives another life to messages that the broker gave up on: how often a task is lost is counted by the ledger, which
-    /// lets it fail. Goes on until told to stop.
+    /// Requeues dead letters until `stop` is cancelled. The ledger counts how often a task was lost, and fails it.
     pub async fn mind_the_dead(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             match self.house.queue.take_dead(stop).await {
@@ -229,7 +228,7 @@ impl Leader {
         }
     }
 
-    /// Warns of an error that all batches that are led meet, again and again while its cause lasts.
+    /// Warns of an error that all led batches meet, repeatedly while its cause lasts.
     fn warn_repeatedly(&self, error: &Error) {
         let kind = format!("leading: {}", error.class());
         self.events.emit(Event::RepeatedWarning { kind, message: format!("{error}; trying again") });
@@ -241,21 +240,20 @@ impl Leader {
     }
 }
 
-/// Stops a batch whose plan or options are not what was written with our key: nothing more of it is begun, and its report
-/// says why.
+/// Cancels a batch whose plan or options fail authentication with our key, and records the reason in its report.
 pub(super) async fn stop_altered(house: &House, id: BatchId, error: &Error) {
     if error.class() != Class::Insecure {
         return;
     }
     let words = error.advice().map_or_else(|| error.to_string(), |advice| format!("{error} ({advice})"));
     let unlisted = Unlisted { repository: format!("the plan of batch {id}"), class: error.class(), error: words };
-    // Where the store does not answer either, there is nothing to stop.
+    // If the store does not respond either, there is nothing to cancel.
     let _ = house.store.note_unlisted(id, unlisted).await;
     let _ = house.store.cancel(id).await;
 }
 
-/// Who leads under this name and says so: one that was killed holds the name for a while, and leads nothing. To tell, one
-/// must see it say so again, which takes some seconds.
+/// Returns the holder of a leader lease if it is running. A process that was killed keeps its lease for a while, so
+/// this waits some seconds for the holder to renew.
 pub async fn living_leader(house: &House, name: &str, asks: &str) -> Result<Option<String>> {
     let mut seen = None;
     loop {
@@ -271,13 +269,13 @@ pub async fn living_leader(house: &House, name: &str, asks: &str) -> Result<Opti
     }
 }
 
-/// Why a batch is not led any more.
+/// Reason for the end of leading a batch.
 enum Led {
-    /// It has ended.
+    /// The batch has ended.
     Ended,
-    /// Another leads it.
+    /// The lease was lost.
     Lost,
-    /// This one was told to stop.
+    /// This process was stopped.
     Stopped,
 }
 

@@ -1,4 +1,4 @@
-//! The lease of the process that lists a batch.
+//! Lease of the process that lists a batch.
 
 use imgsync_common::batch::BatchId;
 use imgsync_common::error::{Class, Error, Result};
@@ -7,8 +7,8 @@ use imgsync_common::store::{LeaseGuard, Leased, listing};
 use super::house::House;
 use super::lead::{LEADER_TERM, living_leader};
 
-/// Says to all who look that this process lists a batch. Two that list the same batch do no harm: what one has added to the
-/// plan, the other leaves as it is.
+/// Marks a batch as being listed by this process. Two processes that list the same batch are safe: each leaves what the
+/// other has added to the plan.
 #[derive(Debug)]
 pub(super) struct ListingLease {
     house: House,
@@ -18,14 +18,14 @@ pub(super) struct ListingLease {
 }
 
 impl ListingLease {
-    /// Acquires the lease of a batch that nobody else knows yet.
+    /// Acquires the lease of a new batch.
     pub(super) async fn acquire(house: &House, batch: BatchId, holder: &str) -> Result<ListingLease> {
         let mut lease = ListingLease { house: house.clone(), batch, holder: holder.to_owned(), guard: None };
         lease.ask().await?;
         Ok(lease)
     }
 
-    /// Acquires the lease of a batch whose listing was broken off. Refused where another process lists it.
+    /// Acquires the lease of a batch whose listing was interrupted. Fails if another process is listing it.
     pub(super) async fn take_over(house: &House, batch: BatchId, holder: &str) -> Result<ListingLease> {
         let mut lease = ListingLease { house: house.clone(), batch, holder: holder.to_owned(), guard: None };
         loop {
@@ -41,7 +41,7 @@ impl ListingLease {
         }
     }
 
-    /// Holds the lease while this work is done, and releases it then.
+    /// Holds the lease while `work` runs, then releases it.
     pub(super) async fn hold_for<T>(mut self, work: impl Future<Output = T>) -> T {
         let done = tokio::select! {
             done = work => done,
@@ -53,7 +53,7 @@ impl ListingLease {
         done
     }
 
-    /// Acquires the lease anew whenever it was lost: a store that was away has forgotten it.
+    /// Reacquires the lease whenever it is lost: a restarted store has forgotten it.
     async fn keep(&mut self) {
         loop {
             match &self.guard {

@@ -1,4 +1,4 @@
-//! The listings of a rule, from registries or from an image layout.
+//! Listings of a rule, from registries or from an image layout.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -14,32 +14,32 @@ use super::folder::of_layout;
 use crate::enumerate::{Enumeration, Found, Options, Unlisted, enumerate};
 use crate::presets::{Part, parts};
 
-/// Listings, one by one.
+/// Iterates over the listings of a rule.
 pub struct Listings {
     way: Way,
     context: Context,
 }
 
 enum Way {
-    /// What was written: its error is that of the rule.
+    /// A single source: its error is that of the rule.
     One(Arc<Part>, Box<Enumeration>),
-    /// Of a preset.
+    /// The parts of a preset.
     Several(Box<Several>),
-    /// All of a layout.
+    /// All repositories of a layout.
     Layout(std::vec::IntoIter<Found>),
 }
 
-/// A repository of a rule, or why there is none.
+/// A repository of a rule, or the error of listing it.
 #[derive(Debug)]
 pub struct Offer {
     /// The repository.
     pub found: Found,
-    /// What of the rule's source it belongs to; none in a layout.
+    /// Part of the rule's source that it belongs to; `None` in a layout.
     pub part: Option<Arc<Part>>,
 }
 
 impl Listings {
-    /// What a rule names, to be listed. `folder` is where relative paths of layouts begin.
+    /// Starts listing the source of a rule. `folder` is the base directory of relative layout paths.
     pub async fn of(
         source: &Source,
         folder: &Path,
@@ -65,7 +65,7 @@ impl Listings {
         Ok(Listings { way, context: context.clone() })
     }
 
-    /// The next repository; an error ends all of the rule. What is odd about it is warned of.
+    /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
     pub async fn next(&mut self) -> Result<Option<Offer>> {
         let offer = match &mut self.way {
             Way::One(part, enumeration) => {
@@ -83,8 +83,8 @@ impl Listings {
 
 type Begin = Box<dyn Fn(&Part) -> Enumeration + Send + Sync>;
 
-/// The parts of a preset: repositories that are named, several at a time; then those that must be found, one tree after
-/// another. A part that cannot be listed is no reason not to list the others.
+/// Lists the parts of a preset: named repositories concurrently, then patterns one after another. A part that cannot be
+/// listed does not stop the others.
 struct Several {
     named: BoxStream<'static, (Arc<Part>, Result<Option<Found>>)>,
     trees: VecDeque<Arc<Part>>,
@@ -92,7 +92,7 @@ struct Several {
     begin: Arc<Begin>,
     /// Whether something was listed.
     listed: bool,
-    /// What was not, until something is.
+    /// Errors, deferred until something is listed.
     held: VecDeque<(Arc<Part>, Error)>,
 }
 
@@ -121,7 +121,7 @@ impl Several {
             }
             let (part, result) = match self.one().await {
                 Some(one) => one,
-                // Nothing at all: the last error is the rule's.
+                // Nothing was listed: the last error is the rule's.
                 None if self.held.len() == 1 => {
                     return self.held.pop_front().map_or(Ok(None), |(_, error)| Err(error));
                 }
@@ -139,7 +139,7 @@ impl Several {
         }
     }
 
-    /// What came of the next step; none after the last.
+    /// Returns the result of the next step, or `None` after the last.
     async fn one(&mut self) -> Option<(Arc<Part>, Result<Option<Found>>)> {
         if let Some(one) = self.named.next().await {
             return Some(one);

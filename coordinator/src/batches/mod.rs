@@ -1,4 +1,4 @@
-//! Batches: what is going to be copied, from rules and listings, and how it goes.
+//! Batches: planning from rules and listings, dispatch, leadership, progress and pruning.
 
 mod admission;
 mod batch_log;
@@ -48,15 +48,15 @@ pub use rule_figures::{Rules, WatchedRule};
 pub use run::{Made, RUN_ROLE, Run, RunEnd, RunSettings, SERVE_ROLE, copier, fingerprint};
 pub use serve::{Duties, serve};
 
-/// What `serve` leads, as a name of [`imgsync_common::store::leader`]: all batches that nobody else does.
+/// Name of the leader lease of `serve` ([`imgsync_common::store::leader`]): all batches that no other process leads.
 pub const SERVE: &str = "all batches";
 
-/// Under which name this process leads all batches.
+/// Returns the holder name of this process for [`SERVE`].
 pub fn serve_name() -> String {
     format!("serve on {}", coordinator_name())
 }
 
-/// This process, for people and for leases: the machine and the process's number there.
+/// Returns the name of this process in messages and leases: host and process id.
 pub fn coordinator_name() -> String {
     imgsync_worker::process_name()
 }

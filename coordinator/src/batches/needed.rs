@@ -1,4 +1,4 @@
-//! Which manifests the tags of a target repository need: where a registry deletes by digest only, none of them may go.
+//! Manifests needed by the tags of a target repository: where a registry deletes only by digest, these must be kept.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,33 +10,33 @@ use imgsync_common::image::{Digest, Manifest, Tag};
 use imgsync_common::registry::{ManifestRef, Repository};
 use imgsync_common::store::{Store, target_tag};
 
-/// Tags that are asked for at a time.
+/// Maximum number of tags read concurrently.
 const AT_ONCE: usize = 8;
-/// In a repository with more tags than this nothing is deleted by digest: it would take too long to be sure of it.
+/// In a repository with more tags nothing is deleted by digest, because checking all of them takes too long.
 const MAX_TAGS: usize = 5_000;
-/// Indexes within indexes.
+/// Maximum nesting of indexes.
 const MAX_DEPTH: usize = 16;
 
-/// What the tags of one repository need, as of the last look.
+/// Manifests needed by the tags of one repository, as last read.
 #[derive(Default)]
 pub(super) struct Needed {
-    /// The manifests that each tag needs, its own first.
+    /// Manifests that each tag needs, its own first.
     tags: HashMap<Tag, Vec<Digest>>,
-    /// What the store said was written under the tags.
+    /// Digests that the store has recorded for the tags.
     written: HashMap<Tag, Digest>,
 }
 
-/// Why a digest may not be deleted.
+/// Use that forbids deleting a digest.
 pub(super) enum Use {
     /// This tag needs it.
     Tag(Tag),
-    /// A tag is being written, which may need it: the name of its lease.
+    /// A tag that may need it is being written: the name of its lease.
     Writing(String),
 }
 
 impl Needed {
-    /// Looks at the repository once more, and says who uses a digest. Tags are listed; those that are new are asked for, and
-    /// those that were written since the last look. `going` are not asked for: they are about to be deleted.
+    /// Returns the use of a digest, after listing the repository again and reading the tags that are new or were
+    /// written since. Skips the tags in `going`, which are about to be deleted.
     pub(super) async fn find_use(
         &mut self,
         digest: &Digest,
@@ -46,7 +46,7 @@ impl Needed {
     ) -> Result<Option<Use>> {
         let first = self.tags.is_empty();
         if first {
-            // Before the listing: what is written from now on differs from it.
+            // Read before listing, so that later writes show as differences.
             self.written = store.written(home).await?;
         }
         let listed = list(target, going).await?;
@@ -61,7 +61,7 @@ impl Needed {
         if let Some((name, _)) = store.first_held(&leases).await? {
             return Ok(Some(Use::Writing(name)));
         }
-        // Whoever has written since holds its lease or has recorded it.
+        // A later writer holds its lease or has recorded its write.
         let written = store.written(home).await?;
         let since = listed.iter().filter(|tag| written.get(*tag) != self.written.get(*tag)).cloned().collect();
         self.written = written;
@@ -73,7 +73,7 @@ impl Needed {
         self.tags.iter().find(|(_, needed)| needed.contains(digest)).map(|(tag, _)| tag.clone())
     }
 
-    /// Asks what these tags need.
+    /// Reads the manifests that these tags need.
     async fn ask(&mut self, target: &Repository, tags: Vec<Tag>) -> Result<()> {
         let known = &self.tags;
         let found: Vec<(Tag, Vec<Digest>)> = futures_util::stream::iter(tags)
@@ -89,7 +89,7 @@ impl Needed {
     }
 }
 
-/// The tags of a repository that do not go.
+/// Lists the tags of a repository without those in `going`.
 async fn list(target: &Repository, going: &BTreeSet<Tag>) -> Result<BTreeSet<Tag>> {
     let tried = format!("looking what the tags of {}/{} need", target.registry(), target.name());
     let mut tags = BTreeSet::new();
@@ -109,7 +109,7 @@ async fn list(target: &Repository, going: &BTreeSet<Tag>) -> Result<BTreeSet<Tag
     Ok(tags)
 }
 
-/// The manifests that a tag needs: its own, and those below an index. `known` is what it needed before.
+/// Returns the manifests that a tag needs: its own, and those below an index. `known` is the previous result.
 async fn needed_by(target: &Repository, tag: &Tag, known: Option<&Vec<Digest>>) -> Result<Vec<Digest>> {
     let Some(head) = target.manifest_head(&ManifestRef::Tag(tag.clone())).await? else { return Ok(Vec::new()) };
     if let Some(known) = known.filter(|known| known.first() == Some(&head.digest)) {
@@ -123,9 +123,9 @@ async fn needed_by(target: &Repository, tag: &Tag, known: Option<&Vec<Digest>>) 
     while let Some((digest, is_manifest, depth)) = open.pop() {
         let manifest: Manifest = match target.manifest_get(&ManifestRef::Digest(digest.clone())).await {
             Ok(manifest) => manifest,
-            // A blob needs no manifest. Registries have errors of their own for one that is asked for as a manifest.
+            // A blob needs no manifest. Registries return various errors for a blob requested as a manifest.
             Err(_) if !is_manifest && target.blob_head(&digest).await? => continue,
-            // What it lists and does not have, nobody needs any more; what is of an old kind lists nothing.
+            // Nothing needs a listed manifest that is missing; an unsupported one lists nothing.
             Err(error) if matches!(error.class(), Class::NotFound | Class::Unsupported) => continue,
             Err(error) => return Err(error),
         };

@@ -1,4 +1,4 @@
-//! Who is at a batch that has not ended, and what that makes of its state.
+//! Owner of a batch that has not ended, and the status that follows from it.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use tokio::time::Instant;
 
 use super::SERVE;
 
-/// How often a batch that is waited for is looked at.
+/// Interval between reads of a batch that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A batch is interrupted when nobody was at it for so long: from one coordinator to the next the lead passes within some four
+/// A batch is interrupted if it had no owner for this long. Leadership passes between coordinators within some four
 /// seconds, in which nobody holds it.
 const CONFIRM: Duration = Duration::from_secs(6);
 
-/// The state of a batch, for people and programs.
+/// Status of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchState {
-    /// A process lists it or leads it.
+    /// A process lists or leads it.
     Running,
-    /// No task is begun until it is resumed.
+    /// No task is started until the batch is resumed.
     Paused,
-    /// It was stopped.
+    /// Cancelled.
     Cancelled,
-    /// A later batch of the same rules took its place.
+    /// A later batch of the same rules superseded it.
     Superseded,
     /// Every task has ended.
     Done,
@@ -36,7 +36,7 @@ pub enum BatchState {
 }
 
 impl BatchState {
-    /// As it is written in JSON and reports.
+    /// Returns the name used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             BatchState::Running => Control::Running.as_str(),
@@ -49,19 +49,19 @@ impl BatchState {
     }
 }
 
-/// A batch, and who is at it.
+/// A batch with its status and owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchView {
-    /// The batch. Tasks of an interrupted one that nobody works at count as waiting.
+    /// The batch. Running tasks of an interrupted batch that no worker runs count as waiting.
     pub batch: Batch,
-    /// Its state.
+    /// Status of the batch.
     pub state: BatchState,
-    /// The process that lists or leads it; none where it has ended, or nobody does.
+    /// Process that lists or leads the batch; `None` if it has ended or has no owner.
     pub owner: Option<String>,
 }
 
 impl BatchView {
-    /// Looks who is at a batch.
+    /// Loads the owner of a batch and derives its status.
     pub async fn of(store: &dyn Store, mut batch: Batch) -> Result<BatchView> {
         let owner = owner(store, &batch).await?;
         let state = match batch.control {
@@ -83,7 +83,7 @@ impl BatchView {
         Ok(BatchView { batch, state, owner })
     }
 
-    /// Looks who is at several batches.
+    /// Loads the owners of several batches.
     pub async fn of_all(store: &dyn Store, batches: Vec<Batch>) -> Result<Vec<BatchView>> {
         let mut views = Vec::with_capacity(batches.len());
         for batch in batches {
@@ -92,13 +92,13 @@ impl BatchView {
         Ok(views)
     }
 
-    /// The command that goes on with a batch that nobody is at.
+    /// Returns the command that resumes the batch, if it has no owner.
     pub fn resume(&self) -> Option<String> {
         let is_left = self.batch.ended_at.is_none() && self.owner.is_none();
         is_left.then(|| resume_command(self.batch.id))
     }
 
-    /// What there is to say of a batch that nobody is at, in words.
+    /// Describes a batch without an owner and how to resume it.
     pub fn notice(&self) -> Option<String> {
         let command = self.resume()?;
         Some(match (self.state, self.batch.sealed_at) {
@@ -111,12 +111,12 @@ impl BatchView {
     }
 }
 
-/// The command that goes on with a batch.
+/// Returns the command that resumes a batch.
 pub fn resume_command(id: BatchId) -> String {
     format!("imgsync batch resume {id}")
 }
 
-/// The process that lists a batch, or leads it once it is listed; none where it has ended, or nobody does.
+/// Returns the process that lists a batch, or leads it once it is listed; `None` if it has ended or has no owner.
 pub async fn owner(store: &dyn Store, batch: &Batch) -> Result<Option<String>> {
     if batch.ended_at.is_some() || !store.may_have_owners().await? {
         return Ok(None);
@@ -129,18 +129,18 @@ pub async fn owner(store: &dyn Store, batch: &Batch) -> Result<Option<String>> {
             None => store.held(&leader(SERVE)).await?,
         },
     };
-    // Leases of a batch have its id in the names of their holders, which is known.
+    // Holders of a batch's leases have its id in their names, which the caller knows.
     Ok(holder.map(|holder| holder.replacen(&format!(" {id}"), "", 1)))
 }
 
-/// Notices when a batch was left by who listed or led it.
+/// Detects that a batch was abandoned by the process that listed or led it.
 #[derive(Debug, Default)]
 pub struct Attendance {
     left: Option<Instant>,
 }
 
 impl Attendance {
-    /// Whether a batch was left for good, as it is seen now.
+    /// Returns whether the batch has had no owner for long enough to be abandoned.
     pub async fn is_left(&mut self, store: &dyn Store, view: &BatchView) -> Result<bool> {
         if view.resume().is_none() {
             self.left = None;
@@ -151,17 +151,17 @@ impl Attendance {
     }
 }
 
-/// How waiting for a batch ended.
+/// Result of waiting for a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Over {
-    /// It has ended.
+    /// The batch has ended.
     Ended(Batch),
-    /// It has not, and nobody is at it any more.
+    /// The batch has not ended and has no owner any more.
     Left(BatchView),
 }
 
-/// Waits until a batch has ended, or nobody is at it any more. `seen` is given what is seen of it meanwhile. A store that is
-/// away is waited for.
+/// Waits until a batch has ended or is abandoned, and passes each state in between to `seen`. Waits through outages of
+/// the store.
 pub async fn until_over(store: &dyn Store, id: BatchId, mut seen: impl FnMut(&Batch)) -> Result<Over> {
     let mut attendance = Attendance::default();
     loop {
@@ -179,7 +179,7 @@ pub async fn until_over(store: &dyn Store, id: BatchId, mut seen: impl FnMut(&Ba
     }
 }
 
-/// Who is at a batch, once that is sure.
+/// Returns the owner of a batch, or `None` once it is certain that there is none.
 pub(super) async fn sure_owner(store: &dyn Store, id: BatchId) -> Result<Option<String>> {
     let since = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! From a rule and a listing to tasks. Pure: what is chosen, what it is called at the target, what is dropped and why,
-//! and two images under one name. Rules that must collide whatever is listed were refused with the configuration.
+//! Plans the tasks of a listing under a rule. Pure: selects tags, names targets, explains dropped tags, and detects
+//! collisions of target tags. Collisions that need no listing are errors of the configuration.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,99 +20,99 @@ use super::companions::Companions;
 use crate::enumerate::{Listing, compare_repositories};
 use crate::presets::{Part, is_of_preset};
 
-/// One source tag to one target tag.
+/// Copy of one source tag to one target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedTask {
-    /// Which rule asks for it, by its place among the rules.
+    /// Index of the rule.
     pub rule: usize,
-    /// What is copied.
+    /// Source tag.
     pub source: SourceTag,
-    /// What that pointed at when it was listed, if the listing says so.
+    /// Digest of the source tag, if the listing has it.
     pub digest: Option<Digest>,
-    /// Where to.
+    /// Target tag.
     pub target: Target,
-    /// Whether a task planned before may have this target: only who holds the whole plan can tell. The same source there,
-    /// for the same platforms, makes this task superfluous, any other makes it fail ([`Failed::collision`]); see
-    /// [`settle`].
+    /// Whether an earlier task may have this target, which only the whole plan shows. The same source for the same
+    /// platforms makes this task redundant, any other makes it fail ([`Failed::collision`]); see [`settle`].
     pub in_doubt: bool,
-    /// What the listing showed of tags that belong to the image.
+    /// Hints on the digest tags of the image in the listing.
     pub company: Company,
 }
 
-/// A tag of a source.
+/// Tag in a source repository.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceTag {
-    /// The registry.
+    /// Registry.
     pub registry: RegistryName,
-    /// The repository there.
+    /// Repository.
     pub repository: RepositoryName,
-    /// The tag.
+    /// Tag.
     pub tag: Tag,
 }
 
-/// A tag of a target.
+/// Target tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// In a registry.
     Registry(TargetName),
     /// In an image layout.
     Layout {
-        /// The layout's folder.
+        /// Directory of the layout.
         folder: PathBuf,
-        /// The image's name there.
+        /// Name of the image in the layout.
         name: String,
-        /// Its tag.
+        /// Tag.
         tag: Tag,
     },
 }
 
-/// A tag that was chosen and cannot be copied.
+/// A selected tag that cannot be copied.
 #[derive(Debug)]
 pub struct Failed {
-    /// What would have been copied.
+    /// Source tag.
     pub source: SourceTag,
-    /// Where to, as far as there is a name.
+    /// Target, as far as it has a name.
     pub target: String,
-    /// Why not: a collision, or a name that the target does not take.
+    /// Reason: a collision, or a name that is invalid at the target.
     pub error: Error,
 }
 
-/// What became of one listing under one rule.
+/// Plan of one listing under one rule.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// What is to be copied, from old to new (what is no version first), then by target.
+    /// Tasks by version, oldest first (tags without a version come first), then by target.
     pub tasks: Vec<PlannedTask>,
-    /// Tags that were not chosen, each with the reason, in the same order.
+    /// Dropped tags with the reason, in the same order.
     pub dropped: Vec<(String, Reason)>,
-    /// How many tags were chosen.
+    /// Number of selected tags.
     pub chosen: usize,
-    /// Tags that were chosen and fail.
+    /// Selected tags that fail.
     pub failed: Vec<Failed>,
-    /// Tags that belong to images, where the rule wants what belongs to them.
+    /// Digest tags, if the rule copies referrers.
     pub companions: Companions,
-    /// There are no tasks, for fewer tags were chosen than the rule's `min`, or dates are missing that it chooses by.
+    /// Reason for having no tasks: fewer selected tags than the rule's `min`, or missing dates that it selects by.
     pub refused: Option<Error>,
-    /// The memory that all this takes.
+    /// Memory reserved for the listing.
     pub memory: Option<ListingShare>,
 }
 
-/// Plans listing after listing and remembers who writes where, in memory that grows with the repositories.
+/// Plans listings and tracks the writers of target repositories, in memory that grows with the repositories.
 #[derive(Debug, Default)]
 pub struct Planner {
     names: Names,
-    /// Source and target repositories that tasks were planned for.
+    /// Source and target repositories of planned tasks.
     planned: HashSet<(String, String)>,
 }
 
 impl Planner {
-    /// Nothing is planned yet.
+    /// Creates a planner without tasks.
     pub fn new() -> Planner {
         Planner::default()
     }
 
-    /// Plans a listing under the rule at `index`. `part` is what of the rule's source it was listed for: a preset's parts
-    /// choose tags themselves, and know the names of the original imgsync's days. `now` is what `since: 90d` counts from. Listings of several rules, or of a repository again, may
-    /// come in any order; of two that collide the one planned first has the target.
+    /// Plans a listing under the rule at `index`. `part` is the part of the rule's source it was listed for: parts of a
+    /// preset select tags themselves and know the names of imgsync 2.1. `now` is the reference of `since: 90d`.
+    /// Listings may come in any order, also of several rules or repeatedly; of two that collide, the first keeps the
+    /// target.
     pub fn plan(&mut self, index: usize, rule: &Rule, part: Option<&Part>, listing: &Listing, now: Timestamp) -> Plan {
         if let Some(error) = listing.lacks_dates_for(&rule.selection) {
             return Plan { refused: Some(error), ..Plan::default() };
@@ -153,7 +153,7 @@ impl Planner {
         let mut taken: HashMap<Target, Tag> = HashMap::new();
         let mut elsewhere: Vec<(String, Reason)> = Vec::new();
         for candidate in &evaluation.kept {
-            // All that were kept are tags.
+            // All kept candidates are valid tags.
             let Ok(tag) = candidate.tag.parse::<Tag>() else { continue };
             let source = SourceTag { registry: listing.registry.clone(), repository: listing.repository.clone(), tag };
             let first = plan.tasks.len();
@@ -180,7 +180,7 @@ impl Planner {
     }
 }
 
-/// Who a source is among those that write: an image cut to other platforms is another image.
+/// Returns the identity of a source among writers: an image filtered to other platforms is another image.
 fn identity(name: &str, rule: &Rule) -> String {
     let platforms = platforms_of(rule);
     match (platforms.is_empty(), rule.sparse) {
@@ -197,17 +197,17 @@ fn platforms_of(rule: &Rule) -> Vec<String> {
     platforms
 }
 
-/// One listing being written down.
+/// Assigns targets to the tags of one listing.
 struct Writer<'a> {
     planner: &'a mut Planner,
     rule: &'a Rule,
     name: String,
-    /// Target repositories met with so far, and whether another task may have a tag there that is not remembered.
+    /// Target repositories so far, and whether an unknown task may have a tag there.
     claims: HashMap<String, bool>,
 }
 
 impl Writer<'_> {
-    /// A tag's target, and whether that is in doubt.
+    /// Returns the target of a tag, and whether it may collide.
     fn target(
         &mut self,
         destination: &Destination,
@@ -235,7 +235,7 @@ impl Writer<'_> {
             let error = Error::new(Class::Invalid, format!("copying {source}"), "source and target are the same");
             return Err(Refusal::of(Failed { source: source.clone(), target: target.to_string(), error }));
         }
-        // Only a template can give two tags of a repository one name.
+        // Only a template can map two tags of a repository to one name.
         if matches!(style, Style::Template(_)) {
             let first = taken.entry(target.clone()).or_insert_with(|| tag.clone());
             if first != tag {
@@ -261,10 +261,10 @@ impl Writer<'_> {
     }
 }
 
-/// Why a tag has no task.
+/// Reason for a tag having no task.
 enum Refusal {
     Failed(Box<Failed>),
-    /// This repository, a newer home of the same preset, has it.
+    /// The preset reads it from this repository, a newer location.
     NewerHome(String),
 }
 
@@ -274,7 +274,7 @@ impl Refusal {
     }
 }
 
-/// Whether a source, as it is told from others that write, is read by the same preset.
+/// Returns whether the rule's preset also reads a source with this identity.
 fn has_two_homes(rule: &Rule, first: &str) -> bool {
     let name = first.split_once(" (").map_or(first, |(name, _)| name);
     let Some((registry, path)) = name.split_once('/') else { return false };
@@ -282,7 +282,7 @@ fn has_two_homes(rule: &Rule, first: &str) -> bool {
 }
 
 impl Failed {
-    /// A target that another source, `first`, has already.
+    /// Creates the failure of a target that another source, `first`, already has.
     pub fn collision(source: SourceTag, target: &Target, first: &str) -> Failed {
         let detail = format!("{target} is already the target of {first}");
         let error = Error::new(Class::Collision, format!("copying {source}"), detail)
@@ -292,7 +292,7 @@ impl Failed {
 }
 
 impl Target {
-    /// All but the tag, as one text.
+    /// Returns the target without its tag.
     fn repository(&self) -> String {
         match self {
             Target::Registry(name) => format!("{}/{}", name.registry, name.repository),
@@ -300,7 +300,7 @@ impl Target {
         }
     }
 
-    /// The tag.
+    /// Returns the tag.
     pub fn tag(&self) -> &Tag {
         match self {
             Target::Registry(name) => &name.tag,
@@ -321,8 +321,8 @@ impl fmt::Display for SourceTag {
     }
 }
 
-/// Decides what is in doubt, where the whole plan is at hand: the same image twice is one task, another one fails. The
-/// tasks stay in the order in which they were planned; `rules` are those that they were planned under.
+/// Resolves possible collisions in a whole plan: a duplicate of a task is dropped, another source fails. Keeps the
+/// order of the tasks; `rules` are those that they were planned under.
 pub fn settle(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec<Failed>) {
     let platforms = |index: usize| rules.get(index).map(|rule| (platforms_of(rule), rule.sparse)).unwrap_or_default();
     let mut holders: HashMap<Target, (SourceTag, usize)> = HashMap::new();
@@ -346,12 +346,12 @@ pub fn settle(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec
     (settled, failed)
 }
 
-/// `--batch-size` and `--batch-number`, as the original has them: numbers begin at 1.
+/// Slice of a plan (`--batch-size` and `--batch-number`); numbers start at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
     /// Tasks in a slice.
     pub size: NonZeroUsize,
-    /// Which slice, from 1.
+    /// Number of the slice, from 1.
     pub number: NonZeroUsize,
 }
 
@@ -368,15 +368,15 @@ impl From<Slice> for PlanSlice {
 }
 
 impl Slice {
-    /// Its part of so many tasks: the last slice is as short as it must be, those after it are empty.
+    /// Returns the slice's range of `total` tasks. The last slice may be shorter, those after it are empty.
     pub fn range(self, total: usize) -> Range<usize> {
         let end = self.number.get().saturating_mul(self.size.get());
         end.saturating_sub(self.size.get()).min(total)..end.min(total)
     }
 }
 
-/// One slice of the whole, sorted by source repository, tag and target. Whoever cuts the same listings alike gets slices
-/// that add up to the whole, each task once. (For equal collisions everywhere, plan in the order of names.)
+/// Returns one slice of the plan, sorted by source repository, tag and target. Slices of equal listings add up to the
+/// plan, each task once. (Plan in order of names to get equal collisions everywhere.)
 pub fn cut(mut tasks: Vec<PlannedTask>, slice: Slice) -> Vec<PlannedTask> {
     tasks.sort_by_cached_key(|task| (Version::parse(task.source.tag.as_str()), task.source.tag.clone()));
     // Stable, so tags stay in order within a repository.

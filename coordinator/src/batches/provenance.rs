@@ -1,5 +1,5 @@
-//! Forgets what target tags were made from when no configured rule makes them any more: what is known of them is of use to
-//! `prune` alone, which removes nothing that its rule would not make.
+//! Removes the provenance of target tags that no configured rule produces any more. Only `prune` uses it, and that
+//! removes nothing that its rule would not produce.
 
 use std::time::Duration;
 
@@ -14,17 +14,16 @@ use super::prune::{passed, would_make};
 use super::run::fingerprint;
 use crate::presets::{Part, parts};
 
-/// How often what is known is looked through, for each configuration that works with a store: it is read whole.
+/// Maximum interval between cleanups per configuration, each of which reads all provenance.
 const TIDY_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Times in `keep` that it is looked through at least, so that several configurations see what the others make.
+/// Minimum cleanups within `keep`, so that several configurations notice what the others produce.
 const LOOKS_IN_KEEP: u32 = 4;
 
-/// Forgets the provenance of target tags that no rule has made for as long as `keep` says. Does nothing when it was done a
-/// short while ago.
+/// Removes the provenance of target tags that no rule has produced for `keep`. Does nothing if it ran recently.
 pub async fn tidy_provenance(store: &dyn Store, config: &Config, now: Timestamp) -> Result<()> {
     let lease = format!("provenance of {}", fingerprint(config, None));
     let interval = (config.keep / LOOKS_IN_KEEP).clamp(Duration::from_millis(1), TIDY_INTERVAL);
-    // Not released: it is held for as long as nobody is to do the same.
+    // Not released: the lease lasts until the next cleanup is due.
     let holder = format!("{} at {now}", coordinator_name());
     match store.acquire(&lease, &holder, interval).await? {
         Named::Yours { .. } => forget_unclaimed(store, &config.rules, config.keep, now).await,
@@ -38,7 +37,7 @@ async fn forget_unclaimed(store: &dyn Store, rules: &[Rule], keep: Duration, now
     for source in store.origin_sources().await? {
         let (mut changes, mut gone) = (Vec::new(), Vec::new());
         for origin in store.origins(&source).await? {
-            // Since when is unknown where that lies in the future: it is counted from now.
+            // A time in the future is unknown: the tag counts as unclaimed from now on.
             let since = origin.unclaimed_since.filter(|since| !is_ahead(*since, now));
             match (claims.has(&source, &origin), since) {
                 (true, _) if origin.unclaimed_since.is_some() => changes.push((origin.target, None)),
@@ -58,10 +57,10 @@ async fn forget_unclaimed(store: &dyn Store, rules: &[Rule], keep: Duration, now
     Ok(())
 }
 
-/// What the rules of a configuration make.
+/// Target tags produced by the rules of a configuration.
 struct Claims<'a> {
     rules: Vec<(&'a Rule, Vec<Part>)>,
-    /// What one of the rules reads cannot be told: then nothing is said to be made by none.
+    /// The source of some rule is unknown, so any tag may be produced.
     is_unknown: bool,
 }
 
@@ -77,11 +76,11 @@ impl<'a> Claims<'a> {
         claims
     }
 
-    /// Whether a rule would make this target of this source, if the source has it.
+    /// Returns whether a rule would produce this target if the source has the tag.
     fn has(&self, source: &Home, origin: &Origin) -> bool {
         let Some((registry, repository)) = source.registry() else { return self.is_unknown };
         let reads = |rule: &Rule, part: &Part| {
-            // A preset is also read from where it was before.
+            // A preset also reads from its former locations.
             matches!(rule.source, Source::Preset(_))
                 || part.pattern.registry() == registry && part.pattern.matches(repository.as_str())
         };
@@ -122,7 +121,7 @@ mod tests {
     }
 
     impl Scene {
-        /// Tags `v1` and `latest` of `gcr.io/a/b` at `target.example/m/b`.
+        /// Creates tags `v1` and `latest` of `gcr.io/a/b` at `target.example/m/b`.
         async fn new() -> Scene {
             let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap()));
             let store = SqliteStore::in_memory(clock.clone()).await.unwrap();
@@ -133,7 +132,7 @@ mod tests {
             Scene { clock, store }
         }
 
-        /// Some days go by, and a coordinator with these rules looks through what is known on each of them.
+        /// Runs a cleanup with these rules on each of `days` days and returns the tags left.
         async fn days(&self, days: u32, rules: &str) -> Vec<String> {
             let config = config(rules);
             for _ in 0..days {
@@ -151,7 +150,7 @@ mod tests {
     async fn provenance_is_kept_for_as_long_as_a_rule_makes_the_tag() {
         let scene = Scene::new().await;
         assert_eq!(scene.days(400, RULE).await, ["latest", "v1"]);
-        // Whatever else the rule asks for that passes with time.
+        // Also if the rule limits tags by age or number.
         let newest = "{from: gcr.io/a/b, to: target.example/m, naming: basename, tags: {newest: 1, since: 30d}}";
         assert_eq!(scene.days(400, newest).await, ["latest", "v1"]);
     }
@@ -166,7 +165,7 @@ mod tests {
             "{from: quay.io/a/**, to: target.example/m, naming: basename}",
         ] {
             let scene = Scene::new().await;
-            // On the first day it is seen that no rule makes it.
+            // The first day records that no rule produces it.
             assert_eq!(scene.days(90, none).await, ["latest", "v1"], "{none}");
             assert!(scene.days(1, none).await.is_empty(), "{none}");
             assert!(scene.store.origin_sources().await.unwrap().is_empty());

@@ -1,7 +1,7 @@
-//! Target tags that a rule made and whose source is gone (`prune`): which those are, found while the sources are listed.
-//! They are removed in `remove`.
+//! Finds target tags that a rule copied and whose source is gone (`prune`), while the sources are listed. They are
+//! removed in `remove`.
 //!
-//! What is not certain is left: a source that could not be listed, or lists nothing, says nothing about its tags.
+//! In doubt a tag stays: a source that could not be listed, or lists nothing, says nothing about its tags.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,36 +19,36 @@ use crate::enumerate::Listing;
 use crate::presets::Part;
 use crate::words::many;
 
-/// A target tag that may go.
+/// A target tag that may be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
-    /// The source's tag that is gone.
+    /// Source tag that is gone.
     pub source: Place,
-    /// The tag that was made of it.
+    /// Target tag copied from it.
     pub target: Place,
-    /// What was written there.
+    /// Digest that was pushed there.
     pub digest: Digest,
 }
 
-/// What one rule may remove, as far as its sources are listed.
+/// Prune plan of one rule, built while its sources are listed.
 #[derive(Debug)]
 pub struct Pruning {
-    /// The rule's place among the rules.
+    /// Index of the rule.
     pub rule: usize,
     prune: Prune,
-    /// Tags that the rule has made of what was listed.
+    /// Number of tags that the rule has copied from the listed sources.
     made: u64,
     due: Vec<Due>,
-    /// Tags that would be looked at, had their records been written with our key.
+    /// Tags whose provenance records are not signed with our key.
     unauthenticated: Vec<Due>,
-    /// Tags whose source has not been gone for long enough.
+    /// Number of tags whose source has not been gone for long enough.
     waiting: u64,
     refusal: Option<String>,
     sources: HashSet<Home>,
 }
 
 impl Pruning {
-    /// Of a rule that removes anything at all.
+    /// Creates the prune plan of a rule, if the rule prunes.
     pub fn of(rule: &Rule, index: usize) -> Option<Pruning> {
         let prune = rule.prune?;
         Some(Pruning {
@@ -63,23 +63,22 @@ impl Pruning {
         })
     }
 
-    /// Nothing is to be removed, for this reason; the first one stays.
+    /// Blocks the removal of anything. The first reason is kept.
     pub fn refuse(&mut self, why: impl Into<String>) {
         self.refusal.get_or_insert_with(|| why.into());
     }
 
-    /// Tags whose source has not been gone for long enough.
+    /// Returns the number of tags whose source has not been gone for long enough.
     pub fn waiting(&self) -> u64 {
         self.waiting
     }
 
-    /// Takes the tags whose source is gone and whose records of provenance were not written with our key: they are left.
+    /// Takes the tags whose source is gone and whose provenance records are not signed with our key. They are kept.
     pub fn take_unauthenticated(&mut self) -> Vec<Due> {
         std::mem::take(&mut self.unauthenticated)
     }
 
-    /// Compares a listing that came to its end with what was made of it. What is missing from now on is written down if
-    /// that is wanted.
+    /// Compares a complete listing with the tags copied from it. Records newly missing tags if `is_noted`.
     pub async fn look(
         &mut self,
         store: &dyn Store,
@@ -116,7 +115,7 @@ impl Pruning {
                 }
                 continue;
             }
-            // Since when is unknown where that lies in the future: it is counted from now.
+            // A time in the future is unknown: the tag counts as missing from now on.
             let since = origin.missing_since.filter(|since| !is_ahead(*since, now)).unwrap_or_else(|| {
                 changes.push((origin.target.clone(), Some(now)));
                 now
@@ -136,7 +135,7 @@ impl Pruning {
         }
     }
 
-    /// What may be removed once all is listed; or why nothing is.
+    /// Returns the tags to remove once all is listed, or why none is removed.
     pub fn decide(self) -> Result<Vec<Due>, String> {
         let due = self.due.len() as u64;
         match self.refusal {
@@ -156,7 +155,7 @@ fn due(home: &Home, origin: Origin) -> Due {
     Due { source, target: origin.target, digest: origin.digest }
 }
 
-/// Whether a rule would make this target of this source, a repository of a registry: another rule may have made it.
+/// Returns whether a rule would write this target for this source repository; another rule may have written it.
 pub(super) fn would_make(
     rule: &Rule,
     part: Option<&Part>,
@@ -176,7 +175,7 @@ pub(super) fn would_make(
     rule.to.iter().any(is_there) && chooses(rule, part, &made.source_tag)
 }
 
-/// Whether a rule chooses a tag, however many newer ones there are and however old it is.
+/// Returns whether a rule selects a tag, regardless of its age and of newer tags.
 fn chooses(rule: &Rule, part: Option<&Part>, tag: &Tag) -> bool {
     let selection = Selection { since: None, newest: None, min: None, ..rule.selection.clone() };
     let tag = std::iter::once(Candidate { tag: tag.as_str().to_owned(), created: None });

@@ -1,6 +1,6 @@
-//! Removes target tags whose source is gone. Each is asked for once more at both ends before it goes; one that cannot be
-//! removed alone goes by its digest only if no other tag needs that. All under two leases, each confirmed before each
-//! request that deletes: that of the repository, so that one process removes its tags at a time, and that of the tag.
+//! Prunes target tags whose source is gone, after checking each at both endpoints once more. A tag that cannot be
+//! deleted alone is deleted by digest only if no other tag needs that. Two leases are confirmed before each deletion:
+//! that of the repository, so that one process prunes it at a time, and that of the tag.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -17,41 +17,41 @@ use super::house::House;
 use super::needed::{Needed, Use};
 use super::prune::{Due, Pruning};
 
-/// Why a tag is left of which somebody else may have said that it is ours.
+/// Reason for keeping a tag whose provenance record may be forged.
 const UNAUTHENTICATED: &str = "the record of where it came from was not written with this cluster.key";
-/// Why a tag is left whose lease, or that of its repository, was lost.
+/// Reason for keeping a tag after its lease, or that of its repository, was lost.
 const LEASE_LOST: &str = "the lease under which it was to be removed was lost: another process may be at it";
 
-/// Removes what is due, for one batch.
+/// Prunes the target tags of one batch.
 pub(super) struct Remover<'a> {
     pub(super) house: &'a House,
     pub(super) client: &'a Client,
     pub(super) context: &'a Context,
     pub(super) rules: &'a [Rule],
     pub(super) batch: BatchId,
-    /// Under which name tags are held while they are removed.
+    /// Holder of the leases.
     pub(super) holder: &'a str,
 }
 
-/// What became of a tag, and why.
+/// Outcome and reason.
 type Became = (PruneOutcome, String);
 
-/// The answers of both ends about a tag that is due.
+/// Result of checking a candidate at both endpoints.
 enum Asked {
-    /// It may go.
+    /// May be removed.
     Due { is_index: bool },
-    /// It stays.
+    /// Is kept.
     NotDue(Became),
 }
 
-/// A tag that is certain to go.
+/// A candidate that was confirmed.
 struct Sure {
     due: Due,
     is_index: bool,
 }
 
 impl Remover<'_> {
-    /// Removes what may go, and writes down what became of each. An error is the store's.
+    /// Removes the candidates of the prune plans and records each outcome. Returns only errors of the store.
     pub(super) async fn run(&self, prunings: Vec<Pruning>) -> Result<()> {
         let mut due: BTreeMap<(usize, Arc<Home>), Vec<Due>> = BTreeMap::new();
         for mut pruning in prunings {
@@ -91,7 +91,7 @@ impl Remover<'_> {
         self.house.store.note_pruned(self.batch, line).await
     }
 
-    /// Which of these target tags this batch writes: from another source by now.
+    /// Returns which of these target tags the batch writes, now from another source.
     async fn planned(&self, targets: HashSet<&Place>) -> Result<HashSet<Place>> {
         const PAGE: usize = 5_000;
         let mut planned = HashSet::new();
@@ -105,7 +105,7 @@ impl Remover<'_> {
         }
     }
 
-    /// Removes what is due in one target repository.
+    /// Removes the candidates of one target repository.
     async fn remove_from(
         &self,
         rule: usize,
@@ -115,7 +115,7 @@ impl Remover<'_> {
         tallies: &(Arc<Tally>, Arc<Tally>),
     ) -> Result<()> {
         let Some((registry, path)) = home.registry() else { return Ok(()) };
-        // Reading with the same access: who may only be let in to push would take a refusal for a missing tag.
+        // Also reads with delete access: with credentials that may only push, a denied read looks like a missing tag.
         let target = self.client.repository(registry, &path, Access::Delete, self.context, &tallies.1)?;
         let lease = match self.lease(&removal(home)).await? {
             Leased::Acquired(lease) => lease,
@@ -140,8 +140,8 @@ impl Remover<'_> {
         removed
     }
 
-    /// Removes tags that are certain to go, those of one digest together. Indexes go first: what one lists is needed by
-    /// nobody else once it is gone.
+    /// Removes confirmed tags, those of one digest together. Indexes go first: nothing else needs their children once
+    /// they are gone.
     async fn remove_all(
         &self,
         rule: usize,
@@ -167,7 +167,7 @@ impl Remover<'_> {
                     }
                 }
             }
-            // An index may list another one that goes later, or not.
+            // An index may list another one that is removed later, or kept.
             let later: Vec<Tag> = sure[at..].iter().filter(|other| other.is_index).map(tag_of).collect();
             for (due, tag_lease) in &leased {
                 if self.context.cancel.is_cancelled() {
@@ -190,13 +190,13 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Asks for a lease that nobody shares with this batch in this process.
+    /// Acquires a lease that is not shared with the batch's tasks in this process.
     async fn lease(&self, name: &str) -> Result<Leased> {
         let holder = format!("{}/{}/removal", self.holder, self.batch);
         LeaseGuard::try_acquire(self.house.store.clone(), name, &holder, LEASE).await
     }
 
-    /// Whether it still is ours and still is missing.
+    /// Checks that the tag is still what we wrote, and that its source is still missing.
     async fn is_due(
         &self,
         due: &Due,
@@ -218,7 +218,7 @@ impl Remover<'_> {
         if let Some(head) = there.as_ref().filter(|head| head.digest == due.digest) {
             return Ok(Asked::Due { is_index: !head.media_type.is_manifest() });
         }
-        // Whoever moved it or removed it: it is not ours any more.
+        // Moved or removed by someone else: it is not ours any more.
         self.house.store.forget_origins(&due.source.home, std::slice::from_ref(&due.target)).await?;
         match there {
             Some(head) => left(&format!("it was written by hand: it is {} now", head.digest)),
@@ -248,8 +248,8 @@ impl Remover<'_> {
         self.house.store.note_pruned(self.batch, line).await
     }
 
-    /// Removes a tag that is certain to go; `going` are the tags of the repository that go, too, and `needed` what the others
-    /// need, as far as that was looked for.
+    /// Removes a confirmed tag. `going` are the tags of the repository that are removed too, `needed` the known usage
+    /// of manifests by the others.
     async fn remove(
         &self,
         due: &Due,
@@ -260,7 +260,7 @@ impl Remover<'_> {
         let tag = ManifestRef::Tag(due.target.tag.clone());
         let removed = || (PruneOutcome::Removed, String::new());
         let lost = || Ok((PruneOutcome::Left, LEASE_LOST.to_owned()));
-        // It may have been moved since it was looked at.
+        // It may have moved since it was checked.
         match target.manifest_head(&tag).await? {
             None => return Ok(removed()),
             Some(head) if head.digest != due.digest => {
@@ -305,7 +305,7 @@ impl Remover<'_> {
     }
 }
 
-/// Makes a request that deletes, if these leases are confirmed, and stops when one is lost: then none.
+/// Runs a deletion if both leases are confirmed, and stops when one is lost, returning `None`.
 async fn under<T>(leases: [&LeaseGuard; 2], delete: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     for lease in leases {
         if !lease.confirm(Duration::ZERO).await? {

@@ -1,5 +1,5 @@
-//! Figures of each rule that `serve` runs, from the batches that the store remembers: when it last began, ended and ended
-//! well, its last counts, and the tags that are out of date at its target.
+//! Metrics of each rule of `serve`, from the batches in the store: when it last started, ended and succeeded, its last
+//! counts, and the outdated tags at its target.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -16,36 +16,36 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Rules that have figures: the first of the configuration. How many more there are is a figure of its own.
+/// Maximum number of rules with metrics, the first of the configuration. A metric counts the others.
 pub(crate) const MAX_RULES: usize = 100;
-/// The most characters of what a rule reads and where it writes, in a label.
+/// Maximum number of characters of a rule's source and target in labels.
 const MAX_LABEL: usize = 200;
-/// Batches of which it is asked at a time whether all was listed; those beyond are asked about the next time.
+/// Maximum number of batches whose completeness is read per refresh; the next refresh reads further ones.
 const MAX_ASKED: usize = 200;
 
-/// A rule that has figures.
+/// A rule with metrics.
 #[derive(Debug, Clone)]
 pub struct WatchedRule {
-    /// Names it, in labels.
+    /// Value of the label `rule`.
     pub label: String,
-    /// What it reads.
+    /// Source of the rule.
     pub from: String,
-    /// Where it writes.
+    /// Target of the rule.
     pub to: String,
-    /// The digests of the batches that run it: of the rule alone, and of all rules together.
+    /// Identities of the batches that run it: of the rule alone, and of all rules together.
     pub batches: [Digest; 2],
-    /// The longest time between two of its scheduled runs; none where it has no schedule.
+    /// Maximum time between two of its scheduled runs; `None` without a schedule.
     pub interval: Option<Duration>,
 }
 
-/// The rules of the configuration as it stands, once it has been read.
+/// Rules of the current configuration, once it has been read.
 pub type Rules = Arc<OnceLock<Box<dyn Fn() -> Vec<WatchedRule> + Send + Sync>>>;
 
 type Label = (&'static str, String);
 type Gauges<const N: usize> = Family<[Label; N], Gauge>;
 type Seconds = Family<[Label; 1], Gauge<f64, AtomicU64>>;
 
-/// The gauges of all rules.
+/// Gauges of all rules.
 #[derive(Clone, Default)]
 pub(super) struct RuleFigures {
     info: Gauges<3>,
@@ -60,10 +60,10 @@ pub(super) struct RuleFigures {
     omitted: Gauge,
 }
 
-/// What was found out before, so that it is asked once.
+/// Cached results of ended batches.
 #[derive(Default)]
 pub(super) struct Found {
-    /// What could not be done of a batch that has ended: by the batch and its end, for a batch can be requeued.
+    /// Results by batch and end, because a batch can be requeued.
     verdicts: HashMap<(BatchId, Timestamp), Verdict>,
     /// When this process first saw each rule.
     seen: HashMap<String, Timestamp>,
@@ -96,7 +96,7 @@ impl RuleFigures {
         registry.register("rules_omitted", "Rules beyond those that have figures", self.omitted.clone());
     }
 
-    /// Sets the gauges of these rules, and forgets those of all others. `batches` are the newest first.
+    /// Sets the gauges of these rules and removes those of all others. `batches` are the newest first.
     pub(super) async fn look(
         &self,
         rules: &[WatchedRule],
@@ -115,7 +115,7 @@ impl RuleFigures {
             };
             all.push((rule, its, good, last));
         }
-        // From here on nothing is waited for: who reads sees the figures of before or of after.
+        // Nothing is awaited from here on: a scrape sees the old or the new metrics.
         self.clear();
         self.omitted.set(whole(omitted.len()));
         let now = Timestamp::now();
@@ -165,8 +165,8 @@ impl RuleFigures {
 }
 
 impl Found {
-    /// When the last good batch of these ended: the first, newest end first, in which all was listed and nothing failed.
-    /// None where that is not known.
+    /// Returns when the last successful of these batches ended: with all repositories listed and nothing failed. `None`
+    /// if unknown.
     pub(super) async fn last_good(
         &mut self,
         batches: impl Iterator<Item = &Batch>,
@@ -185,7 +185,7 @@ impl Found {
         Ok(None)
     }
 
-    /// What is known of a batch that has ended: asked once.
+    /// Returns the result of an ended batch, read once.
     async fn verdict(&mut self, batch: &Batch, store: &dyn Store) -> Result<Option<Verdict>> {
         let Some(ended_at) = batch.ended_at else { return Ok(None) };
         if let Some(verdict) = self.verdicts.get(&(batch.id, ended_at)) {
@@ -200,19 +200,19 @@ impl Found {
         Ok(Some(verdict))
     }
 
-    /// Forgets what was found out about batches that are gone.
+    /// Removes the results of batches that are gone.
     pub(super) fn keep(&mut self, batches: &[Batch]) {
         let known: HashSet<BatchId> = batches.iter().map(|batch| batch.id).collect();
         self.verdicts.retain(|(id, _), _| known.contains(id));
     }
 }
 
-/// The batch that ended last.
+/// Returns the batch that ended last.
 pub(super) fn last_ended<'b>(batches: impl Iterator<Item = &'b Batch>) -> Option<&'b Batch> {
     batches.filter(|batch| batch.ended_at.is_some()).max_by_key(|batch| batch.ended_at)
 }
 
-/// The counts of a batch by outcome.
+/// Returns the counts of a batch by outcome.
 pub(super) fn outcomes(batch: &Batch) -> [(&'static str, u64); 4] {
     let counts = &batch.counts;
     [

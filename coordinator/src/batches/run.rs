@@ -1,4 +1,4 @@
-//! A batch from its rules to its end: list and seal, feed, watch; and in one process, work.
+//! A batch from its rules to its end: list the sources, lead, wait; embedded, also run the tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,95 +28,95 @@ use super::seal::{Listed, Sealing};
 use super::settle::Settler;
 use crate::presets::parts;
 
-/// How often the ledger is asked whether the batch has ended, or was stopped by someone else.
+/// Interval between checks whether the batch has ended or was cancelled by another process.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// The name of `imgsync run`, and of other commands that run one batch, in leases.
+/// Role in lease holder names of `imgsync run` and other commands that run one batch.
 pub const RUN_ROLE: &str = "run";
-/// The name of `imgsync serve` in leases.
+/// Role in lease holder names of `imgsync serve`.
 pub const SERVE_ROLE: &str = "serve";
 
-/// How a batch is run.
+/// Settings of a run.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
-    /// What reports call the batch, in place of what the rules copy.
+    /// Title of the batch in reports, in place of the names of its rules.
     pub name: Option<String>,
-    /// Ask everything, and push what is there already.
+    /// Skip the digest cache, and push even what the target has.
     pub force: bool,
-    /// Compare and remember; copy nothing.
+    /// Compare and fill the digest cache; copy nothing.
     pub prime: bool,
-    /// Compare all that there is, and copy nothing; whether all bytes are read.
+    /// Compare both endpoints and copy nothing; `true` reads all bytes.
     pub verify: Option<bool>,
-    /// The original's folder of manifests, as a hint of what was synced.
+    /// Manifest directory of imgsync 2.1, imported as a hint of what the targets have.
     pub manifests: Option<PathBuf>,
-    /// A part of the sorted whole.
+    /// Slice of the sorted plan.
     pub slice: Option<Slice>,
-    /// How urgent all of it is, in place of what each rule says.
+    /// Priority of all tasks, in place of each rule's.
     pub priority: Option<Priority>,
-    /// Repositories that are listed at a time.
+    /// Maximum number of repositories listed concurrently.
     pub query_limit: usize,
-    /// Tasks at a time.
+    /// Maximum number of concurrent tasks.
     pub concurrency: usize,
-    /// Tries of a task that fails in passing.
+    /// Maximum attempts of a task that fails with a transient error.
     pub attempts: u32,
-    /// What an image is given at the least, and whether that is all it gets.
+    /// Minimum timeout of an image, and whether that is also the maximum.
     pub time: (Duration, bool),
-    /// How long running tasks may go on after the first signal.
+    /// How long running tasks may continue after the first signal.
     pub drain: Duration,
-    /// Whether to leave a batch to others once it is listed: who serves feeds it, and workers do it.
+    /// Whether to return once the batch is listed: `imgsync serve` leads it, and workers run it.
     pub detach: bool,
-    /// How the batch is looked after.
+    /// Policy for reclaiming lost tasks.
     pub care: Care,
 }
 
-/// What a run works with.
+/// Dependencies and settings of a run.
 pub struct Run<'a> {
     /// Queue and store.
     pub house: &'a House,
-    /// The rules.
+    /// Configuration with the rules.
     pub config: &'a Config,
-    /// Where relative paths of the configuration begin.
+    /// Base directory of relative paths in the configuration.
     pub folder: &'a Path,
-    /// Registries.
+    /// Registry client.
     pub client: Client,
-    /// Copies.
+    /// Copies images.
     pub copier: Copier,
-    /// How.
+    /// Settings of the run.
     pub settings: RunSettings,
-    /// What this process is: [`RUN_ROLE`] or [`SERVE_ROLE`].
+    /// Role of this process: [`RUN_ROLE`] or [`SERVE_ROLE`].
     pub role: &'static str,
-    /// Who is told.
+    /// Receives events.
     pub events: Events,
-    /// The first signal: takes no more, and what runs may end.
+    /// Cancelled by the first signal: stops taking tasks and lets running ones finish.
     pub drain: CancellationToken,
-    /// The second: stops at once.
+    /// Cancelled by the second signal: aborts.
     pub abort: CancellationToken,
 }
 
-/// A batch that was made, and is to be listed.
+/// A batch that was created and has to be listed.
 #[derive(Debug)]
 pub struct Made {
-    /// Its id.
+    /// Batch id.
     pub id: BatchId,
     options: Option<Options>,
     listing: Option<ListingLease>,
-    /// The right to run tasks with the store, where one process has it at a time.
+    /// Run lock of an embedded store.
     pub lock: Option<RunLock>,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug)]
 pub struct RunEnd {
-    /// The batch as it stands.
+    /// Current state of the batch.
     pub batch: Batch,
-    /// Whether it was interrupted, and can be resumed.
+    /// Whether the run was interrupted and can be resumed.
     pub interrupted: bool,
-    /// Rules of which nothing could be listed.
+    /// Errors of the rules of which nothing could be listed.
     pub refused: Vec<Error>,
 }
 
 impl Run<'_> {
-    /// Asks for the turn to make a batch of the rules. `say` is told what is waited for.
+    /// Prepares the admission of a batch of the rules. `say` receives messages on what it waits for.
     pub fn admission<'b>(
         &'b self,
         if_running: IfRunning,
@@ -137,7 +137,7 @@ impl Run<'_> {
         }
     }
 
-    /// Makes the batch, which is to be listed next. It is this process's to list from the moment on in which it is there.
+    /// Creates the batch. This process holds its listing lease from before it is in the store.
     pub async fn make(&self, mut turn: Turn, rules: Digest, options: Options) -> Result<Made> {
         let made = self.make_in(&mut turn, rules, options).await;
         turn.end().await;
@@ -148,7 +148,7 @@ impl Run<'_> {
         let (store, id) = (&self.house.store, self.house.new_batch_id().await?);
         let batch = NewBatch { id, rules, options: options.encode(), supersedes: turn.supersedes };
         if turn.awaits_lock {
-            // The batch that it supersedes is stopped by that, and then its process ends.
+            // Creating the batch cancels the superseded one, whose process then ends and releases the lock.
             store.create(batch).await?;
             turn.end().await;
             let lock = tokio::select! {
@@ -176,16 +176,16 @@ impl Run<'_> {
         }
     }
 
-    /// Lists a batch that was made, and runs it.
+    /// Lists a created batch, and runs it.
     pub async fn list_made(&self, made: Made) -> Result<RunEnd> {
         let Made { id, options, listing, .. } = made;
         self.go(id, options, listing).await
     }
 
-    /// The options of a batch that compares again what another one has copied, or found unchanged.
+    /// Returns the options of a batch that verifies what `of` has copied or found unchanged.
     pub fn verification_options(&self, of: &Batch) -> Result<Options> {
         let before = Options::decode(&of.options, &format!("batch {}", of.id))?;
-        // Of a configuration that has other rules by now, nothing follows for these.
+        // If the configuration has other rules now, their settings do not apply.
         let is_ours = of.rules == fingerprint(self.config, None);
         let mut verify = self.verification().unwrap_or_default();
         verify.referrers.retain(|_| is_ours);
@@ -200,7 +200,7 @@ impl Run<'_> {
         })
     }
 
-    /// Compares again what another batch has copied, or found unchanged, in a batch that was made for it.
+    /// Verifies what the batch `of` has copied or found unchanged, in a batch created for that.
     pub async fn verify(&self, made: Made, of: &Batch) -> Result<RunEnd> {
         const PAGE: usize = 2_000;
         let (store, Made { id, listing, .. }) = (&self.house.store, made);
@@ -211,7 +211,7 @@ impl Run<'_> {
             let key = format!("part {from}");
             from = last.task.index + 1;
             let is_there = |row: &TaskRow| matches!(row.state, TaskState::Copied | TaskState::Unchanged);
-            // What a listing said then says nothing now.
+            // The digest of the former listing is out of date.
             let planned = |row: TaskRow| (Planned { digest: None, ..row.task.planned }, None);
             let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
             if !tasks.is_empty() {
@@ -222,7 +222,7 @@ impl Run<'_> {
         self.go(id, None, listing).await
     }
 
-    /// What tells batches of these rules from others.
+    /// Returns the identity of a batch of these rules.
     pub fn rules(&self, slice: Option<Slice>) -> Digest {
         identity(self.config, slice, self.settings.verify)
     }
@@ -237,7 +237,7 @@ impl Run<'_> {
         self.settings.verify.map(|deep| Verify { deep, referrers })
     }
 
-    /// Goes on with a batch that was left unfinished, or whose failures were requeued.
+    /// Resumes a batch that was left unfinished, or whose failures were requeued.
     pub async fn again(&self, id: BatchId) -> Result<RunEnd> {
         let batch = self.look(id).await?;
         let tried = format!("resuming batch {id}");
@@ -260,7 +260,7 @@ impl Run<'_> {
             None => None,
         };
         if !self.house.is_cluster() && !self.settings.detach {
-            // Whoever ran it before is gone, and so is its queue.
+            // The process that ran it is gone, and so is its queue.
             self.house.store.sweep(id, Sweep::Everything).await?;
         }
         if batch.control == Control::Paused && !self.settings.detach {
@@ -269,7 +269,7 @@ impl Run<'_> {
         self.go(id, options, listing).await
     }
 
-    /// Runs a batch: with options, it is to be listed first.
+    /// Runs a batch. With options, it is listed first.
     async fn go(&self, id: BatchId, options: Option<Options>, lease: Option<ListingLease>) -> Result<RunEnd> {
         let more = Notify::new();
         let over = CancellationToken::new();
@@ -290,7 +290,7 @@ impl Run<'_> {
         };
         let work = async {
             match self.house.is_cluster() || self.settings.detach {
-                // Workers do.
+                // Workers run the tasks.
                 true => stop.drain.cancelled().await,
                 false => self.hands(id).work(&stop).await,
             }
@@ -318,7 +318,7 @@ impl Run<'_> {
                 async {
                     let led = leader.lead(id, &more, &stop.drain).await;
                     if led.is_err() {
-                        // Without the ledger there is nothing more to do.
+                        // Nothing can be done without the ledger.
                         stop.drain.cancel();
                     }
                     led
@@ -335,7 +335,7 @@ impl Run<'_> {
         let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
         let Listed { refused, prunings } = went?;
         let interrupted = batch.ended_at.is_none();
-        // After the copies, unless those are left to others: what is removed is none of them.
+        // After the copies, unless those are detached: what is pruned is none of them.
         if !self.drain.is_cancelled() && (self.settings.detach || batch.control == Control::Done) {
             let context =
                 Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
@@ -352,7 +352,7 @@ impl Run<'_> {
         Ok(RunEnd { batch, interrupted, refused })
     }
 
-    /// The one worker where all is done in this process.
+    /// Creates the in-process worker.
     fn hands(&self, id: BatchId) -> Hands {
         Hands {
             house: self.house.clone(),
@@ -366,14 +366,14 @@ impl Run<'_> {
         }
     }
 
-    /// Under which name this process leads the batch.
+    /// Returns the holder name of this process in leases of the batch.
     fn name(&self, id: BatchId) -> String {
         format!("{} {id} on {}", self.role, super::coordinator_name())
     }
 
     async fn list(&self, batch: BatchId, options: Options, context: &Context, more: &Notify) -> Result<Listed> {
         let tallies = (Tally::new(), Tally::new());
-        // A part of the whole, or what only compares, removes nothing.
+        // A slice, or a run that only compares, prunes nothing.
         let prunes = self.settings.slice.is_none() && !options.prime && options.verify.is_none();
         let settler = Settler::new(
             self.house,
@@ -405,7 +405,7 @@ impl Run<'_> {
         listed
     }
 
-    /// Returns when the batch has ended, or when the work is over for another reason.
+    /// Waits until the batch has ended or `over` is cancelled.
     async fn watch(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
         loop {
             let Some(batch) = self.house.store.batch(id).await? else { return Err(lost(id)) };
@@ -426,7 +426,7 @@ impl Run<'_> {
         })
     }
 
-    /// What a batch of the rules is made with.
+    /// Builds the options of a batch of the rules.
     pub async fn options(&self) -> Options {
         let (time, timeout_is_exact) = self.settings.time;
         Options {
@@ -451,7 +451,7 @@ impl Run<'_> {
         if self.settings.verify.is_some() { format!("verification of {title}") } else { title }
     }
 
-    /// The names of the credentials that are used here, of the registries that the rules name.
+    /// Returns the names of the credentials used for the registries of the rules.
     async fn accounts(&self) -> BTreeMap<String, String> {
         let mut accounts = BTreeMap::new();
         let rules = self.config.rules.iter();
@@ -462,7 +462,7 @@ impl Run<'_> {
             Destination::Layout(_) => None,
         });
         for registry in sources.chain(targets).collect::<BTreeSet<_>>() {
-            // What cannot be found out here is left to who runs the tasks.
+            // The process that runs the tasks resolves what cannot be resolved here.
             if let Ok(Some(user)) = self.client.user_of(&registry).await {
                 accounts.insert(registry.to_string(), user);
             }
@@ -471,7 +471,7 @@ impl Run<'_> {
     }
 }
 
-/// A batch that was there a moment ago.
+/// Returns the error of a batch that has vanished from the store.
 fn lost(id: BatchId) -> Error {
     let detail = "the store has lost it: was it emptied?";
     Error::new(Class::NotFound, format!("watching batch {id}"), detail)
@@ -495,7 +495,7 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
     }
 }
 
-/// The identity of a batch that copies by these rules, or by one slice of them.
+/// Returns the identity of a batch that copies by these rules, or by one slice of them.
 pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
     identity(config, slice, None)
 }
@@ -505,7 +505,7 @@ fn identity(config: &Config, slice: Option<Slice>, verify: Option<bool>) -> Dige
     batch_identity(&config.rules, Purpose { slice, verify })
 }
 
-/// A copier for many tasks, which shares with later runs what it learns of blobs.
+/// Builds a copier that shares its knowledge of blobs with later runs.
 pub fn copier(house: &House, client: &Client, limits: imgsync_worker::copy::Limits) -> Copier {
     Copier::new(client.clone(), limits).with_index(house.store.clone())
 }

@@ -1,5 +1,5 @@
-//! From rules to a sealed plan: listings are planned, settled, and written into the ledger repository by repository, so
-//! that their tasks can begin while other repositories are still being listed.
+//! Builds the plan of a batch: plans each listing, filters out unchanged tags, and appends the tasks to the ledger
+//! repository by repository, so that they can start while other repositories are still being listed.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -27,18 +27,18 @@ use super::settle::Settler;
 use crate::enumerate::{self, Found, Order};
 use crate::presets::is_of_preset;
 
-/// Repositories that are settled and written at a time.
+/// Maximum number of repositories filtered and appended concurrently.
 const AT_ONCE: usize = 16;
-/// Tasks of one entry of the ledger, where the plan is a slice of a whole that does not keep to repositories.
+/// Tasks per segment of a slice, which is not divided by repository.
 const SLICE_PART: usize = 2000;
 
-/// What to list, and for whom.
+/// Builds the plan of a batch.
 pub(super) struct Sealing<'a> {
     pub(super) house: &'a House,
     pub(super) client: &'a Client,
     pub(super) context: &'a Context,
     pub(super) rules: &'a [Rule],
-    /// Where relative paths begin.
+    /// Base directory of relative paths.
     pub(super) folder: &'a Path,
     pub(super) batch: BatchId,
     pub(super) slice: Option<Slice>,
@@ -47,17 +47,17 @@ pub(super) struct Sealing<'a> {
     pub(super) query_limit: usize,
     pub(super) settler: &'a Settler,
     pub(super) tallies: (Arc<Tally>, Arc<Tally>),
-    /// Told when there is more to be fed.
+    /// Notified when there are new tasks to dispatch.
     pub(super) more: &'a Notify,
-    /// Which parts of the plan write to a target repository.
+    /// Index ranges of the plan by target repository.
     pub(super) parts: Mutex<Parts>,
 }
 
-/// Parts of the plan by the target repositories that they write to, in memory that grows with the repositories.
+/// Index ranges of the plan by the target repositories they write to. Memory grows with the repositories.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     known: HashMap<Arc<Home>, Vec<Range<u32>>>,
-    /// There may be others: the listing was begun before, in another process.
+    /// There may be other ranges: the listing was started in another process.
     is_resumed: bool,
 }
 
@@ -68,7 +68,7 @@ impl Parts {
         }
     }
 
-    /// Where tasks to one of these may stand.
+    /// Returns the ranges that may hold tasks for one of these repositories.
     fn of(&self, homes: &HashSet<Arc<Home>>) -> Vec<Range<u32>> {
         if self.is_resumed {
             return Vec::from([Range { start: 0, end: u32::MAX }]);
@@ -81,17 +81,18 @@ impl Parts {
     }
 }
 
-/// How the listing went.
+/// Summary of the listing.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// Rules of which nothing at all could be listed, each with why.
+    /// Errors of the rules of which nothing could be listed.
     pub(super) refused: Vec<Error>,
-    /// What the rules may remove; empty where the listing was broken off.
+    /// Prune plans of the rules; empty if the listing was interrupted.
     pub(super) prunings: Vec<Pruning>,
 }
 
 impl Sealing<'_> {
-    /// Lists everything and makes the total final. An error is the ledger's; what cannot be listed is noted there.
+    /// Lists all rules and makes the total final. Records what cannot be listed in the ledger; returns only errors of
+    /// the ledger.
     pub(super) async fn run(&self) -> Result<Listed> {
         let mut listed = Listed::default();
         let done: HashSet<String> = self.house.store.sealed(self.batch).await?.into_iter().collect();
@@ -125,7 +126,7 @@ impl Sealing<'_> {
                     under_way.next().await.transpose()?;
                 }
                 let found = {
-                    // Kept going rather than begun again: a listing that is dropped halfway would be lost.
+                    // Polled to completion: dropping the future would lose a listing.
                     let mut next = std::pin::pin!(listings.next());
                     loop {
                         tokio::select! {
@@ -144,7 +145,7 @@ impl Sealing<'_> {
                     Ok(Some(Offer { found: Found::Listed(listing), part })) => {
                         let key = format!("{number} {}/{}", listing.registry, listing.repository);
                         let now = self.house.clock.now();
-                        // Planned even if it is sealed already: later collisions are found by what was planned.
+                        // Planned even if already in the ledger, to detect later collisions.
                         let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
                         chosen.count(&listing, &plan);
                         if let Some(pruning) = &mut pruning {
@@ -166,7 +167,7 @@ impl Sealing<'_> {
                             }
                         } else if !done.contains(&key) {
                             if plan.tasks.iter().any(|task| task.in_doubt) {
-                                // What was planned before must be in the ledger before that is asked.
+                                // Tasks planned before must be in the ledger before it is queried.
                                 while let Some(result) = under_way.next().await {
                                     result?;
                                 }
@@ -208,7 +209,7 @@ impl Sealing<'_> {
     }
 
     async fn seal(&self, key: String, listed_at: Timestamp, rule: &Rule, number: usize, plan: Plan) -> Result<()> {
-        // Held until the tasks are written.
+        // Keeps the memory reserved until the tasks are written.
         let _memory = plan.memory;
         let mut homes = Homes { folder: self.folder, source: source_end(rule, self.folder), made: HashMap::new() };
         let taken = self.taken(&plan.tasks, &mut homes).await?;
@@ -218,9 +219,9 @@ impl Sealing<'_> {
             let planned = homes.planned(&task)?;
             match taken.get(&planned.target).filter(|_| task.in_doubt) {
                 None => tasks.push(planned),
-                // Chosen by two rules: one task.
+                // Selected by two rules: one task.
                 Some(source) if *source == planned.source => {}
-                // Its newer home has it.
+                // Read from the newer location of the preset.
                 Some(source) if is_of_same_preset(rule, &source.home) => {}
                 Some(source) => failed.push(Failed::collision(task.source, &task.target, &source.to_string())),
             }
@@ -229,7 +230,7 @@ impl Sealing<'_> {
         for failed in failed {
             match homes.failed(number, &failed) {
                 Some(planned) => tasks.push((planned, Some(Verdict::Failed(Failure::of(&failed.error, 1))))),
-                // A target that has no name cannot stand in the plan.
+                // A target without a valid name cannot be in the plan.
                 None => self.note(failed.source.to_string(), &failed.error).await?,
             }
         }
@@ -263,16 +264,16 @@ impl Sealing<'_> {
         let number = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
         match self.house.store.append(self.batch, Sealed { key, listed_at, tasks }).await? {
             Appended::At(first) => self.parts().note(first, homes, number),
-            // An answer that was lost, asked for again: it is not known where.
+            // Retry after a lost response: the range is unknown.
             Appended::Already => self.parts().is_resumed = true,
-            // Cancelled by someone else: nothing more is to be listed.
+            // Cancelled by another process: stop listing.
             Appended::Stopped(_) => self.context.cancel.cancel(),
         }
         self.more.notify_one();
         Ok(())
     }
 
-    /// Which target tags in doubt have a task already, and for which source.
+    /// Returns the uncertain target tags that already have a task, with its source.
     async fn taken(&self, tasks: &[PlannedTask], homes: &mut Homes<'_>) -> Result<HashMap<Place, Place>> {
         let mut taken = HashMap::new();
         let mut in_doubt = HashSet::new();
@@ -301,7 +302,7 @@ impl Sealing<'_> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A repository by one of several rules that read the same, each of which has a problem of its own.
+    /// Adds the rule's line if several rules read the same source, because each has a problem of its own.
     fn of_rule(&self, rule: &Rule, repository: String) -> String {
         let alike = self.rules.iter().filter(|other| other.source.to_string() == rule.source.to_string()).count();
         if alike > 1 { format!("{repository} (by the rule in line {})", rule.line) } else { repository }
@@ -317,7 +318,7 @@ impl Sealing<'_> {
         self.house.store.note_unlisted(self.batch, unlisted).await
     }
 
-    /// A rule of which nothing could be listed.
+    /// Records a rule of which nothing could be listed.
     async fn refuse(&self, rule: &Rule, error: Error, listed: &mut Listed) -> Result<()> {
         self.note(rule.source.to_string(), &error).await?;
         listed.refused.push(error);
@@ -325,19 +326,19 @@ impl Sealing<'_> {
     }
 }
 
-/// What is not listed says nothing about what is gone.
+/// Blocks pruning by a rule whose listing is incomplete.
 fn unsure(pruning: &mut Option<Pruning>, what: &dyn std::fmt::Display) {
     if let Some(pruning) = pruning {
         pruning.refuse(format!("{what} could not be listed"));
     }
 }
 
-/// Whether a repository is one of those that the rule's preset reads.
+/// Returns whether the rule's preset reads a repository.
 fn is_of_same_preset(rule: &Rule, home: &Home) -> bool {
     home.registry().is_some_and(|(registry, path)| is_of_preset(&rule.source, registry, path.as_str()))
 }
 
-/// The layout that a rule reads from, as an end.
+/// Returns the path of the layout that a rule reads.
 fn source_end(rule: &Rule, folder: &Path) -> Option<PathBuf> {
     match &rule.source {
         Source::Layout(path) => Some(absolute(&folder.join(path))),
@@ -345,7 +346,8 @@ fn source_end(rule: &Rule, folder: &Path) -> Option<PathBuf> {
     }
 }
 
-/// One name for a folder however it was written, so that the same layout is the same end. It need not be there yet.
+/// Returns one path for a directory however it is written, so that the same layout is the same endpoint. It need not
+/// exist.
 fn absolute(path: &Path) -> PathBuf {
     let canonical = std::fs::canonicalize(path).or_else(|error| match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => std::fs::canonicalize(parent).map(|parent| parent.join(name)),
@@ -354,7 +356,7 @@ fn absolute(path: &Path) -> PathBuf {
     canonical.or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Makes places out of planned tasks; those of one repository share it.
+/// Creates locators for planned tasks; tasks of one repository share its locator.
 struct Homes<'a> {
     folder: &'a Path,
     source: Option<PathBuf>,
@@ -393,7 +395,7 @@ impl Homes<'_> {
         }
     }
 
-    /// A task that fails as planned, where its target can be named.
+    /// Returns the task of a planning failure, if its target has a valid name.
     fn failed(&mut self, number: usize, failed: &Failed) -> Option<Planned> {
         let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
         let home = self.home(End::Registry(reference.registry.clone()), reference.repository.as_str()).ok()?;

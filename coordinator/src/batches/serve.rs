@@ -1,4 +1,5 @@
-//! The coordinator that stays: leads every batch that no `run` does. Of several such, one leads, and the others wait.
+//! Leader service of `imgsync serve`: leads all batches that no `run` leads. Of several coordinators, one leads and the
+//! others stand by.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,26 +24,26 @@ use super::supervise::supervise;
 use super::{SERVE, serve_name};
 use crate::notify::{Notifier, deliver, is_news, watch as watch_waits};
 
-/// How often it looks for new batches.
+/// Interval between looks for new batches.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Of how many batches, the newest, it looks whether they are alive.
+/// Maximum number of batches, the newest, that are checked.
 const BATCHES: usize = 1_000;
-/// How often old batches are removed.
+/// Interval between removals of old batches.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
-/// What the one who serves needs to know, and may change while it does.
+/// Configuration of the leader service, which may change while it runs.
 #[derive(Debug, Clone)]
 pub struct Duties {
-    /// What is configured: how long batches are kept, and what target tags are made of.
+    /// Configuration: how long batches are kept, and the rules whose provenance is kept.
     pub config: Arc<Config>,
-    /// Who is told how batches ended.
+    /// Notification targets.
     pub notifier: Arc<Notifier>,
-    /// Whose registries' waits are told of.
+    /// Client whose credentials determine which registry holds are reported.
     pub client: Client,
 }
 
-/// Leads until told to stop. `more` says that there may be a new batch, or more of one; `leads` is told whether this is
-/// the one that leads.
+/// Leads all batches until `stop` is cancelled. `more` signals that there may be new batches or tasks; `leads`
+/// publishes whether this process is the leader.
 pub async fn serve(
     house: &House,
     care: Care,
@@ -85,7 +86,7 @@ pub async fn serve(
     }
 }
 
-/// What leading takes, for the task of each batch.
+/// State shared by the tasks of all led batches.
 #[derive(Clone)]
 struct Work {
     house: House,
@@ -93,12 +94,12 @@ struct Work {
     duties: watch::Receiver<Duties>,
     events: Events,
     name: String,
-    /// Batches of whose end there is nothing more to tell.
+    /// Batches whose notifications were delivered or given up.
     settled: Arc<Mutex<HashSet<BatchId>>>,
 }
 
 impl Work {
-    /// Leads a batch, and once it has ended, tells of it.
+    /// Leads a batch, and sends its notifications once it has ended.
     async fn lead(&self, id: BatchId, log: &BatchLog, stop: &CancellationToken) -> Result<()> {
         let Duties { notifier, client, .. } = self.duties.borrow().clone();
         let (store, more, begin) = (&self.house.store, Notify::new(), || log.begin());
@@ -107,7 +108,7 @@ impl Work {
             () = watch_waits(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
         };
         if let Err(error) = led {
-            // One whose plan or options cannot be trusted was stopped; that is its end.
+            // A batch that fails authentication was cancelled, which is its end.
             if store.control(id).await?.is_some_and(Control::is_live) {
                 return Err(error);
             }
@@ -117,12 +118,12 @@ impl Work {
         self.tell(id, stop).await
     }
 
-    /// Tells of a batch that has ended, until all have heard of it.
+    /// Sends the notifications of a batch that has ended until all are delivered.
     async fn tell(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
         let notifier = || self.duties.borrow().notifier.clone();
         let at = (&self.house.store, &*self.house.clock);
         let is_settled = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
-            // What was altered cannot be reported, however often it is read.
+            // A batch that was tampered with cannot be reported, however often it is read.
             Err(error) if error.class() == Class::Insecure => {
                 warn(&self.events, &format!("nobody is told of batch {id}: {error}"));
                 true
@@ -135,7 +136,7 @@ impl Work {
         Ok(())
     }
 
-    /// Whether a batch has ended of which somebody may not have heard: its leader was killed, or could not tell.
+    /// Returns whether an ended batch may have notifications to deliver, because its leader was killed or failed to.
     fn is_untold(&self, batch: &Batch) -> bool {
         !self.duties.borrow().notifier.is_empty()
             && is_news(batch, self.house.clock.now())
@@ -147,7 +148,7 @@ impl Work {
     }
 }
 
-/// Leads each batch that is alive, in a task of its own, and tells of those that have ended.
+/// Leads each live batch in a task of its own, and notifies of those that have ended.
 async fn lead_all(
     house: &House,
     leads: &Leader,

@@ -1,4 +1,4 @@
-//! What needs no worker: tags that the listings, and what is remembered of the target, show to be unchanged.
+//! Filters out tasks whose target is already up to date, according to the listings and the digest cache.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -19,38 +19,38 @@ use super::house::House;
 use crate::enumerate::find;
 use crate::presets;
 
-/// Tags that a run asks the target for although it believes in them, at the most.
+/// Maximum number of cached tags that a run checks at the target.
 const CANARIES: usize = 50;
-/// Of one repository, at the most.
+/// Maximum number of these per repository.
 const CANARIES_OF_ONE: usize = 10;
-/// Requests for them at a time.
+/// Maximum number of concurrent spot checks.
 const CANARIES_AT_ONCE: usize = 10;
 
-/// Settles what it can, for one run.
+/// Filters unchanged tasks, for one run.
 pub(super) struct Settler {
     house: House,
     client: Client,
     context: Context,
     options: Options,
     tally: Arc<Tally>,
-    /// The original's folder of manifests.
+    /// Manifest directory of imgsync 2.1.
     manifests: Option<PathBuf>,
     canaries: AtomicUsize,
-    /// Whether it was told that times in the digest cache lie in the future.
+    /// Whether the run has warned of future times in the digest cache.
     told_of_future: AtomicBool,
     targets: Mutex<HashMap<End, Arc<TargetState>>>,
 }
 
-/// What this run has learnt of a target.
+/// State of a target in this run.
 #[derive(Debug, Default)]
 struct TargetState {
-    /// What was believed of it turned out wrong: everything is asked again.
+    /// A spot check failed: everything is checked again.
     distrusted: AtomicBool,
-    /// Its listings do not say digests.
+    /// Its listings have no digests.
     lists_no_digests: AtomicBool,
 }
 
-/// What came of looking at tasks.
+/// Result of looking up tasks: those unchanged, and those with new digest tags.
 struct Looked {
     unchanged: Vec<usize>,
     news: HashSet<usize>,
@@ -78,7 +78,7 @@ impl Settler {
         }
     }
 
-    /// The tasks of one source repository, each with its end if it needs no worker.
+    /// Marks the tasks of one source repository that are unchanged.
     pub(super) async fn settle(
         &self,
         tasks: Vec<Planned>,
@@ -107,7 +107,7 @@ impl Settler {
         Ok(settled)
     }
 
-    /// Which of the tasks to one target repository are unchanged, and which have something new that belongs to them.
+    /// Finds the tasks of one target repository that are unchanged, and those with new digest tags.
     async fn look(
         &self,
         rule: &RuleOptions,
@@ -132,7 +132,7 @@ impl Settler {
             let (task, _) = &tasks[at];
             let never_moves = immutable.iter().any(|pattern| pattern.matches(task.source.tag.as_str()));
             match known {
-                // Never asked for again; one that was moved all the same is its task's to tell of.
+                // Never checked again. If the tag has moved all the same, its task reports that.
                 Some(known) if never_moves => match task.digest.as_ref().is_none_or(|listed| *listed == known.source) {
                     true => frozen.push(at),
                     false => doubtful.push((at, Some(known))),
@@ -152,7 +152,8 @@ impl Settler {
         if target.distrusted.load(Ordering::Relaxed) {
             doubtful.extend(believed.drain(..).map(|(at, _)| (at, None)));
         }
-        // What the listing gives another digest than is known is to be copied; what it gives none is asked by its task.
+        // A listed digest that differs from the cached one is to be copied; a tag without a listed digest is checked by
+        // its task.
         let mut unchanged = believed;
         unchanged.retain(|(at, known)| !news.contains(at) && tasks[*at].0.digest.as_ref() == Some(&known.source));
         doubtful.retain(|(at, _)| !news.contains(at) && tasks[*at].0.digest.is_some());
@@ -163,7 +164,7 @@ impl Settler {
         Ok(Looked { unchanged: settled, news })
     }
 
-    /// Says once a run that tags were seen at times that lie in the future: nothing is known of them then.
+    /// Warns once per run of cache entries with times in the future, which do not count.
     fn tell_of_future(&self, known: &[Option<Known>], now: Timestamp) {
         let seen = known.iter().flatten().flat_map(|known| [Some(known.seen_at), known.referrers_at]).flatten();
         let Some(latest) = seen.filter(|at| is_ahead(*at, now)).max() else { return };
@@ -176,7 +177,7 @@ impl Settler {
         }
     }
 
-    /// Of unchanged tags those that need not be asked for new referrers now.
+    /// Returns the unchanged tasks whose referrers are fresh.
     async fn not_due(
         &self,
         rule: &RuleOptions,
@@ -208,8 +209,8 @@ impl Settler {
         Ok(settled)
     }
 
-    /// Images whose companions in the source's listing are not those that were seen there last. An image that is cut to
-    /// some platforms is another one, and has none.
+    /// Finds images whose digest tags in the source listing differ from the cached ones. An image filtered to some
+    /// platforms is another image, and has none.
     async fn news(
         &self,
         rule: &RuleOptions,
@@ -244,8 +245,8 @@ impl Settler {
         Ok(news)
     }
 
-    /// What the original has left of tags that nothing is known of: a file for each, under the source's name, with the
-    /// manifest that was synced last. Where its bytes were kept as they came, their digest says what the target has.
+    /// Imports the manifest files of imgsync 2.1 for tags that are not cached: one file per tag under the source name,
+    /// with the manifest synced last. Where its bytes are unmodified, their digest is that of the target.
     async fn take_hints(
         &self,
         scope: &CacheScope,
@@ -261,7 +262,7 @@ impl Settler {
             let of = |name: &str| folder.join(name).join(format!("{}.json", task.source.tag));
             let name = format!("{registry}/{path}");
             let mut file = of(&name);
-            // What has moved since lies under the name of then, and is at targets that are named so.
+            // Files of a repository that has moved are under its former name, which the target's name contains.
             if let Some(original) = presets::original_of(&name)
                 && let Some((_, target)) = task.target.home.registry()
                 && target.basename() == flat(&original)
@@ -279,7 +280,7 @@ impl Settler {
         self.house.store.learn(scope, learnt).await
     }
 
-    /// Asks the target for a handful of the tags that are believed in. False: one of them is missing or different.
+    /// Checks a sample of the cached tags at the target. Returns false if one of them is missing or different.
     async fn canaries_live(
         &self,
         home: &Arc<Home>,
@@ -304,7 +305,7 @@ impl Settler {
                     match repository.manifest_head(&ManifestRef::Tag(tag)).await {
                         Ok(Some(head)) => head.digest == digest,
                         Ok(None) => false,
-                        // A target that does not answer says nothing about its tags; the tasks will tell.
+                        // A target that does not respond says nothing about its tags; the tasks will report that.
                         Err(_) => true,
                     }
                 }
@@ -315,7 +316,7 @@ impl Settler {
         asked.into_iter().all(|lives| lives)
     }
 
-    /// Settles tags by the target's own listing, where that says digests: one request a page.
+    /// Finds unchanged tags in the target's own listing if that has digests, with one request per page.
     async fn by_listing(
         &self,
         rule: &RuleOptions,
@@ -350,7 +351,7 @@ impl Settler {
             let (Some(source), Some(there)) = (&task.digest, listing.digest(task.target.tag.as_str())) else {
                 continue;
             };
-            // What was made by choosing platforms has another digest than its source: it must be remembered.
+            // A platform selection has another digest than its source, which only the cache knows.
             let wanted: Option<&Digest> = match rule.cuts() {
                 false => Some(source),
                 true => known.as_ref().filter(|known| known.source == *source).map(|known| &known.target),
@@ -367,7 +368,7 @@ impl Settler {
         Ok(settled)
     }
 
-    /// Without those of which a part may be missing although the digest is right: what was made with other options.
+    /// Excludes tags that may be incomplete although the digest matches, because they were copied with other options.
     async fn whole(
         &self,
         rule: &RuleOptions,
@@ -400,7 +401,7 @@ impl Settler {
     }
 }
 
-/// When an image is said to have been asked for referrers that never was.
+/// Returns the initial time of the last referrers check, for an image that never had one.
 fn head_start(rule: &RuleOptions, tag: &Tag, now: Timestamp) -> Option<Timestamp> {
     let wanted = rule.referrers.are_wanted();
     wanted.then(|| now.checked_sub(rule.referrers_head_start(tag.as_str())).unwrap_or(now))

@@ -1,4 +1,4 @@
-//! Background tasks that are run again when they fail or panic.
+//! Supervision of background tasks: restarts those that fail or panic.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use imgsync_common::event::{Event, Events};
 use imgsync_common::retry::seconds;
 use tokio_util::sync::CancellationToken;
 
-/// The pause after the first failure, which doubles with each further one, and the longest pause.
+/// Pause after the first failure, which doubles with each further one, and the maximum pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// Runs a task until it succeeds, or `stop` is cancelled. Each error and panic is logged with how often the task has
-/// failed, and the task is run again after a growing pause. A task whose subject is gone (`NotFound`) is given up.
+/// Runs a task until it succeeds or `stop` is cancelled. Logs each error and panic with the number of failures, and
+/// restarts the task after a growing pause. Gives up a task whose subject is gone (`NotFound`).
 pub(super) async fn supervise<F: Future<Output = Result<()>>>(
     what: &str,
     events: &Events,

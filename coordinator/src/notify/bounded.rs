@@ -1,17 +1,17 @@
-//! A text that is written as far as it may be long.
+//! A writer that truncates text.
 
 use std::io::Write;
 
-/// Keeps the first so many bytes of what is written.
+/// Keeps the first bytes written, up to a limit.
 pub(super) struct Bounded {
     pub(super) text: Vec<u8>,
-    /// Whether something did not fit.
+    /// Whether something was truncated.
     pub(super) is_cut: bool,
     left: usize,
 }
 
 impl Bounded {
-    /// Nothing yet.
+    /// Creates a writer with a limit in bytes.
     pub(super) fn of(bytes: usize) -> Bounded {
         Bounded { text: Vec::new(), is_cut: false, left: bytes }
     }

@@ -1,5 +1,5 @@
-//! Groups that have a robot: Slack, WeCom, Feishu (Lark) and DingTalk. One message for a batch, as text, cut where the chat takes
-//! no more.
+//! Chat robots of Slack, WeCom, Feishu (Lark) and DingTalk. One text message per batch, truncated to the limit of the
+//! chat.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use super::message::{Message, fitted, template_at};
 use super::post::{Answer, Post, refused};
 use crate::report::Template;
 
-/// How long an answer may take.
+/// Timeout of a request.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A group.
+/// A chat group.
 #[derive(Debug)]
 pub(super) struct Chat {
     kind: ChatKind,
@@ -33,24 +33,24 @@ pub(super) struct Chat {
 }
 
 impl Chat {
-    /// As configured.
+    /// Creates the channel from its configuration.
     pub(super) fn new(configured: &config::Chat, folder: &Path, post: Post) -> Result<Chat> {
         let template = template_at(configured.template.as_deref(), folder)?;
         let config::Chat { kind, url, secret, .. } = configured.clone();
         Ok(Chat { kind, url, secret, template, post })
     }
 
-    /// As people call it.
+    /// Returns the display name of the chat service.
     pub(super) fn name(&self) -> &'static str {
         self.kind.name()
     }
 
-    /// As the configuration calls it.
+    /// Returns the configuration key of the chat service.
     pub(super) fn key(&self) -> &'static str {
         self.kind.key()
     }
 
-    /// Who is told: the URL, with what is secret in it.
+    /// Identifies the recipient by its URL, which contains a secret.
     pub(super) fn address(&self) -> String {
         self.url.expose().to_string()
     }
@@ -62,7 +62,7 @@ impl Chat {
             ChatKind::Slack => read_slack(&tried, answer),
             ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.read(&tried, answer),
         };
-        // Signed anew each time: a signature is good for a while only.
+        // Signed again for each attempt, because signatures expire soon.
         let request = |client: &reqwest::Client| {
             let (url, body) = self.signed(message, Timestamp::now());
             client.post(url).json(&body)
@@ -70,7 +70,7 @@ impl Chat {
         self.post.send(self.url.expose(), &tried, LIMIT, request, read).await
     }
 
-    /// Where to, and what: with a signature where there is a secret.
+    /// Returns URL and body, with a signature if there is a secret.
     fn signed(&self, message: &Message, now: Timestamp) -> (Url, Value) {
         let mut url = self.url.expose().clone();
         let mut body = body(self.kind, message);
@@ -78,7 +78,7 @@ impl Chat {
         match self.kind {
             ChatKind::Feishu => {
                 let time = now.as_second();
-                // The key is what is usually signed, and the text is empty.
+                // Feishu's key is the text that is usually signed, and the signed text is empty.
                 let key = SigningKey::new(&Secret::new(format!("{time}\n{}", secret.expose())));
                 body["timestamp"] = time.to_string().into();
                 body["sign"] = STANDARD.encode(key.sign_raw(b"")).into();
@@ -94,7 +94,7 @@ impl Chat {
         (url, body)
     }
 
-    /// What is wrong with an answer that has a code of its own, if anything is.
+    /// Returns the error of a reply with an error code.
     fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
         let status = answer.status.as_u16();
         let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
@@ -121,7 +121,7 @@ impl Chat {
     }
 }
 
-/// What a code says: its class, and what to do. A chat that is told too much lets itself be asked again.
+/// Returns the error class and hint of a reply code. Rate limits are errors that are retried.
 fn meaning(kind: ChatKind, code: i64) -> (Class, &'static str) {
     match (kind, code) {
         (ChatKind::DingTalk, 130_101)
@@ -144,7 +144,7 @@ fn meaning(kind: ChatKind, code: i64) -> (Class, &'static str) {
     }
 }
 
-/// Slack answers in single words.
+/// Returns the error of a reply. Slack replies with single words.
 fn read_slack(tried: &str, answer: &Answer) -> Option<Error> {
     if answer.status.is_success() {
         return None;
@@ -162,11 +162,11 @@ fn read_slack(tried: &str, answer: &Answer) -> Option<Error> {
     })
 }
 
-/// A message, as the chat takes it.
+/// Formats a message for a chat service.
 fn body(kind: ChatKind, message: &Message) -> Value {
     let Message { title, text, is_markup } = message;
     match kind {
-        // The limit is 40,000 characters, and 4,000 are what is shown without more.
+        // The limit is 40,000 characters; Slack folds text after 4,000.
         ChatKind::Slack => {
             let text = match is_markup {
                 true => fitted(text, 3_900, |text| text.chars().count()),
@@ -177,9 +177,9 @@ fn body(kind: ChatKind, message: &Message) -> Value {
             };
             json!({"text": text})
         }
-        // 2,048 bytes.
+        // The limit is 2,048 bytes.
         ChatKind::WeCom => json!({"msgtype": "text", "text": {"content": whole(message, 2_000)}}),
-        // The whole body may have 20 KB, and a character of Chinese six bytes of it.
+        // The limit of the whole body is 20 KB, and a Chinese character takes six bytes of it.
         ChatKind::Feishu => json!({"msg_type": "text", "content": {"text": whole(message, 9_000)}}),
         ChatKind::DingTalk => json!({"msgtype": "text", "text": {"content": whole(message, 9_000)}}),
     }
@@ -192,7 +192,7 @@ fn whole(message: &Message, most: usize) -> String {
     }
 }
 
-/// For text in Slack's markup, which knows these three.
+/// Escapes text for Slack's markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,5 +1,5 @@
-//! Telling of a batch's end until all have heard of it: whoever leads tries again what could not be told, also after another
-//! has begun. Whom it was told to is kept with the batch.
+//! Delivery of notifications of a batch's end. The leader retries failed ones, also after a change of leadership; the
+//! store records which were delivered.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -18,19 +18,19 @@ use tokio_util::sync::CancellationToken;
 use super::Notifier;
 use crate::report::{Level, Report};
 
-/// For how long after its end it is tried to tell of a batch: who is out of reach for longer looks for himself.
+/// Time after the end of a batch when undelivered notifications are given up.
 pub(crate) const TELL_FOR: Duration = Duration::from_secs(60 * 60);
-/// The pause after the first round in which somebody could not be told, which doubles with each further one, and the longest.
+/// Pause after the first round with a failure, which doubles with each further one, and the maximum pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5 * 60));
-/// The term of the lease of who tells, which is renewed: another goes on this long after that was killed.
+/// TTL of the delivery lease, which is renewed: another process continues this long after a crash.
 const TERM: Duration = Duration::from_secs(15);
-/// How often it is looked whether another, who tells, has done so.
+/// Interval between checks whether another process has delivered.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Notifications of batches' ends, by result.
+/// Counters of notifications by result.
 static NOTIFICATIONS: LazyLock<Family<[(&'static str, &'static str); 1], Counter>> = LazyLock::new(Family::default);
 
-/// The counters of notifications, for `/metrics`.
+/// Returns the counters of notifications, for `/metrics`.
 pub(crate) fn notifications() -> Family<[(&'static str, &'static str); 1], Counter> {
     for result in ["delivered", "failed", "given_up"] {
         drop(NOTIFICATIONS.get_or_create(&[("result", result)]));
@@ -42,13 +42,14 @@ fn count(result: &'static str, notifications: u64) {
     NOTIFICATIONS.get_or_create(&[("result", result)]).inc_by(notifications);
 }
 
-/// What is noted once all have heard of the end of a batch, or were given up: requeued, it ends again.
+/// Mark for all notifications of a batch having been delivered or given up. It contains the run, because a requeued
+/// batch ends again.
 fn all_told(batch: &Batch) -> String {
     batch.run.to_string()
 }
 
-/// Tells those who have not heard of a batch's end. Says whom it could not tell, and why; none where another is telling.
-/// Where the store does not say who tells, nobody stays silent.
+/// Sends the undelivered notifications of a batch's end. Returns the failures, or `None` if another process is sending.
+/// If the store cannot grant the lease, sends all.
 pub async fn tell_once(
     store: &Arc<dyn Store>,
     report: &Report<'_>,
@@ -105,14 +106,14 @@ async fn round(store: &dyn Store, report: &Report<'_>, notifier: &Notifier, leve
     Ok(warnings)
 }
 
-/// Whether a batch ended so lately that its end is worth telling.
+/// Returns whether a batch ended recently enough to notify.
 pub(crate) fn is_news(batch: &Batch, now: Timestamp) -> bool {
     let limit = SignedDuration::try_from(TELL_FOR).unwrap_or(SignedDuration::MAX);
     batch.ended_at.is_some_and(|ended| now.duration_since(ended) < limit)
 }
 
-/// Tells of a batch's end until all have heard of it or were given up; returns whether there is nothing more to tell.
-/// Before its end, and once `stop` is cancelled, it returns at once.
+/// Delivers the notifications of a batch's end until none is left. Returns whether all were delivered or given up, and
+/// returns at once before the end of the batch or when `stop` is cancelled.
 pub(crate) async fn deliver(
     (store, clock): (&Arc<dyn Store>, &dyn Clock),
     id: BatchId,

@@ -1,4 +1,4 @@
-//! Mails by SMTP (RFC 5321): the report as text, and as a page that is attached.
+//! Email by SMTP (RFC 5321): the report as text, with an HTML page attached.
 
 use std::fmt;
 use std::path::Path;
@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::message::{Message, template_at};
 use crate::report::Template;
 
-/// How long one mail may take.
+/// Timeout of one email.
 const LIMIT: Duration = Duration::from_secs(60);
-/// A larger page is not attached: many servers take no more than 10 MB.
+/// Maximum size of the attached page: many servers accept no more than 10 MB.
 const MAX_PAGE: usize = 5_000_000;
 
-/// Whom a mail goes to, and how.
+/// SMTP server and recipients.
 pub(super) struct Email {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     server: String,
@@ -42,13 +42,13 @@ impl fmt::Debug for Email {
 }
 
 impl Email {
-    /// Who is told: the recipients, by the server.
+    /// Identifies the recipients and the server.
     pub(super) fn address(&self) -> String {
         let to: Vec<String> = self.to.iter().map(ToString::to_string).collect();
         format!("{} {}", self.server, to.join(" "))
     }
 
-    /// As configured.
+    /// Creates the channel from its configuration.
     pub(super) fn new(configured: &config::Email, folder: &Path, policy: Policy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
@@ -83,7 +83,7 @@ impl Email {
         })
     }
 
-    /// Sends a mail; with a page, if there is one.
+    /// Sends an email, with a page attached if there is one.
     pub(super) async fn tell(&self, message: &Message, page: Option<(&str, Vec<u8>)>) -> Result<()> {
         let tried = format!("sending a mail by {}", self.server);
         let mail = self.mail(message, page).map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
@@ -107,7 +107,7 @@ impl Email {
         for to in &self.to {
             mail = mail.to(to.clone());
         }
-        // Whoever is away need not answer (RFC 3834).
+        // Suppresses automatic replies (RFC 3834).
         let automatic = HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
         let text = SinglePart::plain(format!("{}\n", message.text));
         let mut mail = match page.filter(|(_, page)| page.len() <= MAX_PAGE) {
@@ -122,7 +122,7 @@ impl Email {
     }
 }
 
-/// Why a mail was not taken.
+/// Converts an SMTP error.
 fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
     let mut words = error.to_string();
     let mut next = std::error::Error::source(error);
@@ -139,7 +139,7 @@ fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => {
             Error::new(Class::Denied, tried, words).hint("the server wants another `username` and `password`")
         }
-        // What is wrong with a certificate comes as a connection that failed.
+        // The client reports certificate errors as failed connections.
         () if error.is_tls() || status.is_none() && words.contains("certificate") => {
             Error::new(Class::Insecure, tried, words)
                 .hint("set `ca` for a certificate of your own; a server without TLS is not given mails")

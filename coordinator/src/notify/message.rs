@@ -1,4 +1,4 @@
-//! What people are told in a chat or a mail: a title, and the report as text, or what a template makes.
+//! Notification for a chat or an email: a title, and the report as text or rendered by a template.
 
 use std::path::Path;
 
@@ -11,37 +11,37 @@ use super::bounded::Bounded;
 use crate::report::{Form, Level, Report, Template, View, write_text};
 use crate::words::many;
 
-/// More of a report than this is in no chat and no mail.
+/// Maximum bytes of a report in a chat message or an email.
 const MAX_TEXT: usize = 64 << 10;
 
-/// A message.
+/// A notification.
 #[derive(Debug, Clone)]
 pub(super) struct Message {
-    /// In a line.
+    /// Title, in one line.
     pub(super) title: String,
-    /// The rest.
+    /// Text.
     pub(super) text: String,
-    /// The text is written for whom it goes to, and is all that is sent.
+    /// The text was rendered by a template and is sent alone, as it is.
     pub(super) is_markup: bool,
 }
 
-/// A registry that leaves a batch waiting.
+/// A registry whose rate limit holds up a batch.
 #[derive(Debug, Clone)]
 pub struct Throttled {
-    /// Which batch.
+    /// Batch.
     pub batch: BatchId,
-    /// Which registry.
+    /// Registry.
     pub registry: RegistryName,
-    /// What it said, in words.
+    /// Reason for the hold.
     pub why: String,
-    /// Nothing is begun there before.
+    /// End of the hold.
     pub until: Timestamp,
     /// Tasks of the batch that have not ended.
     pub open: u64,
 }
 
 impl Message {
-    /// How a batch went.
+    /// Creates the notification of a batch's end.
     pub(super) async fn of(report: &Report<'_>, level: Level, template: Option<&Template>) -> Result<Message> {
         let view = View::of(report, level).await?;
         let title = format!("imgsync: {}", view.headline);
@@ -53,7 +53,7 @@ impl Message {
         Ok(Message { title, text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(), is_markup: false })
     }
 
-    /// That a registry leaves a batch waiting.
+    /// Creates the notification of a rate limit that holds up a batch.
     pub(super) fn throttled(throttled: &Throttled) -> Message {
         let Throttled { batch, registry, why, until, open } = throttled;
         let open = many(*open, "image", "images");
@@ -66,13 +66,13 @@ impl Message {
     }
 }
 
-/// A template of a message.
+/// Reads the template of a notification, if one is configured.
 pub(super) fn template_at(path: Option<&Path>, folder: &Path) -> Result<Option<Template>> {
     let Some(path) = path else { return Ok(None) };
     Ok(Some(Template::read(&folder.join(path), Form::of_template(path))?))
 }
 
-/// The lines that fit, and how many more there are. `length` says how long a text is, as the one counts whom it is for.
+/// Truncates text to the lines that fit and counts the rest. `length` measures text as the recipient does.
 pub(super) fn fitted(text: &str, most: usize, length: impl Fn(&str) -> usize) -> String {
     let text = text.trim_end();
     if length(text) <= most {
@@ -80,7 +80,7 @@ pub(super) fn fitted(text: &str, most: usize, length: impl Fn(&str) -> usize) ->
     }
     let lines: Vec<&str> = text.lines().collect();
     let (mut kept, mut long) = (0, 0);
-    // For the last line.
+    // Room for the last line.
     let room = most.saturating_sub(40);
     for line in &lines {
         long += length(line) + 1;
@@ -90,7 +90,7 @@ pub(super) fn fitted(text: &str, most: usize, length: impl Fn(&str) -> usize) ->
         kept += 1;
     }
     match kept {
-        // A line that is too long by itself.
+        // The first line alone is too long.
         0 => {
             let mut cut = String::new();
             for c in text.chars() {

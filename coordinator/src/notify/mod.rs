@@ -1,5 +1,5 @@
-//! Tells people and programs how a batch went: a group of Telegram, chats, mails, webhooks, and pings of who watches that
-//! batches end well. What cannot be told is a warning, never a failed run.
+//! Notifications of batches: Telegram, chats, email, webhooks, and pings after success. A failed notification is a
+//! warning, never a failed run.
 
 mod bounded;
 mod chat;
@@ -37,18 +37,18 @@ use self::telegram::Telegram;
 use self::webhook::Webhook;
 use crate::report::{self, Form, Level, Report, Shape};
 
-/// Tries of one request.
+/// Maximum attempts of a request.
 const ATTEMPTS: u32 = 5;
-/// The longest pause between two.
+/// Maximum pause between two attempts.
 const MAX_DELAY: Duration = Duration::from_secs(15);
-/// A server that asks to wait for longer than this is not waited for.
+/// Maximum `Retry-After` that is waited for.
 const MAX_WAIT: Duration = Duration::from_secs(90);
-/// For how long it is remembered that a wait was told of: longer than two coordinators can see the same one apart.
+/// TTL of the claim to notify of a hold: longer than the time in which two coordinators may notice the same one.
 const TOLD: Duration = Duration::from_secs(3600);
-/// How long a ping may take.
+/// Timeout of a ping.
 const FOR_PING: Duration = Duration::from_secs(30);
 
-/// Who is told.
+/// Notification targets.
 #[derive(Debug)]
 pub struct Notifier {
     telegram: Option<(Telegram, When)>,
@@ -61,8 +61,8 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// As configured. Templates are read now, relative ones from this folder; what is wrong with one is an error. What fails
-    /// in passing is tried again after this pause at first.
+    /// Creates the targets from the configuration and reads their templates, relative to `folder`. Transient errors are
+    /// retried after `first_delay` at first.
     pub fn new(notify: &Notify, folder: &Path, first_delay: Duration) -> Result<Notifier> {
         let max_delay = MAX_DELAY.max(first_delay);
         let policy =
@@ -79,17 +79,17 @@ impl Notifier {
         Ok(Notifier { telegram, webhooks, chats, emails, pings, throttled, post })
     }
 
-    /// Whether nobody is told of anything.
+    /// Returns whether there are no targets.
     pub fn is_empty(&self) -> bool {
         !self.has_listeners() && self.pings.is_empty()
     }
 
-    /// Whether somebody would hear of a registry that leaves a batch waiting.
+    /// Returns whether any target receives notifications of registry holds.
     fn has_listeners(&self) -> bool {
         self.telegram.is_some() || !self.webhooks.is_empty() || !self.chats.is_empty() || !self.emails.is_empty()
     }
 
-    /// Tells all who want to hear of it. Says whom it could not tell, and why.
+    /// Sends the report to all targets whose condition is met. Returns the failures.
     pub async fn tell(&self, report: &Report<'_>, level: Level) -> Vec<String> {
         let mut warnings = Vec::new();
         for (_, recipient) in self.recipients(report) {
@@ -98,7 +98,8 @@ impl Notifier {
         warnings
     }
 
-    /// All who want to hear of this end, each by a name that is the same at every coordinator and holds no secret.
+    /// Returns the recipients whose condition is met, each with a name that is the same for every coordinator and
+    /// contains no secret.
     fn recipients(&self, report: &Report<'_>) -> Vec<(String, Recipient<'_>)> {
         let counts = &report.batch.counts;
         let failed = counts.failed + counts.cancelled + counts.open() > 0 || !report.unlisted.is_empty();
@@ -118,7 +119,7 @@ impl Notifier {
         named.collect()
     }
 
-    /// Tells one. An error says who was not told, and why.
+    /// Sends the report to one recipient. The error names the recipient.
     async fn tell_one(&self, to: &Recipient<'_>, report: &Report<'_>, level: Level) -> std::result::Result<(), String> {
         match to {
             Recipient::Telegram(telegram) => {
@@ -137,7 +138,7 @@ impl Notifier {
         }
     }
 
-    /// Tells all but those who are pinged that a registry leaves a batch waiting. Says whom it could not tell, and why.
+    /// Notifies all targets but pings of a registry that holds up a batch. Returns the failures.
     pub async fn tell_throttled(&self, throttled: &Throttled) -> Vec<String> {
         let message = Message::throttled(throttled);
         let mut warnings = Vec::new();
@@ -164,7 +165,7 @@ impl Notifier {
         warnings
     }
 
-    /// Lets who watches over batches know that one ended well.
+    /// Pings a monitoring URL after success.
     async fn ping(&self, url: &WebhookUrl) -> Result<()> {
         let tried = format!("asking {url}");
         let read = |answer: &Answer| match answer.status.is_success() {
@@ -176,7 +177,7 @@ impl Notifier {
     }
 }
 
-/// One who is told.
+/// A recipient of notifications.
 enum Recipient<'a> {
     Telegram(&'a Telegram),
     Webhook(&'a Webhook),
@@ -194,7 +195,7 @@ impl Recipient<'_> {
             Recipient::Email(email) => ("email", email.address()),
             Recipient::Ping(url) => ("ping", url.expose().to_string()),
         };
-        // Addresses hold tokens.
+        // Addresses contain tokens.
         format!("{kind} {}", Digest::sha256(address.as_bytes()).short())
     }
 }
@@ -217,8 +218,7 @@ fn with_advice(error: &imgsync_common::error::Error) -> String {
     }
 }
 
-/// Whether something is this coordinator's to tell of: of several that see it, one tells. A store that does not answer makes
-/// nobody silent.
+/// Claims a notification, so that one of several coordinators sends it. If the store does not respond, each sends it.
 async fn is_ours(store: &dyn Store, what: &str, name: &str) -> bool {
     !matches!(store.acquire(&format!("told:{what}"), name, TOLD).await, Ok(Named::Others { .. }))
 }

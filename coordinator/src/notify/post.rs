@@ -1,4 +1,4 @@
-//! One POST, tried again while what is wrong may pass. URLs hold tokens here: no error shows one.
+//! HTTP requests that are retried on transient errors. Their URLs contain tokens, so no error shows one.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-/// The most bytes of an answer that are read.
+/// Maximum bytes of a reply that are read.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// Posts.
+/// Sends HTTP requests with retries.
 #[derive(Debug, Clone)]
 pub(super) struct Post {
     policy: Policy,
 }
 
-/// What was answered.
+/// An HTTP reply.
 pub(super) struct Answer {
-    /// Its status.
+    /// Status.
     pub(super) status: StatusCode,
     /// `Retry-After`, in whole seconds.
     pub(super) retry_after: Option<Duration>,
-    /// The beginning of its body.
+    /// Beginning of the body.
     pub(super) body: Vec<u8>,
 }
 
@@ -34,8 +34,8 @@ impl Post {
         Post { policy }
     }
 
-    /// Sends what `request` makes, until `read` is content with the answer, or with an error that will not pass. `tried` says
-    /// what is being done, without a secret.
+    /// Sends what `request` builds until `read` accepts the reply or returns a permanent error. `tried` names the
+    /// operation, without secrets.
     pub(super) async fn send(
         &self,
         url: &Url,
@@ -73,7 +73,7 @@ async fn answer(request: RequestBuilder) -> reqwest::Result<Answer> {
     Ok(answer)
 }
 
-/// Why there was no answer. The URL is left out.
+/// Converts a transport error, without its URL.
 fn failure(tried: &str, error: reqwest::Error) -> Error {
     let class = if error.is_timeout() { Class::TimedOut } else { Class::Unreachable };
     let error = error.without_url();
@@ -89,7 +89,7 @@ fn failure(tried: &str, error: reqwest::Error) -> Error {
     Error::new(class, tried, words)
 }
 
-/// The error of an answer by its status alone.
+/// Returns the error of a reply by its status.
 pub(super) fn refused(tried: &str, answer: &Answer, detail: &str) -> Error {
     let status = answer.status.as_u16();
     Error::new(class_of_status(status), tried, detail).answered(status, None).retry_after(answer.retry_after)

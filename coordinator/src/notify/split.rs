@@ -1,11 +1,11 @@
-//! Cuts a text into parts that Telegram takes: at lines where that can be, counted as Telegram counts.
+//! Splits text into Telegram messages, at lines where possible.
 
-/// How long Telegram says that a text is: in UTF-16 units.
+/// Returns the length of a text as Telegram counts it, in UTF-16 code units.
 pub(super) fn length(text: &str) -> usize {
     text.encode_utf16().count()
 }
 
-/// Parts of at most so many UTF-16 units, none of them blank. A line that is longer than that is cut between characters.
+/// Splits text into non-blank parts of at most `most` UTF-16 units. A longer line is split between characters.
 pub(super) fn split(text: &str, most: usize) -> Vec<String> {
     let most = most.max(2);
     let mut parts = Vec::new();
@@ -15,7 +15,7 @@ pub(super) fn split(text: &str, most: usize) -> Vec<String> {
         let mut rest = line;
         while long + length(rest) > most {
             if long > 0 && length(rest) <= most {
-                // The line goes on the next part, whole.
+                // The whole line goes to the next part.
                 parts.push(std::mem::take(&mut part));
                 long = 0;
                 continue;
@@ -33,7 +33,7 @@ pub(super) fn split(text: &str, most: usize) -> Vec<String> {
     trimmed.filter(|part| !part.trim().is_empty()).collect()
 }
 
-/// How many bytes of a text have at most so many UTF-16 units.
+/// Returns how many bytes of a text fit in `most` UTF-16 units.
 fn fitting(text: &str, most: usize) -> usize {
     let mut units = 0;
     for (at, c) in text.char_indices() {

@@ -1,4 +1,4 @@
-//! A group of Telegram: the report as messages, and what is too long for them as a file (core.telegram.org/bots/api).
+//! Telegram group: the report as messages, or as a file if it is too long (core.telegram.org/bots/api).
 
 use std::fmt;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use super::split::{length, split};
 use crate::report::{Level, Report, write_text};
 
 const API: &str = "https://api.telegram.org";
-/// The longest message, in UTF-16 units after its entities were parsed.
+/// Maximum length of a message, in UTF-16 units after its entities are parsed.
 const MAX_MESSAGE: usize = 4096;
-/// What does not fit into so many messages is attached: a group is no place for pages of failures.
+/// Maximum number of messages; a longer report is attached as a file.
 const MAX_MESSAGES: usize = 3;
-/// The largest file that a bot may send is 50 MB, its form included.
+/// Maximum size of a file: bots may send 50 MB, including the form.
 const MAX_FILE: usize = 49_000_000;
-/// How long a message may take.
+/// Timeout of a message.
 const FOR_MESSAGE: Duration = Duration::from_secs(30);
-/// How long a file may take.
+/// Timeout of a file.
 const FOR_FILE: Duration = Duration::from_secs(300);
 
 /// A bot and its group.
@@ -43,7 +43,7 @@ impl fmt::Debug for Telegram {
     }
 }
 
-/// What the Bot API answers.
+/// Reply of the Bot API.
 #[derive(Deserialize)]
 struct Said {
     ok: bool,
@@ -60,7 +60,7 @@ struct Parameters {
 }
 
 impl Telegram {
-    /// None where token or group are missing.
+    /// Creates the channel, or returns `None` if token or group are missing.
     pub(super) fn new(configured: &config::Telegram, post: Post) -> Option<Telegram> {
         Some(Telegram {
             api: configured.api.clone().or_else(|| API.parse().ok())?,
@@ -70,7 +70,7 @@ impl Telegram {
         })
     }
 
-    /// Who is told: the group, at the API.
+    /// Identifies the recipient by API and group.
     pub(super) fn address(&self) -> String {
         format!("{} {}", self.api, self.group)
     }
@@ -96,7 +96,7 @@ impl Telegram {
         let id = report.batch.id;
         let text = match whole.is_cut {
             false => text,
-            // Not in the middle of a line, nor of a character.
+            // Not within a line or a character.
             true => {
                 let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
                 format!("{lines}\nCut here. All of it: imgsync batch report {id} --report=all.txt --report-level 3\n")
@@ -105,12 +105,12 @@ impl Telegram {
         self.file(&format!("imgsync-{id}.txt"), text).await
     }
 
-    /// Says something short.
+    /// Sends a short text.
     pub(super) async fn say(&self, text: &str) -> Result<()> {
         self.message(text).await
     }
 
-    /// Text as it is, in a code fence.
+    /// Sends preformatted text.
     async fn message(&self, text: &str) -> Result<()> {
         let url = self.method("sendMessage")?;
         let body = json!({
@@ -138,7 +138,7 @@ impl Telegram {
         self.post.send(&url, &tried, FOR_FILE, request, read).await
     }
 
-    /// Where a method is. The URL holds the token.
+    /// Returns the URL of an API method, which contains the token.
     fn method(&self, name: &str) -> Result<Url> {
         let base = self.api.as_str().trim_end_matches('/');
         format!("{base}/bot{}/{name}", self.token.expose()).parse().map_err(|_| {
@@ -146,7 +146,7 @@ impl Telegram {
         })
     }
 
-    /// What is wrong with an answer, if anything is.
+    /// Returns the error of a reply.
     fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
         let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
             return Some(refused(
@@ -158,7 +158,7 @@ impl Telegram {
         if said.ok && answer.status.is_success() {
             return None;
         }
-        // A server that is not Telegram's could say the token back.
+        // A server other than Telegram's could echo the token.
         let description = said.description.replace(self.token.expose(), "***");
         let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), printable_within(&description, 200));
         match answer.status.as_u16() {
@@ -182,7 +182,7 @@ impl Telegram {
     }
 }
 
-/// For text in Telegram's HTML, which knows these three.
+/// Escapes text for Telegram's HTML.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,4 +1,4 @@
-//! Watches whether a registry leaves a batch waiting for long, and tells of it once.
+//! Notifies once of a registry that holds up a batch for long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,12 +13,11 @@ use jiff::Timestamp;
 use super::{Notifier, Throttled, is_ours};
 use crate::batches::holds;
 
-/// How often it is looked.
+/// Interval between checks of registry holds.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Tells of each registry that asked for a longer pause than is waited for in silence, or has kept a batch waiting for that
-/// long. Goes on until dropped. What is known of registries is known for who asks with the settings of this client; `name` is of
-/// this process.
+/// Notifies of each registry that holds up a batch for longer than the configured time. Runs until dropped. Holds are
+/// those of the credentials of `client`; `name` is the holder name of this process.
 pub async fn watch(store: &dyn Store, id: BatchId, client: &Client, notifier: &Notifier, events: &Events, name: &str) {
     if !notifier.has_listeners() {
         return std::future::pending().await;
@@ -28,7 +27,7 @@ pub async fn watch(store: &dyn Store, id: BatchId, client: &Client, notifier: &N
     loop {
         let every = LOOK_EVERY.min(notifier.throttled / 4).max(Duration::from_millis(200));
         tokio::time::sleep(every).await;
-        // What cannot be known now may be known the next time.
+        // Errors of the store are ignored until the next check.
         let Ok(Some(batch)) = store.batch(id).await else { continue };
         let Ok(held) = holds(store, &batch, client).await else { continue };
         since.retain(|registry, _| held.iter().any(|(known, _)| known == registry));

@@ -1,4 +1,4 @@
-//! A webhook: the report's data as JSON, or what a template makes of it.
+//! Webhooks: the data of a report as JSON, or rendered by a template.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use super::Throttled;
 use super::post::{Answer, Post, refused};
 use crate::report::{Form, Level, Report, Template, View};
 
-/// Signs the body: `sha256=` and HMAC-SHA256 in hexadecimal digits.
+/// Header with the signature of the body: `sha256=` and HMAC-SHA256 in hexadecimal digits.
 const SIGNATURE: HeaderName = HeaderName::from_static("x-imgsync-signature");
-/// How long an answer may take.
+/// Timeout of a request.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Somebody who is told.
+/// A webhook.
 #[derive(Debug)]
 pub(super) struct Webhook {
     url: config::WebhookUrl,
@@ -29,7 +29,7 @@ pub(super) struct Webhook {
     post: Post,
 }
 
-/// What is sent where there is no template.
+/// Payload without a template.
 #[derive(Serialize)]
 struct Ended<'a> {
     event: &'static str,
@@ -38,7 +38,7 @@ struct Ended<'a> {
 }
 
 impl Webhook {
-    /// As configured.
+    /// Creates the webhook from its configuration.
     pub(super) fn new(configured: &config::Webhook, folder: &Path, post: Post) -> Result<Webhook> {
         let form = configured.template.as_deref().map_or(Form::Json, Form::of_template);
         let template = match &configured.template {
@@ -66,12 +66,12 @@ impl Webhook {
         Ok(Webhook { url: configured.url.clone(), headers, template, key, post })
     }
 
-    /// Who is told: the URL, with what is secret in it.
+    /// Identifies the recipient by its URL, which contains a secret.
     pub(super) fn address(&self) -> String {
         self.url.expose().to_string()
     }
 
-    /// Posts what there is to say.
+    /// Posts the report.
     pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
         let tried = format!("posting to {}", self.url);
         let view = View::of(report, level).await?;
@@ -83,7 +83,7 @@ impl Webhook {
         self.send(&tried, self.headers.clone(), body).await
     }
 
-    /// Posts that a registry leaves a batch waiting: always as JSON, for a template is made for reports.
+    /// Posts that a registry holds up a batch, always as JSON, because templates are for reports.
     pub(super) async fn tell_throttled(&self, throttled: &Throttled) -> Result<()> {
         let Throttled { batch, registry, why, until, open } = throttled;
         let body = json!({
@@ -105,7 +105,7 @@ impl Webhook {
         let request = |client: &reqwest::Client| client.post(url.clone()).headers(headers.clone()).body(body.clone());
         let read = |answer: &Answer| match answer.status.is_success() {
             true => None,
-            // Its words are left out: they could say back what is secret.
+            // The body is omitted from the error: it could echo a secret.
             false => Some(refused(tried, answer, &format!("HTTP {}", answer.status))),
         };
         self.post.send(url, tried, LIMIT, request, read).await

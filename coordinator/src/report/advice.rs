@@ -1,8 +1,8 @@
-//! What each class of failure is called, and what to do about it.
+//! Titles of the error kinds, and advice on each.
 
 use imgsync_common::error::Class;
 
-/// A class in words.
+/// Returns the title of an error kind.
 pub(crate) fn title(class: Class) -> &'static str {
     match class {
         Class::NotFound => "Not found",
@@ -28,7 +28,7 @@ pub(crate) fn title(class: Class) -> &'static str {
     }
 }
 
-/// What to do about a class.
+/// Returns the advice on an error kind.
 pub(crate) fn on(class: Class) -> &'static str {
     match class {
         Class::NotFound => {
@@ -89,7 +89,7 @@ mod tests {
     const BEGIN: &str = "<!-- The table is written by a test: UPDATE_DOCS=1 cargo nextest run classes -->";
     const END: &str = "<!-- The end of the table -->";
 
-    /// `UPDATE_DOCS=1 cargo nextest run classes` writes it anew.
+    /// Rewritten by `UPDATE_DOCS=1 cargo nextest run classes`.
     #[test]
     fn the_page_for_operators_explains_all_classes() {
         let mut table = String::from("\n| class | | what to do |\n|---|---|---|\n");

@@ -1,4 +1,4 @@
-//! The failures of a batch, grouped by error class and by registry.
+//! The failures of a batch, grouped by error kind and by registry.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::advice;
 
-/// Failures that are read at a time.
+/// Failures read per query.
 const PAGE: usize = 1_000;
 
-/// A task that failed, and why.
+/// A failed task and its error.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FailureRow {
     pub(crate) index: u32,
@@ -35,7 +35,7 @@ impl FailureRow {
         }
     }
 
-    /// The failure on two lines: the endpoints, then the class and the error.
+    /// Formats the failure on two lines: the endpoints, then the kind and the error.
     pub(crate) fn to_text(&self) -> String {
         let times = match self.attempts {
             0 | 1 => String::new(),
@@ -45,7 +45,7 @@ impl FailureRow {
     }
 }
 
-/// Failures of one class.
+/// Failures of one error kind.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ClassGroup {
     pub(crate) class: Class,
@@ -62,7 +62,7 @@ pub(crate) struct RegistryGroup {
     pub(crate) failed: u64,
 }
 
-/// The failures of a batch by class and by registry, the largest groups first, and what could not be listed.
+/// Failures of a batch by error kind and by registry, the largest groups first, and what could not be listed.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FailureGroups {
     pub(crate) failed: u64,
@@ -72,7 +72,7 @@ pub(crate) struct FailureGroups {
 }
 
 impl FailureGroups {
-    /// Reads and groups the failures of a batch. `unlisted` is passed on.
+    /// Reads and groups the failures of a batch. `unlisted` is returned as it is.
     pub(crate) async fn read(store: &dyn Store, batch: BatchId, unlisted: Vec<Unlisted>) -> Result<FailureGroups> {
         let mut by_class: BTreeMap<Class, (u64, FailureRow)> = BTreeMap::new();
         let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Gathers what a template is given: reads a batch's failures and tasks once, page by page, and keeps the numbers and short
+//! Collects the data of templates: reads a batch's failures and tasks once, page by page, and keeps totals and short
 //! lists.
 
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use super::view::{
 use super::{Level, Report, advice};
 use crate::words::{many, thousands};
 
-/// Groups of failures, at the most.
+/// Maximum number of failure groups.
 const MAX_GROUPS: usize = 50;
-/// Groups that are told apart while failures are counted; there are as many as there are classes in lanes.
+/// Maximum number of failure groups while counting. There are as many as error kinds times routes.
 const MAX_TOLD_APART: usize = 10_000;
-/// Unlisted repositories, rules, lanes and workers, at the most.
+/// Maximum number of unlisted repositories, rules, routes and workers.
 const MAX_ROWS: usize = 200;
-/// Images at level 3, at the most.
+/// Maximum number of images at level 3.
 const MAX_IMAGES: usize = 1_000;
 
 impl View {
-    /// Reads all that is to be told of a batch: its failures and its tasks once, page by page.
+    /// Loads the data of a report, reading failures and tasks once, page by page.
     pub async fn of(report: &Report<'_>, level: Level) -> Result<View> {
         let batch = &report.batch;
         let counts = batch.counts;
@@ -121,7 +121,7 @@ impl View {
     }
 }
 
-/// How a batch went, in a sentence, and what to type next.
+/// Returns the result of a batch in one sentence, and the next command.
 fn summary(report: &Report<'_>) -> (String, String) {
     let (id, counts, unlisted) = (report.batch.id, &report.batch.counts, report.unlisted.len());
     let total = counts.total;
@@ -152,7 +152,7 @@ fn summary(report: &Report<'_>) -> (String, String) {
 
 fn timeline(parts: &[Part], width: f64, seconds: f64) -> Timeline {
     let last = parts.last().map_or(0, |part| part.number + 1);
-    // Up to the end of the batch, also where nothing happened in its last parts.
+    // Up to the end of the batch, even if nothing happened in its last parts.
     let until = if width > 0.0 { (seconds / width).ceil().clamp(0.0, 1_000.0) as u32 } else { 0 };
     let part = |part: &Part| TimelinePart {
         at: f64::from(part.number) * width,
@@ -165,7 +165,7 @@ fn timeline(parts: &[Part], width: f64, seconds: f64) -> Timeline {
     Timeline { width, length: last.max(until), parts: parts.iter().map(part).collect() }
 }
 
-/// Reads all failures; keeps the first few of each group.
+/// Groups all failures and keeps the first few of each group.
 async fn failures(report: &Report<'_>, level: Level) -> Result<Failures> {
     let each = match level {
         Level::Totals => 1,
@@ -217,7 +217,7 @@ async fn failures(report: &Report<'_>, level: Level) -> Result<Failures> {
     Ok(Failures { total, groups, more })
 }
 
-/// What all tasks add up to, by rule and by lane.
+/// Totals of all tasks by rule and by route.
 #[derive(Default)]
 struct Tasks {
     by_rule: BTreeMap<u32, Ends>,
@@ -254,7 +254,7 @@ impl Tasks {
 
     fn rules(&self, report: &Report<'_>) -> Vec<Rule> {
         let options = &report.options.rules;
-        // A rule that found nothing is shown as well.
+        // Rules without tasks are included.
         let mut numbers: Vec<u32> = (0..options.len() as u32).collect();
         numbers.extend(self.by_rule.keys().filter(|number| **number >= options.len() as u32));
         let rule = |number: u32| {
@@ -282,7 +282,7 @@ impl Tasks {
     }
 }
 
-/// To the second, in UTC.
+/// Formats a time as RFC 3339 in UTC, to the second.
 fn rfc3339(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

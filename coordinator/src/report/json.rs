@@ -1,4 +1,4 @@
-//! The report as one JSON object: what `run --json` prints and `--report=FILE.json` writes.
+//! Report as one JSON object, as printed by `run --json` and written by `--report=FILE.json`.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Level, Report};
 
-/// The object, but for its failures, which are written page by page.
+/// JSON report without the failures, which are written page by page.
 #[derive(Debug, Serialize)]
 pub struct Json<'a> {
     batch: String,
@@ -54,7 +54,7 @@ struct Image {
     state: &'static str,
 }
 
-/// Writes the report as one JSON object on one line; of level 3 with every image.
+/// Writes the report as one JSON object on one line, at level 3 with every image.
 pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write + Send)) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
     let head = Json {
@@ -74,7 +74,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
         pruned: &report.pruned,
     };
     let head = serde_json::to_string(&head).map_err(|error| failed(error.into()))?;
-    // The head without its closing brace, and the failures after it, however many there are.
+    // The closing brace follows the failures, which are not held in memory.
     out.write_all(&head.as_bytes()[..head.len() - 1]).map_err(failed)?;
     out.write_all(b",\"failures\":[").map_err(failed)?;
     let (mut from, mut first) = (0, true);
@@ -119,7 +119,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     out.write_all(b"]}\n").map_err(failed)
 }
 
-/// The JSON Schema of the object.
+/// Returns the JSON Schema of the report.
 pub fn json_schema() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     let object = |names: &[&str]| {

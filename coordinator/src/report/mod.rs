@@ -1,5 +1,5 @@
-//! How a batch went: as text in the original's three levels, as one JSON object, and by templates as Markdown and HTML, or
-//! as what users make of it.
+//! Reports of batches: text in the three levels of imgsync 2.1, JSON, and templates for Markdown, HTML and formats of
+//! the user's own.
 
 pub(crate) mod advice;
 pub(crate) mod failure_groups;
@@ -31,22 +31,22 @@ pub use template::Template;
 pub use text::write_text;
 pub use view::View;
 
-/// Rows that are read from the store at a time.
+/// Rows read from the store per query.
 const PAGE: usize = 1000;
 
-/// How much a report tells.
+/// Level of detail of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Totals.
     Totals,
-    /// What failed, too.
+    /// Totals and failures.
     Failures,
-    /// Every image.
+    /// Totals, failures and every image.
     Everything,
 }
 
 impl Level {
-    /// As the original has them: 1, 2, 3.
+    /// Returns the level of a `--report-level`: 1, 2 or 3.
     pub fn from_number(number: u8) -> Level {
         match number {
             0 | 1 => Level::Totals,
@@ -55,7 +55,7 @@ impl Level {
         }
     }
 
-    /// The number again.
+    /// Returns the number of the level.
     pub fn number(self) -> u8 {
         match self {
             Level::Totals => 1,
@@ -65,21 +65,21 @@ impl Level {
     }
 }
 
-/// What a report is written as.
+/// Format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// With the original's lines.
+    /// Text, with the lines of imgsync 2.1.
     Text,
-    /// One object on one line.
+    /// One JSON object on one line.
     Json,
-    /// GitHub's kind.
+    /// GitHub-flavored Markdown.
     Markdown,
-    /// One page that needs nothing else.
+    /// A self-contained HTML page.
     Html,
 }
 
 impl Form {
-    /// By the ending of a file's name; none if it is none of ours.
+    /// Returns the format of a file extension, if it is known.
     pub fn of_file(path: &Path) -> Option<Form> {
         match path.extension()?.to_str()? {
             "txt" => Some(Form::Text),
@@ -90,7 +90,7 @@ impl Form {
         }
     }
 
-    /// What a template makes, by its name: `slack.json`, `chat.md.j2`.
+    /// Returns the format that a template renders to, by its name: `slack.json`, `chat.md.j2`.
     pub fn of_template(path: &Path) -> Form {
         match path.extension().and_then(|end| end.to_str()) {
             Some("j2" | "jinja" | "jinja2") => {
@@ -101,24 +101,24 @@ impl Form {
     }
 }
 
-/// How a report is to be written.
+/// Format, level and template of a report.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// As what.
+    /// Format.
     pub form: Form,
-    /// How much; none leaves it to the form.
+    /// Level; `None` selects the default of the format.
     pub level: Option<Level>,
-    /// By this template, in place of ours.
+    /// Template in place of the built-in one.
     pub template: Option<Template>,
 }
 
 impl Shape {
-    /// Text of a level.
+    /// Creates a text report of a level.
     pub fn text(level: Level) -> Shape {
         Shape { form: Form::Text, level: Some(level), template: None }
     }
 
-    /// How much is told: what failed, too, where there is room for it.
+    /// Returns the level, by default with failures in formats that have room for them.
     pub fn level(&self) -> Level {
         self.level.unwrap_or(match self.form {
             Form::Text | Form::Json => Level::Totals,
@@ -127,29 +127,29 @@ impl Shape {
     }
 }
 
-/// A batch to be reported on. Rows are read from the store page by page while a report is written.
+/// Report of a batch. Rows are read from the store page by page while it is written.
 pub struct Report<'a> {
     store: &'a dyn Store,
-    /// As it stood when the report was begun.
+    /// State of the batch when the report was loaded.
     pub batch: Batch,
-    /// Its state then.
+    /// Status of the batch at that time.
     pub state: BatchState,
-    /// Who listed or led it then.
+    /// Process that listed or led the batch at that time.
     pub owner: Option<String>,
     /// What could not be listed.
     pub unlisted: Vec<Unlisted>,
-    /// Rules that chose no tag.
+    /// Rules that selected no tag.
     pub empty_rules: Vec<EmptyRule>,
-    /// What became of target tags whose source is gone.
+    /// Outcomes of target tags whose source is gone.
     pub pruned: Vec<Pruned>,
-    /// What was to be copied, in a few words, or what the user calls it.
+    /// Title: the names of the rules, or `--report-name`.
     pub title: String,
-    /// As the batch was made with.
+    /// Options of the batch.
     pub options: Options,
 }
 
 impl<'a> Report<'a> {
-    /// Reads how a batch stands.
+    /// Loads the state of a batch.
     pub async fn of(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
         let tried = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
@@ -165,35 +165,35 @@ impl<'a> Report<'a> {
         Ok(Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options })
     }
 
-    /// The batch, and who is at it.
+    /// Returns the batch with its status and owner.
     pub fn view(&self) -> BatchView {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
-    /// What a rule that chose nothing is called.
+    /// Returns the name of a rule that selected nothing.
     fn rule_name<'r>(&'r self, empty: &'r EmptyRule) -> &'r str {
         let named = self.options.rules.get(empty.rule as usize).map(|rule| rule.name.as_str());
         named.filter(|name| !name.is_empty()).unwrap_or(&empty.from)
     }
 
-    /// How long it took, or takes until now, in seconds.
+    /// Returns the duration of the batch in seconds, until now if it has not ended.
     pub fn seconds(&self) -> f64 {
         let end = self.batch.ended_at.unwrap_or_else(Timestamp::now);
         let seconds = end.duration_since(self.batch.created_at).as_secs_f64();
         (seconds * 1000.0).round() / 1000.0
     }
 
-    /// The failures, page by page.
+    /// Reads a page of failures.
     async fn failures(&self, from: u32) -> Result<Vec<FailedTask>> {
         self.store.failures(self.batch.id, from, PAGE).await
     }
 
-    /// How it went.
+    /// Reads the timeline.
     async fn course(&self) -> Result<Course> {
         self.store.course(self.batch.id).await
     }
 
-    /// One task.
+    /// Reads one task.
     async fn task(&self, index: u32) -> Result<Option<TaskRow>> {
         Ok(self.store.tasks(self.batch.id, None, index, 1).await?.pop().filter(|row| row.task.index == index))
     }
@@ -203,7 +203,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What the rules are called, in a few words.
+/// Returns the names of the rules in a few words.
 pub fn title(config: &Config) -> String {
     let names: Vec<String> = config.rules.iter().map(Rule::title).collect();
     match names.len() {
@@ -228,7 +228,7 @@ pub async fn write(report: &Report<'_>, shape: &Shape, out: &mut (dyn Write + Se
         .map_err(|error| Error::new(Class::Local, "writing the report", error.to_string()))
 }
 
-/// Writes a report to a file; a new one is readable by its owner alone, for it names private repositories.
+/// Writes a report to a file. A new file is readable only by its owner, because it names private repositories.
 pub async fn write_file(report: &Report<'_>, shape: &Shape, path: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(Class::Local, format!("writing the report {}", path.display()), error.to_string())

@@ -1,8 +1,8 @@
-//! Outcomes over time, drawn as SVG: what was copied and failed above, what was unchanged below on a scale of its own, for
-//! there may be a thousand times as many.
+//! Plots outcomes over time as SVG: copied and failed images above, unchanged ones below on a scale of their own,
+//! because there may be a thousand times as many.
 //!
 //! It needs no script and no network. Colours are CSS variables (`--copied`, `--unchanged`, `--failed`, `--cancelled`,
-//! `--line`, `--soft`) with values for pages that do not set them.
+//! `--line`, `--soft`) with defaults for pages that do not set them.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ const MAIN: f64 = 150.0;
 const STRIP: f64 = 44.0;
 const GAP: f64 = 18.0;
 
-/// A [`Timeline`](super::view::Timeline), as a template hands it back.
+/// A [`Timeline`](super::view::Timeline), as passed back by a template.
 #[derive(Debug, Deserialize)]
 pub(super) struct Plotted {
     width: f64,
@@ -37,7 +37,7 @@ struct PlottedPart {
     bytes: u64,
 }
 
-/// The plot; empty where nothing happened.
+/// Renders the plot; empty if nothing happened.
 pub(super) fn svg(timeline: &Plotted) -> String {
     let above = timeline.parts.iter().map(|part| part.copied + part.failed + part.cancelled).max().unwrap_or(0);
     let below = timeline.parts.iter().map(|part| part.unchanged).max().unwrap_or(0);
@@ -64,7 +64,7 @@ pub(super) fn svg(timeline: &Plotted) -> String {
     }
     for part in &timeline.parts {
         let x = LEFT + (part.at / timeline.width) * step + (step - bar) / 2.0;
-        // A String takes all that is written.
+        // Writing to a `String` cannot fail.
         let _ = write!(svg, "<g><title>{}</title>", tip(part, timeline.width));
         let mut base = TOP + main;
         for (count, colour) in [
@@ -98,7 +98,7 @@ pub(super) fn svg(timeline: &Plotted) -> String {
     svg
 }
 
-/// Lines at nothing, half and all, with their numbers.
+/// Draws lines at zero, half and maximum, with their values.
 fn axis(svg: &mut String, top: f64, tall: f64, most: u64) {
     let top_value = top_of(most);
     let marks: &[f64] = if tall > 100.0 { &[0.0, 0.5, 1.0] } else { &[0.0, 1.0] };
@@ -122,7 +122,7 @@ fn axis(svg: &mut String, top: f64, tall: f64, most: u64) {
     }
 }
 
-/// The number at the top of an axis: round, and not below what is shown.
+/// Returns the maximum of an axis: round, and not below the largest value.
 fn top_of(most: u64) -> f64 {
     let most = most.max(1) as f64;
     let power = 10f64.powf(most.log10().floor());
@@ -137,7 +137,7 @@ fn rect(svg: &mut String, x: f64, y: f64, wide: f64, tall: f64, colour: &str) {
     );
 }
 
-/// What a bar says when it is pointed at.
+/// Returns the tooltip of a bar.
 fn tip(part: &PlottedPart, width: f64) -> String {
     let mut tip =
         format!("{} to {}", if part.at == 0.0 { "0".to_owned() } else { duration(part.at) }, duration(part.at + width));

@@ -1,13 +1,13 @@
-//! A batch in which everything happened, said by registries that mean harm. For tests.
+//! Test data: a batch in which everything happened, with texts from hostile registries.
 
 use imgsync_common::batch::{Bytes, Counts, Requests};
 
 use super::view::*;
 
-/// What a registry could say.
+/// Text from a hostile registry.
 pub(super) const HOSTILE: &str = "</title><script>alert(1)</script>`code` | <img src=x onerror=\"alert(2)\"> [x](javascript:alert(3)) &amp; *b* @all";
 
-/// The batch.
+/// Returns the report data.
 pub(super) fn view() -> View {
     let ends = Ends { total: 100_000, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, open: 60 };
     let image = || FailedImage {

@@ -1,5 +1,5 @@
-//! Reports by templates: ours for Markdown and HTML, and those that users write. Whatever is put into HTML, Markdown or
-//! JSON is escaped for it unless the template says `|safe`.
+//! Report templates: built-in ones for Markdown and HTML, and those of users. Values are escaped for HTML, Markdown or
+//! JSON unless the template says `|safe`.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -19,19 +19,19 @@ use crate::words::{many, thousands};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
-/// Escaping for Markdown, by this name.
+/// Name of the escaping for Markdown.
 const FOR_MARKDOWN: AutoEscape = AutoEscape::Custom(Cow::Borrowed("markdown"));
 
-/// A template that can be rendered.
+/// A compiled template.
 #[derive(Debug, Clone)]
 pub struct Template {
     environment: Environment<'static>,
-    /// For messages.
+    /// Name in messages.
     name: String,
 }
 
 impl Template {
-    /// Ours, for a form that has one.
+    /// Returns the built-in template of a format.
     pub(super) fn own(form: Form) -> Result<Template> {
         match form {
             Form::Html => Template::new("our template", HTML.to_owned(), form),
@@ -39,7 +39,7 @@ impl Template {
         }
     }
 
-    /// Reads a template of the user's own. What is wrong with it is said now, not when a batch has ended.
+    /// Reads a user's template and reports its errors now rather than at the end of a batch.
     pub fn read(path: &Path, form: Form) -> Result<Template> {
         let tried = format!("reading the template {}", path.display());
         let text = std::fs::read_to_string(path)
@@ -47,7 +47,7 @@ impl Template {
         Template::new(&path.display().to_string(), text, form)
     }
 
-    /// Compiles it, and tries it on a batch without tasks.
+    /// Compiles a template and renders it once with an empty batch.
     fn new(name: &str, text: String, form: Form) -> Result<Template> {
         let mut environment = environment(form);
         let wrong = |error: minijinja::Error| wrong(name, &error);
@@ -57,7 +57,7 @@ impl Template {
         Ok(template)
     }
 
-    /// What it makes of a batch.
+    /// Renders the report of a batch.
     pub fn render(&self, view: &View) -> Result<String> {
         self.render_with(Value::from(Serde(view)))
     }
@@ -92,13 +92,13 @@ fn environment(form: Form) -> Environment<'static> {
     });
     environment.set_formatter(|out, state, value| {
         let escape: fn(&str) -> String = match state.auto_escape() {
-            // Theirs makes `&#x2f;` of every slash, of which the names of images have many.
+            // The default escaping turns every slash of an image name into `&#x2f;`.
             AutoEscape::Html => html,
             mode if *mode == FOR_MARKDOWN => markdown,
             _ => return minijinja::escape_formatter(out, state, value),
         };
         if value.is_undefined() || value.is_none() {
-            // Which says what is missing, and fails.
+            // Fails and names what is missing.
             return minijinja::escape_formatter(out, state, value);
         }
         let text = value.to_string();
@@ -142,7 +142,7 @@ fn time(text: &str) -> String {
     }
 }
 
-/// A part of a whole in per cent, for widths; what is more than nothing can be seen.
+/// Returns a part of a whole in per cent, for widths. Parts above zero stay visible.
 fn share(part: u64, whole: u64) -> f64 {
     if part == 0 || whole == 0 {
         return 0.0;
@@ -151,7 +151,7 @@ fn share(part: u64, whole: u64) -> f64 {
     (share * 100.0).round().max(1.0) / 100.0
 }
 
-/// Text that is neither a tag nor the end of an attribute.
+/// Escapes text for HTML elements and attributes.
 fn html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in text.chars() {
@@ -167,7 +167,7 @@ fn html(text: &str) -> String {
     escaped
 }
 
-/// Text in which Markdown finds nothing to do.
+/// Escapes text for Markdown.
 fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in printable(text).chars() {
@@ -179,12 +179,12 @@ fn markdown(text: &str) -> String {
     escaped
 }
 
-/// Text as a span of code, whatever it holds; not for tables, in which a `|` ends a cell even in code.
+/// Formats text as a Markdown code span. Not for tables, in which a `|` ends a cell even in code.
 fn code(text: &str) -> String {
     let text = printable(text);
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
-    // A span that begins or ends with a backtick, or is all of blanks, needs blanks around it.
+    // A span that starts or ends with a backtick or a space, or is empty, needs spaces around it.
     match text.is_empty() {
         true => "` `".to_owned(),
         false if longest > 0 || text.starts_with(' ') || text.ends_with(' ') => format!("{fence} {text} {fence}"),
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn whatever_registries_say_stays_text_in_markdown() {
         let text = Template::own(Form::Markdown).unwrap().render(&view()).unwrap();
-        // Out of code, every sign that means something has its backslash.
+        // Outside code, every special character is escaped.
         for line in text.lines().filter(|line| line.contains("script")) {
             let fenced = line.contains("`` ") || line.contains("``` ");
             assert!(fenced || line.contains("\\<script"), "{line}");

@@ -1,4 +1,4 @@
-//! What docs/reports.md says, held against what there is.
+//! Compares docs/reports.md with the data of templates.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::sample::view;
 
-/// The paths of all values: `a.b`, `a[].b`.
+/// Collects the paths of all values: `a.b`, `a[].b`.
 fn paths(value: &Value, at: &str, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {

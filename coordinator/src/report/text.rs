@@ -1,4 +1,4 @@
-//! The report as text, with the lines that the original had.
+//! Report as text, with the lines of imgsync 2.1.
 
 use std::io::Write;
 
@@ -77,7 +77,7 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     Ok(())
 }
 
-/// What was removed, at every level: nobody else says what was there.
+/// Lists pruned tags at every level, because no other output names what was removed.
 fn pruned(report: &Report<'_>) -> String {
     let mut text = "Gone at the source:\n".to_owned();
     for line in &report.pruned {

@@ -1,222 +1,222 @@
-//! What a template is given: a batch in numbers and short lists. docs/reports.md describes it, field by field.
+//! Data of report templates: totals and short lists of a batch. docs/reports.md describes each field.
 //!
-//! The numbers are exact, the lists are bounded, and each says how many more there are: a report of a million tasks is as
-//! small as one of a thousand.
+//! Totals are exact. Lists are bounded and count the rest, so that the report of a million tasks is as small as one of
+//! a thousand.
 
 use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
 use serde::Serialize;
 
-/// A batch, as templates see it.
+/// Data of a batch for templates.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct View {
-    /// Of the program.
+    /// Version of imgsync.
     pub version: String,
-    /// What was copied, or what `--report-name` calls it.
+    /// Names of the rules, or `--report-name`.
     pub name: String,
-    /// The batch's id.
+    /// Batch id.
     pub batch: String,
-    /// running, paused, cancelled, superseded, done or interrupted.
+    /// State: running, paused, cancelled, superseded, done or interrupted.
     pub state: String,
-    /// How it went, in a sentence.
+    /// Result of the batch, in one sentence.
     pub headline: String,
     /// Whether all is done: nothing failed, was cancelled, is open or could not be listed.
     pub ok: bool,
-    /// What to type next; empty where nothing is left to do.
+    /// Next command; empty if nothing is left to do.
     pub next: String,
-    /// How much is told, 1 to 3.
+    /// Level of detail, 1 to 3.
     pub level: u8,
-    /// When it was made (RFC 3339).
+    /// Creation time of the batch (RFC 3339).
     pub started: String,
-    /// When its last task ended; empty before.
+    /// End of its last task; empty before.
     pub ended: String,
-    /// When the report was written.
+    /// Time at which the report was written.
     pub written: String,
-    /// How long it took, or takes until now.
+    /// Duration in seconds, until now if the batch has not ended.
     pub seconds: f64,
-    /// How long workers were at tasks, all slots added up.
+    /// Time that workers spent on tasks, summed over all slots, in seconds.
     pub work_seconds: f64,
     /// Tasks by state.
     pub counts: Counts,
     /// Bytes of blobs.
     pub bytes: Bytes,
-    /// Requests that were sent.
+    /// Requests sent.
     pub requests: Requests,
     /// Outcomes over time.
     pub timeline: Timeline,
-    /// What failed.
+    /// Failed images.
     pub failures: Failures,
-    /// What could not be listed.
+    /// Repositories and patterns that could not be listed.
     pub unlisted: Listed<Unlisted>,
-    /// Rules that chose no tag.
+    /// Rules that selected no tag.
     pub empty_rules: Listed<EmptyRule>,
-    /// What became of target tags whose source is gone.
+    /// Outcomes of target tags whose source is gone.
     pub pruned: Listed<Pruned>,
-    /// The tasks that took longest.
+    /// Tasks that took longest.
     pub slowest: Vec<Slowest>,
-    /// By rule.
+    /// Totals by rule.
     pub rules: Listed<Rule>,
-    /// By source and target registry.
+    /// Totals by source and target registry.
     pub lanes: Listed<Lane>,
-    /// By worker; empty where one process did it all.
+    /// Totals by worker; empty if there was only one.
     pub workers: Listed<Worker>,
-    /// Every image, at level 3.
+    /// Images, at level 3.
     pub images: Listed<Image>,
 }
 
-/// A list that is cut.
+/// A truncated list.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed<T> {
-    /// How many there are.
+    /// Number of all items.
     pub total: u64,
-    /// The first of them.
+    /// First items.
     pub items: Vec<T>,
-    /// How many are left out.
+    /// Number of omitted items.
     pub more: u64,
 }
 
 /// Outcomes over time.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Timeline {
-    /// How long a part is, in seconds.
+    /// Length of a part in seconds.
     pub width: f64,
-    /// How many parts the time has.
+    /// Number of parts.
     pub length: u32,
-    /// Those in which something happened.
+    /// Parts in which something happened.
     pub parts: Vec<TimelinePart>,
 }
 
-/// A part of a batch's time.
+/// Part of a batch's time.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct TimelinePart {
-    /// When it begins, in seconds after the batch was made.
+    /// Start of the part, in seconds after the creation of the batch.
     pub at: f64,
-    /// Tasks that were copied in it.
+    /// Copied images.
     pub copied: u64,
-    /// Found unchanged.
+    /// Unchanged images.
     pub unchanged: u64,
-    /// Failed.
+    /// Failed images.
     pub failed: u64,
-    /// Cancelled.
+    /// Cancelled images.
     pub cancelled: u64,
     /// Bytes moved by the tasks that ended in it.
     pub bytes: u64,
 }
 
-/// What failed, by kind and registries.
+/// Failures by kind and registries.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Failures {
-    /// How many tasks failed.
+    /// Number of failed tasks.
     pub total: u64,
-    /// The largest first.
+    /// Groups, the largest first.
     pub groups: Vec<Group>,
-    /// Groups that are left out.
+    /// Number of omitted groups.
     pub more: u64,
 }
 
-/// Failures of one class between two registries.
+/// Failures of one kind between two registries.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Group {
-    /// The class, as in JSON: not_found, denied …
+    /// Error kind, as in JSON: not_found, denied …
     pub class: String,
-    /// The class in words.
+    /// Title of the error kind.
     pub title: String,
-    /// What to do about it.
+    /// Advice on the error kind.
     pub advice: String,
-    /// The source registry.
+    /// Source registry.
     pub source: String,
-    /// The target registry.
+    /// Target registry.
     pub target: String,
-    /// How many there are.
+    /// Number of failures.
     pub count: u64,
-    /// The first of them.
+    /// First failed images.
     pub images: Vec<FailedImage>,
-    /// How many are left out.
+    /// Number of omitted images.
     pub more: u64,
 }
 
-/// An image that failed.
+/// A failed image.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct FailedImage {
-    /// The source tag.
+    /// Source tag.
     pub source: String,
-    /// The target tag.
+    /// Target tag.
     pub target: String,
-    /// What happened.
+    /// Error message.
     pub error: String,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
-/// A repository, or a pattern, that could not be listed.
+/// A repository or pattern that could not be listed.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Unlisted {
-    /// Which.
+    /// Repository or pattern.
     pub repository: String,
-    /// The class of the failure.
+    /// Error kind.
     pub class: String,
-    /// What happened.
+    /// Error message.
     pub error: String,
-    /// What to do about it.
+    /// Advice on the error kind.
     pub advice: String,
 }
 
-/// A rule that chose no tag, though all that it reads was listed.
+/// A rule that selected no tag although its sources were listed completely.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct EmptyRule {
-    /// Its place in the configuration, from 1.
+    /// Number of the rule in the configuration, from 1.
     pub number: u32,
-    /// What it is called: its `name`, else what it reads.
+    /// Its `name`, else its source.
     pub name: String,
-    /// What it reads.
+    /// Source of the rule.
     pub from: String,
-    /// Repositories that were listed.
+    /// Number of listed repositories.
     pub repositories: u64,
-    /// Tags that were listed in them.
+    /// Number of tags listed in them.
     pub tags: u64,
-    /// How many were dropped at which stage.
+    /// Counts of dropped tags by stage.
     pub reason: String,
 }
 
-/// A target tag whose source is gone, or a rule of which nothing was removed.
+/// A target tag whose source is gone, or a rule that pruned nothing.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Pruned {
-    /// The source tag, or what the rule reads.
+    /// Source tag, or the rule's source.
     pub source: String,
-    /// The target tag, or where the rule writes.
+    /// Target tag, or the rule's target.
     pub target: String,
-    /// removed, left, failed or refused.
+    /// Outcome: removed, left, failed or refused.
     pub outcome: String,
-    /// What was removed, or would have been; empty where a rule was refused.
+    /// Digest that was removed, or would have been; empty for a refused rule.
     pub digest: String,
-    /// Why; empty where it was removed.
+    /// Reason; empty for a removed tag.
     pub reason: String,
 }
 
-/// A task that took long.
+/// One of the tasks that took longest.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Slowest {
-    /// The source tag.
+    /// Source tag.
     pub source: String,
-    /// The target tag.
+    /// Target tag.
     pub target: String,
-    /// How it ended.
+    /// State in which it ended.
     pub state: String,
-    /// How long its last attempt took.
+    /// Duration of its last attempt in seconds.
     pub seconds: f64,
-    /// Bytes that it moved in that.
+    /// Bytes moved in that attempt.
     pub bytes: u64,
-    /// Who did it.
+    /// Worker that ran it.
     pub worker: String,
 }
 
-/// How many ended how, of some tasks.
+/// Counts of tasks by outcome.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Ends {
-    /// All.
+    /// All tasks.
     pub total: u64,
     /// Copied.
     pub copied: u64,
-    /// Found unchanged.
+    /// Unchanged.
     pub unchanged: u64,
     /// Failed.
     pub failed: u64,
@@ -226,55 +226,55 @@ pub struct Ends {
     pub open: u64,
 }
 
-/// A rule, and what became of its tasks.
+/// Totals of a rule.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Rule {
-    /// Its place in the configuration, from 1.
+    /// Number of the rule in the configuration, from 1.
     pub number: u32,
-    /// What it is called: its `name`, else what it reads.
+    /// Its `name`, else its source.
     pub name: String,
-    /// What it copies; empty for batches of versions that did not note it.
+    /// Source of the rule; empty for batches of versions that did not record it.
     pub from: String,
-    /// Where to.
+    /// Targets of the rule.
     pub to: Vec<String>,
-    /// Its tasks.
+    /// Counts of its tasks.
     pub counts: Ends,
 }
 
-/// Two registries, and what became of the tasks between them.
+/// Totals of the tasks between two registries.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Lane {
-    /// The source registry.
+    /// Source registry.
     pub source: String,
-    /// The target registry.
+    /// Target registry.
     pub target: String,
-    /// Its tasks.
+    /// Counts of their tasks.
     pub counts: Ends,
 }
 
-/// A worker, and what it did.
+/// Totals of a worker.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Worker {
-    /// Its name.
+    /// Name of the worker.
     pub name: String,
     /// Tasks that it ended.
     pub ended: u64,
-    /// Those of them that failed.
+    /// Tasks that failed.
     pub failed: u64,
     /// Bytes that it moved.
     pub bytes: u64,
-    /// How long it was at tasks, all its slots added up.
+    /// Time spent on tasks, summed over its slots, in seconds.
     pub seconds: f64,
 }
 
-/// An image, and what became of it.
+/// An image and its state.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Image {
-    /// The source tag.
+    /// Source tag.
     pub source: String,
-    /// The target tag.
+    /// Target tag.
     pub target: String,
-    /// Where its task stands.
+    /// State of the task.
     pub state: String,
 }
 
@@ -285,7 +285,7 @@ impl<T> Default for Listed<T> {
 }
 
 impl<T> Listed<T> {
-    /// The first so many of these.
+    /// Truncates a list to `at` items.
     pub(super) fn cut(mut items: Vec<T>, at: usize) -> Listed<T> {
         let total = items.len() as u64;
         items.truncate(at);

@@ -1,30 +1,30 @@
-//! How many tasks of a batch are with the queue of a route: what the route drains in some seconds, shared among the batches
-//! that feed it. A newcomer waits for no more than that.
+//! Queue depth: the tasks that a route drains in some seconds, shared among the batches that dispatch to it. A new
+//! batch waits no longer than that.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// A queue holds what its route drains in this time.
 const AHEAD: Duration = Duration::from_secs(10);
-/// The drain rate is that of the last so long.
+/// Window over which the drain rate is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
-/// A rate counts as measured for so long at least: a few tasks that end at once make no deep queue.
+/// Minimum window of a rate, so that a few tasks that end at once do not make a deep queue.
 const MIN_MEASURED: Duration = Duration::from_secs(5);
-/// When a queue runs low follows from the rate of the last so long: over a longer time a batch that has just begun, or that
-/// has become faster, seems slower than it is, and workers wait.
+/// Window of the rate that predicts when a queue runs low. Over a longer window a new or accelerating batch seems
+/// slower than it is, and workers run idle.
 const RECENT_WINDOW: Duration = Duration::from_secs(1);
-/// The fewest tasks of a queue, however few slots serve it.
+/// Minimum tasks in a queue, however few slots serve it.
 pub(super) const MIN_DEPTH: u64 = 20;
-/// The most tasks of a queue: the broker's memory does not grow with the plan.
+/// Maximum tasks in a queue, so that the broker's memory does not grow with the plan.
 pub(crate) const MAX_DEPTH: u64 = 2_000;
-/// The smallest share of a batch in a queue.
+/// Minimum share of a batch in a queue.
 const MIN_SHARE: u64 = 10;
 
-/// How many tasks went through a route, and how fast.
+/// Number of tasks drained by a route, and how fast.
 #[derive(Debug)]
 pub(super) struct DrainRate {
     since: Instant,
-    /// When how many more had gone through.
+    /// Drained tasks by time.
     passed: VecDeque<(Instant, u64)>,
 }
 
@@ -42,12 +42,12 @@ impl DrainRate {
         }
     }
 
-    /// Whether too little was seen to say that nothing drains.
+    /// Returns whether too little time has passed to conclude that nothing drains.
     pub(super) fn is_young(&self, now: Instant) -> bool {
         now.duration_since(self.since) < MIN_MEASURED
     }
 
-    /// Tasks a second, of late.
+    /// Returns the recent rate in tasks per second.
     pub(super) fn recent_per_second(&self, now: Instant) -> f64 {
         let recent = self.passed.iter().rev().take_while(|(at, _)| now.duration_since(*at) <= RECENT_WINDOW);
         let tasks: u64 = recent.map(|(_, tasks)| tasks).sum();
@@ -55,7 +55,7 @@ impl DrainRate {
         tasks as f64 / measured.as_secs_f64()
     }
 
-    /// Tasks a second.
+    /// Returns the rate in tasks per second.
     pub(super) fn per_second(&self, now: Instant) -> f64 {
         let recent = self.passed.iter().filter(|(at, _)| now.duration_since(*at) <= RATE_WINDOW);
         let tasks: u64 = recent.map(|(_, tasks)| tasks).sum();
@@ -64,15 +64,15 @@ impl DrainRate {
     }
 }
 
-/// How many tasks a queue holds that drains so many a second and is served by so many slots.
+/// Returns the depth of a queue that drains `per_second` tasks a second and is served by `slots` slots.
 pub(super) fn depth(per_second: f64, slots: u64) -> u64 {
     let least = (2 * slots).clamp(MIN_DEPTH, MAX_DEPTH);
-    // Of what others say nothing is believed but that it is a number.
+    // Rates of other batches are not trusted beyond being numbers.
     let drains = if per_second.is_finite() { per_second.max(0.0) * AHEAD.as_secs_f64() } else { 0.0 };
     (drains as u64).clamp(least, MAX_DEPTH)
 }
 
-/// The share of a batch in that, by its weight among all who feed the queue.
+/// Returns a batch's share of a queue of this depth, by its weight among all batches that dispatch to it.
 pub(super) fn share(depth: u64, weight: u64, of_all: u64) -> u64 {
     (depth * weight / of_all.max(weight).max(1)).max(MIN_SHARE)
 }
@@ -114,7 +114,7 @@ mod tests {
         let mut burst = DrainRate::new(began);
         burst.add(at(50), 20);
         assert_eq!(depth(burst.per_second(at(60)), 20), 40);
-        // What drains at once doubles the queue each time.
+        // A queue that drains at once doubles each time.
         let mut steady = DrainRate::new(began);
         let mut with_queue = depth(0.0, 20);
         for look in 1..=8 {

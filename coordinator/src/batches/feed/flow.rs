@@ -1,4 +1,4 @@
-//! The tasks of a batch that go through one queue: those that are with it, and the parts of the plan that have more.
+//! Tasks of a batch that go through one queue: those in flight, and the blocks of the plan that have more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -7,30 +7,30 @@ use imgsync_common::batch::{Lane, Priority, TaskState};
 
 use super::depth::DrainRate;
 
-/// A queue, as far as a batch feeds it.
+/// A queue, by route and priority.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FlowKey {
     pub(super) lane: Lane,
     pub(super) priority: Priority,
 }
 
-/// The tasks of a batch with one [`FlowKey`].
+/// Tasks of a batch for one [`FlowKey`].
 #[derive(Debug)]
 pub(super) struct Flow {
-    /// Tasks that were published and have not gone through.
+    /// Tasks that were published and are not drained yet.
     out: BTreeSet<u32>,
-    /// How many of these wait in the queue.
+    /// Number of these that wait in the queue.
     pub(super) waiting: u64,
     pub(super) rate: DrainRate,
-    /// How many may wait there.
+    /// Maximum number that may wait there.
     pub(super) share: u64,
-    /// Parts of the plan that have more, by their first index, and how many tasks each.
+    /// Number of tasks left in each block of the plan, by the block's first index.
     parts: BTreeMap<u32, u64>,
-    /// The queue was full: nothing is published before.
+    /// The queue was full: nothing is published before this time.
     pub(super) full_until: Option<Instant>,
 }
 
-/// How soon a flow is looked at again: at first, and at the most.
+/// Minimum and maximum pause between checks of a flow.
 pub(super) const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
 
 impl Flow {
@@ -45,19 +45,19 @@ impl Flow {
         }
     }
 
-    /// Tasks that are to be looked at: with the queue, or with workers.
+    /// Returns the tasks in flight: in the queue, or running.
     pub(super) fn out(&self) -> impl Iterator<Item = u32> + '_ {
         self.out.iter().copied()
     }
 
-    /// Notes that these are with the queue.
+    /// Records published tasks.
     pub(super) fn note_published(&mut self, tasks: impl IntoIterator<Item = u32>) {
         for task in tasks {
             self.waiting += u64::from(self.out.insert(task));
         }
     }
 
-    /// Follows tasks to where they are by now.
+    /// Updates tasks in flight from their current states.
     pub(super) fn follow(&mut self, now: Instant, states: impl IntoIterator<Item = (u32, TaskState)>) {
         let (mut waiting, mut passed) = (0, 0);
         for (task, state) in states {
@@ -77,17 +77,17 @@ impl Flow {
         self.rate.add(now, passed);
     }
 
-    /// How many tasks it is to be given now; none where it has enough for a while.
+    /// Returns the number of tasks to publish now; 0 while the queue has enough.
     pub(super) fn room(&self, now: Instant) -> u64 {
         if self.full_until.is_some_and(|until| until > now) {
             return 0;
         }
         let room = self.share.saturating_sub(self.waiting);
-        // A quarter at a time: the plan is read part by part.
+        // Fills by at least a quarter, because the plan is read in blocks.
         if room * 4 >= self.share { room } else { 0 }
     }
 
-    /// Notes how many tasks of a part of the plan are left.
+    /// Records the number of tasks left in a block.
     pub(super) fn note_left(&mut self, part: u32, tasks: u64) {
         match tasks {
             0 => _ = self.parts.remove(&part),
@@ -103,17 +103,17 @@ impl Flow {
         self.parts.first_key_value().map(|(part, _)| *part)
     }
 
-    /// Tasks that are known to be left in the plan.
+    /// Returns the number of tasks known to be left in the plan.
     pub(super) fn left(&self) -> u64 {
         self.parts.values().sum()
     }
 
-    /// Whether it has a part in the queue.
+    /// Returns whether the batch uses the queue.
     pub(super) fn is_alive(&self) -> bool {
         self.waiting > 0 || !self.parts.is_empty()
     }
 
-    /// How long it has enough.
+    /// Returns the pause until the next check.
     pub(super) fn lasts(&self, now: Instant) -> Duration {
         let [least, most] = LOOK_AGAIN;
         if self.parts.is_empty() {
@@ -122,10 +122,10 @@ impl Flow {
         let over = self.waiting.saturating_sub(self.share * 3 / 4) as f64;
         let per_second = self.rate.recent_per_second(now);
         if per_second <= 0.0 {
-            // It may be about to begin.
+            // It may be about to start.
             return if self.rate.is_young(now) { least } else { most };
         }
-        // Half of that: the rate may grow, and publishing takes time.
+        // Half of that, because the rate may grow and publishing takes time.
         Duration::from_secs_f64((over / per_second / 2.0).min(1.0)).clamp(least, most)
     }
 }
