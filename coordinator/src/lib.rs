@@ -1,6 +1,6 @@
-//! The coordinator of imgsync, and the program's commands: decides what is copied, watches over it, shows how it went.
+//! The coordinator of imgsync and the program's commands: plans batches, leads them, and reports results.
 
-// A listing within a run is a deep nest of futures, whose layout the compiler works out.
+// Futures of a listing within a run nest deeply, and the compiler computes their layout recursively.
 #![recursion_limit = "256"]
 
 pub mod batches;

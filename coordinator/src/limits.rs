@@ -1,4 +1,4 @@
-//! The tables of limits in the documentation, written from the constants of all crates.
+//! Generates the tables of limits in the documentation from the constants of all crates.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use imgsync_common::limits::{Limit, Page};
 
 use crate::batches::{MAX_DEPTH, MAX_RULES};
 
-/// The limits of the coordinator.
+/// Returns the limits of the coordinator.
 fn coordinator_limits() -> Vec<Limit> {
     let tasks = "tasks with the queue of a route, of all batches of a priority";
     let rules = "rules of `imgsync serve` that have figures of their own";
@@ -30,7 +30,7 @@ fn coordinator_limits() -> Vec<Limit> {
 const BEGIN: &str = "<!-- This table is written by a test: UPDATE_DOCS=1 cargo nextest run limits -->";
 const END: &str = "<!-- End of the limits -->";
 
-/// `UPDATE_DOCS=1 cargo nextest run limits` writes the tables anew.
+/// `UPDATE_DOCS=1 cargo nextest run limits` regenerates the tables.
 #[test]
 fn the_documented_limits_are_the_constants() {
     let limits: Vec<Limit> =

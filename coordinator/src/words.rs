@@ -1,6 +1,6 @@
-//! Numbers in sentences.
+//! Numbers in messages.
 
-/// 1234567 → 1,234,567.
+/// Groups digits: 1234567 → 1,234,567.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -13,7 +13,7 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
-/// "1 image", "2,000 images".
+/// Formats a count with its noun: "1 image", "2,000 images".
 pub(crate) fn many(number: u64, one: &str, several: &str) -> String {
     format!("{} {}", thousands(number), if number == 1 { one } else { several })
 }

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command-line arguments.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -163,7 +163,7 @@ pub(crate) struct SyncArgs {
     /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
     ///
     /// The variable is used where --user stands and none of the two options does.
-    // Not by clap: for it a variable that is set is an option that was typed, and needs --user as that does.
+    // Not through clap's `env`: clap treats a set variable as a typed option, and would require --user.
     #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
     pub(crate) password: Option<Secret>,
     /// Read the password from stdin
@@ -186,7 +186,7 @@ pub(crate) struct SyncArgs {
 }
 
 impl SyncArgs {
-    /// What comes along.
+    /// Returns the referrers to copy with the image.
     pub(crate) fn referrers(&self) -> Referrers {
         match &self.referrers[..] {
             [] => Referrers::All,
@@ -262,7 +262,7 @@ pub(crate) struct RunArgs {
     pub(crate) patience: Patience,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
-    /// Set by `imgsync verify`, whether all bytes are read; no flag of its own.
+    /// Set by `imgsync verify`: whether to read all bytes. Not a flag.
     #[arg(skip)]
     pub(crate) verify: Option<bool>,
 }
@@ -450,7 +450,7 @@ impl From<Resumed> for RunArgs {
     }
 }
 
-/// An error class by its name.
+/// Parses an error kind by name.
 fn class(text: &str) -> Result<Class, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
         let all: Vec<&str> = Class::ALL.into_iter().map(Class::as_str).collect();
@@ -473,12 +473,12 @@ pub(crate) struct Patience {
     pub(crate) stall_timeout: Duration,
 }
 
-/// A reference to an image in a registry or in a layout.
+/// Parses a reference to an image in a registry or in a layout.
 pub(super) fn location(text: &str) -> Result<Location, String> {
     text.parse::<Location>().map_err(|error| error.detail().to_owned())
 }
 
-/// `all`, `none`, or an artifact type.
+/// Parses `all`, `none`, or an artifact type.
 fn referrers(text: &str) -> Result<String, String> {
     match text {
         "all" | "none" => {}
@@ -487,7 +487,7 @@ fn referrers(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The same of a target: what looks like a registry alone is no image of Docker Hub's with a number for a tag.
+/// Parses a target. Rejects `host:port`, which would otherwise be an image of Docker Hub with a numeric tag.
 fn target(text: &str) -> Result<Location, String> {
     if let Some((host, port)) = text.split_once(':')
         && !host.contains('/')

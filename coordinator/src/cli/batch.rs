@@ -1,4 +1,4 @@
-//! `imgsync batch …`: looking at batches and steering them, also from another terminal while a run goes on.
+//! `imgsync batch …`: shows and controls batches, also while another process runs them.
 
 use imgsync_common::batch::{BatchId, Options};
 use imgsync_common::error::{Class, Error, Result};
@@ -90,19 +90,19 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
                     print_steered(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
                     Ok(Exit::Done)
                 }
-                // The process that runs the batch takes them up; without one they are run here.
+                // The process that runs the batch picks them up; if there is none, this process runs them.
                 _ => resume(&house, id, ((*run).into(), Some(requeued)), settings, printer).await,
             }
         }
         BatchCommand::Report { id, report } => {
-            // The file that is configured is for runs.
+            // The configured file is for runs.
             let wanted = report.resolve(&settings.without_report())?;
             write_report(&*store().await?, &id, (&wanted, report.report_name.as_deref()), printer).await
         }
     }
 }
 
-/// The batch that was named, by its id or the beginning of it; the newest where none was.
+/// Resolves a batch by its id or a prefix of it; by default the newest batch.
 async fn resolve(store: &dyn Store, id: &Named) -> Result<BatchId> {
     match &id.batch {
         Some(prefix) => by_prefix(store, prefix).await,
@@ -113,7 +113,7 @@ async fn resolve(store: &dyn Store, id: &Named) -> Result<BatchId> {
     }
 }
 
-/// Finds the batch whose id begins so. An id that no batch has is wrong usage.
+/// Finds a batch by a prefix of its id. An unknown id is a usage error.
 pub(super) async fn by_prefix(store: &dyn Store, prefix: &str) -> Result<BatchId> {
     store.resolve(prefix).await.map_err(|error| match error.class() {
         Class::NotFound => error.as_class(Class::Invalid),
@@ -128,7 +128,7 @@ async fn look(store: &dyn Store, id: BatchId) -> Result<Batch> {
     })
 }
 
-/// Prints what a steering command did, where the batch is run by another process.
+/// Prints the result of a control command on a batch that another process runs.
 fn print_steered(json: bool, result: serde_json::Value, printer: &Printer) {
     if json {
         printer.data(&result.to_string());
@@ -182,7 +182,7 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
 
 pub(super) fn to_json(view: &BatchView) -> serde_json::Value {
     let batch = &view.batch;
-    // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
+    // A list shows what it can; commands on a single batch report options that cannot be decoded.
     let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
     json!({
         "batch": batch.id,
@@ -223,7 +223,7 @@ async fn resume(
         Err(holder) if owner(&*house.store, &look(&*house.store, id).await?).await?.is_none() => {
             return Err(house.lock_refusal(&holder));
         }
-        // A run goes on in another process: it will take up what is resumed.
+        // The run in the other process picks up the resumed batch.
         Err(_) => {
             let now = house.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}; the run in the other process goes on with it"));
@@ -231,7 +231,7 @@ async fn resume(
             return Ok(Exit::Done);
         }
     };
-    // It is left to whoever lists or leads it already; a listing that was broken off is gone on with here.
+    // The process that lists or leads the batch continues it; an interrupted listing is resumed here.
     if house.is_cluster() {
         let asks = format!("resume on {}", coordinator_name());
         let is_listed = look(&*house.store, id).await?.sealed_at.is_some();

@@ -1,4 +1,4 @@
-//! `imgsync cache export|import`: what is known of target tags, from one store to another.
+//! `imgsync cache export|import`: copies the digest cache between stores.
 
 use std::error::Error as _;
 use std::fs::File;
@@ -75,12 +75,12 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
     }
 }
 
-/// Writes the cache to a file, for its owner alone unless the file was there: it names private repositories.
+/// Writes the cache to a file, readable only by its owner unless the file exists: it names private repositories.
 async fn export_to(cache: &dyn DigestCache, file: &Path) -> Result<u64> {
     let failed = |error: std::io::Error| {
         Error::new(Class::Local, format!("writing {}", file.display()), error.to_string()).because(error)
     };
-    // Beside its place until it is whole, so that an export that fails loses no earlier one.
+    // A temporary file, so that a failed export keeps an earlier one.
     let part = PathBuf::from(format!("{}.part", file.display()));
     let mut out = BufWriter::new(private::replace(&part).map_err(failed)?);
     let tags = export_cache(cache, &mut out).await?;

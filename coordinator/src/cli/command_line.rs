@@ -1,4 +1,4 @@
-//! A command line of imgsync 2.1 as values, for `config import`.
+//! Command lines of imgsync 2.1 as values, for `config import`.
 
 use clap::Parser as _;
 use imgsync_common::config::Destination;
@@ -7,25 +7,25 @@ use super::args::{Cli, Command};
 use super::original::OriginalArgs;
 use crate::presets;
 
-/// What a command line of imgsync 2.1 says; with its secrets, and so not to be shown.
+/// A parsed command line of imgsync 2.1. It contains secrets: do not print it.
 pub(crate) struct Original {
     pub(crate) source: OriginalSource,
     pub(crate) user: Option<String>,
-    /// As it was typed: a secret, or the variable that holds it.
+    /// As typed: a secret, or the variable that contains it.
     pub(crate) password: Option<String>,
     pub(crate) to: Vec<String>,
     pub(crate) naming: Option<String>,
     pub(crate) concurrency: Option<u16>,
     pub(crate) timeout: Option<String>,
-    /// Token, group and where the API is.
+    /// Token, group and API URL.
     pub(crate) telegram: Option<(String, String, Option<String>)>,
     pub(crate) report: Option<String>,
     pub(crate) report_level: Option<u8>,
-    /// Flags that are no part of a configuration, as they were typed.
+    /// Flags without a counterpart in a configuration, as typed.
     pub(crate) stay: Vec<String>,
 }
 
-/// What is read.
+/// Source of the copy.
 #[derive(Debug)]
 pub(crate) enum OriginalSource {
     Preset(String),
@@ -33,9 +33,9 @@ pub(crate) enum OriginalSource {
 }
 
 impl Original {
-    /// Reads it with this program's own eyes. An error shows nothing that was typed but flags.
+    /// Parses the words with the current command line. Errors show flags, but no other typed text.
     pub(crate) fn parse_from_words(words: &[String]) -> Result<Original, String> {
-        // With a path before it, or without the program's name.
+        // With or without the program's name or path.
         let rest = match words.first().map(|first| first.rsplit('/').next().unwrap_or_default()) {
             Some("imgsync") => &words[1..],
             _ => words,
@@ -76,7 +76,7 @@ impl Original {
             Destination::Registry(base) => base.to_string(),
             Destination::Layout(folder) => format!("oci:{}", folder.display()),
         };
-        // Only what was typed: variables of this environment are nobody's command line.
+        // Only typed values: variables of this environment are not part of the command line.
         let typed = |flag: &str| words.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
         let value = |flag: &str| {
             let at = words.iter().position(|word| word == flag || word.starts_with(&format!("{flag}=")))?;

@@ -1,4 +1,4 @@
-//! `imgsync config`: what a configuration says, before anything is done with it.
+//! `imgsync config`: checks and shows a configuration without running it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -45,8 +45,8 @@ pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> E
     }
 }
 
-/// What is wrong beside the text itself: with the files that it names, and with what it says together with flags and the
-/// environment. Nothing is asked over the network.
+/// Checks what parsing does not: the files that the configuration names, and its combination with flags and
+/// environment. Sends no requests.
 fn beside(settings: &Settings) -> Vec<Error> {
     let template = settings.config.report.as_ref().and_then(|report| report.template.as_ref());
     let template = template.map_or(Ok(()), |path| {
@@ -65,7 +65,7 @@ fn print(text: &str, printer: &Printer) -> Exit {
     Exit::Done
 }
 
-/// What was found, for who wonders whether it was what they wrote.
+/// Summarizes what was parsed, so that users can compare it with what they wrote.
 fn summary(file: &Path, config: &Config) -> String {
     let count = |count: usize, one: &str, several: &str| match count {
         0 => format!("no {several}"),

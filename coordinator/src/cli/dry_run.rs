@@ -1,4 +1,4 @@
-//! `imgsync run --dry-run`: a line per task with what would be done, found out by reading alone.
+//! `imgsync run --dry-run`: prints the planned action of each task, using read requests only.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,7 +23,6 @@ use super::{signals, state};
 use crate::batches::{Dry, PlannedTask, Pruning, Slice, Target};
 use crate::words::many;
 
-/// Tasks that are looked at at a time.
 const AT_ONCE: usize = 20;
 
 pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
@@ -115,7 +114,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     })
 }
 
-/// Says what would be removed, and how many that are.
+/// Prints the planned removals and returns their number.
 fn removals(
     args: &RunArgs,
     settings: &Settings,
@@ -150,7 +149,7 @@ fn removals(
     removals
 }
 
-/// Prints a line: what would be done, and of the rule and the error what is known.
+/// Prints a line: the action, and the rule and the error if they are known.
 fn print(
     args: &RunArgs,
     printer: &Printer,

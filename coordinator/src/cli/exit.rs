@@ -1,21 +1,21 @@
-//! Exit codes, which are an interface: scripts depend on them.
+//! Exit codes: a public interface that scripts depend on.
 
 use std::process::ExitCode;
 
 use imgsync_common::error::{Class, Error};
 
-/// How the program ends.
+/// Result of the program, mapped to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// All was done.
+    /// Everything succeeded.
     Done,
     /// Some images failed.
     Failed,
     /// Wrong usage or configuration.
     Usage,
-    /// A registry, broker or store is out of reach, so that nothing could start.
+    /// A registry, broker or store is unreachable, so that nothing could start.
     CouldNotStart,
-    /// What was asked for could not be written: to stdout, a report, an export.
+    /// Requested output could not be written: stdout, a report, an export.
     OutputLost,
     /// Stopped on request; can be run again.
     Interrupted,
@@ -33,8 +33,8 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// How a copy of one image ends with this error. `moved`: something had come to the target by then, so that a connection
-/// that fails is no reason to say that nothing could start.
+/// Returns the exit code of a failed copy of one image. `moved`: data had reached the target, so that a connection
+/// error does not mean that nothing could start.
 pub(crate) fn of_copy(error: &Error, moved: bool) -> Exit {
     match of_error(error) {
         Exit::CouldNotStart if moved => Exit::Failed,
@@ -42,7 +42,7 @@ pub(crate) fn of_copy(error: &Error, moved: bool) -> Exit {
     }
 }
 
-/// How a command ends that could do nothing for this error.
+/// Returns the exit code of a command that failed with this error.
 pub(crate) fn of_error(error: &Error) -> Exit {
     match error.class() {
         Class::Invalid => Exit::Usage,

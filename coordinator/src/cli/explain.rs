@@ -1,5 +1,5 @@
-//! `imgsync explain REF`: why a tag was, or was not, copied: what the rules say of it, what is remembered of it, and how it
-//! went in the newest batches.
+//! `imgsync explain REF`: explains why a tag was or was not copied, from the rules, the digest cache and the newest
+//! batches.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ use crate::enumerate::list;
 use crate::presets::parts;
 use crate::words::many;
 
-/// Batches that are looked through, newest first.
+/// Limit of searched batches, newest first.
 const BATCHES: usize = 5;
 const PAGE: usize = 5000;
 
@@ -78,7 +78,7 @@ async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> 
     Ok(by_rules || by_batches)
 }
 
-/// What each rule that names the repository says of the tag.
+/// Prints how each rule that reads the repository selects the tag.
 async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer: &Printer) -> Result<bool> {
     let mut told = false;
     let Config { rules, .. } = &settings.config;
@@ -127,7 +127,7 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
     Ok(told)
 }
 
-/// How it went in the newest batches, whether it is named as a source or as a target.
+/// Prints the tag's results in the newest batches, as a source or as a target.
 async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer: &Printer) -> Result<bool> {
     let home = Home::in_registry(reference.registry.clone(), &reference.repository);
     let is_it = |place: &Place| *place.home == home && place.tag == *tag;

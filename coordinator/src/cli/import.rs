@@ -1,4 +1,4 @@
-//! `imgsync config import`: a configuration on stdout, and on stderr what was left out and which variables it wants.
+//! `imgsync config import`: prints a configuration on stdout, and omissions and required variables on stderr.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,6 @@ use crate::import::{self, Draft, Format, Hints};
 use crate::presets;
 use crate::words::many;
 
-/// The most that is read of a file, in bytes.
 const LARGEST: u64 = 16 << 20;
 
 /// Turns what another program was told into a configuration.
@@ -93,13 +92,13 @@ fn read(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Says what this program itself finds wrong with what it wrote: something to be mended by hand.
+/// Validates the generated configuration, and prints what has to be fixed by hand.
 fn check(yaml: &str, printer: &Printer) -> Exit {
     let presets = presets::known();
     let file = File {
         name: "the configuration above",
         text: yaml,
-        // Whatever the variables will hold.
+        // The real values are set later.
         environment: &|_| Some("set-later".to_owned()),
         presets: Some(&presets),
     };

@@ -1,4 +1,4 @@
-//! `imgsync inspect REF`: what an image is made of, as a tree or as JSON.
+//! `imgsync inspect REF`: shows the content of an image as a tree or as JSON.
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -45,7 +45,7 @@ pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -
             printer.data(&match args.json {
                 true => {
                     let mut object = json!({"reference": args.reference.to_string(), "blobs": blobs, "bytes": bytes});
-                    // Of these types nothing fails to be written.
+                    // These types always serialize.
                     object["image"] = serde_json::to_value(&image).unwrap_or_default();
                     object.to_string()
                 }
@@ -80,7 +80,7 @@ async fn look(args: &InspectArgs, settings: &Settings, printer: &Printer) -> Res
     inspect(&client, &args.reference, &context).await
 }
 
-/// What a manifest is called in a line.
+/// Formats a manifest in one line.
 fn title(image: &Inspected) -> String {
     let kind = match (&image.artifact_type, image.manifests.is_empty()) {
         (Some(kind), _) => kind.clone(),
@@ -111,7 +111,7 @@ fn blob(name: &str, blob: &InspectedBlob) -> String {
     printable(&line).into_owned()
 }
 
-/// Lines of a manifest and of all below it; `indent` stands before those below.
+/// Appends a manifest and its children, which are prefixed with `indent`.
 fn tree(image: &Inspected, indent: &str, lines: &mut Vec<String>) {
     lines.push(title(image));
     let mut below: Vec<(String, Option<&Inspected>)> = Vec::new();

@@ -1,4 +1,4 @@
-//! The command line: what was typed → what it means → the command. Commands never read the environment themselves.
+//! The command line: arguments → settings → command. Commands never read the environment themselves.
 
 mod args;
 mod batch;
@@ -44,9 +44,9 @@ pub(crate) use self::command_line::{Original, OriginalSource};
 use self::exit::Exit;
 use self::printer::Printer;
 
-/// Of each thread: a build without optimizations keeps deep nests of futures in wide frames.
+/// Debug builds nest futures in large stack frames, and overflow the default of 2 MiB.
 const STACK_BYTES: usize = 8 << 20;
-/// How long the end of the program waits for threads that cannot be cancelled.
+/// How long the exit waits for threads that cannot be cancelled.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs the program.
@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap knows whether it was asked for help (stdout, 0) or given something wrong (stderr).
+            // clap knows whether help was requested (stdout, 0) or the usage is wrong (stderr).
             let printed = error.print();
             if error.use_stderr() {
                 return Exit::Usage.into();
@@ -102,17 +102,17 @@ pub fn main() -> ExitCode {
         }
     });
     imgsync_common::repeated::flush();
-    // Drops the tasks that still go on, and with the last of them the store, which closes its file. A name look-up in a
-    // thread of its own keeps us no longer than that.
+    // Drops the remaining tasks, and with the last of them the store, which closes its file. A blocking DNS lookup
+    // delays the exit no longer than this.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    // Whatever else the command came to: who reads its output has less than it says.
+    // Takes precedence over the result of the command: the output is incomplete.
     if printer.has_lost() { Exit::OutputLost.into() } else { exit.into() }
 }
 
-/// What is logged unless RUST_LOG says otherwise. As JSON it is for machines, and what people would see as lines is in it.
+/// Returns the log filter that applies without RUST_LOG. The JSON log includes the messages that users see as lines.
 fn default_log(debug: bool, format: LogFormat) -> &'static str {
     match (debug, format) {
-        // What the broker's client says of errors we say in other words.
+        // The errors of the broker's client are reported in our own words.
         (true, _) => "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
         (false, LogFormat::Text) => "lapin=off,warn",
         (false, LogFormat::Json) => "imgsync::cli=info,lapin=off,warn",

@@ -1,4 +1,4 @@
-//! Who is told when a batch has ended: what can be typed about it, over what the configuration says.
+//! Notification flags, which override the configuration.
 
 use clap::Args;
 use imgsync_common::config::{Notify, Telegram};
@@ -23,7 +23,7 @@ pub(crate) struct NotifyArgs {
 }
 
 impl NotifyArgs {
-    /// Who is told: as configured, with what was typed in its place. Half a Telegram is said, and left out.
+    /// Merges the flags into the configured notification targets. Half a Telegram setting is dropped with a warning.
     pub(crate) fn resolve(&self, configured: &Notify, printer: &Printer) -> Notify {
         let mut notify = configured.clone();
         let is_typed = self.telegram_token.is_some() || self.telegram_group.is_some() || self.telegram_api.is_some();
@@ -46,7 +46,7 @@ impl NotifyArgs {
             (None, Some(_)) => {
                 printer.warning("Telegram is not told: there is a group and no token (--telegram-token)")
             }
-            // An address alone tells nobody.
+            // An API URL alone enables nothing.
             (None, None) => {}
         }
         notify
@@ -57,7 +57,7 @@ fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
-/// A variable that is set to nothing names nothing.
+/// Parses a group. An empty variable counts as unset.
 fn group(text: &str) -> Result<String, String> {
     match text.is_empty() || Telegram::is_group(text) {
         true => Ok(text.to_owned()),

@@ -1,5 +1,5 @@
-//! The commands of imgsync 2.1, meaning what they meant: one rule, to `docker.io/<user>`, under the names of then, and from
-//! there the way of `imgsync run`.
+//! The commands of imgsync 2.1 with their original meaning: one rule to `docker.io/<user>`, with the target names of
+//! 2.1, executed like `imgsync run`.
 
 use clap::Args;
 use imgsync_common::config::{Preset, Source};
@@ -55,7 +55,7 @@ pub(crate) async fn flannel(args: OriginalArgs, global: &Global, printer: &Print
     go(of_preset("quay.io/coreos", printer), args, global, printer).await
 }
 
-/// A namespace of gcr.io; where it has moved, what is at its new home.
+/// Returns the source of a namespace of gcr.io, or of its current location if it has moved.
 fn of_namespace(namespace: &str, printer: &Printer) -> Result<Source> {
     let home = format!("gcr.io/{namespace}");
     if presets::of_original(&home).is_some() {
@@ -67,7 +67,7 @@ fn of_namespace(namespace: &str, printer: &Printer) -> Result<Source> {
     Ok(Source::Repositories(pattern))
 }
 
-/// The preset of what the original read at this home. That it has moved is said.
+/// Returns the preset for a location that imgsync 2.1 read, and prints where it has moved.
 fn of_preset(home: &str, printer: &Printer) -> Source {
     let known = presets::of_original(home).expect("the homes that are named in this file are in the catalog");
     let homes: Vec<&str> = known.homes().map(|(at, _)| at).filter(|at| *at != home).collect();
@@ -92,7 +92,7 @@ async fn go(source: Source, args: OriginalArgs, global: &Global, printer: &Print
     if let Err(error) = set {
         return fail(&error, printer);
     }
-    // They always took every tag of every platform, whatever rules of a configuration do.
+    // Version 2.1 copied every tag of every platform, whatever the configuration's rules do.
     for rule in &mut settings.config.rules {
         rule.selection = Default::default();
         rule.platforms = Vec::new();

@@ -1,4 +1,4 @@
-//! `imgsync completions` and `imgsync man`: what shells and `man` know of both programs, made from their command lines.
+//! `imgsync completions` and `imgsync man`: generated from the command lines of both programs.
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,7 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// Its command line.
+    /// Returns its command line.
     pub(crate) fn command(self) -> clap::Command {
         match self {
             Program::Imgsync => Cli::command(),

@@ -1,4 +1,4 @@
-//! `imgsync presets`: the known sources, and what they expand to; and how commands take one.
+//! `imgsync presets`: lists the presets and what they expand to; parses preset arguments.
 
 use clap::Args;
 use imgsync_common::config::{Preset, Source};
@@ -39,12 +39,12 @@ pub(crate) struct PresetsArgs {
     pub(crate) json: bool,
 }
 
-/// A preset, as `--json` prints it.
+/// A preset in the output of `--json`.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     preset: &'a str,
     about: &'a str,
-    /// Whether it can be cut down to versions.
+    /// Whether it takes a version range.
     versions: bool,
     reads: Vec<Reads>,
 }
@@ -52,12 +52,12 @@ struct Shown<'a> {
 #[derive(Debug, Serialize)]
 struct Reads {
     from: String,
-    /// As a rule's `tags` would say it; empty for all tags.
+    /// As in a rule's `tags`; empty for all tags.
     tags: serde_json::Value,
     target: String,
-    /// The target's name with `naming: original`.
+    /// Target name with `naming: original`.
     original: String,
-    /// Earlier homes, newest first.
+    /// Former locations, newest first.
     was: Vec<String>,
 }
 
@@ -119,14 +119,14 @@ fn reads(part: &Part) -> Reads {
     Reads { from: part.pattern.to_string(), tags, target, original, was: part.was() }
 }
 
-/// The tags in a word: `*` for all.
+/// Formats the selected tags; `*` for all.
 fn tags(selection: &Selection) -> String {
     let mut words: Vec<String> = selection.include.iter().map(ToString::to_string).collect();
     words.extend(selection.range.as_ref().map(ToString::to_string));
     if words.is_empty() { "*".to_owned() } else { words.join(", ") }
 }
 
-/// A preset as it is typed: `kubeadm`, `kubeadm >=1.30`.
+/// Parses a preset with an optional version range: `kubeadm`, `kubeadm >=1.30`.
 pub(crate) fn preset(text: &str) -> std::result::Result<Preset, String> {
     let preset: Preset = text.parse()?;
     presets::find(&preset).map(|_| preset).map_err(|error| match error.advice() {

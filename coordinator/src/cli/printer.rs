@@ -1,4 +1,4 @@
-//! The one place from which the program writes: data to stdout, words for people to stderr.
+//! All output of the program: data on stdout, messages on stderr.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -8,34 +8,34 @@ use imgsync_common::error::Error;
 use indicatif::MultiProgress;
 use jiff::Timestamp;
 
-/// Writes to stdout and stderr, around the progress bars if there are some. Cheap to clone.
+/// Writes to stdout and stderr around the progress bars. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Printer {
     quiet: bool,
-    /// Words go into the log, which is for programs then.
+    /// Whether messages go to the log, which is then for programs.
     logs: bool,
     bars: MultiProgress,
-    /// Whether something that was asked for could not be written.
+    /// Whether requested output could not be written.
     has_lost: Arc<AtomicBool>,
 }
 
 impl Printer {
-    /// Quiet: errors only.
+    /// Creates a printer. A quiet one prints errors only.
     pub(crate) fn new(quiet: bool) -> Printer {
         Printer { quiet, logs: false, bars: MultiProgress::new(), has_lost: Arc::default() }
     }
 
-    /// The same, with all words as lines of the log.
+    /// Returns the printer with all messages sent to the log.
     pub(crate) fn into_log(self, logs: bool) -> Printer {
         Printer { logs, ..self }
     }
 
-    /// Where bars are drawn; only to be used on a terminal.
+    /// Returns the progress bars, to be used on a terminal only.
     pub(crate) fn bars(&self) -> &MultiProgress {
         &self.bars
     }
 
-    /// Whether bars can be shown and are wanted.
+    /// Returns whether progress bars can be shown and are wanted.
     pub(crate) fn shows_bars(&self) -> bool {
         !self.quiet
             && !self.logs
@@ -43,7 +43,7 @@ impl Printer {
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// Data, one line. False if it could not be written.
+    /// Prints a line of data. Returns false if it could not be written.
     pub(crate) fn data(&self, line: &str) -> bool {
         let written = self.bars.suspend(|| {
             let mut stdout = std::io::stdout();
@@ -52,7 +52,7 @@ impl Printer {
         written.map_err(|error| self.lost_on_stdout(&error)).is_ok()
     }
 
-    /// Notes that stdout could not be written, which is said once. Who closed our stdout does not want the rest: `| head`.
+    /// Reports once that stdout could not be written. A closed pipe (`| head`) is no error.
     pub(crate) fn lost_on_stdout(&self, error: &std::io::Error) {
         if error.kind() != std::io::ErrorKind::BrokenPipe && !self.has_lost.swap(true, Ordering::Relaxed) {
             self.error(
@@ -62,18 +62,18 @@ impl Printer {
         }
     }
 
-    /// Says why a file that was asked for could not be written.
+    /// Reports that a requested file could not be written.
     pub(crate) fn lost_file(&self, error: &Error) {
         self.has_lost.store(true, Ordering::Relaxed);
         self.failure(error);
     }
 
-    /// Whether something that was asked for could not be written.
+    /// Returns whether requested output could not be written.
     pub(crate) fn has_lost(&self) -> bool {
         self.has_lost.load(Ordering::Relaxed)
     }
 
-    /// Words for people.
+    /// Prints a message.
     pub(crate) fn line(&self, line: &str) {
         if self.logs {
             tracing::info!("{line}");
@@ -82,7 +82,7 @@ impl Printer {
         }
     }
 
-    /// Words for people who read them later: with the time.
+    /// Prints a message with the time, for later reading.
     pub(crate) fn stamped(&self, line: &str) {
         match self.logs {
             true => tracing::info!("{line}"),
@@ -90,7 +90,7 @@ impl Printer {
         }
     }
 
-    /// A warning for people who read it later: with the time.
+    /// Prints a warning with the time, for later reading.
     pub(crate) fn stamped_warning(&self, message: &str) {
         match self.logs {
             true => tracing::warn!("{message}"),
@@ -98,7 +98,7 @@ impl Printer {
         }
     }
 
-    /// Something that people should know.
+    /// Prints a warning.
     pub(crate) fn warning(&self, message: &str) {
         match self.logs {
             true => tracing::warn!("{message}"),
@@ -106,7 +106,7 @@ impl Printer {
         }
     }
 
-    /// Why it did not work, and what to do.
+    /// Prints an error and its hint.
     pub(crate) fn error(&self, message: &str, hint: Option<&str>) {
         if self.logs {
             return tracing::error!(hint, "{message}");
@@ -120,7 +120,7 @@ impl Printer {
         });
     }
 
-    /// Errors that bring their own form: several lines, with carets.
+    /// Prints an error that is already formatted: several lines, with carets.
     pub(crate) fn raw(&self, text: &str) {
         if self.logs {
             return tracing::error!("{}", text.trim_end());
@@ -128,7 +128,7 @@ impl Printer {
         self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", text.trim_end()));
     }
 
-    /// A registry's failure.
+    /// Prints a registry's error and its hint.
     pub(crate) fn failure(&self, error: &Error) {
         self.error(&error.to_string(), error.advice());
     }

@@ -1,4 +1,4 @@
-//! How one copy is going: a bar per blob and one for all on a terminal, a line every so often elsewhere.
+//! Progress of one copy: a bar per blob and a total on a terminal, periodic lines elsewhere.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +13,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
 
-/// How often bars are moved.
 const TICK: Duration = Duration::from_millis(100);
-/// How often a line is written where there is no terminal.
+/// Interval of lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// Bars for more blobs at once than this would fill a terminal.
+/// More bars would fill a terminal.
 const MOST_BARS: usize = 16;
 
-/// Follows one copy.
+/// Shows the progress of one copy.
 pub(crate) struct Progress {
     printer: Printer,
     total: Option<ProgressBar>,
@@ -56,7 +55,7 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps bars or lines going until dropped.
+    /// Updates bars or prints lines until dropped.
     pub(crate) async fn keep_going(&self) {
         let started = Instant::now();
         let every = if self.total.is_some() { TICK } else { LINE_EVERY };
@@ -98,7 +97,7 @@ impl Progress {
         ));
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub(crate) fn finish(&self) {
         for blob in self.state().under_way.values() {
             blob.bar.iter().for_each(ProgressBar::finish_and_clear);
@@ -156,7 +155,7 @@ impl Observer for Progress {
             }
             Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.printer.warning(message),
             Event::Notice { message } => self.printer.line(message),
-            // One image has no tasks; the rest is for those who count.
+            // One image has no tasks; the other events are for metrics.
             Event::TaskStarted { .. }
             | Event::TaskEnded { .. }
             | Event::Answered { .. }

@@ -1,4 +1,5 @@
-//! `docs/cli.md`: every command and option of both programs, written from their command lines. A test keeps it current.
+//! `docs/cli.md`: every command and option of both programs, generated from their command lines. A test keeps it
+//! current.
 
 use std::fmt::Write as _;
 
@@ -15,7 +16,7 @@ stdout is data, stderr is for people. Exit codes: 0 done · 1 some images failed
 (registry, broker or store out of reach), or output could not be written · 4 interrupted, can be resumed.
 ";
 
-/// The page.
+/// Renders the page.
 fn page() -> String {
     let mut page = HEAD.to_owned();
     for program in [Program::Imgsync, Program::ImgsyncWorker] {
@@ -26,7 +27,7 @@ fn page() -> String {
     page
 }
 
-/// A command, and those below it. `above`: options that were described with a command above.
+/// Writes a command and its subcommands. `above`: options described with a parent command.
 fn section(command: &Command, name: &str, above: &[&str], page: &mut String) {
     let _ = writeln!(page, "\n## {name}\n");
     if let Some(about) = command.get_long_about().or(command.get_about()) {
@@ -54,7 +55,7 @@ fn section(command: &Command, name: &str, above: &[&str], page: &mut String) {
     }
 }
 
-/// `--name VALUE`: what it does, what it may be, and what it is where it is left out.
+/// Formats an option: `--name VALUE`, its help, possible values and default.
 fn described(arg: &Arg) -> String {
     let value = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
     let takes = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
@@ -65,7 +66,7 @@ fn described(arg: &Arg) -> String {
         (None, None) => String::new(),
     };
     if takes && let Some(value) = value {
-        // `--report[=FILE]`: what may be left out.
+        // `--report[=FILE]`: the value is optional.
         let is_optional = arg.get_num_args().is_some_and(|number| number.min_values() == 0);
         spelled = match (spelled.is_empty(), is_optional) {
             (true, _) => value,
@@ -98,7 +99,7 @@ fn described(arg: &Arg) -> String {
     format!("`{spelled}`: {words}")
 }
 
-/// What Markdown would take for markup stays as it is.
+/// Escapes Markdown markup.
 fn prose(text: &str) -> String {
     text.trim().replace('<', "\\<").replace('*', "\\*")
 }
@@ -107,7 +108,7 @@ fn prose(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// `UPDATE_DOCS=1 cargo nextest run reference` writes it anew.
+    /// `UPDATE_DOCS=1 cargo nextest run reference` regenerates it.
     #[test]
     fn the_reference_of_commands_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");

@@ -1,4 +1,4 @@
-//! The report of a batch: what can be typed about it, over what the configuration says.
+//! Report flags, which override the configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -50,25 +50,25 @@ impl From<FormArg> for Form {
     }
 }
 
-/// Where a report goes, and how it is written. Templates are read and tried by now.
+/// Destination and format of a report. Templates are loaded and validated.
 #[derive(Debug)]
 pub(crate) struct Wanted {
-    /// On stdout.
+    /// Whether it is printed on stdout.
     pub(crate) on_stdout: bool,
-    /// To a file.
+    /// File to write.
     pub(crate) file: Option<PathBuf>,
-    /// How.
+    /// Format, level and template.
     pub(crate) shape: Shape,
-    /// Whether anybody asked for it by a flag.
+    /// Whether a flag requests it.
     pub(crate) is_typed: bool,
 }
 
 impl ReportArgs {
-    /// What holds, with the configuration's file where no flag names another place.
+    /// Resolves the flags, with the configured file if no flag names another destination.
     pub(crate) fn resolve(&self, settings: &Settings) -> Result<Wanted> {
         let configured = settings.config.report.as_ref();
         let is_typed = self.report.is_some() || self.report_format.is_some();
-        // A template alone is for the file that is configured, if there is one.
+        // A template alone applies to the configured file, if there is one.
         let file = match &self.report {
             Some(file) => file.clone(),
             None if self.report_format.is_some() => None,
@@ -77,7 +77,7 @@ impl ReportArgs {
         let on_stdout = file.is_none() && (is_typed || self.report_template.is_some());
         let template = match (&self.report_template, configured.and_then(|report| report.template.as_ref())) {
             (Some(typed), _) => Some(typed.clone()),
-            // That of the configuration is for the configuration's file.
+            // The configured template applies to the configured file.
             (None, Some(path)) if !is_typed => Some(settings.folder().join(path)),
             _ => None,
         };
@@ -107,7 +107,7 @@ impl ReportArgs {
     }
 }
 
-/// Whether a report's file can be written, better known now than when all is copied.
+/// Checks that the report's file can be written, before anything is copied.
 fn writable(file: &Path) -> Result<()> {
     let wrong = |detail: &str| {
         Error::new(Class::Invalid, format!("writing the report {}", file.display()), detail)

@@ -1,4 +1,4 @@
-//! `imgsync run`: the rules of a configuration, in this process or by the cluster.
+//! `imgsync run`: runs the rules of a configuration, in this process or in the cluster.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -77,11 +77,11 @@ pub(crate) async fn go(args: RunArgs, settings: &Settings, printer: &Printer) ->
     }
 }
 
-/// An error before, or instead of, an end with counts.
+/// Prints an error that ended a command without counts, and returns the exit code.
 pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
     printer.failure(error);
     match error.class() {
-        // Store or broker, mostly: nothing could be begun.
+        // Mostly errors of store or broker: nothing was started.
         Class::Local
         | Class::Denied
         | Class::Insecure
@@ -94,7 +94,7 @@ pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
 }
 
 async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
-    // What is wrong with a template is better known now than when all is copied.
+    // Reports errors of a template before anything is copied.
     let wanted = args.report.resolve(settings)?;
     let notifier = notifier(args, settings, printer)?;
     let house = state::open(settings, args.state.as_ref()).await?;
@@ -139,15 +139,15 @@ async fn start(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result
     work.report(&ended, (wanted, name), args.json, &notifier, printer).await
 }
 
-/// A batch that was there a moment ago.
+/// The batch was removed since.
 fn gone(id: BatchId) -> Error {
     Error::new(Class::NotFound, format!("reading batch {id}"), "the store does not have it any more")
         .hint("imgsync batch list shows those that there are")
 }
 
-/// Who is told how it ended.
+/// Builds the notifier of the run.
 pub(crate) fn notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Notifier> {
-    // Whoever leads a batch that is left to others tells of it.
+    // The leader of a detached batch sends its notifications.
     let told = match args.detach {
         true => Notify::default(),
         false => args.notify.resolve(&settings.config.notify, printer),
@@ -155,7 +155,7 @@ pub(crate) fn notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -
     Notifier::new(&told, settings.folder(), args.patience.retry_delay)
 }
 
-/// A layout is on one machine, and the tasks are done on others.
+/// Rejects image layouts: a layout is on one machine, and tasks run on others.
 pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
     let is_layout = |rule: &&Rule| {
         matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
@@ -171,14 +171,14 @@ pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
     }
 }
 
-/// What is left to another must have another.
+/// Checks that a coordinator can lead a detached batch.
 async fn check_leader(house: &House) -> Result<()> {
     let tried = "leaving a batch to another coordinator";
     if !house.is_cluster() {
         let detail = "there is no cluster: all is done in this process";
         return Err(Error::new(Class::Invalid, tried, detail).hint("leave out --detach, or configure a cluster"));
     }
-    // One that was killed a moment ago still holds the name, and would leave the batch lying.
+    // A coordinator that was killed a moment ago still holds its lease, and would not run the batch.
     match living_leader(house, &leader(SERVE), &format!("run on {}", coordinator_name())).await? {
         Some(_) => Ok(()),
         None => Err(Error::new(Class::Unreachable, tried, "none is there that would feed it to the workers")
@@ -186,17 +186,17 @@ async fn check_leader(house: &House) -> Result<()> {
     }
 }
 
-/// The result of asking for a batch of one's own.
+/// Result of starting a batch.
 pub(crate) enum Started {
-    /// It was made.
+    /// The batch was created.
     Made(Box<Made>),
-    /// Another batch, which does the same, was followed to its end; with `--detach` it was only found.
+    /// An equivalent batch was followed until it ended; with `--detach` it was only found.
     Joined(BatchId),
-    /// The batch that was followed was left by who ran it.
+    /// The followed batch was abandoned by its process.
     Left,
 }
 
-/// A run with all that it needs, for `run` and for `batch resume` and `batch requeue`.
+/// A run with its dependencies, for `run`, `batch resume` and `batch requeue`.
 pub(crate) struct Work<'a> {
     settings: &'a Settings,
     house: &'a House,
@@ -206,7 +206,7 @@ pub(crate) struct Work<'a> {
     if_running: IfRunning,
     limits: Limits,
     stop: Stop,
-    /// Whether it has begun to copy.
+    /// Whether copying has started.
     copies: Arc<AtomicBool>,
     printer: Printer,
 }
@@ -277,8 +277,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Makes a batch once no other of the same rules runs, or follows the one that does the same. `of`: the batch that is to
-    /// be compared again, in place of what the rules say.
+    /// Creates a batch once no other batch of the same rules runs, or follows an equivalent one. `of`: the batch to
+    /// compare again, instead of the rules.
     pub(crate) async fn start(&self, of: Option<&Batch>) -> Result<Started> {
         let run = self.run();
         let options = match of {
@@ -320,13 +320,13 @@ impl<'a> Work<'a> {
                     print_left(&view, &self.printer);
                     return Ok(Started::Left);
                 }
-                // It is superseded then, or another has gone on with it.
+                // It is superseded then, or another process has resumed it.
                 Over::Left(_) => {}
             }
         }
     }
 
-    /// Does it, with progress shown and signals minded.
+    /// Executes the batch, showing progress and handling signals.
     pub(crate) async fn follow(
         &self,
         id: BatchId,
@@ -344,12 +344,12 @@ impl<'a> Work<'a> {
             () = self.watching.keep_going(&*self.house.store, id, self.house.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.watching.finish();
-        // What it held of what all share is for others now.
+        // Releases its share of rate limits to other processes.
         self.client.let_go().await;
         ended
     }
 
-    /// Says how a batch ended that another process has run, and which tells of its end.
+    /// Reports the result of a batch that another process ran. That process sends the notifications.
     pub(crate) async fn report_joined(
         &self,
         id: BatchId,
@@ -363,7 +363,7 @@ impl<'a> Work<'a> {
         self.report(&ended, wanted, json, &nobody, printer).await
     }
 
-    /// Says how it ended: the report, or JSON, and the exit code.
+    /// Reports the result: report or JSON, notifications, and the exit code.
     pub(crate) async fn report(
         &self,
         ended: &RunEnd,
@@ -386,12 +386,12 @@ impl<'a> Work<'a> {
         if let Some(file) = &wanted.file {
             match report::write_file(&report, &wanted.shape, file).await {
                 Ok(()) => printer.line(&format!("the report is in {}", file.display())),
-                // What was done is told all the same.
+                // Notifications are sent all the same.
                 Err(error) => printer.lost_file(&error),
             }
         }
         let mut text = Vec::new();
-        // Who asked for the report has it on stdout; others see the totals, and what failed.
+        // A requested report is on stdout; otherwise totals and failures are printed.
         match wanted.on_stdout && !json {
             true => {
                 report::write(&report, &wanted.shape, &mut text).await?;
@@ -404,7 +404,7 @@ impl<'a> Work<'a> {
             }
         }
         if !ended.interrupted && !notifier.is_empty() {
-            // What failed is told unless less, or more, was asked for.
+            // Notifications list failures unless another level was requested.
             let told = wanted.shape.level.unwrap_or(Level::Failures);
             match tell_once(&self.house.store, &report, notifier, told, &coordinator_name()).await {
                 Ok(warnings) => warnings.unwrap_or_default().iter().for_each(|warning| printer.warning(warning)),
@@ -447,7 +447,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// How a run ends by its counts.
+/// Returns the exit code of a run.
 fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
     let counts = &ended.batch.counts;
     match () {
@@ -462,8 +462,8 @@ fn exit_of(ended: &RunEnd, all_listed: bool) -> Exit {
     }
 }
 
-/// The exit code that stands for a batch that has ended. `all_listed`: everything could be listed, and what was to be
-/// removed was. A batch that was stopped is never a success, were it before its first task was listed.
+/// Returns the exit code of an ended batch. `all_listed`: everything could be listed, and every removal succeeded. A
+/// stopped batch is never a success, even if it was stopped before its first task was listed.
 pub(super) fn exit_of_batch(batch: &Batch, all_listed: bool) -> Exit {
     let counts = &batch.counts;
     match counts.failed > 0 || counts.cancelled > 0 || batch.control.is_stopped() || !all_listed {
@@ -472,7 +472,7 @@ pub(super) fn exit_of_batch(batch: &Batch, all_listed: bool) -> Exit {
     }
 }
 
-/// Where relative paths of the configuration begin.
+/// Returns the base folder of relative paths of the configuration.
 pub(crate) fn folder(settings: &Settings) -> &Path {
     settings.folder()
 }

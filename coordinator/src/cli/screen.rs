@@ -1,4 +1,4 @@
-//! How a batch looks on a terminal. Drawing asks nobody: all that it shows is in a [`Scene`].
+//! The terminal view of a batch. Drawing reads nothing but a [`Scene`].
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const FAILED: Color = Color::Red;
 const CANCELLED: Color = Color::Yellow;
 const RUNNING: Color = Color::Blue;
 
-/// A batch as it is drawn.
+/// The data of the view.
 pub(crate) struct Scene {
     pub(crate) view: BatchView,
     title: String,
@@ -33,23 +33,23 @@ pub(crate) struct Scene {
     course: Course,
     workers: Vec<Heartbeat>,
     attention: Vec<String>,
-    /// Which list the keys move.
+    /// The list that keys scroll.
     pub(crate) focus: Focus,
-    /// What is waited for an answer to.
+    /// Pending question.
     pub(crate) asks: Asks,
-    /// Why something could not be done.
+    /// Why the last action or refresh failed.
     pub(crate) said: Option<String>,
     offsets: [usize; 2],
 }
 
-/// A list that can be moved.
+/// A list that can be scrolled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Focus {
     Failures,
     Workers,
 }
 
-/// What is to be answered by a key.
+/// A question that a key answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Asks {
     #[default]
@@ -87,13 +87,13 @@ impl Scene {
         }
     }
 
-    /// The same as it stands now; where somebody is in it stays.
+    /// Replaces the data; keeps focus, question and scroll positions.
     pub(crate) fn follow(&mut self, next: Scene) {
         let (focus, asks, offsets) = (self.focus, self.asks, self.offsets);
         *self = Scene { focus, asks, offsets, ..next };
     }
 
-    /// Moves the list that has the focus.
+    /// Scrolls the focused list.
     pub(crate) fn scroll(&mut self, lines: isize) {
         let offset = &mut self.offsets[self.focus as usize];
         *offset = offset.saturating_add_signed(lines);
@@ -105,7 +105,7 @@ impl Scene {
     }
 }
 
-/// Draws it all, as much of it as there is room for.
+/// Draws the view, as much of it as fits.
 pub(crate) fn draw(frame: &mut Frame<'_>, scene: &mut Scene) {
     let area = frame.area();
     let attention = u16::try_from(scene.attention.len().min(3)).unwrap_or(3);
@@ -127,7 +127,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, scene: &mut Scene) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), notes);
     let [images, bytes] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(plots);
     draw_course(frame, scene, (images, bytes));
-    // Side by side where both have room. Where all is done in one process, its worker is known to that process alone.
+    // Side by side if both fit. Without a cluster, the worker is known to its own process alone.
     let [failures, workers] = match area.width >= 100 {
         _ if scene.workers.is_empty() => [lists, Rect::ZERO],
         true => Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)]).areas(lists),
@@ -161,7 +161,7 @@ fn heading(scene: &Scene, width: usize) -> Vec<Line<'static>> {
     vec![first, Line::from(cut(&second, width)).fg(Color::DarkGray)]
 }
 
-/// Outcomes as parts of a bar. What there is any of has a cell at least.
+/// Draws outcomes as a stacked bar. A count above zero has at least one cell.
 fn stacked(batch: &Batch, width: usize) -> Line<'static> {
     let counts = &batch.counts;
     let parts = [
@@ -243,7 +243,7 @@ fn draw_course(frame: &mut Frame<'_>, scene: &Scene, (images, bytes): (Rect, Rec
     }
 }
 
-/// The same values over so many columns: the largest of those that share one, each as often as there is room.
+/// Resamples the values to so many columns: merged values become their maximum, or values repeat.
 fn spread(values: &[u64], columns: usize) -> Vec<u64> {
     let count = values.len();
     let of = |column: usize| {
@@ -293,7 +293,7 @@ fn worker_lines(scene: &Scene) -> Vec<Line<'static>> {
     lines
 }
 
-/// A framed list, from an offset on that is kept within it.
+/// Draws a framed list from an offset, which is clamped to the list.
 fn list(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -312,7 +312,7 @@ fn list(
     let block = Block::bordered().border_style(border).title(shown);
     let seen: Vec<Line<'static>> = lines.into_iter().skip(*offset).take(inner).collect();
     let text = Paragraph::new(seen).block(block);
-    // Long errors are read whole where there is room for more than a line of each.
+    // Long errors are wrapped if there is room for more than a line of each.
     let text = if total * 2 <= inner { text.wrap(Wrap { trim: false }) } else { text };
     frame.render_widget(text, area);
 }

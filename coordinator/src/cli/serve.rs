@@ -1,4 +1,4 @@
-//! `imgsync serve`: the coordinator that stays.
+//! `imgsync serve`: the long-running coordinator.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,7 +30,6 @@ use crate::batches::{House, Rules, figures};
 use crate::serve::{Access, Doors, Given, Manner, Office, Origin, Token, token};
 use crate::words::many;
 
-/// Where it listens if nobody says so.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 /// Runs the command.
@@ -61,7 +60,7 @@ async fn work(
     let stop = Stop::default();
     let (house, ready, _lock) = house(args, settings, &stop.drain).await?;
     let variable = std::env::var("IMGSYNC_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new);
-    // Where nobody has a home, the token is in nobody's file.
+    // Without a home folder, the token is not stored.
     let folder = state::folder(args.state.as_ref()).ok();
     let token = token(variable.as_ref().or(settings.config.serve.token.as_ref()), folder.as_deref())?;
     let access = Access::new(address, token.secret.expose(), &settings.config.serve.hosts);
@@ -90,7 +89,7 @@ async fn work(
     Ok(())
 }
 
-/// What serving works with, whether that is ready, and the right to run tasks where others might.
+/// Opens the backend, with its readiness check and the lock that it needs without a cluster.
 async fn house(
     args: &ServeArgs,
     settings: &Settings,
@@ -116,11 +115,11 @@ async fn house(
     Ok((house, ready, lock))
 }
 
-/// Says where it is, and how to get in.
+/// Prints the address and how to sign in.
 fn welcome(address: SocketAddr, token: &Token, settings: &Settings, printer: &Printer) {
     printer.line(&format!("answers on http://{address} (/healthz, /readyz and /metrics, too)"));
     match (&token.file, token.is_made_up) {
-        // The address alone opens the page with it: what follows the hash is never sent to anybody.
+        // The URL signs the browser in: the fragment is never sent to a server.
         (Some(file), true) => printer.line(&format!(
             "the dashboard, with the right to change things: http://{}/#token={} (the token is kept in {})",
             reachable(address),
@@ -149,7 +148,7 @@ fn welcome(address: SocketAddr, token: &Token, settings: &Settings, printer: &Pr
     }
 }
 
-/// Where a browser of this machine finds it.
+/// Returns the address for a browser on this machine.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip().is_unspecified() {
         true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),
@@ -166,7 +165,7 @@ fn given(settings: &Settings, notify: &NotifyArgs, printer: &Printer) -> Result<
     })
 }
 
-/// Reads the configuration again. What needs a new start is said, and left as it is.
+/// Returns the source of reloads. Changes that need a restart are reported and not applied.
 fn origin(global: &Global, notify: NotifyArgs, first: &Settings, printer: &Printer) -> Origin {
     let file: Option<PathBuf> = Some(Settings::path(global));
     let (global, printer) = (global.clone(), printer.clone());
@@ -184,7 +183,7 @@ fn origin(global: &Global, notify: NotifyArgs, first: &Settings, printer: &Print
     Origin { file, read: Box::new(read) }
 }
 
-/// Says what happens, as lines.
+/// Prints events as lines.
 struct Said {
     printer: Printer,
     is_cluster: bool,

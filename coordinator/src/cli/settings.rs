@@ -1,4 +1,4 @@
-//! What holds for a command, from the configuration file: read once, checked whole, handed on as values.
+//! Settings of a command, from the configuration file: read once, validated as a whole, passed on as values.
 
 use std::path::{Path, PathBuf};
 
@@ -14,31 +14,30 @@ use super::exit::Exit;
 use super::printer::Printer;
 use crate::{import, presets};
 
-/// The file that is read where none was named.
 const DEFAULT_FILE: &str = "imgsync.yaml";
 
-/// The configuration, and where it came from.
+/// The configuration and its file.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// What the file means; what no file would mean where there is none.
+    /// The file's content, or the defaults if there is no file.
     pub(crate) config: Config,
     /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
-    /// The cluster, as far as flags and the environment name it.
+    /// Cluster addresses from flags and the environment.
     given: Given,
 }
 
-/// Why there are no settings, in words.
+/// Why settings could not be loaded, as a message.
 #[derive(Debug)]
 pub(crate) enum Wrong {
     /// The file cannot be read.
     Unreadable(String),
-    /// What it says is wrong: several lines, with carets.
+    /// The configuration is invalid: several lines, with carets.
     Refused(String),
 }
 
 impl Settings {
-    /// Reads the file that was named, else `./imgsync.yaml` if it is there. What is wrong with it is printed.
+    /// Reads the named file, else `./imgsync.yaml` if it exists. Prints warnings and errors.
     pub(crate) fn load(global: &Global, printer: &Printer) -> std::result::Result<Settings, Exit> {
         match Settings::read(global) {
             Ok((settings, warning)) => {
@@ -56,7 +55,7 @@ impl Settings {
         }
     }
 
-    /// The same, with what people should know of it in place of its being printed.
+    /// Like [`Settings::load`], but returns warnings and errors instead of printing them.
     pub(crate) fn read(global: &Global) -> std::result::Result<(Settings, Option<String>), Wrong> {
         let path = Settings::path(global);
         let text = match std::fs::read_to_string(&path) {
@@ -72,41 +71,41 @@ impl Settings {
         };
         let warning = exposed(&config, &path);
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-        // A variable that is set to nothing names nothing.
+        // An empty variable counts as unset.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         let given = Given { broker: named(&global.broker), store: named(&global.store), key };
         Ok((Settings { config, file: text.map(|_| path), given }, warning))
     }
 
-    /// The file that is read, by its name.
+    /// Returns the path of the configuration file.
     pub(crate) fn path(global: &Global) -> PathBuf {
         global.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
     }
 
-    /// The same without `report:`, which is for runs.
+    /// Returns the settings without `report:`, which is for runs.
     pub(crate) fn without_report(&self) -> Settings {
         let mut settings = self.clone();
         settings.config.report = None;
         settings
     }
 
-    /// Where the cluster is, if there is one.
+    /// Returns the addresses of the cluster, if there is one.
     pub(crate) fn cluster(&self) -> Result<Option<Addresses>> {
         Addresses::resolve(self.config.cluster.as_ref(), &self.given, self.folder())
     }
 
-    /// Where relative paths of the configuration begin.
+    /// Returns the base folder of relative paths of the configuration.
     pub(crate) fn folder(&self) -> &Path {
         self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
-    /// How registries are spoken to.
+    /// Returns the settings of the registry client.
     pub(crate) fn client(&self) -> Result<ClientSettings> {
         client_settings(&self.config, self.folder())
     }
 }
 
-/// What a file means. Of one that another program reads it is said how to take that over.
+/// Parses the file. For a file of another program, the error names the command that imports it.
 fn config(path: &Path, text: &str) -> std::result::Result<Config, Wrong> {
     let name = path.display().to_string();
     let presets = presets::known();

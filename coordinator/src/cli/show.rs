@@ -1,4 +1,4 @@
-//! `imgsync batch show`: one batch, its failures by class and by registry, its workers and what it waits for.
+//! `imgsync batch show`: a batch, its failures by error kind and registry, its workers and rate limits.
 
 use imgsync_common::batch::{BatchId, Options, Priority};
 use imgsync_common::error::Result;
@@ -15,27 +15,23 @@ use crate::report::failure_groups::{FailureGroups, FailureRow};
 use crate::report::{self, Level, Report};
 use crate::words::many;
 
-/// Running tasks that are listed at most.
 const MAX_RUNNING_TASKS: usize = 50;
-/// Registries that are named beside the classes at most.
 const MAX_REGISTRIES: usize = 10;
-/// Rules that are named at most.
 const MAX_RULES: usize = 10;
-/// Failures that are read at a time.
 const PAGE: usize = 1_000;
 
-/// What the command shows of a batch.
+/// The batch as the command shows it.
 pub(super) struct Shown<'a> {
     store: &'a dyn Store,
     report: Report<'a>,
     groups: FailureGroups,
-    /// Who works; none without a cluster.
+    /// Coverage by workers; none without a cluster.
     crew: Option<Crew>,
     waits: Vec<String>,
 }
 
 impl<'a> Shown<'a> {
-    /// Reads all of it from the store.
+    /// Reads the batch from the store.
     pub(super) async fn read(
         store: &'a dyn Store,
         id: BatchId,
@@ -53,7 +49,7 @@ impl<'a> Shown<'a> {
         Ok(Shown { store, report, groups, crew, waits })
     }
 
-    /// The batch as one JSON object, with the groups of its failures; with every failure where they are asked for.
+    /// Returns the batch as JSON, with its failure groups, and with every failure on request.
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
         let mut shown = to_json(&self.report.view());
         shown["rules"] = json!(self.rules());
@@ -73,7 +69,7 @@ impl<'a> Shown<'a> {
         Ok(shown)
     }
 
-    /// Prints it as text: the failures first, by class and by registry.
+    /// Prints the batch as text, starting with its failures by error kind and registry.
     pub(super) async fn print(&self, failures: bool, printer: &Printer) -> Result<()> {
         self.print_groups(printer);
         let mut text = Vec::new();
@@ -99,13 +95,13 @@ impl<'a> Shown<'a> {
         Ok(())
     }
 
-    /// The priority of the batch, where it is not the usual one.
+    /// Returns the priority of the batch, unless it is normal.
     fn priority(&self) -> Option<Priority> {
         let options = Options::decode(&self.report.batch.options, "a batch").ok()?;
         Some(options.priority()).filter(|priority| !priority.is_normal())
     }
 
-    /// What the rules are called.
+    /// Returns the names of the rules.
     fn rules(&self) -> Vec<&str> {
         self.report.options.rules.iter().map(|rule| rule.name.as_str()).collect()
     }
@@ -154,7 +150,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Prints the workers, their running tasks, and what keeps the batch from going on.
+/// Prints the workers, their running tasks, and the problems that block the batch.
 fn print_crew(id: BatchId, crew: &Crew, printer: &Printer) {
     let slots: u32 = crew.workers.iter().map(|worker| worker.slots).sum();
     let running: usize = crew.workers.iter().map(|worker| worker.running.len()).sum();

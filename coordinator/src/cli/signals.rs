@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: copies in progress may finish where a command drains; else, and at the second signal, it aborts.
+//! Ctrl-C and SIGTERM: a command that drains finishes copies in progress; others, and any at the second signal,
+//! abort.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +23,9 @@ pub(crate) fn cancel_on_signal(cancel: CancellationToken, printer: Printer) {
     });
 }
 
-/// Drains at the first signal, for [`DRAIN_LIMIT`] at the most, and aborts at the second. Whatever the program is doing
-/// then (listing, waiting for the store, telling of the result), it ends [`ABORT_LIMIT`] later at the latest.
-/// `copies` says whether it has begun to copy: until then there is nothing to finish.
+/// Drains at the first signal, for at most [`DRAIN_LIMIT`], and aborts at the second. Whatever the program is doing
+/// then (listing, waiting for the store, sending notifications), it ends at most [`ABORT_LIMIT`] later. `copies`:
+/// whether copying has started; until then there is nothing to finish.
 pub(crate) fn drain_on_signal(stop: &Stop, copies: Arc<AtomicBool>, printer: Printer) {
     let mut signals = StopSignals::new();
     let Stop { drain, abort } = stop.clone();
@@ -37,7 +38,7 @@ pub(crate) fn drain_on_signal(stop: &Stop, copies: Arc<AtomicBool>, printer: Pri
         drain.cancel();
         let limit = tokio::select! {
             () = signals.next() => ABORT_LIMIT,
-            // Nobody presses keys: what is aborted may still be written down.
+            // Nobody is waiting at a terminal: aborted tasks get time to be recorded.
             () = tokio::time::sleep(DRAIN_LIMIT) => 5 * ABORT_LIMIT,
         };
         printer.line("stopping");

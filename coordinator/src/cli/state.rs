@@ -1,4 +1,4 @@
-//! Where state lives, and opening it.
+//! The state folder, and opening stores and backends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use imgsync_worker::cluster::{Addresses, Cluster};
 use super::settings::Settings;
 use crate::batches::{House, coordinator_name};
 
-/// `--state`, else `$XDG_STATE_HOME/imgsync`, else `~/.local/state/imgsync`.
+/// Returns the state folder: `--state`, else `$XDG_STATE_HOME/imgsync`, else `~/.local/state/imgsync`.
 pub(crate) fn folder(given: Option<&PathBuf>) -> Result<PathBuf> {
     if let Some(folder) = given {
         return Ok(folder.clone());
@@ -26,16 +26,16 @@ pub(crate) fn folder(given: Option<&PathBuf>) -> Result<PathBuf> {
         })
 }
 
-/// How long a broker or store that answers and cannot be used yet is waited for: as long as a failover takes.
+/// Time limit for a broker or store that responds but is not ready: the length of a failover.
 const START_WAIT: Duration = Duration::from_secs(20);
 
-/// Connects to a cluster. One that is not there is an error at once; one that is about to be ready is waited for.
+/// Connects to a cluster. Fails at once if it is unreachable, and waits if it is not ready yet.
 pub(crate) async fn connect(addresses: &Addresses) -> Result<Cluster> {
     let is_waited_for = |error: &Error| error.class() == Class::ServerError;
     addresses.connect_within(&coordinator_name(), START_WAIT, is_waited_for, |line| tracing::warn!("{line}")).await
 }
 
-/// Queue and store: of the cluster, if one is configured; else of this machine.
+/// Opens the backend: the cluster if one is configured, else the embedded one.
 pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result<House> {
     match settings.cluster()? {
         Some(addresses) => {
@@ -46,7 +46,7 @@ pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result
     }
 }
 
-/// The store alone, for looking and steering: a folder that was named, else the cluster's, else this machine's.
+/// Opens the store only, to show and control batches: of the given folder, else the cluster's, else this machine's.
 pub(crate) async fn store(settings: &Settings, given: Option<&PathBuf>) -> Result<Arc<dyn Store>> {
     match settings.cluster()?.filter(|_| given.is_none()) {
         Some(addresses) => Ok(Arc::new(addresses.store(RedisOptions::default()).await?)),

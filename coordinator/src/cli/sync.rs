@@ -1,4 +1,4 @@
-//! `imgsync sync`: one image, now.
+//! `imgsync sync`: copies one image.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ use super::signals;
 use super::target::{hub, password};
 use crate::words::many;
 
-/// What `--json` prints.
+/// Output of `--json`.
 #[derive(Debug, Serialize)]
 struct Output<'a> {
     source: &'a Location,
@@ -98,11 +98,11 @@ pub(crate) async fn run(args: SyncArgs, global: &Global, printer: &Printer) -> E
     }
 }
 
-/// Shows how the copy is going, and sees whether anything came to the target.
+/// Shows progress, and records whether anything reached the target.
 struct Watch {
     progress: Arc<Progress>,
     arrived: AtomicBool,
-    /// Of the blobs that were begun: bytes that went out so far.
+    /// Bytes sent so far, of each started blob.
     begun: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
@@ -184,14 +184,14 @@ async fn work(
     Ok(())
 }
 
-/// Uploads are cancelled at the target for as long as this after Ctrl-C; then we leave.
+/// Waits after Ctrl-C until the time to cancel uploads at the target is over.
 async fn too_long_after(context: &Context) {
     context.cancel.cancelled().await;
     tokio::time::sleep(CLEAN_UP).await;
 }
 
-/// Where to copy it: what was typed, or the source's flat name below the user at Docker Hub. The user and password that
-/// were typed are for that registry.
+/// Returns the target: the given one, else the source's flat name below the user at Docker Hub. Given credentials
+/// apply to its registry.
 async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<Secret>) -> Result<Location> {
     let registry = match &args.target {
         Some(Location::Registry(target)) => target.registry.clone(),
@@ -224,7 +224,7 @@ async fn target(args: &SyncArgs, client: &mut ClientSettings, password: Option<S
     Ok(Location::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
 }
 
-/// A layout that is named as a whole and holds one image is that image, with its name.
+/// Resolves a layout without an image name that contains one image.
 async fn only_image(source: &Location) -> Result<Location> {
     let Location::Layout(whole @ LayoutRef { image: None, .. }) = source else { return Ok(source.clone()) };
     let entries = Layout::open(&whole.dir).await?.entries().await?;
@@ -236,7 +236,7 @@ async fn only_image(source: &Location) -> Result<Location> {
     Ok(Location::Layout(LayoutRef { image, ..whole.clone() }))
 }
 
-/// Where nothing else was named, the target has the source's tag.
+/// Adds the source's tag to a target without tag and digest.
 fn tagged(target: Location, source: &Location) -> Location {
     match target {
         Location::Registry(reference) if reference.tag.is_none() && reference.digest.is_none() => {
@@ -331,7 +331,7 @@ fn tell_survey(args: &SyncArgs, target: &Location, survey: &Survey, printer: &Pr
     });
 }
 
-/// A reference that cannot change its meaning.
+/// Returns an immutable reference.
 fn pinned(target: &Location, digest: &Digest) -> String {
     match target {
         Location::Registry(target) => Reference { digest: Some(digest.clone()), ..target.clone() }.to_string(),

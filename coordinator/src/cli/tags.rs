@@ -1,4 +1,4 @@
-//! `imgsync tags`: what a rule would take, before it is written.
+//! `imgsync tags`: previews what a rule would select.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ fn pattern(text: &str) -> std::result::Result<Source, String> {
     }
     let pattern: std::result::Result<RepositoryPattern, _> = text.parse();
     pattern.map(Source::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
-        // There it speaks of a rule.
+        // The hint is about rules.
         Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
         Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
@@ -104,7 +104,7 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-/// More dropped tags than this are counted rather than named.
+/// More dropped tags are counted instead of named.
 const MOST_NAMED: usize = 20;
 
 /// A line of `--json`.
@@ -113,7 +113,7 @@ struct Line<'a> {
     registry: &'a RegistryName,
     repository: &'a RepositoryName,
     tag: &'a str,
-    /// `null` where the registry does not list it.
+    /// `null` if the registry does not list it.
     digest: Option<&'a Digest>,
     created: Option<String>,
     media_type: Option<&'a str>,
@@ -162,7 +162,7 @@ async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Print
                 }
                 let part = part.as_deref();
                 if !told.repository(part, &selection, &listing, now) {
-                    // Nobody reads on: `| head`.
+                    // The reader has closed the pipe: `| head`.
                     return Ok(Exit::Done);
                 }
             }
@@ -177,7 +177,7 @@ async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Print
     Ok(if told.unlisted > 0 { Exit::Failed } else { Exit::Done })
 }
 
-/// The flags as a rule's `tags` would mean them.
+/// Builds the selection of a rule's `tags` from the flags.
 fn selection(args: &TagsArgs) -> Result<Selection> {
     let selection = Selection {
         include: args.include.clone(),
@@ -193,7 +193,7 @@ fn selection(args: &TagsArgs) -> Result<Selection> {
     }
 }
 
-/// What is told while it goes on, and what was told so far.
+/// Prints tags, and collects the summary.
 struct Told<'a> {
     args: &'a TagsArgs,
     debug: bool,
@@ -204,7 +204,7 @@ struct Told<'a> {
     unlisted: usize,
 }
 
-/// What was dropped: the first few by name, all by reason.
+/// Dropped tags: the first few by name, all by reason.
 #[derive(Default)]
 struct Dropped {
     named: Vec<String>,
@@ -213,7 +213,7 @@ struct Dropped {
 }
 
 impl Told<'_> {
-    /// Prints one repository's tags. False if nobody reads them.
+    /// Prints the tags of a repository. Returns false if the output is closed.
     fn repository(&mut self, part: Option<&Part>, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
         self.listed += 1;
         let candidates =
@@ -282,7 +282,7 @@ impl Told<'_> {
     }
 }
 
-/// Tells what requests meet with.
+/// Prints retries and messages of requests.
 struct Words(Printer);
 
 impl Observer for Words {

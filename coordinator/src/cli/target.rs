@@ -1,4 +1,4 @@
-//! Where to, and as whom, for commands that bring a source of their own: presets, and the original's commands.
+//! Target and credential flags of commands with their own sources: presets, and the commands of imgsync 2.1.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::printer::Printer;
 use super::settings::Settings;
 use crate::presets::parts;
 
-/// The password of `--user`, where it was not given otherwise.
+/// Password of `--user`, unless it is given otherwise.
 const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
 
 /// Where to, and as whom.
@@ -43,13 +43,13 @@ pub(crate) struct TargetArgs {
 }
 
 impl TargetArgs {
-    /// Whether anything of it was typed.
+    /// Returns whether one of these flags was given.
     pub(crate) fn is_typed(&self) -> bool {
         !self.to.is_empty() || self.naming.is_some() || self.user.is_some()
     }
 
-    /// Makes these sources the rules, in place of the configuration's, and puts the credentials into it. `naming` is what
-    /// targets are called if that was not typed. Defaults of the configuration hold.
+    /// Replaces the configuration's rules with one rule per source, and adds the credentials. `naming` is the naming
+    /// if the flag is missing. The configuration's defaults apply.
     pub(crate) async fn set_rules(
         &self,
         sources: Vec<Source>,
@@ -71,7 +71,7 @@ impl TargetArgs {
         Ok(())
     }
 
-    /// Where to, if that was typed or follows from who is logged in; none if the configuration says so.
+    /// Returns the targets from the flags or the logged-in user; none if the configuration defines them.
     async fn places(&self, settings: &Settings) -> Result<Option<Vec<Destination>>> {
         if !self.to.is_empty() {
             return Ok(Some(self.to.clone()));
@@ -92,7 +92,7 @@ impl TargetArgs {
         Ok(Some(vec![Destination::Registry(Base { registry: hub(), prefix: Some(prefix) })]))
     }
 
-    /// User and password are for the registry of the target.
+    /// Sets the credentials of the target's registry.
     fn log_in(&self, to: Option<&[Destination]>, settings: &mut Settings, printer: &Printer) -> Result<()> {
         let password = password(self.user.as_deref(), self.password.as_ref(), self.password_stdin)?;
         let (Some(username), Some(password)) = (self.user.clone(), password) else { return Ok(()) };
@@ -117,7 +117,7 @@ impl TargetArgs {
     }
 }
 
-/// What can be said about a rule before anything is listed.
+/// Validates a rule before anything is listed.
 fn check(rule: &Rule) -> Result<()> {
     let tried = || format!("copying {}", rule.source);
     if rule.to.is_empty() {
@@ -131,11 +131,11 @@ fn check(rule: &Rule) -> Result<()> {
     Ok(())
 }
 
-/// The password that goes with a user: typed, from stdin, or from the environment.
+/// Returns the password of a user: typed, from stdin, or from the environment.
 pub(crate) fn password(user: Option<&str>, typed: Option<&Secret>, from_stdin: bool) -> Result<Option<Secret>> {
     if !from_stdin {
         let variable = || std::env::var(PASSWORD_VARIABLE).ok().filter(|text| user.is_some() && !text.is_empty());
-        // The original's scripts give an empty one where a secret is not set.
+        // Scripts for imgsync 2.1 pass an empty password if a secret is not set.
         let typed = typed.filter(|typed| !typed.expose().is_empty()).cloned();
         return Ok(typed.or_else(|| variable().map(Secret::new)));
     }
@@ -150,7 +150,7 @@ pub(crate) fn password(user: Option<&str>, typed: Option<&Secret>, from_stdin: b
     Ok(Some(Secret::new(text)))
 }
 
-/// Docker Hub.
+/// Returns the name of Docker Hub.
 pub(crate) fn hub() -> RegistryName {
     "docker.io".parse().expect("a constant name parses")
 }

@@ -1,4 +1,4 @@
-//! `imgsync verify`: whether targets have what their sources have, as a batch like any other, or of one image.
+//! `imgsync verify`: compares targets with their sources, in a batch or for one image.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) notify: NotifyArgs,
 }
 
-/// What `--json` prints of one image.
+/// Output of `--json` for one image.
 #[derive(Debug, Serialize)]
 struct Output<'a> {
     source: &'a Location,
@@ -119,7 +119,7 @@ pub(crate) async fn run(args: VerifyArgs, global: &Global, printer: &Printer) ->
     }
 }
 
-/// The rules, or a batch: a batch of its own.
+/// Verifies the rules or an earlier batch, in a batch of its own.
 async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) -> Result<Exit> {
     let VerifyArgs { rule, batch, deep, json, report, concurrency, timeout, state, patience, notify, .. } = args;
     let rules = &mut settings.config.rules;
@@ -173,7 +173,7 @@ async fn several(args: VerifyArgs, mut settings: Settings, printer: &Printer) ->
     work.report(&ended, (wanted, name), run.json, &notifier, printer).await
 }
 
-/// One image.
+/// Verifies one image.
 async fn one(args: &VerifyArgs, source: &Location, target: &Location, settings: &Settings, printer: &Printer) -> Exit {
     match compare(args, source, target, settings, printer).await {
         Ok(exit) => exit,
@@ -261,6 +261,6 @@ async fn compare(
 }
 
 fn print(printer: &Printer, output: &Output<'_>) {
-    // Of these types nothing fails to be written.
+    // These types always serialize.
     printer.data(&serde_json::to_string(output).unwrap_or_default());
 }

@@ -1,4 +1,4 @@
-//! `imgsync batch watch`: a batch until it ends; as a full view on a terminal, as lines elsewhere.
+//! `imgsync batch watch`: follows a batch until it ends, full screen on a terminal, in lines elsewhere.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -19,11 +19,9 @@ use super::watching::progress_line;
 use crate::batches::{Attendance, BatchView, Crew, Over, until_over, waits};
 use crate::report::Report;
 
-/// How often the ledger is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a key is waited for before the view is drawn again.
+/// Time to wait for a key before the view is drawn again.
 const KEY_WAIT: Duration = Duration::from_millis(200);
-/// Failures that are read for the view.
 const FAILURES: usize = 500;
 
 /// Runs the command.
@@ -56,7 +54,7 @@ pub(crate) async fn watch(
     Ok(exit_of_batch(&batch, report.unlisted.is_empty() && removed_all))
 }
 
-/// Says that a batch has not ended, that nobody runs it any more, and what to do.
+/// Reports that a batch is interrupted, and what to do.
 pub(super) fn print_left(view: &BatchView, printer: &Printer) {
     printer.error(
         &format!("batch {} has not ended, and nobody runs it any more", view.batch.id),
@@ -64,7 +62,7 @@ pub(super) fn print_left(view: &BatchView, printer: &Printer) {
     );
 }
 
-/// A line each time that something has changed.
+/// Prints a line for each change.
 async fn lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Result<Over> {
     let mut before = None;
     let seen = |batch: &Batch| {
@@ -83,7 +81,7 @@ fn line(batch: &Batch) -> String {
     format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total)
 }
 
-/// The terminal, given back however this ends.
+/// The terminal, restored on drop.
 struct Terminal(ratatui::DefaultTerminal);
 
 impl Drop for Terminal {
@@ -92,7 +90,7 @@ impl Drop for Terminal {
     }
 }
 
-/// The view, until the batch has ended or was left by who ran it. None where somebody leaves the view.
+/// Shows the view until the batch ends or is abandoned by its process. None if the user quits.
 async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Option<Over>> {
     let failed = |error: std::io::Error| Error::new(Class::Local, "drawing on the terminal", error.to_string());
     let mut scene = look(store, id, who).await?;
@@ -133,14 +131,14 @@ async fn view(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Op
                     }
                 }
                 Err(error) if error.class() == Class::NotFound => return Err(error),
-                // What was seen last stays, and why it is old is said.
+                // The last data stays visible, with the reason why it is old.
                 Err(error) => scene.said = Some(error.to_string()),
             }
         }
     }
 }
 
-/// The next key, if one is pressed soon.
+/// Returns the next key, if one is pressed soon.
 fn key() -> std::io::Result<Option<(KeyCode, KeyModifiers)>> {
     if !event::poll(KEY_WAIT)? {
         return Ok(None);
@@ -151,7 +149,7 @@ fn key() -> std::io::Result<Option<(KeyCode, KeyModifiers)>> {
     }
 }
 
-/// What a key asks for.
+/// What a key requests.
 enum Steer {
     Nothing,
     Leave,
@@ -187,7 +185,7 @@ fn steer(scene: &mut Scene, (code, modifiers): (KeyCode, KeyModifiers)) -> Steer
     Steer::Nothing
 }
 
-/// All that the view shows.
+/// Loads the data of the view.
 async fn look(store: &dyn Store, id: BatchId, (client, is_cluster): (&Client, bool)) -> Result<Scene> {
     let report = Report::of(store, id).await?;
     let view = report.view();
@@ -196,7 +194,7 @@ async fn look(store: &dyn Store, id: BatchId, (client, is_cluster): (&Client, bo
     let course = store.course(id).await?;
     let crew = Crew::of(store, &batch).await?;
     let mut attention = waits(store, &batch, client).await?;
-    // Where all is done in one process, its worker is known to that process alone.
+    // Without a cluster, the worker is known to its own process alone.
     if is_cluster {
         attention.extend(crew.complaints());
     }

@@ -1,5 +1,5 @@
-//! How a batch is going: a line per running task and a total on a terminal, a line every so often elsewhere, or a JSON
-//! line per event.
+//! Progress of a batch: a line per running task and a total on a terminal, periodic lines elsewhere, or a JSON line
+//! per event.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,26 +20,24 @@ use serde_json::json;
 use super::printer::Printer;
 use crate::batches::Crew;
 
-/// How often the ledger is looked at for a terminal.
 const TICK: Duration = Duration::from_millis(500);
-/// How often a line is written where there is no terminal.
+/// Interval of lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// How often it is looked whether workers serve the batch.
 const COMPLAIN_AFTER: Duration = Duration::from_secs(5);
-/// Lines for more running tasks than this would fill a terminal.
+/// More lines would fill a terminal.
 const MOST_LINES: usize = 20;
 
-/// Follows a batch.
+/// Shows the progress of a batch.
 pub(crate) struct Watching {
     printer: Printer,
-    /// A JSON line per event on stdout.
+    /// Whether events are printed on stdout as JSON lines.
     as_json: bool,
     total: Option<ProgressBar>,
     running: Mutex<HashMap<Ticket, Option<ProgressBar>>>,
     moved: Mutex<Moved>,
 }
 
-/// Bytes that have gone over the line, in flight ones included.
+/// Bytes transferred, including blobs in flight.
 #[derive(Default)]
 struct Moved {
     done: u64,
@@ -67,7 +65,7 @@ impl Watching {
         })
     }
 
-    /// Keeps the display going until dropped.
+    /// Updates the display until dropped.
     pub(crate) async fn keep_going(&self, store: &dyn Store, id: BatchId, is_cluster: bool) {
         let started = Instant::now();
         let mut complained = (Vec::new(), Instant::now());
@@ -80,7 +78,7 @@ impl Watching {
             }
             let Ok(Some(batch)) = store.batch(id).await else { continue };
             if complains {
-                // An alarm of the broker is said at once by who publishes: this process.
+                // This process publishes, and reports a broker alarm itself.
                 let crew = Crew::of(store, &batch).await.map(|crew| Crew { broker_alarm: None, ..crew });
                 let complaints = crew.map(|crew| crew.complaints()).unwrap_or_default();
                 if complaints != complained.0 {
@@ -88,7 +86,7 @@ impl Watching {
                 }
                 complained = (complaints, Instant::now());
             }
-            // Here, or by the workers.
+            // By this process, or by the workers.
             let moved = self.moved().bytes().max(batch.spent.bytes.copied);
             let line = progress_line(&batch, moved, started.elapsed());
             match &self.total {
@@ -106,7 +104,7 @@ impl Watching {
         }
     }
 
-    /// Says that broker or store are away, or back.
+    /// Reports the start or the end of an outage.
     pub(crate) fn tell_outage(&self, event: &OutageEvent) {
         let message = event.to_string();
         self.on(&match event {
@@ -115,7 +113,7 @@ impl Watching {
         });
     }
 
-    /// Takes the display away.
+    /// Removes the display.
     pub(crate) fn finish(&self) {
         for bar in self.running().values().flatten() {
             bar.finish_and_clear();
@@ -138,7 +136,7 @@ impl Watching {
     }
 }
 
-/// The total, and whether it may still grow.
+/// Formats the total, and whether it may still grow.
 fn of(batch: &Batch) -> String {
     match batch.sealed_at {
         Some(_) => batch.counts.total.to_string(),
@@ -146,7 +144,7 @@ fn of(batch: &Batch) -> String {
     }
 }
 
-/// Outcomes, bytes with their rate, and time left.
+/// Formats outcomes, bytes and transfer rate, and the time left.
 pub(crate) fn progress_line(batch: &Batch, moved: u64, elapsed: Duration) -> String {
     let counts = &batch.counts;
     let mut line = format!("{} copied, {} unchanged, {} failed", counts.copied, counts.unchanged, counts.failed);

@@ -1,9 +1,9 @@
-//! Who may ask, and for what.
+//! Authorization of requests.
 //!
-//! Reading is free on loopback and needs the token elsewhere; changing needs it always. What comes through a proxy comes from
-//! elsewhere, whatever address the proxy has: it names one of `hosts`, or says for whom it asks. The token travels in a header
-//! of its own, which no foreign page can send; names that a foreign page could have made ours (DNS rebinding), and requests
-//! that say that they come from one, are refused all the same.
+//! Reads need no token on loopback and need it elsewhere; changes always need it. A request through a proxy counts as
+//! coming from elsewhere, whatever the proxy's address: it names one of `hosts`, or carries a forwarding header. The
+//! token travels in a header of its own, which pages of other sites cannot send. Foreign host names (DNS rebinding)
+//! and cross-origin requests are rejected even with the token.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,13 +22,12 @@ use imgsync_worker::host::{authorities, host_of, is_loopback_name};
 
 use super::trouble::Trouble;
 
-/// Nothing but what this server has itself, and nobody frames it.
+/// Allows only resources of this server, and no framing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The path of the metrics.
 const METRICS: &str = "/metrics";
-/// Headers by which a proxy says for whom it asks.
+/// Headers that proxies add to forwarded requests.
 const OF_PROXIES: [HeaderName; 5] = [
     FORWARDED,
     HeaderName::from_static("x-forwarded-for"),
@@ -37,20 +36,20 @@ const OF_PROXIES: [HeaderName; 5] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-/// Who may ask.
+/// Decides which requests are allowed.
 #[derive(Clone)]
 pub struct Access(Arc<Inner>);
 
 struct Inner {
-    /// Digests of what may be shown as the token: that of the configuration first.
+    /// SHA-256 digest of the token.
     token: Digest,
     is_loopback: bool,
-    /// Names besides the own address.
+    /// Allowed host names besides the server's own address.
     hosts: Vec<String>,
 }
 
 impl Access {
-    /// For a server on this address, which has these names besides.
+    /// Creates the policy for a server that listens on `address` and that proxies reach as `hosts`.
     pub fn new(address: SocketAddr, token: &str, hosts: &[String]) -> Access {
         Access(Arc::new(Inner {
             token: Digest::sha256(token.as_bytes()),
@@ -59,12 +58,12 @@ impl Access {
         }))
     }
 
-    /// Whether reading needs the token.
+    /// Returns whether reads need the token.
     pub fn reading_needs_token(&self) -> bool {
         !self.0.is_loopback
     }
 
-    /// Whether the request shows the token. Digests are compared: how long that takes says nothing of the token.
+    /// Whether the request carries the token. Compares digests, so that timing reveals nothing about the token.
     fn shows_token(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let shown = shown.and_then(|value| {
@@ -74,20 +73,20 @@ impl Access {
         shown.is_some_and(|token| Digest::sha256(token.as_bytes()) == self.0.token)
     }
 
-    /// Whether this is one of `hosts`: then a proxy asks.
+    /// Whether the authority is one of `hosts`, which means that a proxy forwarded the request.
     fn is_of_proxy(&self, authority: &str) -> bool {
         let authority = authority.to_ascii_lowercase();
         self.0.hosts.iter().any(|known| *known == authority || known == host_of(&authority))
     }
 
-    /// Whether this is the name by which the server may be asked.
+    /// Whether the server accepts requests under this host name.
     fn knows_host(&self, authority: &str) -> bool {
-        // A foreign page may let its own name lead here, and cannot have those of loopback. Elsewhere whoever has the
-        // token may come by any name.
+        // DNS rebinding can point a foreign name here, but not a loopback name. Off loopback the token protects
+        // requests under any name.
         self.is_of_proxy(authority) || !self.0.is_loopback || is_loopback_name(authority)
     }
 
-    /// Refuses names that are not this server's.
+    /// Rejects host names that the server does not accept.
     fn check_names(&self, names: &[String]) -> Result<(), Trouble> {
         match names.iter().find(|name| !self.knows_host(name)) {
             None => Ok(()),
@@ -99,7 +98,7 @@ impl Access {
         }
     }
 
-    /// Probes need no token. `/metrics` names registries: a proxy's users need it there, as for reading.
+    /// Checks a probe, which needs no token. `/metrics` names registries, so it needs the token through a proxy.
     fn check_probe(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Trouble> {
         let names = authorities(uri, headers);
         self.check_names(&names)?;
@@ -154,7 +153,7 @@ fn no_token(headers: &HeaderMap, why: &str) -> Trouble {
     )
 }
 
-/// Lets in who may ask.
+/// Authorizes API requests.
 pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
     match access.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -162,7 +161,7 @@ pub(super) async fn guard(State(access): State<Access>, request: Request, next: 
     }
 }
 
-/// Lets in who may ask for health and metrics.
+/// Authorizes requests for health and metrics.
 pub(super) async fn guard_probes(State(access): State<Access>, request: Request, next: Next) -> Response {
     match access.check_probe(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -179,7 +178,7 @@ fn refused(trouble: Trouble) -> Response {
     response
 }
 
-/// What browsers are told with every answer.
+/// Sets the security headers of every response.
 pub(super) async fn tell_browsers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();

@@ -1,5 +1,5 @@
-//! The JSON API, `/api/v1`. What each path takes and answers is described in `schema/openapi.json`, which is served, and
-//! against which a generator of requests tests this.
+//! The JSON API under `/api/v1`, described by `schema/openapi.json`. The server serves that file, and a request
+//! generator tests the API against it.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use super::trouble::Trouble;
 use crate::batches::{BatchView, Crew, waits};
 use crate::report::failure_groups::FailureRow;
 
-/// The description of this API.
+/// OpenAPI description of this API.
 pub(super) const OPENAPI: &str = include_str!("../../schema/openapi.json");
 
 type Shared = State<Arc<App>>;
@@ -51,7 +51,7 @@ pub(super) async fn batches(State(app): Shared, RawQuery(query): RawQuery) -> An
     Ok(Json(json!({"batches": shown})))
 }
 
-/// A batch with what keeps it from going on.
+/// A batch with the reasons why it waits.
 #[derive(Serialize)]
 pub(super) struct Whole {
     #[serde(flatten)]
@@ -93,7 +93,7 @@ pub(super) async fn tasks(State(app): Shared, Named(id): Named, RawQuery(query):
     let next = rows.last().filter(|_| rows.len() == limit).map(|last| last.task.index.saturating_add(1));
     let mut shown: Vec<TaskShape> = rows.iter().map(TaskShape::of).collect();
     if state == Some(TaskState::Failed) {
-        // The last attempt of a failed task is counted with its failure.
+        // Only the failure record counts the last attempt.
         for failed in app.store().failures(batch.id, from, limit).await? {
             let row = shown.iter_mut().find(|row| row.index == failed.task.index);
             row.into_iter().for_each(|row| row.attempts = failed.failure.attempts);
@@ -138,7 +138,7 @@ pub(super) async fn cancel(State(app): Shared, Named(id): Named, request: Reques
     stands(id, app.store().cancel(id).await?, Control::Cancelled)
 }
 
-/// Which failures are tried again: those that match all that is named.
+/// Request to requeue failures: those that match every given filter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Wanted {
@@ -171,7 +171,7 @@ pub(super) async fn start(
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), Trouble> {
     nothing(request).await?;
-    // Begun apart: who asks may go away, and the batch is begun and noted all the same.
+    // Spawned, so that the batch is started and recorded even if the client disconnects.
     let timetable = app.timetable.clone();
     let begun = tokio::spawn(async move { timetable.start(&rule).await });
     let id = begun
@@ -198,7 +198,7 @@ pub(super) async fn events(State(app): Shared) -> Result<Response, Trouble> {
     Ok((headers, Body::from_stream(events)).into_response())
 }
 
-/// Proxies that gather answers before they pass them on are told not to.
+/// Tells proxies not to buffer the event stream.
 const X_ACCEL_BUFFERING: axum::http::HeaderName = axum::http::HeaderName::from_static("x-accel-buffering");
 
 pub(super) async fn nowhere() -> Trouble {
@@ -210,7 +210,7 @@ pub(super) async fn not_so() -> Trouble {
         .hint("/api/v1/openapi.json says which methods it has")
 }
 
-/// The batch of this id.
+/// Returns the batch with this id.
 async fn find(app: &App, id: &str) -> Result<Batch, Trouble> {
     let missing = || Trouble::not_found(format!("there is no batch {}", printable_within(id, 100)));
     let id: BatchId = id.parse().map_err(|_| missing())?;

@@ -1,4 +1,4 @@
-//! What all who answer share.
+//! State shared by all request handlers.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::live::Live;
 use super::timetable::Timetable;
 use crate::batches::House;
 
-/// What all who answer share.
+/// State shared by all request handlers.
 pub struct App {
     pub(super) house: House,
     pub(super) current: watch::Receiver<Arc<Current>>,
@@ -29,31 +29,31 @@ pub struct App {
     pub(super) groups: Groups,
     pub(super) access: Access,
     pub(super) ready: Ready,
-    /// Told of batches that may have more to do.
+    /// Notified when batches may have new tasks.
     pub(super) more: Arc<Notify>,
     pub(super) started_at: Timestamp,
     pub(super) stop: CancellationToken,
 }
 
-/// How the server stands.
+/// Status of the server.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct StatusShape {
     version: &'static str,
     /// `embedded` or `cluster`.
     mode: &'static str,
-    /// Whether this is the coordinator that leads.
+    /// Whether this process is the leader.
     leads: bool,
     started: Timestamp,
-    /// Whether reading needs the token, too.
+    /// Whether reads need the token, too.
     reading_needs_token: bool,
     configuration: ConfigurationShape,
 }
 
 #[derive(Debug, Clone, Serialize)]
 struct ConfigurationShape {
-    /// When it was read last.
+    /// Time of the last load.
     read: Timestamp,
-    /// What was wrong with it then, so that the one before still holds.
+    /// Why the last load failed; the previous configuration is still in use.
     error: Option<String>,
     rules: usize,
 }

@@ -1,4 +1,4 @@
-//! What a request says: the name in its path, the parameters behind the question mark, and its body.
+//! Request parts: the path parameter, the query and the JSON body.
 
 use std::time::Duration;
 
@@ -14,16 +14,13 @@ use serde::de::DeserializeOwned;
 
 use super::trouble::Trouble;
 
-/// The most bytes of a body.
 const MOST_BYTES: usize = 16 * 1024;
-/// How long what is too much is read and thrown away: who still sends does not hear the answer.
+/// How long an oversized body is drained: a client that is still sending does not read the response.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most rows of a page.
 pub(super) const MOST_ROWS: usize = 1_000;
-/// Rows of a page where none are named.
 const ROWS: usize = 100;
 
-/// The one name in a path.
+/// The parameter of the path.
 pub(super) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
@@ -37,7 +34,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// A body that has nothing to say.
+/// Accepts an empty body or an empty object.
 pub(super) async fn nothing(request: Request) -> Result<(), Trouble> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -45,7 +42,7 @@ pub(super) async fn nothing(request: Request) -> Result<(), Trouble> {
     body::<Nothing>(request).await.map(drop)
 }
 
-/// The JSON of a body; none where it is empty.
+/// Parses a JSON body; none if it is empty.
 pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<Option<T>, Trouble> {
     let is_json = is_json(request.headers());
     let bytes = read(request.into_body()).await?;
@@ -82,11 +79,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// What stands behind the question mark.
+/// Query parameters.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Takes these parameters, each once.
+    /// Parses the query. Unknown and repeated parameters are errors.
     pub(super) fn of(query: Option<String>, known: &[&str]) -> Result<Query, Trouble> {
         let query = query.unwrap_or_default();
         let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
@@ -117,12 +114,12 @@ impl Query {
         }
     }
 
-    /// Rows of a page.
+    /// Returns the number of rows of a page.
     pub(super) fn limit(&self) -> Result<usize, Trouble> {
         Ok(self.whole("limit", 1, MOST_ROWS)?.unwrap_or(ROWS))
     }
 
-    /// The index that a page begins at.
+    /// Returns the index of the first row of a page.
     pub(super) fn from(&self) -> Result<u32, Trouble> {
         let from = self.whole("from", 0, u32::MAX as usize)?.unwrap_or(0);
         Ok(u32::try_from(from).unwrap_or(u32::MAX))

@@ -1,4 +1,4 @@
-//! What the configuration means now, and its being read again while serving goes on.
+//! The active configuration, and its reload while serving.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,105 +23,104 @@ use crate::batches::{Care, House, Run, RunSettings, SERVE_ROLE, WatchedRule, cop
 use crate::notify::Notifier;
 use crate::words::many;
 
-/// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many digits of a rule's identity are its id.
+/// Hex digits of a rule's identity that make its id.
 const ID_LENGTH: usize = 12;
 
-/// A configuration that was read.
+/// A loaded configuration.
 #[derive(Debug, Clone)]
 pub struct Given {
-    /// What it means.
+    /// The configuration.
     pub config: Config,
-    /// Where relative paths begin.
+    /// Base folder of relative paths.
     pub folder: PathBuf,
-    /// How registries are spoken to.
+    /// Settings of the registry client.
     pub client: ClientSettings,
-    /// Who is told of batches that have ended.
+    /// Notification targets.
     pub notify: Notify,
 }
 
-/// Where the configuration is read from, again and again.
+/// Source of the configuration, for reloads.
 pub struct Origin {
-    /// The file that is looked at for changes, if there is one.
+    /// File to watch for changes, if there is one.
     pub file: Option<PathBuf>,
-    /// Reads and checks it; what is wrong with it comes in words, for people.
+    /// Loads and validates the configuration. The error is a message for users.
     pub read: Box<dyn Fn() -> std::result::Result<Given, String> + Send + Sync>,
 }
 
-/// How work is done, as far as the configuration does not say it.
+/// Runtime options that the configuration does not contain, from CLI flags.
 #[derive(Debug, Clone)]
 pub struct Manner {
-    /// Images that are copied at a time, in place of what the configuration says.
+    /// Number of concurrent image copies; overrides the configuration.
     pub concurrency: Option<usize>,
-    /// Repositories that are listed at a time.
+    /// Number of concurrent repository listings.
     pub query_limit: usize,
-    /// Tries of a request that makes no progress.
+    /// Attempts per request that makes no progress.
     pub attempts: u32,
-    /// The longest first pause before trying again.
+    /// Upper bound of the first retry delay.
     pub first_delay: Duration,
-    /// A stream in which nothing moves for so long is given up.
+    /// Timeout of a stream that makes no progress.
     pub stall: Duration,
-    /// How long running tasks may go on after the first signal.
+    /// Time limit for running tasks after the first stop signal.
     pub drain: Duration,
 }
 
-/// What the configuration means now.
+/// The active configuration, with the clients and rules built from it.
 pub struct Current {
-    /// All of it.
+    /// The whole configuration.
     pub config: Config,
-    /// Where relative paths begin.
+    /// Base folder of relative paths.
     pub folder: PathBuf,
-    /// Registries.
+    /// Registry client.
     pub client: Client,
-    /// Copies.
+    /// Image copier.
     pub copier: Copier,
-    /// Who is told.
+    /// Sends the notifications.
     pub notifier: Arc<Notifier>,
-    /// Its rules, each for itself, in the order of the file.
+    /// The rules, in the order of the file.
     pub rules: Vec<Known>,
-    /// The digest over a batch of all rules together.
+    /// Identity of a batch of all rules.
     all_rules: Digest,
     run: RunSettings,
 }
 
-/// A rule by itself.
+/// A rule of the active configuration.
 #[derive(Debug, Clone)]
 pub struct Known {
-    /// The beginning of its identity: the same however it is written, called and scheduled.
+    /// Prefix of the rule's identity, which does not depend on notation, name and schedule.
     pub id: String,
-    /// What readers know it by.
+    /// Display name.
     pub name: String,
-    /// The identity of a batch of this rule alone.
+    /// Identity of a batch of this rule alone.
     pub rules: Digest,
-    /// Whether it was given that name.
+    /// Whether the configuration sets the name.
     is_named: bool,
-    /// What it copies.
+    /// Source.
     pub from: String,
-    /// Where to.
+    /// Targets.
     pub to: Vec<String>,
-    /// When it is run by itself.
+    /// Schedule, if there is one.
     pub schedule: Option<Schedule>,
-    /// The longest time between two runs by the schedule, as it looks now.
+    /// Longest time between two scheduled runs, as of the load.
     interval: Option<Duration>,
     /// The configuration with this rule alone.
     config: Config,
 }
 
-/// How the last reading of the configuration went.
+/// Result of the last load of the configuration.
 #[derive(Debug, Clone)]
 pub struct Reading {
-    /// When.
+    /// Time of the load.
     pub at: Timestamp,
-    /// What was wrong with it, so that the one before still holds.
+    /// Why the load failed; the previous configuration is still in use.
     pub error: Option<String>,
 }
 
 impl Current {
-    /// Makes what work needs from what was read.
+    /// Builds clients and rules from a loaded configuration.
     ///
     /// # Errors
-    /// `Invalid` where a rule cannot be run here, or a template is wrong.
+    /// `Invalid` if a rule cannot run here or a template is wrong.
     pub fn of(given: Given, house: &House, manner: &Manner) -> Result<Current> {
         let Given { config, folder, mut client, notify } = given;
         if house.is_cluster() {
@@ -167,23 +166,23 @@ impl Current {
         })
     }
 
-    /// Images that are copied at a time, where that is done here.
+    /// Returns the number of concurrent image copies in this process.
     pub fn concurrency(&self) -> usize {
         self.run.concurrency
     }
 
-    /// Tries of a task that fails in passing.
+    /// Returns the number of attempts per task that fails with a transient error.
     pub fn attempts(&self) -> u32 {
         self.run.attempts
     }
 
-    /// The rule of this id, or of this name.
+    /// Returns the rule with this id or name.
     pub fn rule(&self, wanted: &str) -> Option<&Known> {
         let by_id = self.rules.iter().find(|rule| rule.id == wanted);
         by_id.or_else(|| self.rules.iter().find(|rule| rule.name == wanted))
     }
 
-    /// The rules as figures tell of them.
+    /// Returns the rules as metrics describe them.
     pub(super) fn watched_rules(&self) -> Vec<WatchedRule> {
         let watched = |rule: &Known| WatchedRule {
             label: rule.metrics_label().to_owned(),
@@ -195,13 +194,13 @@ impl Current {
         self.rules.iter().map(watched).collect()
     }
 
-    /// The configuration of which a batch is: of one rule, or of all together.
+    /// Returns the configuration of a batch of one rule or of all rules.
     pub fn config_of(&self, rules: &Digest) -> Option<&Config> {
         let one = self.rules.iter().find(|rule| rule.rules == *rules).map(|rule| &rule.config);
         one.or_else(|| (self.all_rules == *rules).then_some(&self.config))
     }
 
-    /// A run that lists, and leaves the rest to who serves.
+    /// Creates a run that lists, and leaves the tasks to the leader.
     pub(super) fn run<'a>(
         &'a self,
         house: &'a House,
@@ -244,12 +243,12 @@ impl Known {
         }
     }
 
-    /// Names the rule in labels of metrics.
+    /// Returns the rule's name in metric labels.
     fn metrics_label(&self) -> &str {
         &self.name
     }
 
-    /// In a few words.
+    /// Returns a short description: the name, if it is set, and what the rule copies.
     pub fn title(&self) -> String {
         let copies = format!("{} to {}", self.from, self.to.join(", "));
         match self.is_named {
@@ -263,7 +262,7 @@ impl Known {
     }
 }
 
-/// A layout is on one machine, and the tasks are done on others.
+/// Rejects image layouts: a layout is on one machine, and tasks run on others.
 fn refuse_layouts(config: &Config) -> Result<()> {
     let is_layout = |rule: &&Rule| {
         matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
@@ -278,8 +277,8 @@ fn refuse_layouts(config: &Config) -> Result<()> {
     }
 }
 
-/// Reads the configuration again on SIGHUP and when its file has changed, until told to stop. What is wrong leaves the one
-/// before in its place, and is said.
+/// Reloads the configuration on SIGHUP and when its file changes, until stopped. An invalid configuration is
+/// reported, and the previous one stays in use.
 pub(super) async fn keep(
     origin: &Origin,
     (house, manner): (&House, &Manner),
@@ -297,7 +296,7 @@ pub(super) async fn keep(
             () = stop.cancelled() => return,
         };
         let content = origin.content();
-        // A file that is gone for a moment is being replaced.
+        // A missing file is being replaced.
         if !asked && (content == known || content.is_none()) {
             continue;
         }
@@ -332,7 +331,7 @@ impl Origin {
     }
 }
 
-/// The signal that asks for the configuration to be read again.
+/// SIGHUP, which requests a reload of the configuration.
 struct Hangup(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
 
 impl Hangup {

@@ -1,4 +1,4 @@
-//! The failures of a batch by class and by registry, added up once however many look.
+//! Failures of a batch by error kind and registry, computed once for all clients.
 
 use std::sync::Arc;
 
@@ -10,13 +10,12 @@ use imgsync_common::store::{Batch, Store};
 use super::shape::GroupsShape;
 use crate::report::failure_groups::FailureGroups;
 
-/// Batches of which the groups are kept.
 const KEPT: usize = 64;
 
-/// As of how many failures, in which run.
+/// Failed tasks, run and failed listings: the state that the groups were computed from.
 type Key = (u64, u32, usize);
 
-/// What was added up last.
+/// Caches the failure groups of batches.
 #[derive(Debug)]
 pub(super) struct Groups(tokio::sync::Mutex<GenerationalCache<BatchId, (Key, Arc<GroupsShape>)>>);
 
@@ -27,7 +26,8 @@ impl Default for Groups {
 }
 
 impl Groups {
-    /// The failures of a batch as it stands. One adds up at a time, and the others are given the same.
+    /// Returns the current failure groups of a batch. One caller computes them; concurrent callers get the same
+    /// result.
     pub(super) async fn of(&self, store: &dyn Store, batch: &Batch) -> Result<Arc<GroupsShape>> {
         let mut known = self.0.lock().await;
         let unlisted = store.unlisted(batch.id).await?;

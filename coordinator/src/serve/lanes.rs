@@ -1,4 +1,4 @@
-//! Which lanes there are, how fast their registries may be asked, and which of them are left alone.
+//! Routes with their queues, the rate limits of their registries, and holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,29 +14,29 @@ use serde::Serialize;
 
 use crate::batches::House;
 
-/// The most lanes that are shown, those that were used last.
+/// Limit of shown routes, the most recently used ones.
 const MOST: usize = 200;
 
-/// Lanes, and the registries at their ends.
+/// Routes, and their source and target registries.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub(super) struct LanesShape {
     lanes: Vec<LaneShape>,
     registries: Vec<RegistryShape>,
 }
 
-/// A lane.
+/// A route.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub(super) struct LaneShape {
     lane: String,
     source: EndShape,
     target: EndShape,
-    /// Tasks that the queue has for it; none where the queue does not answer.
+    /// Tasks in the queue of the route; none if the broker does not respond.
     waiting: Option<u64>,
-    /// Until when nothing of it is begun.
+    /// Time before which no task of the route starts.
     throttled_until: Option<Timestamp>,
-    /// Why.
+    /// Reason of the hold.
     throttled_why: Option<String>,
-    /// What living workers say that leave it alone.
+    /// Reasons why active workers do not serve the route.
     unserved: Vec<String>,
 }
 
@@ -46,29 +46,29 @@ struct EndShape {
     user: Option<String>,
 }
 
-/// How a registry may be asked.
+/// Limits of a registry.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub(super) struct RegistryShape {
     registry: String,
-    /// Requests a second that are configured, or documented for it.
+    /// Configured or documented requests per second.
     requests_per_second: Option<f64>,
-    /// Requests a second that were learnt from its refusals.
+    /// Requests per second, learned from rejected requests.
     learnt_per_second: Option<f64>,
-    /// Requests that may be open at a time.
+    /// Concurrent requests.
     concurrency: Option<usize>,
-    /// Until when it is left alone.
+    /// Time before which no request is sent.
     throttled_until: Option<Timestamp>,
-    /// Why.
+    /// Reason of the hold.
     throttled_why: Option<String>,
 }
 
-/// What is known of the lanes now.
+/// Reads the state of the routes.
 pub(super) async fn look(house: &House, client: &Client, workers: &[Heartbeat]) -> Result<LanesShape> {
     let mut aged = house.store.lanes_by_age().await?;
     aged.sort_by_key(|(_, age)| *age);
     let mut lanes: Vec<Lane> = aged.into_iter().take(MOST).map(|(lane, _)| lane).collect();
     lanes.sort();
-    // A broker that is away takes nothing from what the store knows.
+    // Without the broker, what the store knows is still shown.
     let waiting = house.queue.waiting(&lanes).await.ok();
     let holds = store_holds(&lanes, &*house.store, client).await?;
     let mut until: BTreeMap<RegistryName, (Duration, String)> = BTreeMap::new();
@@ -127,7 +127,7 @@ async fn of_registry(
     Ok(RegistryShape {
         registry: registry.to_string(),
         requests_per_second: settings.requests_per_second.or(documented),
-        // To a tenth: it moves with each request.
+        // Rounded to a tenth: the rate changes with each request.
         learnt_per_second: learnt.map(|rate| (rate * 10.0).round() / 10.0),
         concurrency: settings.concurrency,
         throttled_until: hold.map(|(wait, _)| moment(*wait)),
@@ -135,7 +135,7 @@ async fn of_registry(
     })
 }
 
-/// To the second, so that what stays is the same each time that it is looked at.
+/// Rounds to the second, so that repeated reads return an equal value.
 fn moment(wait: Duration) -> Timestamp {
     let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
     Timestamp::from_second((at.as_millisecond() + 500).div_euclid(1000)).unwrap_or(at)

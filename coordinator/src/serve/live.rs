@@ -1,5 +1,5 @@
-//! What is going on, as it happens: one reader looks at the store and tells all who watch, however many they are. Where
-//! nobody watches, it looks at nothing.
+//! The event stream. One poller reads the store and publishes to all subscribers; without subscribers it reads
+//! nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -22,31 +22,28 @@ use super::app::App;
 use super::shape::{BatchShape, CourseShape};
 use crate::batches::BatchView;
 
-/// How often the counters are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often workers, lanes and schedules are.
 const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
-/// How often a batch's course and failures are told at the most.
+/// Minimum interval between timeline and failure events of a batch.
 const DETAILS_EVERY: Duration = Duration::from_secs(2);
-/// A line goes out after so long in which there was nothing to tell, so that what is between keeps the connection.
+/// Interval of comment lines, so that proxies keep an idle connection open.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
-/// Batches that are told of, the newest.
+/// Limit of published batches, the newest ones.
 pub(super) const BATCHES: usize = 50;
-/// Who is so many events behind is told anew how all stands.
+/// A subscriber that lags this many events behind gets a snapshot.
 const BEHIND: usize = 256;
-/// The most that watch at a time.
 const MOST_WATCHERS: usize = 1_000;
 
-/// Tells all who watch.
+/// Publishes events to all subscribers.
 #[derive(Debug)]
 pub struct Live {
     sender: broadcast::Sender<Bytes>,
-    /// The last word on each subject, for who comes later; in the order in which they are told.
+    /// Last event of each topic, for new subscribers, in the order in which they are sent.
     known: Mutex<BTreeMap<Subject, Bytes>>,
     watchers: watch::Sender<usize>,
 }
 
-/// What an event is about.
+/// Topic of an event.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
     Status,
@@ -78,7 +75,7 @@ impl Default for Live {
     }
 }
 
-/// One who watches, until dropped.
+/// A subscription, counted until dropped.
 struct Watcher(Arc<Live>);
 
 impl Drop for Watcher {
@@ -88,7 +85,8 @@ impl Drop for Watcher {
 }
 
 impl Live {
-    /// The events from now on, as `text/event-stream` has them; first how all stands. None where too many watch already.
+    /// Subscribes in the format `text/event-stream`: first a snapshot, then new events. None if there are too many
+    /// subscribers.
     pub(super) fn events(
         self: &Arc<Live>,
         stop: CancellationToken,
@@ -120,7 +118,8 @@ impl Live {
         }))
     }
 
-    /// How all stands, and what comes after it. Nothing is lost between the two: who tells holds the lock as well.
+    /// Returns a snapshot and a receiver of later events. No event is lost between them: publishers hold the same
+    /// lock.
     fn join(&self) -> (Bytes, broadcast::Receiver<Bytes>) {
         let known = self.known();
         let mut all = b"retry: 2000\n\n".to_vec();
@@ -128,7 +127,7 @@ impl Live {
         (all.into(), self.sender.subscribe())
     }
 
-    /// Tells of a subject, unless the last word on it was the same.
+    /// Publishes an event, unless it equals the last one of its topic.
     fn tell(&self, subject: Subject, value: &impl Serialize) {
         let Ok(json) = serde_json::to_string(value) else { return };
         let mut text = String::with_capacity(json.len() + 32);
@@ -142,7 +141,7 @@ impl Live {
         }
     }
 
-    /// What is said of these is not repeated to who comes later.
+    /// Drops the last events of these topics: new subscribers do not get them.
     fn forget(&self, is_meant: impl Fn(&Subject) -> bool) {
         self.known().retain(|subject, _| !is_meant(subject));
     }
@@ -157,21 +156,21 @@ impl Live {
     }
 }
 
-/// What the reader saw of a batch.
+/// Last known state of a batch.
 struct Seen {
     view: BatchView,
     unlisted: usize,
-    /// Whether course and failures were told as the batch stands, and when.
+    /// State and time of the last timeline and failure events.
     details: Option<(Batch, Instant)>,
 }
 
-/// The one reader.
+/// Polls the store.
 struct Reader<'a> {
     app: &'a App,
     seen: HashMap<BatchId, Seen>,
 }
 
-/// Looks and tells until told to stop.
+/// Polls the store and publishes changes, until stopped.
 pub(super) async fn keep(app: &App, stop: &CancellationToken) {
     let mut reader = Reader { app, seen: HashMap::new() };
     let mut around: Option<Instant> = None;
@@ -192,7 +191,7 @@ pub(super) async fn keep(app: &App, stop: &CancellationToken) {
         };
         match looked.await {
             Ok(()) => warned = false,
-            // It is said once, and what is known stays shown.
+            // Logged once; what was published last stays visible.
             Err(error) if !std::mem::replace(&mut warned, true) => tracing::warn!("{error}"),
             Err(_) => {}
         }
@@ -221,7 +220,7 @@ impl Reader<'_> {
         }
         for batch in batches {
             match self.look_at(batch).await {
-                // One that cannot be read hides no others.
+                // One unreadable batch does not hide the others.
                 Err(error) if !is_passing(&error) => tracing::debug!("{error}"),
                 looked => looked?,
             }
@@ -240,7 +239,7 @@ impl Reader<'_> {
             Some(seen) => (seen.unlisted, seen.details),
             None => (store.unlisted(batch.id).await?.len(), None),
         };
-        // Of those that ended before anybody looked, the course is asked for by who wants it.
+        // Clients request the timeline of batches that ended before the first poll.
         let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
         let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_EVERY);
         if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {

@@ -1,8 +1,8 @@
-//! `imgsync serve`: rules are run at their times, and people and programs are told how it goes.
+//! `imgsync serve`: runs rules on their schedules, and serves the dashboard, the API and the event stream.
 //!
-//! [`Office`] is all of it together. `current` holds what the configuration means now; `timetable` begins batches; who leads
-//! and who works is in [`batches`](crate::batches). `router` puts together what is answered: `api` (JSON, and in `live` the
-//! events), `page` (the dashboard). `access` says who may ask.
+//! [`Office`] runs everything. `current` holds the active configuration; `timetable` starts batches; leading and
+//! working are in [`batches`](crate::batches). `router` combines the routes: `api` (JSON, with the event stream of
+//! `live`) and `page` (the dashboard). `access` authorizes requests.
 
 mod access;
 mod api;
@@ -32,17 +32,17 @@ pub use router::router;
 pub use timetable::{Entry, Timetable};
 pub use token::{Token, token};
 
-/// Says something to people, as an event.
+/// Emits a notice.
 fn say(events: &Events, what: &str) {
     events.emit(Event::Notice { message: what.to_owned() });
 }
 
-/// Warns people, as an event.
+/// Emits a warning.
 fn warn(events: &Events, what: &str) {
     events.emit(Event::Warning { message: what.to_owned() });
 }
 
-/// Warns people of an error that comes again and again while its cause lasts, as an event.
+/// Emits a warning about an error that repeats while its cause lasts.
 fn warn_repeatedly(events: &Events, what: &str, error: &Error) {
     let kind = format!("{what}: {}", error.class());
     events.emit(Event::RepeatedWarning { kind, message: error.to_string() });

@@ -1,5 +1,5 @@
-//! All that serving is, at the same time: leading, beginning batches at their times, working where there is no cluster,
-//! answering, and reading the configuration again.
+//! The coordinator process: leads batches, starts scheduled rules, runs tasks if there is no cluster, serves HTTP and
+//! reloads the configuration, all concurrently.
 
 use std::sync::Arc;
 
@@ -26,21 +26,21 @@ use super::router::router;
 use super::timetable::Timetable;
 use crate::batches::{Care, Duties, Hands, House, WatchedRule, serve};
 
-/// Live batches that are looked at when work begins.
+/// Batches checked at startup for tasks of a previous process.
 const BATCHES: usize = 1_000;
 
-/// Where it is answered, and to whom.
+/// HTTP listener, authorization policy and extra routes.
 #[derive(Debug)]
 pub struct Doors {
-    /// Bound already.
+    /// The bound listener.
     pub listener: TcpListener,
-    /// Who may ask.
+    /// Authorization policy.
     pub access: Access,
-    /// What is answered besides, to anybody: `/metrics`.
+    /// Extra routes that need no token: `/metrics`.
     pub more: Router,
 }
 
-/// A coordinator that stays.
+/// A long-running coordinator.
 pub struct Office {
     house: House,
     origin: Origin,
@@ -50,23 +50,23 @@ pub struct Office {
 }
 
 impl Office {
-    /// One that has not begun, with the configuration as it was read first.
+    /// Creates a coordinator with its initial configuration, without starting it.
     ///
     /// # Errors
-    /// `Invalid` where a rule cannot be run here.
+    /// `Invalid` if a rule cannot run here.
     pub fn new(house: House, first: Given, origin: Origin, manner: Manner, events: Events) -> Result<Office> {
         let current = watch::Sender::new(Arc::new(Current::of(first, &house, &manner)?));
         Ok(Office { house, origin, manner, events, current })
     }
 
-    /// Returns what gives the rules that have figures, as the configuration stands.
+    /// Returns a function that lists the rules of the active configuration that have metrics.
     pub fn watched_rules(&self) -> impl Fn() -> Vec<WatchedRule> + Send + Sync + use<> {
         let current = self.current.subscribe();
         move || current.borrow().watched_rules()
     }
 
-    /// Serves until told to stop. What is listed is broken off and gone on with by the next; what runs here may end, for as
-    /// long as the manner says.
+    /// Runs until `stop` is triggered. The next start resumes interrupted listings; copies in progress may finish
+    /// within the drain limit of the [`Manner`].
     pub async fn run(&self, doors: Doors, ready: Ready, stop: &Stop) {
         let drain = &stop.drain;
         let more = Arc::new(Notify::new());
@@ -116,7 +116,7 @@ impl Office {
         current.client.let_go().await;
     }
 
-    /// Whoever ran these before is gone, and so is its queue.
+    /// Reclaims all tasks: the process that ran them is gone, and so is its queue.
     async fn take_back(&self) {
         match self.house.store.batches(BATCHES).await {
             Ok(batches) => {
@@ -136,8 +136,8 @@ impl Office {
         Duties { config, notifier: current.notifier.clone(), client: current.client.clone() }
     }
 
-    /// Works, where no cluster does. A changed configuration is for what is begun from then on: what runs ends with the one
-    /// that it was begun with.
+    /// Runs in-process workers if there is no cluster. A reloaded configuration applies to new tasks; running tasks
+    /// finish with the one they started with.
     async fn work(&self, stop: &Stop) {
         if self.house.is_cluster() {
             return;
@@ -180,7 +180,7 @@ impl Office {
     }
 }
 
-/// Says when broker or store are away, and when they are back, until told to stop.
+/// Reports outages of broker and store, until stopped.
 async fn tell_outages(house: &House, events: &Events, stop: &CancellationToken) {
     let tell = |event: &OutageEvent| {
         events.emit(match event {

@@ -1,10 +1,10 @@
-//! The dashboard: files that are part of the program, so that it needs no network but ours.
+//! Assets of the dashboard, embedded in the program, so that it needs no other server.
 
 use axum::Router;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::routing::get;
 
-/// Path, kind and content.
+/// Path, media type and content.
 const FILES: [(&str, &str, &str); 6] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
@@ -14,11 +14,11 @@ const FILES: [(&str, &str, &str); 6] = [
     ("/page/plot.js", "text/javascript; charset=utf-8", include_str!("page/plot.js")),
 ];
 
-/// The page and what it is made of. They hold nothing that is anybody's secret: data comes from the API.
+/// Serves the assets, which contain no secrets: data comes from the API.
 pub(super) fn routes() -> Router {
     let mut router = Router::new();
     for (path, kind, content) in FILES {
-        // A newer program's page is not to be made of an older one's parts.
+        // Revalidation keeps assets of different versions from being mixed.
         let file = move || async move { ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache")], content) };
         router = router.route(path, get(file));
     }

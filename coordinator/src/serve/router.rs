@@ -1,4 +1,4 @@
-//! Who answers what: the one place in which all paths are put together.
+//! All HTTP routes, combined in one place.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use super::app::App;
 use super::trouble::Trouble;
 use super::{access, api, page};
 
-/// How long an answer may take: a store that is away is not waited for by who looks at a page.
+/// A client does not wait longer for a store that is down.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Everything that is answered: health and metrics for those who watch over processes, the API, and the page.
+/// Builds the router: health and metrics for probes, the API, and the dashboard.
 pub fn router(app: Arc<App>, metrics: Router) -> Router {
-    // Asked by machines, which have no token; on loopback by its own names alone, like the rest.
+    // Probes have no token. On loopback they must use the server's own names, like all requests.
     let probes = from_fn_with_state(app.access.clone(), access::guard_probes);
     let open = health::routes(app.ready.clone()).merge(metrics).layer(probes);
     let guard = from_fn_with_state(app.access.clone(), access::guard);
@@ -49,7 +49,7 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/lanes", get(api::lanes))
 }
 
-/// Gives up on an answer that takes too long.
+/// Responds with 503 to a request that takes too long.
 async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => response,

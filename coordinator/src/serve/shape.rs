@@ -1,4 +1,4 @@
-//! What the API answers, as JSON. `schema/openapi.json` describes the same.
+//! JSON bodies of the API's responses, as `schema/openapi.json` describes them.
 
 use imgsync_common::batch::{BatchId, Bytes, Counts, Options, Priority, Requests, TaskState};
 use imgsync_common::store::{Course, TaskRow};
@@ -13,7 +13,7 @@ use crate::report::failure_groups::FailureGroups;
 pub(super) struct BatchShape {
     batch: BatchId,
     title: String,
-    /// What the rules are called.
+    /// Names of the rules.
     rules: Vec<String>,
     from: Vec<String>,
     to: Vec<String>,
@@ -21,7 +21,7 @@ pub(super) struct BatchShape {
     priority: Priority,
     /// The process that lists or leads it.
     owner: Option<String>,
-    /// The command that goes on with it, where nobody runs it.
+    /// The command that resumes it, if no process runs it.
     resume: Option<String>,
     run: u32,
     counts: Counts,
@@ -38,10 +38,10 @@ pub(super) struct BatchShape {
 }
 
 impl BatchShape {
-    /// With how many repositories or patterns could not be listed.
+    /// Converts a batch. `unlisted` is the number of repositories and patterns that could not be listed.
     pub(super) fn of(view: &BatchView, unlisted: usize) -> BatchShape {
         let batch = &view.batch;
-        // A list names what it can; whoever works with a batch whose options cannot be read is told of it.
+        // A list shows what it can; commands on a single batch report options that cannot be decoded.
         let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
         let mut to: Vec<String> = options.rules.iter().flat_map(|rule| rule.to.iter().cloned()).collect();
         to.sort();
@@ -72,11 +72,11 @@ impl BatchShape {
     }
 }
 
-/// How a batch went: outcomes over time, and who did how much.
+/// Timeline of a batch: outcomes over time, and the share of each worker.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct CourseShape {
     batch: BatchId,
-    /// How long a part is.
+    /// Length of a part.
     part_seconds: f64,
     parts: Vec<PartShape>,
     slowest: Vec<SlowShape>,
@@ -85,7 +85,7 @@ pub(super) struct CourseShape {
 
 #[derive(Debug, Clone, Serialize)]
 struct PartShape {
-    /// From this multiple of the length of a part after the start.
+    /// Start of the part, in lengths of a part after the start of the batch.
     number: u32,
     copied: u64,
     unchanged: u64,
@@ -144,7 +144,7 @@ impl CourseShape {
     }
 }
 
-/// A task, and where it stands.
+/// A task and its state.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TaskShape {
     pub(super) index: u32,
@@ -168,7 +168,7 @@ impl TaskShape {
     }
 }
 
-/// The failures of a batch, by what they have in common.
+/// Failures of a batch, grouped by error kind and registry.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct GroupsShape {
     pub(super) batch: BatchId,

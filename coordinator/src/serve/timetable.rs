@@ -1,4 +1,4 @@
-//! Rules that are run by themselves, at their times, and those that somebody starts by hand.
+//! Starts rules on their schedules and on request.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,63 +21,61 @@ use super::{warn, warn_repeatedly};
 use crate::batches::{BatchState, BatchView, House, Made, Obstacle, Run};
 use crate::words::many;
 
-/// How often it is looked whether a time has come.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Batches that are listed at a time.
 const LISTED_AT_ONCE: usize = 4;
-/// When a rule was begun of which that is not known: no schedule has longer pauses than from one 29th of February to the
-/// next but one.
+/// Assumed age of the last run if its time is unknown: no schedule has a longer interval than from one 29 February to
+/// the next but one.
 const LONG_AGO: SignedDuration = SignedDuration::from_hours(9 * 366 * 24);
-/// Of how many batches, the newest, it is looked whether their listing was broken off.
+/// Limit of batches checked for interrupted listings, the newest ones.
 const BATCHES: usize = 1_000;
 
-/// Begins batches. Cheap to clone; clones are the same.
+/// Starts batches. Cheap to clone; clones share the state.
 #[derive(Clone)]
 pub struct Timetable(Arc<Inner>);
 
 struct Inner {
     house: House,
     current: watch::Receiver<Arc<Current>>,
-    /// Told of new batches.
+    /// Notified of new batches.
     more: Arc<Notify>,
     events: Events,
     stop: CancellationToken,
     tasks: TaskTracker,
     listing: Semaphore,
-    /// What this process lists.
+    /// Batches that this process lists.
     listed: Mutex<HashSet<BatchId>>,
-    /// One begins at a time: whether a rule runs is looked at first.
+    /// Serializes starts, which first check whether the rule is running.
     begin: tokio::sync::Mutex<()>,
-    /// How many times of a rule have passed in a row at which it was not begun.
+    /// Consecutive skipped runs of each rule.
     skipped: Mutex<HashMap<String, u64>>,
 }
 
-/// A rule, and when it is run.
+/// A rule with its schedule and its runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// The rule's id.
+    /// Id of the rule.
     pub rule: String,
-    /// What readers know it by.
+    /// Display name.
     pub name: String,
-    /// What it copies.
+    /// Source.
     pub from: String,
-    /// Where to.
+    /// Targets.
     pub to: Vec<String>,
-    /// When it is run by itself, in words; none where it is only run by hand.
+    /// Schedule in words; none if the rule is only started manually.
     pub schedule: Option<String>,
-    /// When it is run next.
+    /// Time of the next scheduled run.
     pub next: Option<Timestamp>,
-    /// The batch that was begun last.
+    /// Batch of the last run.
     pub last: Option<BatchId>,
-    /// The batch of it that is running or paused.
+    /// Running or paused batch of the rule.
     pub running: Option<BatchId>,
-    /// How many of its times have passed, since it was begun last, at which a batch of it was running or paused: it was not
-    /// begun then. Counted by the process that leads.
+    /// Scheduled runs skipped since the last run because a batch of the rule was running or paused. Counted by the
+    /// leading process.
     pub skipped: u64,
 }
 
 impl Timetable {
-    /// A timetable that has begun nothing.
+    /// Creates a scheduler that has started nothing.
     pub fn new(
         house: &House,
         current: watch::Receiver<Arc<Current>>,
@@ -99,8 +97,8 @@ impl Timetable {
         }))
     }
 
-    /// Begins rules at their times for as long as this process leads, until told to stop. Returns when no listing is under
-    /// way any more.
+    /// Starts rules on their schedules while this process leads, until stopped. Returns when no listing is in
+    /// progress.
     pub async fn keep(&self, mut leads: watch::Receiver<bool>) {
         let inner = &self.0;
         let mut is_new = true;
@@ -127,10 +125,10 @@ impl Timetable {
         inner.tasks.wait().await;
     }
 
-    /// Begins a rule now.
+    /// Starts a rule now.
     ///
     /// # Errors
-    /// `NotFound` where there is no rule of this id or name; `Invalid` where it is running; the store's.
+    /// `NotFound` if no rule has this id or name; `Invalid` if it is running; the store's.
     pub async fn start(&self, name: &str) -> Result<BatchId> {
         let inner = &self.0;
         let current = inner.current.borrow().clone();
@@ -148,7 +146,7 @@ impl Timetable {
         Ok(id)
     }
 
-    /// All rules, and when they are run.
+    /// Returns all rules with their schedules.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
         let inner = &self.0;
         let current = inner.current.borrow().clone();
@@ -174,7 +172,7 @@ impl Timetable {
         Ok(entries)
     }
 
-    /// The batch of a rule that is running or paused.
+    /// Returns the running or paused batch of a rule.
     async fn running(&self, rule: &Known) -> Result<Option<BatchId>> {
         let store = &*self.0.house.store;
         let Some(id) = store.unfinished(&rule.rules).await? else { return Ok(None) };
@@ -183,8 +181,8 @@ impl Timetable {
         Ok((view.state != BatchState::Interrupted).then_some(id))
     }
 
-    /// Goes on with listings that were broken off: in a cluster those that a timetable began, else all, for nobody else
-    /// works with the store.
+    /// Resumes interrupted listings: in a cluster those of batches that a scheduler started, else all, because no
+    /// other process uses the store.
     async fn take_up(&self) -> Result<()> {
         let inner = &self.0;
         let current = inner.current.borrow().clone();
@@ -238,7 +236,7 @@ impl Timetable {
                 Some(begun) => *begun,
                 None if schedule.begins_at_once() => {
                     let _turn = inner.begin.lock().await;
-                    // What stands in the way is not skipped: it is begun once that has ended.
+                    // A blocked first run is not skipped: it starts once the other batch has ended.
                     if let Ok(id) = self.begin(&current, rule).await? {
                         self.note(&rule.id, now, Some(id)).await?;
                     }
@@ -276,7 +274,7 @@ impl Timetable {
         Ok(())
     }
 
-    /// Forgets when a rule was begun, where that lies in the future: it is due now, as if a time had been missed.
+    /// Discards the time of a last run in the future: the rule is due now, as after a missed run.
     async fn forget_future(&self, rule: &Known, begun: &Begun, now: Timestamp) -> Result<Begun> {
         warn(
             &self.0.events,
@@ -291,7 +289,7 @@ impl Timetable {
         Ok(Begun { at, ..*begun })
     }
 
-    /// Makes a batch, and lists it apart; or says what stands in the way.
+    /// Creates a batch and lists it in the background; or returns the obstacle.
     async fn begin(&self, current: &Arc<Current>, rule: &Known) -> Result<std::result::Result<BatchId, Obstacle>> {
         let (begun, is_begun) = oneshot::channel();
         let (this, current, title) = (self.clone(), current.clone(), rule.title());
@@ -320,7 +318,7 @@ impl Timetable {
         let _ = begun.send(Ok(Ok(id)));
         inner.more.notify_one();
         if let Ok(_place) = inner.listing.acquire().await {
-            // What could not be listed is warned of as it is noted.
+            // Listing failures are reported when they are recorded.
             if let Err(error) = run.list_made(made).await {
                 warn(&inner.events, &error.to_string());
             }

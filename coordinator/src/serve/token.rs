@@ -1,4 +1,4 @@
-//! The token that changes need: the configured one, or one that is made up and kept.
+//! The token for changes: configured, or generated and stored.
 
 use std::path::{Path, PathBuf};
 
@@ -7,27 +7,27 @@ use imgsync_common::error::{Class, Error, Result};
 use imgsync_common::private;
 use imgsync_common::secret::Secret;
 
-/// In the folder of the state.
+/// File name in the state folder.
 const FILE: &str = "serve-token";
-/// Bytes of a token that is made up.
+/// Random bytes of a generated token.
 const LENGTH: usize = 32;
 
-/// A token, and how people get to know it.
+/// The API token, and where it comes from.
 #[derive(Debug, Clone)]
 pub struct Token {
-    /// What is to be shown.
+    /// The token.
     pub secret: Secret,
-    /// Whether it was made up here.
+    /// Whether the token was generated.
     pub is_made_up: bool,
-    /// The file that it is kept in.
+    /// File that stores the token.
     pub file: Option<PathBuf>,
 }
 
-/// The configured token, else the one that was made up before, else a new one. It is kept in this folder where that can be
-/// written to.
+/// Returns the configured token, else the stored one, else a new one. A new token is stored in the folder if that is
+/// writable.
 ///
 /// # Errors
-/// `Invalid` where what is configured can be guessed.
+/// `Invalid` if the configured token is easy to guess.
 pub fn token(configured: Option<&Secret>, folder: Option<&Path>) -> Result<Token> {
     if let Some(secret) = configured {
         if let Some(why) = Serve::why_no_token(secret.expose()) {
@@ -48,7 +48,7 @@ pub fn token(configured: Option<&Secret>, folder: Option<&Path>) -> Result<Token
     Ok(Token { secret: Secret::new(text), is_made_up: true, file })
 }
 
-/// For nobody's eyes but its owner's.
+/// Writes the token to a file that only the owner can read.
 fn keep(file: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write as _;
     if let Some(folder) = file.parent() {

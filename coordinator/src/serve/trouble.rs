@@ -1,4 +1,4 @@
-//! What is answered where something cannot be done: a status, and an object with a class, words and advice.
+//! Error responses: a status, and an object with error kind, message and hint.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use imgsync_common::error::{Class, Error};
 use serde_json::json;
 
-/// Why something was not done.
+/// An error response.
 #[derive(Debug, Clone)]
 pub(super) struct Trouble {
     status: StatusCode,
@@ -16,27 +16,27 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// With this status. `class` is one of [`Class`], as text.
+    /// Creates an error response. `class` is a [`Class`] as text.
     pub(super) fn new(status: StatusCode, class: &'static str, message: impl Into<String>) -> Trouble {
         Trouble { status, class, message: message.into(), hint: None }
     }
 
-    /// There is no such thing.
+    /// Creates a 404 response.
     pub(super) fn not_found(message: impl Into<String>) -> Trouble {
         Trouble::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// The request itself is wrong.
+    /// Creates a 400 response: the request is malformed.
     pub(super) fn bad(message: impl Into<String>) -> Trouble {
         Trouble::new(StatusCode::BAD_REQUEST, "invalid", message)
     }
 
-    /// It is well formed, and cannot be done as things stand.
+    /// Creates a 409 response: the request is well formed, but conflicts with the current state.
     pub(super) fn conflict(message: impl Into<String>) -> Trouble {
         Trouble::new(StatusCode::CONFLICT, "invalid", message)
     }
 
-    /// Adds what to do.
+    /// Adds a hint.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Trouble {
         self.hint = Some(hint.into());
         self
@@ -51,7 +51,7 @@ impl From<Error> for Trouble {
     fn from(error: Error) -> Trouble {
         let status = match error.class() {
             Class::NotFound => StatusCode::NOT_FOUND,
-            // What was asked for is checked before: this is how things stand.
+            // Handlers validate the request first: this is a conflict with the current state.
             Class::Invalid => StatusCode::CONFLICT,
             Class::Unreachable | Class::TimedOut | Class::ServerError | Class::Cancelled => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -1,4 +1,5 @@
-// The dashboard: what the server tells is kept in `known`, and each part of the page is made anew when its part changes.
+// The dashboard. `known` holds the last state from the event stream; a section of the page is rendered again when its
+// state changes.
 
 import { follow, forgetToken, get, hasToken, post, setToken, takeToken, tokenWasAnswered } from "./server.js";
 import { plot } from "./plot.js";
@@ -13,7 +14,7 @@ let chosen = null;
 let isChosenByHand = false;
 const table = { batch: null, state: "failed", from: [0], rows: null, next: null };
 
-// What is said to people.
+// Messages and dialogs.
 
 function say(words) {
   const line = h("p", {}, words);
@@ -27,7 +28,7 @@ function askForToken(why) {
   if (!dialog.open) dialog.showModal();
 }
 
-// When the dialog says that it is closed, what was behind it can have been used already: the token is taken before.
+// Read on submit: when `close` fires, code behind the dialog may already have used the token.
 document.querySelector("#ask-token form").addEventListener("submit", (event) => {
   if (event.submitter?.value === "yes") setToken(document.getElementById("token").value.trim());
 });
@@ -47,7 +48,7 @@ function sure(what, why) {
   return new Promise((later) => dialog.addEventListener("close", () => later(dialog.returnValue === "yes"), { once: true }));
 }
 
-/// Changes something, and says how that went.
+/// Sends a change, and shows the result.
 async function change(path, body, words) {
   try {
     const answer = await post(path, body);
@@ -62,7 +63,7 @@ async function change(path, body, words) {
   }
 }
 
-// The parts of the page.
+// Sections of the page.
 
 function showStatus() {
   const { status, line } = known;
@@ -97,7 +98,7 @@ function choose(batch) {
   document.getElementById("batch").scrollIntoView({ block: "nearest" });
 }
 
-/// Course and failures of a batch that ended before the page was opened are asked for once.
+/// Fetches timeline and failures of a batch that ended before the page was opened, once.
 async function fetchDetails(id) {
   if (known.courses.has(id)) return;
   known.courses.set(id, null);
@@ -159,7 +160,7 @@ function showBatch() {
     ...(failures ? groups(batch, failures, requeue) : []));
 }
 
-// Single images, page by page, when somebody wants to see them.
+// Single images, page by page, on request.
 
 async function fetchRows() {
   const id = table.batch;
@@ -176,7 +177,7 @@ async function fetchRows() {
   showImages();
 }
 
-/// Apart from what is live: it changes when somebody turns a page, and not under their hands.
+/// Rendered apart from live data: it changes only when the user turns a page.
 function showImages() {
   const batch = known.batches.get(chosen);
   show("images", ...(batch ? images(batch) : []));
@@ -216,7 +217,7 @@ async function start(entry) {
   }
 }
 
-// What the server tells.
+// Handlers of the event stream.
 
 const on = {
   status: (value) => { known.status = value; showStatus(); },
@@ -234,7 +235,7 @@ const on = {
 
 const due = new Set();
 
-/// Once for all events that come together.
+/// Renders once per frame for all events of that frame.
 function later(what, draw) {
   if (due.has(what)) return;
   due.add(what);

@@ -1,4 +1,4 @@
-// Outcomes and bytes over the time of a batch, as SVG.
+// Results and bytes of a batch over time, as SVG.
 
 import { bytes, h, number, seconds } from "./views.js";
 
@@ -23,7 +23,7 @@ function s(tag, attributes = {}, ...children) {
 
 const ended = (part) => OUTCOMES.reduce((sum, [outcome]) => sum + part[outcome], 0);
 
-/// Bars of outcomes with a line of bytes a second; null where nothing has happened yet.
+/// Bars of results with a line of bytes per second; null while there is no data.
 export function plot(course) {
   const parts = course.parts;
   if (parts.length === 0) return null;

@@ -1,8 +1,9 @@
-// What is asked of the server: the token is kept for as long as the tab is open, and sent in a header alone.
+// Requests to the server. The token is stored until the tab is closed, and only sent in a header.
 
 const KEY = "imgsync-token";
 
-/// Takes the token out of the address, where `imgsync serve` printed it, so that it is in no history.
+/// Moves the token from the URL, where `imgsync serve` printed it, into the session, so that it stays out of the
+/// history.
 export function takeToken() {
   const found = /^#token=([\x21-\x7e]+)$/.exec(location.hash);
   if (found) {
@@ -16,7 +17,7 @@ export function setToken(token) {
   else sessionStorage.removeItem(KEY);
 }
 
-/// Forgets a token that the server refused, and not the one that was named since.
+/// Removes a token that the server rejected, unless another one was set since.
 export function forgetToken(sent) {
   if (sessionStorage.getItem(KEY) === sent) setToken(null);
 }
@@ -25,7 +26,7 @@ export function hasToken() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-/// An answer that is none: its status, what the server said, and the token that it was asked with.
+/// An error response: status, message, and the token that the request was sent with.
 export class Refused extends Error {
   constructor(status, error, sent) {
     super(error.hint ? `${error.message} (${error.hint})` : error.message);
@@ -53,7 +54,8 @@ export async function post(path, body = {}) {
   return (await ask(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/// Follows the events until the page is left: `on(name, value)` for each, `state(words, error)` when the line comes or goes.
+/// Follows the event stream until the page is closed: `on(name, value)` for each event, `state(words, error)` when
+/// the connection opens or closes.
 export async function follow(on, state) {
   let wait = 500;
   for (;;) {
@@ -74,7 +76,7 @@ export async function follow(on, state) {
 
 let answered = null;
 
-/// Somebody has named a token, or will not.
+/// Continues after the sign-in dialog was closed, with or without a token.
 export function tokenWasAnswered() {
   answered?.();
   answered = null;

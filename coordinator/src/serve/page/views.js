@@ -1,6 +1,6 @@
-// How things look. Strings that came from registries become text nodes, never markup.
+// Rendering. Strings from registries become text nodes, never markup.
 
-/// An element. `on…` attributes are listeners; a `key` keeps the focus when the part of the page is made anew.
+/// Creates an element. `on…` attributes are listeners; a `key` keeps the focus when the section is rendered again.
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/// Puts this in the place of all that a part of the page holds, and the focus back where it was.
+/// Replaces the content of a section; keeps focus and scroll positions.
 export function show(id, ...children) {
   const part = document.getElementById(id);
   const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
@@ -43,7 +43,7 @@ export function seconds(value) {
   return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
 }
 
-/// A moment: how far off it is, and as a title when exactly.
+/// Formats a time as relative text, with the exact time as title.
 export function when(time) {
   const off = (Date.parse(time) - Date.now()) / 1000;
   const words = off >= 0 ? `in ${seconds(off)}` : `${seconds(-off)} ago`;
@@ -88,7 +88,7 @@ export function batchList(batches, chosen, choose) {
   ];
 }
 
-/// What a batch comes to.
+/// Counters of a batch.
 export function counts(batch) {
   const one = (name, value, bad = false) => h("div", { class: bad && value !== "0" ? "bad" : false }, h("dt", {}, name), h("dd", {}, value));
   const { counts } = batch;
@@ -105,7 +105,7 @@ export function counts(batch) {
     one("requests", number(batch.requests.source + batch.requests.target)));
 }
 
-/// Rows of failures by what they have in common, each with a button.
+/// Failure groups, each with a button that requeues it.
 export function groups(batch, groups, requeue) {
   const may = batch.state !== "cancelled" && batch.state !== "superseded";
   const button = (key, label, filter, count) =>
