@@ -1,6 +1,6 @@
-//! Two registries to play with: one that holds images of some size and answers slowly, one that is empty.
+//! Two registries for experiments: a slow one with images of some size, and an empty one.
 //!
-//! `cargo run -p imgsync-tests --example playground [BYTES_PER_SECOND]`, then `imgsync sync` what it prints.
+//! `cargo run -p imgsync-tests --example playground [BYTES_PER_SECOND]`, then run the printed `imgsync sync` commands.
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind};

@@ -1,7 +1,7 @@
-//! A run worth looking at: three sources and a target under real names, most of it well, some of it not. The pictures in
-//! docs/pictures are of it.
+//! A run for demonstration: three sources and a target under real names, mostly successful. docs/pictures shows it.
 //!
-//! `cargo run -p imgsync-tests --example showcase > imgsync.yaml &`, then `imgsync run -c imgsync.yaml --report=report.html`.
+//! `cargo run -p imgsync-tests --example showcase > imgsync.yaml &`, then
+//! `imgsync run -c imgsync.yaml --report=report.html`.
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use imgsync_tests::images::{self, Image, Layer};
 
 const MIB: u64 = 1 << 20;
 
-/// A registry's error.
+/// Builds a registry's error response.
 fn says(code: u16, kind: &str, message: &str) -> Action {
     let body = serde_json::json!({"errors": [{"code": kind, "message": message}]}).to_string();
     Action::Status {

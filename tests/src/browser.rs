@@ -1,4 +1,4 @@
-//! Debian's Chromium without a window, driven over its DevTools protocol.
+//! Debian's headless Chromium, driven over the DevTools protocol.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,22 +15,22 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use crate::servers::find_program;
 use crate::servers::process::Process;
 
-/// How long a browser may take to start, and to answer.
+/// Time limit for the start of a browser and for each response.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A browser with one page. It ends when it is dropped.
+/// A browser with one page, closed on drop.
 pub struct Browser {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     session: String,
     last: u64,
-    /// What went wrong on the page: exceptions, and what its policy refused.
+    /// Errors on the page: exceptions, and requests blocked by its content security policy.
     complaints: Vec<String>,
     _process: Process,
     _profile: TempDir,
 }
 
 impl Browser {
-    /// Starts one; none where Chromium is not installed.
+    /// Starts a browser; `None` if Chromium is not installed.
     pub async fn start() -> Option<Self> {
         let program = find_program("chromium").or_else(|| find_program("chromium-browser"))?;
         let profile = tempfile::Builder::new().prefix("imgsync-chromium-").tempdir().expect("a folder can be made");
@@ -61,18 +61,18 @@ impl Browser {
         Some(browser)
     }
 
-    /// Goes to an address, and waits until the page there is loaded.
+    /// Navigates to a URL and waits until the page is loaded.
     pub async fn open(&mut self, url: &str) {
-        // The same page with another hash would not be loaded again.
+        // Navigating to the same URL with another fragment would not load it again.
         self.call("Page.navigate", json!({"url": "about:blank"})).await;
         self.call("Page.navigate", json!({"url": url})).await;
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'").await;
     }
 
-    /// What an expression gives on the page; promises are waited for.
+    /// Evaluates an expression on the page and awaits promises.
     ///
     /// # Panics
-    /// When it throws.
+    /// If it throws.
     pub async fn eval(&mut self, expression: &str) -> Value {
         let asked = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let answer = self.call("Runtime.evaluate", asked).await;
@@ -83,10 +83,10 @@ impl Browser {
     /// Waits until an expression is true on the page.
     ///
     /// # Panics
-    /// With what the page shows, when it does not become so.
+    /// With the text of the page, on timeout.
     pub async fn wait_for(&mut self, expression: &str) {
         let started = Instant::now();
-        // A page that is just being left throws.
+        // A page that is being left throws.
         let asked = format!("(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()");
         while self.eval(&asked).await != json!(true) {
             if started.elapsed() > PATIENCE {
@@ -97,17 +97,17 @@ impl Browser {
         }
     }
 
-    /// Waits until the page shows a text.
+    /// Waits until the page contains a text.
     pub async fn wait_for_text(&mut self, text: &str) {
         self.wait_for(&format!("document.body.innerText.includes({})", json!(text))).await;
     }
 
-    /// All that the page shows.
+    /// Returns the text of the page.
     pub async fn text(&mut self) -> String {
         self.eval("document.body.innerText").await.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Clicks the first element that a selector finds and that has a text in it or as its name; waits for it.
+    /// Waits for the first element that matches a selector and has this text or accessible name, and clicks it.
     pub async fn click(&mut self, selector: &str, text: &str) {
         let (selector, text) = (json!(selector), json!(text));
         let find = format!(
@@ -135,25 +135,25 @@ impl Browser {
         }
     }
 
-    /// Types a text into what has the focus.
+    /// Types a text into the focused element.
     pub async fn type_text(&mut self, text: &str) {
         self.call("Input.insertText", json!({"text": text})).await;
     }
 
-    /// Gives the page another size, in pixels.
+    /// Resizes the viewport, in pixels.
     pub async fn resize(&mut self, width: u32, height: u32) {
         let mobile = width < 600;
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
         self.call("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// Lets the page believe that somebody likes it dark, or light.
+    /// Emulates `prefers-color-scheme`.
     pub async fn prefer(&mut self, scheme: &str) {
         let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", feature).await;
     }
 
-    /// Keeps a picture of the page as PNG.
+    /// Saves a screenshot of the page as PNG.
     pub async fn picture(&mut self, path: &Path) {
         let taken = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
         let data = taken["data"].as_str().unwrap_or_default();
@@ -161,7 +161,7 @@ impl Browser {
         std::fs::write(path, bytes).expect("the folder can be written to");
     }
 
-    /// What went wrong on the page so far.
+    /// Returns the errors on the page so far.
     pub fn complaints(&self) -> &[String] {
         &self.complaints
     }
@@ -193,7 +193,7 @@ impl Browser {
 fn note(told: &Value, complaints: &mut Vec<String>) {
     match told["method"].as_str() {
         Some("Runtime.exceptionThrown") => complaints.push(told["params"]["exceptionDetails"].to_string()),
-        // What the server refuses is a part of some stories; what the page's own policy refuses is of none.
+        // Some tests expect responses with errors from the server; none expects violations of the page's policy.
         Some("Log.entryAdded") if told["params"]["entry"]["source"] == "security" => {
             complaints.push(told["params"]["entry"]["text"].to_string());
         }
@@ -201,7 +201,7 @@ fn note(told: &Value, complaints: &mut Vec<String>) {
     }
 }
 
-/// The address that the browser wrote down.
+/// Reads the DevTools address that the browser wrote to a file.
 async fn listens_on(file: &Path) -> String {
     let started = Instant::now();
     loop {

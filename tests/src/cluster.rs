@@ -1,4 +1,4 @@
-//! A cluster of a test's own: a broker, a store, and the programs that use them.
+//! A cluster for tests: a broker, a store, and the programs that use them.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,22 @@ use serde_json::Value;
 use crate::program::{Imgsync, Running};
 use crate::servers::{RabbitMq, RedisOptions, RedisServer};
 
-/// Broker and store. They end when it is dropped.
+/// A broker and a store, stopped on drop.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The broker.
+    /// RabbitMQ.
     pub broker: RabbitMq,
-    /// The store.
+    /// Redis.
     pub store: RedisServer,
 }
 
 impl Cluster {
-    /// Starts both.
+    /// Starts broker and store.
     pub fn start() -> Self {
         Self::start_with("", RedisOptions::default())
     }
 
-    /// Starts both, with more lines of `rabbitmq.conf` and options of the store.
+    /// Starts broker and store, with extra lines of `rabbitmq.conf` and options of the store.
     pub fn start_with(broker: &str, store: RedisOptions) -> Self {
         std::thread::scope(|scope| {
             let broker = scope.spawn(|| RabbitMq::start_with(broker));
@@ -31,23 +31,23 @@ impl Cluster {
         })
     }
 
-    /// `imgsync`, with this configuration, in a home of its own.
+    /// Creates `imgsync` with this configuration, in its own home.
     pub fn imgsync(&self, config: &str) -> Imgsync {
         self.configured(Imgsync::new(), config)
     }
 
-    /// `imgsync-worker`, with this configuration, in a home of its own.
+    /// Creates `imgsync-worker` with this configuration, in its own home.
     pub fn worker(&self, config: &str) -> Imgsync {
         self.configured(Imgsync::worker(), config)
     }
 
     fn configured(&self, program: Imgsync, config: &str) -> Imgsync {
-        // A file with nothing in it is refused.
+        // An empty file is refused.
         program.file("imgsync.yaml", if config.is_empty() { "registries: {}\n" } else { config });
         program.env("IMGSYNC_BROKER", self.broker.url()).env("IMGSYNC_STORE", self.store.url())
     }
 
-    /// Starts some workers of so many slots.
+    /// Starts workers with this many slots.
     pub async fn workers(&self, number: usize, slots: usize) -> Vec<Running> {
         let mut workers = Vec::new();
         for _ in 0..number {
@@ -59,16 +59,16 @@ impl Cluster {
         workers
     }
 
-    /// How the newest batch stands, as `batch show --json` has it; none while there is none, or the store does not answer.
+    /// Returns the newest batch from `batch show --json`; `None` if there is none or the store does not respond.
     pub async fn show(&self) -> Option<Value> {
         let shown = self.imgsync("").args(["batch", "show", "--json"]).run().await;
         (shown.code == Some(0)).then(|| shown.json())
     }
 
-    /// Waits until the newest batch stands as is wanted, and says how that is.
+    /// Polls the newest batch until the predicate holds, and returns it.
     ///
     /// # Panics
-    /// With how it stands, when it does not in time.
+    /// With the batch, on timeout.
     pub async fn wait_for(&self, wanted: impl Fn(&Value) -> bool, limit: Duration) -> Value {
         let started = Instant::now();
         let mut last = None;
@@ -85,7 +85,7 @@ impl Cluster {
     }
 }
 
-/// A number in what `--json` prints, such as `/counts/copied`.
+/// Reads a number of `--json` output at a pointer such as `/counts/copied`.
 pub fn number(json: &Value, pointer: &str) -> u64 {
     json.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer} is no number in {json}"))
 }

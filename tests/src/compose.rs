@@ -1,7 +1,7 @@
-//! docker-compose.yml as a new user has it: a clean copy of its files, a `.env` that was filled in, and a Docker Engine.
+//! docker-compose.yml as a new user has it: a clean copy of its files, a filled-in `.env`, and a Docker Engine.
 //!
-//! The engine is the one that runs on this machine, if there is one; else one of the test's own. Images that cannot be
-//! pulled are made by `scripts/stand-ins`, and those are removed again.
+//! Uses the engine of this machine if one runs, else one of the test's own. `scripts/stand-ins` builds images that
+//! cannot be pulled; they are removed afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,18 +14,18 @@ use tempfile::TempDir;
 use crate::program::Imgsync;
 use crate::servers::{DockerEngine, RemoteRegistry, find_program, free_port};
 
-/// The image's name in the compose file.
+/// Name of the image in the compose file.
 const IMAGE: &str = "imgsync:3";
-/// The image without programs.
+/// Image without the programs.
 const RUNTIME: &str = "imgsync-test-runtime:latest";
-/// The image that was there under our name before.
+/// Backup tag of an image that already had our name.
 const KEPT: &str = "imgsync-test-kept:latest";
 
-/// A project of docker-compose. Its containers, volumes, networks and images end when it is dropped.
+/// A docker-compose project. Its containers, volumes, networks and images are removed on drop.
 #[derive(Debug)]
 pub struct Compose {
     engine: Option<DockerEngine>,
-    /// Images that are to be removed at the end.
+    /// Images to remove at the end.
     made: Vec<String>,
     folder: TempDir,
     name: String,
@@ -50,10 +50,10 @@ struct Ports {
 }
 
 impl Compose {
-    /// Whether it can be started here, or why not.
+    /// Checks that the project can be started here.
     ///
     /// # Errors
-    /// With what is missing.
+    /// Returns the missing requirement.
     pub async fn available() -> Result<(), String> {
         if find_program("docker").is_none() {
             return Err("docker is not installed (apt install docker.io)".to_owned());
@@ -70,14 +70,14 @@ impl Compose {
         Ok(())
     }
 
-    /// An engine with all images that the compose file names, and a project that is not up. The image of imgsync has the
-    /// programs that `cargo build` built; with `IMGSYNC_TEST_WHOLE_IMAGE`, it is built as users build it.
+    /// Prepares an engine with all images of the compose file, and a project that is not up. The imgsync image contains
+    /// the binaries from `cargo build`; with `IMGSYNC_TEST_WHOLE_IMAGE` it is built as users build it.
     ///
     /// # Errors
-    /// When images can neither be pulled nor made, with why.
+    /// If an image can be neither pulled nor built, with the reason.
     ///
     /// # Panics
-    /// When the image of imgsync cannot be built.
+    /// If the imgsync image cannot be built.
     pub async fn start() -> Result<Self, String> {
         let engine = if engine_runs() { None } else { Some(DockerEngine::start_with_networks().await?) };
         let folder = tempfile::Builder::new().prefix("compose-").tempdir().map_err(|error| error.to_string())?;
@@ -95,7 +95,7 @@ impl Compose {
         let whole = std::env::var_os("IMGSYNC_TEST_WHOLE_IMAGE").is_some();
         let mut stand_ins = self.on_engine(Command::new(repository().join("scripts/stand-ins")));
         let made = run(stand_ins.arg(if whole { "all" } else { "servers" }));
-        // Those that were made before one could not be.
+        // Images that were built before one failed.
         self.made = String::from_utf8_lossy(&made.stdout).lines().map(str::to_owned).collect();
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).into_owned());
@@ -124,8 +124,8 @@ impl Compose {
         Ok(())
     }
 
-    /// Writes `.env` from `.env.example`, its passwords and its key filled in or left open, with ports of our own. The
-    /// configuration and the profile are the example's if no others are given.
+    /// Writes `.env` from `.env.example` with its own ports, and with passwords and key filled in or left empty.
+    /// Configuration and profile default to the example's.
     pub fn write_env(&self, filled: bool, config: Option<&str>) {
         let mut env = String::new();
         for line in fs::read_to_string(self.folder.path().join(".env.example")).expect("the example is there").lines() {
@@ -149,7 +149,7 @@ impl Compose {
         fs::write(self.folder.path().join(".env"), env).expect("the folder can be written to");
     }
 
-    /// Runs `docker-compose` in the project, and gives what became of it.
+    /// Runs `docker-compose` in the project and returns its output.
     pub fn try_compose(&self, arguments: &[&str]) -> Output {
         let mut command = match find_program("docker-compose") {
             Some(program) => Command::new(program),
@@ -160,25 +160,25 @@ impl Compose {
             }
         };
         command.args(["-p", &self.name]).args(arguments).current_dir(self.folder.path());
-        // What is set in the shell would win over .env.
+        // The shell's environment would override .env.
         for name in ["RABBITMQ_PASSWORD", "REDIS_PASSWORD", "IMGSYNC_KEY", "IMGSYNC_CONFIG", "COMPOSE_PROFILES"] {
             command.env_remove(name);
         }
         run(&mut self.on_engine(command))
     }
 
-    /// Runs `docker-compose` in the project, and gives what it printed.
+    /// Runs `docker-compose` in the project and returns its standard output.
     ///
     /// # Panics
-    /// When that fails.
+    /// If it fails.
     pub fn compose(&self, arguments: &[&str]) -> String {
         demand(&format!("docker-compose {arguments:?}"), self.try_compose(arguments))
     }
 
-    /// Runs `docker`, and gives what it printed.
+    /// Runs `docker` and returns its standard output.
     ///
     /// # Panics
-    /// When that fails.
+    /// If it fails.
     pub fn docker(&self, arguments: &[&str]) -> String {
         demand(&format!("docker {arguments:?}"), self.try_docker(arguments))
     }
@@ -187,7 +187,7 @@ impl Compose {
         run(self.on_engine(Command::new("docker")).args(arguments))
     }
 
-    /// The containers of a service that run, or have run, in the order of their numbers.
+    /// Lists the containers of a service, running or exited, ordered by number.
     pub fn containers(&self, service: &str) -> Vec<String> {
         let [project, service] = [("project", &*self.name), ("service", service)]
             .map(|(label, value)| format!("label=com.docker.compose.{label}={value}"));
@@ -202,7 +202,7 @@ impl Compose {
         found.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Something of a container, as `docker inspect --format` gives it.
+    /// Reads a property of a container by a `docker inspect --format` template.
     pub fn inspect(&self, container: &str, format: &str) -> String {
         self.docker(&["inspect", "--format", format, container])
     }
@@ -210,7 +210,7 @@ impl Compose {
     /// Waits until every container of a service is healthy.
     ///
     /// # Panics
-    /// With its checks, when it is not in time.
+    /// With the health checks, on timeout.
     pub async fn wait_healthy(&self, service: &str, limit: Duration) {
         let started = Instant::now();
         for container in self.containers(service) {
@@ -226,30 +226,30 @@ impl Compose {
         }
     }
 
-    /// What a container has written, to both of its outputs.
+    /// Returns the output of a container, stdout and stderr.
     pub fn logs(&self, container: &str) -> String {
         let output = self.try_docker(&["logs", container]);
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }
 
-    /// The network of the project.
+    /// Returns the network of the project.
     pub fn network(&self) -> String {
         format!("{}_default", self.name)
     }
 
-    /// A container's address in a network.
+    /// Returns the address of a container in a network.
     pub fn address(&self, container: &str) -> String {
         self.inspect(container, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
     }
 
-    /// Starts a container that does nothing in the project's network but have an address. Gives its id.
+    /// Starts an idle container in the project's network, which only takes an address. Returns its id.
     pub fn start_bystander(&self) -> String {
         let label = format!("com.docker.compose.project={}", self.name);
         let run = ["run", "-d", "--label", &label, "--network", &self.network(), "--entrypoint", "sleep", IMAGE, "600"];
         self.docker(&run)
     }
 
-    /// How the newest batch stands, asked from outside over the ports on loopback; none while broker or store are away.
+    /// Shows the newest batch, from outside over the loopback ports; `None` while broker or store are down.
     pub async fn show(&self) -> Option<Value> {
         let Secrets { broker, store, .. } = &self.password;
         let broker = format!("amqp://imgsync:{broker}@127.0.0.1:{}", self.ports.broker);
@@ -259,10 +259,10 @@ impl Compose {
         (shown.code == Some(0)).then(|| shown.json())
     }
 
-    /// Waits until the newest batch stands as is wanted, and says how that is.
+    /// Polls the newest batch until the predicate holds, and returns it.
     ///
     /// # Panics
-    /// With how it stands, when it does not in time.
+    /// With the batch, on timeout.
     pub async fn wait_for(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
         let started = Instant::now();
         let mut last = None;
@@ -278,12 +278,12 @@ impl Compose {
         panic!("{what}: not within {limit:?}; it stands so: {last:#?}");
     }
 
-    /// The example's source registry, from outside.
+    /// Returns the example's source registry, reached from outside.
     pub fn source(&self) -> RemoteRegistry {
         RemoteRegistry::at(&format!("http://127.0.0.1:{}", self.ports.source))
     }
 
-    /// The example's target registry, from outside.
+    /// Returns the example's target registry, reached from outside.
     pub fn target(&self) -> RemoteRegistry {
         RemoteRegistry::at(&format!("http://127.0.0.1:{}", self.ports.target))
     }
@@ -357,7 +357,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above").to_owned()
 }
 
-/// What a clone has that the compose file uses, and nothing that lies around beside it.
+/// Copies the files of a clone that the compose file uses, and nothing else.
 fn copy_clean_clone(to: &Path) {
     let names = ["docker-compose.yml", ".env.example", "deploy", "examples"];
     let mut copy = Command::new("cp");

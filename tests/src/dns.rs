@@ -1,4 +1,4 @@
-//! A resolver whose answers change: for each name the addresses of the first question, of the second, and so on.
+//! A resolver with scripted answers: for each name, the addresses for the first query, the second, and so on.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::net::UdpSocket;
 
-/// The type of a question for addresses of IPv4 (RFC 1035).
+/// Query type of IPv4 addresses (RFC 1035).
 const A: u16 = 1;
-/// The bytes before the questions.
+/// Length of the message header.
 const HEADER: usize = 12;
 
-/// The resolver, at 127.0.0.1:53: for a [`namespace`](crate::namespace) of a test's own. It ends when it is dropped.
+/// A resolver at 127.0.0.1:53, for use in a [`namespace`](crate::namespace). It stops on drop.
 #[derive(Debug)]
 pub struct Dns {
     names: Arc<Mutex<HashMap<String, Name>>>,
@@ -25,10 +25,10 @@ struct Name {
 }
 
 impl Dns {
-    /// Starts it.
+    /// Starts the resolver.
     ///
     /// # Panics
-    /// When the port is not free, or may not be taken.
+    /// If the port is taken or may not be bound.
     pub async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:53").await.expect("the port is free in a network of one's own");
         let names: Arc<Mutex<HashMap<String, Name>>> = Arc::default();
@@ -44,10 +44,10 @@ impl Dns {
         Self { names, task }
     }
 
-    /// A name's addresses: one answer after the other, the last for good. Others do not exist.
+    /// Sets a name's addresses, one list per query; the last list repeats. Other names do not exist.
     ///
     /// # Panics
-    /// When one is no address of IPv4.
+    /// If an address is not IPv4.
     pub fn name(&self, name: &str, answers: &[&[&str]]) -> &Self {
         let address = |text: &&str| text.parse().expect("an address");
         let answers = answers.iter().map(|addresses| addresses.iter().map(address).collect()).collect();
@@ -55,7 +55,7 @@ impl Dns {
         self
     }
 
-    /// How often a name's addresses of IPv4 were asked for.
+    /// Counts the queries for IPv4 addresses of a name.
     pub fn asked(&self, name: &str) -> usize {
         self.names.lock().expect("the names are whole").get(name).map_or(0, |name| name.asked)
     }
@@ -90,12 +90,12 @@ fn answer(packet: &[u8], names: &Mutex<HashMap<String, Name>>) -> Option<Vec<u8>
         }
         Some(_) => (0, Vec::new()),
     };
-    // An answer, recursion desired and available; one question, some answers.
+    // Flags: response, recursion desired and available. One question, some answers.
     let mut all =
         vec![packet[0], packet[1], 0x81, 0x80 | code, 0, 1, 0, u8::try_from(addresses.len()).ok()?, 0, 0, 0, 0];
     all.extend_from_slice(question);
     for address in addresses {
-        // The name of the question, type A, class IN, no time to live.
+        // The question's name, type A, class IN, TTL 0.
         all.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         all.extend_from_slice(&address.octets());
     }

@@ -1,6 +1,7 @@
-//! The harness: real servers, a registry that fails on command, images to copy.
+//! Test harness: real servers, a registry that fails on command, and images to copy.
 //!
-//! Nothing here asks `imgsync` for the truth: digests, manifests and requests are computed and counted independently.
+//! The harness never relies on `imgsync` for facts: it computes digests and manifests and counts requests
+//! independently.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -37,7 +38,7 @@ pub use served::Served;
 pub use servers::{DockerEngine, DockerRegistry, RabbitMq, RedisServer};
 pub use tree::Tree;
 
-/// Says loudly that a test could not be run. `scripts/test` repeats such lines at its end.
+/// Reports that a test could not run. `scripts/test` repeats these lines at its end.
 pub fn skipped(what: &str) {
     use std::io::Write as _;
     let line = format!("NOT RUN: {what}");

@@ -1,8 +1,8 @@
-//! What the machine and its processes are busy with, as the kernel counts it.
+//! CPU and memory usage from /proc.
 
 use std::fs;
 
-/// The processors' time so far, over all of them.
+/// CPU time since boot, summed over all processors.
 #[derive(Clone, Copy, Debug)]
 pub struct Processors {
     idle: u64,
@@ -10,16 +10,16 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// Up to now.
+    /// Reads the current values.
     pub fn now() -> Self {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let ticks: Vec<u64> =
             stat.lines().next().unwrap_or_default().split_whitespace().filter_map(|ticks| ticks.parse().ok()).collect();
-        // user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted among the first two.
+        // user, nice, system, idle, iowait, irq, softirq, steal; the remaining fields are included in the first two.
         Self { idle: ticks.iter().skip(3).take(2).sum(), all: ticks.iter().take(8).sum() }
     }
 
-    /// How much of their time since then they had nothing to do, from 0 to 1.
+    /// Returns the idle share since a snapshot, from 0 to 1.
     pub fn idle_since(then: Self) -> f64 {
         let now = Self::now();
         let all = now.all.saturating_sub(then.all).max(1);
@@ -27,16 +27,16 @@ impl Processors {
     }
 }
 
-/// The processor time that a process has taken so far, in seconds; 0 if there is none.
+/// Returns the CPU time of a process in seconds; 0 if it does not exist.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; what follows it is plain: state, then utime and stime as 12th and 13th.
+    // The name in parentheses may contain anything. After it comes the state; utime and stime are fields 12 and 13.
     let fields: Vec<_> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
     let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
     (ticks(11) + ticks(12)) as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// The memory that a process has now, in bytes; 0 if there is none.
+/// Returns the resident memory of a process in bytes; 0 if it does not exist.
 pub fn rss_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));

@@ -1,19 +1,19 @@
-//! A network of a test's own, with public addresses and a resolver that says what the test wants.
+//! A network namespace of the test's own, with public addresses and a scripted resolver.
 //!
-//! The test runs once more, as the only one of a process of its own in new namespaces of users, mounts and network, where
-//! it may give itself any address.
+//! The test runs a second time, alone in a process in new user, mount and network namespaces, where it may take any
+//! address.
 
 use std::process::Command;
 use std::{env, fs};
 
-/// Says that a test is in its own network already.
+/// Set in the environment of a test that runs in its own network.
 const INSIDE: &str = "IMGSYNC_TESTS_OWN_NETWORK";
 
-/// Whether the test is to go on: it is in a network of its own, which has these addresses, and a resolver at 127.0.0.1:53.
-/// Where it is not, it is run once more there, under this name within its suite (`module::test`).
+/// Returns true inside a network namespace that has these addresses and a resolver at 127.0.0.1:53. Outside it, runs
+/// the test named `module::test` of its suite again in one, and returns false.
 ///
 /// # Panics
-/// When the test fails there.
+/// If the test fails there.
 #[must_use]
 pub fn is_inside(test: &str, addresses: &[&str]) -> bool {
     const NEW: [&str; 3] = ["-Urn", "-m", "--kill-child"];

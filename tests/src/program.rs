@@ -1,4 +1,4 @@
-//! The built programs, run as a user would: with a home of their own, and measured.
+//! Runs and measures the built programs as a user would, each in its own home.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,7 +20,7 @@ pub use rustix::process::Signal;
 
 use crate::machine;
 
-/// A program that is to be run. Its home is removed with it, unless it was shared.
+/// A program to run. Its home is removed with it unless shared.
 #[derive(Debug)]
 pub struct Imgsync {
     program: PathBuf,
@@ -34,31 +34,30 @@ pub struct Imgsync {
     limit: Duration,
 }
 
-/// What became of it.
+/// Result of a run.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// The exit code; none if a signal ended it.
+    /// Exit code, or `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Its standard output.
+    /// Standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// Standard error.
     pub stderr: String,
-    /// The most memory it had, in bytes.
+    /// Peak resident memory in bytes.
     pub peak_rss_bytes: u64,
-    /// The most memory of its own that it had, in bytes: without its executable, of which a build without optimizations
-    /// has 45 MiB.
+    /// Peak private memory in bytes, without the executable, which takes 45 MiB in a debug build.
     pub peak_own_bytes: u64,
-    /// The processor time it took, in seconds.
+    /// CPU time in seconds.
     pub cpu_seconds: f64,
-    /// How long it ran.
+    /// Wall time.
     pub elapsed: Duration,
 }
 
 impl Output {
-    /// Demands an exit code.
+    /// Asserts the exit code.
     ///
     /// # Panics
-    /// With all that was written, when it is another.
+    /// With all output, otherwise.
     #[track_caller]
     pub fn assert_code(self, code: i32) -> Self {
         let Self { stdout, stderr, .. } = &self;
@@ -66,10 +65,10 @@ impl Output {
         self
     }
 
-    /// Standard output as JSON.
+    /// Parses standard output as JSON.
     ///
     /// # Panics
-    /// With all that was written, when it is none.
+    /// With all output, if it is not JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         let Self { stdout, stderr, .. } = self;
@@ -85,30 +84,30 @@ impl Default for Imgsync {
 }
 
 impl Imgsync {
-    /// `imgsync`, in a fresh home.
+    /// Creates `imgsync` in a fresh home.
     pub fn new() -> Self {
         Self::named("imgsync")
     }
 
-    /// `imgsync-worker`, in a fresh home.
+    /// Creates `imgsync-worker` in a fresh home.
     pub fn worker() -> Self {
         Self::named("imgsync-worker")
     }
 
-    /// A program of this workspace, in a fresh home.
+    /// Creates a program of this workspace in a fresh home.
     ///
     /// # Panics
-    /// When it is not built.
+    /// If it is not built.
     pub fn named(name: &str) -> Self {
         Self::at(built(name))
     }
 
-    /// The program's file.
+    /// Returns the path of the program.
     pub fn path(&self) -> &Path {
         &self.program
     }
 
-    /// Any program, in a fresh home.
+    /// Creates any program in a fresh home.
     pub fn at(program: impl Into<PathBuf>) -> Self {
         let home = tempfile::Builder::new().prefix("imgsync-home-").tempdir().expect("a folder can be made");
         for folder in ["home", "state", "docker", "runtime", "work"] {
@@ -127,7 +126,7 @@ impl Imgsync {
         }
     }
 
-    /// The same program in the same home, with no arguments: the second run.
+    /// Creates the same program in the same home, without arguments, for the next run.
     #[must_use]
     pub fn again(&self) -> Self {
         Self {
@@ -143,85 +142,85 @@ impl Imgsync {
         }
     }
 
-    /// One argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    /// Several arguments.
+    /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self
     }
 
-    /// A variable of the environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
-    /// What it reads from standard input, which is empty otherwise.
+    /// Sets standard input, which is empty otherwise.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
     }
 
-    /// The file that standard output goes to, such as /dev/full; `Output::stdout` is empty then.
+    /// Redirects standard output to a file such as /dev/full; `Output::stdout` is then empty.
     #[must_use]
     pub fn stdout_to(mut self, path: impl Into<PathBuf>) -> Self {
         self.stdout = Some(path.into());
         self
     }
 
-    /// The umask it is started with.
+    /// Sets the umask.
     #[must_use]
     pub fn umask(mut self, umask: u32) -> Self {
         self.umask = Some(umask);
         self
     }
 
-    /// With limits on open files (RLIMIT_NOFILE): the soft and the hard one.
+    /// Sets the soft and hard limit of open files (RLIMIT_NOFILE).
     #[must_use]
     pub fn open_files(mut self, soft: u64, hard: u64) -> Self {
         self.open_files = Some((soft, hard));
         self
     }
 
-    /// How long `run` waits before it kills the program and fails; two minutes if not chosen.
+    /// Sets the time after which `run` kills the program and fails, two minutes by default.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The folder that holds all of its homes.
+    /// Returns the folder of all its homes.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
-    /// The folder it runs in.
+    /// Returns its working directory.
     pub fn work(&self) -> PathBuf {
         self.home.path().join("work")
     }
 
-    /// Its XDG_STATE_HOME.
+    /// Returns its XDG_STATE_HOME.
     pub fn state(&self) -> PathBuf {
         self.home.path().join("state")
     }
 
-    /// Writes a file into the folder it runs in, and says where that is.
+    /// Writes a file into its working directory and returns the path.
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.work().join(name);
         fs::write(&path, content).expect("the folder can be written to");
         path
     }
 
-    /// Writes docker's config.json with users and passwords by host.
+    /// Writes docker's config.json with logins (host, user, password).
     pub fn write_docker_config(&self, logins: &[(&str, &str, &str)]) {
         let entry = |(host, user, password): &(&str, &str, &str)| {
             let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
@@ -231,7 +230,7 @@ impl Imgsync {
         self.write_docker_json(&json!({"auths": auths}));
     }
 
-    /// Writes docker's config.json as it is given.
+    /// Writes docker's config.json.
     pub fn write_docker_json(&self, config: &Value) {
         fs::write(self.home.path().join("docker/config.json"), config.to_string())
             .expect("the folder can be written to");
@@ -240,7 +239,7 @@ impl Imgsync {
     /// Runs it to its end.
     ///
     /// # Panics
-    /// With all that it wrote, when it runs longer than the limit.
+    /// With all output, if it exceeds the limit.
     pub async fn run(&self) -> Output {
         let limit = self.limit;
         let mut running = self.spawn();
@@ -260,7 +259,7 @@ impl Imgsync {
         let files = self.open_files.map(|(soft, hard)| format!("ulimit -S -n {soft} && ulimit -H -n {hard} && "));
         let mut command = match umask.into_iter().chain(files).collect::<String>() {
             none if none.is_empty() => Command::new(&self.program),
-            // The shell is replaced, so that its process is the program's.
+            // exec replaces the shell, so that its process id is the program's.
             limits => {
                 let mut shell = Command::new("/bin/sh");
                 shell.args(["-c", &format!("{limits}exec \"$0\" \"$@\"")]).arg(&self.program);
@@ -289,7 +288,7 @@ impl Imgsync {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.stdin.clone()) {
             tokio::spawn(async move {
-                // A program that does not read its input to the end is free not to.
+                // A program need not read its input to the end.
                 let _ = pipe.write_all(&bytes).await;
             });
         }
@@ -315,7 +314,7 @@ impl Imgsync {
     }
 }
 
-/// Variables of whoever runs the tests that would change what the program does.
+/// Reports whether a variable of the test runner's environment would change the program's behaviour.
 fn is_unwanted(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     lower.ends_with("_proxy")
@@ -325,7 +324,7 @@ fn is_unwanted(name: &str) -> bool {
         || matches!(lower.as_str(), "registry_auth_file" | "docker_host" | "rust_log" | "no_color" | "ssl_cert_file")
 }
 
-/// Where cargo put a program: beside the folder of the test's executable.
+/// Finds a program built by cargo, next to the folder of the test executable.
 fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process has an executable");
     let folders = test.ancestors().skip(1).take(3);
@@ -344,7 +343,7 @@ struct Usage {
 #[derive(Debug)]
 struct Lines {
     text: Mutex<String>,
-    /// True once there will be no more.
+    /// True once no more text follows.
     changed: watch::Sender<bool>,
 }
 
@@ -359,7 +358,7 @@ async fn collect(stderr: impl AsyncRead + Unpin, lines: Arc<Lines>) {
     lines.changed.send_replace(true);
 }
 
-/// A program that runs. It is killed when this is dropped.
+/// A running program, killed on drop.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -373,40 +372,40 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Sends a signal. Nothing happens if it has ended.
+    /// Sends a signal, unless it has ended.
     pub fn signal(&self, signal: Signal) {
-        // An id that was not waited for is still its own.
+        // A process id is not reused before it is waited for.
         if self.child.id().is_some() {
             let pid = rustix::process::Pid::from_raw(self.pid as i32).expect("no process has the id 0");
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
 
-    /// Whether it is the client that a server sees at this port of this machine.
+    /// Reports whether it is the client at this local port, as a server sees it.
     pub fn has_connection_from(&self, port: u16) -> bool {
         crate::sockets::has_connection_from(self.pid, port)
     }
 
-    /// Whether it has not ended.
+    /// Reports whether it is still running.
     pub fn is_running(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
     }
 
-    /// What it has written to standard error so far.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         self.lines.text.lock().expect("the text is whole").clone()
     }
 
-    /// Waits for a line on standard error, and returns it.
+    /// Waits for a line on standard error and returns it.
     ///
     /// # Panics
-    /// With all that it wrote, when the line does not come in time or the program ends without it.
+    /// With all output, on timeout or if the program ends without the line.
     pub async fn wait_for_line(&self, wanted: impl Fn(&str) -> bool, limit: Duration) -> String {
         let mut changed = self.lines.changed.subscribe();
         let wait = async {
@@ -427,13 +426,13 @@ impl Running {
         }
     }
 
-    /// The most memory it has had so far, in bytes.
+    /// Returns its peak resident memory so far, in bytes.
     pub fn peak_rss_bytes(&mut self) -> u64 {
         self.measure();
         self.usage.peak_rss_bytes
     }
 
-    /// Reads no more of its standard error, and closes it, as a terminal does that is gone.
+    /// Closes the reading side of its standard error, like a terminal that is gone.
     pub async fn stop_reading(&mut self) {
         self.stderr.abort();
         let ended = (&mut self.stderr).await;
@@ -443,8 +442,8 @@ impl Running {
 
     /// Waits for its end.
     pub async fn wait(&mut self) -> Output {
-        // A process that has ended but was not waited for still tells its processor time; its memory only while it
-        // lives, and the kernel's high-water mark never falls: looking every few milliseconds misses little.
+        // A process that has ended but was not waited for still reports its CPU time, but not its memory. The kernel's
+        // high-water mark never falls, so polling every few milliseconds misses little.
         while !self.usage.ended {
             self.measure();
             if !self.usage.ended {
@@ -474,7 +473,7 @@ impl Running {
         };
         self.usage.peak_rss_bytes = self.usage.peak_rss_bytes.max(bytes("VmHWM:"));
         self.usage.peak_own_bytes = self.usage.peak_own_bytes.max(bytes("RssAnon:"));
-        // Asked first: of one that has ended the time is final.
+        // Checked first: the CPU time of an ended process is final.
         self.usage.ended = !self.is_running();
         self.usage.cpu_seconds = self.usage.cpu_seconds.max(machine::cpu_seconds(self.pid));
     }

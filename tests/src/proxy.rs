@@ -1,4 +1,4 @@
-//! Proxies that lead any host name to a loopback address: how a "public" registry is reached in a test.
+//! Proxies that lead any host name to a loopback address, so that tests reach "public" registries.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,22 +15,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tls::Authority;
 
-/// What a proxy was asked for.
+/// A request to a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyRequest {
     /// `CONNECT`, the method of a plain request, or `SOCKS5`.
     pub method: String,
-    /// The host, as the client named it.
+    /// Host as the client named it.
     pub host: String,
     /// The port.
     pub port: u16,
-    /// `user:password`, if the client said so.
+    /// `user:password`, if sent.
     pub credentials: Option<String>,
-    /// Whether the proxy knew where to go, and went.
+    /// Whether the proxy knew the host and connected.
     pub served: bool,
 }
 
-/// The proxy. It ends, with its connections, when it is dropped.
+/// The proxy. It stops with its connections on drop.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -55,17 +55,17 @@ enum Protocol {
 }
 
 impl Proxy {
-    /// An HTTP proxy.
+    /// Starts an HTTP proxy.
     pub async fn http() -> Self {
         Self::start(Protocol::Http, "http").await
     }
 
-    /// An HTTP proxy behind TLS, with a loopback certificate of this authority.
+    /// Starts an HTTP proxy behind TLS, with a loopback certificate of this authority.
     pub async fn https(authority: &Authority) -> Self {
         Self::start(Protocol::Https(authority.acceptor(&[], &["http/1.1"], false)), "https").await
     }
 
-    /// A SOCKS5 proxy. Clients that let it resolve names write `socks5h://`.
+    /// Starts a SOCKS5 proxy. Clients that let it resolve names use `socks5h://`.
     pub async fn socks5() -> Self {
         Self::start(Protocol::Socks5, "socks5h").await
     }
@@ -84,7 +84,7 @@ impl Proxy {
         Self { shared, address, scheme }
     }
 
-    /// Leads a host name, whatever the port, to `HOST:PORT`. Other names are refused; loopback addresses need no entry.
+    /// Leads a host name with any port to `HOST:PORT`. Other names are refused; loopback addresses need no entry.
     #[must_use]
     pub fn lead(self, host: &str, to: &str) -> Self {
         let mut table = self.shared.table.lock().expect("the table is whole");
@@ -93,7 +93,7 @@ impl Proxy {
         self
     }
 
-    /// Demands a user and a password.
+    /// Requires a user and a password.
     #[must_use]
     pub fn demand(self, user: &str, password: &str) -> Self {
         let mut credentials = self.shared.credentials.lock().expect("they are whole");
@@ -102,27 +102,27 @@ impl Proxy {
         self
     }
 
-    /// Answers nothing but refusals, until told otherwise.
+    /// Sets whether all requests are refused.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
     }
 
-    /// `http://127.0.0.1:PORT`, `https://…` or `socks5h://…`.
+    /// Returns `http://127.0.0.1:PORT`, `https://…` or `socks5h://…`.
     pub fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// All that it was asked for.
+    /// Returns all requests.
     pub fn requests(&self) -> Vec<ProxyRequest> {
         self.shared.requests.lock().expect("the memory is whole").clone()
     }
 
-    /// The hosts that it was asked for, each as often as it was.
+    /// Returns the host of each request.
     pub fn hosts(&self) -> Vec<String> {
         self.requests().into_iter().map(|request| request.host).collect()
     }
@@ -135,7 +135,7 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    /// Remembers what was asked for, and goes there if that may be.
+    /// Records a request and connects if it is allowed.
     async fn reach(
         &self,
         method: &str,
@@ -191,7 +191,7 @@ async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<Shared>) 
                     Protocol::Socks5 => serve_socks(client, &shared).await,
                 }
             };
-            // A connection that breaks is the client's to notice.
+            // Clients must notice broken connections themselves.
             tokio::select! {
                 _ = serve => {}
                 () = shared.stop.cancelled() => {}
@@ -200,7 +200,7 @@ async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<Shared>) 
     }
 }
 
-/// One request of an HTTP proxy: a tunnel, or a plain request after which the connection is closed.
+/// Serves one HTTP proxy request: a tunnel, or a plain request after which the connection is closed.
 async fn serve_http(mut client: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> io::Result<()> {
     let (head, rest) = read_head(&mut client).await?;
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a request to a proxy");
@@ -248,7 +248,7 @@ async fn serve_http(mut client: impl AsyncRead + AsyncWrite + Unpin, shared: &Sh
     copy_bidirectional(&mut client, &mut server).await.map(|_| ())
 }
 
-/// A request's head, and what of the body came with it.
+/// Reads a request head, and the part of the body that came with it.
 async fn read_head(client: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
     let mut read = Vec::new();
     loop {

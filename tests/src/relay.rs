@@ -1,4 +1,4 @@
-//! A TCP relay in front of any address, which delays, slows, counts and cuts.
+//! A TCP proxy that delays, throttles, counts and cuts connections.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Which way bytes go.
+/// Direction of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the server.
@@ -21,7 +21,7 @@ pub enum Direction {
     Down,
 }
 
-/// The relay. It ends, with its connections, when it is dropped.
+/// The proxy. It stops with its connections on drop.
 #[derive(Debug)]
 pub struct Relay {
     shared: Arc<Shared>,
@@ -41,14 +41,14 @@ struct Shared {
     down: Lane,
 }
 
-/// One direction, over all connections.
+/// Settings and counters of one direction, over all connections.
 #[derive(Debug)]
 struct Lane {
     bytes: AtomicU64,
-    /// The count of bytes at which the connection that carries them is cut.
+    /// Byte count at which the connection that carries it is cut.
     cut_at: AtomicU64,
     delay_ms: AtomicU64,
-    /// Bytes a second; 0 is no limit.
+    /// Bytes per second; 0 means no limit.
     pace: AtomicU64,
 }
 
@@ -64,18 +64,18 @@ impl Lane {
 }
 
 impl Relay {
-    /// Starts one in front of `HOST:PORT`.
+    /// Starts a proxy in front of `HOST:PORT`.
     ///
     /// # Panics
-    /// When that is no address.
+    /// If that is not an address.
     pub async fn start(to: &str) -> Self {
         Self::start_at("127.0.0.1:0", to).await
     }
 
-    /// Starts one at an address of this machine, in front of another.
+    /// Starts a proxy at an address of this machine.
     ///
     /// # Panics
-    /// When either is no address, or the first is not free.
+    /// If either is not an address, or the first is taken.
     pub async fn start_at(at: &str, to: &str) -> Self {
         let listener = TcpListener::bind(at).await.expect("the address is free");
         let address = listener.local_addr().expect("a listener has an address");
@@ -94,66 +94,66 @@ impl Relay {
         Self { shared, address }
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Goes to another address from the next connection on.
+    /// Sends new connections to another address.
     ///
     /// # Panics
-    /// When that is no address.
+    /// If that is not an address.
     pub fn retarget(&self, to: &str) {
         *self.shared.to.lock().expect("an address is whole") = to.parse().expect("an address and a port");
     }
 
-    /// Cuts the connection that carries the byte so far ahead, once.
+    /// Cuts, once, the connection that carries the byte this far ahead.
     pub fn cut_after(&self, direction: Direction, bytes: u64) {
         let lane = self.lane(direction);
         lane.cut_at.store(lane.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 
-    /// Cuts all connections that are open now.
+    /// Cuts all open connections.
     pub fn cut_all(&self) {
         std::mem::take(&mut *self.shared.open.lock().expect("a token is whole")).cancel();
     }
 
-    /// Closes new connections at once, until told otherwise. Open ones go on.
+    /// Sets whether new connections are closed at once. Open ones continue.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
     }
 
-    /// Lets no byte through, until told otherwise: connections stay open, and silent.
+    /// Sets whether traffic is held. Connections stay open and silent.
     pub fn freeze(&self, freeze: bool) {
         self.shared.freeze.store(freeze, Ordering::SeqCst);
     }
 
-    /// Delays all bytes of a direction, without slowing them.
+    /// Sets the delay of a direction, without throttling it.
     pub fn delay(&self, direction: Direction, delay: Duration) {
         self.lane(direction).delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
     }
 
-    /// Slows each connection in a direction; 0 is no limit.
+    /// Throttles each connection in a direction; 0 means no limit.
     pub fn throttle(&self, direction: Direction, bytes_per_second: u64) {
         self.lane(direction).pace.store(bytes_per_second, Ordering::SeqCst);
     }
 
-    /// Bytes that went through.
+    /// Returns the bytes carried in a direction.
     pub fn bytes(&self, direction: Direction) -> u64 {
         self.lane(direction).bytes.load(Ordering::SeqCst)
     }
 
-    /// Connections so far, refused ones among them.
+    /// Counts the connections so far, including refused ones.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections that are open.
+    /// Counts the open connections.
     pub fn live_connections(&self) -> u64 {
         self.shared.live.load(Ordering::SeqCst)
     }
@@ -187,7 +187,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let Ok((client, _)) = accepted else { continue };
         shared.connections.fetch_add(1, Ordering::SeqCst);
         if shared.refuse.load(Ordering::SeqCst) {
-            // Closed by a reset, as a port that nobody listens on.
+            // Closed by a reset, like a port without a listener.
             let _ = client.set_zero_linger();
             continue;
         }
@@ -206,7 +206,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Carries bytes both ways, until both ends are done or one direction is cut.
+/// Copies bytes both ways until both sides are done or one direction is cut.
 async fn carry(client: TcpStream, to: SocketAddr, shared: &Shared) {
     let Ok(server) = TcpStream::connect(to).await else {
         return;
@@ -219,7 +219,7 @@ async fn carry(client: TcpStream, to: SocketAddr, shared: &Shared) {
     let _ = tokio::try_join!(up, down);
 }
 
-/// The connection is to be closed at once.
+/// The connection must be closed at once.
 struct Cut;
 
 async fn pump(
@@ -229,7 +229,7 @@ async fn pump(
     direction: Direction,
 ) -> Result<(), Cut> {
     let lane = shared.lane(direction);
-    // Bytes wait here for their time, so that a delay does not slow the flow.
+    // Bytes wait here until they are due, so that a delay does not throttle.
     let (sender, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(256);
     let read = async move {
         let mut buffer = vec![0; 16 * 1024];

@@ -1,4 +1,4 @@
-//! `imgsync serve`, and what it answers.
+//! `imgsync serve` as a child process, and a client of its API.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,23 @@ use serde_json::Value;
 
 use crate::program::{Imgsync, Output, Running, Signal};
 
-/// How long it may take to come up, and until something is so.
+/// Time limit for the start and for each wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One that serves. It is killed when this is dropped.
+/// A running `imgsync serve`, killed on drop.
 #[derive(Debug)]
 pub struct Served {
     /// The process.
     pub running: Running,
-    /// Where it answers, such as `http://127.0.0.1:1234`.
+    /// Base URL, such as `http://127.0.0.1:1234`.
     pub url: String,
-    /// The token that it made up; empty where one is configured.
+    /// The generated token; empty if the configuration sets one.
     pub token: String,
     client: reqwest::Client,
 }
 
 impl Served {
-    /// Starts it with the configuration in the program's home, on a port of its own. Tries come quickly after each other.
+    /// Starts it on a free port with the configuration in the program's home. Retries follow each other quickly.
     pub async fn start(program: &Imgsync, more: &[&str]) -> Self {
         let listen = if more.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"][..] };
         let program = program.again().args(["serve", "--retry-delay", "10ms"]).args(listen).args(more);
@@ -40,40 +40,40 @@ impl Served {
         served
     }
 
-    /// The address of the page, with the token.
+    /// URL of the dashboard, with the token.
     pub fn page(&self) -> String {
         format!("{}/#token={}", self.url, self.token)
     }
 
-    /// A request to the API that is not sent yet, without a token.
+    /// Builds a request to the API without a token.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}/api/v1/{path}", self.url))
     }
 
-    /// A request for what is under a path beside the API, that is not sent yet.
+    /// Builds a request for a path outside the API.
     pub fn beside(&self, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{}{path}", self.url))
     }
 
-    /// What is under a path beside the API.
+    /// Sends a GET for a path outside the API.
     pub async fn fetch(&self, path: &str) -> reqwest::Response {
         self.beside(path).send().await.expect("it answers")
     }
 
-    /// What the API answers to a GET.
+    /// Sends a GET to the API.
     pub async fn get(&self, path: &str) -> (u16, Value) {
         answer(self.request(Method::GET, path).bearer_auth(&self.token)).await
     }
 
-    /// What the API answers to a POST with this as JSON.
+    /// Sends a POST to the API with this JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         answer(self.request(Method::POST, path).bearer_auth(&self.token).json(body)).await
     }
 
-    /// Waits until the API answers as is wanted, and says what that is.
+    /// Polls the API until the predicate holds, and returns that response.
     ///
     /// # Panics
-    /// With the last answer, when it does not in time.
+    /// With the last response, on timeout.
     pub async fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let started = Instant::now();
         loop {
@@ -87,7 +87,7 @@ impl Served {
         }
     }
 
-    /// Waits for so many batches that have all ended, and gives them, the newest first.
+    /// Waits until there are this many batches and all have ended. Returns them, newest first.
     pub async fn batches(&self, number: usize) -> Vec<Value> {
         let all_ended = |value: &Value| {
             let batches = value["batches"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -97,20 +97,20 @@ impl Served {
         value["batches"].as_array().cloned().unwrap_or_default()
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits for the exit.
     pub async fn end(mut self) -> Output {
         self.running.signal(Signal::TERM);
         self.running.wait().await
     }
 }
 
-/// A client without proxies.
+/// Builds a client without proxies.
 fn client() -> reqwest::Client {
     crate::tls::install_provider();
     reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client can be made")
 }
 
-/// Status and JSON of an answer; null where it is none.
+/// Sends a request. Returns its status and JSON body, or null if the body is not JSON.
 pub async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let response = request.send().await.expect("it answers");
     let status = response.status().as_u16();

@@ -1,4 +1,4 @@
-//! Debian's skopeo: another program's view of the same registries.
+//! Debian's skopeo, a second implementation to compare with.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::servers::find_program;
 
-/// A call of skopeo that is being put together. Certificates are not checked.
+/// A skopeo command under construction. Certificates are not verified.
 #[derive(Clone, Debug, Default)]
 pub struct Skopeo {
     source: Option<String>,
@@ -16,29 +16,29 @@ pub struct Skopeo {
 }
 
 impl Skopeo {
-    /// Without credentials.
+    /// Creates a command without credentials.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Credentials for the source, or for the registry that is inspected.
+    /// Sets the credentials for the source, or for the inspected registry.
     #[must_use]
     pub fn source_credentials(mut self, user: &str, password: &str) -> Self {
         self.source = Some(format!("{user}:{password}"));
         self
     }
 
-    /// Credentials for the target.
+    /// Sets the credentials for the target.
     #[must_use]
     pub fn target_credentials(mut self, user: &str, password: &str) -> Self {
         self.target = Some(format!("{user}:{password}"));
         self
     }
 
-    /// The bytes of a manifest: `host/repository:tag`.
+    /// Reads the bytes of a manifest, `host/repository:tag`.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn inspect_raw(&self, reference: &str) -> Result<Vec<u8>, String> {
         let mut arguments = vec!["inspect".to_owned(), "--raw".to_owned(), "--tls-verify=false".to_owned()];
         arguments.extend(self.source.iter().flat_map(|pair| ["--creds".to_owned(), pair.clone()]));
@@ -46,10 +46,10 @@ impl Skopeo {
         run(&arguments).await
     }
 
-    /// What skopeo knows of an image.
+    /// Inspects an image.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn inspect(&self, reference: &str) -> Result<Value, String> {
         let mut arguments = vec!["inspect".to_owned(), "--tls-verify=false".to_owned()];
         arguments.extend(self.source.iter().flat_map(|pair| ["--creds".to_owned(), pair.clone()]));
@@ -57,18 +57,18 @@ impl Skopeo {
         serde_json::from_slice(&run(&arguments).await?).map_err(|error| error.to_string())
     }
 
-    /// Copies an image with all its platforms from registry to registry, digests preserved.
+    /// Copies an image with all its platforms between registries and preserves digests.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn copy(&self, source: &str, target: &str) -> Result<(), String> {
         self.copy_any(&format!("docker://{source}"), &format!("docker://{target}")).await
     }
 
-    /// Copies an image into a `dir:` folder: its layers are read, hashed and laid down.
+    /// Copies an image into a `dir:` folder, which reads and hashes its layers.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn copy_to_dir(&self, source: &str, folder: &Path) -> Result<(), String> {
         self.copy_any(&format!("docker://{source}"), &format!("dir:{}", folder.display())).await
     }
@@ -76,15 +76,15 @@ impl Skopeo {
     /// Copies an image into an OCI layout.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn copy_to_layout(&self, source: &str, folder: &Path, tag: &str) -> Result<(), String> {
         self.copy_any(&format!("docker://{source}"), &format!("oci:{}:{tag}", folder.display())).await
     }
 
-    /// Copies from and to anything that skopeo names: `docker://…`, `oci:…`, `dir:…`.
+    /// Copies between any skopeo transports: `docker://…`, `oci:…`, `dir:…`.
     ///
     /// # Errors
-    /// With what skopeo wrote.
+    /// Returns skopeo's output.
     pub async fn copy_any(&self, source: &str, target: &str) -> Result<(), String> {
         let fixed = ["copy", "--all", "--preserve-digests", "--src-tls-verify=false", "--dest-tls-verify=false"];
         let mut arguments: Vec<_> = fixed.into_iter().map(str::to_owned).collect();
@@ -95,7 +95,7 @@ impl Skopeo {
     }
 }
 
-/// Runs skopeo with a policy that takes anything, and with nobody's credentials but those given.
+/// Runs skopeo with a policy that accepts anything, and with the given credentials only.
 async fn run(arguments: &[String]) -> Result<Vec<u8>, String> {
     let program = find_program("skopeo").expect("skopeo is installed (apt install skopeo)");
     let home = tempfile::tempdir().map_err(|error| error.to_string())?;

@@ -1,8 +1,8 @@
-//! Which process is at the other end of a connection.
+//! Finds the process at the other end of a connection.
 
 use std::fs;
 
-/// Whether a process has an IPv4 connection from this local port.
+/// Reports whether a process has an IPv4 connection from this local port.
 pub(crate) fn has_connection_from(pid: u32, port: u16) -> bool {
     let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
     let inodes: Vec<String> = table.lines().skip(1).filter_map(|line| inode_of(line, port)).collect();
@@ -13,7 +13,7 @@ pub(crate) fn has_connection_from(pid: u32, port: u16) -> bool {
     })
 }
 
-/// The inode of a line of `/proc/net/tcp` whose local port is this one.
+/// Returns the inode of a line of `/proc/net/tcp` with this local port.
 fn inode_of(line: &str, port: u16) -> Option<String> {
     let mut fields = line.split_whitespace();
     let (_, local) = fields.nth(1)?.rsplit_once(':')?;

@@ -1,4 +1,4 @@
-//! Certificates for loopback servers, and the one place that chooses the TLS provider.
+//! Certificates for loopback servers, and the single place that selects the TLS provider.
 
 use std::sync::{Arc, Once};
 
@@ -10,26 +10,26 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 
-/// Makes ring the process's TLS provider. Safe to call often.
+/// Installs ring as the process's TLS provider. Idempotent.
 pub fn install_provider() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Another crate of the same process may have been first: then it is installed already.
+        // Another crate of the same process may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
 }
 
-/// A certificate authority of a test's own.
+/// A certificate authority for tests.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: CertificateDer<'static>,
-    /// Where its own certificate is its servers' as well.
+    /// Key of a self-signed server certificate, if the authority's certificate is also its servers'.
     key: Option<Vec<u8>>,
-    /// The years, months and days between which its servers' certificates hold.
+    /// Validity of its server certificates, as (year, month, day).
     validity: Option<[(i32, u8, u8); 2]>,
-    /// Whether its servers send its own certificate along.
+    /// Whether its servers send its own certificate.
     is_sent: bool,
 }
 
@@ -51,12 +51,12 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// A fresh authority.
+    /// Creates an authority.
     pub fn new() -> Self {
         Self::make(CertificateParams::new(Vec::new()).expect("no names are valid names"), false)
     }
 
-    /// One whose certificate is its servers' own, for localhost, as `openssl req -x509` makes it.
+    /// Creates a self-signed server certificate for localhost, as `openssl req -x509` does.
     pub fn that_serves() -> Self {
         Self::make(CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name"), true)
     }
@@ -77,14 +77,14 @@ impl Authority {
         }
     }
 
-    /// One of this name.
+    /// Creates an authority with this name.
     pub fn named(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
         params.distinguished_name = common_name(name);
         Self::make(params, false)
     }
 
-    /// An authority of this name that this one has signed: an intermediate.
+    /// Creates an intermediate authority signed by this one.
     pub fn intermediate(&self, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
         params.distinguished_name = common_name(name);
@@ -96,29 +96,29 @@ impl Authority {
         Self { pem, der, issuer: Issuer::new(params, key), key: None, validity: None, is_sent: false }
     }
 
-    /// Servers send the authority's own certificate after theirs.
+    /// Makes servers send the authority's certificate after theirs.
     #[must_use]
     pub fn sent_along(self) -> Self {
         Self { is_sent: true, ..self }
     }
 
-    /// Servers' certificates hold between these days (year, month, day).
+    /// Sets the validity of server certificates (year, month, day).
     #[must_use]
     pub fn valid(self, from: (i32, u8, u8), until: (i32, u8, u8)) -> Self {
         Self { validity: Some([from, until]), ..self }
     }
 
-    /// Its certificate in DER.
+    /// Returns its certificate in DER.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// What clients must trust.
+    /// Returns its certificate in PEM, for clients to trust.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// A server's certificate for 127.0.0.1, localhost and further host names.
+    /// Issues a server certificate for 127.0.0.1, localhost and these host names.
     pub fn server(&self, hosts: &[&str]) -> Identity {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name");
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
@@ -134,7 +134,7 @@ impl Authority {
         self.issue(params)
     }
 
-    /// A client's certificate.
+    /// Issues a client certificate.
     pub fn client(&self) -> Identity {
         let mut params = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -152,7 +152,8 @@ impl Authority {
         }
     }
 
-    /// What a server needs to speak TLS: `hosts` besides loopback, protocols by ALPN, and whether clients must show a certificate of this authority.
+    /// Creates a TLS acceptor for loopback and `hosts`, with ALPN protocols; `demand_client` requires client
+    /// certificates of this authority.
     pub fn acceptor(&self, hosts: &[&str], alpn: &[&str], demand_client: bool) -> tokio_rustls::TlsAcceptor {
         install_provider();
         let identity = self.server(hosts);

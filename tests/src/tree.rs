@@ -1,4 +1,4 @@
-//! An independent reader of registries: plain requests, and every byte hashed.
+//! An independent registry client: plain requests, and every byte hashed.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use serde_json::Value;
 
 use crate::images::{Image, Manifest, blobs, children, digest_with, media, odd_entries, sha256};
 
-/// A tree as a registry serves it.
+/// A tree as served by a registry.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    /// The digest at the top.
+    /// Digest of the root.
     pub root: String,
     /// Manifests by digest.
     pub manifests: BTreeMap<String, Manifest>,
-    /// Blobs by digest: their sizes, once their bytes were found to have that digest.
+    /// Sizes of blobs by digest, after their bytes were verified.
     pub blobs: BTreeMap<String, u64>,
 }
 
 impl Tree {
-    /// What differs from an image: empty when the trees are equal.
+    /// Compares it with an image. Returns the differences, or an empty list.
     pub fn differences(&self, image: &Image) -> Vec<String> {
         let mut differences = Vec::new();
         if self.root != image.root {
@@ -54,7 +54,7 @@ impl Client {
         Self { http, base: base.to_owned(), credentials }
     }
 
-    /// One request; if the registry wants a token, a token for what its challenge says, and once more.
+    /// Sends a request; if challenged, requests a token and sends it again.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -100,7 +100,7 @@ impl Client {
         request(Some(format!("Bearer {token}"))).send().await.expect("the registry answers")
     }
 
-    /// Puts an image in, and a tag on it.
+    /// Pushes an image under a tag.
     pub(crate) async fn push(&self, repository: &str, tag: &str, image: &Image) {
         for (digest, blob) in &image.blobs {
             let head = self.send(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"), &[], Bytes::new()).await;
@@ -130,7 +130,7 @@ impl Client {
         assert_eq!(status, StatusCode::CREATED, "PUT {url}: {}", put.text().await.unwrap_or_default());
     }
 
-    /// The digest that a reference is at; none if it is not there.
+    /// Returns the digest of a reference, or `None` if it does not exist.
     pub(crate) async fn digest(&self, repository: &str, reference: &str) -> Option<String> {
         let url = format!("/v2/{repository}/manifests/{reference}");
         let response = self.send(Method::GET, &url, &[(header::ACCEPT, media::ACCEPT)], Bytes::new()).await;
@@ -141,10 +141,10 @@ impl Client {
         Some(sha256(&response.bytes().await.expect("the manifest comes whole")))
     }
 
-    /// The tree below a reference; none if the reference is not there.
+    /// Reads the tree below a reference; `None` if the reference does not exist.
     ///
     /// # Panics
-    /// When a part of the tree is missing, or has another digest than it is named by.
+    /// If a part of the tree is missing or does not match its digest.
     pub(crate) async fn fetch(&self, repository: &str, reference: &str) -> Option<Tree> {
         let root = self.digest(repository, reference).await?;
         let mut tree = Tree { root: root.clone(), manifests: BTreeMap::new(), blobs: BTreeMap::new() };

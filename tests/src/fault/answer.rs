@@ -1,4 +1,4 @@
-//! An answer before it is sent.
+//! Responses before they are sent.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -13,13 +13,13 @@ pub(super) struct Answer {
     pub(super) body: Payload,
 }
 
-/// A body that has not been read yet.
+/// A response body that is read lazily.
 #[derive(Clone, Debug)]
 pub(super) enum Payload {
     Bytes(Bytes),
-    /// A range of a blob.
+    /// Range of a blob.
     Blob(Blob, u64, u64),
-    /// So many bytes of nothing much.
+    /// This many filler bytes.
     Filler(u64),
 }
 
@@ -32,7 +32,7 @@ impl Payload {
         }
     }
 
-    /// Bytes from an offset in the body.
+    /// Reads a range of the body.
     pub(super) fn read(&self, start: u64, end: u64) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes.slice(start as usize..end as usize),

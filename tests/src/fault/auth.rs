@@ -1,4 +1,4 @@
-//! Credentials, challenges, and the token service.
+//! Credentials, challenges and the token service.
 
 use std::sync::Arc;
 
@@ -15,18 +15,18 @@ use super::route::{Kind, parameter, parameters};
 use super::state::{Inner, now};
 use super::upload_body::{Broken, Incoming};
 
-/// What a token says. It is not signed: the registry trusts whoever can write one.
+/// Content of a token. Tokens are not signed: the registry trusts whatever decodes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     service: String,
     /// Milliseconds since 1970.
     expires: u64,
     number: u64,
-    /// `repository:name:pull,push`, as it was granted.
+    /// Granted scopes, `repository:name:pull,push`.
     scopes: Vec<String>,
 }
 
-/// The answer to a request that may not be; none if it may.
+/// Checks the credentials of a request. Returns the error response, or `None` if it is allowed.
 pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
     let given = record.header("authorization").unwrap_or_default();
     match &inner.options.auth {
@@ -53,7 +53,7 @@ pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
     }
 }
 
-/// What a token, or a password, is found to be.
+/// Result of checking a token.
 enum Verdict {
     Allowed,
     Expired,
@@ -73,7 +73,7 @@ fn unauthorized(inner: &Inner, record: &Record, challenge: &str) -> Answer {
     answer.header(header::WWW_AUTHENTICATE, format!("{more}{challenge}"))
 }
 
-/// The answer to what has run out.
+/// Builds the response for expired credentials.
 fn ran_out(inner: &Inner, challenge: impl Fn() -> String) -> Answer {
     inner.misled();
     match inner.options.habits.expired {
@@ -88,7 +88,7 @@ pub(super) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// The scopes that a request needs, as (type:name, actions).
+/// Returns the scopes that a request needs, as (type:name, actions).
 fn wanted(record: &Record) -> Vec<(String, Vec<&'static str>)> {
     let actions = match record.kind {
         Kind::Ping
@@ -132,7 +132,7 @@ fn verdict(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&
     let Some(claims) = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()) else {
         return Verdict::Refused;
     };
-    // Numbers tell which tokens came first only where the token service is this registry's own.
+    // Numbers order tokens only if this registry issues them itself.
     let revoked = bearer.realm.is_none() && claims.number < inner.tokens_since();
     let granted = |name: &str, action: &str| {
         claims.scopes.iter().any(|scope| {
@@ -150,7 +150,7 @@ fn verdict(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&
     }
 }
 
-/// The token service: GET with Basic credentials or without, POST with an identity token or a password.
+/// Token service: GET with or without Basic credentials, POST with an identity token or a password.
 pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
     let form = body.all(64 * 1024).await?.unwrap_or_default();
     let Auth::Bearer(bearer) = &inner.options.auth else {
@@ -158,7 +158,7 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     };
     let form = String::from_utf8_lossy(&form).into_owned();
     let given = record.header("authorization").unwrap_or_default();
-    // What logs in has run out with the tokens, where there is a next one.
+    // Login credentials expire together with tokens, if there is a next password.
     let next = inner.options.habits.next_password.filter(|_| inner.tokens_since() > 0);
     let known = |user: &str, password: &str| {
         bearer.user.as_ref().is_some_and(|(name, secret)| name == user && next.unwrap_or(secret) == password)
@@ -194,7 +194,7 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     let mut scopes: Vec<String> =
         if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
     if habits.needs_projects {
-        // A project that is not there is nobody's, until a token is asked for again.
+        // A missing project grants nothing, until another token is requested.
         scopes.retain(|scope| scope.split(':').nth(1).is_none_or(|name| inner.store().has_project(name)));
     }
     let claims = Claims {
@@ -217,7 +217,7 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     Ok(Answer::json(StatusCode::OK, &answer))
 }
 
-/// What an anonymous client is granted of a scope.
+/// Returns what an anonymous client is granted of a scope.
 fn only_pull(scope: &str) -> Option<String> {
     let (name, actions) = scope.rsplit_once(':')?;
     actions.split(',').any(|action| action == "pull").then(|| format!("{name}:pull"))

@@ -1,4 +1,4 @@
-//! Blobs that are here.
+//! Stored blobs.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
     answer
 }
 
-/// The half-open range that `bytes=a-b`, `bytes=a-` or `bytes=-n` asks for.
+/// Parses `bytes=a-b`, `bytes=a-` or `bytes=-n` into a half-open range.
 fn parse_range(range: &str, size: u64) -> Option<(u64, u64)> {
     let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
     let (start, end) = match (start, end) {

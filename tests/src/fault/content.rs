@@ -1,17 +1,17 @@
-//! Content, put in and looked at directly.
+//! Direct access to the stored content.
 
 use super::state::{Held, Stored, now};
 use super::{FaultRegistry, Kind};
 use crate::images::{Blob, Image, Manifest};
 
 impl FaultRegistry {
-    /// Puts an image under a tag.
+    /// Stores an image under a tag.
     pub fn push(&self, repository: &str, tag: &str, image: &Image) {
         self.push_untagged(repository, image);
         self.move_tag(repository, tag, &image.root);
     }
 
-    /// Puts an image in without a tag.
+    /// Stores an image without a tag.
     pub fn push_untagged(&self, repository: &str, image: &Image) {
         let mut store = self.inner.store();
         let here = store.repository(repository);
@@ -23,35 +23,35 @@ impl FaultRegistry {
         }
     }
 
-    /// Puts one blob in.
+    /// Stores a blob.
     pub fn push_blob(&self, repository: &str, digest: &str, blob: &Blob) {
         self.inner.store().repository(repository).blobs.insert(digest.to_owned(), Stored::Kept(blob.clone()));
     }
 
-    /// Puts a manifest in, unchecked: broken ones too.
+    /// Stores a manifest without checks, so that it may be broken.
     pub fn push_manifest(&self, repository: &str, digest: &str, manifest: Manifest) {
         let held = Held { manifest, uploaded: now() };
         self.inner.store().repository(repository).manifests.insert(digest.to_owned(), held);
     }
 
-    /// Sets when a manifest came, in milliseconds since 1970, as Google's lists tell it.
+    /// Sets the upload time of a manifest in milliseconds since 1970, as Google-style listings report it.
     pub fn set_uploaded(&self, repository: &str, digest: &str, milliseconds: u64) {
         if let Some(held) = self.inner.store().repository(repository).manifests.get_mut(digest) {
             held.uploaded = milliseconds;
         }
     }
 
-    /// Points a tag at a digest, whether that is here or not.
+    /// Points a tag at a digest, even one that is not stored.
     pub fn move_tag(&self, repository: &str, tag: &str, digest: &str) {
         self.inner.store().repository(repository).tags.insert(tag.to_owned(), digest.to_owned());
     }
 
-    /// Removes a tag; its manifest stays.
+    /// Deletes a tag and keeps its manifest.
     pub fn delete_tag(&self, repository: &str, tag: &str) {
         self.inner.store().repository(repository).tags.remove(tag);
     }
 
-    /// Removes a manifest and the tags that point at it.
+    /// Deletes a manifest and its tags.
     pub fn delete_manifest(&self, repository: &str, digest: &str) {
         let mut store = self.inner.store();
         let here = store.repository(repository);
@@ -59,70 +59,70 @@ impl FaultRegistry {
         here.tags.retain(|_, at| at != digest);
     }
 
-    /// Removes a blob.
+    /// Deletes a blob.
     pub fn delete_blob(&self, repository: &str, digest: &str) {
         self.inner.store().repository(repository).blobs.remove(digest);
     }
 
-    /// Makes a repository that has nothing in it.
+    /// Creates an empty repository.
     pub fn create_repository(&self, repository: &str) {
         self.inner.store().repository(repository);
     }
 
-    /// Removes a repository with all in it.
+    /// Deletes a repository with its content.
     pub fn delete_repository(&self, repository: &str) {
         self.inner.store().repositories.remove(repository);
     }
 
-    /// Removes all open upload sessions, as a registry that restarts does.
+    /// Drops all open upload sessions, as a registry restart does.
     pub fn forget_uploads(&self) {
         self.inner.store().uploads.clear();
     }
 
-    /// The digest that a tag points at.
+    /// Returns the digest of a tag.
     pub fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         self.inner.store().repositories.get(repository)?.tags.get(tag).cloned()
     }
 
-    /// The tags of a repository, sorted.
+    /// Returns the tags of a repository, sorted.
     pub fn tags(&self, repository: &str) -> Vec<String> {
         let store = self.inner.store();
         store.repositories.get(repository).into_iter().flat_map(|here| here.tags.keys().cloned()).collect()
     }
 
-    /// How many tags there are in all repositories.
+    /// Counts the tags of all repositories.
     pub fn tags_in_all(&self) -> usize {
         self.repositories().iter().map(|repository| self.tags(repository).len()).sum()
     }
 
-    /// The repositories, sorted.
+    /// Returns the repositories, sorted.
     pub fn repositories(&self) -> Vec<String> {
         self.inner.store().repositories.keys().cloned().collect()
     }
 
-    /// Whether a repository has a blob.
+    /// Reports whether a repository has a blob.
     pub fn has_blob(&self, repository: &str, digest: &str) -> bool {
         self.inner.store().blob(repository, digest).is_some()
     }
 
-    /// A manifest by tag or digest.
+    /// Returns a manifest by tag or digest.
     pub fn manifest(&self, repository: &str, reference: &str) -> Option<Manifest> {
         self.inner.store().manifest(repository, reference).map(|(_, held)| held.manifest)
     }
 
-    /// Upload sessions that are open.
+    /// Counts the open upload sessions.
     pub fn open_uploads(&self) -> usize {
         self.inner.store().uploads.len()
     }
 
-    /// Repository and digest of every blob, sorted.
+    /// Returns repository and digest of every blob, sorted.
     pub fn committed_blobs(&self) -> Vec<(String, String)> {
         let store = self.inner.store();
         let all = store.repositories.iter();
         all.flat_map(|(name, here)| here.blobs.keys().map(|digest| (name.clone(), digest.clone()))).collect()
     }
 
-    /// What of an image is not here as it should be: empty when the whole tree is, byte for byte.
+    /// Compares an image byte for byte with the stored tree. Returns the differences, or an empty list.
     pub fn differences(&self, repository: &str, tag: &str, image: &Image) -> Vec<String> {
         let mut differences = Vec::new();
         let at = self.tag_digest(repository, tag);
@@ -158,40 +158,40 @@ impl FaultRegistry {
         differences
     }
 
-    /// Demands that a tag holds the whole image, byte for byte.
+    /// Asserts that a tag holds the whole image, byte for byte.
     ///
     /// # Panics
-    /// With what is missing or different.
+    /// With the missing or different content.
     #[track_caller]
     pub fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
         let differences = self.differences(repository, tag, image);
         assert!(differences.is_empty(), "{}/{repository}:{tag}: {}", self.host(), differences.join("; "));
     }
 
-    /// Demands that a repository holds the whole image by digest, whatever its tags.
+    /// Asserts that a repository holds the whole image by digest, regardless of tags.
     ///
     /// # Panics
-    /// With what is missing or different.
+    /// With the missing or different content.
     #[track_caller]
     pub fn assert_holds_untagged(&self, repository: &str, image: &Image) {
         let differences = self.tree_differences(repository, image);
         assert!(differences.is_empty(), "{}/{repository}: {}", self.host(), differences.join("; "));
     }
 
-    /// Demands that no manifest came before what it names: a registry that is not lenient refuses it then.
+    /// Asserts that no manifest was pushed before its children: a registry that is not lenient refuses that.
     ///
     /// # Panics
-    /// With the requests, if one did.
+    /// With the requests, otherwise.
     #[track_caller]
     pub fn assert_order_was_kept(&self) {
         let refused = self.count_where(|request| request.kind == Kind::ManifestPut && request.status == Some(400));
         assert_eq!(refused, 0, "{}", self.describe_requests());
     }
 
-    /// Demands that no tag points at an image that is not complete here.
+    /// Asserts that no tag points at an incomplete image.
     ///
     /// # Panics
-    /// With the tag and what it lacks.
+    /// With the tag and its missing content.
     #[track_caller]
     pub fn assert_tags_complete(&self) {
         let store = self.inner.store();

@@ -1,5 +1,4 @@
-//! The APIs by which repositories and projects are made: of ECR, with a signature that is checked here by hand, and of
-//! Harbor.
+//! APIs that create repositories and projects: ECR's, whose signature is verified by hand, and Harbor's.
 
 use std::sync::Arc;
 
@@ -15,30 +14,30 @@ use super::record::Record;
 use super::state::Inner;
 use super::upload_body::{Broken, Incoming};
 
-/// How repositories or projects are made.
+/// API that creates repositories or projects.
 #[derive(Clone, Copy, Debug)]
 pub enum Makes {
-    /// `CreateRepository` of ECR.
+    /// ECR's `CreateRepository`.
     Ecr {
-        /// The account's number, which `registryId` must say.
+        /// Account number, which `registryId` must match.
         account: &'static str,
-        /// The region that signatures are for.
+        /// Region of the signature.
         region: &'static str,
-        /// The key's id and the key.
+        /// Access key id and secret key.
         key: (&'static str, &'static str),
-        /// The session's token, which must come with it.
+        /// Required session token.
         session: &'static str,
     },
     /// `POST /api/v2.0/projects` of Harbor.
     Harbor {
-        /// Who may.
+        /// Authorized user.
         user: &'static str,
-        /// With this password.
+        /// Password of the user.
         password: &'static str,
     },
 }
 
-/// Whether something is made by a POST to this path.
+/// Reports whether a POST to this path creates something.
 pub(super) fn is_path(path: &str) -> bool {
     matches!(path, "/" | "/api/v2.0/projects")
 }
@@ -92,7 +91,7 @@ fn ecr_error(code: &str, message: &str) -> Answer {
         .header("content-type", "application/x-amz-json-1.1")
 }
 
-/// The form and the signature of a request to ECR (Signature Version 4).
+/// Checks the form and the signature (Signature Version 4) of a request to ECR.
 fn check(inner: &Inner, record: &Record, body: &[u8]) -> Result<(), (&'static str, String)> {
     let Some(Makes::Ecr { region, key: (id, secret), session, .. }) = inner.options.habits.makes else {
         return Err(("InternalFailure", String::new()));

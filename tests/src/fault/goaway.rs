@@ -1,23 +1,23 @@
-//! A connection of HTTP/2 that is closed to its first request: the server says GOAWAY, and that it took nothing.
+//! HTTP/2 connections that are closed at their first request by a GOAWAY that processed nothing.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// What a client begins with.
+/// Length of the client preface.
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-/// A frame's head: length, type, flags and stream.
+/// Length of a frame header: length, type, flags and stream.
 const HEAD: usize = 9;
 const HEADERS: u8 = 1;
-/// Empty SETTINGS, and the acknowledgement of the client's.
+/// Empty SETTINGS, and the acknowledgement of the client's SETTINGS.
 const SETTINGS: [u8; 2 * HEAD] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
-/// GOAWAY: the last stream that was taken is 0, and nothing is wrong.
+/// GOAWAY with last stream 0 and NO_ERROR.
 const GOAWAY: [u8; HEAD + 8] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Waits for a request, and takes leave.
+/// Waits for a request and sends GOAWAY.
 pub(super) async fn leave(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = until_request(&mut stream).await;
     let _ = stream.write_all(&GOAWAY).await;
     let _ = stream.flush().await;
-    // Until the client has read it and closes the connection.
+    // Wait until the client has read it and closed the connection.
     while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
 }
 

@@ -1,5 +1,4 @@
-//! What registries do beside the specification, or against it: each habit was seen in the wild. A registry without any
-//! is the default.
+//! Deviations of real registries from the specification. Each was seen in the wild; by default a registry has none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,111 +13,111 @@ use super::script::Action;
 use super::state::{Inner, Store};
 use super::vary::Vary;
 
-/// The signature that is in the query of a blob's other address.
+/// Signature in the query of a blob's signed URL.
 const SIGNATURE: &str = "X-Amz-Signature=0f1e%2Bd2c3";
 
-/// Habits of one registry.
+/// Quirks of one registry.
 #[derive(Clone, Debug, Default)]
 pub struct Habits {
-    /// Its name and port in the URLs that it gives, where it is reached by another than its address.
+    /// Name and port in the URLs it returns, if they differ from its address.
     pub host: Option<&'static str>,
-    /// The path of its token service, if not `/token`.
+    /// Path of its token service, if not `/token`.
     pub token_path: Option<&'static str>,
-    /// The URL of its token service, which is its own all the same.
+    /// Realm of its own token service, if it is advertised under another URL.
     pub realm: Option<&'static str>,
-    /// Challenges that stand before its own.
+    /// Challenges sent before its own.
     pub more_challenges: Option<&'static str>,
-    /// 401 comes without a challenge, but for that of `/v2/`.
+    /// Sends 401 without a challenge, except for `/v2/`.
     pub bare_401: bool,
-    /// What an expired token is answered with, in place of a 401 with a challenge.
+    /// Status and message for an expired token, in place of a 401 with a challenge.
     pub expired: Option<(u16, &'static str)>,
-    /// After [`super::FaultRegistry::expire_tokens`], the password of Basic is this one.
+    /// Password of Basic authentication after [`super::FaultRegistry::expire_tokens`].
     pub next_password: Option<&'static str>,
-    /// The token service's status for a request that names several scopes.
+    /// Status of the token service for a request with several scopes.
     pub many_scopes: Option<u16>,
-    /// Who asks for `delete` gets no token at all.
+    /// Refuses any token to a request for `delete`.
     pub never_delete: bool,
-    /// A token that is asked for with `offline_token` is refused.
+    /// Refuses a token requested with `offline_token`.
     pub no_offline_token: bool,
 
-    /// How a manifest that is missing is answered for: a status and a code.
+    /// Status and error code for a missing manifest.
     pub missing_manifest: Option<(u16, &'static str)>,
-    /// The status of reads of a repository that nothing was ever pushed to.
+    /// Status of reads from a repository that was never pushed to.
     pub missing_repository: Option<u16>,
-    /// A repository must be made before it is pushed to.
+    /// Requires a repository to exist before a push.
     pub no_new_repositories: bool,
-    /// A repository is in a project, which must be made before it is pushed to: until then tokens are good for nothing there.
+    /// Requires the project of a repository to exist before a push; until then tokens grant nothing there.
     pub needs_projects: bool,
-    /// How repositories or projects are made by its API.
+    /// API that creates repositories or projects.
     pub makes: Option<Makes>,
-    /// The body of refusals.
+    /// Body format of error responses.
     pub errors: Errors,
 
-    /// How HEADs of manifests are answered.
+    /// Responses to HEAD requests for manifests.
     pub heads: Heads,
-    /// A GET of a manifest comes without `Docker-Content-Digest`.
+    /// Omits `Docker-Content-Digest` from GET responses for manifests.
     pub get_without_digest: bool,
-    /// Docker's media types are refused, with this status.
+    /// Refuses Docker media types with this status.
     pub oci_only: Option<u16>,
-    /// Manifests must say their `mediaType` in the body.
+    /// Requires `mediaType` in the body of manifests.
     pub media_type_in_body: bool,
-    /// Repositories whose tags cannot be moved; pushing what they have is refused too.
+    /// Repositories with immutable tags, where even pushing the same manifest is refused.
     pub immutable: &'static [&'static str],
-    /// So many GETs of manifests are told of by `ratelimit-limit` and `ratelimit-remaining`.
+    /// Announces this quota of manifest GETs in `ratelimit-limit` and `ratelimit-remaining`.
     pub pulls: Option<u64>,
 
-    /// Blobs are at this host: a redirect of this status to a signed URL, where `Authorization` is refused.
+    /// Redirects blobs with this status to a signed URL at this host, which refuses `Authorization`.
     pub blobs_at: Option<(&'static str, u16)>,
-    /// A HEAD finds blobs of every repository, a GET those of its own.
+    /// HEAD finds blobs of every repository, GET only those of its own.
     pub heads_of_all_blobs: bool,
-    /// The first of every so many bodies of blobs breaks off.
+    /// Breaks off the first of every N blob bodies.
     pub breaks_one_body_in: Option<u64>,
 
-    /// The status of a mount that does not say from where.
+    /// Status of a mount without `from`.
     pub nameless_mount: Option<u16>,
-    /// A mount that names another registry (`origin`) is an error of the server's.
+    /// Fails a mount that names another registry in `origin` with a server error.
     pub breaks_on_origin: bool,
-    /// What becomes of a mount of a blob that is not there, if not a session.
+    /// Status of a mount of a missing blob, in place of an upload session.
     pub missing_mount: Option<u16>,
-    /// A mount takes what some manifest of the other repository names, and nothing else.
+    /// Mounts only blobs that a manifest of the other repository references.
     pub mounts_committed_only: bool,
-    /// How PATCHes are taken.
+    /// Handling of PATCH requests.
     pub patches: Patches,
-    /// The status of a PATCH, if not 202.
+    /// Status of a PATCH, if not 202.
     pub patch_status: Option<u16>,
-    /// The connection is closed in a body of an upload after so many bytes.
+    /// Closes the connection after this many bytes of an upload body.
     pub longest_body: Option<u64>,
 
-    /// The status of a list that is asked for with an `n` above this.
+    /// Status of a listing with an `n` above this number.
     pub most_entries: Option<(usize, u16)>,
-    /// Lists go on by `next_token`; `last` is refused with 405.
+    /// Pages listings with `next_token` and refuses `last` with 405.
     pub opaque_cursors: bool,
-    /// How the next page is named.
+    /// Form of the link to the next page.
     pub links: Links,
-    /// The status of `_catalog`.
+    /// Status of `_catalog`.
     pub no_catalog: Option<u16>,
 
-    /// Headers are written `Like-This`.
+    /// Writes header names `Like-This`.
     pub title_case: bool,
-    /// Answers vary, within the specification and beyond.
+    /// Randomized responses, within the specification and beyond.
     pub vary: Option<Vary>,
-    /// Requests of a kind that are taken a second; more are answered 429.
+    /// Requests per second of a kind. Excess requests get 429.
     pub rates: &'static [(Kind, f64)],
-    /// So many requests are answered at a time; more are refused at once, with this status and no word of when.
+    /// Concurrent requests. Excess requests are refused at once with this status and without `Retry-After`.
     pub most_at_once: Option<(u64, u16)>,
-    /// What it calls itself in `Server`.
+    /// Value of the `Server` header.
     pub server: Option<&'static str>,
-    /// Bytes of headers that come with each answer besides.
+    /// Extra header bytes in each response.
     pub long_headers: usize,
 }
 
-/// The body of refusals (401, 403, 404, 429).
+/// Body format of error responses (401, 403, 404, 429).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Errors {
-    /// As the specification has it.
+    /// The format of the specification.
     #[default]
     Oci,
-    /// A web page.
+    /// An HTML page.
     Html,
     /// A line of text.
     Text,
@@ -126,48 +125,48 @@ pub enum Errors {
     Details,
 }
 
-/// How HEADs of manifests are answered.
+/// Responses to HEAD requests for manifests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Heads {
-    /// As GETs, without the body.
+    /// Like GET, without the body.
     #[default]
     Right,
-    /// With another Content-Length than a GET.
+    /// With a Content-Length that differs from GET.
     OtherLength,
-    /// With 404 by tag, and without a digest by digest.
+    /// 404 by tag, and no digest header by digest.
     Useless,
 }
 
-/// How PATCHes are taken.
+/// Handling of PATCH requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Patches {
-    /// As the specification has it.
+    /// As in the specification.
     #[default]
     All,
-    /// Of several the last one stays, and what the others brought is gone.
+    /// Keeps only the last of several PATCH requests.
     LastWins,
-    /// Those after the first are refused with this status.
+    /// Refuses the second and later requests with this status.
     One(u16),
-    /// Without `Range` in the answer; what comes after the first is dropped, and an empty PUT answered with 500.
+    /// Omits `Range` from the response, drops everything after the first request, and answers an empty PUT with 500.
     FirstStays,
-    /// One that does not go on where the session is ends the session.
+    /// Ends the session if a PATCH does not continue at its offset.
     StrictlyOnce,
 }
 
-/// How the next page is named.
+/// Form of the link to the next page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Links {
-    /// A path, or a URL where the option of absolute links says so.
+    /// A path, or a URL if the option for absolute links is set.
     #[default]
     Right,
-    /// A URL that begins with `http://`, although it is reached by https.
+    /// A URL with `http://`, though the registry is served over TLS.
     PlainHttp,
-    /// Without the first part of the repository's name.
+    /// Without the first component of the repository name.
     WithoutPrefix,
 }
 
 impl Habits {
-    /// The signed address of a blob, if it is elsewhere.
+    /// Redirects to the signed URL of a blob, if blobs are at another host.
     fn elsewhere(&self, record: &Record) -> Option<Answer> {
         let (host, status) = self.blobs_at?;
         let (repository, digest) = super::manifests::names(record);
@@ -176,12 +175,12 @@ impl Habits {
     }
 }
 
-/// The repository and digest of a signed address.
+/// Parses repository and digest of a signed path.
 pub(super) fn signed(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix("/signed/")?.rsplit_once('/')
 }
 
-/// The answer to a request that a habit answers before all else.
+/// Returns the response of a quirk that takes precedence over everything else.
 pub(super) fn before(inner: &Arc<Inner>, record: &Record) -> Option<Answer> {
     let habits = &inner.options.habits;
     let refuse = |status: u16, code: &str, message: &str| {
@@ -254,7 +253,7 @@ fn blob_is_here(inner: &Inner, record: &Record) -> bool {
     inner.store().blob(repository, digest).is_some()
 }
 
-/// What habits make of an answer.
+/// Applies quirks to a response.
 pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> Answer {
     let habits = &inner.options.habits;
     let found = answer.status == StatusCode::OK;
@@ -291,7 +290,7 @@ pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> 
                     .header("docker-ratelimit-source", "203.0.113.7");
             }
         }
-        // It cannot be believed either.
+        // HEAD responses are not to be trusted in this style.
         Kind::ManifestHead if habits.heads == Heads::Useless && answer.status == StatusCode::NOT_FOUND => {
             inner.misled()
         }
@@ -317,7 +316,7 @@ pub(super) fn after(inner: &Arc<Inner>, record: &Record, mut answer: Answer) -> 
     answer
 }
 
-/// The same refusal in another form.
+/// Reformats an error response.
 fn reworded(errors: Errors, answer: Answer) -> Answer {
     let (kind, body) = match errors {
         Errors::Oci => return answer,
@@ -334,7 +333,7 @@ fn reworded(errors: Errors, answer: Answer) -> Answer {
     answer.header(header::CONTENT_TYPE, kind).body(body)
 }
 
-/// What goes wrong with an answer's body.
+/// Adds the quirks' faults of the response body.
 pub(super) fn spoil(inner: &Arc<Inner>, record: &Record, answer: &Answer, actions: &mut Vec<Action>) {
     let Some(one_in) = inner.options.habits.breaks_one_body_in else { return };
     let is_blob = matches!(record.kind, Kind::BlobGet | Kind::Signed) && matches!(answer.body, Payload::Blob(..));
@@ -344,7 +343,7 @@ pub(super) fn spoil(inner: &Arc<Inner>, record: &Record, answer: &Answer, action
     }
 }
 
-/// Whether a blob may be mounted from a repository.
+/// Reports whether a blob may be mounted from a repository.
 pub(super) fn may_mount(habits: &Habits, store: &Store, from: &str, digest: &str) -> bool {
     if !habits.mounts_committed_only {
         return true;

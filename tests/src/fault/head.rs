@@ -1,4 +1,4 @@
-//! The bytes of an answer's head, which can drip or never end: a connection whose writes can be spoilt.
+//! Faults of the response head: a connection whose writes drip or never end.
 
 use std::io;
 use std::pin::Pin;
@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// What happens to all that is written to a connection from now on. Clones are the same.
+/// Fault of all further writes to a connection. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writes(Arc<Mutex<Option<Spoilt>>>);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Spoilt {
-    /// One byte in this time.
+    /// Writes one byte per interval.
     Drip(Duration),
-    /// The status line, and then headers without end.
+    /// Writes the status line, and then headers without end.
     Endless,
 }
 
@@ -31,7 +31,7 @@ impl Writes {
     }
 }
 
-/// A connection with its writes.
+/// A connection whose writes can fail.
 pub(super) struct Connection<S> {
     pub(super) stream: S,
     pub(super) writes: Writes,

@@ -1,4 +1,4 @@
-//! Lists, a page at a time: tags, repositories, referrers.
+//! Paged listings of tags, repositories and referrers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(super) fn tags(inner: &Arc<Inner>, record: &Record) -> Answer {
     linked(Answer::json(StatusCode::OK, &body), link)
 }
 
-/// The next level of names below one.
+/// Returns the names one level below a repository.
 fn child_names(store: &Store, name: &str) -> BTreeSet<String> {
     let prefix = format!("{name}/");
     let below = store.repositories.keys().filter_map(|other| other.strip_prefix(&prefix));
@@ -85,7 +85,7 @@ pub(super) fn referrers(inner: &Arc<Inner>, record: &Record) -> Answer {
             "digest": digest,
             "size": held.manifest.bytes.len(),
         });
-        // An index has no config whose type could stand in.
+        // An index has no config whose media type could stand in.
         let known = !json["artifactType"].is_null() || !is_index(&held.manifest.media_type);
         if known && !kind.is_empty() {
             descriptor["artifactType"] = json!(kind);
@@ -103,7 +103,7 @@ pub(super) fn referrers(inner: &Arc<Inner>, record: &Record) -> Answer {
     linked(answer, link)
 }
 
-/// The entries of one page, and the address of the next.
+/// Returns the entries of one page and the URL of the next.
 fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String>, Option<String>) {
     let habits = &inner.options.habits;
     let cursor = if habits.opaque_cursors { "next_token" } else { "last" };
@@ -136,7 +136,7 @@ fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String
     (entries, Some(format!("{base}{path}?{count}{cursor}={last}{filter}")))
 }
 
-/// What a cursor that shows nothing stands for.
+/// Decodes an opaque cursor.
 fn uncover(cursor: &str) -> String {
     String::from_utf8(hex::decode(cursor).unwrap_or_default()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Manifests: by tag and by digest, and only if all that they name is here.
+//! Manifests by tag and digest, accepted only if their references are stored.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use super::state::{Held, Inner, Store, now};
 use super::upload_body::{Broken, Incoming};
 use crate::images::{Manifest, children, digest_with, media, odd_entries, sha256};
 
-/// The largest manifest that is taken, as most registries have it.
+/// Largest accepted manifest, the limit of most registries.
 const LIMIT: usize = 4 * 1024 * 1024;
 
-/// What is left of the quota is told with every answer to who may ask.
+/// Serves a manifest. Every authorized response reports the remaining quota.
 pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
     let Some((limit, window)) = inner.options.pulls else { return read(inner, record) };
     let left = inner.pull(record.header("authorization").unwrap_or_default(), record.method == "GET");
@@ -96,7 +96,7 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     })
 }
 
-/// What a manifest names that the repository does not have.
+/// Returns a reference of a manifest that the repository lacks.
 pub(super) fn missing(store: &Store, repository: &str, json: &Value) -> Option<String> {
     let is_foreign = |descriptor: &Value| descriptor["urls"].as_array().is_some_and(|urls| !urls.is_empty());
     let layers = json["layers"].as_array().into_iter().flatten().filter(|layer| !is_foreign(layer));
@@ -125,12 +125,12 @@ pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
     Answer::new(StatusCode::ACCEPTED)
 }
 
-/// Whether a manifest is an index.
+/// Reports whether a media type is an index.
 pub(super) fn is_index(media_type: &str) -> bool {
     matches!(media_type, media::OCI_INDEX | media::DOCKER_LIST)
 }
 
-/// The repository and the tag or digest of a request.
+/// Returns the repository and the tag or digest of a request.
 pub(super) fn names(record: &Record) -> (&str, &str) {
     (record.repository.as_deref().unwrap_or_default(), record.reference.as_deref().unwrap_or_default())
 }

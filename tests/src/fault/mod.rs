@@ -1,4 +1,4 @@
-//! A whole registry in memory that misbehaves on command and remembers every request.
+//! An in-memory registry that fails on command and records every request.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -55,7 +55,7 @@ pub use vendor::Vendor;
 
 use state::Inner;
 
-/// The registry. It stops when it is dropped.
+/// A fault registry, stopped on drop.
 #[derive(Debug)]
 pub struct FaultRegistry {
     inner: Arc<Inner>,
@@ -63,12 +63,12 @@ pub struct FaultRegistry {
 }
 
 impl FaultRegistry {
-    /// A plain registry: HTTP, no credentials, all of the specification.
+    /// Starts a registry with default options: HTTP, no credentials, the whole specification.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
 
-    /// A registry with options.
+    /// Builds a registry with options.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -81,139 +81,138 @@ impl FaultRegistry {
         Self { inner, address }
     }
 
-    /// `127.0.0.1:PORT`, as it is written in references.
+    /// Returns `127.0.0.1:PORT`, as references use it.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// Where it listens.
+    /// Returns the listening address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://127.0.0.1:PORT`, or `https://…`.
+    /// Returns `http://127.0.0.1:PORT` or `https://…`.
     pub fn url(&self) -> String {
         self.inner.url()
     }
 
-    /// The realm of its token service, to be named by another registry.
+    /// Returns the realm of its token service, for use by another registry.
     pub fn token_url(&self) -> String {
         format!("{}/token", self.url())
     }
 
-    /// Begins a rule: what is to happen to requests that match. Among several, the first that is still live wins.
+    /// Starts a rule for matching requests. The first live rule that matches a request applies.
     pub fn on(&self, what: impl Into<Match>) -> On<'_> {
         On::new(&self.inner, what.into())
     }
 
-    /// Forgets all rules.
+    /// Removes all rules.
     pub fn clear_rules(&self) {
         self.inner.rules.lock().expect("no test panics in here").clear();
     }
 
-    /// Every request so far, in the order of arrival.
+    /// Returns all requests so far, in order of arrival.
     pub fn requests(&self) -> Vec<Record> {
         self.inner.log.all()
     }
 
-    /// Requests of a kind, without those for tags that belong to other images: see [`FaultRegistry::referrer_requests`].
+    /// Counts requests of a kind, without those for digest tags: see [`FaultRegistry::referrer_requests`].
     pub fn count(&self, kind: Kind) -> u64 {
         self.inner.log.count(|request| request.kind == kind && !request.is_about_a_companion())
     }
 
-    /// Requests that a condition holds for.
+    /// Counts requests that match a predicate.
     pub fn count_where(&self, wanted: impl Fn(&Record) -> bool) -> u64 {
         self.inner.log.count(wanted)
     }
 
-    /// Requests of a kind, without those for tags that belong to other images.
+    /// Returns requests of a kind, without those for digest tags.
     pub fn requests_of(&self, kind: Kind) -> Vec<Record> {
         let wanted = |request: &Record| request.kind == kind && !request.is_about_a_companion();
         self.requests().into_iter().filter(wanted).collect()
     }
 
-    /// Requests, without pings, tokens, logins, what was read at the signed addresses of blobs, and what is asked of
-    /// referrers.
+    /// Counts requests, without pings, tokens, logins, reads from signed URLs, and requests for referrers.
     pub fn total(&self) -> u64 {
         let aside = |kind| matches!(kind, Kind::Ping | Kind::Token | Kind::ApiLogin | Kind::Signed | Kind::Referrers);
         self.inner.log.count(|request| !aside(request.kind) && !request.is_about_a_companion())
     }
 
-    /// Requests, with pings and tokens.
+    /// Counts requests, with pings and tokens.
     pub fn total_with_all(&self) -> u64 {
         self.inner.log.count(|_| true)
     }
 
-    /// Requests for referrers: by the API, by the fallback tag, or by cosign's tags.
+    /// Returns requests for referrers: by the API, by the fallback tag, or by cosign's tags.
     pub fn referrer_requests(&self) -> Vec<Record> {
         let about = |request: &Record| request.kind == Kind::Referrers || request.is_about_a_companion();
         self.requests().into_iter().filter(about).collect()
     }
 
-    /// Bytes of all bodies sent.
+    /// Returns the bytes of all bodies sent.
     pub fn bytes_sent(&self) -> u64 {
         self.inner.log.sum(|request| request.sent)
     }
 
-    /// Bytes of all bodies received.
+    /// Returns the bytes of all bodies received.
     pub fn bytes_received(&self) -> u64 {
         self.inner.log.sum(|request| request.received)
     }
 
-    /// Forgets the requests so far.
+    /// Clears the recorded requests.
     pub fn clear_requests(&self) {
         self.inner.misled.store(0, Ordering::SeqCst);
         self.inner.log.clear();
     }
 
-    /// A line for each request, for a test's message.
+    /// Describes the requests, one a line, for assertion messages.
     pub fn describe_requests(&self) -> String {
         let lines: Vec<_> = self.requests().iter().map(ToString::to_string).collect();
         lines.join("\n")
     }
 
-    /// The most requests that were being answered at the same time.
+    /// Returns the highest number of concurrent requests.
     pub fn peak_in_flight(&self) -> u64 {
         self.inner.peak.load(Ordering::SeqCst)
     }
 
-    /// Requests that are being answered now, their bodies included.
+    /// Returns the number of requests in flight, including their bodies.
     pub fn in_flight(&self) -> u64 {
         self.inner.in_flight()
     }
 
-    /// Connections accepted so far.
+    /// Counts the connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.inner.connections.load(Ordering::SeqCst)
     }
 
-    /// Requests that were for nothing, and that only this registry's habits are to blame for: those that it answered with
-    /// a challenge, whose body it broke off, or that it gave a useless answer.
+    /// Counts requests wasted by this registry's quirks alone: challenged, with a truncated body, or with a useless
+    /// response.
     pub fn misled(&self) -> u64 {
         self.inner.misled.load(Ordering::SeqCst)
     }
 
-    /// What answers were varied, and how: a line for each.
+    /// Returns the variations made so far, a line for each.
     pub fn varied(&self) -> Vec<(Kind, String)> {
         self.inner.varied.lock().expect("the list is whole").clone()
     }
 
-    /// Closes every connection that is open; new ones are accepted.
+    /// Closes all open connections. New ones are accepted.
     pub fn cut_all(&self) {
         self.inner.cut_all();
     }
 
-    /// The next connections are closed to their first request by GOAWAY: only where HTTP/2 is spoken, which wants TLS.
+    /// Closes the next connections with GOAWAY at their first request. HTTP/2 only, so it needs TLS.
     pub fn take_leave(&self, connections: u64) {
         self.inner.leaves.store(connections, Ordering::SeqCst);
     }
 
-    /// How many connections are still to be closed so.
+    /// Returns how many connections are still to be closed with GOAWAY.
     pub fn leaves_to_take(&self) -> u64 {
         self.inner.leaves.load(Ordering::SeqCst)
     }
 
-    /// Makes all tokens that its own service issued so far expire at once.
+    /// Expires all tokens that its own token service has issued.
     pub fn expire_tokens(&self) {
         self.inner.expire_tokens();
     }
@@ -221,12 +220,12 @@ impl FaultRegistry {
     /// Waits until a condition on the registry holds.
     ///
     /// # Panics
-    /// With the log of requests, when it does not hold in time.
+    /// With the request log, on timeout.
     pub async fn wait_until(&self, condition: impl Fn(&Self) -> bool, limit: Duration) {
         let mut changes = self.inner.log.changes();
         let wait = async {
             while !condition(self) {
-                // Some conditions are about content, which changes without a request: look again now and then.
+                // Some conditions are about content, which changes without a request: poll as well.
                 let _ = timeout(Duration::from_millis(50), changes.changed()).await;
             }
         };

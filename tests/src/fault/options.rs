@@ -1,4 +1,4 @@
-//! What kind of registry it is.
+//! Options of the fault registry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use super::habits::Habits;
 use super::{FaultRegistry, Vendor};
 use crate::tls::Authority;
 
-/// Who may do what.
+/// Required credentials.
 #[derive(Clone, Debug)]
 pub enum Auth {
-    /// Anyone, anything.
+    /// No credentials required.
     None,
-    /// A user and a password with each request.
+    /// Basic authentication with this user and password.
     Basic(String, String),
-    /// A user with each request, whichever.
+    /// Basic authentication with any user.
     AnyUser,
-    /// Tokens.
+    /// Bearer tokens.
     Bearer(Bearer),
 }
 
-/// Which field the token service answers in.
+/// Field of the token in the token service's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenField {
     /// `token`.
@@ -33,16 +33,16 @@ pub enum TokenField {
     Both,
 }
 
-/// What the token service does with `POST grant_type=refresh_token`.
+/// Response of the token service to `POST grant_type=refresh_token`.
 #[derive(Clone, Debug)]
 pub enum Refresh {
-    /// It takes this identity token.
+    /// Accepts this identity token.
     Accept(String),
-    /// It answers 404 or 405 and wants a GET.
+    /// Refuses with 404 or 405, so that the client uses GET.
     Refuse(StatusCode),
 }
 
-/// A token service and what it asks for.
+/// Token service and its requirements.
 #[derive(Clone, Debug)]
 pub struct Bearer {
     pub(super) user: Option<(String, String)>,
@@ -56,12 +56,12 @@ pub struct Bearer {
 }
 
 impl Bearer {
-    /// Tokens for a user; nobody else gets any.
+    /// Issues tokens to one user only.
     pub fn user(user: &str, password: &str) -> Self {
         Self { user: Some((user.to_owned(), password.to_owned())), anonymous_pull: false, ..Self::anonymous() }
     }
 
-    /// Tokens to pull with, for anybody.
+    /// Issues pull tokens to anyone.
     pub fn anonymous() -> Self {
         Self {
             user: None,
@@ -75,49 +75,49 @@ impl Bearer {
         }
     }
 
-    /// Whether anybody may have tokens to pull with.
+    /// Sets whether anyone gets pull tokens.
     #[must_use]
     pub fn anonymous_pull(mut self, allowed: bool) -> Self {
         self.anonymous_pull = allowed;
         self
     }
 
-    /// Another token service, by its whole URL.
+    /// Uses another token service, by its full URL.
     #[must_use]
     pub fn realm(mut self, url: &str) -> Self {
         self.realm = Some(url.to_owned());
         self
     }
 
-    /// The service's name; the registry's host if none is chosen. Tokens for another service are refused.
+    /// Sets the service name, by default the registry's host. Tokens for another service are refused.
     #[must_use]
     pub fn service(mut self, name: &str) -> Self {
         self.service = Some(name.to_owned());
         self
     }
 
-    /// How long tokens hold.
+    /// Sets the lifetime of tokens.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Leaves `expires_in` out of the answer.
+    /// Omits `expires_in` from the response.
     #[must_use]
     pub fn without_expiry(mut self) -> Self {
         self.say_expiry = false;
         self
     }
 
-    /// Which field the token is in.
+    /// Sets the field of the token.
     #[must_use]
     pub fn field(mut self, field: TokenField) -> Self {
         self.field = field;
         self
     }
 
-    /// What is done with identity tokens.
+    /// Sets the handling of identity tokens.
     #[must_use]
     pub fn refresh(mut self, refresh: Refresh) -> Self {
         self.refresh = refresh;
@@ -125,18 +125,18 @@ impl Bearer {
     }
 }
 
-/// What becomes of `POST ?mount=`.
+/// Response to `POST ?mount=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountPolicy {
-    /// 201 when the blob is in the `from` repository, else 202.
+    /// 201 if the `from` repository has the blob, else 202.
     Mount,
-    /// Always 202 and a session.
+    /// Always 202 with an upload session.
     Ignore,
     /// An error.
     Refuse(StatusCode),
 }
 
-/// Options, and the start.
+/// Builder of a [`FaultRegistry`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     pub(super) auth: Auth,
@@ -212,57 +212,57 @@ macro_rules! switches {
 
 impl Builder {
     switches! {
-        /// Who may do what.
+        /// Sets the required credentials.
         auth(auth = auth, auth: Auth);
-        /// HTTPS, with a certificate for loopback of this authority. HTTP/2 is offered.
+        /// Serves HTTPS with a certificate of this authority for loopback addresses, and offers HTTP/2.
         tls(authority = Some(authority), authority: Arc<Authority>);
-        /// HTTP/1.1 only, also over TLS.
+        /// Serves HTTP/1.1 only, also over TLS.
         http1_only(http1_only = true);
-        /// Clients must show a certificate of the same authority.
+        /// Requires client certificates of the same authority.
         demand_client_certificate(demand_client = true);
-        /// What becomes of mounts.
+        /// Sets the response to mounts.
         mounts(mounts = policy, policy: MountPolicy);
-        /// Uploaded blobs are hashed and counted, and their bytes forgotten: gigabytes take no memory. Only sha256.
+        /// Hashes and counts uploaded blobs and discards their bytes, so that gigabytes take no memory. Only sha256.
         blackhole(blackhole = true);
-        /// The least bytes of a chunk that is not the last, announced by `OCI-Chunk-Min-Length`.
+        /// Sets the least size in bytes of chunks except the last, announced in `OCI-Chunk-Min-Length`.
         chunk_minimum(chunk_minimum = Some(bytes), bytes: u64);
-        /// Requests beyond this many wait.
+        /// Sets the concurrency limit. Excess requests wait.
         max_concurrent(max_concurrent = Some(requests), requests: usize);
-        /// So many requests a second and so many at once, of all kinds; more are answered 429 with `Retry-After: 1`.
+        /// Sets requests per second and burst over all kinds. Excess requests get 429 with `Retry-After: 1`.
         rate(rate = Some(limit), limit: (f64, f64));
-        /// So many manifests may be read (GET) in a window by each user, as at Docker Hub: a window begins with the first,
-        /// `ratelimit-limit: 100;w=20` and `ratelimit-remaining` are told with GETs and HEADs, and more are answered 429
-        /// without a word of when.
+        /// Sets the manifest GETs per user and window, as Docker Hub does: the first GET starts a window, GET and HEAD
+        /// report `ratelimit-limit: 100;w=20` and `ratelimit-remaining`, and excess requests get 429 without
+        /// `Retry-After`.
         pulls(pulls = Some(quota), quota: (u64, Duration));
-        /// Time added to each request.
+        /// Sets the latency added to each request.
         latency(latency = latency, latency: Duration);
-        /// A session that was cut is gone, as in docker-registry 2.8: 404 BLOB_UPLOAD_INVALID.
+        /// Loses sessions that were cut, as docker-registry 2.8 does: 404 BLOB_UPLOAD_INVALID.
         not_resumable(resumable = false);
-        /// `POST ?digest=` with a body only opens a session, as in docker-registry.
+        /// Only opens a session on `POST ?digest=` with a body, as docker-registry does.
         without_single_post(single_post = false);
-        /// `Location` without scheme and host.
+        /// Sends `Location` without scheme and host.
         relative_locations(relative_locations = true);
-        /// `Link` with scheme and host.
+        /// Sends `Link` with scheme and host.
         absolute_links(absolute_links = true);
-        /// The most entries of a page of tags, repositories or referrers.
+        /// Sets the page size of tags, repositories and referrers.
         page(page = Some(entries), entries: usize);
-        /// `tags/list` as Google's registries answer it.
+        /// Serves `tags/list` in the format of Google's registries.
         google(google = true);
-        /// No referrers API: 404, and no `OCI-Subject`.
+        /// Disables the referrers API: 404, and no `OCI-Subject`.
         without_referrers(referrers = false);
-        /// A tag that is there cannot be moved.
+        /// Refuses to move existing tags.
         immutable_tags(immutable_tags = true);
-        /// No `Docker-Content-Digest` on manifests.
+        /// Omits `Docker-Content-Digest` from manifests.
         without_digest_header(digest_header = false);
-        /// Manifests are taken whether or not what they name is here: what is pushed in a wrong order shows.
+        /// Accepts manifests without their references, which exposes a wrong push order.
         lenient(lenient = true);
-        /// A vendor's API beside the registry's own, at the same address.
+        /// Serves a vendor's API at the same address.
         vendor(vendor = Some(vendor), vendor: Vendor);
-        /// The owners of GitHub's packages are users, no organizations.
+        /// Treats the owners of GitHub packages as users instead of organizations.
         github_users(github_users = true);
-        /// What it does beside the specification.
+        /// Sets its quirks.
         habits(habits = habits, habits: Habits);
-        /// A chosen port.
+        /// Sets the port.
         port(port = port, port: u16);
     }
 
@@ -278,28 +278,28 @@ impl Builder {
         self.auth(Auth::Bearer(bearer))
     }
 
-    /// Who may see what the vendor's API lists; nobody else does.
+    /// Restricts the vendor's API listings to this login.
     #[must_use]
     pub fn vendor_login(mut self, user: &str, password: &str) -> Self {
         self.vendor_login = Some((user.to_owned(), password.to_owned()));
         self
     }
 
-    /// A namespace that the vendor's API knows though nothing is in it.
+    /// Adds an empty namespace to the vendor's API.
     #[must_use]
     pub fn namespace(mut self, name: &str) -> Self {
         self.namespaces.push(name.to_owned());
         self
     }
 
-    /// A further host name in the certificate.
+    /// Adds a host name to the certificate.
     #[must_use]
     pub fn host_name(mut self, host: &str) -> Self {
         self.hosts.push(host.to_owned());
         self
     }
 
-    /// Starts it on a free loopback port.
+    /// Starts the registry on loopback, on a free port unless one is set.
     pub async fn start(self) -> FaultRegistry {
         FaultRegistry::start_with(self).await
     }

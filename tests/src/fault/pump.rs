@@ -1,4 +1,4 @@
-//! Sending an answer's body: at its pace, up to where it breaks.
+//! Sends response bodies, with rate limits and faults.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::state::{InFlight, Inner};
 
 const PIECE: u64 = 64 * 1024;
 
-/// Time for what was written to leave the process before the connection is dropped.
+/// Time for written bytes to leave the process before the connection is dropped.
 const FLUSH: Duration = Duration::from_millis(30);
 
 struct Pump {
@@ -32,7 +32,7 @@ struct Pump {
     in_flight: Option<InFlight>,
 }
 
-/// Turns an answer into hyper's, with all that is to go wrong with it.
+/// Turns a response into hyper's, with its faults.
 pub(super) fn send(
     inner: &Arc<Inner>,
     n: u64,
@@ -117,7 +117,7 @@ impl Pump {
             return std::future::pending().await;
         }
         let limit = self.cut.unwrap_or(u64::MAX).min(self.stall.unwrap_or(u64::MAX)).min(self.payload.len());
-        // A tenth of a second's worth at a time keeps a slow body smooth.
+        // Chunks of a tenth of a second keep a slow body smooth.
         let piece = self.pace.map_or(PIECE, |pace| PIECE.min(pace / 10).max(1));
         let mut end = limit.min(self.at + piece);
         if let Some((after, every)) = self.drip {
@@ -150,7 +150,7 @@ impl Pump {
             record.done = done;
         });
         if done {
-            // Before the client has the last byte, and may ask for more.
+            // Before the client has the last byte and may send more requests.
             self.in_flight = None;
         }
         Some((Ok(bytes), self))

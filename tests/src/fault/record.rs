@@ -1,4 +1,4 @@
-//! The memory of requests.
+//! Log of requests.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -9,56 +9,56 @@ use tokio::sync::watch;
 
 use super::route::{Kind, parameter};
 
-/// One request, and what became of it.
+/// A request and its outcome.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Its number, from 0, never given twice.
+    /// Sequence number from 0, never reused.
     pub n: u64,
-    /// What it asked for.
+    /// Kind of request.
     pub kind: Kind,
-    /// The method.
+    /// HTTP method.
     pub method: String,
-    /// The path, without the query.
+    /// Path without the query.
     pub path: String,
-    /// The query, without the question mark.
+    /// Query without the question mark.
     pub query: String,
-    /// The repository in the path.
+    /// Repository in the path.
     pub repository: Option<String>,
-    /// Tag or digest in the path; of uploads the digest in the query, else the session.
+    /// Tag or digest in the path; for uploads the digest in the query, or else the session.
     pub reference: Option<String>,
     /// All headers.
     pub headers: HeaderMap,
-    /// Whether it came by HTTP/2.
+    /// Whether the request came over HTTP/2.
     pub http2: bool,
-    /// The client's port: requests with the same one came by the same connection.
+    /// Port of the client: requests with the same port share a connection.
     pub remote_port: u16,
-    /// The status that was answered; none while, or if, there was no answer.
+    /// Response status, or `None` while or if there was no response.
     pub status: Option<u16>,
-    /// The body, of small requests only: no upload's, and at most 64 KiB.
+    /// Request body, except of uploads; at most 64 KiB.
     pub body: Vec<u8>,
-    /// Bytes of the body received.
+    /// Bytes of the request body received.
     pub received: u64,
-    /// Bytes of the body sent.
+    /// Bytes of the response body sent.
     pub sent: u64,
-    /// Whether the answer's body was sent to its end.
+    /// Whether the whole response body was sent.
     pub done: bool,
-    /// When it came.
+    /// Time of arrival.
     pub at: Instant,
 }
 
 impl Record {
-    /// A header as text.
+    /// Returns a header as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Whether it is for a tag that is named by the digest of another image.
+    /// Reports whether the request is for a digest tag of another image.
     pub fn is_about_a_companion(&self) -> bool {
         let named = |tag: &str| tag.starts_with("sha256-") || tag.starts_with("sha512-");
         self.reference.as_deref().is_some_and(named)
     }
 
-    /// A parameter of the query, decoded.
+    /// Returns a decoded query parameter.
     pub fn parameter(&self, name: &str) -> Option<String> {
         parameter(&self.query, name)
     }
@@ -106,7 +106,7 @@ impl Log {
         self.changed.subscribe()
     }
 
-    /// Adds a request, which gets its number here.
+    /// Adds a request and numbers it.
     pub(super) fn add(&self, mut record: Record) -> Record {
         let mut records = self.records.lock().expect("the log is whole");
         record.n = records.0;
@@ -117,7 +117,7 @@ impl Log {
         record
     }
 
-    /// Notes what became of a request, if it has not been forgotten.
+    /// Updates a request, unless it was cleared.
     pub(super) fn note(&self, n: u64, change: impl FnOnce(&mut Record)) {
         let mut records = self.records.lock().expect("the log is whole");
         if let Ok(index) = records.1.binary_search_by_key(&n, |record| record.n) {

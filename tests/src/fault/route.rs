@@ -1,8 +1,8 @@
-//! What a request asks for.
+//! Parses requests.
 
 use http::Method;
 
-/// The kinds of requests that a registry gets.
+/// Kinds of registry requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Kind {
@@ -24,15 +24,15 @@ pub enum Kind {
     UploadStatus,
     UploadDelete,
     Referrers,
-    /// A vendor's API: the repositories of a namespace, which stands in the place of the repository.
+    /// Vendor API: lists the repositories of a namespace, which is recorded as the repository.
     ApiRepositories,
-    /// A vendor's API: the tags of a repository.
+    /// Vendor API: lists the tags of a repository.
     ApiTags,
-    /// A vendor's API: logging in.
+    /// Vendor API: login.
     ApiLogin,
-    /// A blob at its signed address, on another host.
+    /// Blob at its signed URL on another host.
     Signed,
-    /// A vendor's API: a repository or a project is made.
+    /// Vendor API: creates a repository or a project.
     ApiCreate,
     Other,
 }
@@ -95,7 +95,7 @@ fn upload(method: &Method, repository: &str, session: &str, query: &str) -> Rout
         Method::DELETE => Kind::UploadDelete,
         _ => Kind::Other,
     };
-    // A PUT, a mount and a single POST name the digest in the query; that is what tests match by.
+    // PUT, mount and single POST name the digest in the query, which is what tests match.
     let digest = mount.or_else(|| parameter(query, "digest"));
     let session = (!session.is_empty()).then(|| session.to_owned());
     Route { kind, repository: Some(repository.to_owned()), reference: digest.or(session) }
@@ -120,17 +120,17 @@ fn blob(method: &Method) -> Kind {
     }
 }
 
-/// The session in an upload's path.
+/// Returns the session in an upload path.
 pub(super) fn session(path: &str) -> Option<&str> {
     path.split_once("/blobs/uploads/").map(|(_, session)| session)
 }
 
-/// A query's parameter, decoded.
+/// Returns a decoded query parameter.
 pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     parameters(query, name).next()
 }
 
-/// All of a query's parameters of a name, decoded.
+/// Returns all decoded query parameters with a name.
 pub(super) fn parameters<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = String> + 'a {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(move |(key, _)| *key == name).map(|(_, value)| decode(value))

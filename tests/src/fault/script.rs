@@ -1,4 +1,4 @@
-//! What is to go wrong, and when.
+//! Rules that make requests fail.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::state::Inner;
 type Compute = Arc<dyn Fn(&Record) -> Action + Send + Sync>;
 type Predicate = Arc<dyn Fn(&Record) -> bool + Send + Sync>;
 
-/// Which requests a rule is about.
+/// Conditions of a rule.
 #[derive(Clone, Default)]
 pub struct Match {
     kinds: Vec<Kind>,
@@ -25,43 +25,43 @@ pub struct Match {
 }
 
 impl Match {
-    /// All requests.
+    /// Matches all requests.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// Requests of a kind.
+    /// Matches requests of a kind.
     pub fn kind(kind: Kind) -> Self {
         Self::kinds(&[kind])
     }
 
-    /// Requests of any of several kinds.
+    /// Matches requests of several kinds.
     pub fn kinds(kinds: &[Kind]) -> Self {
         Self { kinds: kinds.to_vec(), ..Self::default() }
     }
 
-    /// Only of this repository.
+    /// Requires this repository.
     #[must_use]
     pub fn repository(mut self, repository: &str) -> Self {
         self.repository = Some(repository.to_owned());
         self
     }
 
-    /// Only of this tag or digest.
+    /// Requires this tag or digest.
     #[must_use]
     pub fn reference(mut self, reference: &str) -> Self {
         self.reference = Some(reference.to_owned());
         self
     }
 
-    /// Only of this path, without the query: also one that is none of a registry's.
+    /// Requires this path without the query, which need not be a registry path.
     #[must_use]
     pub fn path(self, path: &str) -> Self {
         let path = path.to_owned();
         self.when(move |record| record.path == path)
     }
 
-    /// Only where this holds too.
+    /// Requires this predicate.
     #[must_use]
     pub fn when(mut self, predicate: impl Fn(&Record) -> bool + Send + Sync + 'static) -> Self {
         self.predicates.push(Arc::new(predicate));
@@ -90,10 +90,10 @@ impl fmt::Debug for Match {
     }
 }
 
-/// What goes wrong. Byte counts are of the body; several actions of one rule apply together.
+/// A fault. Byte counts refer to the body; several actions of one rule apply together.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// This answer in place of the normal one; the request's body is read to its end and thrown away.
+    /// Sends this response after reading and discarding the request body.
     Status {
         /// The status.
         code: u16,
@@ -102,106 +102,107 @@ pub enum Action {
         /// The body.
         body: Bytes,
     },
-    /// No answer, ever; the connection stays open.
+    /// Sends no response and keeps the connection open.
     StallForever,
-    /// The answer's body stops after so many bytes; the connection stays open.
+    /// Stops the response body after this many bytes and keeps the connection open.
     StallAfter {
-        /// Bytes that are sent.
+        /// Bytes sent before the stall.
         bytes: u64,
     },
-    /// After so many bytes, the answer's body comes one byte at a time.
+    /// Sends the response body one byte at a time, after this many bytes.
     Drip {
-        /// Bytes that are sent before.
+        /// Bytes sent before.
         after: u64,
-        /// The time between two bytes.
+        /// Interval between bytes.
         every: Duration,
     },
-    /// The answer's head, and all that follows it on the connection, comes one byte at a time.
+    /// Sends the response head, and everything after it on the connection, one byte at a time.
     DripHead {
-        /// The time between two bytes.
+        /// Interval between bytes.
         every: Duration,
     },
-    /// The answer's head goes on and on. HTTP/1.1 only.
+    /// Never ends the response head. HTTP/1.1 only.
     EndlessHead,
-    /// The connection is closed after so many bytes of the answer's body.
+    /// Closes the connection after this many bytes of the response body.
     CutAfter {
-        /// Bytes that are sent.
+        /// Bytes sent before.
         bytes: u64,
     },
-    /// The connection is closed without an answer, and without reading the request's body.
+    /// Closes the connection without a response and without reading the request body.
     CutBefore,
-    /// The stream of the request is refused, as HTTP/2 has it (REFUSED_STREAM): only where that is spoken.
+    /// Refuses the HTTP/2 stream (REFUSED_STREAM).
     RefuseStream,
-    /// The request is carried out, and the connection closed in place of the answer.
+    /// Carries out the request and closes the connection in place of the response.
     CutInsteadOfAnswer,
-    /// The connection is closed after so many bytes of the request's body. What came before is kept as the registry's option says.
+    /// Closes the connection after this many bytes of the request body. The registry's options decide what is kept of
+    /// it.
     CutUploadAfter {
-        /// Bytes that are read.
+        /// Bytes read before.
         bytes: u64,
     },
-    /// Reading the request's body stops after so many bytes; the connection stays open.
+    /// Stops reading the request body after this many bytes and keeps the connection open.
     StallUploadAfter {
-        /// Bytes that are read.
+        /// Bytes read before.
         bytes: u64,
     },
-    /// After so many bytes, the request's body is read one byte at a time.
+    /// Reads the request body one byte at a time, after this many bytes.
     DripUpload {
-        /// Bytes that are read before.
+        /// Bytes read before.
         after: u64,
-        /// The time between two bytes.
+        /// Interval between bytes.
         every: Duration,
     },
-    /// An answer before the request's body has ended.
+    /// Responds before the request body has ended.
     AnswerUploadEarly {
-        /// Bytes that are read.
+        /// Bytes read before.
         after: u64,
         /// The status.
         status: u16,
     },
-    /// One byte of the answer's body is another.
+    /// Changes one byte of the response body.
     Corrupt {
-        /// Its offset in the body.
+        /// Offset in the body.
         at: u64,
     },
-    /// The answer's body is shorter, and its Content-Length agrees.
+    /// Shortens the response body, and its Content-Length with it.
     Truncate {
-        /// Bytes that are left.
+        /// Bytes kept.
         to: u64,
     },
-    /// The answer comes later.
+    /// Delays the response.
     Delay(Duration),
-    /// Bodies, in and out, move no faster.
+    /// Limits the rate of request and response bodies.
     Throttle {
-        /// Bytes a second.
+        /// Bytes per second.
         bytes_per_second: u64,
     },
-    /// The client is sent elsewhere. `{path}` in the URL becomes the request's path with its query.
+    /// Redirects. `{path}` in the URL is replaced with the request's path and query.
     Redirect {
         /// The URL.
         to: String,
-        /// The status, 307 for example.
+        /// Redirect status, such as 307.
         status: u16,
     },
-    /// A header of the normal answer is set.
+    /// Sets a header of the normal response.
     SetHeader(String, String),
-    /// A header of the normal answer is left out.
+    /// Removes a header of the normal response.
     RemoveHeader(String),
-    /// The normal answer, with another body.
+    /// Replaces the body of the normal response.
     ReplaceBody(Bytes),
-    /// A 200 with so many MiB of nothing much, made as they are sent.
+    /// Responds 200 with this many MiB of filler, generated while sending.
     BigBody {
         /// MiB.
         mib: u64,
-        /// Whether Content-Length says so.
+        /// Whether to announce Content-Length.
         announced: bool,
     },
-    /// The action follows from the request: `Action::compute`.
+    /// Computes the action from the request, see `Action::compute`.
     Computed(Computed),
-    /// The request waits for a permit of this semaphore: `Arc::new(Semaphore::new(0))`, then `add_permits`.
+    /// Waits for a permit of this semaphore: `Arc::new(Semaphore::new(0))`, then `add_permits`.
     Gate(Arc<Semaphore>),
 }
 
-/// An action that follows from the request.
+/// An action computed from the request.
 #[derive(Clone)]
 pub struct Computed(Compute);
 
@@ -212,12 +213,12 @@ impl fmt::Debug for Computed {
 }
 
 impl Action {
-    /// An action that follows from the request: how a test plays a vendor's own API.
+    /// Computes the action from the request, as tests do for a vendor's API.
     pub fn compute(answer: impl Fn(&Record) -> Action + Send + Sync + 'static) -> Self {
         Self::Computed(Computed(Arc::new(answer)))
     }
 
-    /// A 200 with JSON.
+    /// Responds 200 with JSON.
     pub fn json(body: &serde_json::Value) -> Self {
         Self::Status {
             code: 200,
@@ -226,7 +227,7 @@ impl Action {
         }
     }
 
-    /// An answer with this status and an OCI error of this code.
+    /// Responds with this status and OCI error code.
     pub fn error(status: u16, code: &str) -> Self {
         Self::Status {
             code: status,
@@ -235,12 +236,12 @@ impl Action {
         }
     }
 
-    /// An answer with this status, without a body.
+    /// Responds with this status and no body.
     pub fn status(code: u16) -> Self {
         Self::Status { code, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// 429 with this `Retry-After`.
+    /// Responds 429 with this `Retry-After`.
     pub fn too_many(retry_after: &str) -> Self {
         Self::Status {
             code: 429,
@@ -262,7 +263,7 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// Whether the rule takes this request. Counts it if so.
+    /// Reports whether the rule applies to this request, and counts it.
     fn take(&self, record: &Record) -> bool {
         if self.removed.load(Ordering::SeqCst) || !self.what.holds(record) {
             return false;
@@ -278,7 +279,7 @@ impl Rule {
     }
 }
 
-/// A rule that is being written. It applies once unless told otherwise.
+/// A rule under construction. By default it applies once.
 #[derive(Debug)]
 #[must_use = "a rule does nothing before `act`"]
 pub struct On<'a> {
@@ -293,30 +294,30 @@ impl<'a> On<'a> {
         Self { inner, what, skip: 0, times: Some(1) }
     }
 
-    /// The first `count` requests that match are left alone.
+    /// Skips the first `count` matching requests.
     pub fn skip(mut self, count: u64) -> Self {
         self.skip = count;
         self
     }
 
-    /// How often it applies.
+    /// Sets how often the rule applies.
     pub fn times(mut self, count: u64) -> Self {
         self.times = Some(count);
         self
     }
 
-    /// It applies until it is removed.
+    /// Applies the rule until it is removed.
     pub fn always(mut self) -> Self {
         self.times = None;
         self
     }
 
-    /// What happens. The rule is live from here on.
+    /// Sets the action and activates the rule.
     pub fn act(self, action: Action) -> RuleHandle {
         self.act_all([action])
     }
 
-    /// Several things that happen together.
+    /// Sets several actions that apply together, and activates the rule.
     pub fn act_all(self, actions: impl IntoIterator<Item = Action>) -> RuleHandle {
         let rule = Rule {
             what: self.what,
@@ -333,7 +334,7 @@ impl<'a> On<'a> {
     }
 }
 
-/// A live rule. Dropping the handle does not end it.
+/// Handle of an active rule. Dropping it does not remove the rule.
 #[derive(Clone, Debug)]
 pub struct RuleHandle {
     hits: Arc<AtomicU64>,
@@ -341,18 +342,18 @@ pub struct RuleHandle {
 }
 
 impl RuleHandle {
-    /// How often it has applied.
+    /// Returns how often the rule has applied.
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::SeqCst)
     }
 
-    /// Ends it.
+    /// Removes the rule.
     pub fn remove(&self) {
         self.removed.store(true, Ordering::SeqCst);
     }
 }
 
-/// The actions of the first live rule that matches.
+/// Returns the actions of the first active rule that matches.
 pub(super) fn actions_for(rules: &[Rule], record: &Record) -> Vec<Action> {
     let rule = rules.iter().find(|rule| rule.take(record));
     let actions = rule.into_iter().flat_map(|rule| rule.actions.iter());

@@ -1,4 +1,4 @@
-//! Connections and requests: where a connection can really be cut.
+//! Connections and requests, at the level where a connection can be cut.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -147,7 +147,7 @@ async fn respond(
     Ok(pump::send(&inner, record.n, record.method == "HEAD", answer, &actions, connection, in_flight))
 }
 
-/// Closes the connection. Never returns: the connection's task is dropped with this one in it.
+/// Closes the connection. Never returns: the connection's task is dropped together with this future.
 async fn cut(connection: &CancellationToken) -> Response<Body> {
     connection.cancel();
     std::future::pending().await

@@ -1,4 +1,4 @@
-//! What the registry holds.
+//! State of the registry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -26,22 +26,22 @@ pub(super) struct Inner {
     pub(super) slots: Option<Arc<Semaphore>>,
     pub(super) connections: AtomicU64,
     pub(super) peak: AtomicU64,
-    /// Requests that habits made necessary.
+    /// Requests that only quirks made necessary.
     pub(super) misled: AtomicU64,
-    /// Connections that are to be closed to their first request.
+    /// Connections still to close with GOAWAY at their first request.
     pub(super) leaves: AtomicU64,
-    /// What was varied.
+    /// Variations made so far.
     pub(super) varied: Mutex<Vec<(Kind, String)>>,
-    /// What is left of the rates of kinds, and when that was so.
+    /// Token bucket of each kind's rate: tokens left and time of the last update.
     buckets: Mutex<HashMap<Kind, (f64, Instant)>>,
-    /// Bodies of blobs so far.
+    /// Blob bodies sent so far.
     pub(super) bodies: AtomicU64,
-    /// Manifests that were pulled.
+    /// Manifests pulled so far.
     pub(super) pulls: AtomicU64,
     in_flight: AtomicU64,
-    /// What is left of the rate's burst, and when that was so.
+    /// Token bucket of the overall rate: tokens left and time of the last update.
     tokens: Mutex<(f64, Instant)>,
-    /// Manifests read by each user, and when their windows began.
+    /// Start of the quota window and manifests read, by user.
     read_by: Mutex<HashMap<String, (Instant, u64)>>,
     open: Mutex<CancellationToken>,
     tokens_since: AtomicU64,
@@ -53,7 +53,7 @@ pub(super) struct Inner {
 pub(super) struct Store {
     pub(super) repositories: BTreeMap<String, Repository>,
     pub(super) uploads: HashMap<String, Arc<Mutex<Upload>>>,
-    /// Those that were made, besides those of repositories.
+    /// Created projects, besides those of repositories.
     pub(super) projects: BTreeSet<String>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Repository {
     pub(super) blobs: BTreeMap<String, Stored>,
 }
 
-/// A manifest, and when it came, in milliseconds since 1970.
+/// A manifest and its upload time in milliseconds since 1970.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) manifest: Manifest,
@@ -74,7 +74,7 @@ pub(super) struct Held {
 #[derive(Clone, Debug)]
 pub(super) enum Stored {
     Kept(Blob),
-    /// Seen, hashed and forgotten: its size.
+    /// Size of a blob that was hashed and discarded.
     Forgotten(u64),
 }
 
@@ -87,16 +87,16 @@ impl Stored {
     }
 }
 
-/// A session.
+/// An open upload session.
 #[derive(Debug)]
 pub(super) struct Upload {
     pub(super) repository: String,
     pub(super) size: u64,
     pub(super) kept: Option<Vec<u8>>,
     pub(super) sha256: Sha256,
-    /// A chunk below the minimum came: it must have been the last.
+    /// A chunk below the minimum size arrived, so it must be the last one.
     pub(super) short: bool,
-    /// PATCHes so far.
+    /// PATCH requests so far.
     pub(super) patches: u64,
 }
 
@@ -149,22 +149,22 @@ impl Inner {
         }
     }
 
-    /// Whether the connection that was made now is to be closed to its first request.
+    /// Reports whether the new connection is to be closed with GOAWAY at its first request, and counts it.
     pub(super) fn takes_leave(&self) -> bool {
         self.leaves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// A request more is needed that is not the client's fault.
+    /// Counts a request that is needed through no fault of the client.
     pub(super) fn misled(&self) {
         self.misled.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A number never given before.
+    /// Returns a number that was never returned before.
     pub(super) fn next(&self) -> u64 {
         self.counter.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// The end of one connection, which is also that of all.
+    /// Registers a connection. Its token is cancelled when all connections are closed.
     pub(super) fn connection(&self) -> CancellationToken {
         self.connections.fetch_add(1, Ordering::SeqCst);
         self.open.lock().expect("a token is whole").child_token()
@@ -179,7 +179,7 @@ impl Inner {
         self.tokens_since.store(self.next() + 1, Ordering::SeqCst);
     }
 
-    /// Tokens with a lower number have expired.
+    /// Number of the first token that has not expired.
     pub(super) fn tokens_since(&self) -> u64 {
         self.tokens_since.load(Ordering::SeqCst)
     }
@@ -188,19 +188,19 @@ impl Inner {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// Whether one more request is within the rate.
+    /// Takes a token of the overall rate; false if there is none.
     pub(super) fn is_within_rate(&self) -> bool {
         let Some((per_second, burst)) = self.options.rate else { return true };
         take(&mut self.tokens.lock().expect("the tokens are whole"), per_second, burst)
     }
 
-    /// Whether one more request of a kind is within a rate, of which a second's worth may come at once.
+    /// Takes a token of a kind's rate, with a burst of one second's worth; false if there is none.
     pub(super) fn is_within_rate_of(&self, kind: Kind, per_second: f64) -> bool {
         let mut buckets = self.buckets.lock().expect("the rates are whole");
         take(buckets.entry(kind).or_insert((per_second, Instant::now())), per_second, per_second)
     }
 
-    /// What is left of a user's pulls after this request, which may be one; none where that is one too many.
+    /// Counts a pull of a user if `counts`. Returns the remaining quota, or `None` if it is used up.
     pub(super) fn pull(&self, user: &str, counts: bool) -> Option<u64> {
         let Some((limit, window)) = self.options.pulls else { return Some(0) };
         let mut pulls = self.read_by.lock().expect("the pulls are whole");
@@ -224,7 +224,7 @@ impl Inner {
     }
 }
 
-/// Takes one of what is left, if there is one.
+/// Takes a token from a bucket, if there is one.
 fn take(tokens: &mut (f64, Instant), per_second: f64, burst: f64) -> bool {
     let now = Instant::now();
     let left = burst.min(tokens.0 + now.duration_since(tokens.1).as_secs_f64() * per_second);
@@ -232,11 +232,11 @@ fn take(tokens: &mut (f64, Instant), per_second: f64, burst: f64) -> bool {
     left >= 1.0
 }
 
-/// A request that is being answered, until it is dropped.
+/// A request in flight, until dropped.
 #[derive(Debug)]
 pub(super) struct InFlight {
     inner: Arc<Inner>,
-    /// Its place among those that are answered at the same time.
+    /// Permit of the concurrency limit.
     pub(super) slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -247,7 +247,7 @@ impl Drop for InFlight {
 }
 
 impl Store {
-    /// Whether the project of a repository is there.
+    /// Reports whether the project of a repository exists.
     pub(super) fn has_project(&self, repository: &str) -> bool {
         let project = repository.split('/').next().unwrap_or_default();
         let is_in = |name: &String| name.strip_prefix(project).is_some_and(|rest| rest.starts_with('/'));
@@ -258,7 +258,7 @@ impl Store {
         self.repositories.entry(name.to_owned()).or_default()
     }
 
-    /// A manifest by tag or digest, with its digest.
+    /// Returns a manifest by tag or digest, with its digest.
     pub(super) fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Held)> {
         let repository = self.repositories.get(repository)?;
         let digest = repository.tags.get(reference).map_or(reference, String::as_str);
@@ -270,7 +270,7 @@ impl Store {
     }
 }
 
-/// Milliseconds since 1970.
+/// Returns the time in milliseconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_millis() as u64
 }

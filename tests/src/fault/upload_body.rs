@@ -1,4 +1,4 @@
-//! Reading a request's body: at its pace, up to where it breaks.
+//! Reads request bodies, with rate limits and faults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::route::Kind;
 use super::script::Action;
 use super::state::Inner;
 
-/// A request's body, as it comes.
+/// An incoming request body.
 pub(super) struct Incoming {
     inner: Arc<Inner>,
     n: u64,
@@ -27,13 +27,13 @@ pub(super) struct Incoming {
     pace: Option<u64>,
 }
 
-/// Why a body did not come to its end.
+/// Reason why a body was not read to its end.
 pub(super) enum Broken {
-    /// The client went away.
+    /// The client disconnected.
     Gone,
     /// A rule closes the connection here.
     Cut,
-    /// A rule answers here, with this status.
+    /// A rule responds here with this status.
     Early(u16),
 }
 
@@ -69,7 +69,7 @@ impl Incoming {
         }
     }
 
-    /// The next piece; none at the end.
+    /// Returns the next chunk, or `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         if self.cut.is_some_and(|cut| self.at >= cut) {
             return Err(Broken::Cut);
@@ -113,7 +113,7 @@ impl Incoming {
         Ok(Some(piece))
     }
 
-    /// All of it, up to a limit of bytes; none if there is more.
+    /// Reads the whole body. Returns `None` if it exceeds the limit in bytes.
     pub(super) async fn all(&mut self, limit: usize) -> Result<Option<Bytes>, Broken> {
         let mut all = Vec::new();
         while let Some(piece) = self.next().await? {
@@ -125,7 +125,7 @@ impl Incoming {
         Ok(Some(all.into()))
     }
 
-    /// Reads it to its end and forgets it.
+    /// Reads the body to its end and discards it.
     pub(super) async fn drain(&mut self) -> Result<(), Broken> {
         while self.next().await?.is_some() {}
         Ok(())

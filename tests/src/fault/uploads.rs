@@ -1,4 +1,4 @@
-//! Upload sessions, and mounts.
+//! Upload sessions and mounts.
 
 use std::sync::{Arc, Mutex};
 
@@ -102,7 +102,7 @@ pub(super) async fn patch(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
         }
         Patches::FirstStays if earlier => body.drain().await?,
         Patches::LastWins if earlier => {
-            // What the client believes to be there is not.
+            // Loses content that the client takes for stored.
             upload.lock().expect("an upload is whole").kept = Some(Vec::new());
             receive(inner, &id, &upload, body).await?;
         }
@@ -166,9 +166,9 @@ pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
     }
 }
 
-/// Appends a body to a session. A body that breaks leaves what came before it, or ends the session, as the option says.
+/// Appends a body to a session. A body that breaks off keeps its bytes or ends the session, depending on the options.
 async fn receive(inner: &Arc<Inner>, id: &str, upload: &Arc<Mutex<Upload>>, body: &mut Incoming) -> Result<(), Broken> {
-    /// The client's going away drops the request where it stands: so must the session be.
+    /// A client disconnect drops the future mid-request, so the session is cleaned up on drop.
     struct Unfinished<'a>(&'a Inner, &'a str, bool);
     impl Drop for Unfinished<'_> {
         fn drop(&mut self) {
@@ -185,7 +185,7 @@ async fn receive(inner: &Arc<Inner>, id: &str, upload: &Arc<Mutex<Upload>>, body
     Ok(())
 }
 
-/// Makes a session's bytes a blob.
+/// Commits a session as a blob.
 fn commit(inner: &Arc<Inner>, id: &str, digest: &str) -> Answer {
     let mut store = inner.store();
     let Some(upload) = store.uploads.remove(id) else {
@@ -207,12 +207,12 @@ fn commit(inner: &Arc<Inner>, id: &str, digest: &str) -> Answer {
     created(inner, &upload.repository, digest)
 }
 
-/// A request's session; an answer if there is none.
+/// Returns the session of a request, or an error response.
 fn find(inner: &Arc<Inner>, record: &Record) -> Result<(String, Arc<Mutex<Upload>>), Box<Answer>> {
     let id = session(&record.path).unwrap_or_default();
     let gone = if inner.options.resumable { "BLOB_UPLOAD_UNKNOWN" } else { "BLOB_UPLOAD_INVALID" };
     let upload = inner.store().uploads.get(id).cloned().ok_or_else(|| Box::new(Answer::not_found(gone)))?;
-    // The query of a Location is opaque and must come back.
+    // The query of a Location is opaque and must be sent back.
     if record.parameter("_state").as_deref() != Some(state_of(id).as_str()) {
         let message = "the _state of the Location is missing";
         return Err(Box::new(Answer::error(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)));

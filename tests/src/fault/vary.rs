@@ -1,7 +1,7 @@
-//! Answers within the specification and just beyond it: what no list of known registries has.
+//! Randomized responses within and just beyond the specification, for behaviour that no known registry has.
 //!
-//! What becomes of an answer follows from the seed, the request and how often it came, and not from the time: the same seed
-//! gives the same answers.
+//! A variation depends only on the seed, the request and how often it was sent, not on time: the same seed gives the
+//! same responses.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use super::route::Kind;
 use super::state::Inner;
 use crate::images::seed_of;
 
-/// Which answers are varied, and from which seed.
+/// Which responses are varied, and with which seed.
 #[derive(Clone, Debug)]
 pub struct Vary {
-    /// What all follows from.
+    /// Seed of all variations.
     pub seed: u64,
-    /// Answers about this repository; those of the token service are varied too where it is empty.
+    /// Repository whose responses are varied. If empty, responses of the token service are varied too.
     pub repository: String,
-    /// One answer in so many.
+    /// Varies one response in this many.
     pub one_in: u64,
 }
 
-/// Numbers that follow from a text.
+/// Pseudo-random numbers seeded by a text.
 struct Dice(u64);
 
 impl Dice {
@@ -42,7 +42,7 @@ impl Dice {
     }
 }
 
-/// Content types that stand where others should.
+/// Wrong content types.
 const TYPES: [&str; 9] = [
     "application/json",
     "application/json;charset=UTF-8",
@@ -54,7 +54,7 @@ const TYPES: [&str; 9] = [
     "\"application/json\"",
     "application/vnd.oci.image.index.v1+json; q=1; a=\"b;c\"",
 ];
-/// Headers that a client could do without.
+/// Headers that a client can do without.
 const OPTIONAL: [&str; 8] = [
     "docker-content-digest",
     "content-type",
@@ -65,10 +65,10 @@ const OPTIONAL: [&str; 8] = [
     "content-range",
     "oci-subject",
 ];
-/// Challenges that stand beside the right one.
+/// Challenges sent next to the right one.
 const CHALLENGES: [&str; 4] = ["Negotiate", "Digest realm=\"a, b\", nonce=\"c==\"", "Bearer", "Unknown token68=="];
 
-/// An answer, or a variation of it.
+/// Varies a response, or returns it unchanged.
 pub(super) fn vary(inner: &Arc<Inner>, record: &Record, answer: Answer) -> Answer {
     let Some(vary) = &inner.options.habits.vary else { return answer };
     if record.repository.as_deref().unwrap_or_default() != vary.repository {
@@ -90,7 +90,7 @@ pub(super) fn vary(inner: &Arc<Inner>, record: &Record, answer: Answer) -> Answe
     answer
 }
 
-/// One variation; says which.
+/// Applies one variation and describes it.
 fn one(dice: &mut Dice, kind: Kind, answer: &mut Answer) -> String {
     match dice.below(10) {
         0 => {
@@ -132,7 +132,7 @@ fn one(dice: &mut Dice, kind: Kind, answer: &mut Answer) -> String {
             }
             "headers besides".to_owned()
         }
-        // The bytes of a manifest are what its digest is of, and those of a blob too.
+        // Bodies of manifests and blobs must match their digests.
         _ if !matches!(kind, Kind::ManifestGet | Kind::ManifestHead | Kind::BlobGet | Kind::BlobHead) => {
             rewrite(dice, answer)
         }
@@ -186,7 +186,7 @@ fn location(dice: &mut Dice, answer: &mut Answer) -> String {
     format!("location {odd}")
 }
 
-/// A JSON body with a value that is missing, null, or of another type.
+/// Drops a value of a JSON body, or replaces it with null or another type.
 fn rewrite(dice: &mut Dice, answer: &mut Answer) -> String {
     let Payload::Bytes(bytes) = &answer.body else { return "nothing".to_owned() };
     let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else { return "nothing".to_owned() };

@@ -1,4 +1,4 @@
-//! How trees are put together.
+//! Builders of images and indexes.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -11,24 +11,24 @@ use serde_json::{Map, Value, json};
 use super::blob::{seed_of, sha256};
 use super::{Blob, Image, Manifest, Synthetic, media};
 
-/// A layer, as it is wished for.
+/// Specification of a layer.
 #[derive(Clone, Debug)]
 pub enum Layer {
-    /// A real layer: a gzipped tar with one file of about this many random bytes.
+    /// A gzipped tar with one file of about this many random bytes.
     File(u64),
-    /// A real layer that follows from a name of its own, so that several images share it.
+    /// A gzipped tar seeded by its own name, so that several images can share it.
     Shared(String, u64),
-    /// Bytes without a meaning, made as they are read.
+    /// Meaningless bytes, generated while reading.
     Synthetic(u64),
-    /// No bytes at all.
+    /// An empty layer.
     Empty,
-    /// Content of the test's own.
+    /// Content given by the test.
     Blob(Blob),
-    /// A layer that is fetched from a URL rather than from the registry.
+    /// A layer that is fetched from a URL instead of the registry.
     Foreign(String, u64),
 }
 
-/// A single manifest: an image of one platform, or an artifact.
+/// Builder of a single manifest: an image of one platform, or an artifact.
 #[derive(Clone, Debug)]
 pub struct Single {
     name: String,
@@ -63,49 +63,49 @@ impl Single {
         }
     }
 
-    /// Without a config, and with `blobs` in place of layers: OCI's artifact manifest, which did not live long.
+    /// Omits the config and puts layers into `blobs`: the short-lived OCI artifact manifest.
     #[must_use]
     pub fn without_config(mut self) -> Self {
         self.no_config = true;
         self
     }
 
-    /// Docker's schema 2 media types in place of OCI's.
+    /// Uses media types of Docker schema 2 instead of OCI.
     #[must_use]
     pub fn docker(mut self) -> Self {
         self.docker = true;
         self
     }
 
-    /// The platform in the config, `os/architecture` or `os/architecture/variant`.
+    /// Sets the platform of the config, `os/architecture` or `os/architecture/variant`.
     #[must_use]
     pub fn platform(mut self, platform: &str) -> Self {
         self.platform = platform.to_owned();
         self
     }
 
-    /// One more layer.
+    /// Adds a layer.
     #[must_use]
     pub fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer);
         self
     }
 
-    /// Several real layers of about `size` bytes each.
+    /// Adds gzipped tar layers of about `size` bytes each.
     #[must_use]
     pub fn layers(mut self, count: usize, size: u64) -> Self {
         self.layers.extend(std::iter::repeat_n(Layer::File(size), count));
         self
     }
 
-    /// A config of the test's own in place of an image's.
+    /// Replaces the image config.
     #[must_use]
     pub fn config(mut self, media_type: &str, bytes: impl Into<Bytes>) -> Self {
         self.config = Some((media_type.to_owned(), bytes.into()));
         self
     }
 
-    /// An `artifactType`, and the empty config if none was chosen.
+    /// Sets `artifactType`, with the empty config unless another is set.
     #[must_use]
     pub fn artifact(mut self, artifact_type: &str) -> Self {
         self.artifact_type = Some(artifact_type.to_owned());
@@ -113,7 +113,7 @@ impl Single {
         self
     }
 
-    /// The media type of its layers.
+    /// Sets the media type of the layers.
     #[must_use]
     pub fn layer_type(mut self, media_type: &str) -> Self {
         self.layer_type = Some(media_type.to_owned());
@@ -127,28 +127,28 @@ impl Single {
         self
     }
 
-    /// One annotation.
+    /// Adds an annotation.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// Descriptors carry their content in `data`, where it is at most 4 KiB.
+    /// Embeds content of at most 4 KiB in the `data` of descriptors.
     #[must_use]
     pub fn inline_data(mut self) -> Self {
         self.inline = true;
         self
     }
 
-    /// Blobs are named by sha512.
+    /// Uses sha512 digests for blobs.
     #[must_use]
     pub fn sha512(mut self) -> Self {
         self.sha512 = true;
         self
     }
 
-    /// The image.
+    /// Builds the image.
     pub fn build(self) -> Image {
         let mut blobs = BTreeMap::new();
         let mut foreign = BTreeMap::new();
@@ -220,7 +220,7 @@ impl Single {
         }
     }
 
-    /// The bytes of a layer, and the digest of what they unpack to.
+    /// Builds the content of a layer and returns it with its diff id.
     fn content(&self, number: usize, layer: &Layer) -> (Blob, String) {
         let name = format!("{}/{}/layer-{number}", self.name, self.platform);
         let bare = |blob: Blob| {
@@ -268,7 +268,7 @@ impl Single {
     }
 }
 
-/// An index of manifests.
+/// Builder of an index.
 #[derive(Clone, Debug)]
 pub struct Index {
     name: String,
@@ -295,14 +295,14 @@ impl Index {
         }
     }
 
-    /// A Docker manifest list in place of an OCI index.
+    /// Builds a Docker manifest list instead of an OCI index.
     #[must_use]
     pub fn docker(mut self) -> Self {
         self.docker = true;
         self
     }
 
-    /// A child for a platform, `os/architecture` or `os/architecture/variant`.
+    /// Adds a child for a platform, `os/architecture` or `os/architecture/variant`.
     #[must_use]
     pub fn child(mut self, image: &Image, platform: &str) -> Self {
         let mut parts = platform.splitn(3, '/');
@@ -317,7 +317,7 @@ impl Index {
         self
     }
 
-    /// A child that says nothing of a platform: another index, an artifact.
+    /// Adds a child without a platform: another index, an artifact.
     #[must_use]
     pub fn bare_child(mut self, image: &Image) -> Self {
         self.entries.push(image.descriptor());
@@ -325,7 +325,7 @@ impl Index {
         self
     }
 
-    /// An attestation, as BuildKit lists them: platform `unknown/unknown`, and annotations that name its image.
+    /// Adds an attestation in BuildKit's form: platform `unknown/unknown`, and annotations that name its image.
     #[must_use]
     pub fn attestation(mut self, image: &Image, of: &Image) -> Self {
         self = self.child(image, "unknown/unknown");
@@ -336,7 +336,7 @@ impl Index {
         self
     }
 
-    /// A blob, listed as if it were a manifest: caches of builds are such indexes.
+    /// Adds a blob as an entry, as build caches do.
     #[must_use]
     pub fn blob(mut self, media_type: &str, blob: Blob) -> Self {
         let digest = blob.sha256();
@@ -345,10 +345,10 @@ impl Index {
         self
     }
 
-    /// The type under which the entry that was added last is listed; none leaves it out.
+    /// Sets the media type of the last added entry, or removes it with `None`.
     ///
     /// # Panics
-    /// Where there is no entry yet.
+    /// If there is no entry yet.
     #[must_use]
     pub fn listed_as(mut self, media_type: Option<&str>) -> Self {
         let entry = self.entries.last_mut().and_then(Value::as_object_mut).expect("there is an entry");
@@ -359,14 +359,14 @@ impl Index {
         self
     }
 
-    /// One annotation.
+    /// Adds an annotation.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// An `artifactType`.
+    /// Sets `artifactType`.
     #[must_use]
     pub fn artifact(mut self, artifact_type: &str) -> Self {
         self.artifact_type = Some(artifact_type.to_owned());
@@ -380,7 +380,7 @@ impl Index {
         self
     }
 
-    /// The image.
+    /// Builds the image.
     pub fn build(self) -> Image {
         let media_type = if self.docker { media::DOCKER_LIST } else { media::OCI_INDEX };
         let mut index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": self.entries});
@@ -404,7 +404,7 @@ impl Index {
     }
 }
 
-/// Bytes are indented, as many tools write them: whoever parses and writes a manifest again changes its digest.
+/// Indents the JSON, as many tools do: parsing and re-serializing a manifest then changes its digest.
 fn finish(name: &str, media_type: &str, manifest: &Value) -> Image {
     let bytes = Bytes::from(format!("{manifest:#}\n"));
     let root = sha256(&bytes);
@@ -418,7 +418,7 @@ fn finish(name: &str, media_type: &str, manifest: &Value) -> Image {
     }
 }
 
-/// A gzipped tar with one file of `size` bytes that follow from the name, and the digest of the tar within.
+/// Builds a gzipped tar with one file of `size` bytes seeded by the name. Returns it with the digest of the tar.
 pub fn tarball(name: &str, size: u64) -> (Blob, String) {
     let content = Blob::Synthetic(Synthetic::new(seed_of(name), size)).read(0..size);
     let mut header = tar::Header::new_gnu();

@@ -1,20 +1,20 @@
-//! The least requests that a copy can take, to measure copies against.
+//! Computes the fewest requests that a copy can take, as a lower bound for measured copies.
 
 use std::collections::BTreeSet;
 
 use super::Image;
 
-/// What the target holds before a copy.
+/// Content of the target before a copy.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// Digests of blobs and manifests that the target repository has.
+    /// Digests of blobs and manifests in the target repository.
     pub here: BTreeSet<String>,
-    /// Digests of blobs that other repositories of the target registry have.
+    /// Digests of blobs in other repositories of the target registry.
     pub mountable: BTreeSet<String>,
 }
 
 impl Known {
-    /// Nothing is at the target.
+    /// An empty target.
     pub fn nothing() -> Self {
         Self::default()
     }
@@ -24,24 +24,25 @@ impl Known {
         Self { here: BTreeSet::new(), mountable: image.blobs.keys().cloned().collect() }
     }
 
-    /// An image is in the target repository already.
+    /// The image is in the target repository.
     pub fn here(image: &Image) -> Self {
         let here = image.blobs.keys().chain(image.manifests.keys()).cloned().collect();
         Self { here, mountable: BTreeSet::new() }
     }
 }
 
-/// Requests, without pings and tokens.
+/// Number of requests, without pings and tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floor {
-    /// At the source: every manifest, and every distinct blob that must move, once; a HEAD for each that is mounted, by which
-    /// the source shows that it holds it. (None where the source is a neighbour of the target: the mount shows it.)
+    /// At the source: one GET per manifest and per distinct blob to transfer, and one HEAD per mounted blob, which
+    /// proves that the source holds it. (No HEAD if source and target share a registry: the mount proves it.)
     pub source: u64,
-    /// At the target: POST and PUT for a fresh blob, one for a mounted one, a PUT for each distinct manifest, a HEAD of the tag.
+    /// At the target: POST and PUT per new blob, POST per mounted blob, PUT per distinct manifest, and a HEAD of the
+    /// tag.
     pub target: u64,
 }
 
-/// The least requests for a copy of `image` under one tag.
+/// Computes the fewest requests for a copy of `image` under one tag.
 pub fn floor(image: &Image, known: &Known) -> Floor {
     let absent = image.blobs.keys().filter(|digest| !known.here.contains(*digest));
     let (mounted, fresh): (Vec<_>, Vec<_>) = absent.partition(|digest| known.mountable.contains(*digest));

@@ -1,13 +1,13 @@
-//! The images that most tests want, ready made.
+//! Ready-made images for most tests.
 
 use super::{Image, Layer, media};
 
-/// An OCI image of two real layers and one platform.
+/// An OCI image with two gzipped tar layers and one platform.
 pub fn single(name: &str) -> Image {
     Image::single(name).layers(2, 4096).build()
 }
 
-/// A Docker schema 2 image of two real layers and one platform.
+/// A Docker schema 2 image with two gzipped tar layers and one platform.
 pub fn single_docker(name: &str) -> Image {
     Image::single(name).docker().layers(2, 4096).build()
 }
@@ -19,20 +19,20 @@ pub fn multi_platform(name: &str) -> Image {
     index.child(&child("linux/arm64"), "linux/arm64").build()
 }
 
-/// An index that lists another index beside an image.
+/// An index that contains another index and an image.
 pub fn nested(name: &str) -> Image {
     let inner = multi_platform(&format!("{name}/inner"));
     let outer = single(&format!("{name}/outer"));
     Image::index(name).bare_child(&inner).child(&outer, "linux/amd64").build()
 }
 
-/// An index that lists the same child for two platforms.
+/// An index with the same child for two platforms.
 pub fn shared_child(name: &str) -> Image {
     let child = single(&format!("{name}/child"));
     Image::index(name).child(&child, "linux/amd64").child(&child, "linux/arm64").build()
 }
 
-/// An index whose two children have a layer in common.
+/// An index whose two children share a layer.
 pub fn shared_layers(name: &str) -> Image {
     let child = |platform| {
         let base = Layer::Shared(format!("{name}/base"), 8192);
@@ -42,54 +42,54 @@ pub fn shared_layers(name: &str) -> Image {
     index.child(&child("linux/arm64"), "linux/arm64").build()
 }
 
-/// An OCI artifact: the empty config, an `artifactType`, two layers that are no tars.
+/// An OCI artifact: the empty config, an `artifactType`, two layers that are not tars.
 pub fn artifact(name: &str) -> Image {
     let artifact = Image::single(name).artifact("application/vnd.example.thing.v1").layer_type("text/plain");
     artifact.layer(Layer::Synthetic(1000)).layer(Layer::Synthetic(2000)).build()
 }
 
-/// An artifact that refers to another image.
+/// A referrer of another image.
 pub fn referrer(name: &str, subject: &Image) -> Image {
     let artifact = Image::single(name).artifact("application/vnd.example.signature.v1").layer_type("text/plain");
     artifact.layer(Layer::Synthetic(300)).subject(subject).build()
 }
 
-/// What cosign keeps under a tag: an image whose layers are payloads.
+/// An image as cosign stores it under a tag: its layers are payloads.
 pub fn cosign(name: &str) -> Image {
     let signature = Image::single(name).layer_type("application/vnd.dev.cosign.simplesigning.v1+json");
     signature.layer(Layer::Synthetic(240)).build()
 }
 
-/// A manifest whose config is no image's: a chart.
+/// A manifest with the config of a Helm chart.
 pub fn odd_config(name: &str) -> Image {
     let chart =
         Image::single(name).config("application/vnd.cncf.helm.config.v1+json", format!(r#"{{"name":"{name}"}}"#));
     chart.layer_type("application/vnd.cncf.helm.chart.content.v1.tar+gzip").layers(1, 2048).build()
 }
 
-/// An image that lists the same layer twice.
+/// An image with the same layer twice.
 pub fn layer_twice(name: &str) -> Image {
     let layer = || Layer::Shared(format!("{name}/layer"), 4096);
     Image::single(name).layer(layer()).layers(1, 1024).layer(layer()).build()
 }
 
-/// An image whose blobs are named by sha512.
+/// An image with sha512 blob digests.
 pub fn sha512_blobs(name: &str) -> Image {
     Image::single(name).sha512().layers(2, 4096).build()
 }
 
-/// An image whose descriptors carry `data`.
+/// An image with `data` in its descriptors.
 pub fn inline_data(name: &str) -> Image {
     Image::single(name).inline_data().layers(2, 512).build()
 }
 
-/// An artifact with a layer of no bytes.
+/// An artifact with an empty layer.
 pub fn zero_layer(name: &str) -> Image {
     let artifact = Image::single(name).artifact("application/vnd.example.empty.v1").layer_type("text/plain");
     artifact.layer(Layer::Empty).layer(Layer::Synthetic(100)).build()
 }
 
-/// A Docker image with a layer that lives at a URL.
+/// A Docker image with a layer at a URL.
 pub fn foreign_layer(name: &str, url: &str) -> Image {
     Image::single(name).docker().layer(Layer::Foreign(url.to_owned(), 2048)).layers(1, 1024).build()
 }

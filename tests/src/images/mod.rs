@@ -1,4 +1,4 @@
-//! Trees of images, each seeded by its name so that every test has data of its own.
+//! Image trees, seeded by name so that every test has its own data.
 //!
 //! ```
 //! use imgsync_tests::images;
@@ -25,7 +25,7 @@ pub use gallery::{
     sha512_blobs, shared_child, shared_layers, single, single_docker, zero_layer,
 };
 
-/// Media types as the two specifications write them.
+/// Media types of the OCI and Docker specifications.
 pub mod media {
     /// An OCI image manifest.
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -33,13 +33,13 @@ pub mod media {
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     /// An OCI image's config.
     pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-    /// An OCI layer, compressed.
+    /// A compressed OCI layer.
     pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-    /// An OCI layer that is not to be distributed.
+    /// A non-distributable OCI layer.
     pub const OCI_FOREIGN: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
-    /// OCI's artifact manifest, of a release candidate of version 1.1.
+    /// OCI artifact manifest of a release candidate of version 1.1.
     pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
-    /// OCI's empty JSON, the config of artifacts.
+    /// OCI empty JSON, the config of artifacts.
     pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
     /// A Docker schema 2 manifest.
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -49,72 +49,72 @@ pub mod media {
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     /// A Docker layer.
     pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-    /// A Docker layer that lives elsewhere.
+    /// A Docker layer stored at a URL.
     pub const DOCKER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
-    /// All manifests, as an `Accept` header.
+    /// All manifest types, as an `Accept` header.
     pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
          application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 }
 
-/// A manifest as it is stored: its type and its very bytes.
+/// A stored manifest: media type and exact bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// What it is served and pushed as.
+    /// Media type to serve and push.
     pub media_type: String,
-    /// The bytes that its digest is of.
+    /// Bytes that the digest is computed from.
     pub bytes: Bytes,
 }
 
 impl Manifest {
-    /// The bytes, parsed.
+    /// Parses the bytes.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes).expect("a manifest is JSON")
     }
 }
 
-/// An image with all that hangs below it.
+/// An image with everything below it.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// What its content was seeded with.
+    /// Seed of its content.
     pub name: String,
-    /// The digest of the manifest at the top.
+    /// Digest of the root manifest.
     pub root: String,
-    /// Every manifest of the tree, the root among them, by digest.
+    /// All manifests of the tree including the root, by digest.
     pub manifests: BTreeMap<String, Manifest>,
-    /// Every blob that the registry holds for the tree, by digest.
+    /// All blobs that a registry stores for the tree, by digest.
     pub blobs: BTreeMap<String, Blob>,
-    /// Layers that live elsewhere, by digest: a registry need not hold them.
+    /// Foreign layers by digest, which a registry need not store.
     pub foreign: BTreeMap<String, Blob>,
 }
 
 impl Image {
-    /// A single-platform image or artifact, to be described further.
+    /// Creates a builder of a single-platform image or artifact.
     pub fn single(name: &str) -> Single {
         Single::new(name)
     }
 
-    /// An index, to be given children.
+    /// Creates a builder of an index.
     pub fn index(name: &str) -> Index {
         Index::new(name)
     }
 
-    /// The manifest at the top.
+    /// Returns the root manifest.
     pub fn root_manifest(&self) -> &Manifest {
         &self.manifests[&self.root]
     }
 
-    /// The media type at the top.
+    /// Returns the media type of the root.
     pub fn media_type(&self) -> &str {
         &self.root_manifest().media_type
     }
 
-    /// A descriptor of the manifest at the top.
+    /// Returns a descriptor of the root manifest.
     pub fn descriptor(&self) -> Value {
         let root = self.root_manifest();
         serde_json::json!({"mediaType": root.media_type, "digest": self.root, "size": root.bytes.len()})
     }
 
-    /// Digests of the manifests, children before parents, the root last.
+    /// Returns the digests of the manifests, children before parents, the root last.
     pub fn push_order(&self) -> Vec<String> {
         fn visit(image: &Image, digest: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) {
             let Some(manifest) = image.manifests.get(digest) else {
@@ -133,39 +133,39 @@ impl Image {
         order
     }
 
-    /// Bytes of all distinct blobs.
+    /// Sums the bytes of all distinct blobs.
     pub fn blob_bytes(&self) -> u64 {
         self.blobs.values().map(Blob::size).sum()
     }
 
-    /// The digest of the largest blob: the one to cut, stall and corrupt.
+    /// Returns the digest of the largest blob, the usual target of faults.
     pub fn largest_blob(&self) -> String {
         let (digest, _) = self.blobs.iter().max_by_key(|(_, blob)| blob.size()).expect("the image has a blob");
         digest.clone()
     }
 
-    /// The digest of the config of the manifest at the top.
+    /// Returns the digest of the root's config.
     pub fn config(&self) -> String {
         self.root_manifest().json()["config"]["digest"].as_str().expect("the root has a config").to_owned()
     }
 
-    /// Layer digests of the manifest at the top, as often as they are listed.
+    /// Returns the digests of the root's layers, with repetitions.
     pub fn layers(&self) -> Vec<String> {
         digests(&self.root_manifest().json()["layers"])
     }
 
-    /// The tag under which cosign keeps what belongs to it: `sig`, `att`, `sbom`; or, with nothing, the index of referrers.
+    /// Returns the digest tag of a kind: `sig`, `att` or `sbom` of cosign, or the referrers fallback tag if empty.
     pub fn companion_tag(&self, kind: &str) -> String {
         let stem = self.root.replace(':', "-");
         if kind.is_empty() { stem } else { format!("{stem}.{kind}") }
     }
 
-    /// The direct children of the root, as often as they are listed.
+    /// Returns the digests of the root's direct children, with repetitions.
     pub fn children(&self) -> Vec<String> {
         children(&self.root_manifest().json())
     }
 
-    /// The part of the tree below one of its manifests, as an image.
+    /// Returns the subtree of a manifest as an image.
     pub fn subtree(&self, digest: &str) -> Image {
         let mut part = Image { root: digest.to_owned(), ..self.clone() };
         let keep: BTreeSet<_> = part.push_order().into_iter().collect();
@@ -177,13 +177,13 @@ impl Image {
     }
 }
 
-/// The digests of an index's children, as often as they are listed.
+/// Returns the digests of an index's children, with repetitions.
 pub fn children(manifest: &Value) -> Vec<String> {
     let listed = manifest["manifests"].as_array().into_iter().flatten().filter(|entry| !is_blob(entry));
     listed.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned).collect()
 }
 
-/// The digests of what an index lists under a type that does not say whether it is a manifest.
+/// Returns the digests of index entries whose media type does not tell whether they are manifests.
 pub fn odd_entries(manifest: &Value) -> Vec<String> {
     let says_manifest = |entry: &Value| {
         let kind = entry["mediaType"].as_str().unwrap_or_default();
@@ -195,13 +195,13 @@ pub fn odd_entries(manifest: &Value) -> Vec<String> {
     odd.filter_map(|entry| entry["digest"].as_str()).map(str::to_owned).collect()
 }
 
-/// Whether what an index lists is no manifest.
+/// Reports whether an index entry is a blob.
 fn is_blob(entry: &Value) -> bool {
     let kind = entry["mediaType"].as_str().unwrap_or_default();
     kind.contains(".layer.") || kind.contains(".rootfs.") || kind.contains("cacheconfig")
 }
 
-/// The digests of a manifest's config and layers, and of the blobs that an index lists, as often as they are listed.
+/// Returns the digests of a manifest's config and layers, or of an index's blobs, with repetitions.
 pub fn blobs(manifest: &Value) -> Vec<String> {
     let mut all = digests(&manifest["layers"]);
     all.extend(digests(&manifest["blobs"]));

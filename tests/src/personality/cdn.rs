@@ -1,4 +1,4 @@
-//! distribution (`registry:2`, `registry:3`) behind a proxy, with its blobs in an object store behind a CDN.
+//! distribution (`registry:2`, `registry:3`) behind a proxy, with blobs in an object store behind a CDN.
 
 use super::{Login, Personality, Throttle};
 use crate::fault::{Bearer, FaultRegistry, Habits, Kind, Refresh};

@@ -14,7 +14,7 @@ pub(super) fn personality() -> Personality {
         repository: "library/app",
         neighbour: "library/other",
         login: Login::Password { key: "https://index.docker.io/v1/", user: "gcrxio", password: "dckr_pat_1" },
-        // The vendor's API, on a host of its own, is played by what fault/vendor holds.
+        // fault/vendor serves the vendor's API, which has a host of its own.
         settings: "listing: registry",
         to_do: "nothing; log in for more pulls",
         habits: "API and tokens at hosts of their own, login under `https://index.docker.io/v1/`, GETs of manifests counted \

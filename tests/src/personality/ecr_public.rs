@@ -1,4 +1,4 @@
-//! Amazon's public gallery.
+//! Amazon ECR Public.
 
 use super::{Login, Personality, Throttle};
 use crate::fault::{Bearer, FaultRegistry, Habits, Kind, Patches};

@@ -12,7 +12,7 @@ pub(super) fn personality() -> Personality {
         repository: "owner/app",
         neighbour: "owner/other",
         login: Login::Password { key: "ghcr.io", user: "owner", password: "ghp_1" },
-        // The vendor's API, on a host of its own, is played by what fault/vendor holds.
+        // fault/vendor serves the vendor's API, which has a host of its own.
         settings: "listing: registry",
         to_do: "nothing",
         habits: "of several PATCHes the last one stays, bodies that break off, relative Link and Location, limits as 403 with \

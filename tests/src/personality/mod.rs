@@ -1,8 +1,8 @@
-//! Registries as they are known to behave, played by the fault registry under their own names, behind TLS: each with all
-//! the habits that were seen of its kind, at once.
+//! Profiles of known registries, served by the fault registry under their own names and behind TLS, each with all
+//! quirks seen in the wild at once.
 //!
-//! A personality is data: a file for each. The suite of the same name goes through all of them in both roles and keeps the
-//! matrix in `docs/registries.md` equal to what it finds.
+//! A profile is data, one file each. The suite of the same name runs all of them in both roles and compares the matrix
+//! in `docs/registries.md` with the result.
 
 mod acr;
 mod artifactory;
@@ -35,86 +35,86 @@ use crate::program::Imgsync;
 use crate::proxy::Proxy;
 use crate::tls::Authority;
 
-/// How a user is known to it.
+/// Login of a user.
 #[derive(Clone, Copy, Debug)]
 pub enum Login {
-    /// Anyone may do anything.
+    /// No login required.
     None,
-    /// A user and a password, as `docker login` leaves them under this key.
+    /// User and password, stored by `docker login` under this key.
     Password {
-        /// The key in docker's config.json.
+        /// Key in docker's config.json.
         key: &'static str,
         /// The user.
         user: &'static str,
         /// The password.
         password: &'static str,
     },
-    /// A refresh token, as its own login command leaves it.
+    /// Refresh token, stored by the registry's own login command.
     IdentityToken(&'static str),
-    /// A credential helper, which gives one password, and another when that has run out.
+    /// Credential helper that returns one password, and another once the first has expired.
     Helper {
         /// The user.
         user: &'static str,
-        /// First this one, then that.
+        /// The first and the second password.
         passwords: [&'static str; 2],
     },
 }
 
-/// How it says that there were too many requests.
+/// Response to excess requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Throttle {
-    /// The status.
+    /// HTTP status.
     pub status: u16,
-    /// Headers.
+    /// Response headers.
     pub headers: &'static [(&'static str, &'static str)],
-    /// The body, whatever it is.
+    /// Response body.
     pub body: &'static str,
-    /// What it says so to: of a source.
+    /// Throttled request kind if the profile is the source.
     pub reads: Kind,
-    /// What it says so to: of a target.
+    /// Throttled request kind if the profile is the target.
     pub writes: Kind,
 }
 
-/// A kind of registry.
+/// Profile of a kind of registry.
 #[derive(Clone, Debug)]
 pub struct Personality {
-    /// What it is called.
+    /// Display name.
     pub name: &'static str,
-    /// Its name in references.
+    /// Name in references.
     pub registry: &'static str,
-    /// Where its API is; the same, mostly.
+    /// Host of the API, mostly the same.
     pub api: &'static str,
-    /// Other hosts of its own: of tokens, of blobs.
+    /// Its other hosts, for tokens and blobs.
     pub others: &'static [&'static str],
     /// A repository there.
     pub repository: &'static str,
-    /// Another one.
+    /// Another repository there.
     pub neighbour: &'static str,
-    /// Who may use it.
+    /// Login of its user.
     pub login: Login,
-    /// What its entry under `registries` must say.
+    /// Settings that its entry under `registries` needs.
     pub settings: &'static str,
-    /// What a user has to do, in the words of the documentation.
+    /// Setup that a user has to do, as text for the documentation.
     pub to_do: &'static str,
-    /// What is played, in the words of the documentation.
+    /// Its quirks, as text for the documentation.
     pub habits: &'static str,
-    /// Whether Docker's media types are taken.
+    /// Whether it accepts Docker media types.
     pub takes_docker: bool,
-    /// Whether a repository has to be made before it is pushed to.
+    /// Whether a repository must be created before a push.
     pub makes_repositories: bool,
-    /// Whether there is anything that runs out.
+    /// Whether its credentials or tokens expire.
     pub expires: bool,
-    /// Whether it counts GETs of manifests even where it is the target.
+    /// Whether it counts manifest GETs even as a target.
     pub counts_pulls_of_targets: bool,
-    /// Bytes of each PATCH that large blobs come in, if they do.
+    /// Bytes per PATCH for large blobs, if it needs chunks.
     pub chunk: Option<u64>,
-    /// How it says that there were too many requests.
+    /// Its response to excess requests.
     pub throttle: Throttle,
-    /// The registry that plays it.
+    /// Builder of the fault registry that plays the profile.
     pub play: fn() -> Builder,
 }
 
-/// All of them, in the order of the matrix.
+/// Returns all profiles, in the order of the matrix.
 pub fn all() -> Vec<Personality> {
     vec![
         docker_hub::personality(),
@@ -134,12 +134,12 @@ pub fn all() -> Vec<Personality> {
     ]
 }
 
-/// A personality that is being played.
+/// A profile with a running registry.
 #[derive(Debug)]
 pub struct Played {
-    /// Which one.
+    /// The profile.
     pub personality: Personality,
-    /// By whom.
+    /// The registry that plays it.
     pub registry: FaultRegistry,
     authority: Arc<Authority>,
     proxy: Proxy,
@@ -147,7 +147,7 @@ pub struct Played {
 }
 
 impl Personality {
-    /// Plays it: its hosts lead to one fault registry.
+    /// Starts the profile: all its hosts lead to one fault registry.
     pub async fn start(self) -> Played {
         let authority = Arc::new(Authority::new());
         let mut builder = (self.play)().tls(authority.clone());
@@ -169,7 +169,7 @@ impl Personality {
 }
 
 impl Throttle {
-    /// The answer.
+    /// Returns the response as an action.
     pub fn action(&self) -> Action {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let headers = self.headers.iter().map(owned).collect();
@@ -178,12 +178,12 @@ impl Throttle {
 }
 
 impl Played {
-    /// `registry/repository:tag`.
+    /// Returns `registry/repository:tag`.
     pub fn reference(&self, tag: &str) -> String {
         format!("{}/{}:{tag}", self.personality.registry, self.personality.repository)
     }
 
-    /// Gives a program the way there, the login, and what a user has to set.
+    /// Configures a program with the proxy, the login and the required settings.
     #[must_use]
     pub fn introduce(&self, program: Imgsync) -> Imgsync {
         let ca = program.file("ca.pem", self.authority.pem());
@@ -195,7 +195,7 @@ impl Played {
             Login::None => {}
             Login::Password { key, user, password } => program.write_docker_config(&[(key, user, password)]),
             Login::IdentityToken(token) => {
-                // The user that az and docker leave beside a refresh token.
+                // az and docker store this user next to a refresh token.
                 let auth = STANDARD.encode("00000000-0000-0000-0000-000000000000:");
                 let entry = json!({"auth": auth, "identitytoken": token});
                 program.write_docker_json(&json!({"auths": {self.personality.registry: entry}}));
@@ -211,7 +211,7 @@ impl Played {
         program.env("SSL_CERT_FILE", ca).env("HTTPS_PROXY", self.proxy.url()).env("PATH", path)
     }
 
-    /// What was given out runs out now. A helper has the next password from here on.
+    /// Expires all issued credentials. A credential helper returns the next password from then on.
     pub fn expire(&self, program: &Imgsync) {
         if let Login::Helper { passwords: [_, next], .. } = self.personality.login {
             program.file("password", next);
@@ -221,7 +221,7 @@ impl Played {
     }
 }
 
-/// `docker-credential-played`: a program that gives what stands in a file.
+/// Writes `docker-credential-played`, a program that prints the content of a file.
 fn write_helper(program: &Imgsync, user: &str) {
     let password = program.work().join("password");
     let script = format!(

@@ -1,4 +1,4 @@
-//! pulp, which Red Hat's products serve containers with.
+//! pulp, the container registry of Red Hat's products.
 
 use super::{Login, Personality, Throttle};
 use crate::fault::{Bearer, Errors, FaultRegistry, Habits, Kind};

@@ -1,21 +1,21 @@
-//! What docker-registry says of the requests that it gets.
+//! Parses docker-registry's access log.
 
 use std::collections::HashMap;
 
-/// A request in docker-registry's own log.
+/// A request in docker-registry's access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedRequest {
-    /// The method.
+    /// HTTP method.
     pub method: String,
     /// Path and query.
     pub uri: String,
-    /// The status that was answered.
+    /// Response status.
     pub status: u16,
-    /// Bytes of the answer's body.
+    /// Bytes of the response body.
     pub sent: u64,
 }
 
-/// The requests in a log: its lines in the Common Log Format.
+/// Parses the requests of a log in the Common Log Format.
 pub(super) fn parse(log: &str) -> Vec<LoggedRequest> {
     log.lines().filter_map(parse_line).collect()
 }
@@ -33,7 +33,7 @@ fn parse_line(line: &str) -> Option<LoggedRequest> {
     Some(LoggedRequest { method: method.to_owned(), uri: uri.to_owned(), status, sent })
 }
 
-/// How often each `METHOD status` occurs.
+/// Counts each `METHOD status`.
 pub(super) fn tally(requests: &[LoggedRequest]) -> HashMap<String, u64> {
     let mut tally = HashMap::new();
     for request in requests {

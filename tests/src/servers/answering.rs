@@ -1,4 +1,4 @@
-//! A server that answers by a router, on a loopback port of its own.
+//! An axum router served on a free loopback port.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Where it answers, for as long as this is kept.
+/// A running router, stopped on drop.
 #[derive(Debug)]
 pub(super) struct Answering {
     pub(super) address: SocketAddr,
@@ -14,7 +14,7 @@ pub(super) struct Answering {
 }
 
 impl Answering {
-    /// Starts it.
+    /// Starts serving the router.
     pub(super) async fn start(router: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
         let address = listener.local_addr().expect("a listener has an address");

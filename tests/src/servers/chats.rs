@@ -1,5 +1,5 @@
-//! The robots of Slack, WeCom, Feishu and DingTalk, and a switch that is to be pinged: each checks what the real one documents, and
-//! remembers what came.
+//! Webhook bots of Slack, WeCom, Feishu and DingTalk, and a ping target: each applies the documented checks of the real
+//! one and records messages.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,23 +17,23 @@ use serde_json::{Value, json};
 
 use super::answering::Answering;
 
-/// The token in each robot's URL.
+/// Token in the URL of each bot.
 const TOKEN: &str = "t0k3n-in-the-url";
-/// What robots that are signed for sign with.
+/// Secret of signed bots.
 const SECRET: &str = "SEC-of-the-robot";
-/// A signature is good for an hour.
+/// Lifetime of a signature.
 const HOUR: i64 = 3600;
 
-/// What came.
+/// A received message or ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// To which: slack, wecom, feishu, dingtalk or ping.
+    /// Target: slack, wecom, feishu, dingtalk or ping.
     pub to: &'static str,
-    /// The text of the message, as it is shown there.
+    /// Text of the message as shown there.
     pub text: String,
 }
 
-/// The server of all of them. It ends when it is dropped.
+/// The server of all bots, stopped on drop.
 #[derive(Debug)]
 pub struct ChatServer {
     shared: Arc<Shared>,
@@ -44,22 +44,22 @@ pub struct ChatServer {
 struct Shared {
     said: Mutex<Vec<Said>>,
     requests: Mutex<u64>,
-    /// Answers that are given in place of what would have been, each once.
+    /// Responses sent in place of the normal ones, once each.
     refusals: Mutex<Vec<(u16, String)>>,
 }
 
 impl ChatServer {
-    /// Starts it.
+    /// Starts the server.
     pub async fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
         Self { shared, answering: Answering::start(router).await }
     }
 
-    /// The URL of a robot, as its settings show it.
+    /// Returns the URL of a bot, as its settings show it.
     ///
     /// # Panics
-    /// When there is no such robot.
+    /// If there is no such bot.
     pub fn url(&self, to: &str) -> String {
         let path = match to {
             "slack" => format!("/services/T000/B000/{TOKEN}"),
@@ -72,32 +72,32 @@ impl ChatServer {
         format!("http://{}{path}", self.answering.address)
     }
 
-    /// What the signed robots sign with.
+    /// Returns the secret of signed bots.
     pub fn secret(&self) -> &'static str {
         SECRET
     }
 
-    /// What must never be shown of its URLs.
+    /// Returns the secret part of its URLs.
     pub fn token(&self) -> &'static str {
         TOKEN
     }
 
-    /// What came, in order.
+    /// Returns the messages in order.
     pub fn said(&self) -> Vec<Said> {
         self.shared.said.lock().expect("no test panics in here").clone()
     }
 
-    /// What came to one of them.
+    /// Returns the messages to one target.
     pub fn said_to(&self, to: &str) -> Vec<String> {
         self.said().into_iter().filter(|said| said.to == to).map(|said| said.text).collect()
     }
 
-    /// Requests of any kind.
+    /// Counts all requests.
     pub fn requests(&self) -> u64 {
         *self.shared.requests.lock().expect("no test panics in here")
     }
 
-    /// The next request is answered with this status and body.
+    /// Sends this status and body to the next request.
     pub fn refuse_once(&self, status: u16, body: impl Into<String>) {
         self.shared.refusals.lock().expect("no test panics in here").push((status, body.into()));
     }
@@ -163,13 +163,13 @@ async fn answer(
     }
 }
 
-/// Slack: `text`, not empty, of at most 40,000 characters; what is no markup is escaped.
+/// Slack: `text`, not empty, at most 40,000 characters, with everything but markup escaped.
 fn slack(body: Option<&Value>) -> Result<String, (u16, &'static str)> {
     let text = body.and_then(|body| body["text"].as_str()).ok_or((400, "invalid_payload"))?;
     match text.chars().count() {
         0 => Err((400, "no_text")),
         40_001.. => Err((400, "msg_too_long")),
-        // `<!channel>` would wake everybody up.
+        // `<!channel>` would notify everybody.
         _ if text.contains("<!") || text.contains("<@") => Err((400, "a_mention_that_nobody_wrote")),
         _ => Ok(text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")),
     }
@@ -194,7 +194,7 @@ fn wecom(query: &HashMap<String, String>, body: Option<&Value>) -> Result<String
     }
 }
 
-/// Feishu: signed by HMAC-SHA256 of nothing, under the time in seconds, a line's end and the secret; 20 KB at the most.
+/// Feishu: HMAC-SHA256 of nothing, keyed by the time in seconds, a line feed and the secret; at most 20 KB.
 fn feishu(size: usize, body: Option<&Value>) -> Result<String, Refused> {
     let body = body.ok_or((9_499, "Bad Request".to_owned()))?;
     if size > 20_000 {
@@ -212,7 +212,8 @@ fn feishu(size: usize, body: Option<&Value>) -> Result<String, Refused> {
     }
 }
 
-/// DingTalk: signed in the query, by HMAC-SHA256 of the time in milliseconds, a line's end and the secret; 20,000 bytes.
+/// DingTalk: signed in the query by HMAC-SHA256 of the time in milliseconds, a line feed and the secret; at most 20,000
+/// bytes.
 fn dingtalk(query: &HashMap<String, String>, body: Option<&Value>) -> Result<String, Refused> {
     if query.get("access_token").map(String::as_str) != Some(TOKEN) {
         return Err((300_005, "token is not exist".to_owned()));

@@ -1,4 +1,4 @@
-//! A Docker Engine of a test's own: `dockerd` with its own folders and socket, with or without networks.
+//! A Docker Engine per test: `dockerd` with its own folders and socket, with or without networks.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -10,18 +10,18 @@ use tempfile::TempDir;
 use super::firewall::Firewall;
 use super::process::{Process, find_program};
 
-/// The engine. It ends when it is dropped.
+/// The engine, stopped on drop.
 #[derive(Debug)]
 pub struct DockerEngine {
-    // Ended before its folder is removed.
+    // Stopped before its folder is removed.
     process: Process,
     folder: TempDir,
-    // Put back when the engine has ended.
+    // Restored after the engine has stopped.
     _firewall: Option<Firewall>,
 }
 
 impl DockerEngine {
-    /// Whether one can be started here, or why not.
+    /// Checks that an engine can be started here.
     pub fn available() -> Result<(), String> {
         for program in ["dockerd", "docker", "containerd"] {
             if find_program(program).is_none() {
@@ -34,24 +34,24 @@ impl DockerEngine {
         Ok(())
     }
 
-    /// Starts one without networks, which disturbs nobody, and waits until it answers.
+    /// Starts an engine without networks, which does not touch the machine's firewall, and waits until it responds.
     ///
     /// # Errors
-    /// With what it wrote, when it does not come up.
+    /// Returns its output if it does not come up.
     pub async fn start() -> Result<Self, String> {
         let alone = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"];
         Self::start_with(&alone, None).await
     }
 
-    /// Starts one whose containers can have networks. It changes this machine's firewall, and puts that back at its end.
+    /// Starts an engine with container networks. It changes the machine's firewall, which is restored on drop.
     ///
     /// # Errors
-    /// With what it wrote, when it does not come up.
+    /// Returns its output if it does not come up.
     pub async fn start_with_networks() -> Result<Self, String> {
         if find_program("iptables").is_none() {
             return Err("iptables is not installed (apt install iptables)".to_owned());
         }
-        // Networks are made by who uses it.
+        // The caller creates the networks.
         Self::start_with(&["--bridge=none"], Some(Firewall::remember()?)).await
     }
 
@@ -67,7 +67,7 @@ impl DockerEngine {
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
         command.arg("--host").arg(format!("unix://{}", at("docker.sock").display()));
         command.args(options);
-        // A slow test must not look as if it were the registry's fault.
+        // Retries would make a slow test look like a fault of the registry.
         command.arg("--max-download-attempts=1");
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
         let process = Process::spawn(&mut command, Duration::from_secs(15)).map_err(|error| error.to_string())?;
@@ -84,23 +84,23 @@ impl DockerEngine {
         }
     }
 
-    /// Pulls a reference. Loopback registries are spoken to in plain HTTP.
+    /// Pulls a reference. Loopback registries are accessed by plain HTTP.
     ///
     /// # Errors
-    /// With what `docker pull` wrote.
+    /// Returns the output of `docker pull`.
     pub async fn pull(&self, reference: &str) -> Result<(), String> {
         checked(self.docker(&["pull", reference]).await).map(|_| ())
     }
 
-    /// The id of an image that was pulled: the digest of its config.
+    /// Returns the id of a pulled image, the digest of its config.
     ///
     /// # Errors
-    /// With what `docker inspect` wrote.
+    /// Returns the output of `docker inspect`.
     pub async fn image_id(&self, reference: &str) -> Result<String, String> {
         checked(self.docker(&["image", "inspect", "--format", "{{.Id}}", reference]).await)
     }
 
-    /// Runs `docker` with arguments against this engine.
+    /// Runs `docker` against this engine.
     pub async fn docker(&self, arguments: &[&str]) -> Output {
         let docker = find_program("docker").expect("docker is installed");
         let mut command = tokio::process::Command::new(docker);
@@ -109,12 +109,12 @@ impl DockerEngine {
         command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("docker runs")
     }
 
-    /// Its socket.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("docker.sock")
     }
 
-    /// All that it has written.
+    /// Returns its output.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -123,7 +123,7 @@ impl DockerEngine {
 impl Drop for DockerEngine {
     fn drop(&mut self) {
         self.process.end();
-        // A container on the host's network leaves a mount behind, which would keep the folder.
+        // A container on the host's network leaves a mount behind that keeps the folder busy.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let folder = self.folder.path().display().to_string();
         let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.starts_with(&folder));

@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` (distribution 2.8), a process for each test.
+//! Debian's `docker-registry` (distribution 2.8), one process per test.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,37 +16,37 @@ use super::token::TokenServer;
 use crate::images::{Image, Manifest};
 use crate::tree::{Client, Tree};
 
-/// Who may use it.
+/// Authentication of the registry.
 #[derive(Clone, Debug, Default)]
 pub enum Auth {
-    /// Anyone.
+    /// No authentication.
     #[default]
     None,
-    /// One user, by Basic authentication.
+    /// Basic authentication of one user.
     Htpasswd {
         /// The user.
         user: String,
         /// The password.
         password: String,
     },
-    /// One user, by signed tokens that hold for `ttl`.
+    /// Signed tokens for one user.
     Token {
         /// The user.
         user: String,
         /// The password.
         password: String,
-        /// How long tokens hold. docker-registry adds a minute of leeway.
+        /// Lifetime of tokens. docker-registry adds a minute of leeway.
         ttl: Duration,
     },
 }
 
 impl Auth {
-    /// `Auth::Htpasswd`.
+    /// Creates `Auth::Htpasswd`.
     pub fn htpasswd(user: &str, password: &str) -> Self {
         Self::Htpasswd { user: user.to_owned(), password: password.to_owned() }
     }
 
-    /// `Auth::Token` with tokens that hold for five minutes.
+    /// Creates `Auth::Token` with a token lifetime of five minutes.
     pub fn token(user: &str, password: &str) -> Self {
         Self::Token { user: user.to_owned(), password: password.to_owned(), ttl: Duration::from_secs(300) }
     }
@@ -61,20 +61,20 @@ impl Auth {
     }
 }
 
-/// What it does beyond the usual.
+/// Options of the registry.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Who may use it.
+    /// Authentication.
     pub auth: Auth,
-    /// Whether manifests and blobs can be deleted.
+    /// Enables deletion of manifests and blobs.
     pub delete: bool,
-    /// An upstream registry that it is a pull-through cache of.
+    /// Makes it a pull-through cache of this upstream registry.
     pub proxy: Option<String>,
-    /// It refuses manifests whose layers have URLs, as it does where nothing is configured.
+    /// Refuses manifests with layer URLs, as the default configuration does.
     pub refuse_urls: bool,
 }
 
-/// The registry. Its process and its storage end when it is dropped.
+/// The registry. Process and storage are removed on drop.
 #[derive(Debug)]
 pub struct DockerRegistry {
     process: Process,
@@ -86,15 +86,15 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// Starts one and waits until it answers.
+    /// Starts a registry and waits until it responds.
     pub async fn start(auth: Auth) -> Self {
         Self::start_with(Options { auth, ..Options::default() }).await
     }
 
-    /// Starts one with options.
+    /// Starts a registry with options.
     ///
     /// # Panics
-    /// When `docker-registry` is not installed, or does not come up.
+    /// If `docker-registry` is not installed or does not come up.
     pub async fn start_with(options: Options) -> Self {
         let folder = tempfile::Builder::new().prefix("docker-registry-").tempdir().expect("a folder can be made");
         let mut tokens = None;
@@ -108,7 +108,7 @@ impl DockerRegistry {
                 auth
             }
         };
-        // The port may be taken between its choice and its use: then another is tried.
+        // Another process may take the port between its choice and its use: retry with another one.
         for _ in 0..10 {
             let port = free_port();
             let config = config(folder.path(), port, &auth, &options);
@@ -123,70 +123,70 @@ impl DockerRegistry {
         panic!("docker-registry did not come up; its log is:\n{log}");
     }
 
-    /// `127.0.0.1:PORT`, as it is written in references.
+    /// Returns `127.0.0.1:PORT`, as references use it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.host())
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// User and password, if it wants any.
+    /// Returns user and password, if it requires any.
     pub fn credentials(&self) -> Option<(String, String)> {
         self.auth.credentials()
     }
 
-    /// Its token service, if it has one.
+    /// Returns its token service, if it has one.
     pub fn tokens(&self) -> Option<&TokenServer> {
         self.tokens.as_ref()
     }
 
-    /// Ends its process, as a crash does. The storage stays.
+    /// Kills its process, as a crash does. The storage stays.
     pub fn kill(&mut self) {
         self.process.end();
     }
 
-    /// Starts it again after `kill`, on the same port and storage.
+    /// Restarts it after `kill`, on the same port and storage.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If it does not come up.
     pub async fn restart(&mut self) {
         self.process.end();
         self.process = launch(self.folder.path());
         assert!(is_up(&mut self.process, self.port).await, "docker-registry did not come up again:\n{}", self.log());
     }
 
-    /// Puts an image in by plain HTTP.
+    /// Pushes an image by plain HTTP.
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
         self.client.push(repository, tag, image).await;
     }
 
-    /// Puts one manifest in, under a tag or its digest.
+    /// Pushes a manifest under a tag or its digest.
     pub async fn put_manifest(&self, repository: &str, reference: &str, manifest: &Manifest) {
         self.client.put_manifest(repository, reference, manifest).await;
     }
 
-    /// The digest of a tag; none if it is not there.
+    /// Returns the digest of a tag, or `None` if it does not exist.
     pub async fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         self.client.digest(repository, tag).await
     }
 
-    /// The tree below a tag or digest, every byte of it read and hashed; none if the reference is not there.
+    /// Reads and hashes every byte of the tree below a tag or digest; `None` if the reference does not exist.
     pub async fn fetch_tree(&self, repository: &str, reference: &str) -> Option<Tree> {
         self.client.fetch(repository, reference).await
     }
 
-    /// Demands that a tag holds the whole image.
+    /// Asserts that a tag holds the whole image.
     ///
     /// # Panics
-    /// With what is missing or different.
+    /// With the missing or different content.
     pub async fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
         let at = format!("{}/{repository}:{tag}", self.host());
         let tree = self.fetch_tree(repository, tag).await.unwrap_or_else(|| panic!("{at} is not there"));
@@ -194,35 +194,35 @@ impl DockerRegistry {
         assert!(differences.is_empty(), "{at}: {}", differences.join("; "));
     }
 
-    /// Deletes a manifest by digest. The option `delete` must be on.
+    /// Deletes a manifest by digest. Needs the option `delete`.
     pub async fn delete_manifest(&self, repository: &str, digest: &str) {
         let url = format!("/v2/{repository}/manifests/{digest}");
         let response = self.client.send(Method::DELETE, &url, &[], Bytes::new()).await;
         crate::tree::expect(&response, http::StatusCode::ACCEPTED, "the manifest is deleted");
     }
 
-    /// Bytes of blobs and manifests that it stores.
+    /// Returns the bytes of stored blobs and manifests.
     pub fn storage_bytes(&self) -> u64 {
         bytes_below(&self.folder.path().join("storage"))
     }
 
-    /// The requests in its log so far, those of this harness among them.
+    /// Returns the requests in its log so far, including the harness's own.
     pub fn requests(&self) -> Vec<LoggedRequest> {
         access_log::parse(&self.log())
     }
 
-    /// How often each `METHOD status` is in its log.
+    /// Counts the log entries of each `METHOD status`.
     pub fn tally(&self) -> HashMap<String, u64> {
         access_log::tally(&self.requests())
     }
 
-    /// Forgets the requests so far.
+    /// Clears the recorded requests.
     pub fn clear_requests(&self) {
-        // It was opened to append to: the next line is the first again.
+        // The log is open in append mode: the next line becomes the first.
         File::create(self.folder.path().join("log")).expect("the log can be emptied");
     }
 
-    /// All that it has written.
+    /// Returns its output.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -260,7 +260,7 @@ http:
 
 fn htpasswd(folder: &Path, user: &str, password: &str) -> String {
     let path = folder.join("htpasswd");
-    // The least cost: it is paid on each request.
+    // The lowest cost, since every request pays it.
     let hash = bcrypt::hash(password, 4).expect("bcrypt hashes");
     fs::write(&path, format!("{user}:{hash}\n")).expect("the folder can be written to");
     format!("auth:\n  htpasswd:\n    realm: harness\n    path: {}\n", path.display())
@@ -287,14 +287,14 @@ fn launch(folder: &Path) -> Process {
     Process::spawn(&mut command, Duration::ZERO).expect("docker-registry starts")
 }
 
-/// Waits until it answers; false if it ends first.
+/// Waits until the registry responds; false if its process ends first.
 pub(super) async fn is_up(process: &mut Process, port: u16) -> bool {
     crate::tls::install_provider();
     let http = reqwest::Client::builder().no_proxy().build().expect("a plain client needs nothing");
     let limit = Instant::now() + Duration::from_secs(30);
     while Instant::now() < limit {
         let answer = http.get(format!("http://127.0.0.1:{port}/v2/")).send().await;
-        // Whoever answers while our process has ended is another.
+        // If our process has ended, another one responds.
         if process.has_ended() {
             return false;
         }

@@ -1,4 +1,4 @@
-//! What a Docker Engine does to the firewall of its machine, undone.
+//! Restores the firewall of the machine after a Docker Engine has changed it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,8 +8,8 @@ use super::process::find_program;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The firewall as it was. When this is dropped, chains and rules of Docker's that were not there are gone, forwarding is
-/// what it was, and everybody else's rules are left alone.
+/// Snapshot of the firewall. On drop, Docker's new chains and rules are removed and forwarding is restored; other rules
+/// stay.
 #[derive(Debug)]
 pub(super) struct Firewall {
     before: HashSet<(String, String)>,
@@ -27,7 +27,7 @@ impl Firewall {
         let added: Vec<(String, String)> = lines()?.into_iter().filter(|line| !self.before.contains(line)).collect();
         let chains: Vec<(&str, &str)> =
             added.iter().filter_map(|(table, line)| Some((&**table, chain(line)?))).collect();
-        // What leads to a chain, what is in it, and the chain.
+        // Jumps to a chain first, then its rules, then the chain.
         for (table, line) in &added {
             let Some(rule) = line.strip_prefix("-A ") else { continue };
             if line.contains("DOCKER") && !rule.starts_with("DOCKER") {
@@ -39,7 +39,7 @@ impl Firewall {
                 iptables(table, &[action], chain);
             }
         }
-        // Docker drops what it does not forward.
+        // Docker sets the FORWARD policy to DROP.
         let policy = |line: &&(String, String)| line.0 == "filter" && line.1.starts_with(":FORWARD ");
         if let Some((_, line)) = self.before.iter().find(policy) {
             iptables("filter", &["-P"], line.trim_start_matches(':'));
@@ -56,12 +56,12 @@ impl Drop for Firewall {
     }
 }
 
-/// The name of a chain of Docker's, if the line declares one.
+/// Returns the name of a Docker chain that the line declares.
 fn chain(line: &str) -> Option<&str> {
     line.strip_prefix(":DOCKER").map(|rest| &line[1..line.len() - rest.len() + rest.find(' ').unwrap_or(rest.len())])
 }
 
-/// Lines of `iptables-save` without counters, each with its table.
+/// Returns the lines of `iptables-save` without counters, each with its table.
 fn lines() -> Result<Vec<(String, String)>, String> {
     let program = find_program("iptables-save").ok_or("iptables-save is not installed (apt install iptables)")?;
     let output = Command::new(program).output().map_err(|error| error.to_string())?;

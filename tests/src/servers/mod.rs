@@ -1,4 +1,4 @@
-//! Real servers, started for a test and gone with it.
+//! Real servers, started by a test and stopped with it.
 
 mod access_log;
 mod answering;

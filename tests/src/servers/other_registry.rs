@@ -1,4 +1,4 @@
-//! Another registry than Debian's: the program that `scripts/test-second-registry` has installed.
+//! ferro-oci-server, the program installed by `scripts/test-second-registry`.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -11,11 +11,11 @@ use super::process::{Process, free_port};
 use crate::images::Image;
 use crate::tree::Client;
 
-/// Names the program.
+/// Environment variable with the path of the program.
 const PROGRAM: &str = "IMGSYNC_TEST_SECOND_REGISTRY";
 
-/// The registry: ferro-oci-server, an implementation of its own of the specification's version 1.1. Its process ends when
-/// it is dropped.
+/// An implementation of the specification, version 1.1, that shares no code with docker-registry. Its process ends on
+/// drop.
 #[derive(Debug)]
 pub struct OtherRegistry {
     _process: Process,
@@ -25,10 +25,10 @@ pub struct OtherRegistry {
 }
 
 impl OtherRegistry {
-    /// Starts one; none where there is no such program.
+    /// Starts a registry; `None` if the program is not installed.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If it does not come up.
     pub async fn start() -> Option<Self> {
         let program = std::env::var_os(PROGRAM).filter(|program| !program.is_empty())?;
         let folder = tempfile::Builder::new().prefix("other-registry-").tempdir().expect("a folder can be made");
@@ -49,25 +49,25 @@ impl OtherRegistry {
         panic!("{} did not come up; its log is:\n{log}", program.display());
     }
 
-    /// `127.0.0.1:PORT`, as it is written in references.
+    /// Returns `127.0.0.1:PORT`, as references use it.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Puts an image in by plain HTTP.
+    /// Pushes an image by plain HTTP.
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
         self.client.push(repository, tag, image).await;
     }
 
-    /// The digest of a tag; none if it is not there.
+    /// Returns the digest of a tag, or `None` if it does not exist.
     pub async fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         self.client.digest(repository, tag).await
     }
 
-    /// Demands that a tag holds the whole image.
+    /// Asserts that a tag holds the whole image.
     ///
     /// # Panics
-    /// With what is missing or different.
+    /// With the missing or different content.
     pub async fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
         let at = format!("{}/{repository}:{tag}", self.host());
         let tree = self.client.fetch(repository, tag).await.unwrap_or_else(|| panic!("{at} is not there"));

@@ -1,4 +1,4 @@
-//! Processes that end with the test.
+//! Child processes that end with the test.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A child that is ended and waited for when it is dropped, also when the test panics. It stays in the test's process
-/// group: a runner that kills a test that hangs kills it too.
+/// A child process, terminated and reaped on drop, also if the test panics. It stays in the test's process group, so
+/// that a runner that kills a hanging test kills it as well.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -16,7 +16,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a command. At the end it is asked by SIGTERM, and after `grace` not asked any more.
+    /// Starts a command. On drop it gets SIGTERM and, after `grace`, SIGKILL.
     pub(crate) fn spawn(command: &mut Command, grace: Duration) -> std::io::Result<Self> {
         command.spawn().map(|child| Self { child, grace })
     }
@@ -25,19 +25,19 @@ impl Process {
         self.child.id()
     }
 
-    /// Whether it has ended by itself.
+    /// Reports whether it has exited.
     pub(crate) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Sends a signal, if it has not ended.
+    /// Sends a signal, unless it has exited.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if !self.has_ended() {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
     }
 
-    /// Ends it and waits until it has.
+    /// Terminates it and waits for the exit.
     pub(crate) fn end(&mut self) {
         if !self.grace.is_zero() {
             self.signal(Signal::TERM);
@@ -57,13 +57,13 @@ impl Drop for Process {
     }
 }
 
-/// A loopback port that was free just now. Another process may take it: whoever uses it must be ready to try again.
+/// Returns a free loopback port. Another process may take it first, so callers must be ready to retry.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port is free");
     listener.local_addr().expect("a listener has an address").port()
 }
 
-/// Where a program is: on PATH, or in the folders of programs for root.
+/// Finds a program on PATH or in the sbin folders.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin"];

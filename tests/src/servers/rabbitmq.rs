@@ -1,4 +1,4 @@
-//! Debian's `rabbitmq-server`: a node of a test's own, with an `epmd` of its own.
+//! Debian's `rabbitmq-server`: one node per test, with its own `epmd`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,12 +13,12 @@ use tempfile::TempDir;
 
 use super::process::{Process, find_program, free_port};
 
-/// How long a node may take to come up on a machine that is busy.
+/// Time limit for the start of a node on a busy machine.
 const UP: Duration = Duration::from_secs(90);
-/// How often other ports are tried.
+/// Number of starts with other ports.
 const TRIES: usize = 2;
 
-/// The broker. Its processes and data end when it is dropped.
+/// The broker. Its processes and data are removed on drop.
 #[derive(Debug)]
 pub struct RabbitMq {
     process: Option<Process>,
@@ -31,15 +31,15 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// Starts one and waits until it answers.
+    /// Starts a broker and waits until it responds.
     pub fn start() -> Self {
         Self::start_with("")
     }
 
-    /// Starts one with more lines of `rabbitmq.conf`.
+    /// Starts a broker with extra lines of `rabbitmq.conf`.
     ///
     /// # Panics
-    /// When `rabbitmq-server` is not installed, or does not come up.
+    /// If `rabbitmq-server` is not installed or does not come up.
     pub fn start_with(config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("rabbitmq-").tempdir().expect("a folder can be made");
         let cookie = folder.path().join(".erlang.cookie");
@@ -62,7 +62,7 @@ impl RabbitMq {
         for _ in 0..TRIES {
             match broker.launch() {
                 Ok(()) => return broker,
-                // Another process took one of them meanwhile.
+                // Another process took one of the ports meanwhile.
                 Err(_) => (broker.port, broker.dist_port) = (free_port(), free_port()),
             }
         }
@@ -70,7 +70,7 @@ impl RabbitMq {
         broker
     }
 
-    /// Gives its log where it ended or did not answer in time.
+    /// Starts the node. Returns its log if it ended or did not respond in time.
     fn launch(&mut self) -> Result<(), String> {
         let at = self.folder.path();
         let config = format!("listeners.tcp.1 = 127.0.0.1:{}\nlog.console.level = info\n{}", self.port, self.config);
@@ -93,7 +93,7 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// A program of RabbitMQ's, set up for this node. Not the wrappers on PATH, which change user and folder.
+    /// Prepares a RabbitMQ program for this node. Avoids the wrappers on PATH, which change user and folder.
     fn command(&self, program: &str) -> Command {
         let at = self.folder.path();
         let mut command = Command::new(programs().join(program));
@@ -112,7 +112,7 @@ impl RabbitMq {
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("enabled_plugins"))
             .env("RABBITMQ_CONF_ENV_FILE", folder("none"))
             .env("RABBITMQ_PID_FILE", folder("pid"))
-            // A small node on a machine with few processors: no busy waiting.
+            // A small node without busy waiting, for machines with few processors.
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none");
         command
     }
@@ -121,7 +121,7 @@ impl RabbitMq {
         format!("imgsync-{}@localhost", self.port)
     }
 
-    /// Whether it speaks AMQP: begins with a method's frame (1). Its port may be another server's by now.
+    /// Reports whether it speaks AMQP, starting with a method frame (1). Another server may have its port by now.
     fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
@@ -129,24 +129,24 @@ impl RabbitMq {
         stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == [1]
     }
 
-    /// `amqp://guest:guest@127.0.0.1:PORT/%2f`.
+    /// Returns `amqp://guest:guest@127.0.0.1:PORT/%2f`.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
-    /// Its port.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What it wrote.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Ends it without warning.
+    /// Kills it.
     pub fn kill(&mut self) {
-        // The script that started the node waits for it, and would leave it behind.
+        // The start script waits for the node, and would leave it behind.
         if let Some(node) = self.node_process() {
             let _ = kill_process(node, Signal::KILL);
             let limit = Instant::now() + Duration::from_secs(10);
@@ -157,29 +157,29 @@ impl RabbitMq {
         self.process = None;
     }
 
-    /// The node itself.
+    /// Returns the process of the node.
     fn node_process(&self) -> Option<Pid> {
         let pid = fs::read_to_string(self.folder.path().join("pid")).ok()?.trim().parse().ok()?;
-        // A number that was left in the file may be another's by now.
+        // The pid in a stale file may belong to another process.
         let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         command.contains(&*self.folder.path().to_string_lossy()).then(|| Pid::from_raw(pid)).flatten()
     }
 
-    /// The node's process.
+    /// Returns the process id of the node.
     pub fn pid(&self) -> Option<u32> {
         self.node_process().map(|node| node.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// The memory that the node uses, in bytes, garbage collected first.
+    /// Returns the memory of the node in bytes, after garbage collection.
     ///
     /// # Panics
-    /// When it does not say it.
+    /// If the node does not report it.
     pub fn memory_bytes(&self) -> u64 {
         let said = self.ctl(&["eval", "[garbage_collect(P) || P <- processes()], erlang:memory(total)."]);
         said.trim().parse().unwrap_or_else(|_| panic!("the broker says {said}"))
     }
 
-    /// The messages in each queue, with workers or not.
+    /// Counts the messages in each queue, delivered or not.
     pub fn messages(&self) -> BTreeMap<String, u64> {
         let said = self.ctl(&["list_queues", "name", "messages", "--no-table-headers"]);
         said.lines()
@@ -188,11 +188,11 @@ impl RabbitMq {
             .collect()
     }
 
-    /// The messages in a quorum queue of the default virtual host, with workers or not, as they are now: what
-    /// [`RabbitMq::messages`] says is some seconds old.
+    /// Counts the current messages in a quorum queue of the default virtual host, delivered or not.
+    /// [`RabbitMq::messages`] lags by some seconds.
     ///
     /// # Panics
-    /// When the queue does not say it.
+    /// If the queue does not report it.
     pub fn messages_of(&self, queue: &str) -> u64 {
         let total = "fun rabbit_fifo:query_messages_total/1";
         let said = self
@@ -206,48 +206,47 @@ impl RabbitMq {
         }
     }
 
-    /// Starts it again, with the port and the data that it had.
+    /// Restarts it with the same port and data.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If it does not come up.
     pub fn start_again(&mut self) {
         self.kill();
         self.launch().unwrap_or_else(|log| panic!("rabbitmq-server did not come up again; its log is:\n{log}"));
     }
 
-    /// Has it write down which queues it has. It does so by itself after some seconds; one that is killed before has
-    /// forgotten who leads them when it is started again, and what was in them.
+    /// Flushes its metadata to disk, which it does by itself after some seconds. A node killed before that has lost the
+    /// leaders and messages of its queues after a restart.
     pub fn settle(&self) {
         self.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]);
     }
 
-    /// Stops one queue from answering, or lets it go on. For the default virtual host.
+    /// Suspends or resumes a queue of the default virtual host.
     pub fn suspend(&self, queue: &str, suspend: bool) {
         let what = if suspend { "suspend" } else { "resume" };
         self.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
     }
 
-    /// Takes the one member of a quorum queue away, as where its leader is gone, or brings it back. For the default virtual
-    /// host.
+    /// Stops or restarts the only member of a quorum queue of the default virtual host, as if its leader were gone.
     pub fn unlead(&self, queue: &str, away: bool) {
         let what = if away { "stop_server" } else { "restart_server" };
         self.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{'%2F_{queue}', node()}}).")]);
     }
 
-    /// Stops it from answering.
+    /// Stops its process with SIGSTOP.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Continues its process with SIGCONT.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Runs `rabbitmqctl` and gives what it prints.
+    /// Runs `rabbitmqctl` and returns its output.
     ///
     /// # Panics
-    /// When that fails.
+    /// If it fails.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().expect("rabbitmqctl runs");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -262,7 +261,7 @@ impl Drop for RabbitMq {
     }
 }
 
-/// The folder with RabbitMQ's own programs.
+/// Returns the folder with RabbitMQ's own programs.
 fn programs() -> PathBuf {
     let versions =
         fs::read_dir("/usr/lib/rabbitmq/lib").expect("rabbitmq-server is installed (Debian: rabbitmq-server)");

@@ -1,4 +1,4 @@
-//! Whoever is told by a webhook: remembers what was posted, and refuses when told to.
+//! A webhook receiver that records requests, and refuses them on command.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,29 +9,29 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 
 use super::answering::Answering;
 
-/// A request that came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Its method.
+    /// HTTP method.
     pub method: String,
-    /// Its path and query.
+    /// Path and query.
     pub target: String,
-    /// Its headers.
+    /// Headers.
     pub headers: HeaderMap,
-    /// Its body.
+    /// Body.
     pub body: Vec<u8>,
 }
 
 impl Received {
-    /// A header's value.
+    /// Returns a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// The body as JSON.
+    /// Parses the body as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// If it is not JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
@@ -39,7 +39,7 @@ impl Received {
     }
 }
 
-/// The receiver. It ends when it is dropped.
+/// The receiver, stopped on drop.
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
@@ -53,24 +53,24 @@ struct Shared {
 }
 
 impl Receiver {
-    /// Starts one that is content with all.
+    /// Starts a receiver that accepts everything.
     pub async fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
         Self { shared, answering: Answering::start(router).await }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.answering.address)
     }
 
-    /// What came, refused or not, in order.
+    /// Returns all requests in order, including refused ones.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().expect("no test panics in here").clone()
     }
 
-    /// The next request is refused with this status.
+    /// Refuses the next request with this status.
     pub fn refuse_once(&self, status: u16) {
         let status = StatusCode::from_u16(status).expect("a status");
         self.shared.refusals.lock().expect("no test panics in here").push(status);

@@ -1,4 +1,4 @@
-//! Debian's `redis-server`, a process for each test or for several.
+//! Debian's `redis-server`, one process per test or shared.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -12,22 +12,22 @@ use tempfile::TempDir;
 use super::process::{Process, find_program, free_port};
 use crate::tls::Identity;
 
-/// What it does beyond the usual.
+/// Options of the server.
 #[derive(Debug, Default)]
 pub struct RedisOptions {
-    /// Wanted of clients.
+    /// Password required of clients.
     pub password: Option<String>,
-    /// Speaks TLS only.
+    /// Serves TLS only.
     pub tls: Option<Identity>,
-    /// Loses up to a second at a kill (`appendfsync everysec`), in place of nothing.
+    /// Uses `appendfsync everysec`, so that a kill can lose up to a second of writes. Otherwise it loses none.
     pub loses_a_second: bool,
-    /// Watches servers in place of holding data (`--sentinel`).
+    /// Runs as a sentinel (`--sentinel`).
     pub is_sentinel: bool,
-    /// More lines of its configuration.
+    /// Extra lines of its configuration.
     pub more: Vec<String>,
 }
 
-/// The server. Process and data end when it is dropped.
+/// The server. Process and data are removed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
     process: Option<Process>,
@@ -37,15 +37,15 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one that writes down each change before it answers.
+    /// Starts a server that persists each write before it responds.
     pub fn start() -> Self {
         Self::start_with(RedisOptions::default())
     }
 
-    /// Starts one with options, and waits until it answers.
+    /// Starts a server with options and waits until it responds.
     ///
     /// # Panics
-    /// When `redis-server` is not installed, or does not come up.
+    /// If `redis-server` is not installed or does not come up.
     pub fn start_with(options: RedisOptions) -> Self {
         let folder = tempfile::Builder::new().prefix("redis-").tempdir().expect("a folder can be made");
         if let Some(tls) = &options.tls {
@@ -53,7 +53,7 @@ impl RedisServer {
             fs::write(folder.path().join("key.pem"), &tls.key_pem).expect("the folder can be written to");
         }
         let mut server = Self { process: None, port: 0, folder, options };
-        // The port may be taken between its choice and its use: then another is tried.
+        // Another process may take the port between its choice and its use: retry with another one.
         for _ in 0..10 {
             server.port = free_port();
             if server.launch() {
@@ -104,7 +104,7 @@ impl RedisServer {
         false
     }
 
-    /// Whether it speaks to clients, having read its data. With TLS, whether it listens.
+    /// Reports whether it serves clients after loading its data. With TLS, whether it listens.
     fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
         if self.options.tls.is_some() {
@@ -116,32 +116,32 @@ impl RedisServer {
         ping.is_ok_and(|length| answer[..length].starts_with(b"+PONG") || answer[..length].starts_with(b"-NOAUTH"))
     }
 
-    /// `redis://127.0.0.1:PORT`, with the password if it wants one.
+    /// Returns `redis://127.0.0.1:PORT`, with the password if it requires one.
     pub fn url(&self) -> String {
         let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
         let password = self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         format!("{scheme}://{password}127.0.0.1:{}", self.port)
     }
 
-    /// Its port.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What it wrote.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Ends it without warning.
+    /// Kills it.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again, with the port and the data that it had.
+    /// Restarts it with the same port and data.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If it does not come up.
     pub fn start_again(&mut self) {
         self.process = None;
         let limit = Instant::now() + Duration::from_secs(20);
@@ -150,20 +150,20 @@ impl RedisServer {
         }
     }
 
-    /// Stops it from answering; what it has stays.
+    /// Stops its process with SIGSTOP. Data is kept.
     pub fn freeze(&mut self) {
         self.process.iter_mut().for_each(|process| process.signal(Signal::STOP));
     }
 
-    /// Lets it go on.
+    /// Continues its process with SIGCONT.
     pub fn thaw(&mut self) {
         self.process.iter_mut().for_each(|process| process.signal(Signal::CONT));
     }
 
-    /// Sends a command, its words as they are, and gives the answer as it came.
+    /// Sends a command and returns the raw response.
     ///
     /// # Panics
-    /// When it cannot be reached.
+    /// If it cannot be reached.
     pub fn command(&self, words: &[&str]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("redis-server listens");
         stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout can be set");
@@ -181,31 +181,31 @@ impl RedisServer {
         }
     }
 
-    /// A number of `INFO`, such as `used_memory`; 0 where it says none.
+    /// Returns a number from `INFO`, such as `used_memory`; 0 if missing.
     pub fn info(&self, name: &str) -> u64 {
         let info = self.command(&["INFO", "everything"]);
         let number = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok());
         number.unwrap_or_default()
     }
 
-    /// How often clients have called a command, such as `evalsha`. What scripts call counts too.
+    /// Counts the calls of a command, such as `evalsha`, by clients and scripts.
     pub fn calls(&self, command: &str) -> u64 {
         let info = self.command(&["INFO", "commandstats"]);
         let stats = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         stats.and_then(|stats| stats.split(',').next()?.parse().ok()).unwrap_or_default()
     }
 
-    /// How often it has answered with an error of this code, such as `OOM`.
+    /// Counts the error responses with a code, such as `OOM`.
     pub fn errors(&self, code: &str) -> u64 {
         let info = self.command(&["INFO", "errorstats"]);
         let count = info.lines().find_map(|line| line.strip_prefix(&format!("errorstat_{code}:count=")));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
     }
 
-    /// Makes it a read-only replica of another, as a failover does. Its connections stay open.
+    /// Makes it a read-only replica of another server, as a failover does. Its connections stay open.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it refuses.
     pub fn follow(&self, master: &RedisServer) {
         let answer = self.command(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
         assert!(answer.starts_with("+OK"), "{answer}");
@@ -214,25 +214,25 @@ impl RedisServer {
     /// Makes it a master again.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it refuses.
     pub fn lead(&self) {
         let answer = self.command(&["REPLICAOF", "NO", "ONE"]);
         assert!(answer.starts_with("+OK"), "{answer}");
     }
 
-    /// Changes a setting while it runs.
+    /// Changes a setting at runtime.
     ///
     /// # Panics
-    /// When it does not take it.
+    /// If it refuses.
     pub fn set(&self, name: &str, value: &str) {
         let answer = self.command(&["CONFIG", "SET", name, value]);
         assert!(answer.starts_with("+OK"), "{answer}");
     }
 
-    /// The memory of all keys of a pattern, in bytes: what Redis itself says of each, all of its parts looked at.
+    /// Sums the memory in bytes of all keys that match a pattern, by Redis' own count over all of their elements.
     ///
     /// # Panics
-    /// When it does not say it.
+    /// If it does not report it.
     pub fn bytes_of(&self, pattern: &str) -> u64 {
         let script = "local sum = 0 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
                       sum = sum + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') end return sum";
@@ -241,7 +241,7 @@ impl RedisServer {
         sum.unwrap_or_else(|| panic!("redis-server says {answer}"))
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
     }

@@ -1,9 +1,9 @@
-//! A registry that somebody else started.
+//! A registry that is already running.
 
 use crate::images::Image;
 use crate::tree::Client;
 
-/// A registry at a URL, spoken to by the harness's own client.
+/// A registry at a URL, accessed by the harness's own client.
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
     url: String,
@@ -11,25 +11,25 @@ pub struct RemoteRegistry {
 }
 
 impl RemoteRegistry {
-    /// The one at `http://HOST:PORT`, for anyone.
+    /// Creates a client for `http://HOST:PORT` without credentials.
     pub fn at(url: &str) -> Self {
         Self { url: url.to_owned(), client: Client::new(url, None) }
     }
 
-    /// Puts an image in.
+    /// Pushes an image.
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
         self.client.push(repository, tag, image).await;
     }
 
-    /// The digest of a tag; none if it is not there.
+    /// Returns the digest of a tag, or `None` if it does not exist.
     pub async fn tag_digest(&self, repository: &str, tag: &str) -> Option<String> {
         self.client.digest(repository, tag).await
     }
 
-    /// Demands that a tag holds the whole image, every byte of it read and hashed.
+    /// Asserts that a tag holds the whole image, and reads and hashes every byte.
     ///
     /// # Panics
-    /// With what is missing or different.
+    /// With the missing or different content.
     pub async fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
         let at = format!("{}/{repository}:{tag}", self.url);
         let tree = self.client.fetch(repository, tag).await.unwrap_or_else(|| panic!("{at} is not there"));

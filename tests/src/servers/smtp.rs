@@ -1,5 +1,5 @@
-//! A mail server (RFC 5321), as far as one needs it that submits: TLS from the first byte or by STARTTLS, a login (RFC 4954),
-//! and what was sent. It checks the order of commands, lines and dots.
+//! A mail submission server (RFC 5321): TLS from the first byte or by STARTTLS, a login (RFC 4954), and recorded mails.
+//! Checks the order of commands, line lengths and dot stuffing.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -13,19 +13,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tls::Authority;
 
-/// A mail that came.
+/// A received mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
     /// MAIL FROM.
     pub from: String,
     /// RCPT TO.
     pub to: Vec<String>,
-    /// Headers and body, with dots and line ends as they were meant.
+    /// Headers and body, with dots unstuffed and line ends normalized.
     pub data: String,
 }
 
 impl Delivered {
-    /// A header's value, unfolded; encoded words stay as they are.
+    /// Returns an unfolded header; encoded words stay encoded.
     pub fn header(&self, name: &str) -> Option<String> {
         let head = self.data.split("\n\n").next()?.replace("\n ", " ").replace("\n\t", " ");
         head.lines().find_map(|line| {
@@ -34,7 +34,7 @@ impl Delivered {
         })
     }
 
-    /// The content of each part, by its type, decoded.
+    /// Returns type and decoded content of each part.
     pub fn parts(&self) -> Vec<(String, String)> {
         let boundary = self.header("content-type").and_then(|kind| {
             let (_, rest) = kind.split_once("boundary=\"")?;
@@ -56,7 +56,7 @@ impl Delivered {
     }
 }
 
-/// The type and the content of a part.
+/// Returns type and decoded content of a part.
 fn decoded(part: &str) -> (String, String) {
     let (head, body) = part.split_once("\n\n").unwrap_or((part, ""));
     let value = |name: &str| {
@@ -96,7 +96,7 @@ fn quoted_printable(body: &str) -> String {
     String::from_utf8(bytes).expect("UTF-8")
 }
 
-/// The server. It ends when it is dropped.
+/// The server, stopped on drop.
 #[derive(Debug)]
 pub struct MailServer {
     shared: Arc<Shared>,
@@ -119,7 +119,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl MailServer {
-    /// Starts one that knows a user. `wrapped`: TLS from the first byte on.
+    /// Starts a server with one user. `wrapped` means TLS from the first byte.
     pub async fn start(user: &str, password: &str, wrapped: bool) -> Self {
         let authority = Authority::new();
         let shared = Arc::new(Shared {
@@ -158,28 +158,28 @@ impl MailServer {
         Self { shared, address, authority, _stop: stop.drop_guard() }
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// What clients must trust, as PEM.
+    /// Returns the CA certificate as PEM.
     pub fn ca(&self) -> &str {
         self.authority.pem()
     }
 
-    /// The mails that came.
+    /// Returns the received mails.
     pub fn delivered(&self) -> Vec<Delivered> {
         self.shared.delivered.lock().expect("no test panics in here").clone()
     }
 
-    /// The next recipient is refused with this line, such as `451 4.3.0 later`.
+    /// Refuses the next recipient with this line, such as `451 4.3.0 later`.
     pub fn refuse_once(&self, line: &str) {
         self.shared.refusals.lock().expect("no test panics in here").push(line.to_owned());
     }
 }
 
-/// One connection.
+/// State of a connection.
 struct Session<'a> {
     shared: &'a Shared,
     is_secure: bool,
@@ -193,7 +193,7 @@ impl<'a> Session<'a> {
         Self { shared, is_secure, is_known: false, from: None, to: Vec::new() }
     }
 
-    /// Talks until the client leaves, or turns to TLS: then the stream is given back.
+    /// Serves commands until the client quits, or starts TLS, in which case it returns the stream.
     async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         mut stream: BufReader<S>,
@@ -296,7 +296,7 @@ async fn read_line<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> std::io::
     }
 }
 
-/// What stands between angle brackets.
+/// Returns the text between angle brackets.
 fn within(text: &str) -> String {
     let rest = text.split_once('<').map_or(text, |(_, rest)| rest);
     rest.split('>').next().unwrap_or_default().to_owned()

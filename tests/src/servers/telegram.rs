@@ -1,5 +1,5 @@
-//! Telegram's Bot API, as far as a bot needs it that sends messages and files: it checks what the real one checks
-//! (core.telegram.org/bots/api), and remembers what came.
+//! The messages and files part of Telegram's Bot API. Applies the checks of the real API (core.telegram.org/bots/api)
+//! and records posts.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,31 +12,31 @@ use serde_json::{Value, json};
 
 use super::answering::Answering;
 
-/// The longest text of a message, in UTF-16 units after its entities were parsed.
+/// Maximum length of a message in UTF-16 units, after parsing of entities.
 const MAX_TEXT: usize = 4096;
-/// The largest file, in bytes.
+/// Maximum file size in bytes.
 const MAX_FILE: usize = 50_000_000;
 
-/// What came into the group.
+/// A post in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Posted {
-    /// A message, as people see it: its markup parsed.
+    /// A message as shown to people, with its markup parsed.
     Message {
         /// Its text.
         text: String,
-        /// Whether all of it is preformatted.
+        /// Whether the whole text is preformatted.
         is_preformatted: bool,
     },
     /// A file.
     File {
         /// Its name.
         name: String,
-        /// What it holds.
+        /// File content.
         content: Vec<u8>,
     },
 }
 
-/// The server. It ends when it is dropped.
+/// The server, stopped on drop.
 #[derive(Debug)]
 pub struct TelegramServer {
     shared: Arc<Shared>,
@@ -49,12 +49,12 @@ struct Shared {
     group: String,
     posted: Mutex<Vec<Posted>>,
     requests: Mutex<u64>,
-    /// Answers that are given in place of what would have been, each once.
+    /// Responses sent in place of the normal ones, once each.
     refusals: Mutex<Vec<(StatusCode, Value)>>,
 }
 
 impl TelegramServer {
-    /// Starts one that knows a single bot, which is in a single group.
+    /// Starts a server with a single bot in a single group.
     pub async fn start(token: &str, group: &str) -> Self {
         let shared = Arc::new(Shared {
             token: token.to_owned(),
@@ -68,17 +68,17 @@ impl TelegramServer {
         Self { shared, answering: Answering::start(router).await }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.answering.address)
     }
 
-    /// What came into the group, in order.
+    /// Returns the posts in order.
     pub fn posted(&self) -> Vec<Posted> {
         self.shared.posted.lock().expect("no test panics in here").clone()
     }
 
-    /// The texts of the messages that came.
+    /// Returns the texts of the messages.
     pub fn texts(&self) -> Vec<String> {
         let text = |posted| match posted {
             Posted::Message { text, .. } => Some(text),
@@ -87,12 +87,12 @@ impl TelegramServer {
         self.posted().into_iter().filter_map(text).collect()
     }
 
-    /// Requests of any kind.
+    /// Counts all requests.
     pub fn requests(&self) -> u64 {
         *self.shared.requests.lock().expect("no test panics in here")
     }
 
-    /// The next request is told to come again after so many seconds.
+    /// Tells the next request to retry after this many seconds.
     pub fn flood_once(&self, seconds: u64) {
         let refusal = json!({
             "ok": false,
@@ -103,7 +103,7 @@ impl TelegramServer {
         self.refuse_once(StatusCode::TOO_MANY_REQUESTS, refusal);
     }
 
-    /// The next request is answered with this.
+    /// Sends this response to the next request.
     pub fn refuse_once(&self, status: StatusCode, answer: Value) {
         self.shared.refusals.lock().expect("no test panics in here").push((status, answer));
     }
@@ -167,7 +167,7 @@ fn handle(shared: &Shared, path: &str, headers: &HeaderMap, body: &[u8]) -> Resu
     }
 }
 
-/// Numbers may come as texts.
+/// Converts a string or a number to text.
 fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
@@ -193,7 +193,7 @@ fn message(written: &str, mode: Option<&str>) -> Result<Posted, Refused> {
     }
 }
 
-/// Telegram's HTML as text, and whether all of it stood in `<pre>`.
+/// Converts Telegram's HTML to text, and reports whether all of it is in `<pre>`.
 fn parse_html(written: &str) -> Result<(String, bool), String> {
     const TAGS: [&str; 13] =
         ["b", "strong", "i", "em", "u", "ins", "s", "strike", "del", "tg-spoiler", "code", "pre", "blockquote"];
@@ -242,7 +242,7 @@ struct Field {
     content: Vec<u8>,
 }
 
-/// The fields of a form (RFC 7578).
+/// Parses the fields of a form (RFC 7578).
 fn multipart(body: &[u8], boundary: &str) -> Vec<Field> {
     let mark = format!("--{boundary}");
     let mut fields = Vec::new();

@@ -1,4 +1,4 @@
-//! A token service for docker-registry: JWTs signed by ES256, and a memory of who asked for what.
+//! A token service for docker-registry: ES256-signed JWTs, and a record of requests.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,18 +17,18 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A request for a token.
+/// A recorded token request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRequest {
-    /// The user, if credentials came.
+    /// User, if credentials were sent.
     pub user: Option<String>,
-    /// The scopes that were asked for.
+    /// Requested scopes.
     pub scopes: Vec<String>,
-    /// Whether a token was given.
+    /// Whether a token was issued.
     pub granted: bool,
 }
 
-/// The service. It ends when it is dropped.
+/// The service, stopped on drop.
 #[derive(Debug)]
 pub struct TokenServer {
     shared: Arc<Shared>,
@@ -49,12 +49,12 @@ struct Shared {
 }
 
 impl TokenServer {
-    /// What the registry calls itself.
+    /// Service name of the registry.
     pub const SERVICE: &'static str = "harness-registry";
-    /// Who the tokens are from.
+    /// Issuer of the tokens.
     pub const ISSUER: &'static str = "harness-tokens";
 
-    /// Starts one that knows a single user.
+    /// Starts a service with a single user.
     pub async fn start(user: &str, password: &str, ttl: Duration) -> Self {
         let key = KeyPair::generate().expect("ring makes a key");
         let certificate = CertificateParams::new(vec!["tokens".to_owned()]).expect("a name").self_signed(&key);
@@ -85,17 +85,17 @@ impl TokenServer {
         Self { shared, address, certificate: certificate.pem(), _stop: stop.drop_guard() }
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub fn realm(&self) -> String {
         format!("http://{}/token", self.address)
     }
 
-    /// What the registry must trust.
+    /// Returns the certificate that the registry must trust.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate
     }
 
-    /// Every request so far.
+    /// Returns all requests so far.
     pub fn requests(&self) -> Vec<TokenRequest> {
         self.shared.requests.lock().expect("the memory is whole").clone()
     }
@@ -128,7 +128,7 @@ async fn answer(
     (StatusCode::OK, Json(json!({"token": shared.sign(&scopes), "expires_in": shared.ttl.as_secs()})))
 }
 
-/// The scopes in a query.
+/// Parses the scopes of a query.
 fn url_query(query: &str) -> impl Iterator<Item = String> + '_ {
     let url = reqwest::Url::parse(&format!("http://tokens/?{query}")).expect("a query is a query");
     let pairs: Vec<_> = url.query_pairs().into_owned().collect();
@@ -157,7 +157,7 @@ impl Shared {
     }
 }
 
-/// `repository:name:pull,push` as docker-registry wants it in the token.
+/// Converts `repository:name:pull,push` into docker-registry's access claim.
 fn access(scope: &str) -> Option<Value> {
     let (kind, rest) = scope.split_once(':')?;
     let (name, actions) = rest.rsplit_once(':')?;

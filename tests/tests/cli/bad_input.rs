@@ -1,4 +1,4 @@
-//! Bad input: one clear error that says what to do, the right exit code, nothing half made.
+//! Bad input: one clear error with a hint, the right exit code, and no partial effects.
 
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;

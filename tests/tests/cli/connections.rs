@@ -1,4 +1,4 @@
-//! Connections that cannot work: tried once, and explained in words.
+//! Connections that cannot work are tried once and explained.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const NAME: &str = "registry.example.com";
 
-/// Copies `HOST/a:1` to a registry on loopback, with this about `HOST` in the configuration. Whatever may pass is tried again.
+/// Copies `HOST/a:1` to a registry on loopback, with these settings for `HOST`. Transient errors are retried.
 async fn sync_from(host: &str, settings: &str, files: &[(&str, &[u8])]) -> Output {
     let target = FaultRegistry::start().await;
     let sync = Imgsync::new();
@@ -73,7 +73,7 @@ async fn a_certificate_that_is_missing_is_named() {
     check(Authority::named("Lonely"), Some(&root_pem), &["Lonely", "is missing"]).await;
     check(Authority::named("Ample Root R3"), Some(&root_pem), &["Ample Root R3", "another key"]).await;
     check(Authority::that_serves(), None, &["signed by itself", "set `ca:` for the registry"]).await;
-    // With it, or sent along, all is well.
+    // With the certificate, or if the server sends it, the copy succeeds.
     let issuing = issuing();
     let both = format!("{}{root_pem}", issuing.pem());
     let source = serving(issuing).await;
@@ -106,7 +106,7 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
     assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("bad_answer"), 1), "{}", output.stderr);
     says(&output, &["does not speak TLS", &format!("if {} speaks plain HTTP, set `tls: off`", source.host())]);
 
-    // Go, nginx and Apache know plain HTTP when they see it.
+    // Go, nginx and Apache recognise plain HTTP.
     for words in [
         "Client sent an HTTP request to an HTTPS server.\n",
         "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
@@ -133,7 +133,7 @@ async fn an_alert_of_tls_is_explained_and_the_server_asked_once() {
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                // What it said is read, or the alert would be lost with the connection.
+                // The client's data is read, otherwise the alert would be lost with the connection.
                 let _ = client.read(&mut [0; 4096]).await;
                 let _ = client.write_all(&[21, 3, 1, 0, 2, 2, alert]).await;
                 let _ = client.shutdown().await;
@@ -226,7 +226,7 @@ async fn certificates_are_read_as_people_have_them_or_refused_by_name() {
     }
 }
 
-/// Copies from `NAME` by TLS with these variables; says whether the proxy was asked.
+/// Copies from `NAME` over TLS with these variables. Returns whether the proxy was used.
 async fn asks_proxy(host: &str, variables: &[(&str, &str)]) -> (bool, Output) {
     let (proxy, target) = tokio::join!(Proxy::http(), FaultRegistry::start());
     let to = format!("{}/b:1", target.host());
@@ -272,7 +272,7 @@ async fn a_proxy_variable_that_cannot_be_used_is_an_error_and_no_reason_to_go_wi
         assert_eq!(output.json()["class"], "invalid");
         says(&output, &[&format!("`{name}`"), "is no proxy", "http://HOST:PORT"]);
         assert!(!output.stderr.contains("cret"), "{}", output.stderr);
-        // What needs none is not disturbed.
+        // Connections that need no proxy are unaffected.
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &images::single("without-a-proxy"));
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
@@ -300,7 +300,7 @@ async fn with_an_endpoint_the_hint_names_the_host_whose_login_is_used() {
     says(&output, &[&format!("docker login {}", source.host()), &format!("set them for {NAME} under `registries`")]);
     let output = sync_from(NAME, &format!("{settings}, username: me, password: wrong"), &[]).await.assert_code(1);
     says(&output, &[&format!("for {} (the `endpoint` of {NAME})", source.host())]);
-    // The login of that host is the one that is used.
+    // The login of that host is used.
     let target = FaultRegistry::start().await;
     let sync = Imgsync::new();
     sync.file("imgsync.yaml", format!("registries:\n  {NAME}: {{{settings}}}\n"));

@@ -1,4 +1,4 @@
-//! How `sync` ends when a connection does not last, and where it takes the password from.
+//! Exit codes of `sync` for connections that fail, and sources of the password.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn both() -> (FaultRegistry, FaultRegistry) {
 async fn a_line_that_breaks_for_good_in_the_middle_of_a_copy_is_a_failed_image() {
     let (source, target) = both().await;
     source.push("a", "1", &images::big("breaks", 4 << 20));
-    // The first bytes come, and then never any more.
+    // The first bytes arrive, and nothing after that.
     source.on(Kind::BlobGet).skip(1).act(Action::CutAfter { bytes: 1 << 20 });
     source.on(Kind::BlobGet).skip(1).always().act(Action::CutBefore);
     let output = sync(&source, &target, &["--concurrency", "1"]).run().await.assert_code(1);
@@ -39,7 +39,7 @@ async fn a_line_that_breaks_before_anything_is_copied_means_that_it_could_not_st
 #[tokio::test]
 async fn a_host_that_lets_no_connection_come_about_is_out_of_reach() {
     let target = FaultRegistry::start().await;
-    // A listener whose queue is full drops what knocks, as a firewall does.
+    // A listener with a full backlog drops connection attempts, like a firewall.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let silent = socket.listen(1).unwrap();
@@ -66,7 +66,7 @@ async fn with_password(more: &[&str]) -> Output {
 async fn the_variable_for_the_password_is_used_with_a_user_alone() {
     with_password(&["--user", "me"]).await.assert_code(0);
     with_password(&["--user", "me", "--password", "wrong"]).await.assert_code(1);
-    // What was typed is no worse for a variable that is set.
+    // A variable that is set does not affect an explicit password.
     let (source, target) = both().await;
     source.push("a", "1", &images::single("no-user"));
     sync(&source, &target, &[]).env("IMGSYNC_PASSWORD", "s3cret").run().await.assert_code(0);

@@ -1,4 +1,4 @@
-//! `imgsync config import`: what another program was told, as a configuration that runs.
+//! `imgsync config import`: converts the configuration of other programs into one that runs.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::images;
@@ -20,7 +20,7 @@ async fn a_file_of_another_program_becomes_a_configuration_that_runs() {
     program.again().args(["run"]).run().await.assert_code(0);
     assert_eq!(target.tags("mirror/app"), ["1.0", "1.1"]);
 
-    // image-syncer's gives a name of its own.
+    // image-syncer's file sets its own target name.
     program.file("images.json", format!(r#"{{"{}/team/app:2.0": "{to}/other/name:two"}}"#, source.host()));
     program.file("auth.json", format!(r#"{{"{}": {{"username": "me", "password": "hush-hush"}}}}"#, target.host()));
     let made =
@@ -69,7 +69,7 @@ async fn what_cannot_be_taken_over_is_wrong_usage() {
 #[tokio::test]
 async fn an_empty_configuration_is_an_error_everywhere() {
     let program = Imgsync::new();
-    // What a redirected command leaves that has failed.
+    // The empty output of a failed command that was redirected.
     program.file("skopeo.yaml", "r.example.com:\n  images: {a: []}\n");
     let output = program.again().args(["config", "import", "skopeo.yaml"]).run().await.assert_code(2);
     assert!(output.stdout.is_empty() && output.stderr.contains("--to"), "{}", output.stderr);
@@ -82,7 +82,7 @@ async fn an_empty_configuration_is_an_error_everywhere() {
             assert!(output.stderr.contains("the configuration is empty"), "{args:?} {text:?}: {}", output.stderr);
         }
     }
-    // Registries alone are of use to commands without rules.
+    // Registries without rules suffice for some commands.
     program.file("imgsync.yaml", "registries: {r.example.com: {tls: off}}\n");
     program.again().args(["config", "check"]).run().await.assert_code(0);
     let output = program.again().args(["run"]).run().await.assert_code(2);
@@ -105,7 +105,7 @@ async fn a_file_of_another_program_in_place_of_a_configuration_gets_a_hint() {
             assert!(output.stderr.contains(&hint), "{args:?}: {}", output.stderr);
         }
     }
-    // What is only mistyped is ours.
+    // A misspelled file of ours is not taken for another program's.
     program.file("imgsync.yaml", "rule: [{from: a, to: b}]\n");
     let output = program.again().args(["config", "check"]).run().await.assert_code(2);
     assert!(!output.stderr.contains("config import"), "{}", output.stderr);

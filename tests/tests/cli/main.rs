@@ -1,4 +1,4 @@
-//! The command line: what is printed where, exit codes, bad input.
+//! The command line: output streams, exit codes, bad input.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod bad_input;

@@ -1,4 +1,4 @@
-//! The commands and flags of imgsync 2.1: what they copy, under which names, and what they say of what is superseded.
+//! Commands and flags of imgsync 2.1: their targets, names, and notes about replacements.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use imgsync_tests::servers::TelegramServer;
 
 use super::presets::{configured, endpoints, pairs, planned};
 
-/// gcr.io as it was left: two images in google-containers, one of them with another below it; and another namespace.
+/// Starts a registry with the former content of gcr.io: two images in google-containers, one with another below it, and
+/// another namespace.
 async fn google() -> FaultRegistry {
     let registry = FaultRegistry::builder().google().start().await;
     for (repository, tags) in [
@@ -25,7 +26,7 @@ async fn google() -> FaultRegistry {
     registry
 }
 
-/// gcr.io and Docker Hub, and the program between them.
+/// gcr.io, Docker Hub, and the program between them.
 struct Scene {
     source: FaultRegistry,
     target: FaultRegistry,
@@ -66,12 +67,12 @@ async fn gcr_copies_a_namespace_whole_to_the_user_at_docker_hub() {
         scene.target.assert_holds(name, tag, &image);
     }
     assert!(!output.stderr.contains("secret") && !output.stdout.contains("secret"));
-    // The password in other ways, and then none: what `docker login` left.
+    // The password from other sources, and finally the login stored by `docker login`.
     let gcr = || scene.program.again().args(["gcr", "--json", "--user", "me"]);
     for program in [gcr().arg("--password-stdin").stdin("secret\n"), gcr().env("IMGSYNC_PASSWORD", "secret")] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
     }
-    // (With an `endpoint`, of the host that is there.)
+    // (With an `endpoint`, the login of that host.)
     scene.program.write_docker_config(&[(&scene.target.host(), "me", "secret")]);
     for program in [gcr(), gcr().args(["--password", ""]), scene.program.again().args(["gcr", "--json"])] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
@@ -231,7 +232,7 @@ async fn manifests_are_compared_without_copying_and_an_old_folder_of_them_is_a_h
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["copied"]), (&1.into(), &0.into()), "{json}");
     assert_eq!((scene.target.tags_in_all(), scene.target.count(Kind::ManifestPut)), (1, 0), "{json}");
 
-    // What 2.1 had synced from k8s.gcr.io is there under its old name, and so are its manifests.
+    // The target has what 2.1 copied from k8s.gcr.io under its old name, and the manifests folder lists it.
     let source = FaultRegistry::builder().google().start().await;
     let target = FaultRegistry::start().await;
     let program = configured(&endpoints(&[("registry.k8s.io", &source), ("docker.io", &target)]));

@@ -1,4 +1,4 @@
-//! stdout is data, stderr is for people.
+//! stdout carries data, stderr messages for people.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image};

@@ -1,5 +1,4 @@
-//! Presets: each expands to the repositories, tags and names that it should, against registries put in place of the real
-//! ones.
+//! Presets expand to the right repositories, tags and names, with registries in place of the real ones.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +6,20 @@ use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 
-/// A configuration in which each host is one of these registries.
+/// Builds a configuration that maps each host to one of these registries.
 pub(crate) fn endpoints(hosts: &[(&str, &FaultRegistry)]) -> String {
     let entry = |(host, registry): &(&str, &FaultRegistry)| format!("  {host}: {{endpoint: '{}'}}\n", registry.url());
     format!("registries:\n{}", hosts.iter().map(entry).collect::<String>())
 }
 
-/// The program, with this configuration in its folder.
+/// Creates a program with this configuration in its folder.
 pub(crate) fn configured(yaml: &str) -> Imgsync {
     let program = Imgsync::new();
     program.file("imgsync.yaml", yaml);
     program
 }
 
-/// Source and target of each line of a dry run.
+/// Returns source and target of each line of a dry run.
 pub(crate) fn planned(output: &Output) -> BTreeSet<(String, String)> {
     let pair = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -34,13 +33,13 @@ pub(crate) fn pairs(expected: &[(&str, &str)]) -> BTreeSet<(String, String)> {
     expected.iter().map(|(source, target)| ((*source).to_owned(), (*target).to_owned())).collect()
 }
 
-/// A preset, the host that it reads, what is there; then targets by their home and with the original's names.
+/// A preset, the host it reads, its content there, and the targets with names by home and with original names.
 struct Case {
     preset: &'static str,
     host: &'static str,
     google: bool,
     there: &'static [&'static str],
-    /// Earlier homes that still have versions: host, what stands before the names there, and the names that are read.
+    /// Former locations that still have versions: host, prefix of the names there, and the names that are read.
     earlier: &'static [(&'static str, &'static str, &'static [&'static str])],
     read: &'static [(&'static str, &'static str, &'static str)],
 }
@@ -243,7 +242,7 @@ async fn versions_that_stayed_at_an_earlier_home_are_read_there() {
         let base = format!("r.example.com/{preset}-{style}");
         let yaml = format!("{yaml}  r.example.com: {{endpoint: '{}'}}\n", target.url());
         let yaml = format!("{yaml}rules: [{{preset: {preset}, to: {base}, naming: {style}}}]\n");
-        // Other repositories of the preset are not there: that is told, and the exit code says so.
+        // Other repositories of the preset are missing, which is reported and sets the exit code.
         let json = configured(&yaml).args(["run", "--json"]).run().await.assert_code(1).json();
         let path = |name: &str| format!("{preset}-{style}/{name}");
         assert_eq!(json["counts"]["failed"], 0, "{json}");
@@ -270,7 +269,7 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
             source.push(repository, "v1", &image);
         }
         source.push(read[0].0, "v2", &image);
-        // What stayed behind has a tag of its own in each home.
+        // Content at a former location has its own tag.
         let mut hosts = vec![(host, &source), ("docker.io", &target)];
         for (number, (host, path, names)) in earlier.iter().enumerate() {
             let registry = if *host == "docker.io" { &target } else { &source };
@@ -306,7 +305,7 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
                 }
             }
             let expected: BTreeSet<_> = expected.into_iter().collect();
-            // Typed, and in a rule.
+            // By a flag, and in a rule.
             let mut typed = configured(&yaml).args(["run", "--dry-run", "--json", "--preset", preset, "--user", "me"]);
             let mut rule = format!("{yaml}rules: [{{preset: {preset}, to: docker.io/me");
             if let Some(style) = style {
@@ -322,7 +321,7 @@ async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
     }
 }
 
-/// What registry.k8s.io holds, more or less.
+/// Starts a registry with content like registry.k8s.io.
 async fn kubernetes() -> FaultRegistry {
     let registry = FaultRegistry::builder().google().start().await;
     let image = images::single("kubernetes");
@@ -365,7 +364,7 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
         assert_eq!(target.tags(repository), tags, "{repository}");
     }
     assert_eq!(target.repositories().len(), 7);
-    // Kubernetes 1.31.14 needs an etcd that is not there; all else is quiet.
+    // Kubernetes 1.31.14 needs an etcd that is missing; nothing else is reported.
     assert!(
         output.stderr.contains("registry.k8s.io/etcd does not list 3.5.24-0, which Kubernetes needs"),
         "{}",
@@ -373,13 +372,13 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
     );
     assert!(!output.stderr.contains("newer than this imgsync"), "{}", output.stderr);
 
-    // Again: a request a page of each repository.
+    // A second run takes one request per page of each repository.
     source.clear_requests();
     let again = program.again().args(["run", "--json"]).run().await.assert_code(0);
     assert_eq!(again.json()["counts"]["unchanged"], 18);
     assert_eq!((source.count(Kind::Tags), source.total()), (7, 7), "{}", source.describe_requests());
 
-    // The rule's own selection is taken from among these.
+    // The rule's own selection is applied to these tags.
     let newest = configured(&rule.replace("  naming:", "  tags: {newest: 1}\n  naming:"));
     let output = newest.args(["run", "--dry-run", "--json"]).run().await.assert_code(0);
     let pairs: Vec<String> =
@@ -441,7 +440,7 @@ async fn a_repository_of_a_preset_that_is_gone_keeps_no_other_back() {
     let output = program.again().args(run).arg("docker.io/me").run().await.assert_code(1);
     target.assert_holds("me/quay.io_coreos_flannel", "v0.27.4", &image);
     assert_eq!(output.json()["unlisted"][0]["repository"], "ghcr.io/flannel-io/flannel-cni-plugin");
-    // What no registry answers for could not start.
+    // If no repository can be listed, the run cannot start.
     let gone = configured(
         "registries:\n  ghcr.io: &gone {endpoint: 'http://127.0.0.1:1'}\n  quay.io: *gone\n  docker.io: *gone\n",
     );

@@ -1,4 +1,4 @@
-//! How registries are reached: certificates, proxies, HTTP versions, as the configuration says.
+//! Transport settings of registries: certificates, proxies, HTTP versions.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use imgsync_tests::tls::Authority;
 
 const NAME: &str = "registry.example.com";
 
-/// Copies `NAME/a:1` to a registry on loopback, with this about `NAME` in the configuration.
+/// Copies `NAME/a:1` to a registry on loopback, with these settings for `NAME`.
 async fn sync(authority: &Authority, settings: &str, target: &FaultRegistry) -> Output {
     let sync = Imgsync::new();
     sync.file("ca.pem", authority.pem());
@@ -38,7 +38,7 @@ async fn every_kind_of_proxy_leads_to_the_registry() {
     }
 }
 
-/// Each of these characters, and all of them.
+/// Returns a password for each special character, and one with all of them.
 fn odd_passwords() -> Vec<String> {
     let characters = ['@', '/', '#', '?', '%', ':', '[', ']', '+', '&', '\\', ' ', 'ü'];
     characters.iter().map(|odd| format!("12{odd}34")).chain([characters.iter().collect()]).collect()
@@ -150,7 +150,7 @@ async fn a_client_certificate_is_shown_where_it_is_wanted() {
     let proxy = format!("proxy: \"{}\"", proxy.url());
     let shown = format!("{proxy}, ca: ca.pem, client_cert: client.pem, client_key: client.key");
     sync(&authority, &shown, &target).await.assert_code(0);
-    // The registry hangs up, at a moment of its own: what exactly is seen of that differs.
+    // The moment at which the registry closes the connection varies, and so does the error.
     source.clear_requests();
     assert_ne!(sync(&authority, &format!("{proxy}, ca: ca.pem"), &target).await.code, Some(0));
     assert_eq!(source.total_with_all(), 0);

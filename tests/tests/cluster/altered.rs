@@ -1,5 +1,4 @@
-//! Who can write to the store, and does not have `cluster.key`: plans, options and provenance that were altered are refused,
-//! on a real Redis.
+//! Tampering without `cluster.key`: plans, options and provenance altered in a real Redis are refused.
 
 use std::sync::Arc;
 
@@ -21,7 +20,7 @@ use jiff::Timestamp;
 use crate::scene::{PATIENCE, Scene};
 use crate::store::secret;
 
-/// What an altered store is called.
+/// Error message for altered data.
 const SAID: &str = "was not written with this cluster.key";
 const KEY: &str = "the key of this cluster";
 
@@ -40,7 +39,7 @@ fn planned(path: &str, tag: &str) -> Planned {
     Planned { rule: 0, source: place("source.example", path, tag), digest, target, company: Company::default() }
 }
 
-/// A batch with a segment for each of these repositories, of two tasks each.
+/// Plans a batch with a segment per repository, of two tasks each.
 async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
     let id = BatchId::generate();
     let options = Options { rules: vec![RuleOptions::default()], timeout_seconds: 60, ..Options::default() }.encode();
@@ -54,7 +53,7 @@ async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
     id
 }
 
-/// Runs a script of somebody's who can write to the store.
+/// Runs a script of an attacker who can write to the store.
 fn alter(server: &RedisServer, script: &str, arguments: &[&str]) {
     let answer = server.command(&[&["EVAL", script, "0"], arguments].concat());
     assert!(!answer.starts_with('-'), "{answer}");
@@ -103,7 +102,7 @@ async fn a_segment_that_was_altered_moved_or_taken_from_elsewhere_is_fed_to_nobo
         ("it has fewer tasks", "local b = string.gsub(ARGV[1], ':p$', '') redis.call('HINCRBY', b, 's0', -1)"),
     ] {
         let batch = plan(&ours, &["a", "b"]).await;
-        // A process of its own has read nothing of it before.
+        // A process that has not read any of it before.
         let fresh = async || open(&server.url(), Some(KEY)).await;
         assert_eq!(fresh().await.unpublished(batch, 0, 10).await.unwrap().len(), 2, "{what}: as it was made");
         alter(&server, script, &[&p(batch), &p(other), &p(foreign), &p(unsigned)]);
@@ -112,7 +111,7 @@ async fn a_segment_that_was_altered_moved_or_taken_from_elsewhere_is_fed_to_nobo
         tried += 1;
     }
     assert_eq!(tried, 10);
-    // What was not touched is as good as before; and without a key nothing is checked.
+    // Untouched data still works, and without a key nothing is verified.
     assert_eq!(open(&server.url(), Some(KEY)).await.unpublished(other, 0, 10).await.unwrap().len(), 2);
     assert_eq!(open(&server.url(), None).await.unpublished(other, 0, 10).await.unwrap().len(), 2);
 }
@@ -185,7 +184,7 @@ async fn options_that_were_altered_or_are_of_another_batch_are_refused_and_a_lis
             &[&base(batch), "", "", &batch.to_string()],
         );
     }
-    // It can still be stopped.
+    // It can still be cancelled.
     let batch = plan(&store, &["a"]).await;
     alter(&server, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base(batch), &weaker]);
     assert!(store.cancel(batch).await.unwrap().is_stopped());
@@ -209,7 +208,7 @@ async fn provenance_that_was_altered_is_told_and_never_signed_again() {
     assert_eq!(authentic(&ours).await, [true; 6]);
     assert_eq!(authentic(&open(&server.url(), None).await).await, [true; 6], "without a key nothing is checked");
     assert_eq!(authentic(&open(&server.url(), Some("the key of somebody else")).await).await, [false; 6]);
-    // Of the six records only those of t0 and t5 are left as they were.
+    // Of the six records only those of t0 and t5 are unaltered.
     alter(
         &server,
         "local found = redis.call('KEYS', 'imgsync:o:*') local key, rest \
@@ -229,7 +228,7 @@ async fn provenance_that_was_altered_is_told_and_never_signed_again() {
     let found = ours.origins(&source.home).await.unwrap();
     assert_eq!(found.iter().map(|origin| origin.is_authentic).collect::<Vec<_>>(), wanted, "none was made ours");
     assert_eq!((found[0].missing_since, found[1].missing_since), (Some(since), None));
-    // What is written again is ours again.
+    // A rewritten record is ours again.
     ours.note_origin(&source, &targets[1], &Digest::sha256(b"new")).await.unwrap();
     assert!(authentic(&ours).await[1]);
 }
@@ -281,12 +280,12 @@ async fn plan_open(store: &RedisStore) -> BatchId {
     id
 }
 
-/// A program of the cluster, with its key.
+/// Configures a program of the cluster with the key.
 fn keyed(program: Imgsync) -> Imgsync {
     program.env("IMGSYNC_KEY", KEY)
 }
 
-/// A batch of a scene's images, planned and left.
+/// Plans a batch of the fixture's images and leaves it.
 async fn left(scene: &Scene, store: &RedisStore) -> BatchId {
     let id = plan_open(store).await;
     let tasks = scene.images.iter().map(|(repository, tag, _)| {
@@ -307,13 +306,13 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
     let store = open(&url, Some(KEY)).await;
     let worker = keyed(scene.cluster.worker("")).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
-    // As it was made it is copied.
+    // The unaltered batch is copied.
     let whole = left(&scene, &store).await.to_string();
     let resume = |id: &str| keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", id, "--json"]);
     let ended = resume(&whole).run().await.assert_code(0).json();
     assert_eq!(number(&ended, "/counts/copied") + number(&ended, "/counts/unchanged"), 4, "{ended}");
 
-    // A plan that somebody made without the key, in place of ours: to another repository of the target.
+    // A plan written without the key replaces ours and names another target repository.
     let id = left(&scene, &store).await;
     let evil = plan_open(&open(&url, None).await).await;
     let unsigned = open(&url, None).await;
@@ -341,7 +340,7 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
     assert_eq!(shown["state"], "cancelled", "{shown}");
     assert_eq!(number(&shown, "/counts/cancelled"), 4, "{shown}");
     assert!(store.unlisted(id).await.unwrap()[0].error.contains(SAID));
-    // The one that somebody made whole is led by nobody who has the key.
+    // A coordinator with the key does not lead a batch that was forged completely.
     let led = resume(&evil.to_string()).run().await.assert_code(3);
     assert!(led.stderr.contains(SAID), "{}", led.stderr);
 }
@@ -421,7 +420,8 @@ async fn what_somebody_else_recorded_as_ours_is_never_removed() {
         run.assert_code(0).json()
     };
     assert_eq!(number(&run().await, "/counts/copied"), 4);
-    // One is gone at the source; that of another is altered; and somebody says that what was written by hand is ours.
+    // One tag is gone at the source, the record of another is altered, and a forged record claims a manually pushed
+    // tag.
     scene.source.delete_tag("app", "1");
     scene.source.delete_tag("app", "2");
     let by_hand = scene.target.tag_digest("m/app", "by-hand").unwrap();

@@ -1,4 +1,4 @@
-//! What a broker does to those who use it, and what they make of it.
+//! Failures of the broker, and how programs handle them.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::queue::{block, connect, index, is_silent, only, publish, roster, settings, take, until};
 use crate::store::secret;
 
-/// Takes all that comes until told to stop, and says what it was.
+/// Consumes all messages until stopped, and returns them.
 async fn take_all(queue: RabbitQueue, stop: CancellationToken) -> Vec<(String, u32)> {
     let mut done = Vec::new();
     loop {
         match queue.take(&Lanes::All, &stop).await {
             Ok(Some(delivery)) => {
-                // As long as a small task takes.
+                // About as long as a small task.
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 let what = (delivery.lane.to_string(), index(&delivery.message));
                 delivery.acknowledge().await.unwrap();
@@ -56,14 +56,14 @@ async fn a_broker_that_is_killed_loses_nothing_that_it_confirmed() {
     let error = queue.publish(&second).await.unwrap_err();
     assert_eq!(error.class(), Class::Unreachable, "{error}");
     assert!(began.elapsed() < Duration::from_secs(5), "it says so at once: {:?}", began.elapsed());
-    // Too late: it comes again.
+    // Too late: it is delivered again.
     let again = index(&held.message);
     held.acknowledge().await.unwrap();
 
     tokio::task::block_in_place(|| broker.start_again());
     publish(&queue, &second).await;
     until("all are taken", async || queue.waiting(&lanes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
-    // The same without a restart: the broker ends all connections.
+    // The same without a restart: the broker closes all connections.
     let third = block("mcr.example", 50);
     publish(&queue, &third).await;
     tokio::task::block_in_place(|| broker.ctl(&["close_all_connections", "bye"]));
@@ -78,7 +78,7 @@ async fn a_broker_that_is_killed_loses_nothing_that_it_confirmed() {
     for taker in takers {
         done.extend(taker.await.unwrap());
     }
-    // What a taker held when it was told to stop it has acknowledged.
+    // What a stopped consumer held is acknowledged.
     assert_eq!(done.len(), 700);
     assert!(done.contains(&(first[0].0.to_string(), again)));
     assert!(is_silent(&queue, &Lanes::All).await);
@@ -103,7 +103,7 @@ async fn a_broker_that_cannot_be_heard_is_given_up_and_found_again() {
     assert_eq!(error.class(), Class::Unreachable, "{error}");
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
     assert!(!queue.is_alive().await);
-    // Who is told to stop does not wait for it.
+    // Stopping does not wait for the broker.
     let told = CancellationToken::new();
     told.cancel();
     let began = Instant::now();
@@ -168,7 +168,7 @@ async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
     take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     until("they arrive", async || queue.waiting(&[before[0].0.clone()]).await.unwrap() == [1]).await;
-    // What cannot be put elsewhere comes back by itself.
+    // A message that cannot be moved elsewhere returns by itself.
     let kept = take(&queue, &Lanes::All).await;
     assert_eq!(kept.give_back().await.unwrap_err().class(), Class::Unreachable);
     let kept = take(&queue, &Lanes::All).await;
@@ -181,7 +181,7 @@ async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
     kept.give_back().await.unwrap();
 }
 
-/// All that an error shows.
+/// Returns the full text of an error.
 fn shown(error: &Error) -> String {
     let text = format!("{error} {error:?} {}", error.advice().unwrap_or_default());
     assert!(!text.contains("hunter2"), "{text}");
@@ -297,7 +297,7 @@ async fn a_queue_that_does_not_answer_holds_up_no_other_and_is_asked_again() {
     let error = queue.publish(&dumb[1..]).await.unwrap_err();
     assert!(error.to_string().contains(&name), "{error}");
     assert!(error.advice().unwrap().contains("quorum_status"), "{error:?}");
-    // At most one answer is waited for once.
+    // At most one response is waited for once.
     let began = Instant::now();
     for _ in 0..20 {
         let delivery = take(&queue, &Lanes::All).await;

@@ -1,4 +1,4 @@
-//! Coordinators that die, wait for their turn, cancel, and try again.
+//! Coordinators that crash, wait for leadership, cancel, and requeue.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use imgsync_tests::program::Running;
 
 use crate::scene::{PATIENCE, Scene, assert_sums, kill, until};
 
-/// A coordinator that stays, once it leads or stands by.
+/// Starts a coordinator and waits until it leads or stands by.
 pub(crate) async fn serve(scene: &Scene) -> Running {
     let serving = scene.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     let is_up = |line: &str| line.ends_with("leads") || line.contains("stands by");
@@ -17,7 +17,7 @@ pub(crate) async fn serve(scene: &Scene) -> Running {
     serving
 }
 
-/// Row 17, while listing.
+/// Fault row 17, while listing.
 #[tokio::test]
 async fn a_run_killed_while_it_lists_is_resumed_with_each_image_once() {
     let scene = Scene::new(6, 20).await;
@@ -38,7 +38,7 @@ async fn a_run_killed_while_it_lists_is_resumed_with_each_image_once() {
     }
 }
 
-/// Row 17, while feeding: the plan is larger than what is with the queue at a time.
+/// Fault row 17, while dispatching: the plan is larger than the depth of the queue.
 #[tokio::test]
 async fn a_run_killed_while_it_feeds_is_resumed_with_each_image_once() {
     let mut scene = Scene::new(1, 0).await;
@@ -58,7 +58,7 @@ async fn a_run_killed_while_it_feeds_is_resumed_with_each_image_once() {
     assert_eq!(number(&resumed.json(), "/counts/copied"), 3_000);
 }
 
-/// Row 18.
+/// Fault row 18.
 #[tokio::test]
 async fn of_two_that_serve_one_leads_and_the_other_takes_over_when_it_is_killed() {
     let scene = Scene::new(4, 25).await;
@@ -107,7 +107,7 @@ async fn of_each_batch_its_run_tells_or_whoever_serves_and_only_once() {
         (&body["event"], &body["counts"]["total"], &body["ok"]),
         (&"batch.ended".into(), &5.into(), &true.into())
     );
-    // Who did how much is known in a cluster.
+    // In a cluster the share of each worker is known.
     let ended: u64 =
         body["workers"]["items"].as_array().into_iter().flatten().filter_map(|it| it["ended"].as_u64()).sum();
     assert!(ended == 5 || body["workers"]["total"] == 0, "{body}");
@@ -125,7 +125,7 @@ async fn a_batch_is_not_left_to_one_that_was_killed_a_moment_ago() {
     scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
 }
 
-/// Row 31.
+/// Fault row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {
     let mut scene = Scene::new(1, 0).await;
@@ -152,7 +152,7 @@ async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cl
     assert_eq!(scene.target.tag_digest("m/r00", "huge"), None);
 }
 
-/// Row 34.
+/// Fault row 34.
 #[tokio::test]
 async fn a_small_batch_beside_a_large_one_does_not_wait_for_it() {
     let mut scene = Scene::new(1, 0).await;
@@ -175,7 +175,7 @@ async fn a_small_batch_beside_a_large_one_does_not_wait_for_it() {
     scene.assert_ended_whole(&ended);
 }
 
-/// Row 32.
+/// Fault row 32.
 #[tokio::test]
 async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_once() {
     let scene = Scene::new(4, 10).await;
@@ -195,7 +195,7 @@ async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_
     kill(&mut lost).await;
     held.remove();
     refused.remove();
-    // What the lost one held waits until its leases must have ended.
+    // The tasks of the lost worker wait until its leases have expired.
     let _next = worker();
     let requeued = scene.cluster.imgsync(&scene.config).args(["batch", "requeue"]).run().await.assert_code(0);
     assert!(requeued.stderr.contains("10 failed images"), "{}", requeued.stderr);
@@ -206,7 +206,7 @@ async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_
     }
 }
 
-/// A target that is mended.
+/// A target that is repaired.
 #[tokio::test]
 async fn a_requeue_copies_what_failed_and_nothing_else() {
     let scene = Scene::new(6, 10).await;

@@ -1,4 +1,4 @@
-//! Batches beside each other on one route: how much of one is begun before the first task of another.
+//! Fairness between batches of one route: how many tasks of one start before the first task of another.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::scene::{PATIENCE, assert_sums, kill, until};
 
-/// How long each image of a slow repository takes: four slots do some twenty a second.
+/// Duration of each image of a slow repository: four slots do some twenty a second.
 const SLOW: Duration = Duration::from_millis(200);
 const SLOTS: usize = 4;
 
@@ -24,7 +24,7 @@ struct Route {
     target: FaultRegistry,
 }
 
-/// Whether a request is for a manifest by its tag, in a repository below this.
+/// Reports whether a request is for a manifest by tag, in a repository below this path.
 fn is_begin(request: &Record, below: &str) -> bool {
     matches!(request.kind, Kind::ManifestGet | Kind::ManifestHead)
         && request.repository.as_deref().is_some_and(|repository| repository.starts_with(below))
@@ -38,7 +38,7 @@ impl Route {
         Route { cluster, source, target }
     }
 
-    /// One image under so many tags, in repositories of a thousand at the most.
+    /// Pushes one image under this many tags, in repositories of at most a thousand.
     fn fill(&self, below: &str, tags: usize) {
         let image = images::single(below);
         for tag in 0..tags {
@@ -50,7 +50,7 @@ impl Route {
         }
     }
 
-    /// Has every image below this take its time.
+    /// Slows down every image below this path.
     fn slow_down(&self, below: &'static str) {
         let its = Match::any().when(move |request| is_begin(request, below));
         self.source.on(its).always().act(Action::Delay(SLOW));
@@ -65,12 +65,12 @@ impl Route {
         self.cluster.imgsync(&self.config(below, more)).args(["run", "--json"]).args(arguments).spawn()
     }
 
-    /// Images below this that workers have begun.
+    /// Counts the started images below this path.
     fn begun(&self, below: &str) -> usize {
         self.begun_before(below, None)
     }
 
-    /// The same, before the first image below another.
+    /// Counts them up to the first image below another path.
     fn begun_before(&self, below: &str, other: Option<&str>) -> usize {
         let requests = self.source.requests();
         let earlier = requests.iter().take_while(|request| other.is_none_or(|other| !is_begin(request, other)));
@@ -78,7 +78,7 @@ impl Route {
         its.map(|request| (&request.repository, &request.reference)).collect::<BTreeSet<_>>().len()
     }
 
-    /// Waits until so many images below this have begun.
+    /// Waits until this many images below this path have started.
     async fn wait_for(&self, below: &str, images: usize) {
         until(&format!("{images} images of {below}"), PATIENCE, || self.begun(below) >= images).await;
     }
@@ -102,7 +102,7 @@ async fn a_small_batch_behind_20000_tasks_of_its_route_waits_for_a_few_hundred()
     let json = route.run("small", "", &[]).wait().await.assert_code(0).json();
     assert_copied(&json, 10);
     let ahead = route.begun_before("large", Some("small")) - before;
-    // What the route drains in ten seconds, and what it has drained while the small one was listed.
+    // What the route drains in ten seconds, and what it drained while the small batch was listed.
     assert!(ahead < 600, "{ahead} images of the large batch began first");
     assert!(large.is_running(), "{}", large.stderr());
     kill(&mut large).await;
@@ -128,7 +128,7 @@ async fn a_batch_of_high_priority_is_before_all_that_stands_ahead_and_says_so() 
     assert!(shown.stdout.contains("Priority: high"), "{}", shown.stdout);
     let queues = route.cluster.broker.messages();
     assert_eq!(queues.keys().filter(|queue| queue.starts_with("w.!")).count(), 1, "{queues:?}");
-    // Nothing that is not urgent starves.
+    // Tasks of normal priority do not starve.
     let began = route.begun("large");
     route.wait_for("large", began + 20).await;
     kill(&mut large).await;
@@ -180,12 +180,12 @@ async fn a_route_that_stands_still_holds_up_no_other_of_its_batch() {
     let other = FaultRegistry::start().await;
     let image = images::single("other");
     (0..20).for_each(|tag| other.push("other/r0", &format!("v{tag}"), &image));
-    // Its tags come when the others fill their queue.
+    // Its tags are listed after the others have filled their queue.
     let listed = Arc::new(Semaphore::new(0));
     other.on(Kind::Tags).always().act(Action::Gate(listed.clone()));
     let stalled = Match::any().when(|request| is_begin(request, "still"));
     let stalled = route.source.on(stalled).always().act(Action::StallForever);
-    // One worker far from a source that does not answer, and one beside the other.
+    // One worker far from a source that does not respond, and one next to the other.
     let worker = |registry: &str| {
         let worker = route.cluster.worker("").args(["--concurrency", "4", "--registries", registry]);
         worker.spawn()
@@ -208,7 +208,7 @@ async fn a_route_that_stands_still_holds_up_no_other_of_its_batch() {
 async fn a_worker_whose_slots_are_stuck_holds_nothing_that_another_could_do() {
     let route = Route::new().await;
     route.fill("all", 200);
-    // Its way to the source leads to nobody who answers.
+    // Its connections to the source get no response.
     let deaf = FaultRegistry::start().await;
     let stuck = deaf.on(Match::any()).always().act(Action::StallForever);
     let abroad = format!("registries:\n  \"{}\": {{endpoint: \"{}\"}}\n", route.source.host(), deaf.url());

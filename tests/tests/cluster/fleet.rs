@@ -1,4 +1,4 @@
-//! A batch by a fleet: spread, counted, and steered from anywhere.
+//! One batch by several workers: distribution, counts, and control from any process.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use imgsync_tests::images::{Image, Layer};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Small images of several repositories: repository, tag, image.
+/// Pushes small images to several repositories. Returns repository, tag and image.
 pub(crate) fn fill(source: &FaultRegistry, repositories: usize, tags: usize) -> Vec<(String, String, Image)> {
     let mut images = Vec::new();
     for repository in 0..repositories {
@@ -25,7 +25,7 @@ pub(crate) fn fill(source: &FaultRegistry, repositories: usize, tags: usize) -> 
     images
 }
 
-/// The rules that copy them to `m/`.
+/// Builds the rules that copy them to `m/`.
 pub(crate) fn rules(source: &FaultRegistry, target: &FaultRegistry, repositories: usize) -> String {
     let rules: String = (0..repositories).map(|n| format!("- from: {}/r{n:02}\n", source.host())).collect();
     format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host())
@@ -50,7 +50,7 @@ async fn two_workers_share_a_batch_and_the_counts_agree_with_the_target() {
         assert!(log.contains("copied "), "both had a part in it:\n{log}");
     }
 
-    // Again: nothing is queued but what the plain listing cannot settle, and nothing is copied.
+    // A second run queues only what the plain listing cannot show to be unchanged, and copies nothing.
     let again = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
     assert_eq!(number(&again, "/counts/unchanged"), 60, "{again}");
     assert_eq!(number(&again, "/bytes/copied"), 0);

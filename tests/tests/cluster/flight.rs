@@ -1,4 +1,4 @@
-//! A blob that several workers want is moved by one (fault rows 26 to 29).
+//! A blob that several workers need is transferred by one (fault rows 26 to 29).
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use imgsync_tests::images::{Image, Layer};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Images in so many repositories, all with the same large layer.
+/// Pushes images to this many repositories, all with the same large layer.
 fn fill(source: &FaultRegistry, repositories: usize, tags: usize, size: u64) -> (Vec<(String, String, Image)>, String) {
     let image = |tag| {
         let image = Image::single(&format!("flight-{tag}"));
@@ -32,7 +32,7 @@ fn rules(source: &FaultRegistry, target: &FaultRegistry) -> String {
     format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/**\n", target.host(), source.host())
 }
 
-/// Whole uploads of a blob.
+/// Counts the complete uploads of a blob.
 fn uploads(target: &FaultRegistry, digest: &str) -> usize {
     let puts = target.requests_of(Kind::UploadPut);
     let whole = puts.iter().filter(|put| put.status.is_some_and(|status| status == 201));
@@ -62,13 +62,13 @@ async fn a_worker_killed_at_a_layer_that_all_wait_for_is_followed_by_another() {
     let cluster = Cluster::start();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let (images, large) = fill(&source, 8, 2, 4 << 20);
-    // The first upload stands still until its worker is killed.
+    // The first upload stalls until its worker is killed.
     source.on(Match::kind(Kind::BlobGet).reference(&large)).times(1).act(Action::StallAfter { bytes: 1 << 20 });
     let workers = cluster.workers(3, 4).await;
     let program = cluster.imgsync(&rules(&source, &target)).args(["run", "--json"]);
     let mut run = program.spawn();
     source.wait_until(|source| reads(source, &large) == 1, PATIENCE).await;
-    // Who moves it has an upload open: the one of the three whose connection to the source goes on. Each is asked.
+    // The worker with an open upload is the one of the three that holds the lease of the blob.
     let holder = cluster.store.command(&["HGET", &format!("imgsync:lk:blob:{}/{large}", target.host()), "holder"]);
     let name = holder.lines().nth(1).expect("somebody holds it").to_owned();
     let worker = workers.iter().find(|worker| name.contains(&format!("-{}-", worker.pid()))).expect("one of ours");
@@ -101,7 +101,7 @@ async fn a_layer_that_one_worker_has_brought_is_not_given_to_a_source_that_only_
     assert!(target.has_blob("private/r00", &large));
     assert!(!target.has_blob("public/open", &large), "{}", target.describe_requests());
     assert_eq!(target.tag_digest("public/open", "v0"), None);
-    // Whose source holds it gets it from there, though another worker may have brought it.
+    // A source that holds the layer is read, even if another worker has already copied it.
     let honest = FaultRegistry::start().await;
     honest.push("open", "v0", &named);
     run(&honest, "public").await.assert_code(0);
@@ -123,7 +123,7 @@ async fn a_target_without_mounts_or_that_lost_a_blob_has_it_sent_again() {
             assert_eq!(uploads(&target, &large), 3, "once for each repository");
             continue;
         }
-        // What the index believes in is gone from the target; it is asked for, not found, and sent once.
+        // The blob index lists a blob that is gone from the target: it is requested, not found, and sent once.
         images.iter().for_each(|(repository, ..)| target.delete_repository(&format!("m/{repository}")));
         target.clear_requests();
         let program = cluster.imgsync(&rules(&source, &target)).args(["run", "--force", "--json"]);

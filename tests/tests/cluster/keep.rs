@@ -1,5 +1,5 @@
-//! What is removed, kept and compared where several processes work at it: by the same rules, and remembered in the store of
-//! all.
+//! Pruning, backups and verification by several processes: the same rules apply, and the results are in the shared
+//! store.
 
 use imgsync_tests::cluster::{Cluster, number};
 use imgsync_tests::fault::{FaultRegistry, Kind};
@@ -31,7 +31,7 @@ async fn a_cluster_removes_what_is_gone_keeps_what_it_overwrites_and_compares() 
     let first = run(&["run"], 0).await;
     assert_eq!(number(&first, "/counts/copied"), 4, "{first}");
 
-    // One tag is gone, one has moved, and one has moved that never does.
+    // One tag is gone, one has moved, and one immutable tag has moved.
     source.delete_tag("app", "2");
     source.push("app", "latest", &image("newer"));
     source.push("app", "v1", &image("another"));
@@ -41,13 +41,13 @@ async fn a_cluster_removes_what_is_gone_keeps_what_it_overwrites_and_compares() 
     assert_eq!(target.tag_digest("m/app", "2"), None);
     target.assert_holds("m/app", "by-hand", &image("by-hand"));
     target.assert_holds("m/app", "latest", &image("newer"));
-    // Its source is not asked for it, so that nobody knows.
+    // An immutable tag is not requested at the source, so nobody notices.
     target.assert_holds("m/app", "v1", &image("v1"));
     let tags = target.tags("m/app");
     let backup = tags.iter().find(|tag| tag.starts_with("latest-before-")).unwrap_or_else(|| panic!("{tags:?}"));
     target.assert_holds("m/app", backup, &image("latest"));
 
-    // Workers compare, and write nothing.
+    // Workers compare and write nothing.
     target.clear_requests();
     let verified = run(&["verify", "--deep"], 1).await;
     assert_eq!((number(&verified, "/counts/unchanged"), number(&verified, "/counts/failed")), (2, 1), "{verified}");

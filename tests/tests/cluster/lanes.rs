@@ -1,4 +1,4 @@
-//! Registries that fail, and workers that may not, or cannot, serve a lane.
+//! Registries that fail, and workers that may not or cannot serve a route.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,13 +21,13 @@ async fn worker(scene: &Scene, config: &str, key: &str, arguments: &[&str]) -> R
     worker
 }
 
-/// Whether `batch show` complains of this.
+/// Reports whether `batch show` lists this problem.
 fn complains(shown: &Value, of: &str) -> bool {
     let complaints = shown["complaints"].as_array().expect("a cluster's batch has them");
     complaints.iter().any(|complaint| complaint.as_str().is_some_and(|complaint| complaint.contains(of)))
 }
 
-/// Row 24.
+/// Fault row 24.
 #[tokio::test]
 async fn a_source_that_only_fails_is_asked_a_bounded_number_of_times() {
     let scene = Scene::new(3, 10).await;
@@ -51,7 +51,7 @@ async fn a_source_that_only_fails_is_asked_a_bounded_number_of_times() {
     assert!(json["failures"][0]["attempts"].as_u64().is_some_and(|attempts| attempts >= 3), "{json}");
 }
 
-/// Row 25.
+/// Fault row 25.
 #[tokio::test]
 async fn a_blob_that_is_corrupt_fails_its_image_which_is_never_tagged() {
     let mut scene = Scene::new(1, 3).await;
@@ -67,7 +67,7 @@ async fn a_blob_that_is_corrupt_fails_its_image_which_is_never_tagged() {
     scene.assert_target();
 }
 
-/// Row 30.
+/// Fault row 30.
 #[tokio::test]
 async fn a_tag_that_moves_during_the_copy_is_one_image_at_the_target() {
     let mut scene = Scene::new(1, 2).await;
@@ -86,7 +86,7 @@ async fn a_tag_that_moves_during_the_copy_is_one_image_at_the_target() {
     scene.target.assert_tags_complete();
     let differs = [&before, &after].map(|image| scene.target.differences("m/r00", "moving", image).len());
     assert!(differs.contains(&0), "it is one of the two, whole: {differs:?}");
-    // Whichever it was, the next run sees that the source has moved on.
+    // In either case the next run notices that the source has moved.
     scene.run().wait().await.assert_code(0);
     scene.target.assert_holds("m/r00", "moving", &after);
 }
@@ -119,7 +119,7 @@ async fn a_lane_that_no_worker_may_serve_is_said_and_served_when_one_comes() {
 #[tokio::test]
 async fn a_worker_that_cannot_reach_a_registry_spends_no_attempts_on_it() {
     let scene = Scene::new(2, 4).await;
-    // Nobody listens there.
+    // A port without a listener.
     let nowhere =
         format!("registries:\n  \"{}\": {{endpoint: \"http://127.0.0.1:{}\"}}\n", scene.source.host(), free_port());
     let _cut_off = worker(&scene, &nowhere, "", &["--attempts", "1"]).await;

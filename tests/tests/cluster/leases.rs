@@ -1,5 +1,5 @@
-//! Owners of leases that were paused for longer than their term: whose tag it is by then is decided by the store, and by the
-//! time of the store. The paused one puts, records and deletes nothing.
+//! Lease holders that pause for longer than the TTL: the store decides, by its own clock, who owns a tag then. The
+//! paused one puts, records and deletes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::scene::{PATIENCE, Scene, until};
 use crate::store::secret;
 
-/// How long the test holds what it has taken from a paused owner.
+/// TTL of the leases that the test takes over from a paused holder.
 const HELD: Duration = Duration::from_secs(600);
 
 async fn open(scene: &Scene) -> RedisStore {
@@ -33,7 +33,7 @@ async fn holder_of(store: &RedisStore, name: &str) -> Option<String> {
     store.first_held(&[name.to_owned()]).await.unwrap().map(|(_, holder)| holder)
 }
 
-/// Waits until a lease that somebody holds has expired, and acquires it.
+/// Waits until a held lease has expired, and acquires it.
 async fn take_over(store: &RedisStore, name: &str, by: &str) {
     let paused = holder_of(store, name).await.expect("the paused one holds it");
     assert_ne!(paused, by);
@@ -45,7 +45,7 @@ async fn take_over(store: &RedisStore, name: &str, by: &str) {
     tokio::time::timeout(PATIENCE, taken).await.expect("a lease that nobody renews expires");
 }
 
-/// A worker whose leases last for six seconds.
+/// Starts a worker whose leases last six seconds.
 async fn worker(scene: &Scene) -> Running {
     let broker = format!("{}?heartbeat=5", scene.cluster.broker.url());
     let worker = scene.cluster.worker("").env("IMGSYNC_BROKER", broker).args(["--lease", "6"]).spawn();
@@ -53,8 +53,8 @@ async fn worker(scene: &Scene) -> Running {
     worker
 }
 
-/// A target tag that is about to move, and a worker that waits at the target while it is at it: with its lease, at the
-/// request that is given.
+/// Prepares a target tag that is about to move, and a worker with the tag's lease that waits at the target in a request
+/// of this kind.
 async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<Semaphore>) {
     let mut scene = Scene::new(1, 0).await;
     scene.config = scene.config.replace("naming: keep", "naming: keep, backup: '{{tag}}-before'");
@@ -73,19 +73,19 @@ async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<
     (scene, store, worker, run, gate)
 }
 
-/// Whether a worker says that it has stopped at the tag.
+/// Reports whether a worker says that it has stopped at the tag.
 fn has_let_go(line: &str) -> bool {
     line.contains(":moves") && (line.contains("gave back ") || line.contains("lease of the target tag was lost"))
 }
 
-/// What is remembered of target tags.
+/// Returns the cached target tags.
 async fn remembered(scene: &Scene) -> String {
     scene.cluster.imgsync(&scene.config).args(["cache", "export"]).run().await.assert_code(0).stdout
 }
 
 #[tokio::test]
 async fn a_worker_paused_before_its_tag_does_not_put_it_once_the_lease_is_anothers() {
-    // It keeps what the tag is: after it has acquired the lease, before it puts the tag.
+    // It reads the current tag: after it has acquired the lease, before it puts the tag.
     let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestGet).await;
     let name = target_tag(&place(&scene.target, "m/r00", "moves"));
     take_over(&store, &name, "another").await;
@@ -97,7 +97,7 @@ async fn a_worker_paused_before_its_tag_does_not_put_it_once_the_lease_is_anothe
     assert!(tags.is_empty(), "{tags:?}");
     scene.target.assert_holds("m/r00", "moves", &images::single("leases-old"));
     assert_eq!(holder_of(&store, &name).await.as_deref(), Some("another"), "nor does it release what is another's");
-    // Once the tag is free it is put, once.
+    // Once the tag is free, it is put once.
     store.release(&name, "another").await.unwrap();
     scene.assert_ended_whole(&run.wait().await);
     assert_eq!((scene.puts("r00", "moves"), scene.puts("r00", "moves-before")), (1, 1));
@@ -108,7 +108,7 @@ async fn a_worker_paused_while_its_tag_is_put_does_not_record_it_once_the_lease_
     let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestPut).await;
     let name = target_tag(&place(&scene.target, "m/r00", "moves"));
     take_over(&store, &name, "another").await;
-    // The registry carries it out; what another has made of the tag since is not the paused one's to say.
+    // The registry carries out the PUT; the paused worker must not record a tag that another has changed since.
     gate.add_permits(1);
     worker.signal(Signal::CONT);
     worker.wait_for_line(has_let_go, PATIENCE).await;
@@ -119,7 +119,7 @@ async fn a_worker_paused_while_its_tag_is_put_does_not_record_it_once_the_lease_
     assert!(remembered(&scene).await.contains("moves"));
 }
 
-/// Two tags that are removed, in the order in which they are, of a target that deletes by digest.
+/// Starts to prune two tags, in deletion order, at a target that deletes by digest.
 async fn removing(scene: &Scene) -> ([(&'static str, Image); 2], String, Vec<Running>) {
     let mut going = [("1", images::single("leases-1")), ("2", images::single("leases-2"))];
     for (tag, image) in &going {
@@ -153,7 +153,7 @@ async fn a_coordinator_paused_while_it_removes_tags_deletes_no_more_once_the_lea
     let scene = Scene::new(1, 0).await;
     let (going, config, _workers) = removing(&scene).await;
     let store = open(&scene).await;
-    // It is at the second of two, and has made sure that nothing needs it.
+    // It is at the second of two, and has checked that nothing needs it.
     let (tag, image) = &going[1];
     let gate = Arc::new(Semaphore::new(0));
     let head = Match::kind(Kind::ManifestHead).reference(tag);
@@ -209,7 +209,7 @@ async fn a_tag_that_another_run_has_moved_since_the_look_keeps_its_manifest() {
     let hits = scene.target.on(first).act(Action::Gate(gate.clone()));
     let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
     until("the tags are looked at, and the first is deleted", PATIENCE, || hits.hits() > 0).await;
-    // A tag that stays becomes what is to be deleted next: its name is not new.
+    // A tag that stays moves to the digest that is deleted next: its name is not new.
     scene.source.push("other/app", "stays", &going[1].1);
     let other = format!(
         "rules:\n- {{from: {}/other/app, to: {}/m, naming: basename}}\n",

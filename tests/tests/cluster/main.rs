@@ -1,4 +1,4 @@
-//! The cluster: RabbitMQ and Redis, coordinators and workers, and what is promised whatever of it fails.
+//! The cluster: RabbitMQ and Redis, coordinators and workers, and the guarantees when any of them fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod altered;

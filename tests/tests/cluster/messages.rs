@@ -1,4 +1,4 @@
-//! What a message must be to be worked on, and where it goes otherwise; queues that are gone.
+//! Requirements for messages, where rejected ones go, and deleted queues.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
 
     let mine = take(&ours, &Lanes::All).await;
     assert_eq!(mine.message, block[0].1);
-    // What comes back after a wait is still signed.
+    // A message that returns after a wait is still signed.
     mine.give_back_after(Duration::from_millis(300)).await.unwrap();
     let again = take(&ours, &Lanes::All).await;
     assert_eq!(again.message, block[0].1);
@@ -44,7 +44,7 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
     assert_eq!(number, 2);
     assert!(why.as_ref().unwrap().contains("cluster.key"), "{why:?}");
 
-    // Put back by hand, they are refused again: nothing that refuses them makes them ours.
+    // If they are moved back manually, they are refused again: refusing must never sign them.
     let aside = Aside::new(&url).await;
     let mut reasons = BTreeSet::new();
     for _ in 0..2 {
@@ -78,12 +78,12 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
     let (body, headers) = aside.get("sync.refused").await.unwrap();
     assert_eq!(body, b"\x1b[31m garbage");
     assert!(headers.inner().contains_key("reason"));
-    // It waits for its time, as long as it is not for us.
+    // It waits its time, as long as it is not for this version.
     let (body, _) = aside.get("sync.retry.10s").await.expect("the longest of the waits here");
     assert_eq!(body, newer);
 }
 
-/// An older worker beside newer ones, in the middle of an upgrade.
+/// An older worker next to newer ones, during an upgrade.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
     let broker = RabbitMq::start();
@@ -101,7 +101,7 @@ async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_
     for _ in 0..3 {
         aside.put(&lane, newer, headers.clone()).await;
         assert!(is_silent(&queue, &Lanes::All).await);
-        // From here the broker puts it back into its lane, by the key that it was published with.
+        // The broker returns it to its route from here, by the routing key it was published with.
         let (body, found) = aside.get("sync.retry.10s").await.expect("it waits for a newer worker");
         assert_eq!(body, newer);
         assert_eq!(found.inner().get("signature"), headers.inner().get("signature"), "newer workers want that");
@@ -124,22 +124,22 @@ async fn queues_that_are_deleted_come_back_and_other_lanes_notice_nothing() {
     let lost = take(&queue, &only(&gone)).await;
 
     aside.delete(&format!("w.{}", gone[0].0)).await;
-    // Those who take find it missing, and declare it again.
+    // Consumers notice the missing queue and declare it again.
     assert!(is_silent(&queue, &only(&gone)).await);
     lost.acknowledge().await.unwrap();
-    // Unroutable is noticed by those who publish.
+    // Publishers notice that their messages are unroutable.
     aside.delete(&format!("w.{}", gone[0].0)).await;
     publish(&queue, &gone).await;
     assert_eq!(queue.waiting(&[gone[0].0.clone(), kept[0].0.clone()]).await.unwrap(), [3, 1]);
 
-    // The delivery that was held meanwhile has kept its channel.
+    // The delivery held meanwhile has kept its channel.
     assert_eq!(index(&held.message), 0);
     held.acknowledge().await.unwrap();
     let other = take(&queue, &only(&kept)).await;
     assert_eq!((index(&other.message), other.redelivered), (1, false));
     assert!(is_silent(&queue, &only(&kept)).await, "nothing came back");
 
-    // The others, too.
+    // The other queues as well.
     for name in ["sync.dead", "sync.refused", "sync.retry.300ms"] {
         aside.delete(name).await;
     }
@@ -160,11 +160,11 @@ async fn what_was_delivered_too_often_is_dead_and_given_to_a_coordinator() {
     let broker = RabbitMq::start();
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let never = CancellationToken::new();
-    // A lane with a credential, which its message does not tell.
+    // A route with a credential, which is not part of the message.
     let (lane, message) = message("gcr.io", BatchId::generate(), 0);
     let lane = Lane { target_credential: Some("robot".into()), ..lane };
     publish(&queue, &[(lane.clone(), message.clone())]).await;
-    // It had to wait once: that its time there was over is no reason to be dead.
+    // It had to wait once: the expired wait does not count as a failed delivery.
     take(&queue, &Lanes::All).await.give_back_after(Duration::from_millis(300)).await.unwrap();
     for delivery in 0..=20 {
         assert!(queue.take_dead(&never).await.unwrap().is_none());
@@ -177,7 +177,7 @@ async fn what_was_delivered_too_often_is_dead_and_given_to_a_coordinator() {
     let dead = queue.take_dead(&never).await.unwrap().expect("given up on");
     assert_eq!((&dead.lane, &dead.message), (&lane, &message));
     assert!(dead.why.contains("delivery_limit") && dead.why.contains(&lane.to_string()), "{}", dead.why);
-    // Dropped, it is given again; put back, it is as fresh as any.
+    // If dropped, it is delivered again; if requeued, its count starts anew.
     drop(dead);
     let dead = until_dead(&queue).await;
     publish(&queue, &[(dead.lane.clone(), dead.message.clone())]).await;
@@ -186,7 +186,7 @@ async fn what_was_delivered_too_often_is_dead_and_given_to_a_coordinator() {
     assert_eq!((&taken.lane, &taken.message, taken.redelivered), (&lane, &message, false));
     taken.acknowledge().await.unwrap();
 
-    // What makes no sense is for people, not for coordinators.
+    // Malformed messages are left to people and not given to coordinators.
     Aside::new(&broker.url()).await.put("sync.dead", b"garbage", FieldTable::default()).await;
     assert!(queue.take_dead(&never).await.unwrap().is_none());
     assert_eq!(queue.refused().0, 1);
@@ -208,7 +208,7 @@ async fn a_lane_that_the_store_has_forgotten_is_found_again() {
     let broker = RabbitMq::start();
     let (roster, emptied) = (roster().await, roster().await);
     let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
-    // What was published is known to a store that has lost it since.
+    // The store has lost the route that was published to.
     let before = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
     let block = block("gcr.io", 1);
     publish(&before, &block).await;
@@ -267,7 +267,7 @@ async fn garbage_without_end_fills_neither_the_log_nor_memory_nor_the_queue_of_w
     assert!(about.iter().any(|line| line.contains("more of this kind")), "the others are counted: {about:#?}");
     println!("peak: {} MiB", output.peak_own_bytes >> 20);
     assert!(output.peak_own_bytes < 256 << 20, "{} MiB", output.peak_own_bytes >> 20);
-    // Of what is too large, size and digest are kept.
+    // Of oversized messages, size and digest are kept.
     let mut stubs = 0;
     while let Some((body, headers)) = aside.get("sync.refused").await {
         assert!(body.len() < 1000 && headers.inner().contains_key("reason"));

@@ -1,4 +1,4 @@
-//! Tags that move while workers copy them.
+//! Tags that move during copies by workers.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::scene::PATIENCE;
 
-/// The image of a tag before and after it moves: nothing that one has is in the other.
+/// The image of a tag before and after it moves, with no content in common.
 fn version(tag: usize, n: u32) -> Image {
     let name = format!("moves-{tag}-{n}");
     Image::single(&name).layer(Layer::Synthetic((2 << 20) + tag as u64)).layers(2, 1200).build()
@@ -44,7 +44,7 @@ async fn tags_that_move_while_workers_copy_them_are_copied_as_what_they_are_now(
     assert_eq!(number(&json, "/counts/copied"), TAGS as u64, "{json}");
     (0..TAGS).for_each(|tag| target.assert_holds("m/a", &format!("v{tag}"), &version(tag, 2)));
     target.assert_tags_complete();
-    // What is remembered of them is what they are now.
+    // The cache has the current digests.
     let json = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
     assert_eq!(number(&json, "/counts/unchanged"), TAGS as u64, "{json}");
 }

@@ -1,4 +1,4 @@
-//! What is said while broker or store are away or in trouble: at once, once, and with what to do.
+//! Messages during broker and store outages: at once, once, and with a hint.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use imgsync_tests::program::Signal;
 
 use crate::scene::{PATIENCE, Scene, until};
 
-/// The lines that contain all of these words.
+/// Returns the lines that contain all of these words.
 fn lines<'t>(text: &'t str, words: &[&str]) -> Vec<&'t str> {
     text.lines().filter(|line| words.iter().all(|word| line.contains(word))).collect()
 }
 
-/// Whether a line begins with a time, such as `2026-11-29T08:13:47Z`.
+/// Reports whether a line starts with a time, such as `2026-11-29T08:13:47Z`.
 pub(crate) fn has_time(line: &str) -> bool {
     let time: String = line.chars().take(19).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     time == "0000-00-00T00:00:00"
@@ -35,7 +35,7 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
     until("the alarm is on", PATIENCE, || broker.log().contains("resource limit alarm set")).await;
 
-    // One batch that who serves leads, and one that a run in the foreground does.
+    // One batch led by a coordinator, and one led by a run in the foreground.
     scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
     let told = served.running.wait_for_line(|line| line.contains("takes no messages"), PATIENCE).await;
     assert!(
@@ -79,15 +79,15 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     drop(workers);
 }
 
-/// What a program writes of broker and store, from all slots and connections together.
+/// Returns a program's lines about broker and store, over all slots and connections.
 fn about_servers(log: &str) -> Vec<&str> {
     let words = ["the store", "the ledger", "redis://", "the queue", "the broker", "amqp://", "a lease could", "w."];
     log.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect()
 }
 
-/// How long what is away stays away: long enough for each slot to meet it several times.
+/// Length of an outage: long enough for each slot to notice it several times.
 const OUTAGE: Duration = Duration::from_secs(20);
-/// Lines that a worker writes of an outage at the most: that it began, a line of each kind of call that meets it, and that it is over.
+/// Maximum lines of a worker about an outage: its start, one for each kind of affected call, and its end.
 const MOST_LINES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -151,9 +151,9 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
         assert!(its.len() <= MOST_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
-        // A run may end by what workers do with what is queued, before it has connected again.
+        // A run may end before it has reconnected, since workers finish what is queued.
         let (away, back) = (lines(&log, &[" is away: "]).len(), lines(&log, &[" is back after "]).len());
-        // One that is starting may take a connection and drop it.
+        // A starting broker may accept a connection and drop it.
         assert!((1..=2).contains(&away) && back <= away, "{log}");
     }
 }

@@ -1,4 +1,4 @@
-//! Runs of the same rules that overlap, and batches whose run is gone.
+//! Overlapping runs of the same rules, and batches without a run.
 
 use imgsync_tests::cluster::number;
 use imgsync_tests::fault::{Action, Kind, Match};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::coordinators::serve;
 use crate::scene::{PATIENCE, Scene, assert_sums, kill, until};
 
-/// `imgsync run --json`, with more arguments.
+/// Creates `imgsync run --json` with more arguments.
 fn run(scene: &Scene, more: &[&str]) -> Imgsync {
     scene.cluster.imgsync(&scene.config).args(["run", "--json"]).args(more)
 }
@@ -18,7 +18,7 @@ async fn says(running: &Running, what: &str) -> String {
     running.wait_for_line(|line| line.contains(what), PATIENCE).await
 }
 
-/// Batches as `batch list --json` has them, newest first.
+/// Returns the batches of `batch list --json`, newest first.
 async fn list(scene: &Scene) -> Vec<Value> {
     let listed = scene.cluster.imgsync("").args(["batch", "list", "--json"]).run().await.assert_code(0);
     listed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -28,7 +28,7 @@ fn states(batches: &[Value]) -> Vec<&str> {
     batches.iter().map(|batch| batch["state"].as_str().unwrap()).collect()
 }
 
-/// A run whose copies wait at the gate, and its batch.
+/// Starts a run whose copies wait at the gate. Returns it with its batch.
 async fn gated(scene: &Scene) -> (crate::scene::Gate, Running, String) {
     let gate = scene.hold_tags_after(1);
     let running = run(scene, &[]).spawn();
@@ -53,7 +53,7 @@ async fn runs_that_overlap_wait_for_their_turn_and_complete() {
     let mut third = run(&scene, &[]).spawn();
     let line = says(&third, "this run joins it").await;
     assert!(line.contains(" waits already"), "{line}");
-    // What is new by then is seen: the second lists when its turn has come.
+    // The second run lists when its turn comes, and so sees new tags.
     let late = Image::single("late").layer(Layer::File(300)).build();
     scene.source.push("r00", "late", &late);
     assert_eq!(states(&list(&scene).await), ["running"], "one at a time");
@@ -101,7 +101,7 @@ async fn a_run_joins_supersedes_or_fails_where_it_is_told_to() {
     let mut joined = run(&scene, &["--if-running", "join"]).spawn();
     says(&joined, "this run joins it").await;
 
-    // The configuration says it as well as the flag.
+    // The configuration sets it as well as the flag.
     let config = format!("{}if_running: supersede\n", scene.config);
     let mut later = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
     let line = says(&later, "superseded by this run").await;
@@ -112,7 +112,7 @@ async fn a_run_joins_supersedes_or_fails_where_it_is_told_to() {
         assert_eq!(batch_of(ended), *id);
         assert!(ended.stderr.contains("a later run of the same rules took its place"), "{}", ended.stderr);
     }
-    // What ran counts at once, although its worker waits at the gate still.
+    // Running tasks count at once, although the worker still waits at the gate.
     let superseded = list(&scene).await.pop().unwrap();
     assert_eq!((&superseded["batch"], &superseded["state"]), (&(*id).into(), &"superseded".into()));
     assert_sums(&superseded);
@@ -131,7 +131,7 @@ async fn a_paused_batch_is_left_alone_by_every_run() {
     let mut waiting = run(&scene, &[]).spawn();
     says(&waiting, "waiting for its end").await;
     scene.cluster.imgsync("").args(["batch", "pause"]).run().await.assert_code(0);
-    // One that waits already says so, and waits on.
+    // A waiting run reports it, and keeps waiting.
     says(&waiting, "is paused").await;
     waiting.signal(Signal::INT);
     assert_eq!(waiting.wait().await.code, Some(4));

@@ -1,4 +1,4 @@
-//! A fleet at a source that counts requests.
+//! Several workers at a source with rate limits and quotas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use imgsync_tests::servers::RedisServer;
 use crate::fleet::{fill, rules};
 use crate::scene::{PATIENCE, kill};
 
-/// Requests at the source, and those that it refused, of a batch of 60 images by so many workers.
+/// Runs a batch of 60 images with this many workers. Returns requests and refusals at the source.
 async fn batch(workers: usize, settings: &str) -> (u64, u64) {
     let cluster = Cluster::start();
     let source = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
@@ -57,7 +57,7 @@ async fn a_limit_that_nobody_told_us_refuses_eight_workers_no_more_than_one() {
     assert!(eight <= one + 16, "{one} requests of one worker were refused, {eight} (of {total}) of eight");
 }
 
-/// Workers with a configuration, once they take tasks.
+/// Starts workers with a configuration and waits until they take tasks.
 async fn workers(cluster: &Cluster, number: usize, config: &str, more: &[&str]) -> Vec<Running> {
     let running: Vec<Running> = (0..number).map(|_| cluster.worker(config).args(more).spawn()).collect();
     for worker in &running {
@@ -93,7 +93,7 @@ async fn a_fleet_waits_for_the_next_window_of_a_quota_and_spends_no_attempt() {
     let source = FaultRegistry::builder().pulls((100, Duration::from_secs(20))).start().await;
     let target = FaultRegistry::start().await;
     let images = fill(&source, 3, 50);
-    // Whoever is refused without a second try fails.
+    // With a single attempt, any refused image would fail.
     let _running = workers(&cluster, 4, "", &["--concurrency", "4", "--attempts", "1"]).await;
     let config = rules(&source, &target, 3);
     let mut run =
@@ -108,7 +108,7 @@ async fn a_fleet_waits_for_the_next_window_of_a_quota_and_spends_no_attempt() {
     for (repository, tag, image) in &images {
         target.assert_holds(&format!("m/{repository}"), tag, image);
     }
-    // What was on its way when the last was gone, and no more.
+    // Only requests in flight when the quota ran out were refused.
     let refused = source.count_where(|request| request.status == Some(429));
     assert!(refused <= 32, "{refused} were refused");
 }
@@ -125,7 +125,7 @@ async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so(
         |shown: &serde_json::Value| shown["workers"].to_string().contains("it takes no more before the next month");
     cluster.wait_for(says, PATIENCE).await;
     source.clear_requests();
-    // Another on the same machine has the same budget.
+    // Another worker on the same machine shares its quota.
     let _two = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
     let mut run = cluster.imgsync(&rules(&source, &target, 2)).args(["run", "--json"]).spawn();
     let says =
@@ -166,7 +166,7 @@ async fn a_store_that_is_away_costs_no_image_and_no_registry_its_limit() {
     ask(20).await;
     let mut store = store;
     store.kill();
-    // Each goes on at the pace that it had, and all together are no faster than they were.
+    // Each continues at its last rate, and all together are no faster than before.
     ask(30).await;
     let (total, refused) = (source.total_with_all(), source.count_where(|request| request.status == Some(429)));
     assert!(total >= 150, "{total}");

@@ -1,4 +1,4 @@
-//! Passwords of any characters, at a broker and a store that are real, in every place where they can be written.
+//! Passwords with any characters at a real broker and store, in every place where they can be configured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 
-/// Each in the middle of a password, and one password of all.
+/// Each inside a password, and one password with all of them.
 const CHARACTERS: [char; 13] = ['@', '/', '#', '?', '%', ':', '[', ']', '+', '&', '\\', ' ', 'ü'];
 
 fn passwords() -> Vec<String> {
     let each = CHARACTERS.iter().map(|character| format!("12{character}34"));
-    // Digits would be a port; words a host; and there are passwords that look as if they were encoded.
+    // Digits look like a port, words like a host, and some passwords look percent-encoded.
     let more = ["p@ss/w#rd", "%41%2f", "a:b@c:d", "$x${y}"].map(str::to_owned);
     each.chain([CHARACTERS.iter().collect()]).chain(more).collect()
 }
@@ -26,7 +26,7 @@ fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// A user for each password, at both. The users are called `u0`, `u1` and so on.
+/// Creates a user for each password at broker and store, named `u0`, `u1` and so on.
 fn with_users(cluster: &Cluster) {
     let users: Vec<String> = passwords().iter().map(|password| format!("{:?}", password.as_bytes())).collect();
     let script = format!(
@@ -109,7 +109,7 @@ async fn the_programs_work_with_a_password_of_all_characters_and_show_nothing_of
         program.file("imgsync.yaml", &config);
         program.env("PASSWORD", &password)
     };
-    // By the environment, where it has to be encoded.
+    // From the environment, where it must be percent-encoded.
     let worker = Imgsync::worker()
         .env(
             "IMGSYNC_BROKER",

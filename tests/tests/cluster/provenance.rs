@@ -1,4 +1,4 @@
-//! What is kept of each target tag, that `prune` may remove it one day: little, and not for ever.
+//! Size and lifetime of the provenance records that `prune` relies on.
 
 use std::sync::Arc;
 
@@ -12,8 +12,7 @@ use imgsync_tests::cluster::number;
 use crate::scene::Scene;
 use crate::store::secret;
 
-/// The most that is kept of a tag such as `v1.12.3-alpine`, in bytes, as Redis counts it: its name, the digest, and what
-/// authenticates it.
+/// Maximum bytes per record of a tag such as `v1.12.3-alpine`, as Redis counts them: name, digest, and authentication.
 const MAX_BYTES: u64 = 90;
 
 fn place(registry: &str, path: &str, tag: &str) -> Place {
@@ -57,7 +56,7 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
     assert!(too_much.is_empty(), "{too_much:?}");
 }
 
-/// The keys of provenance that a store has.
+/// Returns the provenance keys of a store.
 fn keys(store: &RedisServer) -> Vec<String> {
     let answer = store.command(&["KEYS", "imgsync:o*"]);
     answer.lines().filter(|line| line.starts_with("imgsync:")).map(str::to_owned).collect()
@@ -74,14 +73,14 @@ async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_i
     run(&scene.config).await;
     let noted = keys(&scene.cluster.store);
     assert!(!noted.is_empty());
-    // Each of these runs begins later than `keep` after the one before.
+    // Each run starts later than `keep` after the previous one.
     for _ in 0..3 {
         let again = run(&scene.config).await;
         assert_eq!(number(&again.json(), "/counts/unchanged"), 6, "{}", again.stdout);
     }
     assert_eq!(keys(&scene.cluster.store), noted);
 
-    // Other rules: the first run finds that none makes those tags, a later one forgets them.
+    // Other rules: the first run finds that no rule writes those tags any more, a later one drops them.
     scene.source.push("other", "1", &imgsync_tests::images::single("other"));
     let other = format!("rules:\n- {{from: {}/other, to: {}/n}}\n", scene.source.host(), scene.target.host());
     run(&other).await;
@@ -93,7 +92,7 @@ async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_i
         run(&other).await;
         left = keys(&scene.cluster.store);
     }
-    // What the other rule made: its pair, its source's and its target's names, and the list of sources.
+    // Records of the other rule: its pair, the names of its source and target, and the list of sources.
     assert_eq!(left.len(), 4, "{left:?}, and before {noted:?}");
     assert!(left.contains(&"imgsync:origins".to_owned()), "{left:?}");
 }

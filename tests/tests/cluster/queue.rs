@@ -1,7 +1,7 @@
-//! The queue on a real RabbitMQ: the contract of all queues, and what a broker does to those who use it.
+//! The queue on a real RabbitMQ: the contract of all queues, and broker-specific behaviour.
 //!
-//! `IMGSYNC_TEST_BROKER=amqp://…` runs the contract against that broker, which must have nothing of ours, in place of one
-//! of its own.
+//! `IMGSYNC_TEST_BROKER=amqp://…` runs the contract against that broker, which must have none of our queues, instead of
+//! a new one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ pub(crate) fn index(message: &Message) -> u32 {
     message.targets[0].index
 }
 
-/// The next message of these lanes, however often the queue fails before.
+/// Returns the next message of these routes, and retries if the queue fails.
 pub(crate) async fn take(queue: &RabbitQueue, lanes: &Lanes) -> Delivery {
     let never = CancellationToken::new();
     let until = Instant::now() + PATIENCE;
@@ -57,7 +57,7 @@ pub(crate) async fn take(queue: &RabbitQueue, lanes: &Lanes) -> Delivery {
     }
 }
 
-/// Publishes until all is taken, however often the queue fails before.
+/// Publishes until all messages are accepted, and retries if the queue fails.
 pub(crate) async fn publish(queue: &RabbitQueue, block: &[(Lane, Message)]) {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -73,7 +73,7 @@ pub(crate) async fn is_silent(queue: &RabbitQueue, lanes: &Lanes) -> bool {
     tokio::time::timeout(Duration::from_millis(700), queue.take(lanes, &CancellationToken::new())).await.is_err()
 }
 
-/// Waits for something to become true.
+/// Waits until a condition holds.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let limit = Instant::now() + PATIENCE;
     while !condition().await {
@@ -82,7 +82,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl 
     }
 }
 
-/// A look at the broker past the queue.
+/// Direct access to the broker.
 pub(crate) struct Aside(pub(crate) Connection, pub(crate) Channel);
 
 impl Aside {
@@ -99,13 +99,13 @@ impl Aside {
         self.1.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap().await.unwrap();
     }
 
-    /// Body and headers of the next message of a queue.
+    /// Returns body and headers of the next message of a queue.
     pub(crate) async fn get(&self, queue: &str) -> Option<(Vec<u8>, FieldTable)> {
         let got = self.1.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
         Some((got.data.clone(), got.properties.headers().clone().unwrap_or_default()))
     }
 
-    /// How many messages wait in a queue.
+    /// Counts the messages in a queue.
     pub(crate) async fn waiting(&self, queue: &str) -> u32 {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let found = self.1.queue_declare(queue.into(), passive, FieldTable::default()).await;
@@ -117,7 +117,7 @@ impl Aside {
     }
 }
 
-/// Short waits, small queues.
+/// Short waits and small queues.
 pub(crate) fn settings() -> RabbitSettings {
     let retry_delays = [300, 2_000, 5_000, 10_000].map(Duration::from_millis);
     RabbitSettings { retry_delays, lane_length: 600, ..RabbitSettings::default() }
@@ -165,7 +165,7 @@ async fn the_contract_of_queues_holds() {
     );
 }
 
-/// How many messages a second go in, and how many are taken and acknowledged by several takers that do nothing else.
+/// Measures messages per second published, and consumed and acknowledged by several consumers that do nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures; asserts nothing"]
 async fn how_fast_it_is() {

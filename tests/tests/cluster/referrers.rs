@@ -1,4 +1,4 @@
-//! Referrers, written by several workers at once.
+//! Referrers written by several workers concurrently.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use imgsync_tests::cluster::{Cluster, number};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images::{self, Image};
 
-/// Tags that are signatures themselves, all of one image.
+/// Number of tags that are signatures of one image.
 const SIGNATURES: usize = 32;
 
 #[tokio::test]
 async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
     let cluster = Cluster::start();
     let (source, modern, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start(), async {
-        // Slow enough for all to have read before the first has written.
+        // Slow enough that all have read before the first has written.
         FaultRegistry::builder().without_referrers().latency(Duration::from_millis(15)).start().await
     });
     let amd64 = Image::single("signed-by-many").layers(2, 3000).build();
@@ -30,7 +30,7 @@ async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
         source.push_untagged("app", sbom);
     }
     for (n, signature) in signatures.iter().enumerate() {
-        // Each in a task of its own, and each refers to the same image.
+        // Each in its own task, and each refers to the same image.
         source.push("app", &format!("signature-{n}"), signature);
         let again = images::referrer(&format!("countersigned-{n}"), signature);
         source.push_untagged("app", &again);
@@ -67,7 +67,7 @@ async fn four_workers_write_one_index_of_referrers_and_nothing_of_it_is_lost() {
         assert_eq!(listed(signature).len(), 1, "what refers to what refers");
     }
 
-    // Again, in a cluster that remembers: not one question about any of it.
+    // A second run in a cluster with a cache sends no request for any of it.
     source.clear_requests();
     target.clear_requests();
     let again = cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();

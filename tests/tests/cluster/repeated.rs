@@ -1,4 +1,4 @@
-//! Calls of the store whose answer is lost, and calls about a batch that is gone.
+//! Store calls whose response is lost, and calls about a batch that no longer exists.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use crate::store::secret;
 
-/// A store behind a relay that can cut its answers.
+/// A store behind a TCP proxy that can cut its responses.
 struct Subject {
     server: RedisServer,
     relay: Relay,
@@ -32,13 +32,13 @@ impl Subject {
         Subject { server, relay, store }
     }
 
-    /// The next call is done by the server, and its answer never arrives.
+    /// Lets the server carry out the next call and drops the response.
     fn lose_the_next_answer(&self) -> u64 {
         self.relay.cut_after(Direction::Down, 0);
         self.relay.connections()
     }
 
-    /// Demands that a call was made again, on another connection than those before.
+    /// Asserts that a call was repeated on a new connection.
     fn assert_repeated(&self, connections: u64) {
         assert!(self.relay.connections() > connections, "the answer was lost, and the call made again");
     }
@@ -68,7 +68,7 @@ fn spent(source: u64) -> Spent {
 async fn what_a_listing_cost_is_counted_once_though_the_call_is_made_twice() {
     let subject = Subject::start().await;
     let id = new_batch(&subject.store).await;
-    // The server knows the script from now on: one call, one answer.
+    // The server has cached the script now: one call, one response.
     subject.store.spend(id, spent(1)).await.unwrap();
     let connections = subject.lose_the_next_answer();
     subject.store.spend(id, spent(10)).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_refusal_halves_the_learnt_rate_once_though_the_call_is_made_twice() {
     let learnt = async || subject.store.learnt(std::slice::from_ref(&account)).await.unwrap()[0].unwrap();
     refuse().await;
     let before = learnt().await;
-    // Refusals within a second are one: both that of another call and that of the same call, made again, come later.
+    // Refusals within one second count once: those of another call and of a repeated call must come later.
     let longer = Duration::from_millis(1_100);
     tokio::time::sleep(longer).await;
     subject.relay.refuse(true);
@@ -113,7 +113,7 @@ async fn a_refusal_halves_the_learnt_rate_once_though_the_call_is_made_twice() {
     assert_eq!(learnt().await, before / 2.0, "it is halved once");
 }
 
-/// Every kind of call that a worker or a coordinator may make late.
+/// Makes every kind of call that a worker or a coordinator may make late.
 async fn call_late(store: &RedisStore, id: BatchId) {
     let ticket = Ticket { batch: id, run: 0, index: 0 };
     let holder = TaskHolder { worker: "late", token: 1 };
@@ -187,7 +187,7 @@ async fn all_that_is_noted_of_a_batch_that_has_ended_expires_with_it() {
     store.note_told(id, "0 webhook").await.unwrap();
     assert_eq!(store.unlisted(id).await.unwrap().len(), 1, "a late note is kept");
     assert_eq!(lasting_keys_of(&subject.server, &id.to_string()), Vec::<String>::new());
-    // One that goes on keeps its notes for as long as it does.
+    // A running batch keeps its records.
     let running = new_batch(store).await;
     store.note_empty_rule(running, empty_rule()).await.unwrap();
     assert_eq!(lasting_keys_of(&subject.server, &running.to_string()).len(), 2, "the batch and its note");
@@ -195,18 +195,18 @@ async fn all_that_is_noted_of_a_batch_that_has_ended_expires_with_it() {
     assert!(ended.ended_at.is_some());
 }
 
-/// How many keys begin with a batch's base.
+/// Counts the keys with a batch's prefix.
 fn keys_of(server: &RedisServer, id: BatchId) -> usize {
     scan(server, &format!("*{id}*")).len()
 }
 
-/// Keys of a batch that never expire, without the lists that name many batches.
+/// Returns a batch's keys that never expire, without lists of several batches.
 fn lasting_keys_of(server: &RedisServer, id: &str) -> Vec<String> {
     let all = scan(server, &format!("*{id}*"));
     all.into_iter().filter(|key| server.command(&["PTTL", key]).trim() == ":-1").collect()
 }
 
-/// The keys of a pattern.
+/// Returns the keys that match a pattern.
 fn scan(server: &RedisServer, pattern: &str) -> Vec<String> {
     let script = "local found, cursor = {}, '0' repeat local page = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000) \
                   cursor = page[1] for _, key in ipairs(page[2]) do found[#found + 1] = key end until cursor == '0' \

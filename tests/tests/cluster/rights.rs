@@ -1,5 +1,4 @@
-//! Over networks that are not ours: TLS to broker and store, and users who may do what imgsync needs and nothing else. As
-//! docs/cluster.md writes it.
+//! Untrusted networks: TLS to broker and store, and users with the least permissions, as docs/cluster.md describes.
 
 use imgsync_tests::cluster::Cluster;
 use imgsync_tests::program::{Imgsync, Signal};
@@ -62,7 +61,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     serve.wait_for_line(|line| line.contains("/readyz"), PATIENCE).await;
     let run = imgsync(&scene.config).args(["run", "--json"]).run().await;
     scene.assert_ended_whole(&run);
-    // Steering and looking, too.
+    // Control and inspection commands too.
     for command in [["batch", "list"], ["batch", "show"], ["batch", "report"], ["cache", "export"]] {
         imgsync("").args(command).run().await.assert_code(0);
     }
@@ -74,7 +73,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     serve.signal(Signal::TERM);
     serve.wait().await;
 
-    // What they may not do, by a client that is not ours.
+    // Commands they may not run, sent by another client.
     let redis_cli = find_program("redis-cli").expect("redis-cli is installed (Debian: redis-tools)");
     for command in [&["GET", "other"][..], &["FLUSHALL"], &["CONFIG", "GET", "*"], &["KEYS", "*"]] {
         let mut ask = std::process::Command::new(&redis_cli);
@@ -84,7 +83,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
         assert!(answer.contains("NOPERM"), "{command:?}: {answer}");
     }
 
-    // Who is not let in is told so in our words, and that nothing could start.
+    // A denied login is reported in our words, with the exit code of a run that could not start.
     let wrong = |url: &str, secret: &str| url.replace(secret, "wrong-secret");
     for (broker, store, words) in [
         (wrong(&broker, "broker-secret"), store.clone(), "check user and password in the broker's URL"),

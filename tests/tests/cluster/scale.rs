@@ -1,4 +1,4 @@
-//! What grows with the number of tasks, and what does not. The same with more of them: `cargo bench --bench cluster`.
+//! What grows with the number of tasks, and what does not. At a larger scale: `cargo bench --bench cluster`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::queue::{block, index, settings};
 use crate::scene::PATIENCE;
 use crate::store::secret;
 
-/// What a coordinator leaves with the broker of a route that no worker serves.
+/// Queue depth that a coordinator keeps for a route without workers.
 const MIN_DEPTH: u64 = 20;
 
-/// One image for each repository, under so many tags.
+/// Pushes one image per repository, under this many tags.
 fn fill(registry: &FaultRegistry, below: &str, repositories: usize, tags: usize) {
     for repository in 0..repositories {
         let image = images::single(&format!("scale-{repository}"));
@@ -28,8 +28,8 @@ fn fill(registry: &FaultRegistry, below: &str, repositories: usize, tags: usize)
     }
 }
 
-/// Plans tags of plain listings, with no worker there, and says what the coordinator took at its most and how many bytes
-/// of the store each took.
+/// Plans tags of plain listings without a worker. Returns the coordinator's peak memory and the bytes of the store per
+/// task.
 async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
     let cluster = Cluster::start();
     let source = FaultRegistry::start().await;
@@ -42,7 +42,7 @@ async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
     let waiting = || cluster.broker.messages().values().sum::<u64>();
     let started = std::time::Instant::now();
     let mut before = 0;
-    // Until no more comes.
+    // Until the count stays the same.
     let waits = loop {
         let now = waiting();
         if now > 0 && now == before {
@@ -63,7 +63,7 @@ async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planned_tasks_take_a_few_bytes_of_the_store_and_nothing_of_broker_and_coordinator() {
-    // More repositories than are listed at a time, in both.
+    // More repositories than are listed concurrently, in both cases.
     let (few, _) = plan(40, 1000).await;
     let (many, bytes) = plan(160, 1000).await;
     println!("40,000 tasks: {few} bytes; 160,000 tasks: {many} bytes, {bytes:.2} bytes of the store each");
@@ -110,7 +110,7 @@ async fn a_message_in_one_of_fifty_lanes_that_were_quiet_for_a_day_is_found() {
     let (taker, publisher) = tokio::try_join!(connect(), connect()).unwrap();
     let never = tokio_util::sync::CancellationToken::new();
     let taken = tokio::spawn(async move { taker.take(&Lanes::All, &never).await });
-    // Each of them was asked by now.
+    // Each of them has been polled by now.
     let all_are_there = || broker.messages().keys().filter(|queue| queue.starts_with("w.")).count() == 50;
     crate::scene::until("fifty queues", PATIENCE, all_are_there).await;
     let (_, message) = block("source17.test", 1).remove(0);

@@ -1,4 +1,4 @@
-//! Two registries, a cluster, and images to copy: what most stories of faults begin with.
+//! Fixture of most cluster tests: two registries, a cluster, and images to copy.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::fleet::{fill, rules};
 
-/// More than enough for what should not take long.
+/// Generous limit for anything that should not take long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A cluster between two registries.
@@ -25,7 +25,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Small images in some repositories, of so many tags each.
+    /// Creates repositories of small images, with this many tags each.
     pub(crate) async fn new(repositories: usize, tags: usize) -> Self {
         Self::with(Cluster::start(), repositories, tags).await
     }
@@ -37,7 +37,7 @@ impl Scene {
         Self { cluster, source, target, config, images }
     }
 
-    /// One more image, with a layer of so many bytes. Returns the layer's digest.
+    /// Adds an image with a layer of this many bytes. Returns the layer's digest.
     pub(crate) fn add_large(&mut self, repository: &str, tag: &str, bytes: u64) -> String {
         let image = Image::single(&format!("large-{repository}-{tag}")).layer(Layer::Synthetic(bytes)).build();
         self.source.push(repository, tag, &image);
@@ -51,7 +51,7 @@ impl Scene {
         self.cluster.imgsync(&self.config).args(["run", "--json"]).spawn()
     }
 
-    /// Tags at the target are not put before the gate is opened, but for the first few.
+    /// Holds tag PUTs at the target until the gate opens, except for the first few.
     pub(crate) fn hold_tags_after(&self, few: u64) -> Gate {
         let is_tag = |request: &imgsync_tests::fault::Record| {
             request.reference.as_deref().is_some_and(|reference| !reference.contains(':'))
@@ -61,7 +61,7 @@ impl Scene {
         Gate { rule: rule.act(Action::Gate(gate.clone())), gate }
     }
 
-    /// How often a tag was put at the target.
+    /// Counts the PUTs of a tag at the target.
     pub(crate) fn puts(&self, repository: &str, tag: &str) -> u64 {
         let repository = format!("m/{repository}");
         self.target.count_where(|request| {
@@ -72,7 +72,7 @@ impl Scene {
         })
     }
 
-    /// Demands that every image is at the target, that each was counted once, and nothing else was.
+    /// Asserts that every image is at the target and was counted once, and that nothing else was.
     pub(crate) fn assert_whole(&self, json: &Value) {
         assert_sums(json);
         let total = self.images.len() as u64;
@@ -81,7 +81,7 @@ impl Scene {
         self.assert_target();
     }
 
-    /// Demands that every image is at the target.
+    /// Asserts that every image is at the target.
     pub(crate) fn assert_target(&self) {
         for (repository, tag, image) in &self.images {
             self.target.assert_holds(&format!("m/{repository}"), tag, image);
@@ -89,7 +89,7 @@ impl Scene {
         self.target.assert_tags_complete();
     }
 
-    /// Demands that a run ended well, with all that there is.
+    /// Asserts that a run succeeded with all images.
     pub(crate) fn assert_ended_whole(&self, ended: &Output) {
         let Output { code, stderr, .. } = ended;
         assert_eq!(*code, Some(0), "{stderr}");
@@ -97,31 +97,31 @@ impl Scene {
     }
 }
 
-/// Requests that wait.
+/// A gate that holds requests.
 pub(crate) struct Gate {
     rule: RuleHandle,
     gate: Arc<Semaphore>,
 }
 
 impl Gate {
-    /// Lets all through that wait or will come.
+    /// Releases all waiting and future requests.
     pub(crate) fn open(&self) {
         self.rule.remove();
         self.gate.add_permits(100_000);
     }
 
-    /// How many have come.
+    /// Counts the requests that have arrived.
     pub(crate) fn waiting(&self) -> u64 {
         self.rule.hits()
     }
 
-    /// Waits until so many have come.
+    /// Waits until this many requests have arrived.
     pub(crate) async fn wait_for(&self, count: u64) {
         until(&format!("{count} requests at the gate"), PATIENCE, || self.waiting() >= count).await;
     }
 }
 
-/// Waits for a condition.
+/// Waits until a condition holds.
 pub(crate) async fn until(what: &str, limit: Duration, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -130,27 +130,27 @@ pub(crate) async fn until(what: &str, limit: Duration, condition: impl Fn() -> b
     }
 }
 
-/// Demands that the counts of outcomes add up to the total.
+/// Asserts that the counts of results add up to the total.
 pub(crate) fn assert_sums(json: &Value) {
     let parts = ["waiting", "running", "copied", "unchanged", "failed", "cancelled"];
     let sum: u64 = parts.iter().map(|part| number(json, &format!("/counts/{part}"))).sum();
     assert_eq!(sum, number(json, "/counts/total"), "{json}");
 }
 
-/// Ends a process without warning, and waits until it has ended.
+/// Kills a process and waits for its exit.
 pub(crate) async fn kill(running: &mut Running) {
     running.signal(Signal::KILL);
     running.wait().await;
 }
 
-/// The requests for a blob at a registry that have begun to be answered, by the client's port.
+/// Returns the client ports of the requests for a blob that are being answered.
 pub(crate) fn readers(registry: &FaultRegistry, blob: &str) -> Vec<u16> {
     let requests = registry.requests_of(Kind::BlobGet);
     let its = requests.iter().filter(|request| request.reference.as_deref() == Some(blob));
     its.map(|request| request.remote_port).collect()
 }
 
-/// Waits until a blob has been asked for so often, and says by which of the workers the last time.
+/// Waits until a blob was requested this often, and returns which worker sent the last request.
 pub(crate) async fn reader_of(registry: &FaultRegistry, blob: &str, times: usize, workers: &[Running]) -> usize {
     registry.wait_until(|registry| readers(registry, blob).len() >= times, PATIENCE).await;
     let port = readers(registry, blob)[times - 1];

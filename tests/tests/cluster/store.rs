@@ -1,6 +1,7 @@
-//! The store on a real Redis: the contract of all stores, and what only a server can do: restart, forget, run full.
+//! The store on a real Redis: the contract of all stores, and server-specific behaviour: restarts, data loss, full
+//! memory.
 //!
-//! `IMGSYNC_TEST_STORE=redis://…` runs the contract against that server in place of one of its own.
+//! `IMGSYNC_TEST_STORE=redis://…` runs the contract against that server instead of a new one.
 
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ async fn make() -> Subject {
     };
     let clock = Arc::new(ManualClock::at(jiff::Timestamp::now()));
     let prefix = format!("{}:", BatchId::generate());
-    // With a key: without one less is done.
+    // With a key, since less is done without one.
     let key = Some(SigningKey::new(&Secret::new("the key of this cluster")));
     let options = RedisOptions { prefix, key, clock: Some(clock.clone()), ..RedisOptions::default() };
     let store = RedisStore::connect(&secret(&url), options).await.unwrap();

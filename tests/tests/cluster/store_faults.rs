@@ -1,4 +1,4 @@
-//! A store that refuses: what each error code of a real server does to the connection and to the call.
+//! Error codes of a real store, and their effect on the connection and the call.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ use imgsync_tests::servers::RedisOptions;
 use crate::scene::{PATIENCE, Scene, until};
 use crate::store::secret;
 
-/// Asks often enough for any test, without long pauses.
+/// Options with many short retries.
 fn patient() -> Options {
     let patience = Policy {
         attempts: 10_000,
@@ -66,7 +66,7 @@ fn assert_says(error: &Error, class: Class, code: &str) {
     assert!(error.class() == class && error.detail().contains(code) && error.advice().is_some(), "{error}");
 }
 
-/// Demands that writes wait while the server refuses them with this code, and are done when it does so no more.
+/// Asserts that writes wait while the server refuses them with this code, and complete afterwards.
 async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&RedisServer)) {
     let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
     let writing = tokio::spawn(async move {
@@ -75,9 +75,9 @@ async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&Redis
     });
     until(&format!("{code} is answered"), PATIENCE, || server.errors(code) >= 2).await;
     assert_says(&write(&impatient).await.unwrap_err(), Class::ServerError, code);
-    // Of a pipeline the client does not say the code.
+    // The client does not report the code of a pipeline.
     assert_says(&write_in_pipeline(&impatient).await.unwrap_err(), Class::ServerError, code);
-    // Reading goes on.
+    // Reads continue.
     impatient.batches(10).await.unwrap();
     assert!(!writing.is_finished());
     heal(server);
@@ -152,7 +152,7 @@ async fn a_script_that_the_server_has_forgotten_is_sent_again() {
     assert!(server.errors("NOSCRIPT") > 0);
 }
 
-/// A failover behind one name: the old master becomes a replica and closes no connection.
+/// A failover behind one name: the old master becomes a replica and keeps its connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
     let (old, new) = (RedisServer::start(), RedisServer::start());
@@ -160,7 +160,7 @@ async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
     let store = open(&format!("redis://{}", relay.host())).await;
     write(&store).await.unwrap();
     old.follow(&new);
-    // The name still leads to the old one.
+    // The name still resolves to the old one.
     let writing = tokio::spawn({
         let store = store.clone();
         async move {
@@ -209,7 +209,7 @@ async fn a_connection_that_was_cut_and_one_that_is_silent_are_replaced() {
     let mut frozen = frozen;
     frozen.freeze();
     relay.retarget(&format!("127.0.0.1:{}", other.port()));
-    // A frozen server closes nothing: only that it does not answer tells.
+    // A frozen server closes nothing; only the missing response reveals it.
     write(&store).await.unwrap();
     assert_eq!(relay.connections(), 3);
     assert!(other.calls("evalsha") > 0);
@@ -244,7 +244,7 @@ async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
     write(&RedisStore::connect(&secret(&url("all:good@")), patient()).await.unwrap()).await.unwrap();
 }
 
-/// Passwords are changed while programs run.
+/// A password change while programs run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_that_was_good_is_tried_again_when_it_is_refused() {
     let server = with(&["user imgsync on >good ~* &* +@all"]);

@@ -1,4 +1,4 @@
-//! What is looked at when a store is opened: who is there, and whether the ledger is safe there.
+//! Checks when a store is opened: the kind of server, and whether the ledger is safe there.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn refused(url: &str) -> Error {
     RedisStore::connect(&secret(url), Options::default()).await.unwrap_err()
 }
 
-/// A run and a worker end at once, with a sentence and a hint.
+/// Asserts that a run and a worker exit at once, with an error and a hint.
 async fn assert_refused(store: &str, words: &str) {
     for program in [Imgsync::new().args(["batch", "resume"]), Imgsync::worker()] {
         program.file("imgsync.yaml", "registries: {}\n");
@@ -41,7 +41,7 @@ async fn a_server_that_may_evict_batches_is_refused() {
         let error = refused(&server.url()).await;
         assert!(error.class() == Class::Local && error.detail().contains(policy), "{error}");
         assert!(error.advice().unwrap().contains("volatile-lru"), "{error}");
-        // It is no matter of the program: when it is set right, the store can be used.
+        // It needs no restart: once the setting is corrected, the store can be used.
         server.set("maxmemory-policy", "volatile-lru");
         RedisStore::connect(&secret(&server.url()), Options::default()).await.unwrap().batches(1).await.unwrap();
     }
@@ -90,7 +90,7 @@ async fn a_worker_waits_for_a_master_as_long_as_it_is_told_to() {
     assert!(lines[0].contains("trying for") && lines[0].contains("name the master"), "{}", output.stderr);
     assert!(output.stderr.contains("(failed "), "how often is said: {}", output.stderr);
 
-    // And goes on when there is one.
+    // And continues once there is one.
     let worker = cluster.worker("").args(["--wait", "2m"]).spawn();
     worker.wait_for_line(|line| line.contains("read-only replica"), PATIENCE).await;
     cluster.store.lead();
@@ -102,7 +102,7 @@ async fn a_run_says_that_it_waits_for_a_master_and_begins_when_there_is_one() {
     let (scene, master) = (Scene::new(1, 3).await, RedisServer::start());
     let _workers = scene.cluster.workers(1, 2).await;
     scene.cluster.store.follow(&master);
-    // Whoever only looks is told at once.
+    // Commands that only read report it at once.
     let looked = scene.cluster.imgsync("").args(["batch", "list"]).run().await;
     assert!(looked.code != Some(0) && looked.stderr.contains("read-only replica"), "{}", looked.stderr);
     let mut run = scene.run();

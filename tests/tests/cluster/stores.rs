@@ -1,4 +1,4 @@
-//! Broker and store that go away, come back, and forget.
+//! Broker and store that stop, return, and lose data.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use imgsync_tests::servers::RedisOptions;
 
 use crate::scene::{PATIENCE, Scene, assert_sums};
 
-/// Rows 8 and 9.
+/// Fault rows 8 and 9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_ends_by_itself() {
     let mut scene = Scene::new(4, 25).await;
@@ -17,7 +17,7 @@ async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_end
     let mut run = scene.run();
     gate.wait_for(8).await;
     scene.cluster.broker.kill();
-    // What is at work ends while nobody can be told, and is delivered again later.
+    // Running tasks end while the broker is down, and are delivered again later.
     gate.open();
     scene.target.wait_until(|target| target.tags_in_all() >= 38, PATIENCE).await;
     scene.cluster.broker.start_again();
@@ -29,7 +29,7 @@ async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_end
     }
 }
 
-/// Row 12.
+/// Fault row 12.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_missing() {
     let scene = Scene::new(4, 25).await;
@@ -46,7 +46,7 @@ async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_m
     scene.assert_ended_whole(&ended);
 }
 
-/// Row 19.
+/// Fault row 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_are_exact() {
     let mut scene = Scene::new(4, 25).await;
@@ -55,7 +55,7 @@ async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_ar
     let mut run = scene.run();
     gate.wait_for(8).await;
     scene.cluster.store.kill();
-    // What is at work is written, and cannot be counted before the store is back.
+    // Running tasks write their tags, and cannot record them before the store is back.
     gate.open();
     scene.target.wait_until(|target| target.tags_in_all() >= 38, PATIENCE).await;
     scene.cluster.store.start_again();
@@ -67,7 +67,7 @@ async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_ar
     }
 }
 
-/// Row 20.
+/// Fault row 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total() {
     let options = RedisOptions { loses_a_second: true, ..RedisOptions::default() };
@@ -83,7 +83,7 @@ async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total()
     scene.assert_ended_whole(&ended);
 }
 
-/// Row 21.
+/// Fault row 21.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice() {
     let mut scene = Scene::new(4, 10).await;

@@ -1,6 +1,6 @@
-//! The storm: everything fails at random for a while, then nothing does, and all must be right.
+//! Chaos test: random faults for a while, then none, and everything must be right.
 //!
-//! `IMGSYNC_STORM_SECONDS` says for how long (20 if not chosen), `IMGSYNC_SEED` which storm: it prints the one that it had.
+//! `IMGSYNC_STORM_SECONDS` sets the duration (20 by default), `IMGSYNC_SEED` the faults; the seed used is printed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
@@ -22,17 +22,17 @@ const WORKERS: usize = 4;
 const SLOTS: usize = 6;
 const REPOSITORIES: usize = 10;
 const TAGS: usize = 100;
-/// One image in so many has a layer that is worth not moving twice.
+/// One image in this many has a large layer, which should not be transferred twice.
 const LARGE_EVERY: usize = 25;
 const LARGE: u64 = 2 << 20;
-/// Runs of the same rules that are alive at a time at most: one runs, one waits, one joins that.
+/// Maximum concurrent runs of the same rules: one runs, one waits, one joins the waiting one.
 const OVERLAPPING: usize = 3;
-/// The part whose rules are run again and again.
+/// Batch number of the rules that run again and again.
 const REPEATED: usize = 999;
-/// How long the calm may take to put all in order.
+/// Time limit for recovery after the faults.
 const CALM: Duration = Duration::from_secs(240);
 
-/// What was done to it.
+/// Faults injected so far.
 #[derive(Debug, Default)]
 struct Done {
     workers_killed: usize,
@@ -40,18 +40,18 @@ struct Done {
     brokers_restarted: usize,
     stores_restarted: usize,
     runs_killed: usize,
-    /// How often a run of the repeated rules ended with which exit code.
+    /// Exit codes of the runs of the repeated rules, with their counts.
     runs_ended: BTreeMap<i32, usize>,
 }
 
-/// A batch, and what it copies.
+/// A batch and its images.
 struct Part {
     id: String,
     config: String,
     images: Vec<(String, String, Image)>,
 }
 
-/// Rules that are run again and again while earlier runs of them still go on, as by cron.
+/// Rules that are run again while earlier runs still go on, as by cron.
 struct Repeated {
     part: Part,
     runs: Vec<Running>,
@@ -118,7 +118,7 @@ impl Storm {
         Storm { cluster, source, target, workers, coordinator, parts: Vec::new(), repeated, random, done }
     }
 
-    /// Sees to it that there is work: two batches are alive.
+    /// Keeps two batches running.
     async fn feed(&mut self) {
         let listed = self.cluster.imgsync("").args(["batch", "list", "--json"]).run().await;
         if listed.code != Some(0) {
@@ -129,7 +129,7 @@ impl Storm {
             let part = self.parts.len();
             let images = fill(&self.source, part);
             let config = config(&self.source, &self.target, part);
-            // The coordinator may have been killed a moment ago: then there is none to leave a batch to.
+            // The coordinator may have been killed a moment ago, which leaves none for a batch.
             let run = self.cluster.imgsync(&config).args(["run", "--detach", "--attempts", "50"]).run().await;
             let id = run.stdout.trim().to_owned();
             match run.code {
@@ -140,7 +140,7 @@ impl Storm {
         }
     }
 
-    /// Runs the repeated rules once more beside the runs that go on, and kills one of these now and then.
+    /// Starts the repeated rules once more next to the runs that go on, and sometimes kills one of those.
     async fn run_repeated(&mut self) {
         if !self.repeated.runs.is_empty() && self.random.random_range(0..6) == 0 {
             let victim = self.random.random_range(0..self.repeated.runs.len());
@@ -155,8 +155,8 @@ impl Storm {
         }
     }
 
-    /// Notes how the repeated runs ended that have ended. Images may fail while it is stormy (1), and broker or store may be
-    /// away for longer than a run waits (3).
+    /// Records the exit codes of repeated runs. Under faults images may fail (1), and broker or store may be down for
+    /// longer than a run waits (3).
     async fn reap_repeated(&mut self) {
         let runs = std::mem::take(&mut self.repeated.runs);
         for mut run in runs {
@@ -172,8 +172,8 @@ impl Storm {
         }
     }
 
-    /// Waits for the end of the repeated runs. One more finds all that they left, and no batch of them is said to be running
-    /// that nobody runs.
+    /// Waits for the end of the repeated runs. A final run completes what they left, and no batch of theirs is shown as
+    /// running without a run.
     async fn settle_repeated(&mut self) {
         let started = Instant::now();
         while !self.repeated.runs.is_empty() {
@@ -198,7 +198,7 @@ impl Storm {
         }
     }
 
-    /// Breaks something.
+    /// Injects a fault.
     async fn strike(&mut self) {
         match self.random.random_range(0..10) {
             0..5 => {
@@ -223,9 +223,9 @@ impl Storm {
         }
     }
 
-    /// Waits for the end of all batches, and looks whether all is right.
+    /// Waits for the end of all batches, and checks the result.
     async fn settle(mut self) {
-        // Who was killed last may have been so before it was up.
+        // A program killed last may have been killed during its start.
         for worker in &mut self.workers {
             if !worker.is_running() {
                 *worker = self::worker(&self.cluster);
@@ -272,7 +272,7 @@ impl Storm {
         }
     }
 
-    /// A large blob is uploaded once, except where a kill or a break lies between that and the word of it.
+    /// Asserts that a large blob is uploaded once, unless a kill or an outage came between the upload and its record.
     fn assert_large_moved_once(&self) {
         let mut uploads: HashMap<String, usize> = HashMap::new();
         for put in self.target.requests_of(Kind::UploadPut) {
@@ -294,11 +294,11 @@ fn worker(cluster: &Cluster) -> Running {
 }
 
 fn coordinator(cluster: &Cluster) -> Running {
-    // It does not wait for broker and store at its start, as a service that is started again and again.
+    // It does not wait for broker and store at its start, like a service that is restarted by its supervisor.
     cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn()
 }
 
-/// Some answers are errors, and some connections break, while it is stormy. Which ones follows from the seed.
+/// Makes some responses errors and some connections break, selected by the seed.
 fn misbehave(registry: &FaultRegistry, seed: u64, stormy: &Arc<AtomicBool>) {
     let chance = |salt: u64, per_mille: u64| {
         let stormy = stormy.clone();

@@ -1,4 +1,4 @@
-//! When a delivery is acknowledged: as soon as its task has begun. What comes back then, and how.
+//! When a delivery is acknowledged: as soon as its task has started. What is redelivered then, and how.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ async fn a_running_task_holds_no_delivery_and_a_lost_connection_begins_none_agai
     let _workers = scene.cluster.workers(2, 4).await;
     let mut run = scene.run();
     until("all slots are busy", PATIENCE, || held.hits() == 8).await;
-    // Ready, and with workers.
+    // Ready and unacknowledged messages.
     let lane = format!("w.{}>{}", scene.source.host(), scene.target.host());
     let messages = || scene.cluster.broker.messages_of(&lane);
     until("all are acknowledged", PATIENCE, || messages() == 0).await;
@@ -40,7 +40,7 @@ async fn a_running_task_holds_no_delivery_and_a_lost_connection_begins_none_agai
     assert_eq!(number(&ended.json(), "/counts/copied"), 8, "nothing was found done by another: {}", ended.stdout);
 }
 
-/// The task of a retry is never without a message, a lease or a place in the plan.
+/// A task that waits for a retry always has a message, a lease or a place in the plan.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_is_to_be_tried_again_while_the_broker_is_away_goes_back_to_the_plan() {
     let mut scene = Scene::new(1, 4).await;
@@ -66,7 +66,7 @@ async fn a_task_that_is_to_be_tried_again_while_the_broker_is_away_goes_back_to_
     scene.assert_ended_whole(&ended);
 }
 
-/// As when the leader of a quorum queue moves to another node: the broker closes the connection of whoever asks.
+/// As if the leader of a quorum queue moved to another node: the broker closes the connection of the consumer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_whose_leader_moves_costs_a_connection_and_no_other_queue_its_turn() {
     let broker = RabbitMq::start();
@@ -93,6 +93,6 @@ async fn a_queue_whose_leader_moves_costs_a_connection_and_no_other_queue_its_tu
         seen.insert(index(&delivery.message));
         delivery.acknowledge().await.unwrap();
     }
-    // It rests for seconds at the most, and not for the time of a queue that is broken.
+    // It pauses for seconds at most, not for the backoff of a broken queue.
     assert!(back.elapsed() < Duration::from_secs(15), "asked again after {:?} ({served:?} before)", back.elapsed());
 }

@@ -1,5 +1,5 @@
-//! A registry that asks to be left alone is left alone by all, and no other lane waits for it (fault row 23). What is known
-//! of targets is carried over.
+//! A throttling registry is left alone by all workers, and no other route waits for it (fault row 23). The digest cache
+//! is imported.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn a_target_that_throttles_delays_its_own_lanes_alone_and_costs_no_attempt
     let (source, throttled, free) =
         tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
     let images = fill(&source, 2, 15);
-    // Longer than is slept out with a task in hand: what is throttled is put off, and its lane parked.
+    // Longer than a worker waits with a task in hand: the task is rescheduled and its route held.
     let rule = throttled.on(Match::any()).always().act(Action::too_many("31"));
     let config = format!(
         "rules:\n- {{from: {s}/r00, to: {t}/m, naming: keep}}\n- {{from: {s}/r01, to: {f}/m, naming: keep}}\n",

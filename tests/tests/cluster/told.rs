@@ -1,5 +1,5 @@
-//! Who serves tells of a batch that no `run` leads, in its log and by notifications: of a registry that leaves it waiting, while it
-//! waits; of its end. Of two, one does.
+//! Logs and notifications of coordinators about batches that no `run` leads: of a registry that holds a batch up, while
+//! it does, and of its end. Only one of two coordinators sends them.
 
 use imgsync_tests::fault::{Action, Kind, Match};
 use imgsync_tests::program::Running;
@@ -67,7 +67,7 @@ async fn who_serves_logs_who_leads_and_each_batch_s_beginning_and_end_with_times
     assert!(second.stderr().lines().any(|line| has_time(line) && line.contains("stands by: serve on ")));
 }
 
-/// The posts of a batch's end.
+/// Counts the webhooks about a batch's end.
 fn ends(hook: &Receiver) -> usize {
     hook.received().iter().filter(|received| received.json()["event"] == "batch.ended").count()
 }
@@ -76,20 +76,20 @@ fn ends(hook: &Receiver) -> usize {
 async fn an_end_that_cannot_be_told_is_told_again_by_whoever_leads_next_and_once_to_those_who_heard_it() {
     let scene = Scene::new(1, 2).await;
     let (deaf, hears) = (Receiver::start().await, Receiver::start().await);
-    // More often than one coordinator tries before it pauses.
+    // More attempts than a coordinator makes before it pauses.
     (0..7).for_each(|_| deaf.refuse_once(503));
     let config =
         format!("{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n", scene.config, deaf.url(), hears.url());
     let mut leads = serve(&scene, &config).await;
     let _workers = scene.cluster.workers(1, 4).await;
     scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
-    // The batch has ended, one has heard of it, and the other could not.
+    // The batch has ended, one target was notified, and the other failed.
     leads.wait_for_line(|line| line.contains("a webhook was not told") && line.contains("again in"), PATIENCE).await;
     assert_eq!((ends(&deaf), ends(&hears)), (5, 1));
     kill(&mut leads).await;
     let mut next = serve(&scene, &config).await;
     until("the other hears of it, too", PATIENCE, || ends(&deaf) >= 8).await;
-    // Who comes after that has nothing more to tell.
+    // The next leader has nothing left to send.
     until("it is noted", PATIENCE, || noted(&scene) == 3).await;
     assert!(!next.stderr().contains("was not told"), "{}", next.stderr());
     kill(&mut next).await;
@@ -101,7 +101,7 @@ async fn an_end_that_cannot_be_told_is_told_again_by_whoever_leads_next_and_once
     assert_eq!(last["batch"], again.stdout.trim());
 }
 
-/// How much is noted of whom the only batch was told to: each, and that all were.
+/// Counts the recorded notifications of the only batch: one per target, and one that all are done.
 fn noted(scene: &Scene) -> i64 {
     let script = "local all = redis.call('KEYS', '*}:n') return #all == 1 and redis.call('HLEN', all[1]) or 0";
     let answer = scene.cluster.store.command(&["EVAL", script, "0"]);
@@ -113,7 +113,7 @@ async fn a_leader_that_is_killed_between_the_end_and_its_notification_leaves_it_
     let scene = Scene::new(1, 2).await;
     let hook = Receiver::start().await;
     let silent = scene.config.clone();
-    // Nobody is told by this one, as if it were killed right after the end.
+    // This coordinator notifies nobody, as if killed right after the end.
     let mut leads = serve(&scene, &silent).await;
     let _workers = scene.cluster.workers(1, 4).await;
     let run = scene.cluster.imgsync(&silent).args(["run", "--detach"]).run().await.assert_code(0);

@@ -1,4 +1,4 @@
-//! Protections of target tags that cannot be read: the task or the batch fails, and nothing is written.
+//! Unreadable protections of target tags: the task or the batch fails, and nothing is written.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::scene::{PATIENCE, Scene};
 use crate::store::secret;
 
-/// A batch of one task, with these options as they are written.
+/// Plans a batch of one task with raw options.
 async fn planned(scene: &Scene, store: &RedisStore, options: String, rule: u32) -> BatchId {
     let id = BatchId::generate();
     store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         assert!(failures[0].failure.error.contains(said), "{what}: {failures:?}");
         scene.target.assert_holds("m/app", "v1", &old);
     }
-    // The batch does not begin.
+    // The batch does not start.
     let whole = of(rule(&["v*"], None));
     for (what, options, said) in [
         ("a newer version", whole.replacen("\"version\":1", "\"version\":2", 1), "a newer imgsync"),
@@ -83,7 +83,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         store.cancel(id).await.unwrap();
     }
     scene.target.assert_holds("m/app", "v1", &old);
-    // Those that can be read hold.
+    // Valid ones apply.
     let id = planned(&scene, &store, whole, 0).await;
     let ended = resume(id).await.assert_code(1).json();
     assert_eq!(ended["failures"][0]["class"], "immutable", "{ended}");

@@ -1,4 +1,4 @@
-//! Workers that die, freeze, lose their line, and are told to leave.
+//! Workers that crash, freeze, lose their connections, and drain.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::scene::{PATIENCE, Scene, kill, reader_of, readers, until};
 
 const MIB: u64 = 1 << 20;
 
-/// Starts a worker that speaks to broker and store by these URLs.
+/// Starts a worker with these URLs of broker and store.
 async fn worker_by(cluster: &Cluster, broker: &str, store: &str, arguments: &[&str]) -> Running {
     let worker = cluster.worker("").env("IMGSYNC_BROKER", broker).env("IMGSYNC_STORE", store);
     let worker = worker.args(["--concurrency", "4"]).args(arguments).spawn();
@@ -20,7 +20,7 @@ async fn worker_by(cluster: &Cluster, broker: &str, store: &str, arguments: &[&s
     worker
 }
 
-/// Row 1.
+/// Fault row 1.
 #[tokio::test]
 async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_counted_once() {
     let mut scene = Scene::new(2, 5).await;
@@ -34,20 +34,20 @@ async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_co
     scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
     assert!(killed.elapsed() < Duration::from_secs(45), "{:?}", killed.elapsed());
     let ended = run.wait().await;
-    // What it had written and not yet counted is found unchanged by the next.
+    // What it wrote but did not record is unchanged for the next worker.
     scene.assert_ended_whole(&ended);
     assert_eq!(scene.puts("r00", "large"), 1);
 }
 
-/// Rows 2 and 3.
+/// Fault rows 2 and 3.
 #[tokio::test]
 async fn a_worker_killed_between_its_tag_and_its_word_of_it_moves_nothing_twice() {
     let mut scene = Scene::new(1, 0).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
-    // The tag is written, and the answer never comes.
+    // The tag is written, and the response never arrives.
     let put = Match::kind(Kind::ManifestPut).reference("large");
     let put = scene.target.on(put).act(Action::CutInsteadOfAnswer);
-    // Nor does one to what the worker asks then.
+    // Nor does any response to the worker's further requests.
     let silence = scene.target.on(Match::any().when(move |_| put.hits() > 0)).act(Action::StallForever);
     let mut workers = scene.cluster.workers(1, 4).await;
     let mut run = scene.run();
@@ -61,7 +61,7 @@ async fn a_worker_killed_between_its_tag_and_its_word_of_it_moves_nothing_twice(
     assert_eq!(readers(&scene.source, &blob).len(), 1, "what is there is not read again");
 }
 
-/// Row 5.
+/// Fault row 5.
 #[tokio::test]
 async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     let mut scene = Scene::new(1, 3).await;
@@ -86,7 +86,7 @@ async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     scene.assert_whole(&shown);
 }
 
-/// Row 6.
+/// Fault row 6.
 #[tokio::test]
 async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within_90_seconds() {
     let mut scene = Scene::new(1, 3).await;
@@ -108,7 +108,7 @@ async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within
     assert!(cut.elapsed() < Duration::from_secs(90), "{:?}", cut.elapsed());
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
-    // The line is mended: the one that was lost has nothing to say, and goes on to live.
+    // The connection is restored: the worker that lost its task has nothing to record, and continues.
     gate.add_permits(1);
     broker.freeze(false);
     store.freeze(false);
@@ -118,12 +118,12 @@ async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within
     scene.assert_whole(&shown);
 }
 
-/// Row 7.
+/// Fault row 7.
 #[tokio::test]
 async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
     let mut scene = Scene::new(2, 20).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
-    // It would not end within the half minute that it is given.
+    // It would not end within the thirty seconds it is given.
     scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
     let mut workers = scene.cluster.workers(2, 4).await;
     let mut run = scene.run();
@@ -168,11 +168,11 @@ async fn a_worker_whose_words_nobody_reads_ends_when_it_is_told_to() {
     tokio::time::timeout(PATIENCE, worker.wait()).await.expect("it ends").assert_code(0);
 }
 
-/// Row 13.
+/// Fault row 13.
 #[tokio::test]
 async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_done() {
     let mut scene = Scene::new(2, 5).await;
-    // Small enough that the next one need not wait until the dead one's hold on the blob has ended.
+    // Small enough that the next worker need not wait for the dead one's lease on the blob.
     let blob = scene.add_large("r00", "deadly", MIB / 2);
     let (repository, tag, _) = scene.images.pop().expect("it was added just now");
     scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).always().act(Action::StallAfter { bytes: MIB / 4 });
@@ -196,7 +196,7 @@ async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_do
     };
     let json = ended.json();
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    // What a killed worker had written and not counted is found unchanged.
+    // What a killed worker wrote but did not record is unchanged.
     let done = number(&json, "/counts/copied") + number(&json, "/counts/unchanged");
     assert_eq!((done, number(&json, "/counts/failed")), (10, 1), "{json}");
     let error = json["failures"][0]["error"].as_str().expect("words");
@@ -205,7 +205,7 @@ async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_do
     assert_eq!(readers(&scene.source, &blob).len(), 6);
 }
 
-/// A worker that is cut off from the ledger until another has done its task.
+/// A worker is cut off from the ledger until another has done its task.
 #[tokio::test]
 async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_failure() {
     let scene = Scene::new(1, 1).await;

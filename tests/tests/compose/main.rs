@@ -1,4 +1,4 @@
-//! Dockerfile and docker-compose.yml, as they stand: the way of a new user, and what containers go through.
+//! Dockerfile and docker-compose.yml unchanged: the first steps of a new user, and container failures.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use imgsync_tests::images::{Image, Layer};
 use imgsync_tests::{Compose, skipped};
 use serde_json::Value;
 
-/// More than enough for what should not take long.
+/// Generous limit for anything that should not take long.
 const PATIENCE: Duration = Duration::from_secs(120);
 const REPOSITORIES: usize = 8;
 const TAGS: usize = 50;
 const TOTAL: u64 = (REPOSITORIES * TAGS) as u64;
 
-/// Paced, so that there is a middle of the batch to do things in, and limited for all workers together.
+/// Rate-limited for all workers together, so that faults hit the middle of the batch.
 const STORM: &str = "
 registries:
   source:5000: {tls: off}
@@ -55,7 +55,7 @@ fn nothing_starts_without_passwords(compose: &Compose) {
     assert!(compose.containers("redis").is_empty());
 }
 
-/// The steps of docs/cluster.md: fill in `.env`, `docker-compose up`, look.
+/// The steps of docs/cluster.md: fill in `.env`, run `docker-compose up`, look.
 async fn a_new_user_sees_a_batch_copied(compose: &Compose) {
     compose.write_env(true, None);
     compose.compose(&["up", "-d", "--scale", "worker=2"]);
@@ -112,7 +112,7 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     let images = fill(compose).await;
     compose.write_env(true, Some(STORM));
     compose.compose(&["up", "-d", "--scale", "worker=3"]);
-    // What was started with the example's configuration has been replaced.
+    // Containers with the example's configuration have been replaced.
     compose.wait_healthy("coordinator", PATIENCE).await;
     compose.wait_healthy("worker", PATIENCE).await;
     let workers = compose.containers("worker");
@@ -144,7 +144,7 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     assert!(is_ours(&shown) && shown["state"] != "done", "there is something left to be done: {shown}");
     compose.docker(&["start", &coordinator]);
     said("the coordinator is started again");
-    // Its address is another's by now, and so are those that were free before.
+    // Its address, and those that were free before, belong to other containers by now.
     let others: Vec<String> = (0..4).map(|_| compose.start_bystander()).collect();
     compose.docker(&["network", "connect", &compose.network(), &workers[1]]);
     assert_ne!(compose.address(&workers[1]), address);
@@ -171,7 +171,7 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     said("every tag is right, to the last byte");
 }
 
-/// Puts small images into the source.
+/// Pushes small images to the source.
 async fn fill(compose: &Compose) -> Vec<(String, String, Image)> {
     let mut filling = tokio::task::JoinSet::new();
     for repository in 0..REPOSITORIES {
@@ -193,7 +193,7 @@ async fn fill(compose: &Compose) -> Vec<(String, String, Image)> {
     filling.join_all().await.into_iter().flatten().collect()
 }
 
-/// Whether a container's worker says that it lives. Its host is its container.
+/// Reports whether a container's worker sends heartbeats. Its host name is the container's.
 fn is_at_work(shown: &Value, container: &str) -> bool {
     let workers = shown["workers"].as_array().into_iter().flatten();
     workers.filter_map(|worker| worker["host"].as_str()).any(|host| container.starts_with(host))

@@ -1,4 +1,4 @@
-//! Figures: what the programs export is what alerts, dashboard and scaler ask for, and what the documentation names.
+//! Metrics: the programs export what alerts, dashboard and autoscaler query and what the documentation names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -14,7 +14,7 @@ use super::{assert_well, deploy, read, tool};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where a program listens, as it or its arguments say.
+/// Returns a free address for a program to listen on.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
@@ -29,18 +29,18 @@ async fn figures(address: &str, accept: &str) -> (String, String) {
     (answer.text().await.unwrap(), kind)
 }
 
-/// A figure, by its name and labels.
+/// Returns the value of a metric by its name and labels.
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Names of figures, without what stands behind those of histograms.
+/// Returns the names of metrics, without the suffixes of histograms.
 fn names(text: &str) -> BTreeSet<String> {
     let series = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next());
     series.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-/// Names of figures that an expression asks for.
+/// Returns the metric names that an expression queries.
 fn asked(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("imgsync_") || word.starts_with("process_")).map(str::to_owned).collect()
@@ -53,7 +53,7 @@ struct Told {
     worker: String,
 }
 
-/// A cluster that has copied two images, failed at one, and been held back by a registry.
+/// Starts a cluster that has copied two images, failed one, and was throttled by a registry.
 async fn told() -> Told {
     let cluster = Cluster::start();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
@@ -113,7 +113,7 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
         assert_eq!(value(&coordinator, series), Some(wanted), "{series} in\n{coordinator}");
     }
 
-    // In the older format, which the checker of names reads.
+    // The older text format, which the name checker reads.
     let (older, kind) = figures(&told.worker, "text/plain").await;
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
     for text in [&older, &figures(&told.coordinator, "").await.0] {
@@ -131,7 +131,7 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
         let missing: Vec<String> = asked(&wanted).into_iter().filter(|name| !known(name, &exported)).collect();
         assert!(missing.is_empty(), "{what} asks for {missing:?}, which nobody exports:\n{exported:#?}");
     }
-    // The other way round: who reads the page finds all names.
+    // Vice versa: the documentation lists every exported name.
     let page = std::fs::read_to_string(deploy("../docs/operating.md")).unwrap();
     for name in exported.iter().filter(|name| name.starts_with("imgsync_")) {
         let base = name.trim_end_matches("_bucket").trim_end_matches("_count").trim_end_matches("_sum");
@@ -139,7 +139,7 @@ async fn what_is_exported_tells_what_was_done_and_is_all_that_alerts_and_dashboa
     }
 }
 
-/// Whether a name is exported, or is one of those that are there only when something happens that did not.
+/// Reports whether a metric is exported, or is one that appears only after an event that did not happen here.
 fn known(name: &str, exported: &BTreeSet<String>) -> bool {
     const SELDOM: [&str; 6] = [
         "imgsync_rule_last_good_end_timestamp_seconds",
@@ -152,7 +152,7 @@ fn known(name: &str, exported: &BTreeSet<String>) -> bool {
     exported.contains(name) || SELDOM.contains(&name)
 }
 
-/// All expressions in what is shipped, by where they are.
+/// Returns all expressions of the shipped files, by location.
 fn expressions() -> BTreeMap<String, String> {
     let mut expressions = BTreeMap::new();
     let alerts: Value = serde_saphyr::from_str(&read("prometheus/alerts.yml")).unwrap();
@@ -192,7 +192,7 @@ fn the_alerts_are_taken_by_prometheus_and_each_fires() {
     }
 }
 
-/// Every expression of the dashboard is one that Prometheus understands.
+/// Prometheus accepts every expression of the dashboard.
 #[test]
 fn the_dashboard_s_expressions_are_taken_by_prometheus() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The manifests for Kubernetes: they fit each other and the programs. A cluster to try them in is not at hand here.
+//! Kubernetes manifests: they are consistent with each other and with the programs. They are not applied to a cluster
+//! here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::{assert_taken, assert_well, deploy, read, tool};
 
-/// All documents of a file.
+/// Returns all documents of a file.
 fn documents(file: &str) -> Vec<Value> {
     let text = read(&format!("kubernetes/{file}"));
     text.split("\n---\n")
@@ -17,7 +18,7 @@ fn documents(file: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The files that the kustomization names, those included that have to be asked for.
+/// Returns the files that the kustomization names, including the optional ones.
 fn resources() -> Vec<String> {
     let text = read("kubernetes/kustomization.yaml");
     let lines = text.lines().map(|line| line.trim().trim_start_matches("# "));
@@ -28,7 +29,7 @@ fn all() -> Vec<Value> {
     resources().iter().flat_map(|file| documents(file)).collect()
 }
 
-/// The templates of pods, by name of what makes them.
+/// Returns pod templates by name of their owner.
 fn pods() -> BTreeMap<String, Value> {
     let mut pods = BTreeMap::new();
     for document in all() {

@@ -1,4 +1,4 @@
-//! Logs as JSON: an object a line, which says of which worker, batch and task it is.
+//! JSON logs: one object per line, with worker, batch and task.
 
 use imgsync_tests::cluster::Cluster;
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};

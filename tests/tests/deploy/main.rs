@@ -1,4 +1,4 @@
-//! What is shipped to run imgsync with: units, manifests, alerts, a dashboard. Real tools take it, and it fits the programs.
+//! Deployment files: units, manifests, alerts, a dashboard. Real tools accept them, and they match the programs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod figures;
@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 
 use imgsync_tests::program::Imgsync;
 
-/// A file or folder of `deploy`.
+/// Returns the path of a file or folder of `deploy`.
 fn deploy(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy").join(path)
 }
@@ -22,7 +22,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(deploy(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Runs a tool; says loudly that it is not there.
+/// Runs a tool, or reports that it is not installed.
 fn tool(command: &mut Command, package: &str) -> Option<Output> {
     match command.output() {
         Ok(output) => Some(output),
@@ -43,7 +43,7 @@ fn assert_well(output: &Output) {
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
-/// Demands that a program takes a command line, without doing what it says.
+/// Asserts that a program accepts a command line, without running it.
 async fn assert_taken(program: &str, arguments: &[String]) {
     let asked = Imgsync::named(program).args(arguments).arg("--help").run().await;
     assert_eq!(asked.code, Some(0), "{program} {arguments:?}: {}", asked.stderr);

@@ -1,5 +1,4 @@
-//! The units of systemd: its own verifier takes them, they are shut off as tightly as they can be, and the commands in them are
-//! commands of the programs.
+//! systemd units: `systemd-analyze` accepts them, they are sandboxed tightly, and their commands exist in the programs.
 
 use std::fs;
 use std::process::Command;
@@ -11,10 +10,10 @@ use super::{assert_taken, assert_well, deploy, read, tool};
 
 const UNITS: [&str; 4] =
     ["imgsync-serve.service", "imgsync-worker.service", "imgsync-run.service", "imgsync-run.timer"];
-/// 0 is shut off from everything, 10 from nothing; systemd calls it OK up to 3.
+/// Exposure scale: 0 is fully sandboxed, 10 not at all; systemd rates up to 3 as OK.
 const MOST_EXPOSED: &str = "15";
 
-/// The units with the programs as they were built, since the verifier wants to find what is started.
+/// Installs the units with the built programs, since the verifier looks for the executables.
 async fn installed() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for unit in UNITS {

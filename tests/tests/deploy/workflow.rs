@@ -1,5 +1,5 @@
-//! The workflows of changes and of releases: they are YAML, build for what is promised, name files and commands that are
-//! there, and what they take from elsewhere is pinned.
+//! CI and release workflows: valid YAML, builds for the promised targets, existing files and commands, pinned
+//! dependencies.
 
 use serde_json::Value;
 
@@ -45,13 +45,13 @@ async fn the_release_workflow_fits_the_repository() {
         }
     }
     assert!(seen >= 5, "{seen} commands");
-    // Nobody's token may do more than its job needs.
+    // No token has more permissions than its job needs.
     assert_eq!(workflow["permissions"]["contents"], "read");
     let publish = &workflow["jobs"]["publish"];
     assert_eq!(publish["if"], "github.ref_type == 'tag'");
 }
 
-/// A file of the repository.
+/// Reads a file of the repository.
 fn read(path: &str) -> String {
     std::fs::read_to_string(deploy("..").join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -60,7 +60,7 @@ fn workflow(name: &str) -> Value {
     serde_saphyr::from_str(&read(&format!(".github/workflows/{name}"))).unwrap()
 }
 
-/// All workflows, with what they are called.
+/// Returns all workflows with their names.
 fn workflows() -> Vec<(String, String)> {
     let folder = deploy("../.github/workflows");
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -70,7 +70,7 @@ fn workflows() -> Vec<(String, String)> {
     all
 }
 
-/// A value of a TOML file's line, such as that of `channel`.
+/// Returns the value of a key in a TOML file, such as `channel`.
 fn value<'a>(text: &'a str, key: &str) -> &'a str {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
     line.unwrap_or_else(|| panic!("{key} in {text}")).trim().trim_matches('"')
@@ -101,7 +101,7 @@ fn a_change_must_pass_what_this_machine_checks_and_the_advisories_and_a_release_
 
     let release = workflow("release.yml");
     assert_eq!(release["jobs"]["ci"]["uses"], "./.github/workflows/ci.yml");
-    // Every other job needs it, by the way of others or itself.
+    // Every other job depends on it, directly or indirectly.
     fn comes_after(jobs: &Value, job: &str) -> bool {
         let needs = &jobs[job]["needs"];
         let needs = needs.as_array().cloned().unwrap_or_else(|| vec![needs.clone()]);
@@ -121,7 +121,7 @@ fn the_toolchain_and_the_oldest_rust_are_the_same_everywhere_and_both_are_built(
     let oldest = value(&manifest, "rust-version");
     let minor = |version: &str| -> u32 { version.split('.').nth(1).unwrap().parse().unwrap() };
     assert!(minor(oldest) <= minor(pinned), "{oldest} {pinned}");
-    // What builds this is the pinned one.
+    // The pinned toolchain builds this.
     let rustc = std::process::Command::new("rustc").arg("--version").current_dir(deploy("..")).output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
     assert!(rustc.starts_with(&format!("rustc {pinned} ")), "{rustc} {pinned}");
@@ -171,7 +171,7 @@ fn actions_are_pinned_and_tokens_may_do_no_more_than_their_job() {
             for step in steps["steps"].as_array().into_iter().flatten() {
                 let is_checkout = step["uses"].as_str().is_some_and(|uses| uses.starts_with("actions/checkout@"));
                 assert!(!is_checkout || step["with"]["persist-credentials"] == false, "{name}: {job} leaves its token");
-                // Words of whoever opens a pull request are never part of a script.
+                // Text from a pull request's author never becomes part of a script.
                 let run = step["run"].as_str().unwrap_or_default();
                 assert!(!run.contains("${{ github.event") && !run.contains("${{ github.head_ref"), "{name}: {run}");
             }
@@ -220,7 +220,7 @@ fn base_images_can_be_named_by_digest_tools_have_versions_and_what_is_newer_is_p
     assert_eq!(ecosystems, ["cargo", "github-actions", "docker", "docker-compose"]);
 }
 
-/// What came with lapin's TLS stays out: it is banned, and not in the lock file.
+/// lapin's TLS dependencies stay out: banned, and not in the lock file.
 #[test]
 fn banned_crates_are_not_in_the_lock_file() {
     let (deny, lock) = (read("deny.toml"), read("Cargo.lock"));

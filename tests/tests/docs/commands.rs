@@ -1,4 +1,4 @@
-//! Commands and configurations in the pages: the programs take each, and those that need no network of their own are run.
+//! Commands and configurations in the pages: the programs accept each, and those that need no external network are run.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use imgsync_tests::tls::Authority;
 
 use super::page::{all, read, root};
 
-/// Blocks between fences, with what stands behind the opening one.
+/// Returns fenced blocks with their info strings.
 fn blocks(text: &str) -> Vec<(String, Vec<String>)> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, Vec<String>)> = None;
@@ -28,7 +28,7 @@ fn blocks(text: &str) -> Vec<(String, Vec<String>)> {
     blocks
 }
 
-/// The words of the first command of a line, as a shell would see them; ends at `|`, `>`, `<`, `&`, `;` and `#`.
+/// Splits the first command of a line into words like a shell, up to `|`, `>`, `<`, `&`, `;` or `#`.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote, mut begun) = (Vec::new(), String::new(), None, false);
     for c in line.chars() {
@@ -53,13 +53,13 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The commands of our programs in the pages, each with the page.
+/// Returns the commands of our programs in the pages, each with its page.
 fn commands() -> BTreeSet<(String, Vec<String>)> {
     let mut commands = BTreeSet::new();
     for page in all() {
         let text = read(&page);
         for (_, lines) in blocks(&text) {
-            // What ends in a backslash goes on.
+            // A trailing backslash continues a line.
             let joined = lines.join("\n").replace("\\\n", " ");
             for line in joined.lines() {
                 let words = words(line.trim_start());
@@ -78,7 +78,7 @@ async fn every_command_in_the_pages_is_one_that_the_programs_take() {
     assert!(commands.len() > 50, "{} commands are found", commands.len());
     let mut wrong = Vec::new();
     for (page, words) in commands {
-        // Placeholders of a synopsis, and what is left open.
+        // Placeholders of a synopsis, and omissions.
         if words.iter().any(|word| word.contains('…') || word.starts_with('[')) {
             continue;
         }
@@ -99,7 +99,7 @@ async fn every_configuration_in_the_pages_is_fine() {
             let keys: Vec<&str> = text.lines().filter_map(|line| line.split_once(':')).map(|(key, _)| key).collect();
             let ours = ["rules", "registries", "defaults", "cluster", "notify"];
             let theirs = ["services", "on", "jobs", "scrape_configs", "apiVersion"];
-            // Parts of one, with dots, are no whole configuration.
+            // Fragments with dots are not complete configurations.
             if kind != "yaml"
                 || text.contains('…')
                 || !keys.iter().any(|key| ours.contains(key))
@@ -109,7 +109,7 @@ async fn every_configuration_in_the_pages_is_fine() {
             }
             seen += 1;
             let program = Imgsync::new();
-            // A page that shows rules may leave out where to.
+            // Pages may show rules without a target.
             let more = if text.contains("defaults:") { "" } else { "\ndefaults: {to: registry.example.com/all}\n" };
             program.file("imgsync.yaml", dedented(&lines) + more);
             program.file("ca.pem", Authority::default().pem());
@@ -132,27 +132,27 @@ async fn every_configuration_in_the_pages_is_fine() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// Without the indentation that all lines have.
+/// Removes the common indentation of all lines.
 fn dedented(lines: &[String]) -> String {
     let indent =
         lines.iter().filter(|line| !line.trim().is_empty()).map(|line| line.len() - line.trim_start().len()).min();
     lines.iter().map(|line| format!("{}\n", line.get(indent.unwrap_or(0)..).unwrap_or_default())).collect()
 }
 
-/// The variables that a text asks for.
+/// Returns the variables that a text uses.
 fn variables(text: &str) -> Vec<String> {
     let parts = text.split("${").skip(1);
     parts.filter_map(|part| part.split(['}', ':']).next()).map(str::to_owned).collect()
 }
 
-/// The first block of a page that has a command.
+/// Returns the first block of a page that contains a command.
 fn block_with(page: &str, command: &str) -> Vec<String> {
     let blocks = blocks(&read(page));
     let found = blocks.into_iter().find(|(_, lines)| lines.iter().any(|line| line.starts_with(command)));
     found.unwrap_or_else(|| panic!("{page} has no block with `{command}`")).1
 }
 
-/// Runs the commands of a block in a shell of its own, with our programs in its path; the first that fails ends it.
+/// Runs the commands of a block in a shell with our programs on PATH, up to the first failure.
 async fn follow(program: &Imgsync, lines: &[String], inside: &Path) -> String {
     let folder = program.path().parent().unwrap().display().to_string();
     let script = format!("set -e\nexport PATH=\"{folder}:$PATH\"\ncd \"{}\"\n{}\n", inside.display(), lines.join("\n"));
@@ -164,7 +164,7 @@ async fn follow(program: &Imgsync, lines: &[String], inside: &Path) -> String {
 #[tokio::test]
 async fn the_first_commands_of_getting_started_work_as_they_stand() {
     let program = Imgsync::new();
-    // A clone of what they need, for they write beside it.
+    // A copy of the folders that they need, since they write next to them.
     for folder in ["examples/images/blobs/sha256", "target"] {
         std::fs::create_dir_all(program.work().join(folder)).unwrap();
     }

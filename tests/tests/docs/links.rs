@@ -1,8 +1,8 @@
-//! Links from page to page lead to what is there.
+//! Links between pages resolve.
 
 use super::page::{all, prose, read, root};
 
-/// Where the links and pictures of a text lead.
+/// Returns the targets of a text's links and pictures.
 pub(crate) fn targets(text: &str) -> Vec<String> {
     let mut targets = Vec::new();
     let mut rest = text;
@@ -15,7 +15,7 @@ pub(crate) fn targets(text: &str) -> Vec<String> {
     targets
 }
 
-/// A heading as links name it: small letters and digits, hyphens for spaces, all else dropped.
+/// Converts a heading to its anchor: lower-case letters and digits, hyphens for spaces, everything else dropped.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     heading

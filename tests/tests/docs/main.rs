@@ -1,4 +1,4 @@
-//! What is written for users: it agrees with itself, and its links lead somewhere.
+//! User documentation: consistent, with working links.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod commands;

@@ -1,18 +1,18 @@
-//! A Markdown page, as far as these tests look into it.
+//! A minimal Markdown parser for these tests.
 
 use std::path::{Path, PathBuf};
 
-/// The folder that all pages are in or below.
+/// Returns the root folder of all pages.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The text of a page, by its path from the root.
+/// Reads a page by its path from the root.
 pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// All pages: at the root and in docs.
+/// Returns all pages: at the root and in docs.
 pub(crate) fn all() -> Vec<String> {
     let mut pages = Vec::new();
     for folder in ["", "docs"] {
@@ -27,7 +27,7 @@ pub(crate) fn all() -> Vec<String> {
     pages
 }
 
-/// What stands between fences, block by block, each line without what follows ` #` and without blank lines.
+/// Returns the fenced blocks, each line without ` #` comments and without blank lines.
 pub(crate) fn code(text: &str) -> Vec<Vec<String>> {
     let mut blocks = Vec::new();
     let mut open: Option<Vec<String>> = None;
@@ -49,7 +49,7 @@ pub(crate) fn code(text: &str) -> Vec<Vec<String>> {
     blocks
 }
 
-/// Text outside of fences.
+/// Returns the text outside of fences.
 pub(crate) fn prose(text: &str) -> String {
     let mut inside = false;
     let mut prose = String::new();

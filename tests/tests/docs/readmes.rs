@@ -1,4 +1,4 @@
-//! README.md and README.zh-CN.md say the same.
+//! README.md and README.zh-CN.md have the same content.
 
 use super::page::{code, prose, read};
 
@@ -17,7 +17,7 @@ fn both_readmes_have_the_same_sections_tables_and_links() {
     let shape = |path: &str| {
         let prose = prose(&read(path));
         let count = |start: &str| prose.lines().filter(|line| line.starts_with(start)).count();
-        // Figures must not differ: whoever measures again changes both.
+        // Numbers must agree: a new measurement changes both.
         let rows: Vec<String> = prose
             .lines()
             .filter(|line| line.starts_with('|'))

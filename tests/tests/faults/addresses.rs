@@ -1,5 +1,5 @@
-//! Names whose addresses change: what counts is the address that is connected to, at each hop. Each test has a network of
-//! its own, in which 93.184.215.14 is a public address of this machine.
+//! DNS rebinding: the address of the connection counts, at each hop. Each test has its own network, in which
+//! 93.184.215.14 is a public address of this machine.
 
 use std::future::Future;
 
@@ -16,7 +16,7 @@ const METADATA: &str = "169.254.169.254";
 const NAME: &str = "registry.example.com";
 const CDN: &str = "cdn.example.com";
 
-/// Runs a test in a network of its own, if it can be had.
+/// Runs a test in its own network, if namespaces can be created.
 fn inside<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
     if namespace::is_inside(&format!("addresses::{test}"), &[PUBLIC, METADATA]) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -24,7 +24,7 @@ fn inside<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
     }
 }
 
-/// A registry at loopback that is at a public address too, by the same port.
+/// Starts a registry on loopback that a TCP proxy exposes at a public address with the same port.
 async fn public() -> (FaultRegistry, Relay) {
     let registry = FaultRegistry::start().await;
     let port = registry.address().port();
@@ -108,7 +108,7 @@ fn each_hop_is_judged_by_who_names_it() {
         for registry in [&source, &inside, &cdn] {
             registry.push("a", "1", &image);
         }
-        // From within to a public host is fine; what that names is public, be it a literal address or a name.
+        // From inside, a public host is allowed; what that host names must be public as well, by address or by name.
         dns.name(CDN, &[&[PUBLIC]]).name("inside.example.com", &[&["127.0.0.1"]]);
         let to_cdn = Action::Redirect { to: format!("http://{CDN}:{}{{path}}", port(&cdn)), status: 307 };
         source.on(Kind::BlobGet).always().act(to_cdn);
@@ -138,7 +138,7 @@ fn a_name_that_leads_inside_from_its_second_question_on_is_refused() {
         let output = sync(&[(name.clone(), "tls: off")], &from, &to).await;
         assert!(output.stderr.contains("allow_private"), "{}", output.stderr);
         assert_refused(output, &inside);
-        // Both in one answer: the public one is connected to.
+        // Both addresses in one response: the public one is used.
         dns.name(CDN, &[&["127.0.0.1", PUBLIC]]);
         assert_ne!(sync(&[(name, "tls: off")], &from, &to).await.code, Some(0));
         assert_eq!(inside.total_with_all(), 0, "{}", inside.describe_requests());
@@ -190,7 +190,7 @@ fn a_metadata_service_is_reached_only_where_it_is_named() {
             source.clear_rules();
             inside.clear_requests();
         }
-        // Nor is a registry itself there, by its address or by its name.
+        // A registry itself may not be there either, by address or by name.
         for host in [METADATA, CDN] {
             let name = format!("{host}:{}", port(&inside));
             let from = format!("{name}/a:1");

@@ -1,4 +1,4 @@
-//! A clock that was wrong, and is put right.
+//! A clock that was wrong and is corrected.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn tags_that_were_seen_in_the_future_are_verified_again_which_is_said_once
     let run = || program.again().args(["run", "--json"]);
     assert_eq!(run().run().await.assert_code(0).json()["counts"]["copied"], TAGS);
 
-    // All that is known of the target was seen 400 days from now.
+    // All cached target tags were verified 400 days from now.
     let cache = program.again().args(["cache", "export"]).run().await.assert_code(0).stdout;
     let ahead = (Timestamp::now() + SignedDuration::from_hours(400 * 24)).as_second();
     let cache: String = cache
@@ -66,7 +66,7 @@ async fn the_newest_batch_is_the_one_that_was_made_last_although_another_was_mad
     let ahead = Timestamp::now() + SignedDuration::from_hours(400 * 24);
     let clock = Arc::new(ManualClock::at(ahead));
     let store = SqliteStore::open(&program.state().join("imgsync"), clock).await.unwrap();
-    // The time of an id is its first 48 bits.
+    // The first 48 bits of an id are its time.
     let mut id = *BatchId::generate().as_bytes();
     id[..6].copy_from_slice(&ahead.as_millisecond().to_be_bytes()[2..]);
     let future = BatchId::from_bytes(id);

@@ -1,4 +1,4 @@
-//! Disks that are full, and what may be read of what is written to them.
+//! Full disks, and file permissions of what is written.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -8,7 +8,7 @@ use imgsync_tests::fault::{Action, FaultRegistry, Kind};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 
-/// Two tags copied by `run`, in a home of their own.
+/// Runs a rule with two tags in its own home.
 async fn a_home() -> (Imgsync, FaultRegistry, FaultRegistry) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for tag in ["1", "2"] {
@@ -74,7 +74,7 @@ async fn who_closes_the_pipe_is_told_nothing() {
     for arguments in [vec!["--help"], vec!["tags", &from], vec!["cache", "export"], vec!["config", "schema"]] {
         let script = format!("{} \"$@\" | true; exit ${{PIPESTATUS[0]}}", program.path().display());
         let mut shell = Imgsync::at("/bin/bash").args(["-c", &script, "bash"]).args(&arguments);
-        // A pipe that nobody reads is met by the second write at the latest.
+        // Writing to a closed pipe fails at the second write at the latest.
         shell = shell.env("XDG_STATE_HOME", program.state());
         let output = shell.run().await.assert_code(0);
         assert!(!output.stderr.contains("writing to stdout"), "{arguments:?}: {}", output.stderr);
@@ -99,7 +99,7 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// All files and folders below, with their modes.
+/// Returns all files and folders below, with their modes.
 fn modes_below(folder: &Path) -> Vec<(String, u32)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -122,7 +122,7 @@ async fn state_and_reports_are_for_their_owner_alone_whatever_the_umask() {
         program.file("imgsync.yaml", rule);
         let shared = program.file("shared.json", "");
         std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o664)).unwrap();
-        // A database of before, which anybody could read.
+        // An older, world-readable database.
         let state = program.home().join("new/state");
         let at = state.display().to_string();
         for (report, wanted) in [("report.html", 0o600), ("shared.json", 0o664)] {
@@ -142,7 +142,7 @@ async fn state_and_reports_are_for_their_owner_alone_whatever_the_umask() {
     }
 }
 
-/// A small disk, for as long as it lives.
+/// A small disk, unmounted on drop.
 struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
@@ -183,7 +183,7 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     let running = ["run", "--state", &state.display().to_string(), "--concurrency", "30"];
     let mut running = program.again().args(running).spawn();
     source.wait_until(|source| source.count(Kind::ManifestGet) > 60, Duration::from_secs(60)).await;
-    // Somebody else fills it, to the last byte.
+    // Another program fills it to the last byte.
     let filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
     let bytes = vec![1; 64 << 10];
     while std::io::Write::write_all(&mut &filler, &bytes).is_ok() {}
@@ -191,7 +191,7 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     gate.add_permits(10_000);
     let output = running.wait().await.assert_code(3);
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning:")).collect();
-    // One as it happens; at the end one more that counts the rest.
+    // One warning when it happens, and one at the end that counts the rest.
     let (counted, plain): (Vec<&str>, Vec<&str>) =
         warnings.into_iter().partition(|line| line.contains("more of this kind since the last line"));
     assert!(plain.len() == 1 && counted.len() <= 1, "{}", output.stderr);

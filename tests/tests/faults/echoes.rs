@@ -1,4 +1,4 @@
-//! Registries that send back what they were sent: no password and no token gets into what is written or kept.
+//! Registries that echo requests: no password and no token gets into output or storage.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use imgsync_tests::proxy::Proxy;
 
 const LOGIN: (&str, &str) = ("robot", "pa55 word+of/the?robot");
 
-/// In which way the header is sent back.
+/// Form in which a header is echoed.
 #[derive(Clone, Copy, Debug)]
 enum How {
     Json,
@@ -32,7 +32,7 @@ fn percent(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// What was sent, and what it was made of.
+/// Returns the credentials of a request, as sent and decoded.
 fn sent(request: &Record) -> String {
     let header = request.header("authorization").unwrap_or("nothing").to_owned();
     let plain = header.strip_prefix("Basic ").and_then(|text| STANDARD.decode(text).ok());
@@ -65,7 +65,7 @@ fn echo(request: &Record, how: How) -> Action {
     }
 }
 
-/// All that must not be shown of what registries were sent.
+/// Returns all secrets that a registry was sent.
 fn secrets(registry: &FaultRegistry) -> Vec<String> {
     let headers: Vec<String> = registry
         .requests()
@@ -74,7 +74,7 @@ fn secrets(registry: &FaultRegistry) -> Vec<String> {
         .collect();
     let mut all = vec![LOGIN.1.to_owned(), percent(LOGIN.1)];
     for text in headers {
-        // Of a token that was cut off, too.
+        // Parts of a token that was cut off, too.
         all.push(text[..text.len() / 2].to_owned());
         all.push(text);
     }
@@ -120,7 +120,7 @@ async fn what_a_registry_sends_back_of_a_login_is_masked_in_every_form() {
     }
 }
 
-/// The bytes of all files below a folder, as text.
+/// Returns the bytes of all files below a folder, as text.
 fn all_files(folder: &Path) -> String {
     let mut text = String::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -194,7 +194,7 @@ async fn a_listing_and_a_token_service_that_send_a_login_back_show_nothing() {
     assert!(output.stderr.contains("***"), "{}", output.stderr);
     assert_hidden(&output.stderr, &secrets(&registry), "the token service");
     registry.clear_rules();
-    // An answer that is no JSON after all is not quoted: the token may be in it.
+    // A malformed JSON response is not quoted, since the token may be in it.
     let body = format!("{{\"token\": \"a-token-that-nobody-knows-yet\", \"access_token\": [\"{}\"]}}", LOGIN.1);
     registry.on(Kind::Token).always().act(Action::Status { code: 200, headers: Vec::new(), body: body.into() });
     let output = tags(&registry).run().await.assert_code(1);
@@ -204,7 +204,7 @@ async fn a_listing_and_a_token_service_that_send_a_login_back_show_nothing() {
 
 #[tokio::test]
 async fn a_token_that_was_replaced_is_masked_too_and_so_are_others_logins() {
-    // The source is told the target's password by somebody who has it; what matters is that it is known here.
+    // Somebody who has the target's password reveals it to the source; what matters is that it is known here.
     let (source, target) = tokio::join!(
         FaultRegistry::builder().bearer(Bearer::user(LOGIN.0, LOGIN.1)).start(),
         FaultRegistry::builder().basic("pusher", "the-password-of-the-target").start()

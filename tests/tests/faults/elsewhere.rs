@@ -1,5 +1,5 @@
-//! Where a registry sends us: through a proxy that stands inside, without our certificate, never with a password in
-//! clear.
+//! Redirects to other hosts: through a proxy inside the network, without our client certificate, and never with a
+//! password in clear text.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use imgsync_tests::tls::Authority;
 const NAME: &str = "registry.example.com";
 const CDN: &str = "cdn.example.com";
 
-/// A proxy under the name `localhost`, which is what its address would be at home: private.
+/// Names a proxy by `localhost`, which resolves to a private address.
 fn named(proxy: &Proxy) -> String {
     proxy.url().replace("127.0.0.1", "localhost")
 }
@@ -97,7 +97,7 @@ async fn a_registry_without_tls_gets_no_password_sent_in_clear_to_another_host()
     assert_eq!(other.total_with_all(), 0);
 }
 
-/// What goes wrong at a host that a registry sends us to, and a word of how that is told.
+/// Faults of a redirect's target, with a word of the expected error.
 fn troubles() -> Vec<(Action, &'static str)> {
     vec![
         (Action::error(403, "AccessDenied"), "sent us there"),
@@ -130,7 +130,7 @@ async fn an_error_at_the_host_of_a_redirect_names_that_host() {
         assert!(output.stderr.contains(&cdn.url()) && output.stderr.contains(words), "{words}: {}", output.stderr);
         assert!(!output.stderr.contains("docker login"), "{}", output.stderr);
     }
-    // In the middle of a body, and where nobody is.
+    // In the middle of a body, and without a listener.
     let (source, cdn) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &image);
     cdn.push("a", "1", &image);
@@ -143,7 +143,7 @@ async fn an_error_at_the_host_of_a_redirect_names_that_host() {
     drop(cdn);
     let output = sync(&source).await;
     assert!(output.stderr.contains(&url), "{}", output.stderr);
-    // At home the registry's name is enough.
+    // Without a redirect the registry's name suffices.
     source.clear_rules();
     source.on(Kind::BlobGet).always().act(Action::error(403, "DENIED"));
     let output = sync(&source).await;

@@ -1,11 +1,11 @@
-//! Content that descriptors carry (`data`), where its source has lost the blobs.
+//! Content embedded in descriptors (`data`), where the source has lost the blobs.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image, Layer, Manifest, sha256};
 use imgsync_tests::program::Imgsync;
 use serde_json::{Value, json};
 
-/// An image all of whose blobs its manifest carries.
+/// Builds an image whose manifest embeds all of its blobs.
 fn inline(name: &str) -> Image {
     Image::single(name).layer(Layer::Synthetic(2000)).layer(Layer::Synthetic(31)).inline_data().build()
 }
@@ -25,7 +25,7 @@ async fn inline_data_takes_the_place_of_blobs_that_the_source_does_not_have() {
     let folder = tempfile::tempdir().unwrap();
     let layout = format!("oci:{}:1", folder.path().display());
     sync(&format!("{}/a:1", source.host()), &layout).await.assert_code(0);
-    // A layout that has lost its blobs is read in the same way.
+    // A layout without its blobs is read in the same way.
     for digest in image.blobs.keys() {
         std::fs::remove_file(folder.path().join("blobs").join(digest.replace(':', "/"))).unwrap();
     }
@@ -64,7 +64,7 @@ async fn inline_data_with_another_digest_is_not_used() {
         Manifest { media_type: images::media::OCI_MANIFEST.to_owned(), bytes: bytes.into() },
     );
     source.move_tag("a", "1", &root);
-    // While the source has the blob, what the descriptor carries does not matter.
+    // As long as the source has the blob, the embedded content is ignored.
     sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
     source.delete_blob("a", &image.layers()[0]);
     let output = sync(&format!("{}/a:1", source.host()), &format!("{}/c:1", target.host())).await.assert_code(1);

@@ -44,8 +44,8 @@ async fn ctrl_c_ends_while_a_registry_does_not_answer() {
     assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
 }
 
-/// Runs `sync` and kills it when the target has answered so many requests. Whether it was still running then: the next
-/// request had come, and waits.
+/// Runs `sync` and kills it after this many responses of the target. Returns whether it was still running: the next
+/// request had arrived and waits.
 async fn kill_after(target: &FaultRegistry, requests: u64, from: &str, to: &str) -> bool {
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     let waiting = target.on(Match::any()).skip(requests).always().act(Action::Gate(gate));

@@ -1,4 +1,4 @@
-//! Bytes, sizes and digests that are not what they are said to be: nothing of it is ever committed at the target.
+//! Bytes, sizes and digests that do not match: none of it is ever committed at the target.
 
 use bytes::Bytes;
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
@@ -29,7 +29,7 @@ async fn a_corrupt_blob_is_never_committed() {
         assert_eq!(output.json()["class"], "corrupt");
         assert!(output.stderr.contains(&blob) && output.stderr.contains(&source.host()), "{}", output.stderr);
         assert!(!target.has_blob("b", &blob));
-        // What ends the upload is us, before the registry has all of it and could judge.
+        // The client ends the upload before the registry has all bytes and could reject them.
         let whole = target.count_where(|request| request.kind == Kind::UploadPut && request.received >= size);
         assert_eq!(whole, 0, "{}", target.describe_requests());
         assert_nothing_was_tagged(&target);
@@ -167,7 +167,7 @@ async fn a_session_whose_answer_comes_after_a_neighbour_has_failed_is_cancelled(
     source.push("a", "1", &image);
     let (lost, late) = (image.layers()[0].clone(), image.layers()[1].clone());
     source.delete_blob("a", &lost);
-    // The neighbour fails while the target has opened a session for this one and has not said so yet.
+    // The neighbour fails while the target has opened a session for this blob but has not responded yet.
     let asked = Match::kind(Kind::UploadMount).when(move |request| request.parameter("mount").as_ref() == Some(&late));
     target.on(asked).act(Action::Delay(std::time::Duration::from_millis(100)));
     let unanswered = Match::kind(Kind::BlobGet).reference(&lost);

@@ -1,4 +1,4 @@
-//! Whatever is sent, written or opened: the memory of a process stays below 256 MiB, and others go on.
+//! Hostile input of any kind: the memory of a process stays below 256 MiB, and other work continues.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 const MIB: u64 = 1 << 20;
-/// Of memory of its own, under every input.
+/// Limit of private memory under every input.
 const LIMIT: u64 = 256 * MIB;
 
 fn page(body: Vec<u8>) -> Action {
@@ -19,7 +19,7 @@ fn page(body: Vec<u8>) -> Action {
     Action::Status { code: 200, headers, body: body.into() }
 }
 
-/// A list of tags of six hexadecimal digits.
+/// Builds a page of tags of six hexadecimal digits.
 fn tag_page(tags: usize) -> Vec<u8> {
     page_of((0..tags).map(|tag| format!("{tag:06x}")))
 }
@@ -73,7 +73,7 @@ async fn two_hundred_thousand_tags_are_listed_and_planned() {
     let output = list(&registry, "a/app", &[]).await.assert_code(0);
     assert_eq!(output.stdout.lines().count(), 200_000);
     assert_below(&output, LIMIT);
-    // Planned in full before the first is copied.
+    // Planned in full before the first copy starts.
     let target = FaultRegistry::start().await;
     let run = Imgsync::new();
     run.file("imgsync.yaml", format!("rules: [{{from: {}/a/app, to: {}/copies}}]", registry.host(), target.host()));
@@ -218,12 +218,12 @@ async fn health_is_answered_while_3000_half_requests_are_held() {
             tokio::time::timeout(Duration::from_secs(5), served.fetch(path)).await.expect("it answers at once");
         assert_eq!(answer.status(), 200, "{path}");
     }
-    // Nobody keeps a connection for good with half a request.
+    // A half-sent request cannot hold a connection forever.
     let mut last = held.pop().unwrap();
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(40), last.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "it is still open");
-    // Others hold theirs, and go on asking.
+    // The others hold theirs, while requests are still served.
     let (status, _) = served.get("status").await;
     assert_eq!(status, 200);
     served.end().await.assert_code(0);

@@ -1,4 +1,4 @@
-//! What breaks, and what is promised then: lines that are cut, bytes that lie, registries that stall, a hand on Ctrl-C.
+//! Faults and the guarantees under them: cut connections, corrupt bytes, stalled registries, Ctrl-C.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod addresses;

@@ -5,10 +5,10 @@ use imgsync_tests::images::{Image, Layer};
 use imgsync_tests::program::Imgsync;
 
 const MIB: u64 = 1 << 20;
-/// Of memory of its own: its executable, which differs from build to build, is not counted.
+/// Limit of private memory, without the executable, whose size differs between builds.
 const LIMIT: u64 = 48 * MIB;
 
-/// Its own memory, and with its executable; in bytes.
+/// Returns peak memory in bytes, without and with the executable.
 async fn peaks_of(image: &Image, concurrency: &str) -> (u64, u64) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
     source.push("a", "1", image);

@@ -1,4 +1,4 @@
-//! Tags that move while they are copied, and sources that say one thing and give another.
+//! Tags that move during a copy, and sources whose HEAD and GET disagree.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The `n`th image under a tag, of two platforms.
+/// Builds the `n`th image of a tag, with two platforms.
 fn version(name: &str, n: u32) -> Image {
     let child = |platform: &str| {
         let base = Layer::Synthetic(1500);
@@ -21,13 +21,13 @@ fn version(name: &str, n: u32) -> Image {
     index.child(&child("linux/arm64"), "linux/arm64").build()
 }
 
-/// Takes all of an image away, as a registry that collects garbage does.
+/// Deletes all content of an image, like garbage collection.
 fn take_away(registry: &FaultRegistry, repository: &str, image: &Image) {
     image.manifests.keys().for_each(|digest| registry.delete_manifest(repository, digest));
     image.blobs.keys().for_each(|digest| registry.delete_blob(repository, digest));
 }
 
-/// Moves a tag, and takes away what it pointed at.
+/// Moves a tag and deletes the old image.
 fn replace(registry: &FaultRegistry, repository: &str, old: &Image, new: &Image) {
     take_away(registry, repository, old);
     registry.push(repository, "1", new);
@@ -42,7 +42,7 @@ async fn run(program: &Imgsync, file: &std::path::Path, more: &[&str]) -> Output
     program.again().args(["run", "--json", "--retry-delay", "5ms", "-c"]).arg(file).args(more).run().await
 }
 
-/// Holds requests at the source until the tag has moved, then lets all of them go.
+/// Holds requests at the source until the tag has moved, then releases them.
 async fn while_it_moves(
     source: &FaultRegistry,
     held: Match,
@@ -171,7 +171,7 @@ async fn a_source_that_never_keeps_still_is_given_up_and_says_why() {
     source.push("a", "1", &versions[0]);
     let (moved, all) = (source.clone(), versions.clone());
     let rule = source.on(Match::kind(Kind::BlobGet)).always().act(Action::compute(move |get| {
-        // Whatever is asked for was there a moment ago.
+        // Everything requested existed a moment ago.
         let asked = get.reference.clone().unwrap_or_default();
         let at = all.iter().position(|image| image.blobs.contains_key(&asked)).unwrap();
         let now = moved.tag_digest("a", "1");
@@ -190,7 +190,7 @@ async fn a_source_that_never_keeps_still_is_given_up_and_says_why() {
     rule.remove();
 }
 
-/// A registry whose HEADs of a tag say what it was: a cache in front of it.
+/// Makes HEAD requests of a tag report this image, like a stale cache in front of the registry.
 fn heads_say(source: &FaultRegistry, image: &Image) {
     let heads = Match::kind(Kind::ManifestHead).reference("1");
     source.on(heads).always().act(Action::SetHeader("docker-content-digest".into(), image.root.clone()));
@@ -221,11 +221,11 @@ async fn a_source_that_says_one_digest_and_gives_another_is_copied_once_and_does
         for round in 0..4 {
             source.clear_requests();
             assert_eq!(outcome(&run(&program, &file, &[]).await.assert_code(0).json()), (0, 1), "{round}");
-            // What was read is remembered: from the second time on its word is enough.
+            // The digest that was read is cached: from the second run on it suffices.
             let reads = source.count(Kind::ManifestGet);
             assert_eq!(reads, u64::from(round == 0), "{round}: {}", source.describe_requests());
         }
-        // One image by itself, of which nothing is remembered, and a comparison.
+        // A single-image copy, which has no cache, and a verify.
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/m/a:1", target.host()));
         for _ in 0..2 {
             let json = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(0).json();
@@ -251,7 +251,7 @@ async fn a_batch_that_is_resumed_copies_what_a_source_gives_and_not_what_it_says
     source.push_untagged("a", &old);
     source.push("a", "1", &new);
     heads_say(&source, &old);
-    // Until the run is stopped nothing can be read.
+    // Nothing can be read until the run is stopped.
     let limit = source.on(Kind::ManifestGet).always().act(Action::StallForever);
     let program = Imgsync::new();
     let file =

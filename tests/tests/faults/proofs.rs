@@ -1,5 +1,5 @@
-//! A digest is no secret: whoever knows one must not be given the blob. What another source has brought to the target is
-//! used for a source that has shown that it holds it.
+//! A digest is no secret: knowing one must not give access to the blob. A blob at the target that came from another
+//! source is used only if this source proves that it holds the blob.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use imgsync_tests::program::{Imgsync, Output};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A private image, and one that names its layer.
+/// Builds a private image, and one that references its layer.
 fn private_and_thief(size: u64) -> (Image, Image, String) {
     let layer = Layer::Shared("proof/private".to_owned(), size);
     let private = Image::single("proof/private").layer(layer.clone()).build();
@@ -19,7 +19,7 @@ fn private_and_thief(size: u64) -> (Image, Image, String) {
     (private, thief, stolen)
 }
 
-/// A source that names a layer in its manifest and does not hold it.
+/// Starts a source whose manifest references a layer that it does not hold.
 async fn without(image: &Image, stolen: &str) -> FaultRegistry {
     let source = FaultRegistry::builder().lenient().start().await;
     source.push("open/app", "1", image);
@@ -27,7 +27,7 @@ async fn without(image: &Image, stolen: &str) -> FaultRegistry {
     source
 }
 
-/// Copies a tag of each of these repositories, to below these.
+/// Copies a tag of each repository to the given target repository.
 async fn run(program: &Imgsync, rules: &[(String, &str, String)]) -> Output {
     let rule = |(from, tag, to): &(String, &str, String)| {
         format!("- {{from: '{from}', tags: {{include: '{tag}'}}, to: '{to}', naming: keep}}\n")
@@ -52,7 +52,7 @@ async fn a_private_layer_is_not_given_to_a_source_that_names_its_digest() {
         let first = (format!("{}/secret/app", source.host()), "1", format!("{}/private", target.host()));
         run(&program, &[first]).await.assert_code(0);
         target.clear_requests();
-        // A later run, which knows of the layer by the store alone.
+        // A later run, which knows the layer from the store only.
         let second = (format!("{}/open/app", open.host()), "1", format!("{}/public", target.host()));
         let output = run(&program, &[second]).await.assert_code(1);
         assert!(!target.has_blob("public/open/app", &stolen), "{}", target.describe_requests());
@@ -108,7 +108,7 @@ async fn a_layer_that_the_target_repository_or_a_layout_has_already_needs_a_proo
     assert_eq!(target.tags("mixed/app"), ["kept"]);
 }
 
-/// Two repositories of a source with layers in common, and a rule for both.
+/// Prepares two repositories of a source with common layers, and a rule for both.
 async fn neighbours(source: &FaultRegistry) -> [Image; 2] {
     let image = |name: &str| {
         let image = Image::single(name);
@@ -140,7 +140,7 @@ async fn layers_of_another_repository_are_mounted_for_one_question_each_and_then
     assert!(json["bytes"]["mounted"].as_u64().unwrap() > 2 << 20, "{json}");
     let known = Known { mountable: shared.into_iter().cloned().collect(), ..Known::nothing() };
     let least = floor(&two, &known);
-    // Of a single tag that a rule names, what the listing would have said is asked for.
+    // For a single tag that a rule names, what the listing would have shown is requested.
     assert_eq!(
         source.count(Kind::BlobHead) + source.count(Kind::BlobGet),
         least.source - 1,
@@ -148,7 +148,7 @@ async fn layers_of_another_repository_are_mounted_for_one_question_each_and_then
         source.describe_requests()
     );
 
-    // The next version has them too: what the repository has shown is remembered, in another process as well.
+    // The next version has them too: the proof is remembered, also by another process.
     let next = Image::single("next").layer(Layer::Shared("proof/base".to_owned(), 5000));
     let next = next.layer(Layer::Shared("proof/large".to_owned(), 2 << 20)).layers(1, 800).build();
     source.push("team/two", "2", &next);

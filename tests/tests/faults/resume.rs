@@ -1,4 +1,4 @@
-//! Large blobs over lines that break, at either end.
+//! Large blobs over connections that break, at source or target.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images::{self, Image};
@@ -12,19 +12,19 @@ async fn sync(from: &str, to: &str) -> Output {
     Imgsync::new().args(["sync", from, to, "--json", "--retry-delay", "20ms"]).run().await
 }
 
-/// The answer to a GET of the image's large blob.
+/// Matches a GET of the image's large blob.
 fn large_blob(image: &Image) -> Match {
     Match::kind(Kind::BlobGet).reference(&image.largest_blob())
 }
 
-/// A PUT that carries a large blob, or a large part of one.
+/// Matches a PUT of a large blob, or of a large part of one.
 fn large_put() -> Match {
     Match::kind(Kind::UploadPut).when(|request| {
         request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > MIB)
     })
 }
 
-/// The same, where it goes on with what the session holds.
+/// Matches such a PUT that resumes a session.
 fn resumed_put() -> Match {
     large_put().when(|request| request.header("content-range").is_some())
 }
@@ -43,7 +43,7 @@ async fn a_source_that_breaks_three_times_is_read_little_more_than_once() {
     let read: u64 = source.requests_of(Kind::BlobGet).iter().map(|request| request.sent).sum();
     assert!(read <= image.blob_bytes() * 105 / 100, "{read} bytes of {} were read", image.blob_bytes());
     assert_eq!(source.count_where(|request| request.header("range").is_some()), 3);
-    // The upload went on meanwhile: one session, one PUT.
+    // The upload continued meanwhile: one session, one PUT.
     let puts = target.count_where(|request| request.kind == Kind::UploadPut && request.received > MIB);
     assert_eq!(puts, 1, "{}", target.describe_requests());
     assert_eq!(output.json()["traffic"]["source"]["retries"], 3);
@@ -91,7 +91,7 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
     assert_eq!(puts.len(), 2, "{}", target.describe_requests());
     let received: u64 = puts.iter().map(|put| put.received).sum();
     assert_eq!(received, size, "every byte was taken once");
-    // The source is read again from the kept state of the hash below what the target held: there is one at every MiB.
+    // The source is read again from the saved hash state below the target's offset: there is one at every MiB.
     let first_of = |range: Option<&str>| -> u64 {
         range.unwrap().trim_start_matches("bytes=").split('-').next().unwrap().parse().unwrap()
     };
@@ -100,8 +100,8 @@ async fn a_target_that_breaks_once_is_sent_only_what_it_does_not_hold() {
     assert_eq!(gets.len(), 2, "{}", source.describe_requests());
     let again_from = first_of(gets[1].header("range"));
     assert_eq!(again_from, held / MIB * MIB);
-    // What was received is what the first stream had given to the first PUT, and the second stream: no byte more than
-    // one chunk, which was read and not handed on.
+    // Bytes received from the source: what the first stream forwarded to the first PUT, and the second stream. At most
+    // one chunk more was read and not forwarded.
     let small = image.blob_bytes() - size;
     let received = output["traffic"]["source"]["received"].as_u64().unwrap();
     let handed = output["traffic"]["target"]["sent"].as_u64().unwrap() - small - (size - held);
@@ -168,7 +168,7 @@ async fn a_registry_that_wants_chunks_gets_them() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = images::big("chunks", 40 * MIB);
     source.push("a", "1", &image);
-    // A proxy before the registry that takes no more than so many bytes at once.
+    // A proxy in front of the registry that limits the size of request bodies.
     let large = Match::kind(Kind::UploadPut).when(|request| {
         request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > 20 * MIB)
     });
@@ -258,7 +258,7 @@ async fn a_target_that_refuses_every_part_is_sent_the_blob_twice_and_no_more() {
     target.on(large_put()).always().act(Action::error(400, "DIGEST_INVALID"));
     let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(1);
     assert_eq!(output.json()["class"], "refused");
-    // Cut, refused where it was resumed, refused from the start.
+    // Cut, refused when resumed, refused from the start.
     let puts = target.requests_of(Kind::UploadPut).into_iter().filter(|put| put.received > MIB).count();
     assert_eq!(puts, 3, "{}", target.describe_requests());
     assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
@@ -322,7 +322,7 @@ async fn a_chunk_of_which_less_was_taken_is_gone_on_with_from_there() {
     assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
 }
 
-/// A GET of a part that is open at its end.
+/// Matches a GET of an open-ended range.
 fn open_range(image: &Image) -> Match {
     large_blob(image).when(|get| get.header("range").is_some_and(|range| range.ends_with('-')))
 }
@@ -356,7 +356,7 @@ async fn a_source_that_takes_no_open_range_is_read_on_by_a_closed_one_or_again()
         let (with, without): (Vec<_>, Vec<_>) = gets.partition(|get| get.header("range").is_some());
         assert_eq!((with.len(), without.len()), (2, whole), "{case}\n{}", source.describe_requests());
         assert!(with[1].header("range").unwrap().ends_with(&format!("-{}", 6 * MIB - 1)), "{case}");
-        // The upload went on meanwhile.
+        // The upload continued meanwhile.
         let puts = target.count_where(|put| put.kind == Kind::UploadPut && put.received > MIB);
         assert_eq!(puts, 1, "{case}\n{}", target.describe_requests());
     }

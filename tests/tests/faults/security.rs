@@ -1,4 +1,4 @@
-//! Registries that want us to go, or to send what we know, where it does not belong.
+//! Registries that try to redirect requests or credentials to places they must not go.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ async fn a_foreign_layers_url_is_not_visited() {
     assert_eq!(thief.total_with_all(), 0);
 }
 
-/// A registry under a public name over TLS, reached through a proxy that leads there.
+/// Starts a registry under a public name over TLS, reached through a proxy.
 async fn public(authority: &Arc<Authority>, name: &str) -> FaultRegistry {
     FaultRegistry::builder().tls(authority.clone()).host_name(name).start().await
 }
@@ -100,7 +100,7 @@ async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addres
         assert!(output.stderr.contains("allow_private"), "{}", output.stderr);
         source.clear_rules();
     }
-    // From https to http, to an address that would be reached.
+    // From https to http, at an address that is reachable.
     source.on(Kind::BlobGet).always().act(Action::Redirect { to: format!("{}{{path}}", inside.url()), status: 302 });
     let output = sync_public(&authority, &proxy, &target, false).await.assert_code(1);
     assert_eq!(output.json()["class"], "insecure");

@@ -1,4 +1,4 @@
-//! What the first and the second Ctrl-C do, in whatever phase a program is.
+//! The first and the second Ctrl-C, in every phase of a program.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use imgsync_tests::program::{Imgsync, Output, Running, Signal};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
-/// A second, and what a busy machine adds.
+/// A second, plus tolerance for a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(2500);
 const DRAINS: &str = "finishing copies in progress; press Ctrl-C again to abort";
 
@@ -19,7 +19,7 @@ fn run(source: &FaultRegistry, target: &FaultRegistry) -> Imgsync {
     run
 }
 
-/// Sends a signal, and demands the end with this code within about a second.
+/// Sends a signal, and asserts that the program ends with this code within about a second.
 async fn aborted(running: &mut Running, code: i32) -> Output {
     let asked = Instant::now();
     running.signal(Signal::INT);

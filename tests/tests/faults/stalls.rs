@@ -1,4 +1,4 @@
-//! Registries that stop answering without hanging up.
+//! Registries that stop responding and keep the connection open.
 
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match};
 use imgsync_tests::images;

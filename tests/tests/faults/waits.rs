@@ -1,5 +1,5 @@
-//! Every read and every write against another side that stands still, drips or never ends: each is given up in time, and
-//! Ctrl-C ends each at once.
+//! Every read and write against a peer that stalls, drips or never ends is given up in time, and Ctrl-C ends each at
+//! once.
 
 use std::time::{Duration, Instant};
 
@@ -10,21 +10,21 @@ use imgsync_tests::images::{self, Image};
 use imgsync_tests::program::{Imgsync, Signal};
 
 const MIB: u64 = 1 << 20;
-/// Between two bytes that drip: well within the stall limit, so that a limit on silence alone would wait for minutes.
+/// Interval between dripped bytes, well below the stall limit: a limit on silence alone would wait for minutes.
 const EVERY: Duration = Duration::from_millis(300);
 const STALL: &str = "800ms";
-/// The most that each of these takes on a busy machine: a target whose answers are replaced denies what it was sent, and is waited
-/// for until it may have seen it.
+/// Time limit of each operation on a busy machine. A target whose responses are replaced denies what it was sent, and
+/// the copy waits until it may have seen it.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Waits that are played at the same time.
+/// Waits that run concurrently.
 const AT_ONCE: usize = 6;
 
-/// What the program does when it waits.
+/// Operation that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
-    /// Copies an image, of which the largest blob has so many bytes.
+    /// Copies an image whose largest blob has this many bytes.
     Copy(u64),
-    /// Copies an image in pieces.
+    /// Copies an image in chunks.
     CopyInPieces,
     /// Copies an image whose blobs are on another host.
     CopyFromElsewhere,
@@ -36,14 +36,14 @@ enum Task {
 const SMALL: Task = Task::Copy(1000);
 const LARGE: Task = Task::Copy(12 * MIB);
 
-/// At which end.
+/// Side that has the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Source,
     Target,
 }
 
-/// What of the exchange is spoilt.
+/// Part of the exchange that has the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Head,
@@ -61,7 +61,7 @@ enum Fault {
 
 type Wait = (Task, End, Kind, Part);
 
-/// Every request of a copy and of listings, with what can be waited for of it.
+/// Returns every request of a copy and of listings, with the parts that can be waited for.
 fn waits() -> Vec<Wait> {
     use End::{Source, Target};
     use Part::{Body, ErrorBody, Head, Upload};
@@ -89,14 +89,14 @@ fn waits() -> Vec<Wait> {
     waits
 }
 
-/// What goes wrong; nothing where there is no such thing.
+/// Returns the actions of a fault; `None` if it does not apply.
 fn actions((_, end, kind, part): Wait, fault: Fault) -> Option<Vec<Action>> {
     let failed = |bytes| Action::Status {
         code: 500,
         headers: vec![("content-type".into(), "application/json".into())],
         body: Bytes::from(vec![b' '; bytes]),
     };
-    // Most answers to writes have no body of their own.
+    // Most responses to writes have no body.
     let given = match end {
         End::Source => Vec::new(),
         End::Target => vec![Action::ReplaceBody(Bytes::from(vec![b' '; 1000]))],
@@ -108,7 +108,7 @@ fn actions((_, end, kind, part): Wait, fault: Fault) -> Option<Vec<Action>> {
         (Part::Head, Fault::Endless) => vec![Action::EndlessHead],
         (Part::Body, Fault::Stall) => with(Action::StallAfter { bytes: 3 }),
         (Part::Body, Fault::Drip) => with(Action::Drip { after: 3, every: EVERY }),
-        // Of what can be larger than a disk.
+        // Only bodies that can be larger than a disk.
         (Part::Body, Fault::Endless) if kind == Kind::UploadMount => return None,
         (Part::Body, Fault::Endless) => vec![Action::BigBody { mib: 1 << 20, announced: false }],
         (Part::ErrorBody, Fault::Stall) => vec![failed(1000), Action::StallAfter { bytes: 3 }],
@@ -128,7 +128,7 @@ struct Scene {
     image: Image,
 }
 
-/// The scene, and the program that is to wait.
+/// Prepares the registries and the program that waits.
 async fn scene(task: Task, kind: Kind) -> (Scene, Imgsync) {
     let builder = match (task, kind) {
         (_, Kind::Token) => FaultRegistry::builder().bearer(Bearer::anonymous()),
@@ -172,7 +172,7 @@ async fn scene(task: Task, kind: Kind) -> (Scene, Imgsync) {
     (Scene { source, target, elsewhere, image }, program)
 }
 
-/// Spoils what is waited for. Gives the registry that does it.
+/// Adds the fault. Returns the registry that has it.
 fn spoil(scene: &Scene, wait: Wait, actions: Vec<Action>) -> &FaultRegistry {
     let (task, end, kind, _) = wait;
     let registry = match (task, end) {
@@ -198,8 +198,8 @@ async fn is_given_up(wait: Wait, fault: Fault) -> Option<String> {
     let registry = spoil(&scene, wait, actions);
     let output = program.args(["--attempts", "1", "--stall-timeout", STALL]).limit(LIMIT).run().await;
     let reached = registry.count_where(|request| request.kind == kind) > 0;
-    // The rest of an answer that is known already is not worth a failure, a mount can be done without, and where a vendor's
-    // API gives nonsense the registry itself is asked.
+    // A response whose rest is already known does not fail the copy, a mount is optional, and without a usable vendor
+    // API the registry itself is listed.
     let may_succeed = end == End::Target && (part == Part::Body || kind == Kind::UploadMount)
         || (kind, fault) == (Kind::ApiTags, Fault::Endless);
     let wrong = match output.code {
@@ -231,7 +231,7 @@ async fn ends_at_ctrl_c(wait: Wait, fault: Fault) -> Option<String> {
     let registry = spoil(&scene, wait, actions);
     let mut running = program.limit(LIMIT).spawn();
     registry.wait_until(|registry| registry.count_where(|request| request.kind == kind) > 0, LIMIT).await;
-    // In the middle of what drips.
+    // In the middle of a dripping transfer.
     tokio::time::sleep(EVERY).await;
     let asked = Instant::now();
     running.signal(Signal::INT);
@@ -242,7 +242,7 @@ async fn ends_at_ctrl_c(wait: Wait, fault: Fault) -> Option<String> {
 
 #[tokio::test]
 async fn ctrl_c_ends_every_read_and_write_that_stalls_or_drips() {
-    // What answers a write is not needed any more, and done before a hand is at the keys.
+    // Responses to writes are no longer needed and arrive before the signal.
     let lasts = |(_, end, _, part): &Wait| (*end == End::Source || *part != Part::Body) && *part != Part::ErrorBody;
     let all = waits().into_iter().filter(lasts).flat_map(|wait| [Fault::Stall, Fault::Drip].map(|fault| (wait, fault)));
     let wrong: Vec<String> = futures_util::stream::iter(all)
@@ -254,7 +254,7 @@ async fn ctrl_c_ends_every_read_and_write_that_stalls_or_drips() {
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// `text` with the size of the largest layer replaced.
+/// Replaces the size of the largest layer in the manifest.
 fn claiming(image: &Image, size: u64, claimed: u64) -> Bytes {
     let text = String::from_utf8(image.root_manifest().bytes.to_vec()).unwrap();
     let lying = text.replace(&format!("\"size\": {size}"), &format!("\"size\": {claimed}"));
@@ -265,7 +265,7 @@ fn claiming(image: &Image, size: u64, claimed: u64) -> Bytes {
 #[tokio::test]
 async fn a_size_that_is_only_claimed_gives_an_image_no_more_time() {
     const CLAIMED: u64 = 1 << 49;
-    // At two bytes a tenth of a second the stall limit is no help: it is the deadline of the image that ends this.
+    // At two bytes per tenth of a second the stall limit never applies: the image's deadline ends the copy.
     for flow in [Action::StallAfter { bytes: 2 * MIB }, Action::Drip { after: MIB, every: Duration::from_millis(1) }] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         let image = images::big("claims", 8 * MIB);
@@ -287,7 +287,7 @@ async fn a_size_that_is_only_claimed_gives_an_image_no_more_time() {
 
 #[tokio::test]
 async fn a_slow_line_works_in_both_directions_however_many_share_it() {
-    // Twice as slow for each of sixteen streams as a line of 200 KiB/s that they share.
+    // Half of each stream's share when sixteen streams share a link of 200 KiB/s.
     const RATE: u64 = 6 << 10;
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for number in 0..4 {
@@ -309,7 +309,7 @@ async fn our_own_bandwidth_limit_is_not_held_against_registries() {
         source.push("a", &number.to_string(), &images::big(&format!("throttled-{number}"), 12_000));
     }
     source.push("a", "large", &images::big("throttled-large", 3 * MIB / 2));
-    // All of it takes half a minute and more: many times the stall limit, and the time that an image has.
+    // The whole run takes half a minute or more: many times the stall limit and the deadline of an image.
     let run = Imgsync::new().args(["run", "--json", "--attempts", "1", "--stall-timeout", "2s", "--concurrency", "20"]);
     let rule = format!("  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host());
     run.file("imgsync.yaml", format!("bandwidth: 50KiB\ntimeout: 2s\nrules:\n{rule}"));
@@ -322,7 +322,7 @@ async fn our_own_bandwidth_limit_is_not_held_against_registries() {
 async fn a_listing_that_goes_on_for_ever_is_given_up() {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &images::single("endless"));
-    // Each page brings something new, and the next.
+    // Each page adds a tag and links to the next.
     let page = |request: &imgsync_tests::fault::Record| {
         let next = (format!("</v2/a/tags/list?n=1000&last={0}>; rel=\"next\"", request.n), request.n);
         Action::Status {

@@ -1,4 +1,4 @@
-//! Tokens, passwords and certificates open what they should and nothing else.
+//! Tokens, passwords and certificates grant the intended access and nothing else.
 
 use std::sync::Arc;
 

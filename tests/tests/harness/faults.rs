@@ -1,4 +1,4 @@
-//! What a test asks to go wrong goes wrong, and lists are lists.
+//! Requested faults occur, and listings are served.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

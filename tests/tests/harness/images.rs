@@ -1,4 +1,4 @@
-//! Images are what they say, and what differs from them is found.
+//! Images have the described content, and differences are found.
 
 use imgsync_tests::DockerRegistry;
 use imgsync_tests::fault::FaultRegistry;

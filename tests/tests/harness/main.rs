@@ -1,4 +1,4 @@
-//! The harness holds what it promises: without this, no other suite says anything.
+//! Tests of the harness itself, on which all other suites rely.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod credentials;
@@ -9,7 +9,7 @@ mod program;
 mod servers;
 mod uploads;
 
-/// A client that takes every answer as it comes.
+/// Creates a client that accepts any response.
 pub(crate) fn client() -> reqwest::Client {
     imgsync_tests::tls::install_provider();
     let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());

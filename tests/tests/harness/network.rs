@@ -1,4 +1,4 @@
-//! The relay and the proxies.
+//! The TCP proxy and the HTTP and SOCKS proxies.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ async fn proxies_lead_public_names_to_loopback() {
             [("registry", 443, true), ("plain", 80, true), ("registry", 443, false), ("unknown", 443, false)];
         let mut expected = expected.map(|(name, port, served)| (format!("{name}.example.com"), port, served));
         if proxy.url().starts_with("socks") {
-            // It asks who is there before it hears where to.
+            // SOCKS5 asks for credentials before it receives the destination.
             expected[2] = (String::new(), 0, false);
         }
         assert_eq!(served, expected);

@@ -1,4 +1,4 @@
-//! A program is run, measured and signalled.
+//! Programs are run, measured and signalled.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ async fn a_program_is_measured_and_told_its_homes() {
     assert_eq!(output.stdout, "hello");
     assert_eq!(output.stderr.trim(), shell.home().join("home").to_str().unwrap());
 
-    // `tail` keeps as much as it will print.
+    // `tail` keeps what it will print in memory.
     let tail = Imgsync::at("/usr/bin/tail").arg("-c").arg("40000000").stdin(vec![b'x'; 50_000_000]);
     let output = tail.run().await.assert_code(0);
     assert_eq!(output.stdout.len(), 40_000_000);

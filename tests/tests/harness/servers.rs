@@ -1,4 +1,4 @@
-//! Real servers take, serve and unpack what the harness makes.
+//! Real servers accept, serve and unpack the harness's images.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image, Layer};

@@ -1,4 +1,4 @@
-//! Uploads, whole and broken.
+//! Complete and interrupted uploads.
 
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ async fn uploads_are_answered_early_and_bodies_are_as_big_as_asked() {
         assert_eq!(start.headers()["oci-chunk-min-length"], "100");
         start.headers()["location"].to_str().unwrap().to_owned()
     };
-    // A body that is still being sent when the answer comes: the answer may be lost to the closing connection.
+    // If the response comes while the body is still being sent, closing the connection may lose it.
     registry.on(Kind::UploadPut).act(Action::AnswerUploadEarly { after: 1000, status: 413 });
     let body = vec![0; 64 << 20];
     let early = http.put(format!("{}&digest=sha256:0", start().await)).body(body).send().await;

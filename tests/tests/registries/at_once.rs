@@ -1,4 +1,4 @@
-//! How much of one image is moved at the same time.
+//! Concurrency of the blobs of one image.
 
 use std::sync::Arc;
 use std::time::Duration;

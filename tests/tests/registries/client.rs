@@ -1,4 +1,4 @@
-//! A client of the library's own at the fault registry, for what a whole program shows badly.
+//! Library clients against the fault registry, for behaviour that is hard to see through the whole program.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use imgsync_common::secret::Secret;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::tls::Authority;
 
-/// The user and password of these tests.
+/// User and password of these tests.
 pub(crate) const LOGIN: (&str, &str) = ("me", "secret");
 
-/// Settings for one registry: a user, an authority where there is one, and little patience.
+/// Settings for one registry: a user, an optional authority, and short timeouts.
 pub(crate) fn settings(registry: &FaultRegistry, authority: Option<&Authority>) -> ClientSettings {
     let password = Secret::new(LOGIN.1);
     let one = RegistrySettings {
@@ -27,19 +27,19 @@ pub(crate) fn settings(registry: &FaultRegistry, authority: Option<&Authority>) 
     ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), retry, ..ClientSettings::default() }
 }
 
-/// A client with these settings.
+/// Creates a client with these settings.
 pub(crate) fn client(settings: ClientSettings) -> Client {
     install_tls_provider();
     Client::new(settings, Environment::default())
 }
 
-/// A repository of a registry.
+/// Returns a repository of a registry.
 pub(crate) fn repository(client: &Client, registry: &FaultRegistry, name: &str, access: Access) -> Repository {
     let (host, name) = (registry.host().parse().unwrap(), name.parse().unwrap());
     client.repository(&host, &name, access, &Context::default(), &Tally::new()).unwrap()
 }
 
-/// A registry behind TLS, and its authority.
+/// Starts a registry behind TLS. Returns it with its authority.
 pub(crate) async fn behind_tls() -> (FaultRegistry, Arc<Authority>) {
     let authority = Arc::new(Authority::new());
     (FaultRegistry::builder().tls(authority.clone()).start().await, authority)

@@ -1,5 +1,5 @@
-//! The clouds' credential helpers as they are: stand-ins of the same names that are asked in the same way and answer in
-//! the same words, found by what the clouds' own commands write into docker's config.json.
+//! Credential helpers of the clouds: stand-ins with the same names, calls and responses, found through the entries that
+//! the clouds' own commands write into docker's config.json.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,8 +15,8 @@ fn named(name: &str) -> Personality {
     personality::all().into_iter().find(|personality| personality.name == name).expect("there is such a one")
 }
 
-/// Writes `docker-credential-NAME` into the folder that is the program's PATH. It knows one host, remembers that it was
-/// asked, and gives the secret that stands in a file.
+/// Writes `docker-credential-NAME` into the folder that is the program's PATH. It knows one host, records each call,
+/// and prints the secret from a file.
 fn helper(program: &Imgsync, name: &str, host: &str, answer: &str) {
     let work = program.work();
     let script = format!(
@@ -33,8 +33,8 @@ fn asked(program: &Imgsync) -> usize {
     fs::read_to_string(program.work().join("asked")).unwrap_or_default().lines().count()
 }
 
-/// Copies an image to a cloud's registry; and then one during which what its helper gave runs out: after the target was
-/// first asked, and before anything is written.
+/// Copies an image to a cloud's registry, and then another one whose credentials expire after the first request to the
+/// target and before anything is written.
 async fn push(played: &Played, program: &Imgsync, secrets: [&str; 2], config: &Value) {
     let source = FaultRegistry::start().await;
     let image = images::multi_platform("clouds");
@@ -48,7 +48,7 @@ async fn push(played: &Played, program: &Imgsync, secrets: [&str; 2], config: &V
 
     let other = images::multi_platform("clouds-later");
     source.push("a", "2", &other);
-    // Long enough for what was had at the beginning to count as old.
+    // Long enough for the first credentials to count as old.
     source.on(Kind::ManifestGet).act(Action::Delay(Duration::from_millis(1500)));
     source.clear_requests();
     let sync = program.again().args(["sync", &format!("{}/a:2", source.host()), &played.reference("2"), "--json"]);
@@ -104,7 +104,7 @@ async fn acr_env_gives_refresh_tokens_of_three_hours_under_the_name_of_nobody() 
         personality.login = Login::None;
         personality.play = || {
             let host = "team.azurecr.io";
-            // By POST where it is said to be a refresh token; under the name of nobody by Basic.
+            // By POST if marked as a refresh token; by Basic under the user of zeros.
             let bearer = Bearer::user("00000000-0000-0000-0000-000000000000", "refresh-1").service(host);
             let bearer = bearer.refresh(Refresh::Accept("refresh-1".to_owned())).field(TokenField::AccessToken);
             FaultRegistry::builder().bearer(bearer).relative_locations().habits(Habits {

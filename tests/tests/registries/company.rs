@@ -1,4 +1,4 @@
-//! What belongs to an image comes with it: what refers to it, what refers to that, and cosign's tags.
+//! Signed images: referrers, their referrers, and cosign's digest tags are copied with the image.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images::{self, Image};
@@ -7,12 +7,12 @@ use imgsync_tests::servers::{Auth, DockerRegistry};
 use imgsync_tests::skopeo::Skopeo;
 use serde_json::{Value, json};
 
-/// An image of two platforms with an attestation of BuildKit's, signed in every way.
+/// An image of two platforms with a BuildKit attestation, signed in every way.
 pub(crate) struct Signed {
     pub(crate) image: Image,
-    /// Each with what it refers to: the index, one of its platforms, a signature.
+    /// Referrers with their subjects: the index, one of its platforms, a signature.
     pub(crate) referrers: Vec<(Image, Image)>,
-    /// Cosign's, of the index and of one platform.
+    /// cosign's digest tags of the index and of one platform.
     pub(crate) tagged: Vec<(String, Image)>,
 }
 
@@ -36,7 +36,7 @@ impl Signed {
         Self { image, referrers, tagged }
     }
 
-    /// Puts all of it into a registry; with indexes under the fallback tags where that has no API.
+    /// Pushes everything to a registry, with indexes under the fallback tags if that has no referrers API.
     pub(crate) fn push(&self, registry: &FaultRegistry, repository: &str, tag: &str, has_api: bool) {
         registry.push(repository, tag, &self.image);
         for (subject, referrer) in &self.referrers {
@@ -67,7 +67,7 @@ impl Signed {
     }
 }
 
-/// Writes an index of referrers under the fallback tag.
+/// Pushes an index of referrers under the fallback tag.
 pub(crate) fn list(registry: &FaultRegistry, repository: &str, subject: &Image, referrers: &[&Image]) {
     let descriptors: Vec<Value> = referrers.iter().map(|referrer| referrer.descriptor()).collect();
     let index = json!({"schemaVersion": 2, "mediaType": images::media::OCI_INDEX, "manifests": descriptors});
@@ -99,13 +99,13 @@ async fn a_signed_image_arrives_whole_whichever_end_has_the_api() {
         let output = sync(&source, &target.host(), &[]).await.assert_code(0).json();
         assert_eq!(output["referrers"], 6, "{source_has} {target_has}: {output}");
         signed.assert_arrived(&target, "b", "1", target_has);
-        // The tag came last: who sees it finds the signature.
+        // The tag came last: whoever sees it finds the signature.
         let puts = target.requests();
         let tag = puts.iter().rposition(|put| put.kind == Kind::ManifestPut && put.reference.as_deref() == Some("1"));
         let last = puts.iter().rposition(|put| put.kind == Kind::ManifestPut);
         assert_eq!(tag, last, "{}", target.describe_requests());
 
-        // Once more: nothing is written.
+        // A second run writes nothing.
         target.clear_requests();
         let output = sync(&source, &target.host(), &[]).await.assert_code(0).json();
         assert_eq!((&output["outcome"], &output["referrers"]), (&json!("unchanged"), &json!(0)));
@@ -131,7 +131,7 @@ async fn a_signed_image_arrives_whole_at_a_real_registry_without_the_api() {
     for (tag, image) in &signed.tagged {
         target.assert_holds("b", tag, image).await;
     }
-    // From there to one that has it: the indexes become what its API lists.
+    // From there to a registry with the API, which lists the entries of the indexes.
     let modern = registry(true).await;
     let (from, to) = (format!("{}/b:1", target.host()), format!("{}/c:1", modern.host()));
     Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
@@ -146,7 +146,7 @@ async fn a_signed_image_goes_through_a_layout_and_comes_out_whole() {
     let folder = tempfile::tempdir().unwrap();
     let layout = format!("oci:{}", folder.path().display());
     Imgsync::new().args(["sync", &format!("{}/a:1", source.host()), &layout]).run().await.assert_code(0);
-    // The only image of the layout: what belongs to it is none of its own.
+    // It counts as the only image of the layout: its referrers are not images of their own.
     Imgsync::new().args(["sync", &layout, &format!("{}/b:1", target.host())]).run().await.assert_code(0);
     signed.assert_arrived(&target, "b", "1", true);
 }
@@ -208,7 +208,7 @@ async fn a_registry_that_refuses_the_question_is_one_without_the_api() {
         sync(&source, &target.host(), &[]).await.assert_code(0);
         signed.assert_arrived(&target, "b", "1", true);
     }
-    // One that has it and fails is no such registry: the image is not said to be whole.
+    // A registry that has the API but fails is different: the image does not count as complete.
     let (source, target) = tokio::join!(registry(true), registry(true));
     source.push("a", "1", &images::single("failing"));
     source.on(Kind::Referrers).always().act(Action::error(500, "UNKNOWN"));
@@ -257,7 +257,7 @@ async fn an_index_that_somebody_else_writes_at_the_same_moment_keeps_both() {
     source.push("a", "1", &image);
     source.push_untagged("a", &ours);
     target.push_untagged("b", &theirs);
-    // They have read the index before ours was in it, and write it after us.
+    // Another client has read the index before our update and writes it afterwards.
     let fallback = image.companion_tag("");
     let index = json!({"schemaVersion": 2, "mediaType": images::media::OCI_INDEX, "manifests": [theirs.descriptor()]});
     let bytes = index.to_string();

@@ -1,5 +1,5 @@
-//! Registries that take so many requests at a time, or refuse some and do not say for how long: all ends whole, and no
-//! attempt is spent.
+//! Registries that limit concurrent requests, or refuse some without `Retry-After`: every copy completes and no attempt
+//! is spent.
 
 use std::time::Duration;
 
@@ -39,14 +39,14 @@ async fn who_asks_too_much_at_once_finds_out_how_much_is_taken() {
         join_all(asking).await;
         let (total, refused) = (registry.total(), refused(&registry));
         assert_eq!(total, 24 * 6 + refused, "{status}: each was answered in the end");
-        // The first round, and then one or two each time that it was tried whether more is taken.
+        // The first round, and then one or two for each probe of a larger window.
         assert!((1..72).contains(&refused), "{status}: {refused} of {total} were refused");
     }
 }
 
 #[tokio::test]
 async fn a_batch_goes_through_the_eye_of_a_needle() {
-    // One for each kind of request.
+    // One per kind of request.
     let (registry, target) = (takes_at_once(4, 503).await, takes_at_once(4, 429).await);
     let mut images = Vec::new();
     for n in 0..6 {
@@ -84,7 +84,7 @@ async fn a_refusal_that_does_not_say_for_how_long_spends_no_attempt() {
         source.push("a", &format!("v{n}"), &image);
         images.push((format!("v{n}"), image));
     }
-    // One try is all that each image has, for reading and for writing.
+    // Each image has a single attempt, for reading and for writing.
     source.on(Kind::ManifestGet).times(4).act(Action::error(429, "TOOMANYREQUESTS"));
     target.on(Kind::ManifestPut).skip(1).times(3).act(Action::error(429, "TOOMANYREQUESTS"));
     let output = batch(&source, &target).args(["run", "--json", "--attempts", "1"]).run().await.assert_code(0);
@@ -115,7 +115,7 @@ async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_whe
     running.signal(Signal::INT);
     let json = running.wait().await.assert_code(4).json();
     assert_eq!(json["counts"]["failed"], 0, "{json}");
-    // And all of it is there for another day.
+    // Everything can be copied another day.
     source.clear_rules();
     let resumed = program.again().args(["batch", "resume", "--json"]).run().await.assert_code(0).json();
     assert_eq!(resumed["counts"]["copied"], 5, "{resumed}");

@@ -1,4 +1,4 @@
-//! What a copy costs in requests, against the floor that is computed from the image.
+//! Request counts of copies, compared with the floor computed from the image.
 
 use axum::http::StatusCode;
 use imgsync_tests::fault::{FaultRegistry, Kind, MountPolicy};
@@ -33,8 +33,8 @@ async fn a_fresh_image_costs_the_floor() {
         let least = floor(&image, &Known::nothing());
         assert_eq!(source.total(), least.source, "{name}: {}", source.describe_requests());
         assert_eq!(target.total(), least.target, "{name}: {}", target.describe_requests());
-        // What refers to it is asked for once for each manifest, and counted apart; so are the three tags that cosign may
-        // have for the image, for no listing has shown which there are.
+        // Referrers are requested once per manifest and counted separately, as are the three cosign tags of the image,
+        // since no listing has shown which exist.
         assert_eq!(
             source.referrer_requests().len(),
             image.manifests.len() + 3,
@@ -42,10 +42,10 @@ async fn a_fresh_image_costs_the_floor() {
             source.describe_requests()
         );
         assert_eq!(target.referrer_requests().len(), 0, "{name}: {}", target.describe_requests());
-        // What the program says of itself is what the registries saw.
+        // The program's own counts match the registries'.
         assert_eq!(output["requests"]["source"], source.total());
         assert_eq!(output["requests"]["target"], target.total());
-        // No slow path: nothing was asked for that is known by other means.
+        // No slow path: nothing is requested that is known otherwise.
         for kind in [Kind::BlobHead, Kind::UploadStatus, Kind::UploadPatch, Kind::Ping] {
             assert_eq!(source.count(kind) + target.count(kind), 0, "{name}: {kind:?}");
         }
@@ -100,12 +100,12 @@ async fn an_image_that_is_there_under_another_tag_becomes_one_put() {
     target.assert_holds("b", "latest", &image);
     assert_eq!(target.count(Kind::ManifestPut), 1, "{}", target.describe_requests());
     assert_eq!(target.count(Kind::UploadPut), 0);
-    // To know it takes one question about a blob and one about the digest; no blob is read.
+    // This takes one request for a blob and one for the digest; no blob is read.
     assert_eq!(target.total(), 4, "{}", target.describe_requests());
     assert_eq!(source.count(Kind::BlobGet), 0);
 }
 
-/// A registry that tells nothing by mounts.
+/// Mount policies of registries that never mount.
 const WITHOUT_MOUNTS: [MountPolicy; 4] = [
     MountPolicy::Ignore,
     MountPolicy::Refuse(StatusCode::METHOD_NOT_ALLOWED),
@@ -113,7 +113,7 @@ const WITHOUT_MOUNTS: [MountPolicy; 4] = [
     MountPolicy::Refuse(StatusCode::NOT_FOUND),
 ];
 
-/// An index of two platforms with a layer of 3 MiB each, and one of 2 MiB that versions have in common.
+/// Builds an index of two platforms with a layer of 3 MiB each, and one of 2 MiB shared by versions.
 fn large(version: &str) -> Image {
     let child = |platform: &str| {
         let name = format!("{version}/{platform}");
@@ -133,7 +133,7 @@ async fn a_target_that_knows_no_mounts_is_not_sent_again_what_it_has_under_anoth
         target.push("b", "1.0", &image);
         let output = sync(&source, &target, "a:latest", "b:latest").await.assert_code(0).json();
         target.assert_holds("b", "latest", &image);
-        // One config at the most is what it takes to learn how the registry is.
+        // Learning the registry's behaviour takes one config at most.
         assert!(output["bytes"]["copied"].as_u64().unwrap() < 4096, "{policy:?}: {}", output["bytes"]);
         assert!(source.count(Kind::BlobGet) <= 1, "{policy:?}: {}", source.describe_requests());
         assert_eq!(target.count(Kind::ManifestPut), 1, "{policy:?}: {}", target.describe_requests());

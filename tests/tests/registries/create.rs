@@ -1,4 +1,4 @@
-//! `create: true`: what a push needs is made, once and only when it is missing; without it, it is said how.
+//! `create: true`: missing repositories and projects are created once; without it, the error says how to create them.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images::{Image, Layer};
@@ -12,7 +12,7 @@ const KEYS: [(&str, &str); 3] = [
     ("AWS_SESSION_TOKEN", "of some/hours+=="),
 ];
 
-/// A registry under its own name in which nothing was made, and a source with images in three repositories.
+/// A registry profile in which nothing was created, and a source with images in three repositories.
 struct Scene {
     played: Played,
     source: FaultRegistry,
@@ -44,7 +44,7 @@ impl Scene {
         self.played.personality.registry
     }
 
-    /// A run of everything there.
+    /// Creates a run that copies all images.
     fn program(&self, settings: &str) -> Imgsync {
         let program = self.played.introduce(Imgsync::new());
         let rules: Vec<String> = ["one", "two", "three"]

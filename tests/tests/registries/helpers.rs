@@ -1,4 +1,4 @@
-//! Credential helpers that are broken, slow, or start processes of their own.
+//! Credential helpers that are broken, slow, or start other processes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use imgsync_tests::fault::{Bearer, FaultRegistry, Kind};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Signal};
 
-/// A program with a helper for all registries; `asked` gets a line each time that the helper is asked.
+/// Configures a helper for all registries. The file `asked` gets a line for each call of the helper.
 fn with_helper(program: Imgsync, script: &str) -> (Imgsync, PathBuf) {
     let asked = program.work().join("asked");
     let script = format!("#!/bin/sh\ncat >/dev/null\necho x >> '{}'\n{script}\n", asked.display());

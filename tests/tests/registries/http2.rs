@@ -1,5 +1,5 @@
-//! What a server of HTTP/2 says it did not take, a refused stream or a connection that it closes, is sent again and spends no
-//! attempt.
+//! Requests that an HTTP/2 server reports as not processed, by a refused stream or a closed connection, are sent again
+//! and spend no attempt.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ async fn behind_tls(authority: &Arc<Authority>) -> FaultRegistry {
     FaultRegistry::builder().tls(authority.clone()).start().await
 }
 
-/// A copy in which nothing may fail once.
+/// Copies an image with a single attempt for everything.
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, authority: &Authority) -> Output {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1", "--retry-delay", "5s"]);

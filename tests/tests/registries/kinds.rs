@@ -1,22 +1,22 @@
-//! Kinds of content that are seldom or old: what can be copied is copied as it is, what cannot is refused with the reason.
+//! Rare and old media types: what can be copied is copied unchanged, the rest is refused with the reason.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Blob, Image, Layer, Manifest};
 use imgsync_tests::program::{Imgsync, Output};
 use serde_json::json;
 
-/// A module of WebAssembly, as `wasm-to-oci` and wasmCloud push them.
+/// A WebAssembly module, as `wasm-to-oci` and wasmCloud push it.
 pub(crate) fn wasm(name: &str) -> Image {
     let module = Image::single(name).config("application/vnd.wasm.config.v1+json", r#"{"architecture":"wasm"}"#);
     module.layer_type("application/vnd.wasm.content.layer.v1+wasm").layer(Layer::Synthetic(1500)).build()
 }
 
-/// Layers compressed by zstd.
+/// An image with zstd layers.
 pub(crate) fn zstd(name: &str) -> Image {
     Image::single(name).layer_type("application/vnd.oci.image.layer.v1.tar+zstd").layer(Layer::Synthetic(3000)).build()
 }
 
-/// Types that nobody knows, with parameters of their own.
+/// An image with unknown media types that have parameters.
 pub(crate) fn unknown(name: &str) -> Image {
     let odd = Image::single(name).config("application/vnd.example.unheard-of.v7+cbor", vec![0xa0]);
     odd.layer_type("application/x-something-else")
@@ -25,7 +25,7 @@ pub(crate) fn unknown(name: &str) -> Image {
         .build()
 }
 
-/// What BuildKit pushes with `--provenance` and `--sbom`.
+/// An image as BuildKit pushes it with `--provenance` and `--sbom`.
 pub(crate) fn attested(name: &str) -> Image {
     let image = Image::single(name).layers(2, 2000).build();
     let statement = Image::single(&format!("{name}/attestation")).layer_type("application/vnd.in-toto+json");
@@ -33,7 +33,7 @@ pub(crate) fn attested(name: &str) -> Image {
     Image::index(name).child(&image, "linux/amd64").attestation(&statement, &image).build()
 }
 
-/// A cache of BuildKit's (`type=registry`): an index of layers.
+/// A BuildKit cache (`type=registry`): an index of layers.
 pub(crate) fn cache(name: &str) -> Image {
     let layer = |number: u32| Blob::synthetic(&format!("{name}/{number}"), 2500);
     let index = Image::index(name);
@@ -43,7 +43,7 @@ pub(crate) fn cache(name: &str) -> Image {
         .build()
 }
 
-/// The same with `image-manifest=true`.
+/// A BuildKit cache with `image-manifest=true`.
 pub(crate) fn cache_as_image(name: &str) -> Image {
     let config = format!(r#"{{"layers":"{name}"}}"#);
     Image::single(name).config("application/vnd.buildkit.cacheconfig.v0", config).layers(2, 2500).build()
@@ -102,7 +102,7 @@ async fn an_artifact_without_a_config_and_one_whose_index_lists_layers_arrive_as
 async fn foreign_layers_stay_where_they_are_unless_they_are_wanted() {
     let (source, target, elsewhere) =
         tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
-    // The layer lives at a URL, which here is another registry's blob.
+    // The layer's URL is a blob of another registry here.
     let sized = images::foreign_layer("foreign", "http://127.0.0.1:1/x");
     let (digest, layer) = sized.foreign.iter().next().unwrap();
     elsewhere.push_blob("layers", digest, layer);
@@ -113,7 +113,7 @@ async fn foreign_layers_stay_where_they_are_unless_they_are_wanted() {
     target.assert_holds("b", "1", &image);
     assert_eq!((target.has_blob("b", digest), elsewhere.total()), (false, 0));
 
-    // They are wanted: that the tag is right says nothing of them.
+    // With foreign layers requested, an up-to-date tag does not prove that they are there.
     let output = sync(&source.host(), &target.host(), &["--foreign-layers", "--force"]).await.assert_code(0).json();
     assert_eq!(output["bytes"]["copied"], layer.size(), "{output}");
     assert_eq!((target.has_blob("b", digest), elsewhere.count(Kind::BlobGet)), (true, 1));
@@ -126,7 +126,7 @@ async fn a_rule_that_wants_foreign_layers_brings_them_to_what_was_copied_without
     let image = images::foreign_layer("foreign-rule", "http://127.0.0.1:1/gone");
     let (digest, layer) = image.foreign.iter().next().unwrap();
     source.push("a", "1", &image);
-    // This source has it itself, and is asked first.
+    // This source stores the layer itself, and is asked before the URL.
     source.push_blob("a", digest, layer);
     let program = Imgsync::new();
     let run = async |more: &str| {

@@ -1,4 +1,4 @@
-//! Lines as they are: slow, lossy, standing still; tokens that run out on the way; and HTTP/1.1 alone.
+//! Slow, lossy and stalled connections; tokens that expire during a transfer; and HTTP/1.1 only.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use imgsync_tests::tls::Authority;
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Copies `a:1` to `b:1`, with ten seconds of patience for what stands still: longer than what the system's buffers hold
-/// takes on a slow line.
+/// Copies `a:1` to `b:1` with a stall limit of ten seconds: longer than a slow link takes for the content of the
+/// system's buffers.
 fn program(from: &str, to: &str) -> Imgsync {
     patient(from, to, 3, "10s")
 }
 
-/// The same, with so many tries of one thing, and so much patience.
+/// The same with this number of attempts and this stall limit.
 fn patient(from: &str, to: &str, attempts: u32, stall: &str) -> Imgsync {
     let (from, to) = (format!("{from}/a:1"), format!("{to}/b:1"));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "10ms", "--stall-timeout", stall]);

@@ -1,4 +1,4 @@
-//! What indexes list: blobs and manifests under types that do not say which they are.
+//! Index entries: blobs and manifests under media types that do not tell which they are.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images::{self, Blob, Image, Layer, odd_entries};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::kinds;
 
-/// Types of what is found in indexes beside manifests; none is an entry without a type.
+/// Media types of index entries that are not manifests; `None` is an entry without a type.
 const TYPES: [Option<&str>; 14] = [
     Some("application/vnd.oci.image.config.v1+json"),
     Some("application/vnd.docker.container.image.v1+json"),
@@ -26,24 +26,24 @@ const TYPES: [Option<&str>; 14] = [
     None,
 ];
 
-/// An index of an image and of a blob that is listed under this type.
+/// Builds an index of an image and a blob listed under this type.
 fn with_blob(name: &str, media_type: Option<&str>, blob: Blob) -> Image {
     let image = images::single(name);
     Image::index(name).child(&image, "linux/amd64").blob("", blob).listed_as(media_type).build()
 }
 
-/// An index whose second child is listed under this type.
+/// Builds an index whose second child is listed under this type.
 fn with_manifest(name: &str, media_type: Option<&str>) -> Image {
     let (image, odd) = (images::single(name), images::single(&format!("{name}/odd")));
     Image::index(name).child(&image, "linux/amd64").bare_child(&odd).listed_as(media_type).build()
 }
 
-/// The entry that says nothing of what it is.
+/// Returns the digest of the entry with the ambiguous type.
 fn odd(image: &Image) -> String {
     odd_entries(&image.root_manifest().json()).pop().unwrap()
 }
 
-/// Answers 500 where this blob is asked for as a manifest, as distribution does.
+/// Answers 500 to requests for this blob as a manifest, as distribution does.
 fn refuse_as_manifest(registry: &FaultRegistry, digest: &str) {
     let asked = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).reference(digest);
     registry.on(asked).always().act(Action::error(500, "UNKNOWN"));
@@ -93,7 +93,7 @@ async fn a_large_blob_and_an_empty_one_are_copied_too() {
 #[tokio::test]
 async fn a_manifest_is_copied_as_a_manifest_under_whatever_type_an_index_lists_it() {
     for media_type in [None, Some(""), Some("application/vnd.example.manifest.v9+json"), Some("application/json")] {
-        // One registry has manifests as manifests alone, another as blobs too.
+        // Some registries serve manifests as manifests only, others as blobs too.
         for as_blobs in [false, true] {
             let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
             let image = with_manifest("manifest", media_type);
@@ -163,7 +163,7 @@ async fn they_go_through_image_layouts_and_are_surveyed_and_verified_as_what_the
             );
         }
     }
-    // What the target lost of them is found.
+    // `verify` finds what the target has lost of them.
     let (tag, image) = &blobs[0];
     target.delete_blob("b", &odd(image));
     let (from, to) = (format!("{}/a:{tag}", source.host()), format!("{}/b:{tag}", target.host()));
@@ -178,7 +178,7 @@ async fn a_referrer_that_is_such_an_index_comes_along_and_a_blob_that_is_listed_
     let bundle = Image::index("bundle").blob("", Blob::synthetic("bundle", 500)).listed_as(Some("application/json"));
     let bundle = bundle.artifact("application/vnd.example.bundle").subject(&subject).build();
     let stray = Blob::synthetic("stray", 120);
-    // The fallback index lists the referrer without its type, and a blob.
+    // The fallback index lists the referrer without a type, and a blob.
     let fallback =
         Image::index("fallback").bare_child(&bundle).listed_as(None).blob("text/plain", stray.clone()).build();
     source.push("a", "1", &subject);
@@ -191,7 +191,7 @@ async fn a_referrer_that_is_such_an_index_comes_along_and_a_blob_that_is_listed_
     assert!(!target.has_blob("b", &stray.sha256()));
 }
 
-/// All layers that are shown below an image.
+/// Returns all layers shown below an image.
 fn layers(inspected: &Value) -> Vec<String> {
     let layers = inspected["image"]["layers"].as_array().into_iter().flatten();
     layers.map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
@@ -209,7 +209,7 @@ async fn inspect_shows_a_cache_of_builds_at_a_registry_that_answers_500_for_its_
     assert_eq!(layers(&json).len(), cache.blobs.len(), "{json}");
     let text = Imgsync::new().args(["inspect", &place]).run().await.assert_code(0).stdout;
     assert!(cache.blobs.keys().all(|digest| text.contains(&format!("blob  {digest}"))), "{text}");
-    // Other than their types say, these have to be looked at.
+    // Entries whose type does not match their content must be fetched to be recognised.
     let image = with_blob("inspected", None, Blob::synthetic("inspected", 60));
     registry.push("a", "1", &image);
     refuse_as_manifest(&registry, &odd(&image));

@@ -1,4 +1,4 @@
-//! Tokens: what is asked for, how long it is used, and what happens when it runs out in the middle of things.
+//! Tokens: requested scopes, reuse, and expiry during a copy.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn a_token_that_is_revoked_in_the_middle_is_replaced_and_the_copy_goes_on(
     );
     let image = images::big("revoked", 8 << 20);
     source.push("a", "1", &image);
-    // The upload of the large blob meets a token that no longer holds: the registry answers before it takes a byte.
+    // The upload of the large blob meets an expired token: the registry responds before it reads a byte.
     let unauthorized = |realm: String| Action::Status {
         code: 401,
         headers: vec![("www-authenticate".into(), format!("Bearer realm=\"{realm}\",service=\"registry\""))],
@@ -96,7 +96,7 @@ async fn a_token_of_five_seconds_outlasts_an_upload_of_thirty_from_a_source_of_2
     source.push("a", "1", &image);
     source.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 200 << 10 });
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    // Slow is not still: bytes come, if few.
+    // Slow is not stalled: bytes keep coming.
     let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1", "--stall-timeout", "3s"]);
     sync.write_docker_config(&[(&source.host(), "me", "secret"), (&target.host(), "me", "secret")]);
     let output = sync.run().await.assert_code(0);

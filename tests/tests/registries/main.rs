@@ -1,4 +1,4 @@
-//! Images between registries: what arrives, at what cost.
+//! Copies between registries: results and request counts.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod at_once;

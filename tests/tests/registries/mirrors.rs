@@ -1,4 +1,4 @@
-//! Mirrors of a registry: what is read from where, with whose credentials, and what happens when one fails.
+//! Mirrors of a registry: the source and the credentials of each read, and failures of a mirror.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::client::{client, repository, settings};
 
 const MIB: u64 = 1 << 20;
 
-/// Copies `a:1` of a registry that has these mirrors.
+/// Copies `a:1` of a registry with these mirrors.
 async fn sync(
     source: &FaultRegistry,
     mirrors: &[String],
@@ -42,7 +42,7 @@ async fn a_mirror_that_has_the_image_is_all_that_is_read() {
     mirror.push("a", "1", &image);
     let output = sync(&source, &[mirror.url()], &target, &[]).await.assert_code(0).json();
     target.assert_holds("b", "1", &image);
-    // What belongs to it, the registry alone can tell.
+    // Referrers are requested from the registry only.
     assert_eq!(source.total(), 0, "{}", source.describe_requests());
     assert!(
         source.referrer_requests().iter().all(|request| request.status == Some(200) || request.status == Some(404))
@@ -69,7 +69,7 @@ async fn what_a_mirror_lacks_comes_from_the_next_and_at_last_from_the_registry()
     let target = FaultRegistry::start().await;
     let image = images::multi_platform("partly");
     source.push("a", "1", &image);
-    // The second mirror has the index, one of the platforms, and none of the other's blobs.
+    // The second mirror has the index, one platform, and none of the other's blobs.
     second.push("a", "1", &image);
     let [kept, dropped] = <[String; 2]>::try_from(image.children()).unwrap();
     second.delete_manifest("a", &dropped);
@@ -113,7 +113,7 @@ async fn a_mirror_that_is_dead_or_broken_or_wrong_costs_no_image_and_is_told_of_
     }
 }
 
-/// A port that nobody listens on.
+/// Returns a port without a listener.
 async fn dead_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
@@ -166,7 +166,7 @@ async fn each_is_shown_its_own_credentials_and_no_others() {
     assert!(open.total() > 0 && open.requests().iter().all(|request| request.header("authorization").is_none()));
     assert_eq!(source.total(), 0);
 
-    // Without a login for the mirror, it is shown none, and the registry is read.
+    // Without a login for the mirror, no credentials are sent to it, and the registry is read.
     mirror.clear_requests();
     let target = FaultRegistry::start().await;
     sync(&source, &[mirror.url()], &target, &logins[..1]).await.assert_code(0);

@@ -1,4 +1,4 @@
-//! Registries that answer otherwise than the specification says, each in the way that its kind was seen to.
+//! Registries that deviate from the specification, each in a way seen in the wild.
 
 use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match, Record};
 use imgsync_tests::images;
@@ -19,7 +19,7 @@ async fn both() -> (FaultRegistry, FaultRegistry) {
 
 #[tokio::test]
 async fn a_target_that_refuses_to_show_what_is_missing_is_pushed_to() {
-    // Artifactory answers 403 for a tag, GitLab 401 for a repository, that is not there yet.
+    // Artifactory answers 403 for a missing tag, GitLab 401 for a missing repository.
     for status in [401, 403] {
         let (source, target) = both().await;
         let image = images::multi_platform("hidden");
@@ -42,7 +42,7 @@ async fn a_target_that_lets_nobody_in_ends_with_how_to_log_in() {
         let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(1);
         assert_eq!(output.json()["class"], "denied", "{output:?}");
         assert!(output.stderr.contains(&format!("docker login {}", target.host())), "{}", output.stderr);
-        // With a login that is wrong, the same.
+        // The same with a wrong login.
         let output = sync(&source, &target, &[]).await.assert_code(1);
         assert_eq!(output.json()["class"], "denied", "{output:?}");
         assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);
@@ -96,7 +96,7 @@ fn is_mount_from_elsewhere(request: &Record) -> bool {
     request.parameter("from").is_some_and(|from| from != "b")
 }
 
-/// `a` and `b` in one registry, and a mount from `a` that ends so.
+/// Copies `a` to `b` of one registry where a mount from `a` ends with this action.
 async fn mount_that_fails(registry: &FaultRegistry, action: Action) -> images::Image {
     let image = images::Image::single("mounts").layers(6, 2000).build();
     registry.push("a", "1", &image);
@@ -123,7 +123,7 @@ async fn a_mount_that_cannot_work_costs_no_image_and_is_not_tried_for_each_blob(
         let mounts = registry.requests_of(Kind::UploadMount);
         let refused = mounts.iter().filter(|request| is_mount_from_elsewhere(request)).count();
         assert_eq!(refused, tries, "{action:?}:\n{}", registry.describe_requests());
-        // In place of those: mounts from the target itself, which are sessions too.
+        // Instead the client mounts from the target itself, which also opens sessions.
         assert_eq!(registry.count(Kind::BlobHead), 0, "{action:?}");
     }
 }

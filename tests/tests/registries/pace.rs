@@ -1,4 +1,4 @@
-//! Several processes, here clients that share a store, at registries that count requests.
+//! Several processes, here clients with a shared store, at registries that limit requests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use imgsync_tests::images;
 
 use crate::client::{client, repository};
 
-/// Clients of processes of their own that share a pace.
+/// Creates clients, each like a process of its own, that share rate limits through a store.
 async fn clients(registry: &FaultRegistry, number: usize, one: RegistrySettings) -> Vec<Client> {
     let store = Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap());
     let settings = ClientSettings {
@@ -29,7 +29,7 @@ async fn clients(registry: &FaultRegistry, number: usize, one: RegistrySettings)
     (0..number).map(|_| client(settings.clone())).collect()
 }
 
-/// Each client asks for the tag so often, with two requests at a time.
+/// Each client requests the tag this often, two requests at a time.
 async fn ask(clients: &[Client], registry: &FaultRegistry, times: usize) {
     let asking = clients.iter().flat_map(|client| [client, client]).map(|client| async move {
         let repository = repository(client, registry, "a", Access::Pull);
@@ -150,19 +150,19 @@ async fn all_processes_together_have_no_more_requests_open_than_may_be() {
     registry.push("a", "1", &images::single("pace"));
     let one = RegistrySettings { concurrency: Some(3), ..RegistrySettings::default() };
     let clients = clients(&registry, 4, one).await;
-    // More than there are places, and all of them come to an end.
+    // More than there are permits, and all complete.
     join_all((0..5).map(|_| ask(&clients, &registry, 6))).await;
     assert_eq!(registry.peak_in_flight(), 3);
     for client in &clients {
         client.let_go().await;
     }
-    // What was given back is there for one of them alone.
+    // Released permits are available to a single client.
     registry.clear_requests();
     ask(&clients[..1], &registry, 10).await;
     assert_eq!(registry.total(), 10);
 }
 
-/// Clients of a registry with a quota of pulls and some users.
+/// Creates a client of a registry with a pull quota and several users.
 fn pulling(registry: &FaultRegistry, users: &[&str], reserve: Reserve) -> Client {
     let user = |name: &&str| Credential::Basic { username: (*name).to_owned(), password: Secret::new("secret") };
     let one = RegistrySettings {
@@ -173,7 +173,7 @@ fn pulling(registry: &FaultRegistry, users: &[&str], reserve: Reserve) -> Client
     client(ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), ..ClientSettings::default() })
 }
 
-/// One manifest, by a GET, as each task asks for it.
+/// Pulls one manifest by GET, as each task does.
 async fn pull(client: &Client, registry: &FaultRegistry) -> imgsync_common::error::Result<()> {
     let repository = repository(client, registry, "a", Access::Pull);
     repository.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await.map(drop)
@@ -193,7 +193,7 @@ async fn a_quota_is_waited_for_before_it_is_met() {
     assert_eq!(hold.why, "has 2 of 5 pulls left");
     assert!(hold.wait <= Duration::from_secs(2), "{hold:?}");
     assert_eq!(client.hold(&host, false), None, "it can be pushed to");
-    // What was begun goes on with the reserve, and then waits.
+    // Started work continues with the reserve, and then waits.
     for _ in 0..9 {
         pull(&client, &registry).await.unwrap();
     }
@@ -238,7 +238,7 @@ async fn anonymous_quotas_are_kept_by_the_address_that_asks() {
     for _ in 0..4 {
         pull(&office, &registry).await.unwrap();
     }
-    // One that begins later, behind the same address, has heard of it; one behind another has a budget of its own.
+    // A later client behind the same address has heard of it; one behind another address has its own quota.
     let asked = registry.total();
     assert_eq!(pull(&behind("office"), &registry).await.unwrap_err().class(), Class::RateLimited);
     assert_eq!(registry.total(), asked, "it is not asked in vain");

@@ -1,4 +1,4 @@
-//! One platform of an index, where the target has something under the tag already.
+//! Copying one platform of an index to a tag that already exists.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image};
@@ -20,7 +20,7 @@ async fn one_platform_replaces_the_whole_index_that_the_target_has() {
         assert_eq!(sync(&source, &target, &from).await.assert_code(0).json()["outcome"], "copied");
         let chosen = image.subtree(&image.children()[1]);
         target.assert_holds("b", "1", &chosen);
-        // It was all there: one PUT.
+        // All content existed: one PUT.
         assert_eq!(source.count(Kind::BlobGet), 0, "{}", source.describe_requests());
         target.clear_requests();
         assert_eq!(sync(&source, &target, &from).await.assert_code(0).json()["outcome"], "unchanged");
@@ -28,7 +28,7 @@ async fn one_platform_replaces_the_whole_index_that_the_target_has() {
     }
 }
 
-/// An index of images that say nothing of their platform, or that it is unknown.
+/// Builds an index of images without a platform, or with `unknown`.
 fn unnamed(name: &str, unknown: bool) -> Image {
     let image = |n: u32| images::single(&format!("{name}/{n}"));
     match unknown {
@@ -47,7 +47,7 @@ async fn an_index_that_names_no_platform_is_said_to_and_what_it_has_is_shown() {
         assert!(output.stderr.contains("2 entries that name no platform"), "{}", output.stderr);
         assert!(image.children().iter().all(|child| output.stderr.contains(child)), "{}", output.stderr);
     }
-    // Beside platforms, and of an index with attestations alone.
+    // Next to platforms, and for an index with attestations only.
     let (amd64, bare) = (images::single("amd64"), images::single("bare"));
     let mixed =
         Image::index("mixed").child(&amd64, "linux/amd64").bare_child(&bare).child(&amd64, "linux/amd64").build();

@@ -1,4 +1,4 @@
-//! Between two of Debian's docker-registry servers, with skopeo and the Docker Engine as second opinions.
+//! Copies between two of Debian's docker-registry servers, verified with skopeo and the Docker Engine.
 
 use super::kinds;
 use imgsync_tests::images::{self, Image};
@@ -6,7 +6,7 @@ use imgsync_tests::program::Imgsync;
 use imgsync_tests::servers::{Auth, DockerEngine, DockerRegistry};
 use imgsync_tests::skopeo::Skopeo;
 
-/// All kinds of images that docker-registry 2.8 takes.
+/// All kinds of images that docker-registry 2.8 accepts.
 pub(crate) fn gallery(name: &str) -> Vec<(&'static str, Image)> {
     vec![
         ("single", images::single(&format!("{name}-single"))),
@@ -109,7 +109,7 @@ async fn a_repository_with_a_password_and_one_with_tokens_are_both_written_and_r
     source.push("team/app", "1.0", &image).await;
     let (from, to) = (format!("{}/team/app:1.0", source.host()), format!("{}/mirror/app:1.0", target.host()));
 
-    // Credentials from docker's config.json, both ways round.
+    // Credentials from docker's config.json, in both directions.
     let there = Imgsync::new().args(["sync", &from, &to]);
     there.write_docker_config(&[(&source.host(), "reader", "one:two"), (&target.host(), "writer", "s3cret")]);
     there.run().await.assert_code(0);
@@ -119,7 +119,7 @@ async fn a_repository_with_a_password_and_one_with_tokens_are_both_written_and_r
     back.run().await.assert_code(0);
     source.assert_holds("team/again", "1.0", &image).await;
 
-    // A token is had once for all that the target is asked, not once a request.
+    // One token serves all requests to the target.
     let tokens = target.tokens().expect("it has tokens").requests();
     let pushes = tokens.iter().filter(|request| request.scopes.iter().any(|scope| scope.contains("push"))).count();
     assert_eq!(pushes, 1, "{tokens:?}");

@@ -1,4 +1,4 @@
-//! Referrers by the API and by the fallback tag, at registries that have the one or only the other.
+//! Referrers by the API and by the fallback tag, at registries that support one or the other.
 
 use imgsync_common::image::{Digest, MediaType};
 use imgsync_common::registry::credentials::Environment;
@@ -26,7 +26,7 @@ async fn an_artifact_that_refers_to_an_image_is_listed_under_it_at_the_target() 
     source.push("a", "sig2", &other);
     let subject: Digest = image.root.parse().unwrap();
 
-    // docker-registry 2.8 has no such API: the index under the fallback tag is ours to keep.
+    // docker-registry 2.8 has no referrers API: the client maintains the index under the fallback tag.
     let old = DockerRegistry::start(Auth::None).await;
     let modern = FaultRegistry::start().await;
     for tag in ["1", "sig", "sig2", "sig"] {
@@ -119,7 +119,7 @@ async fn many_referrers_come_by_pages_and_none_is_an_empty_list() {
     assert_eq!(repository.referrers(&image.root.parse().unwrap()).await.unwrap().len(), 5);
     assert_eq!(registry.count(Kind::Referrers), 3);
     assert!(repository.referrers(&lonely.root.parse().unwrap()).await.unwrap().is_empty());
-    // They are counted apart from what a copy asks.
+    // They are counted apart from the requests of a copy.
     let traffic = repository.tally().read();
     assert_eq!((traffic.requests, traffic.referrers), (0, 4));
 }

@@ -1,4 +1,4 @@
-//! `Retry-After` as it is seen: by clocks that are wrong, in units that were not meant, and naming no time at all.
+//! `Retry-After` as seen in the wild: wrong clocks, unintended units, and no time at all.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,11 +11,11 @@ use imgsync_tests::images;
 use super::client::{client, repository, settings};
 use crate::retry_after::Said::{Exactly, InUnixSeconds, Later};
 
-/// What `Retry-After` says.
+/// A `Retry-After` value.
 enum Said {
-    /// A date so much after the answer's `Date`, which is so much ahead of ours.
+    /// A date this long after the response's `Date`, which is this far ahead of our clock.
     Later(i64, Duration),
-    /// The moment so much from now, in seconds since 1970.
+    /// A time from now in seconds since 1970.
     InUnixSeconds(Duration),
     Exactly(&'static str),
 }
@@ -25,7 +25,7 @@ fn http_date(since_1970: i64) -> String {
     time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
-/// An answer with this status that says so.
+/// Builds a response with this status and `Retry-After`.
 fn answer(status: u16, said: &Said, more: &[(&str, &str)]) -> Action {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     let mut headers: Vec<(String, String)> =
@@ -42,7 +42,7 @@ fn answer(status: u16, said: &Said, more: &[(&str, &str)]) -> Action {
     Action::Status { code: status, headers, body: Default::default() }
 }
 
-/// Asks for a tag at a registry that answers so once; says the error where it was to be waited for too long.
+/// Requests a tag from a registry that throttles once. Returns the error if the wait would be too long.
 async fn ask(status: u16, said: Said, more: &[(&str, &str)]) -> Result<(), (Class, Duration)> {
     let registry = FaultRegistry::start().await;
     registry.push("a", "1", &images::single("retry-after"));

@@ -1,4 +1,4 @@
-//! Against another implementation than Debian's docker-registry: see scripts/test-second-registry.
+//! Copies with ferro-oci-server, which is independent of docker-registry: see scripts/test-second-registry.
 
 use imgsync_tests::images::{self, Image, Layer};
 use imgsync_tests::program::{Imgsync, Output};
@@ -44,7 +44,7 @@ async fn within_the_other_registry_an_unchanged_image_is_left_alone_and_a_change
     let image = images::multi_platform("second-within");
     other.push("a/app", "1", &image).await;
     let (from, to) = (format!("{}/a/app:1", other.host()), format!("{}/b/app:1", other.host()));
-    // It answers every mount with a session, as it may.
+    // It answers every mount with a session, which is allowed.
     let output = sync(&from, &to).await.assert_code(0).json();
     other.assert_holds("b/app", "1", &image).await;
     assert_eq!(output["outcome"], "copied");

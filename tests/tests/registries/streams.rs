@@ -1,4 +1,4 @@
-//! Many streams on one connection.
+//! Many HTTP/2 streams on one connection.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Artifacts within an index, at a registry that does not keep referrers by itself.
+//! Artifacts within an index, at a registry without the referrers API.
 
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images::{self, Image};
@@ -13,7 +13,7 @@ async fn an_artifact_that_is_there_already_is_listed_under_its_subject_all_the_s
     let other = images::single("index-other");
     let before = Image::index("with-artifact").bare_child(&signature).build();
     let after = Image::index("with-artifact").bare_child(&signature).child(&other, "linux/amd64").build();
-    // Whoever pushed it was stopped before it was listed.
+    // Its push was interrupted before the referrers index was updated.
     target.push("b", "1", &before);
     source.push("a", "1", &after);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));

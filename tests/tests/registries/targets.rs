@@ -1,4 +1,4 @@
-//! Targets, and fronts before them, that take less than the specification gives, or say later what they have.
+//! Targets, and proxies in front of them, that accept less than the specification allows, or show pushed content late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ async fn sync(source: &FaultRegistry, target: &FaultRegistry, settings: &str, mo
     sync.args(["sync", &from, &to, "--json", "--retry-delay", "1ms"]).args(more).run().await
 }
 
-/// An error as the specification has it, with a detail.
+/// An error in the specification's format, with a detail.
 fn unknown(status: u16, code: &str, detail: &serde_json::Value) -> Action {
     let body = json!({"errors": [{"code": code, "message": "not known", "detail": detail}]});
     Action::Status {
@@ -86,7 +86,7 @@ async fn a_blob_whose_mount_came_to_nothing_is_sent_and_its_source_is_forgotten(
         }
         let program = Imgsync::new();
         run(&program, &source, &target, "one").await.assert_code(0);
-        // It says 201 to mounts from there, and has nothing afterwards.
+        // It answers 201 to mounts from there, and does not have the blob afterwards.
         let from_one = |request: &Record| request.parameter("from").as_deref() == Some("m/one");
         let lie = Match::kind(Kind::UploadMount).when(from_one);
         target.on(lie).always().act(Action::status(201));
@@ -97,7 +97,7 @@ async fn a_blob_whose_mount_came_to_nothing_is_sent_and_its_source_is_forgotten(
         run(&program, &source, &target, "two").await.assert_code(0);
         target.assert_holds("m/two", "1", &images[1].1);
         assert_eq!(target.count_where(from_one), 2, "{}", target.describe_requests());
-        // All that was not there was sent, each blob once.
+        // Everything missing was sent, each blob once.
         assert_eq!(target.count(Kind::UploadPut), images[1].1.blobs.len() as u64, "{}", target.describe_requests());
         target.clear_requests();
         run(&program, &source, &target, "three").await.assert_code(0);
@@ -165,7 +165,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         assert!(json["error"].as_str().unwrap().contains(&layer), "{json}");
         assert_eq!(target.count(Kind::UploadPut), image.blobs.len() as u64, "{}", target.describe_requests());
     };
-    // Whatever comes is lost.
+    // Everything pushed is lost.
     let loses = async {
         let (source, target) = both().await;
         let image = images::single("lost");
@@ -178,7 +178,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         let sent = image.blobs.len() as u64 + 2;
         assert_eq!(target.count(Kind::UploadPut), sent, "{}", target.describe_requests());
     };
-    // It has a record of the blob, and nothing behind it until the bytes come.
+    // It has a record of the blob but not its content, until the bytes are pushed.
     let dangles = async {
         let (source, target) = both().await;
         let image = images::single("dangling");
@@ -201,7 +201,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
     tokio::join!(denies, loses, dangles);
 }
 
-/// A body of an upload above so many bytes.
+/// Matches upload bodies above this size.
 fn larger_than(bytes: u64) -> Match {
     Match::kinds(&[Kind::UploadPut, Kind::UploadPatch]).when(move |request| {
         request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > bytes)
@@ -288,7 +288,7 @@ async fn a_target_that_refuses_the_urls_of_foreign_layers_names_the_setting_to_c
             assert_eq!(output.json()["class"], "refused", "{}", output.stderr);
             assert!(output.stderr.contains("validation.manifests.urls.allow"), "{}", output.stderr);
         };
-        // distribution itself, and what others make of its answer.
+        // distribution's own error, and variants by other servers.
         let options = Options { refuse_urls: true, ..Options::default() };
         let real = DockerRegistry::start_with(options).await;
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", real.host()));
@@ -323,7 +323,7 @@ async fn a_tag_that_may_not_be_written_is_no_success_of_who_insists_on_writing_i
         assert_eq!(output.json()["class"], "denied", "{}", output.stderr);
         assert_eq!(sync(&source, &target, "tls: off", &[]).await.assert_code(0).json()["outcome"], "unchanged");
     }
-    // What keeps its tags as they are, and has the right one, was not changed.
+    // A target with immutable tags that already has the right one is unchanged.
     let (source, target) = both().await;
     let image = images::single("kept-tag");
     source.push("a", "1", &image);

@@ -1,4 +1,4 @@
-//! Refusals that may mean a token that has run out, and those that do not.
+//! Refusals that may mean an expired token, and those that do not.
 
 use std::time::Duration;
 

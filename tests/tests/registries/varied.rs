@@ -1,7 +1,7 @@
-//! Registries that are on no list: answers that vary within the specification and just beyond it, at both ends of a batch.
-//! What is odd is copied right or fails alone, with what was odd about it; the rest of the batch arrives.
+//! Randomized responses, within the specification and just beyond it, at both sides of a batch. Affected images are
+//! copied correctly or fail alone with the reason; the rest of the batch is copied.
 //!
-//! `IMGSYNC_VARY_RUNS` says how many batches (8), `IMGSYNC_VARY_SEED` which is the first.
+//! `IMGSYNC_VARY_RUNS` sets the number of batches (8), `IMGSYNC_VARY_SEED` the seed of the first.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ async fn registry(seed: u64, repository: &str) -> FaultRegistry {
     if seed.is_multiple_of(5) { builder.relative_locations().start().await } else { builder.start().await }
 }
 
-/// One batch of six images of which three are in the odd repository: how many answers were varied, and what failed of it.
+/// Runs a batch of six images, three of them in the affected repository. Returns the number of varied responses and of
+/// failures.
 async fn batch(seed: u64) -> (usize, usize) {
     let (source, target) = tokio::join!(registry(seed, ODD), registry(seed ^ 1, "mirror/team/odd"));
     let odd = [
@@ -69,7 +70,7 @@ async fn batch(seed: u64) -> (usize, usize) {
         assert!(said.len() > 30 && said.contains(ODD), "it says what and where: {trouble} {}", told());
     }
     assert_eq!(output.code == Some(1), !troubles.is_empty(), "{}", told());
-    // A list that was changed may be one of fewer tags, which nobody can know.
+    // A changed tag list may have fewer tags, which nobody can notice.
     let relisted = varied.iter().any(|(kind, _)| *kind == Kind::Tags);
     for (tag, image) in &odd {
         let is_there = target.tag_digest("mirror/team/odd", tag).is_some();

@@ -1,4 +1,4 @@
-//! Rules that choose nothing, and repositories that a rule leaves out.
+//! Rules that select nothing, and excluded repositories.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Match};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::put_tags;
 use super::whole::{configured, run};
 
-/// Why a rule chose nothing, of each that did.
+/// Returns the rules that selected nothing, with the reason.
 fn empty(json: &Value) -> Vec<(u64, String)> {
     let rules = json["empty_rules"].as_array().into_iter().flatten();
     rules.map(|rule| (rule["rule"].as_u64().unwrap(), rule["reason"].as_str().unwrap().to_owned())).collect()
@@ -83,7 +83,7 @@ async fn a_creation_time_that_all_images_have_is_no_date() {
             target.host()
         ))
     };
-    // 1980 and a day of 2024, in milliseconds; none is when an image was made.
+    // 1980 and a day of 2024, in milliseconds; neither is a creation time of an image.
     for milliseconds in [315_532_801_000, 1_717_200_000_000] {
         for tag in ["a", "b", "c"] {
             let image = images::single(&format!("constant-{tag}"));
@@ -96,7 +96,7 @@ async fn a_creation_time_that_all_images_have_is_no_date() {
             assert!(error.contains("its list has none"), "{tags}: {json}");
         }
     }
-    // Real ones differ; `since` that is after all of them is a warning.
+    // Real dates differ; a `since` after all of them is a warning.
     for (day, tag) in ["a", "b", "c"].iter().enumerate() {
         let image = images::single(&format!("constant-{tag}"));
         source.set_uploaded("team/app", &image.root, 1_717_200_000_000 + 86_400_000 * day as u64);
@@ -124,7 +124,7 @@ async fn an_excluded_repository_is_not_unlisted_and_keeps_nothing_from_being_rem
     run(&all, &[]).await.assert_code(0);
     assert_eq!(target.tags_in_all(), 4);
 
-    // One repository that was pushed in part: all is held up by it.
+    // One partially pushed repository blocks all pruning.
     source.on(Match::kind(Kind::Tags).repository("team/half")).always().act(Action::error(404, "NAME_UNKNOWN"));
     source.delete_tag("team/app", "2");
     let json = run(&all, &[]).await.assert_code(1).json();
@@ -138,7 +138,7 @@ async fn an_excluded_repository_is_not_unlisted_and_keeps_nothing_from_being_rem
     let json = run(&all, &[]).await.assert_code(0).json();
     assert_eq!(json["unlisted"], json!([]));
     assert_eq!((json["pruned"][0]["outcome"].as_str(), json["counts"]["total"].as_u64()), (Some("removed"), Some(1)));
-    // What was copied of them stays, and nobody asks for them.
+    // Earlier copies stay, and are never requested.
     assert_eq!(target.tags("m/team/half"), ["1"]);
     assert_eq!(target.tags("m/team/old/a"), ["1"]);
     let about = |name: &str| source.requests().iter().any(|request| request.repository.as_deref() == Some(name));

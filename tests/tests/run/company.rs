@@ -1,4 +1,4 @@
-//! What belongs to images, in runs: no tags of their own, nothing for what is unchanged, and what is new all the same.
+//! Digest tags and referrers in runs: not listed as tags, free when unchanged, and copied when new.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image};
@@ -18,7 +18,7 @@ async fn counts(program: &Imgsync) -> (u64, u64, u64) {
     (count("copied"), count("unchanged"), count("failed"))
 }
 
-/// So many images of two platforms; the first is signed.
+/// Pushes this many images of two platforms; the first is signed.
 fn fill(source: &FaultRegistry, number: usize) -> Vec<Image> {
     let images: Vec<Image> = (0..number).map(|n| images::multi_platform(&format!("company-{n}"))).collect();
     for (n, image) in images.iter().enumerate() {
@@ -76,12 +76,12 @@ async fn a_signature_that_a_listing_shows_comes_with_the_next_run_and_costs_the_
             stems.iter().any(|stem| request.path.contains(stem) || request.path.contains(&stem.replace('-', ":")))
         });
         assert_eq!(about_others.count(), 0, "{}", source.describe_requests());
-        // Known now, and nothing to ask.
+        // Known now, so nothing is requested.
         source.clear_requests();
         assert_eq!(counts(&program).await, (0, 4, 0));
         assert_eq!(source.referrer_requests().len(), 0, "{}", source.describe_requests());
         if google {
-            // That it has become another is shown by its digest.
+            // Its digest shows that it has changed.
             let signed_again = images::cosign("company-newer");
             source.push("a", &images[2].companion_tag("att"), &signed_again);
             assert_eq!(counts(&program).await, (1, 3, 0));
@@ -101,7 +101,7 @@ async fn what_only_the_api_shows_arrives_within_the_time_that_was_set() {
     source.push_untagged("a", &late);
     assert_eq!(counts(&program).await, (0, 2, 0), "a week has not gone by");
     assert!(target.manifest("m/a", &late.root).is_none());
-    // With another time for it, each run asks those whose turn it is.
+    // With another interval, each run checks the images that are due.
     let rule = format!("- {{from: {}/a, to: {}/m, naming: keep, referrers_every: 1s}}", source.host(), target.host());
     program.file("imgsync.yaml", format!("rules:\n{rule}\n"));
     let mut arrived = 0;
@@ -123,7 +123,7 @@ async fn none_are_wanted_and_none_are_asked_for() {
     assert_eq!(counts(&program).await, (2, 0, 0));
     assert_eq!((source.referrer_requests().len(), target.referrer_requests().len()), (0, 0));
     assert_eq!(target.tags("m/a"), ["v0", "v1"]);
-    // Wanted after all: what was copied without is asked then.
+    // Enabled later: images copied without them are checked then.
     let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     assert_eq!(counts(&program).await, (1, 1, 0));
@@ -189,7 +189,7 @@ async fn a_sparse_index_keeps_its_digest_and_is_made_whole_when_all_is_wanted() 
 
     assert_eq!(choose(", platforms: [linux/amd64, linux/arm64], sparse: true").await["copied"], 1);
     target.assert_holds("m/a", "1", &image);
-    // And from a part to the whole, for whom it is nothing new.
+    // From a sparse to the complete index, where the tag already has the source's digest.
     target.delete_repository("m/a");
     target.push_untagged("m/a", &amd64);
     target.push_manifest("m/a", &image.root, image.root_manifest().clone());

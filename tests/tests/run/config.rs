@@ -1,4 +1,4 @@
-//! `imgsync config`: what is wrong with a configuration, and what it means.
+//! `imgsync config`: validation, and the effective configuration.
 
 use imgsync_tests::program::Imgsync;
 use serde_json::Value;

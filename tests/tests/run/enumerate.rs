@@ -1,4 +1,4 @@
-//! Lists by pages: all of them are read, and what is wrong with one is never an empty list.
+//! Paged listings: all pages are read, and no error is taken for an empty list.
 
 use std::time::Duration;
 
@@ -264,7 +264,7 @@ async fn the_token_for_a_catalog_is_fetched_once_for_all_its_pages() {
     let program = tags_of(&format!("{}/a/*", registry.host()), &[]);
     program.write_docker_config(&[(&registry.host(), "me", "secret")]);
     assert_eq!(lines(&program.run().await.assert_code(0)).len(), 3);
-    // One for the folder above, one for the catalog, one for each repository.
+    // One for the parent folder, one for the catalog, one per repository.
     assert_eq!(registry.count(Kind::Token), 5, "{}", registry.describe_requests());
 }
 

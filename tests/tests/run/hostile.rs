@@ -1,5 +1,5 @@
-//! Registries that list without end, or what is no name, or what is meant for whoever reads: nothing hangs, nothing leaves
-//! its place, and nothing reaches the terminal, a report, a log or a notification as it came.
+//! Registries with endless lists, invalid names or text aimed at the reader: nothing hangs, nothing is written outside
+//! its place, and nothing reaches the terminal, a report, a log or a notification unescaped.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Vendors, lines, put_tags, tags};
 use crate::whole::configured;
 
-/// A page of a list of a vendor's that is the same again and again, and names a next one each time.
+/// Returns a page of a vendor's list that repeats forever and always links to a next page.
 fn endless(vendor: Vendor, n: u64) -> Action {
     let digest = images::sha256(b"endless");
     let body = match vendor {
@@ -37,7 +37,7 @@ async fn a_vendors_list_without_end_is_noticed_soon() {
             ["came twice", "lead in a circle", "brought nothing new"].map(|words| output.stderr.contains(words));
         assert!(noticed.contains(&true), "{vendor:?}: {}", output.stderr);
         assert!(registry.count(Kind::ApiTags) <= 52, "{vendor:?}: {}", registry.describe_requests());
-        // What it says is no list: the registry's own is read.
+        // The response is not a list: the registry's own list is read.
         assert_eq!((lines(&output.assert_code(0)).len(), registry.count(Kind::Tags)), (2, 1), "{vendor:?}");
     }
 }
@@ -54,7 +54,7 @@ async fn a_catalog_and_a_tree_without_end_are_noticed_too() {
     assert!(output.stderr.contains("the same page came twice"), "{}", output.stderr);
     assert_eq!(registry.count(Kind::Catalog), 2);
 
-    // Each repository has one of its own name below it.
+    // Each repository has a child with its own name.
     let registry = FaultRegistry::builder().google().start().await;
     registry.on(Kind::Tags).always().act(Action::compute(|request| {
         let name = request.repository.clone().unwrap_or_default();
@@ -86,7 +86,7 @@ async fn one_page_without_end_is_given_up_at_a_size_that_no_list_has() {
     }
 }
 
-/// Names that lead elsewhere where they are taken for paths, and others that are none.
+/// Returns names that escape when used as paths, and other invalid names.
 fn odd_names() -> Vec<String> {
     let plain = ["../../outside", "a/../../outside", "/absolute", "a\\..\\b", "a/%2e%2e/b", "a%2Fb", "a/\u{0}b", "a/ü"];
     let mut names: Vec<String> = plain.iter().map(|&name| name.to_owned()).collect();
@@ -94,7 +94,7 @@ fn odd_names() -> Vec<String> {
     names
 }
 
-/// All files below a folder.
+/// Returns all files below a folder.
 fn files(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -155,11 +155,11 @@ async fn a_flood_of_names_that_are_none_is_told_of_in_part() {
     assert!(output.stderr.lines().count() < 300 && output.stderr.contains("more names"), "{}", output.stderr.len());
 }
 
-/// What a registry may say to whoever reads it: for terminals, for browsers, for renderers of Markdown, for eyes.
+/// Text aimed at terminals, browsers, Markdown renderers and eyes.
 const SAID: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}\u{2066}\r\nerror: fake\n# head | `x` [y](javascript:z) \
                     <img src=x onerror=alert(1)></pre><script>alert(1)</script>";
 
-/// Demands that a text is plain: no control characters but line breaks, and nothing that turns the direction of writing.
+/// Asserts that a text has no control characters except line breaks, and no bidirectional formatting.
 #[track_caller]
 fn assert_plain(what: &str, text: &str) {
     let is_bad =
@@ -168,7 +168,7 @@ fn assert_plain(what: &str, text: &str) {
     assert!(bad.is_empty(), "{what} has {bad:?}: {text:?}");
 }
 
-/// The same for all texts of a JSON document, once they are read.
+/// Asserts the same for all strings of a JSON document.
 #[track_caller]
 fn assert_plain_json(what: &str, value: &Value) {
     match value {
@@ -262,7 +262,7 @@ async fn a_configuration_with_secrets_that_others_can_read_is_warned_of_once_by_
             assert!(!output.stderr.contains("s3cret") && !output.stdout.contains("s3cret"), "{command:?}: {output:?}");
         }
     }
-    // A worker, which has nowhere to go here, says it as well.
+    // A worker without a broker reports it as well.
     let worker = Imgsync::worker();
     worker.file("imgsync.yaml", entry("s3cret"));
     let output = worker.again().run().await.assert_code(2);

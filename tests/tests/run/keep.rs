@@ -1,4 +1,4 @@
-//! Tags that never move (`immutable`), targets that refuse to move one, and what an overwritten tag pointed to (`backup`).
+//! Immutable tags (`immutable`), targets that refuse to move a tag, and backups of overwritten tags (`backup`).
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Match};
@@ -16,7 +16,7 @@ fn rule(source: &FaultRegistry, target: &FaultRegistry, more: &str) -> Imgsync {
     configured(&format!("rules:\n- {{from: {}/app, to: {}/m, naming: keep, {more}}}\n", source.host(), target.host()))
 }
 
-/// How many were copied, unchanged and failed.
+/// Returns the number of copied, unchanged and failed tasks.
 fn counts(json: &Value) -> (u64, u64, u64) {
     let count = |name: &str| json["counts"][name].as_u64().unwrap();
     (count("copied"), count("unchanged"), count("failed"))
@@ -34,7 +34,7 @@ async fn tags_that_never_move_are_asked_for_once() {
     target.clear_requests();
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(counts(&json), (0, 3, 0));
-    // The list of tags, and `latest` at both ends, for a target is asked for one of the tags that it is believed to have.
+    // The tag list, `latest` at both sides, and one cached tag as a spot check of the target.
     let asked = |registry: &FaultRegistry| {
         registry.requests_of(Kind::ManifestHead).into_iter().filter_map(|r| r.reference).collect::<Vec<_>>()
     };
@@ -59,13 +59,13 @@ async fn a_source_that_moved_a_tag_that_never_moves_is_told_of_and_not_followed(
         assert!(error.contains(&image("v1.1").root) && error.contains(&image("moved").root), "{error}");
         target.assert_holds("m/app", "v1.1", &image("v1.1"));
     }
-    // Also where nothing is remembered of it.
+    // Also without a cache.
     let fresh = rule(&source, &target, "immutable: 'v*'");
     assert_eq!(run(&fresh, &[]).await.assert_code(1).json()["failures"][0]["class"], "immutable");
     let dry = run(&fresh, &["--dry-run"]).await.assert_code(1);
     assert!(dry.stdout.contains(r#""action":"fail""#), "{}", dry.stdout);
     target.assert_holds("m/app", "v1.1", &image("v1.1"));
-    // Who takes it by hand is believed.
+    // Copying it explicitly is allowed.
     let (from, to) = (format!("{}/app:v1.1", source.host()), format!("{}/m/app:v1.1", target.host()));
     program.again().args(["sync", &from, &to]).run().await.assert_code(0);
     assert_eq!(counts(&run(&program, &[]).await.assert_code(0).json()), (0, 2, 0));
@@ -98,7 +98,7 @@ async fn a_target_that_refuses_to_move_a_tag_has_a_class_of_its_own() {
         let json = run(&program, &[]).await.assert_code(1).json();
         assert_eq!(json["failures"][0]["class"], "immutable", "{code}: {json}");
         assert_eq!(json["failures"][0]["attempts"], 1, "it is final: {json}");
-        // The same digest there is as good as done.
+        // If the target already has this digest, the result is unchanged.
         target.push("m/app", "v1", &image("new"));
         assert_eq!(counts(&run(&program, &["--force"]).await.assert_code(0).json()).2, 0, "{code}");
     }
@@ -124,18 +124,18 @@ async fn what_an_overwritten_tag_pointed_to_is_kept_under_another() {
     for (tag, name) in [(day.clone(), "keep-1"), (format!("{day}-2"), "keep-2"), (format!("{day}-3"), "keep-3")] {
         target.assert_holds("m/app", &tag, &images::multi_platform(name));
     }
-    // One GET and one PUT more, and the questions whether the names are free.
+    // One more GET and one more PUT, and requests whether the names are free.
     let puts: Vec<_> =
         target.requests_of(Kind::ManifestPut).into_iter().filter_map(|request| request.reference).collect();
     assert_eq!(puts.iter().filter(|reference| !reference.contains(':')).count(), 2, "{puts:?}");
     assert_eq!(target.count(Kind::ManifestGet), 1, "{}", target.describe_requests());
-    // What is equal needs no backup.
+    // An unchanged tag needs no backup.
     target.clear_requests();
     run(&program, &["--force"]).await.assert_code(0);
     assert_eq!(target.tags("m/app").len(), 4);
 }
 
-/// The first backup's tag, which must be that of a day.
+/// Returns the tag of the first backup, which must carry a date.
 fn jiff_day(tag: &str) -> String {
     let day = tag.strip_prefix("latest-before-").unwrap_or_else(|| panic!("{tag}"));
     assert!(day.len() == 10 && day.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'), "{tag}");

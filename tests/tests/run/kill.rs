@@ -1,5 +1,4 @@
-//! SIGKILL, again and again: nothing is lost, nothing is counted twice, and no blob is uploaded twice but those that were
-//! in flight.
+//! Repeated SIGKILL: nothing is lost or counted twice, and only blobs in flight are uploaded twice.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +15,7 @@ const REPOSITORIES: usize = 25;
 const TAGS: usize = 20;
 const KILLS: usize = 20;
 const SLOTS: usize = 8;
-/// Blobs of one image in flight at once.
+/// Blobs in flight per image.
 const BLOBS: usize = 8;
 
 #[tokio::test]
@@ -43,7 +42,7 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
     for kill in 0..KILLS {
         let before = target.total();
         let mut running = program.again().args(["run", "--concurrency", &slots, "-c"]).arg(&file).spawn();
-        // So many requests to the target after it began, or at its end.
+        // After this many requests to the target, or at its end.
         let after = random.random_range(1..150);
         let done = |target: &FaultRegistry| target.tags_in_all() == images.len();
         target.wait_until(|target| target.total() >= before + after || done(target), Duration::from_secs(60)).await;
@@ -62,7 +61,7 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
     assert_eq!(batches.len(), KILLS + 1);
     batches.iter().for_each(assert_adds_up);
 
-    // Whole uploads of a blob to the target, wherever to: once, and once more for each time that it was in flight.
+    // Complete uploads per blob, in any repository: one, and one more for each kill in flight.
     let mut uploads: HashMap<String, u64> = HashMap::new();
     for put in target.requests_of(Kind::UploadPut).iter().filter(|put| put.status.is_some_and(|status| status == 201)) {
         *uploads.entry(put.parameter("digest").unwrap_or_default()).or_default() += 1;

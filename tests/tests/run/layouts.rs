@@ -1,4 +1,4 @@
-//! Image layouts as ends of a run, and the disk under a store.
+//! Image layouts as sources and targets, and full disks under a store.
 
 use std::path::Path;
 
@@ -31,14 +31,14 @@ async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
         .await
         .expect("skopeo reads it");
 
-    // A second export adds only what is new.
+    // A second export adds only new content.
     source.push("team/app", "1.2", &image("team/app-1.2"));
     source.clear_requests();
     let json = run(&out, &[]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["unchanged"]), (&1.into(), &3.into()));
     assert_eq!(source.count(Kind::BlobGet), image("team/app-1.2").blobs.len() as u64);
 
-    // On the other side.
+    // On the other side of the gap.
     let into = configured(&format!(
         "rules:\n- from: oci:{}\n  to: {}/mirror\n  naming: keep\n  tags: {{exclude: [\"1.1\"]}}\n",
         bag.display(),
@@ -72,7 +72,7 @@ async fn a_folder_with_one_image_is_that_image_with_its_tag() {
     sync("oci:bag", "oci:other").run().await.assert_code(0);
     sync(&format!("oci:other:{from}"), &format!("{to}:again")).run().await.assert_code(0);
 
-    // Of several it has to be said which.
+    // With several images one must be named.
     source.push("team/app", "1.1", &images::single("another"));
     sync(&format!("{}/team/app:1.1", source.host()), "oci:bag").run().await.assert_code(0);
     let output = sync("oci:bag", &to).run().await.assert_code(2);
@@ -101,7 +101,7 @@ async fn a_layout_that_lies_fails_those_images_and_writes_nothing_of_them() {
     assert!(!target.committed_blobs().iter().any(|(_, digest)| *digest == bad.largest_blob()));
 }
 
-/// Changes `index.json` of a layout: each entry, with its place.
+/// Changes each entry of a layout's `index.json`.
 fn rewrite(bag: &Path, change: impl Fn(usize, &mut serde_json::Value)) {
     let path = bag.join("index.json");
     let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -125,7 +125,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
     run(&program, &[]).await.assert_code(0);
     let bag = program.work().join("bag");
-    // As others write them: a name that is none, upper case, containerd's alone, beside rubbish, none, one twice.
+    // Names by other tools: invalid, upper case, containerd's only, next to an invalid one, none, and duplicates.
     let annotations = |name: &str| match name {
         "a" => serde_json::json!({REF_NAME: "what+ever"}),
         "b" => serde_json::json!({REF_NAME: "Team/App:1"}),
@@ -157,7 +157,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     let listed = into.again().args(["tags", &format!("oci:{}", bag.display())]).run().await.assert_code(1);
     assert!(listed.stderr.contains("what+ever"), "{}", listed.stderr);
 
-    // One by one they can be had.
+    // One by one they can be copied.
     let from = format!("oci:{}@{}", bag.display(), image("e").root);
     into.again().args(["sync", &from, &format!("{}/m/one:e", target.host())]).run().await.assert_code(0);
     target.assert_holds("m/one", "e", &image("e"));
@@ -180,18 +180,18 @@ async fn an_image_without_a_name_in_a_layout_is_not_left_out_silently() {
     assert_eq!(unlisted.len(), 1, "{json}");
     let error = unlisted[0]["error"].as_str().unwrap();
     assert!(error.contains(&image.root) && error.contains("TARGET:TAG"), "{error}");
-    // With a name beside it that has the same digest, it comes along.
+    // An entry with a name and the same digest includes it.
     program.again().args(["sync", &format!("{}/team/app:1.0", source.host()), "oci:bag"]).run().await.assert_code(0);
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["copied"], &json["unlisted"]), (&1.into(), &serde_json::json!([])));
 }
 
-/// The file of a blob in a layout.
+/// Returns the path of a blob in a layout.
 fn file_of(bag: &Path, digest: &str) -> std::path::PathBuf {
     bag.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
 }
 
-/// Changes a byte of a file; its size stays.
+/// Changes a byte of a file and keeps its size.
 fn damage(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
@@ -206,7 +206,7 @@ async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_
     source.push("team/app", "1", &image);
     let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
     let bag = program.work().join("bag");
-    // A folder that others have prepared: the right names and sizes, and wrong bytes.
+    // A prepared folder with the right names and sizes and wrong bytes.
     let bad = image.largest_blob();
     let good = image.blobs.keys().find(|digest| **digest != bad).unwrap();
     std::fs::create_dir_all(bag.join("blobs/sha256")).unwrap();
@@ -220,7 +220,7 @@ async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_
     let asked = |digest: &str| source.requests_of(Kind::BlobGet).iter().any(|r| r.reference.as_deref() == Some(digest));
     assert!(asked(&bad) && !asked(good), "{}", source.describe_requests());
 
-    // Damaged later: `--force` reads all again, whatever is remembered; so does `verify --deep`.
+    // Damaged later: `--force` reads everything again despite the cache, and so does `verify --deep`.
     damage(&file_of(&bag, &bad));
     let deep = ["verify", "--deep"];
     let output = program.again().args(deep).run().await.assert_code(1);
@@ -236,8 +236,8 @@ async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_
     assert_eq!(source.count(Kind::BlobGet), 1, "{}", source.describe_requests());
     program.again().args(deep).run().await.assert_code(0);
 
-    // A file that changed without another size is another version, and so hashed again without being told to: here by the
-    // copy of another image with the same blob. One that did not change is not.
+    // A file changed without a change in size is a new version and hashed again: here by a copy of another image with
+    // the same blob. An unchanged file is not.
     damage(&file_of(&bag, &bad));
     source.push("team/app", "2", &image);
     source.clear_requests();
@@ -254,7 +254,7 @@ async fn what_tags_prints_of_a_layout_names_the_image_there() {
     }
     let program = configured(&format!("rules:\n- {{from: {}/org/name, to: \"oci:bag\"}}\n", source.host()));
     run(&program, &[]).await.assert_code(0);
-    // Of Docker Hub, as skopeo and containerd write it, in full and in short.
+    // Docker Hub names in the long and short form of skopeo and containerd.
     let bag = program.work().join("bag");
     rewrite(&bag, |at, entry| {
         let name = if at == 0 { "org/name:1.0" } else { "docker.io/library/name:1.1" };
@@ -298,7 +298,7 @@ async fn a_full_disk_under_the_store_is_said_and_nothing_is_lost() {
     assert_eq!(json["counts"]["unchanged"], 3000);
 }
 
-/// A small disk, for as long as it lives.
+/// A small disk, unmounted on drop.
 struct Tmpfs(std::path::PathBuf);
 
 impl Tmpfs {

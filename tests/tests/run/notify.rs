@@ -1,4 +1,4 @@
-//! Who is told when a batch has ended: a group of Telegram, webhooks; and what happens when they do not listen.
+//! Notifications at the end of a batch: Telegram, webhooks, and their failures.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images;
@@ -10,7 +10,7 @@ use crate::whole::configured;
 
 const TOKEN: &str = "1234567890:AAF-secret_TokenOfABot";
 const GROUP: &str = "-1001234567890";
-/// What a registry may say: markup, all of it.
+/// Error text of a registry, all markup.
 const HOSTILE: &str = "</pre><b>no</b> &lt; & `x` *y* [z](tg://user?id=1)";
 
 /// Two registries, and images of which those in `bad` cannot be read.
@@ -89,7 +89,7 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     let report = program.again().args(level_2).run().await.stdout;
     let texts = telegram.texts();
     assert!((2..=3).contains(&texts.len()), "{} parts", texts.len());
-    // A message begins with no blanks, which the first line of a part may have had.
+    // A message never starts with the blanks that the first line of a part may have had.
     let lines = |text: &str| text.trim().lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
     assert_eq!(lines(&texts.join("\n")), lines(&report));
 
@@ -147,7 +147,7 @@ async fn who_cannot_be_told_is_a_warning_and_no_token_is_ever_shown() {
     }
     assert_eq!(telegram.requests(), 1, "a wrong token is not tried again");
 
-    // The group has moved on.
+    // The group has migrated.
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let typed = [&format!("--telegram-api={}", telegram.url()), "--telegram-group=-5"];
     let program = scene.program("").again().env("IMGSYNC_TELEGRAM_TOKEN", TOKEN);
@@ -220,7 +220,7 @@ async fn a_report_that_cannot_be_written_keeps_nobody_from_being_told() {
     let scene = Scene::new(1, 0).await;
     let hook = Receiver::start().await;
     let program = scene.program(&format!("notify:\n  webhook: {{url: \"{}\"}}\n", hook.url()));
-    // A folder that is missing is seen before anything is copied; one that takes no files is not.
+    // A missing folder is detected before anything is copied; one that is not writable is not.
     let output = run(&program, &["--report=missing/report.html"]).await.assert_code(2);
     assert!(output.stderr.contains("there is no folder missing"), "{}", output.stderr);
     assert_eq!(hook.received().len(), 0);

@@ -1,4 +1,4 @@
-//! Chats, mails and pings: what each is told of a batch, how it is signed, and what is said when it does not listen.
+//! Chat, mail and ping notifications: content, signatures, and errors of the receivers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::notify::{Scene, run};
 
 const CHATS: [&str; 4] = ["slack", "wecom", "feishu", "dingtalk"];
 
-/// `notify:` for all chats, with the secrets that they need.
+/// Builds `notify:` for all chats, with their secrets.
 fn all_chats(server: &ChatServer, on: &str) -> String {
     let mut notify = "notify:\n".to_owned();
     for chat in CHATS {
@@ -124,7 +124,7 @@ async fn a_template_makes_the_message_and_a_broken_one_is_found_at_the_start() {
     assert!(output.stderr.contains("slack.txt.j2: line 1: undefined value"), "{}", output.stderr);
 }
 
-/// `notify:` for a mail.
+/// Builds `notify:` for mail.
 fn mail(server: &MailServer, scheme: &str, password: &str, on: &str) -> String {
     format!(
         "notify:\n  email:\n    server: {scheme}://{}\n    username: robot\n    password: {password}\n    ca: mail.pem\n    from: imgsync <imgsync@example.com>\n    to: [ops@example.com, second@example.com]\n    on: {on}\n",

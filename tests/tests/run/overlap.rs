@@ -1,4 +1,4 @@
-//! Runs that overlap in one state folder, and batches whose run is gone.
+//! Overlapping runs in one state folder, and batches without a run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::whole::{assert_adds_up, configured};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A source with five images, a target whose tags are not put before the gate is opened, and a program between them.
+/// A source with five images, a target that holds tag PUTs until the gate opens, and a program between them.
 struct Scene {
     source: FaultRegistry,
     target: FaultRegistry,
@@ -46,7 +46,7 @@ impl Scene {
         self.program.again().args(["run", "--json", "--concurrency", "2", "-c"]).arg(file).args(more)
     }
 
-    /// A run whose copies wait at the gate.
+    /// Starts a run whose copies wait at the gate.
     async fn gated(&self) -> Running {
         let before = self.rule.hits();
         let running = self.run(&[]).spawn();
@@ -162,7 +162,7 @@ async fn a_paused_batch_is_left_alone_by_every_run() {
     for mode in ["wait", "join", "supersede", "fail"] {
         refused(mode).await;
     }
-    // So it is where its run is gone.
+    // The same without its run.
     first.signal(Signal::KILL);
     first.wait().await;
     refused("wait").await;

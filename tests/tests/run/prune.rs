@@ -1,4 +1,4 @@
-//! `prune`: what a rule made is removed when its source is gone, and nothing else ever is.
+//! `prune`: tags that a rule wrote are removed when their source is gone, and nothing else ever is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +17,17 @@ fn image(name: &str) -> Image {
     images::single(&format!("prune-{name}"))
 }
 
-/// A rule from `team/app` of a source to `m/app` of a target.
+/// Creates a rule from `team/app` of a source to `m/app` of a target.
 fn rule(source: &str, target: &str, prune: &str) -> Imgsync {
     configured(&format!("rules:\n- {{from: {source}/team/app, to: {target}/m, naming: basename, {prune}}}\n"))
 }
 
-/// More than enough for what should not take long.
+/// Generous limit for anything that should not take long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const AT_ONCE: &str = "prune: {keep_days: 0, limit: 50%}";
 
-/// A source with these tags, each an image of its own, and all of them at the target.
+/// Starts a source with these tags, each its own image, and a target that mirrors them.
 async fn mirrored(tags: &[&str], prune: &str) -> (FaultRegistry, FaultRegistry, Imgsync) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for tag in tags {
@@ -40,7 +40,7 @@ async fn mirrored(tags: &[&str], prune: &str) -> (FaultRegistry, FaultRegistry, 
     (source, target, program)
 }
 
-/// What became of which target tag.
+/// Returns the prune result of each target tag.
 fn pruned(json: &Value) -> Vec<(String, String)> {
     let of = |line: &Value, name: &str| line[name].as_str().unwrap().to_owned();
     let tag = |target: String| target.rsplit_once(':').map_or(target.clone(), |(_, tag)| tag.to_owned());
@@ -66,7 +66,7 @@ fn refused(output: &Output) -> String {
 #[tokio::test]
 async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
     let (source, target, program) = mirrored(&["1", "2", "3"], AT_ONCE).await;
-    // What is not ours is never looked at.
+    // Foreign tags are never touched.
     target.push("m/app", "by-hand", &image("by-hand"));
     target.push("m/other", "1", &image("1"));
     source.delete_tag("team/app", "2");
@@ -105,7 +105,7 @@ async fn what_the_source_has_no_more_is_removed_and_told_in_every_report() {
         "{explained:?}"
     );
 
-    // Once, and what comes back is copied again and is not removed again.
+    // Once; a tag that comes back is copied again and not removed again.
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
     source.push("team/app", "2", &image("2"));
     let json = run(&program, &[]).await.assert_code(0).json();
@@ -119,7 +119,7 @@ async fn nothing_is_removed_by_a_rule_that_does_not_say_so() {
     source.delete_tag("team/app", "2");
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
     assert_eq!(target.tags("m/app"), ["1", "2"]);
-    // Said later, it holds for what was made before.
+    // Enabled later, it applies to tags written before.
     let file = program.work().join("imgsync.yaml");
     let text = std::fs::read_to_string(&file).unwrap().replace("tags: {include: ['*']}", AT_ONCE);
     std::fs::write(&file, text).unwrap();
@@ -157,7 +157,7 @@ async fn a_source_that_lists_nothing_says_nothing_about_what_is_gone() {
     let output = run(&program, &[]).await.assert_code(1);
     assert!(refused(&output).contains("lists no tags at all"), "{}", output.stdout);
     assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (2, 0));
-    // Nor is it remembered that they were missing.
+    // The missing tags are not recorded either.
     source.clear_rules();
     source.delete_tag("team/app", "2");
     let file = program.work().join("imgsync.yaml");
@@ -197,7 +197,7 @@ async fn a_list_that_leaves_out_what_is_there_removes_nothing() {
     assert_eq!(pruned(&json), is("left", "2"));
     assert!(json["pruned"][0]["reason"].as_str().unwrap().contains("the source has it all the same"), "{json}");
     assert_eq!((target.tags("m/app").len(), target.count(Kind::ManifestDelete)), (2, 0));
-    // A source that does not answer is no source without the tag.
+    // A source that does not respond is not a source without the tag.
     source.on(Match::kind(Kind::ManifestHead).reference("2")).always().act(Action::error(401, "UNAUTHORIZED"));
     let json = run(&program, &[]).await.assert_code(1).json();
     assert_eq!(pruned(&json), is("failed", "2"));
@@ -227,7 +227,7 @@ async fn a_tag_that_was_reused_by_hand_is_not_ours_any_more() {
     assert_eq!(pruned(&json), is("left", "2"));
     assert!(json["pruned"][0]["reason"].as_str().unwrap().contains(&image("another").root), "{json}");
     target.assert_holds("m/app", "2", &image("another"));
-    // It stays so, even if it becomes by hand what we had written.
+    // It stays, even if it is manually set back to what we wrote.
     target.push("m/app", "2", &image("2"));
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
     assert_eq!(target.count(Kind::ManifestDelete), 0);
@@ -257,7 +257,7 @@ async fn what_a_rule_does_not_choose_any_more_is_still_at_the_source_and_stays()
         .replace(AT_ONCE, &format!("tags: {{include: ['*.0'], newest: 1}}, {AT_ONCE}"));
     std::fs::write(&file, &text).unwrap();
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), []);
-    // Of what is gone, the rule removes what it would make: not what another rule may have made.
+    // Only the tags that the rule would write are removed, not those of another rule.
     source.delete_tag("team/app", "1.0");
     source.delete_tag("team/app", "x-1");
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "1.0"));
@@ -270,7 +270,7 @@ async fn a_registry_that_removes_no_tag_alone_keeps_what_other_tags_need() {
         DockerRegistry::start(Auth::None),
         DockerRegistry::start_with(Options { delete: true, ..Options::default() })
     );
-    // Two tags of one image of which one stays, two of which both go, one that an index needs, and one of its own.
+    // Two tags of one image of which one stays, two that both go, one referenced by an index, and a separate one.
     let index = images::multi_platform("prune-index");
     let child = index.subtree(&index.children()[0]);
     let pairs = [
@@ -289,7 +289,7 @@ async fn a_registry_that_removes_no_tag_alone_keeps_what_other_tags_need() {
     let program = rule(&source.host(), &target.host(), "prune: {keep_days: 0, limit: 5}");
     run(&program, &[]).await.assert_code(0);
     let (other, file) = (DockerRegistry::start(Auth::None).await, program.work().join("imgsync.yaml"));
-    // The source without them: distribution 2.8 itself removes no tag alone.
+    // The same on distribution 2.8, which cannot delete a single tag.
     for (tag, image) in pairs.iter().filter(|(tag, _)| ["stays", "index", "rest"].contains(tag)) {
         other.push("team/app", tag, image).await;
     }
@@ -321,7 +321,7 @@ async fn a_registry_that_deletes_nothing_fails_the_removal_and_says_what_to_do()
     assert!(json["pruned"][0]["reason"].as_str().unwrap().contains("the registry deletes nothing"), "{json}");
     assert_eq!(deletions(&target), ["2".to_owned(), image("2").root]);
     assert_eq!(target.tags("m/app").len(), 2);
-    // It is tried again in the next run.
+    // The next run tries again.
     target.clear_rules();
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), is("removed", "2"));
 }
@@ -365,8 +365,8 @@ async fn a_tag_that_another_source_gives_now_stays() {
     target.assert_holds("m/app", "1", &image("same"));
 }
 
-/// A target that deletes by digest only, two tags of which go, and one that stays; the digests of those that go are in the
-/// order in which they are deleted.
+/// Starts a target that deletes by digest only, with two tags to prune and one that stays. The digests to prune are in
+/// deletion order.
 async fn two_of_three(stays: &Image) -> (FaultRegistry, FaultRegistry, Imgsync, [(&'static str, Image); 2]) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let mut going = [("1", image("1")), ("2", image("2"))];
@@ -389,7 +389,7 @@ async fn two_of_three(stays: &Image) -> (FaultRegistry, FaultRegistry, Imgsync, 
 #[tokio::test]
 async fn a_tag_pushed_between_the_look_and_the_delete_keeps_its_manifest() {
     let (_source, target, program, [(first, image), (second, needed)]) = two_of_three(&image("stays")).await;
-    // The tags are looked at; then the first digest is about to be deleted.
+    // The tags are checked; then the first digest is about to be deleted.
     let gate = Arc::new(Semaphore::new(0));
     target.on(Match::kind(Kind::ManifestDelete).reference(&image.root)).act(Action::Gate(gate.clone()));
     let mut running = program.again().args(["run", "--json"]).spawn();
@@ -405,7 +405,7 @@ async fn a_tag_pushed_between_the_look_and_the_delete_keeps_its_manifest() {
     assert!(json.to_string().contains("the tag pushed needs the same image"), "{json}");
     assert_eq!(deletions(&target), [second], "by its tag alone, which the target does not do");
     target.assert_holds("m/app", "pushed", &needed);
-    // What was looked at once is not asked for again.
+    // Checked tags are not requested again.
     let asked = |tag: &str| {
         target.count_where(|request| request.kind == Kind::ManifestHead && request.reference.as_deref() == Some(tag))
     };
@@ -414,7 +414,7 @@ async fn a_tag_pushed_between_the_look_and_the_delete_keeps_its_manifest() {
 
 #[tokio::test]
 async fn blobs_that_an_index_lists_are_no_reason_to_keep_or_to_fail() {
-    // As the caches of builds are: an index of layers, of which some registries say odd things when asked for manifests.
+    // Build caches are indexes of layers, for which some registries return unusual errors when asked for manifests.
     let cache = Image::index("prune-cache")
         .blob("application/vnd.oci.image.layer.v1.tar+gzip", Blob::synthetic("prune-cache-layer", 1_000))
         .blob("application/vnd.buildkit.cacheconfig.v0", Blob::synthetic("prune-cache-config", 100))
@@ -427,7 +427,7 @@ async fn blobs_that_an_index_lists_are_no_reason_to_keep_or_to_fail() {
             .when(move |request| request.reference.as_ref().is_some_and(|asked| layers.contains(asked))))
         .always()
         .act(Action::error(400, "MANIFEST_INVALID"));
-    // One more that goes is what the index lists.
+    // One of the pruned tags is an entry of the index.
     let json = run(&program, &[]).await.assert_code(0).json();
     let mut became = pruned(&json);
     became.sort();

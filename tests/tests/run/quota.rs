@@ -1,4 +1,4 @@
-//! A source that lets so many manifests be read in a window, and a machine that may move so much in a month.
+//! A source with a pull quota per window, and a machine with a monthly traffic quota.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
     let config = format!("rules: [{{from: {}/a, to: {}/m, naming: keep}}]\n", source.host(), target.host());
     let imgsync = Imgsync::new();
     imgsync.file("imgsync.yaml", &config);
-    // Whoever is refused without a second try fails.
+    // With a single attempt, any refused image would fail.
     let mut run = imgsync.again().args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(120)).spawn();
     run.wait_for_line(|line| line.contains("is begun before") && line.contains(" UTC"), Duration::from_secs(60)).await;
     let shown = imgsync.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
@@ -31,7 +31,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
     for (tag, image) in &images {
         target.assert_holds("m/a", tag, image);
     }
-    // What was on its way when the last was gone, and no more.
+    // Only requests in flight when the quota ran out were refused.
     let refused = source.count_where(|request| request.status == Some(429));
     assert!(refused <= 20, "{refused} were refused");
 

@@ -1,4 +1,4 @@
-//! Reports: in four forms, to stdout and to files, of batches of old, and by templates of one's own.
+//! Reports: four formats, on stdout and in files, of past batches, and with custom templates.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::whole::configured;
 
-/// A registry that says this where an image cannot be had.
+/// Error text of a registry that refuses an image.
 const HOSTILE: &str = "<script>alert(1)</script> `x` | [y](javascript:z)";
 
 struct Scene {
@@ -72,7 +72,7 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_batch_of_ol
     assert!(text.starts_with("# 3 of 15 images failed\n\nnightly: batch `"), "{text}");
     assert!(text.contains("### Denied: 3, ") && text.contains("`` ") && !text.contains("\\`"), "{text}");
 
-    // On stdout, and the same again.
+    // On stdout it is the same.
     let page = scene.batch_report(&["--report-format", "html"]).run().await.assert_code(0).stdout;
     let lines =
         |text: &str| text.lines().filter(|line| !line.contains("<footer>")).map(str::to_owned).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! `imgsync batch`: what the commands that look at batches and steer them answer, and how they end.
+//! `imgsync batch`: output and exit codes of the commands that show and control batches.
 
 use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
 use imgsync_tests::images;
@@ -6,12 +6,12 @@ use imgsync_tests::program::{Imgsync, Output};
 
 use crate::whole::{configured, run};
 
-/// `imgsync batch …` in a program's home.
+/// Runs `imgsync batch …` in a program's home.
 async fn batch(program: &Imgsync, arguments: &[&str]) -> Output {
     program.again().arg("batch").args(arguments).run().await
 }
 
-/// Five images, of which `v0` and `v1` are refused by the target and `v2` has no manifest to be read, run once.
+/// Runs five images, of which the target refuses `v0` and `v1`, and `v2` has no readable manifest.
 async fn three_failures() -> (FaultRegistry, FaultRegistry, Imgsync) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for n in 0..5 {

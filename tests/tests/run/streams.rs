@@ -1,4 +1,4 @@
-//! The stream of repositories, as a run takes it: given as they end, no faster than they are taken.
+//! The stream of repositories during discovery: in order of completion, no faster than it is polled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +79,7 @@ async fn who_takes_nothing_makes_no_more_requests_than_may_be_open() {
     let registry = registry_of(&all.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let (mut stream, _) = stream(&registry, 5, Order::AsTheyEnd);
     next(&mut stream).await;
-    // The folder above, the catalog, and five repositories, one of which was taken.
+    // The parent folder, the catalog, and five repositories, one of which was taken.
     registry.wait_until(|registry| registry.total() == 7, SOON).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(registry.total(), 7, "{}", registry.describe_requests());

@@ -1,4 +1,4 @@
-//! `imgsync tags`: what is printed, for scripts and for people.
+//! `imgsync tags`: output for scripts and for people.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind};
@@ -31,7 +31,7 @@ async fn flags_mean_what_the_keys_of_a_rule_mean() {
     ] {
         let output = tags(&registry, "a/app", &flags).await.assert_code(0);
         let mut found = lines(&output);
-        // Where variants of one version stand among each other is not what this is about.
+        // The order of variants of one version is not tested here.
         let mut expected = expected;
         found.sort_unstable();
         expected.sort_unstable();

@@ -1,4 +1,4 @@
-//! One image to several registries: what all of them want is read once.
+//! One image to several registries: shared content is read once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::whole::{configured, run};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a blob was read, and how often from its beginning.
+/// Counts the reads of a blob, in total and from its beginning.
 fn reads(source: &FaultRegistry, blob: &str) -> (usize, usize) {
     let gets = source.requests_of(Kind::BlobGet);
     let its: Vec<&Record> = gets.iter().filter(|get| get.reference.as_deref() == Some(blob)).collect();
@@ -37,7 +37,7 @@ async fn each_blob_is_read_once_for_two_registries() {
     for blob in image.blobs.keys() {
         assert_eq!(reads(&source, blob), (1, 1), "{blob}\n{}", source.describe_requests());
     }
-    // The result says so: both were written, and the source was read once for both.
+    // The result shows it: both targets were written, and the source was read once for both.
     let events: Vec<serde_json::Value> =
         output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let sum = |field: &str| -> u64 {

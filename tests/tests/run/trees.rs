@@ -1,4 +1,4 @@
-//! Google-style registries: a tree of repositories, and digests and dates in the listing itself.
+//! Google-style registries: a tree of repositories, with digests and dates in the listing.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Match};
@@ -113,7 +113,7 @@ async fn digests_and_dates_of_the_listing_are_used_and_nothing_else_is_asked() {
 
 #[tokio::test]
 async fn what_is_known_by_its_answer_needs_no_google_name() {
-    // A registry that is none of Google's by name, and one whose tree is redirected to another path.
+    // A registry that does not have a Google host name, and one whose tree is redirected to another path.
     let registry = google().await;
     put_tags(&registry, "k8s/images/app", ["1"]);
     let to = format!("{}/v2/k8s/images/tags/list", registry.url());
@@ -125,7 +125,7 @@ async fn what_is_known_by_its_answer_needs_no_google_name() {
     assert_eq!(listings(&registry, "front/app"), 1);
 }
 
-/// A thousand repositories of a hundred tags, each with a manifest of its own.
+/// Builds a thousand repositories of a hundred tags, each with its own manifest.
 async fn thousand() -> FaultRegistry {
     let registry = google().await;
     for repository in 0..1000 {

@@ -1,4 +1,4 @@
-//! What goes wrong in a run: one bad image, what cannot be listed, collisions, stores, and a hand on the program.
+//! Failures in a run: one bad image, unlistable repositories, collisions, stores, and signals.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn keep(source: &FaultRegistry, target: &FaultRegistry, repository: &str) -> Img
     configured(&format!("rules:\n- {{from: {}/{repository}, to: {}/m, naming: keep}}\n", source.host(), target.host()))
 }
 
-/// `imgsync batch …` in a program's home.
+/// Runs `imgsync batch …` in a program's home.
 async fn batch(program: &Imgsync, arguments: &[&str]) -> imgsync_tests::program::Output {
     program.again().arg("batch").args(arguments).run().await
 }
@@ -40,7 +40,7 @@ async fn one_bad_image_neither_stops_nor_loops_the_run() {
     assert_eq!(json["failures"][0]["class"], "not_found");
     assert_eq!(json["failures"][0]["source"], format!("{}/a:bad", source.host()));
     assert!(json["failures"][0]["error"].as_str().unwrap().contains(&bad.layers()[0]));
-    // What the failure cost is in the sum too: also what was under way to the target and given up before it was there.
+    // The totals include the cost of the failure, and requests to the target that were given up early.
     assert_eq!(json["requests"]["source"], source.total());
     let (counted, seen) = (json["requests"]["target"].as_u64().unwrap(), target.total());
     assert!((seen..=seen + 2).contains(&counted), "{counted} requests were counted, and {seen} seen");
@@ -119,7 +119,7 @@ async fn rules_that_read_the_same_have_each_its_own_problem() {
 async fn collisions_fail_those_tags_alone_and_certain_ones_at_the_start() {
     let (source, target) = pair().await;
     let (host, to) = (source.host(), target.host());
-    // `x/a` and `y/a` are both `a`: which tags collide is known when they are listed.
+    // `x/a` and `y/a` both become `a`: colliding tags are known once they are listed.
     for (repository, tag) in [("x/a", "1"), ("x/a", "2"), ("y/a", "2"), ("y/a", "3")] {
         source.push(repository, tag, &images::single(&format!("collide-{repository}-{tag}")));
     }
@@ -131,7 +131,7 @@ async fn collisions_fail_those_tags_alone_and_certain_ones_at_the_start() {
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&3.into(), &1.into()), "{output:?}");
     assert_eq!(json["failures"][0]["class"], "collision");
     target.assert_holds("m/a", "2", &images::single("collide-x/a-2"));
-    // The same source tags under the same name from two places cannot be meant.
+    // The same source tags from two places under the same name cannot be intended.
     let program = configured(&format!(
         "defaults: {{to: {to}/m, naming: basename}}\nrules:\n- from: {host}/x/a\n- from: {host}/y/a\n"
     ));
@@ -182,7 +182,7 @@ async fn a_batch_is_paused_resumed_and_cancelled_from_another_terminal() {
     let listed = batch(&program, &["list", "--json"]).await.assert_code(0);
     assert_eq!(listed.json()["state"], "paused");
     gate.add_permits(1000);
-    // What runs ends; nothing is begun.
+    // Running tasks end; nothing is started.
     let ended = |json: &Value| json["counts"]["running"] == 0;
     let mut json = Value::Null;
     for _ in 0..100 {
@@ -255,7 +255,7 @@ async fn a_later_run_supersedes_an_unfinished_one() {
     let file = program.work().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--concurrency", "1", "-c"]).arg(&file).spawn();
     target.wait_until(|target| target.count(Kind::ManifestPut) >= 1, LIMIT).await;
-    // While it goes on, a second one on the same store is refused, where it is not to wait.
+    // While it runs, a second one on the same store is refused, unless it is to wait.
     let second = run(&program, &["--if-running", "fail"]).await.assert_code(2);
     assert!(second.stderr.contains("hint:"), "{}", second.stderr);
     running.signal(Signal::KILL);
@@ -384,7 +384,7 @@ async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
         source.push("a", &format!("v{n:02}"), &images::single(&format!("throttled-{n}")));
         other.push("b", &format!("v{n:02}"), &images::single(&format!("free-{n}")));
     }
-    // More than a worker sleeps out with a slot held.
+    // Longer than a worker waits while it holds a slot.
     let limit = source.on(Kind::ManifestGet).always().act(Action::too_many("31"));
     let program = configured(&format!(
         "defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/a\n- from: {}/b\n",
@@ -395,7 +395,7 @@ async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
     let file = program.work().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
     target.wait_until(|target| target.tags("m/b").len() == 30, LIMIT).await;
-    // Those that were on their way were refused; then the lane was left alone.
+    // Requests in flight were refused; then the route was held.
     let refused = limit.hits();
     assert!((1..=8).contains(&refused), "{refused} requests were refused");
     running.signal(Signal::INT);
@@ -403,7 +403,7 @@ async fn a_registry_that_asks_to_be_left_alone_is_and_other_lanes_go_on() {
     assert_adds_up(&json);
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&30.into(), &0.into()));
     assert_eq!(limit.hits(), refused);
-    // Nobody's attempts were spent.
+    // No attempts were spent.
     limit.remove();
     let resumed = program.again().args(["batch", "resume", "--json", "-c"]).arg(&file).run().await;
     assert_eq!(resumed.assert_code(0).json()["counts"]["copied"], 60);
@@ -423,7 +423,8 @@ async fn a_registry_gets_no_more_requests_a_second_than_its_entry_says() {
     run(&program, &[]).await.assert_code(0);
     let times: Vec<_> = source.requests().iter().map(|request| request.at).collect();
     assert!(times.len() > 80, "{}", times.len());
-    // From the first request on, never more than a second's worth at once and what has come due since; one is on its way.
+    // From the first request on, never more than one second's burst and what has accrued since; one request is in
+    // flight.
     for (number, at) in times.iter().enumerate() {
         let due = 40.0 + at.duration_since(times[0]).as_secs_f64() * 40.0 + 2.0;
         assert!(number as f64 <= due, "request {number} after {:?}", at.duration_since(times[0]));

@@ -1,4 +1,4 @@
-//! The APIs of vendors at both ends of a run: what they list with digests costs a request a page.
+//! Vendor APIs at source and target of a run: listings with digests cost one request per page.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Vendor};
@@ -15,7 +15,7 @@ fn configured(yaml: &str) -> Imgsync {
     program
 }
 
-/// Runs the rules in the program's home: how many were copied, unchanged and failed, and all that was said.
+/// Runs the rules in the program's home. Returns the copied, unchanged and failed counts, and the JSON output.
 async fn run(program: &Imgsync) -> ((u64, u64, u64), Value) {
     let again = program.again().args(["run", "--json", "--retry-delay", "10ms", "-c"]);
     let json = again.arg(program.work().join("imgsync.yaml")).run().await.assert_code(0).json();
@@ -47,13 +47,13 @@ async fn an_unchanged_run_costs_the_source_a_request_a_page() {
         target.clear_requests();
         let (counts, json) = run(&program).await;
         assert_eq!(counts, (0, 15, 0), "{vendor:?}");
-        // One page of repositories, three and one of tags; no HEAD for a tag.
+        // One page of repositories, three and one of tags; no HEAD of a tag.
         let asked = (source.count(Kind::ApiRepositories), source.count(Kind::ApiTags), source.total());
         assert_eq!(asked, (1, 4, 5), "{vendor:?}: {}", source.describe_requests());
         assert_eq!(target.count(Kind::ManifestHead), target.total(), "{}", target.describe_requests());
         assert_eq!(json["requests"], json!({"source": 5, "target": target.total()}));
         assert!(target.total() <= 2, "one of each repository: {}", target.describe_requests());
-        // What moves is found by its digest.
+        // A moved tag is found by its digest.
         source.push("me/b", "v001", &images::single("moved"));
         assert_eq!(run(&program).await.0, (1, 14, 0), "{vendor:?}");
         target.assert_holds("m/me/b", "v001", &images::single("moved"));
@@ -87,7 +87,7 @@ async fn a_target_is_read_no_further_than_what_is_looked_for() {
         let yaml = format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, ""));
         assert_eq!(run(&configured(&yaml)).await.0, (0, 4, 0));
         assert_eq!((target.count(Kind::ApiTags), target.total()), (1, 1), "{}", target.describe_requests());
-        // What is not there is not looked for on more pages than there are tags: a HEAD each would cost as little.
+        // Missing tags are searched on at most as many pages as there are tags: a HEAD each would cost as little.
         target.clear_requests();
         source.push("app", "v900", &image("x", 900));
         assert_eq!(run(&configured(&yaml)).await.0, (1, 4, 0));
@@ -104,7 +104,7 @@ async fn a_target_repository_that_is_not_there_yet_costs_one_request() {
         let rule = format!("- {{from: {}/app, to: {}/me, naming: basename}}\n", source.host(), Vendors::name(vendor));
         let program = configured(&format!("registries:\n{}rules:\n{rule}", Vendors::entry(vendor, &target, "")));
         assert_eq!(run(&program).await.0, (3, 0, 0), "{vendor:?}");
-        // Whether an owner at GitHub is an organization or a user is found out once.
+        // Whether a GitHub owner is an organization or a user is determined once.
         let wanted = if vendor == Vendor::GitHub { 2 } else { 1 };
         assert_eq!(target.count(Kind::ApiTags), wanted, "{}", target.describe_requests());
         assert_eq!(target.count(Kind::Tags), 0, "a list without digests would be of no use");
@@ -132,7 +132,7 @@ async fn a_target_whose_api_is_shut_is_asked_tag_by_tag_and_that_is_told_once() 
     }
 }
 
-/// A registry under Docker Hub's name, whose API is at an address where nobody is.
+/// Starts a registry with Docker Hub's name whose API has an address without a listener.
 fn hub_out_of_reach(registry: &FaultRegistry) -> String {
     let nowhere = free_port();
     format!("registries:\n  docker.io: {{endpoint: '{}', api: 'http://127.0.0.1:{nowhere}'}}\n", registry.url())

@@ -1,5 +1,4 @@
-//! The APIs of vendors, as sources are listed by them: all pages, all that they say, and nothing that is wrong is an empty
-//! list.
+//! Sources listed through vendor APIs: all pages with all their data, and no error is taken for an empty list.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -49,7 +48,7 @@ async fn each_lists_a_namespace_by_pages_and_tags_with_digests_and_dates() {
         if matches!(vendor, Vendor::Hub | Vendor::Harbor) {
             assert_eq!(multi["media_type"], images::media::OCI_INDEX, "{vendor:?}");
         }
-        // GitHub's lists what is not tagged too: here the two platforms.
+        // GitHub also lists untagged versions, here the two platforms.
         let pages = if vendor == Vendor::GitHub { 4 + 1 + 1 } else { 3 + 1 + 1 };
         let asked = (registry.count(Kind::ApiRepositories), registry.count(Kind::ApiTags), registry.total());
         assert_eq!(asked, (2, pages, 2 + pages), "{vendor:?}: {}", registry.describe_requests());
@@ -89,7 +88,7 @@ async fn a_page_that_fails_is_asked_for_again_and_then_an_error_that_no_other_li
         let error = format!("error: listing the tags of {host}/me/app by ");
         assert!(output.stderr.contains(&error) && output.stderr.contains("failed 2 times"), "{}", output.stderr);
         assert_eq!(registry.count(Kind::Tags), 0, "dates would be missing: {}", registry.describe_requests());
-        // Nor is a namespace of which a page is missing taken for a small one.
+        // A namespace with a missing page is not taken for a small one.
         let middle = registry.on(Kind::ApiRepositories).always().act(Action::status(502));
         let output = Vendors::tags(vendor, &registry, "me/*", &["--attempts", "2"]).await.assert_code(1);
         assert!(output.stdout.is_empty() && output.stderr.contains("502 Bad Gateway"), "{}", output.stderr);
@@ -250,7 +249,7 @@ async fn an_endpoint_or_a_word_turns_the_vendors_api_off() {
         assert_eq!(lines(&output), ["docker.io/me/app:1"]);
     }
     assert_eq!(registry.count(Kind::ApiRepositories) + registry.count(Kind::ApiTags), 0);
-    // By its own name and without an endpoint, whose API it is can be said.
+    // With its own name and no endpoint the vendor is known.
     let quay = FaultRegistry::builder().vendor(Vendor::Quay).start().await;
     put_tags(&quay, "me/app", ["1"]);
     let program = super::tags_of(&format!("{}/me/*", quay.host()), &[]);
@@ -267,7 +266,7 @@ async fn an_api_out_of_reach_is_said_with_what_to_do_without_it() {
     let output = Vendors::tags_with(&entry, Vendor::Hub, "me/app", &["--attempts", "1"]).await.assert_code(0);
     assert!(output.stderr.contains("set `listing: registry` for docker.io"), "{}", output.stderr);
     assert_eq!((lines(&output), registry.count(Kind::Tags), registry.total()), (vec!["1"], 1, 1));
-    // There is no second way to the repositories of a namespace.
+    // There is no other way to list the repositories of a namespace.
     let output = Vendors::tags_with(&entry, Vendor::Hub, "me/*", &["--attempts", "1"]).await.assert_code(3);
     assert!(output.stderr.contains("Docker Hub's API"), "{}", output.stderr);
     assert_eq!(registry.total(), 1);
@@ -304,13 +303,13 @@ async fn a_harbor_is_recognised_by_how_it_asks_for_a_login() {
     let asked = |kind| registry.count(kind);
     assert_eq!((asked(Kind::ApiRepositories), asked(Kind::ApiTags), asked(Kind::Catalog)), (1, 2, 0));
 
-    // One repository: its plain list has shown it already.
+    // One repository: its plain listing has shown it already.
     registry.clear_requests();
     let output = tags(&registry, "me/a", &["--json"]).await.assert_code(0);
     assert!(output.stdout.contains("sha256:"));
     assert_eq!(asked(Kind::ApiTags), 1);
 
-    // What it does not show to us is listed as ever, and nobody is told of what nobody asked for.
+    // A repository it refuses is listed by the registry, without a warning.
     registry.on(Match::kinds(&[Kind::ApiTags, Kind::ApiRepositories])).always().act(Action::error(403, "FORBIDDEN"));
     let output = tags(&registry, "me/*", &[]).await.assert_code(1);
     assert!(output.stderr.contains("the repositories of"), "the catalog takes a login: {}", output.stderr);
@@ -328,7 +327,7 @@ async fn a_users_packages_are_found_where_there_is_no_such_organization() {
     }
     let output = Vendors::tags(Vendor::GitHub, &registry, "me/*", &[]).await.assert_code(0);
     assert_eq!(lines(&output).len(), 2);
-    // Asked for once what they are, and then known.
+    // The kind of owner is requested once and then cached.
     assert_eq!(registry.total(), 2 + 2, "{}", registry.describe_requests());
     assert_eq!(registry.count_where(|request| request.path.starts_with("/orgs/")), 1);
 }

@@ -1,4 +1,4 @@
-//! Who we are to the APIs of vendors, and what is said where that is not enough.
+//! Logins at vendor APIs, and errors when they do not suffice.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{Action, Kind, Match, Vendor};
@@ -33,7 +33,7 @@ async fn a_login_at_docker_hub_that_runs_out_is_renewed_and_the_old_way_is_known
     let registry = FaultRegistry::builder().vendor(Vendor::Hub).page(1).vendor_login("me", "secret").start().await;
     put_tags(&registry, "me/a", ["1", "2", "3"]);
     let entry = Vendors::entry(Vendor::Hub, &registry, ME);
-    // The first token does not hold any more when the second page is asked for.
+    // The first token has expired when the second page is requested.
     registry.on(Kind::ApiTags).skip(1).act(Action::status(401));
     let output = Vendors::tags_with(&entry, Vendor::Hub, "me/a", &[]).await.assert_code(0);
     assert_eq!(lines(&output), ["1", "2", "3"]);
@@ -57,7 +57,7 @@ async fn a_wrong_password_is_sent_to_docker_hub_once_and_said() {
     assert!(output.stdout.is_empty() && output.stderr.contains("access token"), "{}", output.stderr);
     assert_eq!((registry.count(Kind::ApiLogin), registry.total()), (1, 0), "{}", registry.describe_requests());
     assert!(!output.stderr.contains("hunter2"), "{}", output.stderr);
-    // One repository has its list at the registry itself; several cost no more than one failure.
+    // One repository is listed by the registry itself; several cost no more than one failure.
     registry.clear_requests();
     let program = super::tags_of("docker.io/me/a", &[]);
     program.file("imgsync.yaml", format!("registries:\n{entry}"));
@@ -118,7 +118,7 @@ async fn a_robot_account_sees_what_is_public_at_quay_and_is_told_so() {
     assert_eq!(lines(&output), ["quay.io/me/a:1"]);
     assert!(output.stderr.contains("only public ones are seen"), "{}", output.stderr);
     assert!(output.stderr.contains("$oauthtoken"), "{}", output.stderr);
-    // A private repository's tags: the registry knows the robot.
+    // Tags of a private repository: the registry accepts the robot account.
     let private =
         FaultRegistry::builder().vendor(Vendor::Quay).vendor_login("$oauthtoken", "t").basic("me+robot", "secret");
     let private = private.start().await;
@@ -138,7 +138,7 @@ async fn who_may_not_see_a_namespace_is_told_what_to_do() {
         assert!(output.stdout.is_empty(), "{vendor:?}");
         let words = match vendor {
             Vendor::Quay => "Quay's API takes OAuth tokens",
-            // It does not tell what is hidden from what is not there.
+            // It does not distinguish hidden from missing.
             Vendor::Hub => "check the namespace, and that docker.io shows it to this user",
             Vendor::Harbor => "no credentials for harbor.example.org were found",
             Vendor::GitHub => "GitHub's API needs a token with `read:packages`",

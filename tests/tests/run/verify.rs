@@ -1,5 +1,5 @@
-//! `imgsync verify` finds what differs between a source and its copy, and nothing where nothing does; `imgsync inspect`
-//! shows what an image is made of.
+//! `imgsync verify` reports the differences between a source and its copy; `imgsync inspect` shows the content of an
+//! image.
 
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::Kind;
@@ -14,19 +14,19 @@ fn multi(name: &str) -> Image {
     images::multi_platform(&format!("verify-{name}"))
 }
 
-/// Compares one image with its copy.
+/// Compares an image with its copy.
 async fn pair(source: &FaultRegistry, target: &FaultRegistry, more: &[&str]) -> Output {
     let (from, to) = (format!("{}/app:1", source.host()), format!("{}/m/app:1", target.host()));
     Imgsync::new().args(["verify", &from, &to, "--retry-delay", "10ms"]).args(more).run().await
 }
 
-/// What kinds of differences were found.
+/// Returns the kinds of differences.
 fn kinds(json: &Value) -> Vec<String> {
     let findings = json["findings"].as_array().unwrap_or_else(|| panic!("{json}"));
     findings.iter().map(|finding| finding["kind"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The same bytes but one.
+/// Returns the blob with one byte changed.
 fn flipped(image: &Image, digest: &str) -> Blob {
     let mut bytes: Vec<u8> = image.blobs[digest].pieces().flat_map(|piece| piece.to_vec()).collect();
     let middle = bytes.len() / 2;
@@ -34,7 +34,7 @@ fn flipped(image: &Image, digest: &str) -> Blob {
     Blob::from(bytes)
 }
 
-/// Source and target with the same image, and something that refers to it.
+/// Starts source and target with the same image and a referrer.
 async fn equal(name: &str) -> (FaultRegistry, FaultRegistry, Image, Image) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = multi(name);
@@ -56,7 +56,7 @@ async fn what_is_equal_is_said_to_be_and_costs_heads_at_the_target() {
     let seen = [&json["manifests"], &json["blobs"], &json["referrers"]].map(|count| count.as_u64().unwrap() as usize);
     assert_eq!(seen, [4, blobs, 1], "{json}");
     assert_eq!(json["digest"], image.root.as_str());
-    // A HEAD for the tag, for each manifest and each blob; referrers cannot be asked for otherwise.
+    // A HEAD for the tag, each manifest and each blob; referrers need GET.
     let reads = target.count(Kind::ManifestGet) + target.count(Kind::BlobGet);
     assert_eq!(
         (reads, target.count(Kind::ManifestHead), target.count(Kind::BlobHead)),
@@ -83,7 +83,7 @@ async fn a_flipped_byte_is_found_by_reading_all_bytes() {
     assert_eq!(kinds(&json), ["corrupt_blob"], "{json}");
     assert_eq!(json["findings"][0]["digest"], layer.as_str());
     assert!(output.stderr.contains("differs from"), "{}", output.stderr);
-    // A manifest is read too.
+    // Manifests are read as well.
     let child = &image.children()[0];
     let mut manifest = image.manifests[child].clone();
     manifest.bytes = String::from_utf8(manifest.bytes.to_vec()).unwrap().replacen("linux", "linuy", 1).into();
@@ -109,7 +109,7 @@ async fn a_missing_child_and_a_missing_blob_are_found_wherever_they_are() {
         assert_eq!(kinds(&json), ["missing_manifest"], "{json}");
         assert_eq!(json["findings"][0]["digest"], child.as_str());
         assert!(json["findings"][0]["detail"].as_str().unwrap().contains("linux/arm64"), "{json}");
-        // What is below it is looked at all the same.
+        // Content below it is compared all the same.
         let layer = image.subtree(&child).layers()[0].clone();
         target.delete_blob("m/app", &layer);
         let json = pair(&source, &target, more).await.assert_code(1).json();
@@ -152,7 +152,7 @@ async fn a_missing_referrer_is_found_with_the_api_and_with_the_fallback_tag() {
         let missing = [&json["findings"][0]["digest"], &json["findings"][1]["digest"]];
         assert!(missing.contains(&&json!(signature.root)) && missing.contains(&&json!(of_child.root)), "{json}");
         pair(&source, &target, &["--no-referrers"]).await.assert_code(0);
-        // cosign's tags are referrers of an older kind.
+        // cosign's digest tags are an older form of referrers.
         let tag = format!("{}.sig", image.root.replace(':', "-"));
         source.push("app", &tag, &images::single("verify-cosign"));
         let json = pair(&source, &target, &["--json"]).await.assert_code(1).json();
@@ -179,7 +179,7 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["total"]), (&json!(6), &json!(6)), "{json}");
     assert_eq!(target.count(Kind::ManifestPut) + target.count(Kind::UploadStart) + target.count(Kind::UploadMount), 0);
 
-    // A stale tag, a tag that is gone, a child that is gone.
+    // A stale tag, a missing tag, a missing child.
     target.push("m/app", "1", &multi("by-hand"));
     target.delete_tag("m/app", "2");
     target.delete_manifest("m/app", &multi("3").children()[0]);
@@ -194,7 +194,7 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     let batches = program.again().args(["batch", "report"]).run().await.assert_code(0);
     assert!(batches.stdout.contains("verification of"), "{}", batches.stdout);
 
-    // What was believed of these tags is forgotten: the next run asks, and brings them.
+    // Their cache entries are dropped: the next run checks them and copies them.
     run(&program, &["--force"]).await.assert_code(0);
     for tag in ["1", "2", "3"] {
         target.assert_holds("m/app", tag, &multi(tag));
@@ -211,7 +211,7 @@ async fn a_batch_is_verified_by_its_own_plan() {
     let rule = format!("rules:\n- {{from: {}/app, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let program = configured(&rule);
     let id = run(&program, &[]).await.assert_code(0).json()["batch"].as_str().unwrap().to_owned();
-    // What came later is none of its tasks.
+    // Later tags are not part of its plan.
     source.push("app", "3", &multi("3")).await;
     let verify =
         async |more: &[&str]| program.again().args(["verify", "--json", "--batch", &id]).args(more).run().await;
@@ -258,14 +258,14 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
     assert_eq!(root["referrers"][0]["digest"], referrer.root.as_str());
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
     let lines: Vec<&str> = text.lines().collect();
-    // A line for what it is, one for each manifest, for each config and for each layer.
+    // A line for the image, each manifest, each config and each layer.
     assert_eq!(lines.len(), 1 + 4 + 3 + 2 + 2 + referrer.layers().len(), "{text}");
     assert!(lines[1].starts_with(&image.root) && lines[2].starts_with("├─ linux/amd64  sha256:"), "{text}");
     assert!(text.contains("└─ referrer  ") && text.contains(&referrer.root), "{text}");
     source.delete_manifest("app", &image.children()[1]);
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
     assert!(text.contains("(listed, and not there)"), "{text}");
-    // One image alone says itself what it runs on.
+    // A single image shows its own platform.
     source.push("app", "one", &images::single("verify-one"));
     let json = Imgsync::new()
         .args(["inspect", &format!("{}/app:one", source.host()), "--json"])
@@ -274,7 +274,7 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
         .assert_code(0)
         .json();
     assert!(json["image"]["platform"].as_str().is_some_and(|platform| platform.starts_with("linux/")), "{json}");
-    // What cosign keeps is in no list of referrers.
+    // cosign's digest tags are not listed as referrers.
     let signature = images::cosign("verify-signature");
     source.push("app", &image.companion_tag("sig"), &signature);
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;

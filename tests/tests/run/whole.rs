@@ -1,4 +1,4 @@
-//! Whole runs: what is selected is copied under the right names, then nothing is, then what has moved.
+//! Complete runs: selected tags are copied under the right names, then nothing, then what has moved.
 
 use imgsync_tests::fault::{FaultRegistry, Kind};
 use imgsync_tests::images::{self, Image};
@@ -6,7 +6,7 @@ use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::servers::{Auth, DockerRegistry};
 use serde_json::Value;
 
-/// A run with this configuration, in a home of its own that [`Imgsync::again`] keeps.
+/// Creates a run with this configuration, in a home that [`Imgsync::again`] keeps.
 pub(crate) fn configured(yaml: &str) -> Imgsync {
     let program = Imgsync::new();
     program.file("imgsync.yaml", yaml);
@@ -37,13 +37,13 @@ async fn rules_over_several_registries_copy_what_they_select_then_nothing_then_w
         tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None), async {
             FaultRegistry::builder().google().start().await
         });
-    // A plain registry: versions, candidates, rubbish.
+    // A plain registry with versions, candidates and other tags.
     let image = |name: &str| images::single(&format!("whole-{name}"));
     for tag in ["1.19.0", "1.20.0", "1.21.0", "1.22.0-rc1", "latest"] {
         plain.push("team/app", tag, &image(tag)).await;
     }
     plain.push("team/tool", "v2", &images::multi_platform("whole-tool")).await;
-    // A tree, Google style; a node with children has tags of its own.
+    // A Google-style tree, where a node with children has its own tags.
     for (repository, tag) in [("distro/base", "a"), ("distro/base", "b"), ("distro/base/debug", "a"), ("other/x", "1")]
     {
         google.push(repository, tag, &image(&format!("{repository}-{tag}")));
@@ -80,7 +80,7 @@ async fn rules_over_several_registries_copy_what_they_select_then_nothing_then_w
         assert_eq!(target.tag_digest(repository, tag).await, None, "{repository}:{tag} was not selected");
     }
 
-    // Again: nothing is copied, no blob is read; what the Google listing settles costs nothing at all.
+    // A second run copies nothing and reads no blob; Google listings that show no change cost nothing.
     google.clear_requests();
     plain.clear_requests();
     let second = run(&program, &[]).await.assert_code(0).json();
@@ -120,7 +120,7 @@ async fn an_unchanged_run_asks_the_plain_source_once_a_tag_and_the_target_hardly
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(counts(&json), (0, 40, 0));
     assert_eq!((source.count(Kind::Tags), source.count(Kind::ManifestHead), source.total()), (4, 40, 44));
-    // A handful of the tags that it is believed to have: here one a repository.
+    // A few spot checks of cached tags, here one per repository.
     assert_eq!((target.count(Kind::ManifestHead), target.total()), (4, 4), "{}", target.describe_requests());
     assert_eq!(json["requests"], serde_json::json!({"source": 44, "target": 4}));
 }
@@ -143,7 +143,7 @@ async fn a_target_that_has_it_all_is_settled_from_listings_without_a_task() {
     assert_eq!(counts(&json), (0, 40, 0));
     assert_eq!(source.total(), 3, "the node and two repositories: {}", source.describe_requests());
     assert_eq!(target.total(), 2, "{}", target.describe_requests());
-    // Within `verify_every` the target is asked for a handful only.
+    // Within `verify_every` only spot checks of the target are made.
     target.clear_requests();
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(counts(&json), (0, 40, 0));
@@ -169,7 +169,7 @@ async fn a_target_that_was_wiped_is_noticed_and_filled_again() {
         let program = configured(&yaml);
         run(&program, &[]).await.assert_code(0);
         target.delete_repository("m/a");
-        // With digests in the listing the canary finds it; where each tag is a task of its own, so is its canary.
+        // With digests in the listing the spot check finds it; if each tag is a task, each task is its own spot check.
         let json = run(&program, &[]).await.assert_code(0).json();
         assert_eq!(counts(&json).2, 0);
         for (n, image) in images.iter().enumerate() {
@@ -193,7 +193,7 @@ async fn force_asks_and_pushes_everything_and_priming_copies_nothing() {
     target.clear_requests();
     let json = run(&program, &[]).await.assert_code(0).json();
     assert_eq!(counts(&json), (1, 1, 0));
-    // What was primed is asked for as the run's handful, and not by a task of its own.
+    // Imported tags are checked as the run's spot checks, not by a task each.
     let asked = |tag: &str| {
         target.count_where(|request| request.kind == Kind::ManifestHead && request.reference.as_deref() == Some(tag))
     };
@@ -264,7 +264,7 @@ async fn the_originals_folder_of_manifests_is_a_hint() {
     let manifests = program.work().join("manifests");
     let json = run(&program, &["--manifests", manifests.to_str().unwrap()]).await.assert_code(0).json();
     assert_eq!(counts(&json), (0, 10, 0));
-    // One of the nine as the run's handful, and the one that there is no hint of.
+    // One of the nine as a spot check, and the one that the folder does not list.
     assert!(target.count(Kind::ManifestHead) <= 2, "{}", target.describe_requests());
     assert_eq!(target.count(Kind::ManifestPut), 0);
 }

@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Authentication and authorization.
 
 use imgsync_tests::{Served, served};
 use reqwest::Method;
@@ -21,7 +21,7 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     let refused = served.request(Method::POST, &pause).send().await.unwrap();
     assert_eq!(refused.headers()["www-authenticate"], "Bearer realm=\"imgsync\"");
 
-    // Pages of others: by a name that leads here, and from their own.
+    // Foreign pages: by a name that resolves here, and from their own origin.
     let token = || served.request(Method::POST, &pause).bearer_auth(&served.token);
     assert_eq!(ask(token().header("host", "evil.example")).await, 421);
     assert_eq!(ask(served.request(Method::GET, "batches").header("host", "evil.example")).await, 421);
@@ -31,7 +31,7 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(ask(token().header("sec-fetch-site", "cross-site")).await, 403);
     assert_eq!(scene.source.total(), 0, "nothing was begun by any of it");
 
-    // The token is kept for its owner, is the same at the next start, and is nowhere else.
+    // The token file is readable by its owner only, stays the same after a restart, and the token is nowhere else.
     let file = scene.program.state().join("imgsync/serve-token");
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), served.token);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
@@ -45,7 +45,7 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(Served::start(&scene.program, &[]).await.token, before);
 }
 
-/// A proxy in front of loopback, as nginx, Caddy and Traefik are set up: it passes on the name that it was asked under.
+/// A reverse proxy on loopback, as nginx, Caddy and Traefik are configured: it forwards the requested host name.
 #[tokio::test]
 async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names_are_refused() {
     let scene = Scene::new(&["a"], 1).await;
@@ -72,7 +72,7 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     let post = served.request(Method::POST, &pause).header("host", "sync.example.com");
     assert_eq!(ask(post).await, 401);
 
-    // The page holds nothing; health says nothing; metrics name registries.
+    // The page holds no data; health says nothing; metrics name registries.
     for (path, by_proxy) in [("/", 200), ("/page/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
     {
         let by = async |host: &str| ask(served.beside(path).header("host", host)).await;
@@ -86,7 +86,7 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     assert_eq!(ask(metrics).await, 200);
     served.end().await.assert_code(0);
 
-    // Elsewhere probes come by the addresses of pods and the names of services.
+    // In Kubernetes, probes use pod addresses and service names.
     scene.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", scene.config(&[("a", "")])));
     let served = Served::start(&scene.program, &["--listen", "0.0.0.0:0"]).await;
     for path in ["/healthz", "/readyz", "/metrics"] {
@@ -110,7 +110,7 @@ async fn off_loopback_reading_needs_the_configured_token_too_and_the_page_holds_
     }
     let (status, _) = served::answer(served.request(Method::GET, "batches").bearer_auth(token)).await;
     assert_eq!(status, 200);
-    // A variable goes before the file.
+    // An environment variable overrides the file.
     served.end().await.assert_code(0);
     let other = scene.program.again().env("IMGSYNC_TOKEN", "another-horse-battery");
     let served = Served::start(&other, &["--listen", "0.0.0.0:0"]).await;

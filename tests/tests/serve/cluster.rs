@@ -1,4 +1,4 @@
-//! The same with a cluster: rules at their times, done by workers, seen by the same page and API.
+//! Serving with a cluster: scheduled rules, run by workers, shown by the same dashboard and API.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     assert_sums(&served.wait_for(&format!("batches/{id}"), copied).await);
     scene.target.assert_tags_complete();
 
-    // The next that serves takes over, and knows what was begun.
+    // The next coordinator takes over and knows which rules were started.
     let second = Served::start(&cluster.imgsync(&config), &[]).await;
     let (_, status) = second.get("status").await;
     assert_eq!(status["leads"], false, "{status:#}");

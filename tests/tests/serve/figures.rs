@@ -1,4 +1,4 @@
-//! Figures of rules: what is good, what is not, and what is out of date.
+//! Metrics of rules: success, failures, and out-of-date tags.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::scene::{Scene, rule};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The figures once they are as is wanted: they are looked up every few seconds.
+/// Waits for metrics that match the predicate; they are updated every few seconds.
 async fn figures(served: &Served, wanted: impl Fn(&str) -> bool) -> String {
     let started = Instant::now();
     loop {
@@ -24,7 +24,7 @@ async fn figures(served: &Served, wanted: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// A figure, by its name and labels.
+/// Returns the value of a metric by its name and labels.
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
@@ -66,7 +66,7 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
     assert_eq!((outcome(&text, "copied"), outcome(&text, "failed")), (Some(2.0), Some(1.0)), "{text}");
     assert_eq!(of_rule(&text, "outdated_tags", &failing), Some(1.0), "{text}");
 
-    // What failed is mended, and what could not be listed is there.
+    // The failure is repaired, and the unlisted repository exists.
     denied.remove();
     let bad = batches.iter().find(|batch| batch["counts"]["failed"] == 1).unwrap()["batch"].as_str().unwrap();
     served.post(&format!("batches/{bad}/requeue"), &json!({})).await;

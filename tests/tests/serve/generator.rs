@@ -1,5 +1,5 @@
-//! The description of the API is held against the server: requests are made up from it, good ones and bad ones, and every
-//! answer must be one that it describes.
+//! Conformance of the server to its OpenAPI description: requests are generated from it, valid and invalid, and every
+//! response must match it.
 
 use imgsync_tests::Served;
 use imgsync_tests::fault::{Action, Kind, Match};
@@ -14,7 +14,7 @@ use crate::scene::{Scene, assert_sums};
 
 const REQUESTS: usize = 1_500;
 
-/// Why a value is not what a schema describes; none where it is.
+/// Explains why a value does not match a schema; `None` if it does.
 fn mismatch(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
     if let Some(name) = schema["$ref"].as_str() {
         let schema = document.pointer(name.trim_start_matches('#')).expect("references lead somewhere");
@@ -73,7 +73,7 @@ fn mismatch(document: &Value, schema: &Value, value: &Value, at: &str) -> Option
     })
 }
 
-/// What a made-up request is made of.
+/// A generated request.
 struct Made {
     method: Method,
     path: String,
@@ -202,7 +202,7 @@ impl Generator {
     }
 }
 
-/// Sends a request, and demands that the description has its answer.
+/// Sends a request and asserts that the description covers the response.
 async fn check(served: &Served, document: &Value, template: &str, made: &Made) -> u16 {
     let mut request = served.request(made.method.clone(), made.path.trim_start_matches('/'));
     if let Some((kind, body)) = &made.body {
@@ -233,7 +233,7 @@ async fn check(served: &Served, document: &Value, template: &str, made: &Made) -
     if let Some(wrong) = mismatch(document, &content["schema"], &value, "") {
         panic!("{shown}: {status}: {wrong}\n{value:#}");
     }
-    // Who does not show the token changes nothing.
+    // A request without the token changes nothing.
     let is_right = made.token.as_deref() == Some(served.token.as_str());
     if made.method == Method::POST && !is_right && made.host.is_none() && made.origin.is_none() {
         assert_eq!(status, 401, "{shown}");
@@ -270,7 +270,7 @@ async fn made_up_requests_are_answered_as_the_description_says_and_nothing_is_lo
         assert!(seen.contains_key(&status), "no request was made up that is answered with {status}: {seen:?}");
     }
     assert!(!seen.contains_key(&500) && !seen.contains_key(&503), "{seen:?}");
-    // Whatever was begun, paused or cancelled by it: every batch can be brought to an end, with all its images counted.
+    // Whatever was started, paused or cancelled: every batch can be ended with all its images counted.
     let (_, value) = served.get("batches?limit=1000").await;
     for batch in value["batches"].as_array().unwrap() {
         let path = format!("batches/{}", batch["batch"].as_str().unwrap());

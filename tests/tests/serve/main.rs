@@ -1,4 +1,4 @@
-//! Serving: rules at their times, the API, and the page in a real browser.
+//! `imgsync serve`: scheduled rules, the API, and the dashboard in a real browser.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod access;

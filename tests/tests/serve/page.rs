@@ -1,4 +1,4 @@
-//! The page, in a real browser.
+//! The dashboard, in a real browser.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::scene::Scene;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A browser, or loudly none.
+/// Starts a browser, or reports that there is none.
 async fn browser(what: &str) -> Option<Browser> {
     let browser = Browser::start().await;
     if browser.is_none() {
@@ -53,7 +53,7 @@ async fn the_page_shows_a_batch_as_it_goes_on_without_being_loaded_again() {
     assert_eq!(browser.eval("window.loaded").await, "once");
     assert_eq!(browser.eval("location.hash").await, "", "the token is in no history");
     assert_eq!(browser.complaints(), &[] as &[String]);
-    // All of it came from this server: nothing was asked of any other.
+    // Everything came from this server, with no request to another.
     let foreign = "performance.getEntriesByType('resource').filter((it) => !it.name.startsWith(location.origin)).map((it) => it.name)";
     assert_eq!(browser.eval(foreign).await, json!([]));
 }
@@ -79,7 +79,7 @@ async fn failures_are_tried_again_by_a_button_and_a_batch_is_paused_and_cancelle
     browser.wait_for("document.querySelector('#live .chip').textContent === 'paused'").await;
     browser.click("#live button", "Resume").await;
     browser.wait_for("document.querySelector('#live .chip').textContent === 'running'").await;
-    // By the keyboard: what is asked before a batch is cancelled.
+    // With the keyboard: the confirmation before a batch is cancelled.
     browser.wait_for("document.querySelector('#live [data-key=cancel]') !== null").await;
     browser.eval("document.querySelector('#live [data-key=cancel]').focus()").await;
     browser.press("Enter").await;
@@ -106,7 +106,7 @@ async fn without_the_token_nothing_is_changed_and_the_page_asks_for_it() {
     assert_eq!(served.get("batches").await.1, json!({"batches": []}));
     browser.eval("document.querySelector('#token').focus()").await;
     browser.type_text(&served.token).await;
-    // Both in one breath: the browser tells the page that the dialog is closed only after that.
+    // Both in one script: the browser tells the page only later that the dialog is closed.
     browser
         .eval(
             "[...document.querySelectorAll('#ask-token button')].find((it) => it.innerText === 'Use it').click(), \
@@ -131,7 +131,7 @@ async fn off_loopback_the_page_shows_nothing_before_it_is_given_the_token() {
     browser.eval("document.querySelector('#token').focus()").await;
     browser.type_text(token).await;
     browser.press("Enter").await;
-    // The first button of the dialog is the one that says no: what was typed is not used then.
+    // The first button of the dialog is "no": what was typed is then not used.
     browser.wait_for("!document.querySelector('#ask-token').open").await;
     browser.wait_for("document.body.innerText.includes('live') || document.querySelector('#ask-token').open").await;
     if browser.eval("document.querySelector('#ask-token').open").await == json!(true) {
@@ -165,7 +165,7 @@ async fn what_registries_and_files_say_is_shown_as_text_and_never_run() {
     assert_eq!(browser.complaints(), &[] as &[String]);
 }
 
-/// Pictures for people who look after the page: `IMGSYNC_PICTURES` names the folder. That it fits is tested always.
+/// Screenshots for maintainers of the dashboard: `IMGSYNC_PICTURES` names the folder. The layout is always tested.
 #[tokio::test]
 async fn the_page_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
     let Some(mut browser) = browser("the page in several sizes").await else { return };

@@ -1,4 +1,4 @@
-//! The configuration is read again while serving goes on.
+//! Reloading the configuration while serving.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
-//! Two registries, and one program that keeps them the same: what most stories of serving begin with.
+//! Fixture of most serve tests: two registries and a program that mirrors between them.
 
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images::{Image, Layer};
 use imgsync_tests::{Imgsync, Served};
 use serde_json::Value;
 
-/// A source, a target, and a program that is configured to copy between them.
+/// A source, a target, and a program configured to copy between them.
 pub(crate) struct Scene {
     pub(crate) source: FaultRegistry,
     pub(crate) target: FaultRegistry,
@@ -13,7 +13,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// With so many images in each of these repositories at the source.
+    /// Creates this many images in each repository at the source.
     pub(crate) async fn new(repositories: &[&str], tags: usize) -> Self {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         for repository in repositories {
@@ -25,7 +25,7 @@ impl Scene {
         Self { source, target, program: Imgsync::new() }
     }
 
-    /// A configuration with a rule for each of these repositories, each with its schedule.
+    /// Builds a configuration with a rule and a schedule for each repository.
     pub(crate) fn config(&self, rules: &[(&str, &str)]) -> String {
         let rule = |(repository, schedule): &(&str, &str)| match schedule.is_empty() {
             true => format!("- {{from: {}/{repository}}}\n", self.source.host()),
@@ -40,21 +40,21 @@ impl Scene {
         self.program.file("imgsync.yaml", config);
     }
 
-    /// Serves these rules.
+    /// Starts `imgsync serve` with these rules.
     pub(crate) async fn serve(&self, rules: &[(&str, &str)]) -> Served {
         self.write(&self.config(rules));
         Served::start(&self.program, &[]).await
     }
 }
 
-/// The rule that reads this repository.
+/// Returns the rule that reads this repository.
 pub(crate) fn rule<'v>(schedules: &'v Value, repository: &str) -> &'v Value {
     let rules = schedules.as_array().expect("schedules come as a list");
     let reads = |rule: &&Value| rule["from"].as_str().is_some_and(|from| from.ends_with(&format!("/{repository}")));
     rules.iter().find(reads).unwrap_or_else(|| panic!("no rule reads {repository}: {schedules:#}"))
 }
 
-/// Demands that the counts of a batch add up.
+/// Asserts that the counts of a batch add up.
 pub(crate) fn assert_sums(batch: &Value) {
     let count = |name: &str| batch["counts"][name].as_u64().expect("counts are numbers");
     let sum: u64 = ["waiting", "running", "copied", "unchanged", "failed", "cancelled"].map(count).iter().sum();

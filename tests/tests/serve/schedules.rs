@@ -1,4 +1,4 @@
-//! Rules at their times.
+//! Scheduled rules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no
         assert_eq!(batch["unlisted"], if is_good { 0 } else { 1 }, "{batch:#}");
         assert_eq!(batch["counts"]["total"], if is_good { 3 } else { 0 }, "{batch:#}");
     }
-    // The second run found all of it there: three images were put once each.
+    // The second run found everything up to date: three images were put once each.
     assert_eq!(scene.target.count(Kind::ManifestPut), 3);
     let (_, schedules) = served.get("schedules").await;
     assert_eq!(rule(&schedules, "good")["schedule"], "every 5s");
@@ -54,7 +54,7 @@ async fn what_was_missed_while_nothing_served_is_caught_up_once() {
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
     served.end().await.assert_code(0);
 
-    // Both were begun two days ago: of all the times since then one is caught up.
+    // Both were last started two days ago: of all the missed times one is caught up.
     let state = scene.program.state().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() - jiff::SignedDuration::from_hours(48);
@@ -69,7 +69,7 @@ async fn what_was_missed_while_nothing_served_is_caught_up_once() {
         let next: Timestamp = rule(&schedules, name)["next"].as_str().unwrap().parse().unwrap();
         assert!(next > Timestamp::now(), "{schedules:#}");
     }
-    // Nor are they begun a third time when it is started again.
+    // A restart does not start them a third time.
     served.end().await.assert_code(0);
     let served = Served::start(&scene.program, &[]).await;
     assert_eq!(served.batches(3).await.len(), 3);
@@ -84,7 +84,7 @@ async fn rules_that_were_begun_in_the_future_are_due_now_which_is_said_once() {
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
     served.end().await.assert_code(0);
 
-    // The clock was 400 days ahead when both were begun.
+    // The clock was 400 days ahead when both were started.
     let state = scene.program.state().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() + jiff::SignedDuration::from_hours(400 * 24);
@@ -178,7 +178,7 @@ async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
     assert_ne!(second.code, Some(0), "{}", second.stderr);
     scene.program.again().args(["batch", "pause"]).run().await.assert_code(0);
     served.wait_for("batches", |value| value["batches"][0]["state"] == "paused").await;
-    // While its images wait at the gate: one that has ended is not resumed.
+    // While its images wait at the gate: an ended batch is not resumed.
     let resumed = scene.program.again().args(["batch", "resume"]).run().await.assert_code(0);
     assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
     puts.remove();
@@ -202,7 +202,7 @@ async fn a_rule_that_chooses_nothing_is_counted_in_the_metrics() {
         |value: &serde_json::Value| value["batches"].as_array().unwrap().iter().any(|batch| !batch["ended"].is_null());
     let batches = served.wait_for("batches", ended).await;
     assert_eq!(batches["batches"][0]["counts"]["total"], 0, "{batches:#}");
-    // Store and broker are asked every few seconds.
+    // Store and broker are polled every few seconds.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let text = served.beside("/metrics").send().await.unwrap().text().await.unwrap();

@@ -1,4 +1,4 @@
-//! Batches are paused, cancelled and tried again by the API, also all at once, and nothing is lost.
+//! Batches are paused, cancelled and requeued by the API, also concurrently, and nothing is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ async fn failures_are_grouped_and_tried_again_by_class_and_by_registry() {
     wanted.sort();
     assert_eq!(registries, wanted);
 
-    // Page by page: each once.
+    // Page by page, each failure once.
     let mut from = 0;
     let mut seen = Vec::new();
     loop {
@@ -66,7 +66,7 @@ async fn failures_are_grouped_and_tried_again_by_class_and_by_registry() {
     let (_, tasks) = served.get(&format!("batches/{id}/tasks?state=copied")).await;
     assert_eq!(tasks["tasks"].as_array().unwrap().len(), 1);
 
-    // What was denied is allowed now, and what is missing is still missing.
+    // Access is allowed now; missing manifests are still missing.
     rules.drain(..3).for_each(|rule| rule.remove());
     let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({"class": "denied"})).await;
     assert_eq!((status, &answer["requeued"]), (200, &3.into()));
@@ -100,7 +100,7 @@ async fn a_batch_is_paused_resumed_and_cancelled_and_says_so_where_it_cannot_be(
     assert_eq!(steer("pause").await.0, 200, "twice is as once");
     puts.remove();
     gate.add_permits(1_000);
-    // What runs ends; what waits stays.
+    // Running tasks end, waiting ones stay.
     let paused = served.wait_for(&format!("batches/{id}"), |batch| batch["counts"]["running"] == 0).await;
     assert_eq!(paused["state"], "paused");
     assert!(paused["counts"]["waiting"].as_u64().unwrap() >= 20, "{paused:#}");
@@ -132,7 +132,7 @@ async fn cancelled_and_requeued_at_once_a_batch_ends_and_every_image_is_counted(
         let (served, id) = (served.clone(), id.clone());
         asked.spawn(async move {
             let what = ["requeue", "pause", "resume", "requeue", "requeue", "cancel"][number % 6];
-            // The first round without an end.
+            // The batch is cancelled in the last round only.
             let what = if number < 18 && what == "cancel" { "requeue" } else { what };
             let (status, answer) = served.post(&format!("batches/{id}/{what}"), &json!({})).await;
             assert!([200, 409].contains(&status), "{what}: {status} {answer}");
@@ -144,7 +144,7 @@ async fn cancelled_and_requeued_at_once_a_batch_ends_and_every_image_is_counted(
     while let Some(done) = asked.join_next().await {
         done.unwrap();
     }
-    // Whatever came last: it can be brought to an end, and all are there.
+    // Whatever came last, the batch can be ended and all images are counted.
     let _ = served.post(&format!("batches/{id}/cancel"), &json!({})).await;
     let ended = |batch: &Value| !batch["ended"].is_null();
     let batch = served.wait_for(&format!("batches/{id}"), ended).await;
@@ -192,6 +192,6 @@ async fn events_tell_first_how_all_stands_and_then_what_changes() {
             break;
         }
     }
-    // Who watches does not keep it from ending.
+    // A watching client does not keep it from ending.
     served.end().await.assert_code(0);
 }

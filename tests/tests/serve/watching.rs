@@ -1,4 +1,4 @@
-//! A batch is followed from beside: as lines, and as a view on a terminal; and the example of the README.
+//! `imgsync batch watch` from another process, as lines and as a terminal view; and the README's example.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ async fn on_a_terminal_a_batch_is_a_view_and_the_terminal_is_given_back() {
     let mut child = command.spawn().unwrap();
     let shown = || String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
     let started = std::time::Instant::now();
-    // The alternate screen, and on it what runs.
+    // The alternate screen, which shows the running tasks.
     while !(shown().contains("\u{1b}[?1049h") && shown().contains("Failures") && shown().contains("leave")) {
         assert!(started.elapsed() < PATIENCE, "{}", shown());
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -70,7 +70,7 @@ async fn the_example_runs_on_schedule_and_its_failure_is_seen_within_seconds() {
         Command::new("cp").arg("-r").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).arg(&examples).status();
     assert!(copied.unwrap().success());
     let config = std::fs::read_to_string(examples.join("serve.yaml")).unwrap();
-    // Sooner than the example's, so that its second time is seen as well.
+    // A shorter interval than the example's, so that its second run is seen as well.
     std::fs::write(
         examples.join("serve.yaml"),
         config.replace("every: 1m, jitter: 10s", "every: 6s").replace("1m", "6s"),

@@ -1,4 +1,4 @@
-//! Harbor: `/api/v2.0`. Names of repositories come escaped twice.
+//! Harbor: `/api/v2.0`. Repository names are escaped twice.
 
 use http::{StatusCode, header};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub(super) fn route(path: &str) -> Option<(Kind, String)> {
         None => Some((Kind::ApiRepositories, project.to_owned())),
         Some(rest) => {
             let escaped = rest.strip_suffix("/artifacts")?;
-            // The proxy before it undoes one escape: a name that was escaped once has become two parts.
+            // The proxy in front of it unescapes once: a name that was escaped only once becomes two path components.
             (!escaped.contains('/') && !escaped.contains("%2F"))
                 .then(|| (Kind::ApiTags, format!("{project}/{}", decode(&decode(escaped)))))
         }

@@ -33,7 +33,7 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
     Answer::json(StatusCode::OK, &json!({"count": count, "next": next, "previous": null, "results": results}))
 }
 
-/// Old tags, by their name, have no digest; what their image has is another's.
+/// Formats a tag. Tags whose name starts with "old" have no digest of their own, only that of another image.
 fn tag(tag: &Tagged) -> Value {
     let mut shown = json!({
         "name": tag.name, "tag_status": "active", "v2": true, "full_size": 1, "content_type": "image",

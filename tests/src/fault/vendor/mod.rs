@@ -1,4 +1,4 @@
-//! The APIs of vendors, over the same content: repositories of a namespace, tags with digests and dates, by pages.
+//! Vendor APIs over the same content: repositories of a namespace and tags with digests and dates, in pages.
 
 mod github;
 mod harbor;
@@ -18,12 +18,12 @@ use super::route::{Kind, Route};
 use super::state::{Inner, Repository};
 use super::upload_body::{Broken, Incoming};
 
-/// When what is not here was pushed: 2024-01-01.
+/// Push time of manifests without an upload time: 2024-01-01.
 const SOME_DAY: u64 = 1_704_067_200_000;
-/// How tokens of Docker Hub begin; a number follows.
+/// Prefix of Docker Hub tokens; a number follows.
 const HUB_TOKEN: &str = "hub-";
 
-/// Whose API it is.
+/// Vendor of an API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Vendor {
@@ -33,7 +33,7 @@ pub enum Vendor {
     GitHub,
 }
 
-/// A request to an API; none if it is not one.
+/// Parses a request to a vendor API, or returns `None`.
 pub(super) fn route(path: &str) -> Option<Route> {
     let found = |kind, repository: String| Route { kind, repository: Some(repository), reference: None };
     if matches!(path, "/v2/auth/token" | "/v2/users/login") {
@@ -46,7 +46,7 @@ pub(super) fn route(path: &str) -> Option<Route> {
     Some(found(kind, repository))
 }
 
-/// A list, to who may see it.
+/// Serves a listing to authorized clients.
 pub(super) fn list(inner: &Arc<Inner>, record: &Record) -> Answer {
     let Some(vendor) = inner.options.vendor else { return Answer::not_found("NOT_FOUND") };
     if !may_see(inner, vendor, record) {
@@ -70,7 +70,7 @@ fn may_see(inner: &Inner, vendor: Vendor, record: &Record) -> bool {
     let is_bearer = |token: &str| given.strip_prefix("Bearer ") == Some(token);
     match (&inner.options.vendor_login, vendor) {
         (None, Vendor::GitHub) => given.starts_with("Bearer "),
-        // What is public is shown, but not to who sends what is not wanted.
+        // Public content is listed, but not to a request with unexpected credentials.
         (None, _) => given.is_empty(),
         (Some((_, password)), Vendor::Quay | Vendor::GitHub) => is_bearer(password),
         (Some((user, password)), Vendor::Harbor) => given == basic(user, password),
@@ -81,7 +81,7 @@ fn may_see(inner: &Inner, vendor: Vendor, record: &Record) -> bool {
     }
 }
 
-/// Docker Hub's way to log in, in both forms.
+/// Docker Hub login, in both forms.
 pub(super) async fn login(inner: &Arc<Inner>, body: &mut Incoming) -> Result<Answer, Broken> {
     let body = body.all(64 * 1024).await?.unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -99,7 +99,7 @@ pub(super) async fn login(inner: &Arc<Inner>, body: &mut Incoming) -> Result<Ans
     })
 }
 
-/// A tag as all of them tell it.
+/// A tag with the fields that all vendors report.
 struct Tagged {
     name: String,
     digest: String,
@@ -118,7 +118,7 @@ fn date(milliseconds: u64) -> String {
     jiff::Timestamp::from_millisecond(milliseconds as i64).expect("a moment").to_string()
 }
 
-/// The tags of a repository; none if it is not here.
+/// Returns the tags of a repository, or `None` if it does not exist.
 fn tags(inner: &Inner, name: &str) -> Option<Vec<Tagged>> {
     let store = inner.store();
     let here = store.repositories.get(name)?;
@@ -135,7 +135,7 @@ fn tagged(here: &Repository, name: &str, digest: &str) -> Tagged {
     }
 }
 
-/// The manifests of a repository with their tags, in the order of their digests; none if it is not here.
+/// Returns the manifests of a repository with their tags, ordered by digest, or `None` if it does not exist.
 fn manifests(inner: &Inner, name: &str) -> Option<BTreeMap<String, (Tagged, Vec<String>)>> {
     let store = inner.store();
     let here = store.repositories.get(name)?;
@@ -148,7 +148,7 @@ fn manifests(inner: &Inner, name: &str) -> Option<BTreeMap<String, (Tagged, Vec<
     Some(found)
 }
 
-/// The paths below a namespace; none if nobody knows it.
+/// Returns the paths below a namespace, or `None` if it is unknown.
 fn below(inner: &Inner, namespace: &str) -> Option<Vec<String>> {
     let store = inner.store();
     let prefix = format!("{namespace}/");
@@ -158,7 +158,7 @@ fn below(inner: &Inner, namespace: &str) -> Option<Vec<String>> {
     is_known.then_some(names)
 }
 
-/// The entries of a page that is named by its number, from 1, and whether there are more.
+/// Returns the entries of a page numbered from 1, and the next page number if there are more.
 fn page<T>(inner: &Inner, record: &Record, size: &str, entries: Vec<T>) -> (Vec<T>, Option<u64>) {
     let number = |name: &str| record.parameter(name).and_then(|text| text.parse::<usize>().ok());
     let size = number(size).unwrap_or(25).min(inner.options.page.unwrap_or(100)).min(100);
@@ -167,7 +167,7 @@ fn page<T>(inner: &Inner, record: &Record, size: &str, entries: Vec<T>) -> (Vec<
     (entries.into_iter().skip((page - 1) * size).take(size).collect(), next)
 }
 
-/// The same request for another page.
+/// Builds the query for another page of the same request.
 fn query_of_page(record: &Record, page: u64) -> String {
     let others = record.query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("page="));
     let mut pairs: Vec<String> = others.map(str::to_owned).collect();

@@ -37,7 +37,7 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
     Answer::json(StatusCode::OK, &json!({"tags": tags, "page": number, "has_additional": next.is_some()}))
 }
 
-/// Whoever names no namespace, or one that does not exist, gets an empty list. The next page is named by a token.
+/// Lists repositories. Without a namespace, or with an unknown one, the list is empty. A token names the next page.
 fn repositories(inner: &Inner, record: &Record) -> Answer {
     let namespace = record.parameter("namespace").unwrap_or_default();
     let names = below(inner, &namespace).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The matrix, as it stands in the documentation.
+//! The matrix in the documentation.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Every registry that is known, in both roles, through the same stories; and the matrix of that in the documentation.
+//! Every known registry, in both roles, through the same scenarios; and the matrix of them in the documentation.
 
 mod matrix;
 mod stage;
@@ -12,7 +12,7 @@ use self::stage::{LIMIT, Role, Stage};
 
 const MIB: u64 = 1 << 20;
 
-/// An index of two platforms; `base` is what other versions have too, and `arm` makes one of the platforms another.
+/// Builds an index of two platforms; `base` is shared by versions, and `arm` changes one platform.
 fn version(name: &str, arm: &str) -> Image {
     let child = |of: &str, platform: &str| {
         let base = Layer::Shared(format!("{name}/base"), 6000);
@@ -22,7 +22,7 @@ fn version(name: &str, arm: &str) -> Image {
     index.child(&child(arm, "linux/arm64"), "linux/arm64").build()
 }
 
-/// All stories of one personality in one role. Each must come to its end at the cost that cannot be avoided.
+/// Runs all scenarios of a profile in a role. Each must complete at the lowest possible cost.
 async fn play(personality: Personality, role: Role) {
     let name = format!("{}-{role:?}", personality.name);
     let stage = Stage::set(personality, role).await;
@@ -104,12 +104,12 @@ async fn missing_tag(stage: &Stage, name: &str) {
     let said = output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("not there");
     assert!(said, "what it may be is said: {}", output.stderr);
     stage.forget();
-    // A tag that the target misses, of an image that it has.
+    // A tag is missing at the target, whose repository has the image.
     let image = version(name, "two");
     stage.source_has("again", &image);
     stage.sync("again").await.assert_code(0);
     stage.assert_arrived("again", &image);
-    // The tag, a blob, the digest, the PUT; at the source the index and the manifest that names the blob.
+    // The tag, a blob, the digest, the PUT; at the source the index and the manifest that references the blob.
     stage.assert_cost("missing", images::Floor { source: 2, target: 4 }, 0);
 }
 
@@ -154,7 +154,7 @@ async fn throttled(stage: &Stage, name: &str) {
     stage.assert_cost("throttled", floor(&image, &Known::nothing()), 2);
 }
 
-/// More tags than there are on a page.
+/// More tags than fit on a page.
 async fn listed(stage: &Stage) {
     let personality = &stage.played.personality;
     let image = images::single("listed");
@@ -169,13 +169,13 @@ async fn listed(stage: &Stage) {
     stage.forget();
 }
 
-/// What must be asked besides: for each blob that is there, whether it is, and whether the source holds it; for each platform
-/// that is, one more, and no proof of the blob that it was known by.
+/// Counts the extra requests: per existing blob, whether it exists and whether the source holds it; per existing
+/// platform one more, and no proof for the blob it was recognised by.
 fn questions(image: &Image, before: &Image) -> u64 {
     let blobs = image.blobs.keys().filter(|digest| before.blobs.contains_key(*digest)).count();
     let children = image.children();
     let kept: Vec<_> = children.iter().filter(|digest| before.manifests.contains_key(*digest)).collect();
-    // Of a platform that is there as a whole one blob is asked for.
+    // For a platform that exists as a whole, one blob is requested.
     let spared: usize = kept.iter().map(|digest| image.subtree(digest).blobs.len() - 1).sum();
     let shared = kept.iter().flat_map(|digest| image.subtree(digest).blobs.into_keys()).filter(|digest| {
         children

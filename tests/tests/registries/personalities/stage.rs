@@ -1,4 +1,4 @@
-//! Where a personality is played: it at one end, a plain registry at the other.
+//! A registry profile as source or target, and a plain registry on the other side.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use imgsync_tests::images::{Floor, Image};
 use imgsync_tests::personality::{Personality, Played};
 use imgsync_tests::program::{Imgsync, Output};
 
-/// How long is waited for what must come.
+/// Time limit of each wait.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
-/// The repository at the plain end.
+/// Repository of the plain registry.
 const PLAIN: &str = "plain/app";
 
-/// Which end the personality plays.
+/// Role of the profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// It is read.
+    /// The profile is the source.
     Source,
-    /// It is written.
+    /// The profile is the target.
     Target,
 }
 
-/// Both ends.
+/// The profile and the plain registry.
 pub(super) struct Stage {
     pub(super) played: Played,
     pub(super) role: Role,
@@ -65,18 +65,18 @@ impl Stage {
         }
     }
 
-    /// Puts an image into the source.
+    /// Pushes an image to the source.
     pub(super) fn source_has(&self, tag: &str, image: &Image) {
         let (source, repository) = self.source();
         source.push(repository, tag, image);
     }
 
-    /// A program that knows its way there.
+    /// Creates a program configured for the profile.
     pub(super) fn introduced(&self) -> Imgsync {
         self.played.introduce(Imgsync::new())
     }
 
-    /// The program that copies a tag.
+    /// Creates a program that copies a tag.
     pub(super) fn program(&self, tag: &str) -> Imgsync {
         self.introduced().args(["sync", &self.from(tag), &self.to(tag), "--json", "--retry-delay", "10ms"])
     }
@@ -86,7 +86,7 @@ impl Stage {
         self.program(tag).run().await
     }
 
-    /// Demands that the target has it all, in the right order and with nothing left open.
+    /// Asserts that the target has the whole image, pushed in order and without open uploads.
     #[track_caller]
     pub(super) fn assert_arrived(&self, tag: &str, image: &Image) {
         let (target, repository) = self.target();
@@ -95,8 +95,8 @@ impl Stage {
         assert_eq!(target.open_uploads(), 0, "{}", self.describe());
     }
 
-    /// Demands that requests were within 1.1 of the least that this registry makes possible: the floor of the image, what
-    /// `besides` is known to be needed, and the requests that the registry wasted itself. Then all is forgotten.
+    /// Asserts that the requests are within 1.1 times the fewest that this registry allows: the image's floor,
+    /// `besides` extra ones, and those that the registry wasted. Then clears them.
     #[track_caller]
     pub(super) fn assert_cost(&self, story: &str, least: Floor, besides: u64) {
         let (source, target) = (self.source().0, self.target().0);
@@ -107,7 +107,7 @@ impl Stage {
         self.forget();
     }
 
-    /// Forgets the requests so far.
+    /// Clears the recorded requests.
     pub(super) fn forget(&self) {
         self.assert_manners();
         self.plain.clear_requests();
@@ -115,13 +115,13 @@ impl Stage {
         self.played.registry.clear_rules();
     }
 
-    /// All requests, for a test's message.
+    /// Describes all requests, for assertion messages.
     pub(super) fn describe(&self) -> String {
         let (source, target) = (self.source().0.describe_requests(), self.target().0.describe_requests());
         format!("source:\n{source}\ntarget:\n{target}")
     }
 
-    /// A target that counts GETs of manifests as pulls gets none.
+    /// A target that counts manifest GETs as pulls must get none.
     #[track_caller]
     fn assert_manners(&self) {
         if self.role == Role::Target && self.played.personality.counts_pulls_of_targets {
